@@ -1,0 +1,385 @@
+//! Arguments, with argh; what argh does not do by itself (`--flag=value`, exit code 2 for usage errors) is wrapped here.
+
+use argh::FromArgs;
+use std::path::{Path, PathBuf};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::checks::catalogue;
+use crate::disk::Source;
+use crate::settings::{FreeTarget, PatchKubelet, Settings};
+
+/// Brings powered-off Kubernetes (kubeadm) nodes back from outside, before they boot.
+///
+/// SRC is a disk of the powered-off machine: a block device (/dev/sdb) or a raw image file. A folder where the guest is already
+/// mounted is given with --root DIR. Exit codes: 0 nothing left to do, 1 findings left, 2 usage, 3 refused (nothing was
+/// changed), 4 failed part-way.
+#[derive(FromArgs, Debug)]
+pub struct Arguments {
+    /// what to do
+    #[argh(subcommand)]
+    pub command: Command,
+}
+
+/// The sub-commands.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand)]
+pub enum Command {
+    /// Findings.
+    Inspect(Inspect),
+    /// Plan, ask, apply, verify.
+    Repair(Repair),
+    /// Take a repair back.
+    Undo(Undo),
+    /// Earlier repairs.
+    Runs(Runs),
+    /// The catalogue.
+    Checks(Checks),
+    /// The version.
+    Version(Version),
+}
+
+/// look at powered-off nodes and say what stops them from coming back; writes nothing
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "inspect")]
+pub struct Inspect {
+    /// disks of the powered-off machine
+    #[argh(positional)]
+    pub src: Vec<PathBuf>,
+    /// a folder where the guest is mounted, instead of a disk
+    #[argh(option)]
+    pub root: Vec<PathBuf>,
+    /// print one JSON object (schema rescue/v1) instead of text
+    #[argh(switch)]
+    pub json: bool,
+    /// show every fact and every piece of evidence
+    #[argh(switch)]
+    pub details: bool,
+    /// the time that counts as now (RFC 3339), instead of this machine's clock
+    #[argh(option, from_str_fn(time_argument))]
+    pub now: Option<OffsetDateTime>,
+    /// only this check; may be given several times
+    #[argh(option, from_str_fn(check_argument))]
+    pub only: Vec<String>,
+    /// not this check; may be given several times
+    #[argh(option, from_str_fn(check_argument))]
+    pub skip: Vec<String>,
+    /// how much must be free, in per cent of bytes, or BYTES,INODES (default 15,5)
+    #[argh(option, from_str_fn(free_target_argument), default = "FreeTarget::default()")]
+    pub free_target: FreeTarget,
+    /// refuse when more than one system is found
+    #[argh(switch, hidden_help)]
+    pub one_node: bool,
+}
+
+/// show the plan, ask, carry it out, and inspect again
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "repair")]
+pub struct Repair {
+    /// disks of the powered-off machine
+    #[argh(positional)]
+    pub src: Vec<PathBuf>,
+    /// a folder where the guest is mounted, instead of a disk
+    #[argh(option)]
+    pub root: Vec<PathBuf>,
+    /// print one JSON object (schema rescue/v1) instead of text; needs --yes or --dry-run
+    #[argh(switch)]
+    pub json: bool,
+    /// do not ask
+    #[argh(switch)]
+    pub yes: bool,
+    /// show the plan and stop
+    #[argh(switch)]
+    pub dry_run: bool,
+    /// the node meant, by name or source, where several are found
+    #[argh(option)]
+    pub node: Option<String>,
+    /// the time that counts as now (RFC 3339), instead of this machine's clock
+    #[argh(option, from_str_fn(time_argument))]
+    pub now: Option<OffsetDateTime>,
+    /// only this check; may be given several times
+    #[argh(option, from_str_fn(check_argument))]
+    pub only: Vec<String>,
+    /// not this check; may be given several times
+    #[argh(option, from_str_fn(check_argument))]
+    pub skip: Vec<String>,
+    /// validity of new certificates in days, at most to the CA's end (default 365)
+    #[argh(option, default = "365", from_str_fn(days_argument))]
+    pub days: u32,
+    /// how much must be free, in per cent of bytes, or BYTES,INODES (default 15,5)
+    #[argh(option, from_str_fn(free_target_argument), default = "FreeTarget::default()")]
+    pub free_target: FreeTarget,
+    /// take --bootstrap-kubeconfig out of the kubelet's flags: needed, always or never (default needed)
+    #[argh(option, from_str_fn(patch_kubelet_argument), default = "PatchKubelet::Needed")]
+    pub patch_kubelet: PatchKubelet,
+    /// edit the vendor's line instead of laying a drop-in beside it
+    #[argh(switch)]
+    pub in_place: bool,
+    /// refuse when more than one system is found
+    #[argh(switch, hidden_help)]
+    pub one_node: bool,
+}
+
+/// take a repair back: every changed file as it was (freed logs stay gone)
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "undo")]
+pub struct Undo {
+    /// disks of the powered-off machine
+    #[argh(positional)]
+    pub src: Vec<PathBuf>,
+    /// a folder where the guest is mounted, instead of a disk
+    #[argh(option)]
+    pub root: Vec<PathBuf>,
+    /// the run to take back (default: the newest)
+    #[argh(option)]
+    pub run: Option<String>,
+    /// the node meant, where several are found
+    #[argh(option)]
+    pub node: Option<String>,
+    /// do not ask
+    #[argh(switch)]
+    pub yes: bool,
+    /// print one JSON object instead of text; needs --yes
+    #[argh(switch)]
+    pub json: bool,
+    /// the time that counts as now (RFC 3339)
+    #[argh(option, from_str_fn(time_argument))]
+    pub now: Option<OffsetDateTime>,
+}
+
+/// list earlier repairs of a node
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "runs")]
+pub struct Runs {
+    /// disks of the powered-off machine
+    #[argh(positional)]
+    pub src: Vec<PathBuf>,
+    /// a folder where the guest is mounted, instead of a disk
+    #[argh(option)]
+    pub root: Vec<PathBuf>,
+    /// print one JSON object instead of text
+    #[argh(switch)]
+    pub json: bool,
+    /// the time that counts as now (RFC 3339)
+    #[argh(option, from_str_fn(time_argument))]
+    pub now: Option<OffsetDateTime>,
+}
+
+/// list what can be looked for
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "checks")]
+pub struct Checks {
+    /// print one JSON object instead of text
+    #[argh(switch)]
+    pub json: bool,
+}
+
+/// print the version
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "version")]
+pub struct Version {}
+
+/// Why the arguments could not be used, or that help was asked for.
+#[derive(Debug)]
+pub enum Stop {
+    /// Print this and exit 0.
+    Help(String),
+    /// Print this to standard error and exit 2.
+    Usage(String),
+}
+
+/// Parses the command line without its first word.
+pub fn parse(words: &[String]) -> Result<Arguments, Stop> {
+    if words.is_empty() {
+        return Err(Stop::Usage(format!("{}\n{}", "no command given", help(&["--help"]))));
+    }
+    if words == ["--version"] {
+        return Ok(Arguments { command: Command::Version(Version {}) });
+    }
+    let words = split_equals(words);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    Arguments::from_args(&["rescue"], &words).map_err(|exit| match exit.status {
+        Ok(()) => Stop::Help(exit.output),
+        Err(()) => Stop::Usage(exit.output.trim_end().to_owned()),
+    })
+}
+
+fn help(words: &[&str]) -> String {
+    Arguments::from_args(&["rescue"], words).err().map(|exit| exit.output).unwrap_or_default()
+}
+
+/// `--flag=value` becomes two words, as argh wants it; after `--` everything is a source.
+fn split_equals(words: &[String]) -> Vec<String> {
+    let mut split = Vec::new();
+    let mut only_positional = false;
+    for word in words {
+        only_positional |= word == "--";
+        match word.split_once('=') {
+            Some((flag, value)) if !only_positional && flag.starts_with("--") => {
+                split.extend([flag.to_owned(), value.to_owned()]);
+            }
+            _ => split.push(word.clone()),
+        }
+    }
+    split
+}
+
+/// Disks and folders as sources; at least one is needed.
+pub fn sources(disks: &[PathBuf], roots: &[PathBuf]) -> Result<Vec<Source>, Stop> {
+    let all: Vec<Source> =
+        disks.iter().cloned().map(Source::Disk).chain(roots.iter().cloned().map(Source::Root)).collect();
+    if all.is_empty() {
+        return Err(Stop::Usage(
+            "no disk given. Name a disk of the powered-off machine (rescue inspect /dev/sdb, rescue inspect disk.img) or a \
+             mounted guest (rescue inspect --root /mnt). `lsblk` lists this machine's disks."
+                .to_owned(),
+        ));
+    }
+    Ok(all)
+}
+
+/// How the user would type the sources again.
+pub fn sources_as_typed(sources: &[Source]) -> String {
+    let typed = |path: &Path| {
+        let text = path.display().to_string();
+        match text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+:@,".contains(c)) {
+            true => text,
+            false => format!("'{}'", text.replace('\'', r"'\''")),
+        }
+    };
+    let words: Vec<String> = sources
+        .iter()
+        .map(|source| match source {
+            Source::Disk(path) => typed(path),
+            Source::Root(path) => format!("--root {}", typed(path)),
+        })
+        .collect();
+    words.join(" ")
+}
+
+impl Inspect {
+    /// The settings it asks for.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            only: self.only.clone(),
+            skip: self.skip.clone(),
+            free_target: self.free_target,
+            ..with_now(self.now)
+        }
+    }
+}
+
+impl Repair {
+    /// The settings it asks for.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            only: self.only.clone(),
+            skip: self.skip.clone(),
+            free_target: self.free_target,
+            patch_kubelet: self.patch_kubelet,
+            in_place: self.in_place,
+            days: self.days,
+            ..with_now(self.now)
+        }
+    }
+}
+
+/// Default settings with the time given, if any.
+pub fn with_now(now: Option<OffsetDateTime>) -> Settings {
+    let default = Settings::default();
+    Settings { now: now.unwrap_or(default.now), now_given: now.is_some(), ..default }
+}
+
+fn time_argument(text: &str) -> Result<OffsetDateTime, String> {
+    OffsetDateTime::parse(text, &Rfc3339)
+        .map_err(|_| format!("'{text}' is not an RFC 3339 time such as 2026-11-23T08:00:00Z"))
+}
+
+fn check_argument(text: &str) -> Result<String, String> {
+    let known: Vec<&str> = catalogue().iter().map(|check| check.id()).collect();
+    match known.contains(&text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("no check is called '{text}'; there are: {}", known.join(", "))),
+    }
+}
+
+fn days_argument(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(days @ 1..=36500) => Ok(days),
+        _ => Err(format!("'{text}' is not a number of days from 1 to 36500")),
+    }
+}
+
+fn free_target_argument(text: &str) -> Result<FreeTarget, String> {
+    let percent = |text: &str| {
+        let number = text.trim().trim_end_matches('%').parse::<f64>().ok()?;
+        (0.0..=95.0).contains(&number).then_some(number)
+    };
+    let (bytes, inodes) = match text.split_once(',') {
+        Some((bytes, inodes)) => (percent(bytes), percent(inodes)),
+        None => (percent(text), Some(FreeTarget::default().inodes_percent)),
+    };
+    match (bytes, inodes) {
+        (Some(bytes_percent), Some(inodes_percent)) => Ok(FreeTarget { bytes_percent, inodes_percent }),
+        _ => Err(format!("'{text}' is not a percentage from 0 to 95, or two as in 15,5")),
+    }
+}
+
+fn patch_kubelet_argument(text: &str) -> Result<PatchKubelet, String> {
+    match text {
+        "needed" => Ok(PatchKubelet::Needed),
+        "always" => Ok(PatchKubelet::Always),
+        "never" => Ok(PatchKubelet::Never),
+        other => Err(format!("'{other}' is not one of needed, always, never")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Vec<String> {
+        line.split(' ').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn flags_before_and_after_sources_with_and_without_equals() {
+        for line in [
+            "repair --yes --days=30 a.img b.img",
+            "repair a.img b.img --yes --days 30",
+            "repair a.img --yes b.img --days=30",
+        ] {
+            let Ok(Arguments { command: Command::Repair(repair) }) = parse(&words(line)) else {
+                panic!("{line} should parse");
+            };
+            assert!(repair.yes);
+            assert_eq!((repair.days, repair.src.len()), (30, 2), "{line}");
+        }
+    }
+
+    #[test]
+    fn wrong_words_are_usage_errors_in_one_line() {
+        for line in [
+            "inspect --only nonsense a",
+            "repair --days 0 a",
+            "repair --free-target 99 a",
+            "inspect --now yesterday a",
+            "repair --patch-kubelet maybe a",
+            "nonsense",
+        ] {
+            assert!(matches!(parse(&words(line)), Err(Stop::Usage(_))), "{line}");
+        }
+    }
+
+    #[test]
+    fn help_is_not_an_error() {
+        assert!(matches!(parse(&words("--help")), Err(Stop::Help(_))));
+        assert!(matches!(parse(&words("repair --help")), Err(Stop::Help(_))));
+    }
+
+    #[test]
+    fn sources_are_quoted_for_the_shell() {
+        let sources = [Source::Disk("/tmp/a b.img".into()), Source::Root("/mnt".into())];
+        assert_eq!(sources_as_typed(&sources), "'/tmp/a b.img' --root /mnt");
+    }
+}

@@ -1,0 +1,124 @@
+//! The command line: arguments, one file per sub-command; shows, asks, exits. No logic.
+
+mod args;
+mod checks;
+mod inspect;
+mod repair;
+mod runs;
+mod terminal;
+mod undo;
+
+use std::process::ExitCode;
+
+use crate::refusal::Refusal;
+use crate::repair::transaction::TransactionError;
+use crate::session::PartWay;
+use args::{Command, Stop};
+
+/// How a command ended, as documented for scripts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// Nothing is left to do.
+    Clean,
+    /// Findings that count are (still) there.
+    FindingsLeft,
+    /// The command line makes no sense.
+    Usage,
+    /// Refused, or failed before anything was changed.
+    Refused,
+    /// Failed part-way.
+    PartWay,
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        Self::from(match outcome {
+            Outcome::Clean => 0,
+            Outcome::FindingsLeft => 1,
+            Outcome::Usage => 2,
+            Outcome::Refused => 3,
+            Outcome::PartWay => 4,
+        })
+    }
+}
+
+/// Runs the program and says how it ended.
+pub fn main() -> ExitCode {
+    restore_default_sigpipe();
+    report_panics_plainly();
+    let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    run(&words).into()
+}
+
+/// Runs one command line, without the program's name.
+fn run(words: &[String]) -> Outcome {
+    let outcome = args::parse(words).and_then(|arguments| dispatch(&arguments.command));
+    match outcome {
+        Ok(outcome) => outcome,
+        Err(Stop::Help(text)) => {
+            println!("{}", text.trim_end());
+            Outcome::Clean
+        }
+        Err(Stop::Usage(text)) => {
+            eprintln!("rescue: {text}");
+            Outcome::Usage
+        }
+    }
+}
+
+fn dispatch(command: &Command) -> Result<Outcome, Stop> {
+    let (outcome, json) = match command {
+        Command::Inspect(command) => (inspect::run(command)?, command.json),
+        Command::Repair(command) => (repair::run(command)?, command.json),
+        Command::Undo(command) => (undo::run(command)?, command.json),
+        Command::Runs(command) => (runs::run(command)?, command.json),
+        Command::Checks(command) => (Ok(checks::run(command)), command.json),
+        Command::Version(_) => {
+            println!("rescue {}", env!("CARGO_PKG_VERSION"));
+            (Ok(Outcome::Clean), false)
+        }
+    };
+    Ok(outcome.unwrap_or_else(|error| explain(&error, json)))
+}
+
+/// One clear line with the cause chain; for programs, a JSON object on standard output as well.
+fn explain(error: &anyhow::Error, json: bool) -> Outcome {
+    let stopped = error.downcast_ref::<TransactionError>().is_some_and(changed_something);
+    let part_way = stopped || error.is::<PartWay>();
+    let refused = error.chain().any(|cause| cause.is::<Refusal>());
+    let outcome = if part_way { Outcome::PartWay } else { Outcome::Refused };
+    let kind = match (part_way, refused) {
+        (true, _) => "failed part-way",
+        (false, true) => "refused",
+        (false, false) => "failed",
+    };
+    let unchanged = if part_way { "" } else { " (no file was changed)" };
+    let text = format!("{error:#}").replace('\n', " ");
+    eprintln!("rescue: {kind}{unchanged}: {text}");
+    if json {
+        println!("{}", crate::report::json::failure(kind, &text));
+    }
+    outcome
+}
+
+/// Whether a failed transaction left anything behind.
+fn changed_something(error: &TransactionError) -> bool {
+    error.committed || error.applied > 0 || !error.freed.is_empty()
+}
+
+/// `rescue inspect … | head` must end quietly, not with a panic on a closed pipe.
+fn restore_default_sigpipe() {
+    crate::sys::restore_default_sigpipe();
+}
+
+/// A panic is our mistake; the user gets one line instead of a backtrace, and never a value that may be secret.
+fn report_panics_plainly() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        eprintln!(
+            "rescue: internal error at {place}; this is a mistake in rescue. If a repair was under way, run the same command \
+             again: it completes or discards what was begun."
+        );
+        std::process::exit(4);
+    }));
+}

@@ -1,0 +1,53 @@
+//! `rescue undo SRC…`
+
+use anyhow::Result;
+
+use super::Outcome;
+use super::args::{self, Stop, Undo};
+use super::terminal::{Terminal, confirm};
+use crate::refusal::Refusal;
+use crate::report::{json, text};
+use crate::session::{NodeReport, Session, only_node};
+
+/// Takes a run back.
+pub fn run(command: &Undo) -> Result<Result<Outcome>, Stop> {
+    let sources = args::sources(&command.src, &command.root)?;
+    if command.json && !command.yes {
+        return Err(Stop::Usage("--json cannot ask: add --yes".to_owned()));
+    }
+    let settings = args::with_now(command.now);
+    let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
+    Ok(take_back(command, &session))
+}
+
+fn take_back(command: &Undo, session: &Session<'_>) -> Result<Outcome> {
+    let node = only_node(session.inspect()?, command.node.as_deref())?;
+    let question = question(command, &node)?;
+    if !command.yes && !confirm(&question) {
+        let next = "run the same command again and answer yes, or add --yes";
+        return Err(Refusal::new("the answer was not yes", "nothing was changed", next).into());
+    }
+    let undone = session.undo(node, command.run.as_deref())?;
+    match command.json {
+        true => println!("{}", json::undone(&undone)),
+        false => print!("{}", text::undone(&undone)),
+    }
+    Ok(Outcome::Clean)
+}
+
+fn question(command: &Undo, node: &NodeReport) -> Result<String> {
+    let runs: Vec<&str> = node.runs.iter().map(|run| run.id.as_str()).collect();
+    match &command.run {
+        Some(run) if !runs.contains(&run.as_str()) => {
+            let there = if runs.is_empty() { "none at all".to_owned() } else { runs.join(", ") };
+            Err(Refusal::new(
+                format!("{} has no run {run}", node.name()),
+                format!("the runs there: {there}"),
+                "rescue runs SRC lists them",
+            )
+            .into())
+        }
+        Some(run) => Ok(format!("Take back run {run} on {}?", node.name())),
+        None => Ok(format!("Take back the newest repair of {}?", node.name())),
+    }
+}

@@ -1,0 +1,81 @@
+//! What is said about content that is recognised, but not read.
+
+use std::path::Path;
+
+use super::probe::Content;
+use super::source::shown;
+use super::volume::Volume;
+use crate::guest::Backing;
+
+/// Something that cannot be read: what it means, and what to type instead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotRead {
+    /// "LVM is not supported yet".
+    pub means: String,
+    /// The next line to type.
+    pub next: String,
+}
+
+/// What to say about a volume that holds no readable file system. `None` for swap, boot loader space and the like, of which
+/// nothing is missing.
+pub fn not_read(volume: &Volume) -> Option<NotRead> {
+    let content = &volume.probe.as_ref()?.content;
+    let path = match &volume.backing {
+        Backing::Range { path, .. } | Backing::Folder(path) => shown(path),
+    };
+    let on_helper = "on a helper VM";
+    let (means, next): (&str, String) = match content {
+        Content::Ext(_) | Content::Xfs(_) | Content::Swap { .. } => return None,
+        Content::DamagedExt(reason) => {
+            return Some(NotRead {
+                means: format!("{reason}"),
+                next: "check it with e2fsck, which knows the backup superblocks".into(),
+            });
+        }
+        Content::ExtJournal => ("a journal kept apart from its file system is not supported yet", mount_it(on_helper)),
+        Content::Btrfs => ("btrfs is not supported yet", mount_it(on_helper)),
+        Content::LvmPhysicalVolume => (
+            "LVM is not supported yet",
+            format!("{on_helper}: vgchange -ay, then rescue inspect /dev/VOLUME_GROUP/LOGICAL_VOLUME"),
+        ),
+        Content::Luks(_) => (
+            "it is encrypted, and unlocking it is not supported yet",
+            format!("{on_helper}: cryptsetup open {} guest, then rescue inspect /dev/mapper/guest", volume.name),
+        ),
+        Content::BitLocker => {
+            ("it is an encrypted Windows volume; rescue repairs Linux nodes", "name another disk".into())
+        }
+        Content::Ntfs => ("it belongs to Windows; rescue repairs Linux nodes", "name another disk".into()),
+        Content::MdRaid(_) => (
+            "software RAID is not supported yet",
+            format!("{on_helper}: mdadm --assemble --scan, then rescue inspect /dev/md127"),
+        ),
+        Content::Zfs => {
+            ("ZFS is not supported yet", format!("{on_helper}: zpool import, then rescue inspect --root MOUNT_POINT"))
+        }
+        Content::Bcache => ("bcache is not supported yet", mount_it(on_helper)),
+        Content::Vfat | Content::Exfat | Content::Squashfs | Content::Iso9660 => {
+            ("it is not supported yet, and a node's root is never on it", "name the node's own disk".into())
+        }
+        Content::Image(format) => (
+            "disk images other than raw are not supported yet",
+            format!("qemu-img convert -f {format} -O raw {path} {path}.raw, then rescue inspect {path}.raw"),
+        ),
+        Content::VmdkDescriptor(Some(flat)) => {
+            let beside = Path::new(&path).with_file_name(flat);
+            ("it only describes a disk; the disk itself is beside it", format!("rescue inspect {}", beside.display()))
+        }
+        Content::VmdkDescriptor(None) => (
+            "it only describes a disk in several parts, which is not supported yet",
+            format!("qemu-img convert -f vmdk -O raw {path} {path}.raw, then rescue inspect {path}.raw"),
+        ),
+        Content::Compressed(tool) => {
+            ("compressed images are not supported yet", format!("{tool} -dk {path}, then rescue inspect the raw image"))
+        }
+    };
+    Some(NotRead { means: means.into(), next })
+}
+
+fn mount_it(on_helper: &str) -> String {
+    format!("{on_helper}: mount it, then rescue inspect --root MOUNT_POINT")
+}

@@ -1,0 +1,643 @@
+//! From sources to guests: finds root file systems and follows their fstab.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use anyhow::{Context, Result};
+
+use super::fstab::{self, Entry, Role, Spec};
+use super::{
+    Backing, FileKind, FileSystem, FolderTree, Guest, GuestPath, MemoryTree, MergedTree, Mounted, RealPath, TimeMark,
+    Tree, TreeError,
+};
+use crate::disk::probe::{self, Content};
+use crate::disk::volume::{Opened, Volume, survey};
+use crate::disk::{Disk, Source, mountinfo, partition::PartitionKind, shown, words};
+use crate::refusal::Refusal;
+
+/// Something on the sources that is not part of a guest, and what to say about it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Leftover {
+    /// Where: `disk.img partition 2`.
+    pub device: String,
+    /// What was found there and what it means, one plain sentence.
+    pub what: String,
+}
+
+/// What the sources hold.
+#[derive(Debug, Default)]
+pub struct Discovery {
+    /// The powered-off systems.
+    pub guests: Vec<Guest>,
+    /// Everything recognised that belongs to no guest.
+    pub leftovers: Vec<Leftover>,
+}
+
+/// Opens all sources read-only and finds the guests on them. Disks are looked at together: a guest's /var may be on another
+/// disk than its root. Everything stays open (and, where the kernel replays a journal, mounted) as long as the guests live.
+///
+/// # Errors
+/// [`Refusal`]s for what people get wrong: no such disk, a folder that is no root, nothing but Windows, a dirty file system
+/// without root rights.
+pub fn discover(sources: &[Source]) -> Result<Discovery> {
+    let mut discovery = Discovery::default();
+    let mut disks: Vec<Disk> = Vec::new();
+    for source in sources {
+        match source {
+            Source::Root(folder) => discovery.guests.push(folder_guest(folder)?),
+            Source::Disk(path) => {
+                let disk = Disk::open(path)?;
+                if !disks.iter().any(|there| is_same(&there.path, path)) {
+                    disks.push(disk);
+                }
+            }
+        }
+    }
+    if sources.is_empty() {
+        let next = "rescue inspect /dev/sdb, or an image file";
+        return Err(Refusal::new("no disk was named", "there is nothing to look at", next).into());
+    }
+    let mut found = Disks::survey(&disks)?;
+    found.guests(&mut discovery)?;
+    if discovery.guests.is_empty() {
+        return Err(found.no_system(&disks, &discovery.leftovers).into());
+    }
+    Ok(discovery)
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    match (std::fs::metadata(one), std::fs::metadata(other)) {
+        (Ok(one), Ok(other)) => {
+            let identity = |metadata: &std::fs::Metadata| (metadata.rdev(), metadata.dev(), metadata.ino());
+            // Two nodes of one block device count as one, too.
+            identity(&one) == identity(&other) || (one.rdev() != 0 && one.rdev() == other.rdev())
+        }
+        _ => false,
+    }
+}
+
+/// Markers of a Linux root file system, the same as libguestfs looks for.
+fn is_root(tree: &dyn Tree) -> Result<bool, TreeError> {
+    let kind = |path: &str| match tree.lstat(Path::new(path)) {
+        Ok(meta) => Ok(Some(meta.kind)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    };
+    let has_bin = matches!(kind("/bin")?, Some(FileKind::Directory | FileKind::Symlink));
+    Ok(kind("/etc")? == Some(FileKind::Directory)
+        && has_bin
+        && (kind("/etc/fstab")?.is_some() || kind("/etc/hosts")?.is_some()))
+}
+
+/// All volumes of all disks, those with files opened.
+struct Disks {
+    volumes: Vec<Found>,
+    leftovers: Vec<Leftover>,
+}
+
+struct Found {
+    volume: Volume,
+    opened: Option<Opened>,
+    is_root: bool,
+    used: bool,
+}
+
+impl Disks {
+    fn survey(disks: &[Disk]) -> Result<Self> {
+        let mut all = Self { volumes: Vec::new(), leftovers: Vec::new() };
+        for (index, disk) in disks.iter().enumerate() {
+            let found = match survey(disk, index) {
+                Ok(found) => found,
+                Err(error) => {
+                    all.leftovers.push(Leftover { device: disk.name(), what: format!("{error:#}") });
+                    continue;
+                }
+            };
+            all.leftovers.extend(found.notes);
+            for volume in found.volumes {
+                let found = all.look_into(volume)?;
+                all.volumes.push(found);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Opens a volume's files, if it has any that can be read, and looks for a root.
+    fn look_into(&mut self, volume: Volume) -> Result<Found> {
+        let mut found = Found { volume, opened: None, is_root: false, used: false };
+        if found.volume.file_system().is_none() {
+            return Ok(found);
+        }
+        let looked = found.volume.open().and_then(|opened| {
+            let is_root = is_root(opened.tree.as_ref()).context("looking for a system")?;
+            Ok((opened, is_root))
+        });
+        match looked {
+            Ok((opened, is_root)) => {
+                found.is_root = is_root;
+                found.opened = Some(opened);
+            }
+            // Never shown half or stale: the user must know that this takes root, or more memory.
+            Err(error) if error.is::<Refusal>() => return Err(error),
+            Err(error) => {
+                found.used = true;
+                self.leftovers.push(Leftover {
+                    device: found.volume.name.clone(),
+                    what: format!("{} cannot be opened: {error:#}", found.volume.what()),
+                });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Why there is no guest: the one thing that stands in the way, or all that is there.
+    fn no_system(&self, disks: &[Disk], seen: &[Leftover]) -> Refusal {
+        let is_rest = |found: &&Found| !matches!(found.volume.probe.as_ref().map(|p| &p.content), Some(Content::Vfat));
+        let in_the_way: Vec<(&Found, words::NotRead)> = self
+            .volumes
+            .iter()
+            .filter(is_rest)
+            .filter_map(|found| words::not_read(&found.volume).map(|words| (found, words)))
+            .collect();
+        if let [(found, words)] = in_the_way.as_slice() {
+            let saw = format!("no Linux system was found: {} holds this: {}", found.volume.name, found.volume.what());
+            return Refusal::new(saw, words.means.clone(), words.next.clone());
+        }
+        let names: Vec<String> = disks.iter().map(Disk::name).collect();
+        let seen: Vec<String> = seen.iter().map(|leftover| format!("{}: {}", leftover.device, leftover.what)).collect();
+        let seen = if seen.is_empty() { "nothing that is recognised".to_owned() } else { seen.join("; ") };
+        Refusal::new(
+            format!("no Linux system was found on {}", names.join(", ")),
+            format!("what is there: {seen}"),
+            "name the disk that holds the node's root file system; lsblk -f shows the disks of this machine",
+        )
+    }
+
+    fn guests(&mut self, discovery: &mut Discovery) -> Result<()> {
+        let roots: Vec<usize> =
+            (0..self.volumes.len()).filter(|index| self.found(*index).is_some_and(|f| f.is_root)).collect();
+        for root in roots {
+            let guest = self.guest(root)?;
+            discovery.guests.push(guest);
+        }
+        discovery.leftovers.append(&mut self.leftovers);
+        discovery.leftovers.extend(self.volumes.iter().filter(|found| !found.used).filter_map(leftover));
+        Ok(())
+    }
+
+    fn found(&self, index: usize) -> Option<&Found> {
+        self.volumes.get(index)
+    }
+
+    /// Mounts everything the fstab of the root in `root` asks for.
+    fn guest(&mut self, root: usize) -> Result<Guest> {
+        let lookup = Lookup::new(&self.volumes, root);
+        let mut assembly = Assembly::default();
+        let first = self.volumes.get_mut(root).context("a root that was there is gone")?;
+        first.used = true;
+        assembly.mount(
+            &first.volume,
+            first.opened.clone().context("a root that was open is closed")?,
+            RealPath::new("/".into()),
+        );
+        let (source, root_disk) = (first.volume.backing_path(), first.volume.disk);
+
+        let entries = assembly.read_fstab();
+        let lookup = lookup.anchored(&entries);
+        for entry in entries.iter().filter(|entry| entry.role() == Role::Disk && !entry.is_root()) {
+            if !entry.is_mounted_at_boot() {
+                continue;
+            }
+            match lookup.find(&self.volumes, &entry.spec) {
+                Ok(index) => self.mount(&mut assembly, index, entry),
+                Err(NotFound::Boring) => {}
+                Err(NotFound::Because(why)) => assembly.unresolved.push(format!("{} {why}", entry.shown())),
+            }
+        }
+        assembly.bind(&entries);
+        let mut guest = assembly.finish(source);
+        guest.suspended = self.suspended(&guest, &lookup, &entries, root_disk);
+        Ok(guest)
+    }
+
+    fn mount(&mut self, assembly: &mut Assembly, index: usize, entry: &Entry) {
+        let Some(found) = self.volumes.get_mut(index) else {
+            return;
+        };
+        found.used = true;
+        let name = &found.volume.name;
+        let Some(opened) = &found.opened else {
+            // The EFI system partition is mounted by every UEFI guest and never needed.
+            if found.volume.partition_kind != PartitionKind::EfiSystem {
+                let why = match words::not_read(&found.volume) {
+                    Some(words) => format!("is {name}, {}: {}", found.volume.what(), words.means),
+                    None => format!("is {name}, which could not be opened ({})", found.volume.what()),
+                };
+                assembly.unresolved.push(format!("{} {why}", entry.shown()));
+            }
+            return;
+        };
+        if !fits(&entry.kind, found.volume.file_system().unwrap_or_default()) {
+            let why = format!("is {name}, but that holds {} and not {}", found.volume.what(), entry.kind);
+            assembly.unresolved.push(format!("{} {why}", entry.shown()));
+            return;
+        }
+        match assembly.mount_point(&entry.mount_point) {
+            Ok(at) => match assembly.mounted_at(name) {
+                // Mounted a second time: the same files under another name.
+                Some(first) => assembly.binds.push((at.as_path().to_path_buf(), first)),
+                None => assembly.mount(&found.volume, opened.clone(), at),
+            },
+            Err(why) => assembly.unresolved.push(format!("{} {why}", entry.shown())),
+        }
+    }
+
+    /// Whether the guest hibernated: its swap then holds memory that knows better than its disks.
+    fn suspended(&mut self, guest: &Guest, lookup: &Lookup, entries: &[Entry], root_disk: usize) -> Option<String> {
+        let mut partitions: Vec<usize> = Vec::new();
+        for entry in entries.iter().filter(|entry| entry.role() == Role::Swap) {
+            if let Spec::Path(path) = &entry.spec {
+                if is_suspended_file(guest, path) {
+                    return Some(format!(
+                        "the swap file {} holds the memory of a suspended system",
+                        GuestPath::new(path)
+                    ));
+                }
+            } else if let Ok(index) = lookup.find(&self.volumes, &entry.spec) {
+                partitions.push(index);
+            }
+        }
+        // Swap may be found without fstab (systemd's GPT generator), so the root's whole disk counts.
+        for (index, found) in self.volumes.iter_mut().enumerate() {
+            let Some(Content::Swap { suspended }) = found.volume.probe.as_ref().map(|probe| &probe.content) else {
+                continue;
+            };
+            if partitions.contains(&index) || found.volume.disk == root_disk {
+                found.used = true;
+                if *suspended {
+                    return Some(format!("the swap on {} holds the memory of a suspended system", found.volume.name));
+                }
+            }
+        }
+        None
+    }
+}
+
+fn is_suspended_file(guest: &Guest, path: &Path) -> bool {
+    let first_page =
+        guest.resolve(&GuestPath::new(path)).and_then(|real| guest.tree().read_range(real.as_path(), 0, 4096));
+    first_page.is_ok_and(|page| probe::is_suspended_swap(&page))
+}
+
+/// ext4's driver mounts all three ext kinds, so fstab may call them by any of the names.
+fn fits(wanted: &str, there: &str) -> bool {
+    let is_ext = |kind: &str| matches!(kind, "ext2" | "ext3" | "ext4");
+    wanted
+        .split(',')
+        .any(|wanted| matches!(wanted, "auto" | "none") || wanted == there || (is_ext(wanted) && is_ext(there)))
+}
+
+/// What to say about a volume that no guest uses.
+fn leftover(found: &Found) -> Option<Leftover> {
+    let volume = &found.volume;
+    let say = |what: String| Some(Leftover { device: volume.name.clone(), what });
+    if let Some(words) = words::not_read(volume) {
+        return say(format!("{}: {}; next: {}", volume.what(), words.means, words.next));
+    }
+    match (&volume.probe, volume.partition_kind) {
+        (None, PartitionKind::NoFileSystem) => None,
+        (None, _) => say("nothing that is recognised".into()),
+        (Some(probe), _) => match probe.content {
+            Content::Swap { .. } => say("swap that no fstab here names".into()),
+            _ => say(format!("{}, no root, and no fstab here mounts it", volume.what())),
+        },
+    }
+}
+
+/// Finds volumes as one guest's fstab names them.
+struct Lookup {
+    root: usize,
+    root_disk: usize,
+    /// Disks that may be this guest's: those without another guest's root, in the order given.
+    disks: Vec<usize>,
+    /// Index of the root's disk by the guest's own names, where its fstab tells.
+    anchor: Option<usize>,
+    root_partition: Option<u32>,
+}
+
+enum NotFound {
+    /// Why, as the end of a sentence that begins with the fstab line.
+    Because(String),
+    /// Not worth a word: network shares and the like.
+    Boring,
+}
+
+impl Lookup {
+    fn new(volumes: &[Found], root: usize) -> Self {
+        let root_volume = volumes.get(root).map(|found| &found.volume);
+        let root_disk = root_volume.map_or(0, |volume| volume.disk);
+        let mut disks: Vec<usize> = Vec::new();
+        for (index, found) in volumes.iter().enumerate() {
+            let disk = found.volume.disk;
+            let has_other_root =
+                disk != root_disk && volumes.iter().any(|other| other.is_root && other.volume.disk == disk);
+            if (index == root || !has_other_root) && !disks.contains(&disk) {
+                disks.push(disk);
+            }
+        }
+        Self { root, root_disk, disks, anchor: None, root_partition: root_volume.and_then(|volume| volume.number) }
+    }
+
+    /// Takes the guest's own name of its root's disk from the line for `/`.
+    fn anchored(mut self, entries: &[Entry]) -> Self {
+        let root = entries.iter().find(|entry| entry.is_root());
+        if let Some(Spec::Device { disk, partition }) = root.map(|entry| &entry.spec)
+            && *partition == self.root_partition
+        {
+            self.anchor = Some(*disk);
+        }
+        self
+    }
+
+    /// The disk that the guest calls its `index`th (`sda`, `vdb`, `nvme2n1` …).
+    fn disk(&self, index: usize) -> Option<usize> {
+        let Some(anchor) = self.anchor else {
+            return self.disks.get(index).copied();
+        };
+        if index == anchor {
+            return Some(self.root_disk);
+        }
+        let position = if index > anchor { index - 1 } else { index };
+        self.disks.iter().filter(|disk| **disk != self.root_disk).nth(position).copied()
+    }
+
+    fn find(&self, volumes: &[Found], spec: &Spec) -> Result<usize, NotFound> {
+        let on = |disk: Option<usize>, number: Option<u32>| {
+            let disk = disk.ok_or_else(|| NotFound::Because("was not found: that disk was not given".into()))?;
+            let position = volumes.iter().position(|found| found.volume.disk == disk && found.volume.number == number);
+            position.ok_or_else(|| NotFound::Because("was not found on the disks given".into()))
+        };
+        match spec {
+            Spec::Uuid(uuid) => self.pick(volumes, |v| v.uuid().is_some_and(|there| there.eq_ignore_ascii_case(uuid))),
+            Spec::Label(label) => self.pick(volumes, |v| v.label() == Some(label)),
+            Spec::PartUuid(uuid) => self.pick(volumes, |v| v.part_uuid.as_deref() == Some(uuid)),
+            Spec::PartLabel(label) => self.pick(volumes, |v| v.part_label.as_deref() == Some(label)),
+            Spec::Device { disk, partition } => on(self.disk(*disk), *partition),
+            Spec::PartitionOfNamedDisk(number) => match self.disks.as_slice() {
+                [only] => on(Some(*only), Some(*number)),
+                _ => Err(NotFound::Because("was not found: which disk it means, only the hypervisor knows".into())),
+            },
+            Spec::Stacked => Err(NotFound::Because(
+                "was not found: LVM, RAID and device-mapper volumes are not supported yet".into(),
+            )),
+            Spec::Path(_) => Err(NotFound::Because("was not found: loop-mounted files are not supported yet".into())),
+            Spec::Other => Err(NotFound::Boring),
+        }
+    }
+
+    /// The one that fits: on the root's own disk if there (a copy of the disk may lie beside it), else on the others.
+    fn pick(&self, volumes: &[Found], fits: impl Fn(&Volume) -> bool) -> Result<usize, NotFound> {
+        let all = |on: &dyn Fn(usize) -> bool| -> Vec<usize> {
+            let fitting = volumes.iter().enumerate().filter(|(_, found)| on(found.volume.disk) && fits(&found.volume));
+            fitting.map(|(index, _)| index).collect()
+        };
+        let mut candidates = all(&|disk| disk == self.root_disk);
+        if candidates.is_empty() {
+            candidates = all(&|disk| self.disks.contains(&disk));
+        }
+        match candidates.as_slice() {
+            [one] => Ok(*one),
+            [] => Err(NotFound::Because("was not found on the disks given".into())),
+            several if several.contains(&self.root) => Ok(self.root),
+            several => {
+                let names =
+                    several.iter().filter_map(|index| volumes.get(*index)).map(|found| found.volume.name.as_str());
+                let names: Vec<&str> = names.collect();
+                Err(NotFound::Because(format!("fits {}: which is meant cannot be guessed", names.join(" and "))))
+            }
+        }
+    }
+}
+
+/// A guest in the making.
+#[derive(Default)]
+struct Assembly {
+    mounts: Vec<Mounted>,
+    file_systems: Vec<FileSystem>,
+    time_marks: Vec<TimeMark>,
+    binds: Vec<(PathBuf, PathBuf)>,
+    unresolved: Vec<String>,
+}
+
+impl Assembly {
+    fn mount(&mut self, volume: &Volume, opened: Opened, at: RealPath) {
+        if let Some(superblock) = volume.ext() {
+            self.time_marks.push(TimeMark { device: volume.name.clone(), seconds: superblock.newest_time });
+        }
+        self.file_systems.push(FileSystem {
+            mount_point: GuestPath::from(&at),
+            kind: volume.file_system().unwrap_or_default().to_owned(),
+            device: volume.name.clone(),
+            uuid: volume.uuid().map(str::to_owned),
+            usage: opened.usage,
+            backing: volume.backing.clone(),
+            has_errors: volume.has_errors(),
+        });
+        self.mounts.push(Mounted { mount_point: at.as_path().to_path_buf(), tree: opened.tree });
+    }
+
+    /// The guest as far as it is mounted.
+    fn so_far(&self) -> Guest {
+        let tree = Rc::new(MergedTree::new(self.mounts.clone()));
+        Guest::new(String::new(), tree, Vec::new()).with_binds(self.binds.clone())
+    }
+
+    /// Lines of fstab, parents before what is mounted below them; lines that are none are noted.
+    fn read_fstab(&mut self) -> Vec<Entry> {
+        let text = match self.so_far().read_if_there(&GuestPath::new("/etc/fstab")) {
+            Ok(text) => text.unwrap_or_default(),
+            Err(error) => {
+                self.unresolved.push(format!("fstab could not be read: {error}"));
+                return Vec::new();
+            }
+        };
+        let mut entries: Vec<Entry> = Vec::new();
+        for entry in fstab::parse(&text) {
+            match entry {
+                Ok(entry) => {
+                    // systemd mounts the first of two lines for one place.
+                    let again = entries.iter().any(|there| there.mount_point == entry.mount_point);
+                    if !again || entry.role() == Role::Swap {
+                        entries.push(entry);
+                    }
+                }
+                Err(line) => self.unresolved.push(format!("fstab line {} is not understood", line.0)),
+            }
+        }
+        entries.sort_by_key(Entry::depth);
+        entries
+    }
+
+    /// Where a mount point really is: links are followed inside the guest; one that is missing is made at boot by systemd.
+    fn mount_point(&self, wanted: &Path) -> Result<RealPath, String> {
+        if !wanted.is_absolute() {
+            return Err("has no mount point".into());
+        }
+        let (guest, path) = (self.so_far(), GuestPath::new(wanted));
+        match guest.resolve(&path) {
+            Ok(real) => match guest.tree().lstat(real.as_path()) {
+                Ok(meta) if meta.kind == FileKind::Directory => Ok(real),
+                Ok(_) => Err("has a mount point that is no folder".into()),
+                Err(error) => Err(format!("has a mount point that cannot be read: {error}")),
+            },
+            Err(TreeError::NotFound(_)) => {
+                guest.resolve_parent(&path).map_err(|_| "has a mount point that does not exist".to_owned())
+            }
+            Err(error) => Err(format!("has a mount point that cannot be used: {error}")),
+        }
+    }
+
+    fn mounted_at(&self, device: &str) -> Option<PathBuf> {
+        let there = self.file_systems.iter().find(|there| there.device == device)?;
+        Some(there.mount_point.as_path().to_path_buf())
+    }
+
+    /// Bind mounts, once all file systems are in place.
+    fn bind(&mut self, entries: &[Entry]) {
+        for entry in entries.iter().filter(|entry| entry.role() == Role::Bind && entry.is_mounted_at_boot()) {
+            let Spec::Path(source) = &entry.spec else {
+                self.unresolved.push(format!("{} binds something that is no path", entry.shown()));
+                continue;
+            };
+            match (self.so_far().resolve(&GuestPath::new(source)), self.mount_point(&entry.mount_point)) {
+                (Ok(source), Ok(at)) => {
+                    if source != at {
+                        self.binds.push((at.as_path().to_path_buf(), source.as_path().to_path_buf()));
+                    }
+                }
+                (Err(error), _) => self.unresolved.push(format!("{} binds what is not there: {error}", entry.shown())),
+                (_, Err(why)) => self.unresolved.push(format!("{} {why}", entry.shown())),
+            }
+        }
+    }
+
+    fn finish(mut self, source: String) -> Guest {
+        if let Some((_, below_root)) = self.file_systems.split_first_mut() {
+            below_root.sort_by(|a, b| a.mount_point.cmp(&b.mount_point));
+        }
+        let tree = Rc::new(MergedTree::new(self.mounts));
+        let mut guest = Guest::new(source, tree, self.file_systems).with_binds(self.binds);
+        guest.unresolved = self.unresolved;
+        guest.time_marks = self.time_marks;
+        guest
+    }
+}
+
+impl Volume {
+    fn backing_path(&self) -> String {
+        match &self.backing {
+            Backing::Range { path, .. } | Backing::Folder(path) => shown(path),
+        }
+    }
+}
+
+/// A guest that is already mounted on a folder.
+fn folder_guest(folder: &Path) -> Result<Guest> {
+    let name = shown(folder);
+    let refuse = |saw: String, means: &str, next: String| anyhow::Error::from(Refusal::new(saw, means, next));
+    let metadata = match std::fs::metadata(folder) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(refuse(
+                format!("the folder {name} does not exist"),
+                "there is no system to look at",
+                "mount the guest's root file system there, or name its disk without --root".into(),
+            ));
+        }
+        Err(error) => return Err(error).with_context(|| format!("looking at the folder {name}")),
+    };
+    if !metadata.is_dir() {
+        return Err(refuse(
+            format!("{name} is no folder"),
+            "--root takes the folder on which a guest is mounted",
+            format!("rescue inspect {name} if it is a disk or an image"),
+        ));
+    }
+    let folder = std::fs::canonicalize(folder).with_context(|| format!("following links to the folder {name}"))?;
+    if is_same(&folder, Path::new("/")) {
+        return Err(refuse(
+            format!("{name} is the root of the system that is running"),
+            "rescue repairs systems that are powered off",
+            "attach the guest's disk to this machine and name that".into(),
+        ));
+    }
+    let tree = FolderTree::open(&folder)?;
+    if !is_root(&tree).with_context(|| format!("looking for a system in {name}"))? {
+        return Err(refuse(
+            format!("{name} holds no Linux root file system"),
+            "a root has /etc, /bin and /etc/fstab or /etc/hosts",
+            format!("mount the guest's root file system on {name}, or name its disk without --root"),
+        ));
+    }
+
+    let below = mountinfo::below(&folder).context("reading what is mounted below the folder")?;
+    let mut assembly = Assembly::default();
+    let device = mountinfo::at(&folder)?.map_or_else(|| name.clone(), |mount| mount.device);
+    assembly.mount_folder(tree, device, &folder, PathBuf::from("/"))?;
+    for mount in below {
+        let Ok(inside) = mount.mount_point.strip_prefix(&folder) else {
+            continue;
+        };
+        let at = Path::new("/").join(inside);
+        if mount.is_pseudo() {
+            // An empty folder, as the guest's disk has it there.
+            assembly.mounts.push(Mounted { mount_point: at, tree: Rc::new(MemoryTree::new()) });
+        } else {
+            assembly.mount_folder(FolderTree::open(&mount.mount_point)?, mount.device, &mount.mount_point, at)?;
+        }
+    }
+    let entries = assembly.read_fstab();
+    for entry in
+        entries.iter().filter(|entry| entry.role() == Role::Disk && !entry.is_root() && entry.is_mounted_at_boot())
+    {
+        let mounted = assembly
+            .mount_point(&entry.mount_point)
+            .is_ok_and(|at| assembly.file_systems.iter().any(|there| there.mount_point.as_path() == at.as_path()));
+        if !mounted && !matches!(entry.kind.as_str(), "vfat" | "msdos") && entry.spec != Spec::Other {
+            assembly.unresolved.push(format!("{} is not mounted below {name}", entry.shown()));
+        }
+    }
+    let unmounted: Vec<Entry> = entries
+        .iter()
+        .filter(|entry| !assembly.file_systems.iter().any(|there| there.mount_point.as_path() == entry.mount_point))
+        .cloned()
+        .collect();
+    assembly.bind(&unmounted);
+    let mut guest = assembly.finish(name);
+    let swap_files = entries.iter().filter(|entry| entry.role() == Role::Swap).filter_map(|entry| match &entry.spec {
+        Spec::Path(path) => Some(path),
+        _ => None,
+    });
+    guest.suspended = swap_files
+        .filter(|path| is_suspended_file(&guest, path))
+        .map(|path| format!("the swap file {} holds the memory of a suspended system", GuestPath::new(path)))
+        .next();
+    Ok(guest)
+}
+
+impl Assembly {
+    fn mount_folder(&mut self, tree: FolderTree, device: String, folder: &Path, at: PathBuf) -> Result<()> {
+        self.file_systems.push(FileSystem {
+            mount_point: GuestPath::new(&at),
+            kind: "folder".into(),
+            device,
+            uuid: None,
+            usage: tree.usage()?,
+            backing: Backing::Folder(folder.to_path_buf()),
+            has_errors: false,
+        });
+        self.mounts.push(Mounted { mount_point: at, tree: Rc::new(tree) });
+        Ok(())
+    }
+}

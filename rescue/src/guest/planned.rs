@@ -1,0 +1,160 @@
+//! A tree with pending changes on top, so that a plan can be proved before a disk is touched.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use super::{DirEntry, FileKind, Meta, Tree, TreeError, TreeResult};
+use crate::repair::change::{Attributes, Change, FreeAction, Freeing};
+
+#[derive(Clone)]
+enum Entry {
+    Gone,
+    File {
+        bytes: Vec<u8>,
+        meta: Meta,
+    },
+    /// The last `size` bytes of the file below.
+    Tail {
+        meta: Meta,
+        skip: u64,
+    },
+    Link {
+        target: PathBuf,
+        meta: Meta,
+    },
+    Folder {
+        meta: Meta,
+    },
+}
+
+/// `base` as it will be after some changes.
+pub struct Planned {
+    base: Rc<dyn Tree>,
+    overlay: BTreeMap<PathBuf, Entry>,
+    now: i64,
+}
+
+impl std::fmt::Debug for Planned {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Planned").field("paths", &self.overlay.keys()).finish_non_exhaustive()
+    }
+}
+
+impl Planned {
+    /// Nothing planned yet; `now` (seconds since 1970) becomes the modification time of planned files.
+    pub fn over(base: Rc<dyn Tree>, now: i64) -> Self {
+        Self { base, overlay: BTreeMap::new(), now }
+    }
+
+    /// Adds a freeing step.
+    pub fn free(&mut self, action: &FreeAction) -> TreeResult<()> {
+        let path = action.path.as_path();
+        let entry = match action.freeing {
+            Freeing::Delete => Entry::Gone,
+            Freeing::KeepTail(keep) => {
+                let meta = self.lstat(path)?;
+                let size = meta.size.min(keep);
+                let skip = meta.size - size;
+                Entry::Tail { meta: Meta { size, allocated: Some(size.next_multiple_of(4096)), ..meta }, skip }
+            }
+        };
+        self.overlay.insert(path.to_path_buf(), entry);
+        Ok(())
+    }
+
+    /// Adds a change.
+    pub fn apply(&mut self, change: &Change) -> TreeResult<()> {
+        let path = change.path().as_path().to_path_buf();
+        let entry = match change {
+            Change::Write { content, attributes, .. } => {
+                let mut meta = self.meta(&path, FileKind::Regular, attributes, 0o644);
+                meta.size = content.expose().len() as u64;
+                Entry::File { bytes: content.expose().to_vec(), meta }
+            }
+            Change::Symlink { target, .. } => {
+                let meta = self.meta(&path, FileKind::Symlink, &Attributes::Set { mode: 0o777, uid: 0, gid: 0 }, 0o777);
+                Entry::Link { target: target.clone(), meta }
+            }
+            Change::Remove { .. } => Entry::Gone,
+            Change::MakeDir { attributes, .. } => {
+                Entry::Folder { meta: self.meta(&path, FileKind::Directory, attributes, 0o755) }
+            }
+        };
+        self.overlay.insert(path, entry);
+        Ok(())
+    }
+
+    fn meta(&self, path: &Path, kind: FileKind, attributes: &Attributes, default_mode: u32) -> Meta {
+        let (mode, uid, gid) = match attributes {
+            Attributes::Set { mode, uid, gid } => (*mode, *uid, *gid),
+            Attributes::Keep => self.lstat(path).map_or((default_mode, 0, 0), |old| (old.mode, old.uid, old.gid)),
+        };
+        Meta { kind, mode, uid, gid, size: 0, mtime: self.now, allocated: None, nlink: None, ino: None }
+    }
+}
+
+impl Tree for Planned {
+    fn lstat(&self, path: &Path) -> TreeResult<Meta> {
+        match self.overlay.get(path) {
+            Some(Entry::Gone) => Err(TreeError::NotFound(path.to_path_buf())),
+            Some(
+                Entry::File { meta, .. } | Entry::Tail { meta, .. } | Entry::Link { meta, .. } | Entry::Folder { meta },
+            ) => Ok(meta.clone()),
+            None => self.base.lstat(path),
+        }
+    }
+
+    fn read_range(&self, path: &Path, offset: u64, length: usize) -> TreeResult<Vec<u8>> {
+        match self.overlay.get(path) {
+            Some(Entry::Gone) => Err(TreeError::NotFound(path.to_path_buf())),
+            Some(Entry::File { bytes, .. }) => {
+                let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+                let to = from.saturating_add(length).min(bytes.len());
+                Ok(bytes[from..to].to_vec())
+            }
+            Some(Entry::Tail { skip, .. }) => self.base.read_range(path, offset.saturating_add(*skip), length),
+            Some(Entry::Link { .. } | Entry::Folder { .. }) => Err(TreeError::NotARegularFile(path.to_path_buf())),
+            None => self.base.read_range(path, offset, length),
+        }
+    }
+
+    fn read_dir(&self, path: &Path) -> TreeResult<Vec<DirEntry>> {
+        let mut entries = match self.overlay.get(path) {
+            Some(Entry::Folder { .. }) => match self.base.read_dir(path) {
+                Ok(entries) => entries,
+                Err(TreeError::NotFound(_)) => Vec::new(),
+                Err(error) => return Err(error),
+            },
+            Some(Entry::Gone) => return Err(TreeError::NotFound(path.to_path_buf())),
+            Some(_) => return Err(TreeError::NotADirectory(path.to_path_buf())),
+            None => self.base.read_dir(path)?,
+        };
+        for (planned, entry) in &self.overlay {
+            if planned.parent() != Some(path) {
+                continue;
+            }
+            let Some(name) = planned.file_name() else {
+                continue;
+            };
+            entries.retain(|there| there.name != name);
+            let kind = match entry {
+                Entry::Gone => continue,
+                Entry::File { .. } | Entry::Tail { .. } => FileKind::Regular,
+                Entry::Link { .. } => FileKind::Symlink,
+                Entry::Folder { .. } => FileKind::Directory,
+            };
+            entries.push(DirEntry { name: name.to_os_string(), kind });
+        }
+        Ok(entries)
+    }
+
+    fn read_link(&self, path: &Path) -> TreeResult<PathBuf> {
+        match self.overlay.get(path) {
+            Some(Entry::Link { target, .. }) => Ok(target.clone()),
+            Some(Entry::Gone) => Err(TreeError::NotFound(path.to_path_buf())),
+            Some(_) => Err(TreeError::NotASymlink(path.to_path_buf())),
+            None => self.base.read_link(path),
+        }
+    }
+}

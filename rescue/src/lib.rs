@@ -1,0 +1,31 @@
+//! Rescue repairs a powered-off Kubernetes node from outside, before it boots.
+//!
+//! One way through the house, each arrow one module handing one type to the next:
+//!
+//! ```text
+//! source -> disk -> file system -> guest -> node -> findings -> plan -> transaction -> receipt
+//! ```
+//!
+//! Nothing left of [`repair`] writes to a disk. The library never prints or asks; it talks to a [`ui::Ui`].
+
+pub mod checks;
+pub mod cli;
+pub mod disk;
+pub mod etcd;
+pub mod guest;
+pub mod kubeconfig;
+pub mod live;
+pub mod mount;
+pub mod node;
+pub mod pki;
+pub mod refusal;
+pub mod repair;
+pub mod report;
+pub mod session;
+pub mod settings;
+pub mod space;
+pub mod sys;
+pub mod systemd;
+pub mod ui;
+pub mod units;
+pub mod yaml;

@@ -1,0 +1,777 @@
+//! Every certificate that a kubeadm node carries, and what is wrong with each. Looks only; nothing here mends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use time::{Duration, OffsetDateTime};
+
+use super::certificate::{Certificate, SignatureCheck, printable};
+use super::key::PrivateKey;
+use super::kubelet::{self, KubeletClient};
+use super::profile::{Authority, CLIENT, CONFIGS, ConfigProfile, LEAVES, Profile, Usage};
+use crate::checks::Severity;
+use crate::guest::{Guest, GuestPath, RealPath, TreeError};
+use crate::kubeconfig::{Kubeconfig, Material};
+use crate::node::Node;
+use crate::units;
+use crate::yaml;
+
+/// What counts as "expires soon": 30 days, or a tenth of the lifetime where that is less (a signer may issue for a day only).
+/// Long enough to boot the node and let its own renewal run, short enough not to touch what kubeadm just renewed.
+const SOON: Duration = Duration::days(30);
+
+/// kubeadm's own folder for kubeconfigs.
+const KUBERNETES_DIR: &str = "/etc/kubernetes";
+
+/// The state of one certificate, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Nothing wrong.
+    Ok,
+    /// Ends soon.
+    Expiring,
+    /// Not written the way its user expects (a file where a link belongs, both data and file).
+    Misplaced,
+    /// Begins later than now.
+    NotYetValid,
+    /// Its key is not there or cannot be read.
+    KeyUnusable,
+    /// Its key belongs to another certificate.
+    KeyMismatch,
+    /// Not signed by the authority that its peers trust.
+    WrongIssuer,
+    /// Over.
+    Expired,
+    /// Not a certificate.
+    Unreadable,
+    /// Not there.
+    Missing,
+}
+
+impl Verdict {
+    /// The words for people.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Expiring => "expiring",
+            Self::Misplaced => "misplaced",
+            Self::NotYetValid => "not yet valid",
+            Self::KeyUnusable => "key unusable",
+            Self::KeyMismatch => "key mismatch",
+            Self::WrongIssuer => "wrong issuer",
+            Self::Expired => "expired",
+            Self::Unreadable => "unreadable",
+            Self::Missing => "missing",
+        }
+    }
+}
+
+/// One thing wrong with a certificate, and where it was seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// What kind.
+    pub verdict: Verdict,
+    /// Guest path.
+    pub path: String,
+    /// What was seen.
+    pub saw: String,
+}
+
+impl Problem {
+    pub(super) fn new(verdict: Verdict, path: impl std::fmt::Display, saw: impl Into<String>) -> Self {
+        // Error texts and user names carry the guest's own words.
+        Self { verdict, path: path.to_string(), saw: printable(&saw.into()) }
+    }
+}
+
+/// Where a leaf is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A pair of files (or one file with both).
+    Files {
+        /// The certificate.
+        certificate: GuestPath,
+        /// The key.
+        key: GuestPath,
+        /// Why the key must stay as it is: others use it too.
+        keep_key: Option<String>,
+    },
+    /// Inline in a kubeconfig.
+    Config {
+        /// The file.
+        path: GuestPath,
+        /// The user entry.
+        user: String,
+    },
+}
+
+impl Place {
+    /// The file to name when speaking of the certificate.
+    pub fn path(&self) -> &GuestPath {
+        match self {
+            Self::Files { certificate, .. } => certificate,
+            Self::Config { path, .. } => path,
+        }
+    }
+}
+
+/// One leaf of the control plane.
+#[derive(Debug, Clone)]
+pub struct Leaf {
+    /// As `kubeadm certs check-expiration` calls it.
+    pub name: &'static str,
+    /// Where it is; `None` for a kubeconfig that cannot be read.
+    pub place: Option<Place>,
+    /// Who signs it.
+    pub authority: Authority,
+    /// What it must be usable for.
+    pub usages: &'static [Usage],
+    /// The common name that its peers insist on.
+    pub common_name: Option<&'static str>,
+    /// What an unusable one means.
+    pub severity: Severity,
+    /// The same in words.
+    pub consequence: &'static str,
+    /// Whether a lost one can be made from its profile alone.
+    pub remakable: bool,
+    /// The certificate, if it could be read.
+    pub certificate: Option<Certificate>,
+    /// What followed it in the file (intermediate CAs).
+    pub chain: Vec<Certificate>,
+    /// What is wrong, worst first.
+    pub problems: Vec<Problem>,
+    /// Why it must be left alone although something is wrong with it.
+    pub foreign: Option<String>,
+}
+
+impl Leaf {
+    /// The worst of its problems.
+    pub fn verdict(&self) -> Verdict {
+        self.problems.first().map_or(Verdict::Ok, |problem| problem.verdict)
+    }
+}
+
+/// Why nothing can be signed with a CA.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Blocked {
+    /// The certificate is not there.
+    CertificateMissing,
+    /// It cannot be read.
+    CertificateUnreadable(String),
+    /// It may not sign certificates.
+    NotAnAuthority,
+    /// Its key is not on this node: an external CA, or a worker.
+    KeyMissing,
+    /// The key cannot be read.
+    KeyUnreadable(String),
+    /// The key belongs to another certificate.
+    KeyMismatch,
+    /// The CA itself is over.
+    Expired(OffsetDateTime),
+    /// The CA begins later than now.
+    NotYetValid(OffsetDateTime),
+}
+
+/// A CA that can sign.
+#[derive(Debug, Clone)]
+pub struct Signer {
+    /// Its certificate: of a bundle, the one that the key belongs to.
+    pub certificate: Certificate,
+    /// Its key.
+    pub key: Rc<PrivateKey>,
+}
+
+/// One CA as the node has it.
+#[derive(Debug, Clone)]
+pub struct AuthorityState {
+    /// Which.
+    pub authority: Authority,
+    /// The certificate file.
+    pub certificate_path: GuestPath,
+    /// Where its key is, or would be.
+    pub key_path: GuestPath,
+    /// What the file holds.
+    pub certificates: Vec<Certificate>,
+    /// What components trust beside it (client CA bundles).
+    pub trusted: Vec<Certificate>,
+    /// With what to sign, or why not.
+    pub signer: Result<Signer, Blocked>,
+}
+
+impl AuthorityState {
+    /// The certificate to show.
+    pub fn certificate(&self) -> Option<&Certificate> {
+        self.signer.as_ref().ok().map(|signer| &signer.certificate).or(self.certificates.first())
+    }
+
+    /// Whether the key is not on this node.
+    pub fn is_external(&self) -> bool {
+        matches!(self.signer, Err(Blocked::KeyMissing))
+    }
+
+    /// Whether `leaf` was issued by one of the trusted certificates, `chain` between them allowed.
+    pub fn issued(&self, leaf: &Certificate, chain: &[Certificate]) -> SignatureCheck {
+        let roots = || self.certificates.iter().chain(&self.trusted);
+        let mut best = SignatureCheck::Invalid;
+        let mut at = leaf;
+        for _ in 0..=chain.len() {
+            for root in roots() {
+                match at.signed_by(root) {
+                    SignatureCheck::Valid => return SignatureCheck::Valid,
+                    SignatureCheck::Unknown => best = SignatureCheck::Unknown,
+                    SignatureCheck::Invalid => {}
+                }
+            }
+            match chain.iter().find(|parent| at.signed_by(parent) == SignatureCheck::Valid) {
+                Some(parent) => at = parent,
+                None => break,
+            }
+        }
+        best
+    }
+
+    /// Whether one of `certificates` carries the signing CA's public key.
+    pub fn is_among(&self, certificates: &[Certificate]) -> bool {
+        certificates.iter().any(|other| {
+            self.certificates
+                .iter()
+                .any(|own| own.public_key == other.public_key && own.subject_raw == other.subject_raw)
+        })
+    }
+}
+
+/// All certificates of a node.
+#[derive(Debug, Clone)]
+pub struct Inventory {
+    /// The CAs that are there or should be.
+    pub authorities: BTreeMap<Authority, AuthorityState>,
+    /// Leaves of the control plane; none on a worker.
+    pub leaves: Vec<Leaf>,
+    /// The kubelet's client certificate; `None` where there is no kubelet.
+    pub kubelet: Option<KubeletClient>,
+    /// The kubelet's self-signed serving certificate, with its path; nothing in a stock kubeadm cluster verifies it.
+    pub kubelet_serving: Option<(GuestPath, Certificate)>,
+}
+
+/// One line of the table.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Row {
+    /// As `kubeadm certs check-expiration` calls it.
+    pub name: String,
+    /// Guest path.
+    pub path: String,
+    /// Last moment, if it could be read.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub expires: Option<OffsetDateTime>,
+    /// Name of the CA; empty for a CA itself.
+    pub authority: String,
+    /// Whether the CA's key is not on this node.
+    pub externally_managed: bool,
+    /// Whether this is a CA.
+    pub is_authority: bool,
+    /// State.
+    pub verdict: Verdict,
+}
+
+impl Inventory {
+    /// Reads all of them. Never fails: what cannot be read is a problem of the certificate.
+    pub fn read(guest: &Guest, node: &Node, now: OffsetDateTime) -> Self {
+        let reader = Reader { guest, node, now, directory: certificate_directory(node) };
+        let authorities = Authority::ALL
+            .into_iter()
+            .filter_map(|authority| Some((authority, reader.authority(authority)?)))
+            .collect::<BTreeMap<_, _>>();
+        let mut leaves = if reader.is_control_plane() { reader.leaves(&authorities) } else { Vec::new() };
+        share_keys(guest, node, &mut leaves);
+        Self {
+            kubelet: kubelet::read(guest, node, now, authorities.get(&Authority::Cluster)),
+            kubelet_serving: kubelet::serving(guest, node),
+            authorities,
+            leaves,
+        }
+    }
+
+    /// Lines for a table and for JSON: leaves by name, the kubelet's, then the CAs.
+    pub fn rows(&self, now: OffsetDateTime) -> Vec<Row> {
+        let external = |authority: Authority| self.authorities.get(&authority).is_some_and(AuthorityState::is_external);
+        let mut rows: Vec<Row> = self
+            .leaves
+            .iter()
+            .map(|leaf| Row {
+                name: leaf.name.to_owned(),
+                path: leaf.place.as_ref().map_or_else(String::new, |place| place.path().to_string()),
+                expires: leaf.certificate.as_ref().map(|certificate| certificate.not_after),
+                authority: leaf.authority.name().to_owned(),
+                externally_managed: external(leaf.authority) || leaf.foreign.is_some(),
+                is_authority: false,
+                verdict: leaf.verdict(),
+            })
+            .collect();
+        rows.sort_by(|a, b| a.name.cmp(&b.name));
+        if let Some(kubelet) = &self.kubelet {
+            rows.push(Row {
+                name: "kubelet.conf".to_owned(),
+                path: kubelet.path().to_string(),
+                expires: kubelet.certificate.as_ref().map(|certificate| certificate.not_after),
+                authority: Authority::Cluster.name().to_owned(),
+                externally_managed: external(Authority::Cluster),
+                is_authority: false,
+                verdict: kubelet.verdict(),
+            });
+        }
+        if let Some((path, certificate)) = &self.kubelet_serving {
+            let problem = dates(certificate, path, now);
+            rows.push(Row {
+                name: "kubelet.crt".to_owned(),
+                path: path.to_string(),
+                expires: Some(certificate.not_after),
+                authority: "self".to_owned(),
+                externally_managed: false,
+                is_authority: false,
+                verdict: problem.map_or(Verdict::Ok, |problem| problem.verdict),
+            });
+        }
+        rows.extend(self.authorities.values().map(|state| Row {
+            name: state.authority.name().to_owned(),
+            path: state.certificate_path.to_string(),
+            expires: state.certificate().map(|certificate| certificate.not_after),
+            authority: String::new(),
+            externally_managed: state.is_external(),
+            is_authority: true,
+            verdict: state.verdict(now),
+        }));
+        rows
+    }
+}
+
+impl AuthorityState {
+    /// The state of the CA itself; a key that is elsewhere is no fault.
+    pub fn verdict(&self, now: OffsetDateTime) -> Verdict {
+        match &self.signer {
+            Err(Blocked::CertificateMissing) => Verdict::Missing,
+            Err(Blocked::CertificateUnreadable(_) | Blocked::NotAnAuthority) => Verdict::Unreadable,
+            Err(Blocked::KeyUnreadable(_)) => Verdict::KeyUnusable,
+            Err(Blocked::KeyMismatch) => Verdict::KeyMismatch,
+            Err(Blocked::Expired(_)) => Verdict::Expired,
+            Err(Blocked::NotYetValid(_)) => Verdict::NotYetValid,
+            Err(Blocked::KeyMissing) | Ok(_) => self
+                .certificate()
+                .and_then(|certificate| dates(certificate, &self.certificate_path, now))
+                .map_or(Verdict::Ok, |problem| problem.verdict),
+        }
+    }
+}
+
+/// kubeadm's certificatesDir.
+pub fn certificate_directory(node: &Node) -> GuestPath {
+    node.certificate_dir.value.clone().unwrap_or_else(|| GuestPath::new("/etc/kubernetes/pki"))
+}
+
+/// What is wrong with a certificate's dates, if anything.
+pub fn dates(certificate: &Certificate, path: &GuestPath, now: OffsetDateTime) -> Option<Problem> {
+    let saw = |verb: &str, time: OffsetDateTime| format!("{} {verb} {}", certificate.subject, units::time(time));
+    if certificate.not_after < now {
+        return Some(Problem::new(Verdict::Expired, path, saw("expired", certificate.not_after)));
+    }
+    if certificate.not_before > now {
+        return Some(Problem::new(Verdict::NotYetValid, path, saw("is valid only from", certificate.not_before)));
+    }
+    let lifetime = certificate.not_after - certificate.not_before;
+    let soon = certificate.not_after - now < SOON.min(lifetime / 10);
+    soon.then(|| Problem::new(Verdict::Expiring, path, saw("expires", certificate.not_after)))
+}
+
+struct Reader<'a> {
+    guest: &'a Guest,
+    node: &'a Node,
+    now: OffsetDateTime,
+    directory: GuestPath,
+}
+
+impl Reader<'_> {
+    fn is_control_plane(&self) -> bool {
+        use crate::node::Role;
+        match self.node.role.value {
+            Some(Role::ControlPlane) => true,
+            Some(Role::Worker | Role::OtherDistribution | Role::NotKubernetes) => false,
+            None => {
+                self.node.static_pod("kube-apiserver").is_some()
+                    || self.guest.exists(&self.directory.join("apiserver.crt"))
+            }
+        }
+    }
+
+    fn flag(&self, pod: &str, flag: &str) -> Option<GuestPath> {
+        self.node.static_pod(pod)?.flag(flag).filter(|path| path.starts_with('/')).map(GuestPath::new)
+    }
+
+    /// The manifest's path, unless it exists only inside the container: then the default, if that is there.
+    fn first_there(&self, flags: &[Option<GuestPath>], default: GuestPath) -> GuestPath {
+        let flagged = flags.iter().flatten().next().cloned();
+        match flagged {
+            Some(path) if self.guest.exists(&path) || !self.guest.exists(&default) => path,
+            _ => default,
+        }
+    }
+
+    fn authority(&self, authority: Authority) -> Option<AuthorityState> {
+        let default = self.directory.join(format!("{}.crt", authority.base()));
+        let (api, etcd) = ("kube-apiserver", "etcd");
+        let (flags, trusted) = match authority {
+            Authority::Cluster => {
+                let signing = self.flag("kube-controller-manager", "--cluster-signing-cert-file");
+                let client = self.flag(api, "--client-ca-file");
+                // A worker has no manifests; its kubelet's config names the CA.
+                let kubelet = yaml::text_at(&self.node.kubelet.config, &["authentication", "x509", "clientCAFile"]);
+                let kubelet = kubelet.filter(|path| path.starts_with('/')).map(GuestPath::new);
+                (vec![signing, client.clone(), kubelet], client)
+            }
+            Authority::FrontProxy => (vec![self.flag(api, "--requestheader-client-ca-file")], None),
+            Authority::Etcd => {
+                let flags = vec![self.flag(etcd, "--trusted-ca-file"), self.flag(api, "--etcd-cafile")];
+                (flags, self.flag(etcd, "--peer-trusted-ca-file"))
+            }
+        };
+        let named = flags.iter().any(Option::is_some);
+        let certificate_path = self.first_there(&flags, default);
+        let expected = named || (authority == Authority::Cluster && self.is_control_plane());
+        if !expected && !self.guest.exists(&certificate_path) {
+            return None;
+        }
+        let sibling = GuestPath::new(certificate_path.as_path().with_extension("key"));
+        let key_path = match authority {
+            Authority::Cluster => {
+                self.first_there(&[self.flag("kube-controller-manager", "--cluster-signing-key-file")], sibling)
+            }
+            _ => sibling,
+        };
+        let trusted = trusted
+            .filter(|path| *path != certificate_path)
+            .and_then(|path| self.guest.read(&path).ok())
+            .and_then(|bytes| Certificate::all_from_pem(&bytes).ok())
+            .unwrap_or_default();
+        let certificates = self.certificates(&certificate_path);
+        let signer = match &certificates {
+            Ok(certificates) => self.signer(certificates, &key_path),
+            Err(blocked) => Err(blocked.clone()),
+        };
+        let certificates = certificates.unwrap_or_default();
+        Some(AuthorityState { authority, certificate_path, key_path, certificates, trusted, signer })
+    }
+
+    fn certificates(&self, path: &GuestPath) -> Result<Vec<Certificate>, Blocked> {
+        let bytes = self.guest.read(path).map_err(|error| match error {
+            TreeError::NotFound(_) | TreeError::NotADirectory(_) => Blocked::CertificateMissing,
+            error => Blocked::CertificateUnreadable(error.to_string()),
+        })?;
+        Certificate::all_from_pem(&bytes).map_err(|error| Blocked::CertificateUnreadable(format!("{error:#}")))
+    }
+
+    fn signer(&self, certificates: &[Certificate], key_path: &GuestPath) -> Result<Signer, Blocked> {
+        let key = match self.guest.read(key_path) {
+            Ok(bytes) => PrivateKey::from_pem(&bytes).map_err(|error| Blocked::KeyUnreadable(format!("{error:#}")))?,
+            Err(error) if error.is_not_found() => return Err(self.blocked_without_key(certificates)),
+            Err(error) => return Err(Blocked::KeyUnreadable(error.to_string())),
+        };
+        let certificate =
+            certificates.iter().find(|certificate| certificate.matches(&key)).ok_or(Blocked::KeyMismatch)?;
+        self.usable(certificate)?;
+        Ok(Signer { certificate: certificate.clone(), key: Rc::new(key) })
+    }
+
+    /// An expired CA without a key is above all expired.
+    fn blocked_without_key(&self, certificates: &[Certificate]) -> Blocked {
+        certificates.first().map_or(Blocked::CertificateMissing, |first| match self.usable(first) {
+            Ok(()) => Blocked::KeyMissing,
+            Err(blocked) => blocked,
+        })
+    }
+
+    fn usable(&self, certificate: &Certificate) -> Result<(), Blocked> {
+        if !certificate.may_sign() {
+            return Err(Blocked::NotAnAuthority);
+        }
+        if certificate.not_after < self.now {
+            return Err(Blocked::Expired(certificate.not_after));
+        }
+        if certificate.not_before > self.now {
+            return Err(Blocked::NotYetValid(certificate.not_before));
+        }
+        Ok(())
+    }
+
+    fn leaves(&self, authorities: &BTreeMap<Authority, AuthorityState>) -> Vec<Leaf> {
+        let mut seen = BTreeSet::new();
+        let files = LEAVES.iter().filter_map(|profile| self.file_leaf(profile));
+        let configs = CONFIGS.iter().filter_map(|profile| self.config_leaf(profile, authorities));
+        files
+            .chain(configs)
+            .filter(|leaf| self.is_new(leaf, &mut seen))
+            .map(|leaf| self.judged(leaf, authorities))
+            .collect()
+    }
+
+    /// One file named twice (scheduler and controller manager sharing a kubeconfig) is one certificate.
+    fn is_new(&self, leaf: &Leaf, seen: &mut BTreeSet<RealPath>) -> bool {
+        let real = leaf.place.as_ref().and_then(|place| self.guest.resolve(place.path()).ok());
+        real.is_none_or(|real| seen.insert(real))
+    }
+
+    fn file_leaf(&self, profile: &Profile) -> Option<Leaf> {
+        let default = |extension: &str| self.directory.join(format!("{}.{extension}", profile.base));
+        let (mut certificate, mut key) = (default("crt"), default("key"));
+        let mut named = false;
+        if let Some(flags) = profile.flags {
+            let flagged = self.flag(flags.pod, flags.certificate);
+            named = flagged.is_some();
+            certificate = self.first_there(&[flagged], certificate);
+            key = self.first_there(&[self.flag(flags.pod, flags.key)], key);
+        }
+        // Without a manifest that names it, a leaf that is not there is not missing: external etcd has none of etcd's.
+        if !named && !self.guest.exists(&certificate) && !self.guest.exists(&key) {
+            return None;
+        }
+        let mut leaf = Leaf {
+            name: profile.name,
+            place: None,
+            authority: profile.authority,
+            usages: profile.usages,
+            common_name: profile.common_name,
+            severity: profile.severity,
+            consequence: profile.consequence,
+            remakable: profile.remakable,
+            certificate: None,
+            chain: Vec::new(),
+            problems: Vec::new(),
+            foreign: None,
+        };
+        self.read_pair(&mut leaf, &certificate, &key);
+        leaf.place = Some(Place::Files { certificate, key, keep_key: None });
+        Some(leaf)
+    }
+
+    fn read_pair(&self, leaf: &mut Leaf, certificate: &GuestPath, key: &GuestPath) {
+        let bytes = read(self.guest, certificate, &mut leaf.problems);
+        let key_bytes = match self.guest.read(key) {
+            Ok(bytes) => Ok(bytes),
+            Err(error) => Err(error.to_string()),
+        };
+        self.take(leaf, bytes.as_deref(), certificate, key_bytes.as_deref().map_err(String::as_str), key);
+    }
+
+    fn take(
+        &self,
+        leaf: &mut Leaf,
+        certificate: Option<&[u8]>,
+        certificate_path: &GuestPath,
+        key: Result<&[u8], &str>,
+        key_path: &GuestPath,
+    ) {
+        if let Some(bytes) = certificate {
+            match Certificate::all_from_pem(bytes) {
+                Ok(all) => {
+                    let mut all = all.into_iter();
+                    leaf.certificate = all.next();
+                    leaf.chain = all.collect();
+                }
+                Err(error) => {
+                    leaf.problems.push(Problem::new(Verdict::Unreadable, certificate_path, format!("{error:#}")))
+                }
+            }
+        }
+        if let Some(problem) = key_problem(leaf.certificate.as_ref(), key, key_path) {
+            leaf.problems.push(problem);
+        }
+    }
+
+    fn config_leaf(&self, profile: &ConfigProfile, authorities: &BTreeMap<Authority, AuthorityState>) -> Option<Leaf> {
+        let default = GuestPath::new(KUBERNETES_DIR).join(profile.name);
+        let flagged = profile.pod.and_then(|pod| self.flag(pod, "--kubeconfig"));
+        let named = flagged.is_some();
+        let path = self.first_there(&[flagged], default);
+        if !named && !self.guest.exists(&path) {
+            return None;
+        }
+        let mut leaf = Leaf {
+            name: profile.name,
+            place: None,
+            authority: Authority::Cluster,
+            usages: CLIENT,
+            common_name: None,
+            severity: profile.severity,
+            consequence: profile.consequence,
+            remakable: false,
+            certificate: None,
+            chain: Vec::new(),
+            problems: Vec::new(),
+            foreign: None,
+        };
+        let Some(bytes) = read(self.guest, &path, &mut leaf.problems) else {
+            return Some(leaf);
+        };
+        let config = match Kubeconfig::parse(&bytes, &path) {
+            Ok(config) => config,
+            Err(error) => {
+                leaf.problems.push(Problem::new(Verdict::Unreadable, &path, format!("{error:#}")));
+                return Some(leaf);
+            }
+        };
+        self.read_config(&mut leaf, &config, &path, authorities.get(&Authority::Cluster))?;
+        Some(leaf)
+    }
+
+    /// `None` where the user has other credentials than a certificate.
+    fn read_config(
+        &self,
+        leaf: &mut Leaf,
+        config: &Kubeconfig,
+        path: &GuestPath,
+        authority: Option<&AuthorityState>,
+    ) -> Option<()> {
+        let Some(user) = config.current_user() else {
+            leaf.problems.push(Problem::new(Verdict::Unreadable, path, "its current-context leads to no user"));
+            return Some(());
+        };
+        match (&user.certificate, &user.key) {
+            (Material::None, Material::None) if !user.others.is_empty() => return None,
+            (Material::Inline(certificate), key) => {
+                let inline = match key {
+                    Material::Inline(key) => Ok(key.as_slice()),
+                    _ => Err("the certificate is inline, its key is not"),
+                };
+                self.take(leaf, Some(certificate), path, inline, path);
+                leaf.place = Some(Place::Config { path: path.clone(), user: user.name.clone() });
+            }
+            (Material::File(certificate), Material::File(key)) => {
+                self.read_pair(leaf, certificate, key);
+                leaf.place = Some(Place::Files { certificate: certificate.clone(), key: key.clone(), keep_key: None });
+            }
+            _ => {
+                leaf.problems.push(Problem::new(
+                    Verdict::Missing,
+                    path,
+                    format!("user {} has no client certificate", user.name),
+                ));
+            }
+        }
+        leaf.foreign = foreign_config(self.guest, config, leaf, authority);
+        Some(())
+    }
+
+    fn judged(&self, mut leaf: Leaf, authorities: &BTreeMap<Authority, AuthorityState>) -> Leaf {
+        let path = leaf.place.as_ref().map(|place| place.path().clone()).unwrap_or_else(|| GuestPath::new("/"));
+        if let Some(certificate) = &leaf.certificate {
+            leaf.problems.extend(dates(certificate, &path, self.now));
+            if certificate.is_ca {
+                leaf.problems.push(Problem::new(Verdict::Unreadable, &path, "this is a CA certificate, not a leaf"));
+                leaf.foreign = Some("a CA certificate stands where a leaf belongs".to_owned());
+            }
+            let authority = authorities.get(&leaf.authority).filter(|state| !state.certificates.is_empty());
+            if let Some(state) = authority
+                && state.issued(certificate, &leaf.chain) == SignatureCheck::Invalid
+            {
+                let saw = format!("issued by {}, not by {}", certificate.issuer, state.certificate_path);
+                leaf.problems.push(Problem::new(Verdict::WrongIssuer, &path, saw));
+                let same_name = state.certificates.iter().any(|ca| ca.subject_raw == certificate.issuer_raw);
+                // A serving certificate from a company's own CA is somebody's decision; clients trust that CA, not ours.
+                if leaf.name == "apiserver" && !same_name {
+                    leaf.foreign = Some(format!("it was issued by {}", certificate.issuer));
+                }
+            }
+        }
+        leaf.problems.sort_by_key(|problem| std::cmp::Reverse(problem.verdict));
+        leaf
+    }
+}
+
+/// A kubeconfig that neither trusts this cluster's CA nor was issued by it belongs to another cluster.
+fn foreign_config(
+    guest: &Guest,
+    config: &Kubeconfig,
+    leaf: &Leaf,
+    authority: Option<&AuthorityState>,
+) -> Option<String> {
+    let state = authority.filter(|state| !state.certificates.is_empty())?;
+    let certificate = leaf.certificate.as_ref()?;
+    let trusted = trusted_by(guest, config);
+    if trusted.is_empty()
+        || state.is_among(&trusted)
+        || state.issued(certificate, &leaf.chain) != SignatureCheck::Invalid
+    {
+        return None;
+    }
+    Some("it trusts another cluster's CA".to_owned())
+}
+
+/// The CA certificates of a kubeconfig's current cluster.
+pub(super) fn trusted_by(guest: &Guest, config: &Kubeconfig) -> Vec<Certificate> {
+    let bytes = match config.current_cluster().map(|cluster| &cluster.certificate_authority) {
+        Some(Material::Inline(bytes)) => Some(bytes.clone()),
+        Some(Material::File(path)) => guest.read(path).ok(),
+        _ => None,
+    };
+    bytes.and_then(|bytes| Certificate::all_from_pem(&bytes).ok()).unwrap_or_default()
+}
+
+/// Bytes of a file, or a problem.
+pub(super) fn read(guest: &Guest, path: &GuestPath, problems: &mut Vec<Problem>) -> Option<Vec<u8>> {
+    match guest.read(path) {
+        Ok(bytes) => Some(bytes),
+        Err(error) => {
+            let verdict = if error.is_not_found() { Verdict::Missing } else { Verdict::Unreadable };
+            problems.push(Problem::new(verdict, path, error.to_string()));
+            None
+        }
+    }
+}
+
+/// What is wrong with a certificate's key, if anything.
+pub(super) fn key_problem(
+    certificate: Option<&Certificate>,
+    key: Result<&[u8], &str>,
+    path: &GuestPath,
+) -> Option<Problem> {
+    let key = match key.map(PrivateKey::from_pem) {
+        Ok(Ok(key)) => key,
+        Ok(Err(error)) => return Some(Problem::new(Verdict::KeyUnusable, path, format!("{error:#}"))),
+        Err(why) => return Some(Problem::new(Verdict::KeyUnusable, path, why)),
+    };
+    let certificate = certificate?;
+    (!certificate.matches(&key))
+        .then(|| Problem::new(Verdict::KeyMismatch, path, format!("this key is not that of {}", certificate.subject)))
+}
+
+/// Keys that more than one thing uses keep their bytes: replacing one would break the other. The service accounts' key is the
+/// worst of them: every token in the cluster is signed with it.
+fn share_keys(guest: &Guest, node: &Node, leaves: &mut [Leaf]) {
+    let mut users: BTreeMap<RealPath, Vec<String>> = BTreeMap::new();
+    let real_key = |leaf: &Leaf| match &leaf.place {
+        Some(Place::Files { key, .. }) => guest.resolve(key).ok(),
+        _ => None,
+    };
+    for leaf in leaves.iter() {
+        if let Some(real) = real_key(leaf) {
+            users.entry(real).or_default().push(leaf.name.to_owned());
+        }
+    }
+    const SERVICE_ACCOUNT: [(&str, &str); 3] = [
+        ("kube-apiserver", "--service-account-key-file"),
+        ("kube-apiserver", "--service-account-signing-key-file"),
+        ("kube-controller-manager", "--service-account-private-key-file"),
+    ];
+    for (pod, flag) in SERVICE_ACCOUNT {
+        let path = node.static_pod(pod).and_then(|pod| pod.flag(flag)).map(GuestPath::new);
+        if let Some(real) = path.and_then(|path| guest.resolve(&path).ok()) {
+            users.entry(real).or_default().push("service accounts".to_owned());
+        }
+    }
+    for leaf in leaves.iter_mut() {
+        let Some(others) = real_key(leaf).and_then(|real| users.get(&real)) else { continue };
+        let others: Vec<&str> = others.iter().map(String::as_str).filter(|name| *name != leaf.name).collect();
+        if let Some(Place::Files { keep_key, .. }) = &mut leaf.place
+            && !others.is_empty()
+        {
+            *keep_key = Some(format!("the key is also used by {}", others.join(", ")));
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Certificates: reading them, saying what is wrong with them, issuing new ones with the CA keys on the disk.
+
+pub mod certificate;
+mod der_parts;
+pub mod inventory;
+pub mod issue;
+pub mod key;
+pub mod key_pool;
+pub mod kubelet;
+pub mod pem;
+pub mod profile;
+pub mod renew;

@@ -1,0 +1,421 @@
+//! The remedies: new leaves in place of old ones, always together with their keys.
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Map, Value, json};
+use std::rc::Rc;
+use time::OffsetDateTime;
+
+use super::certificate::{AlternativeNames, Certificate};
+use super::inventory::{Leaf, Place, Signer};
+use super::issue::{Issuer, Request, Validity, issue, subject};
+use super::key::{Algorithm, PrivateKey};
+use super::key_pool::{KeyPool, Order};
+use super::kubelet::KubeletClient;
+use super::profile::Usage;
+use crate::checks::{Context, Remedy};
+use crate::guest::{Guest, GuestPath, Planned, TreeError};
+use crate::kubeconfig::edit::{NewMaterial, replace_credentials};
+use crate::repair::{Attributes, Change, Prepared};
+use crate::units;
+
+/// Changes in the making: each is worked out on a guest that already holds those before it.
+struct Draft {
+    guest: Guest,
+    changes: Vec<Change>,
+    now: i64,
+}
+
+impl Draft {
+    fn new(context: &Context<'_>) -> Self {
+        Self { guest: context.guest.clone(), changes: Vec::new(), now: context.settings.now.unix_timestamp() }
+    }
+
+    fn push(&mut self, change: Change) -> Result<()> {
+        let mut planned = Planned::over(self.guest.tree(), self.now);
+        planned.apply(&change)?;
+        self.guest = self.guest.with_tree(Rc::new(planned));
+        self.changes.push(change);
+        Ok(())
+    }
+
+    fn write(&mut self, path: &GuestPath, bytes: impl Into<Vec<u8>>, mode: u32) -> Result<()> {
+        let change =
+            Change::write(&self.guest, path, bytes, mode).with_context(|| format!("planning to write {path}"))?;
+        self.push(change)
+    }
+
+    fn done(self) -> Prepared {
+        Prepared { changes: self.changes, ..Prepared::default() }
+    }
+}
+
+/// A new certificate and key for one leaf of the control plane, in files or inline in a kubeconfig.
+#[derive(Debug)]
+pub struct RenewCertificate {
+    name: &'static str,
+    place: Place,
+    old: Option<Certificate>,
+    chain: Vec<Certificate>,
+    subject_raw: Vec<u8>,
+    usages: &'static [Usage],
+    signer: Signer,
+    validity: Validity,
+    now: OffsetDateTime,
+    algorithm: Algorithm,
+    order: Order,
+    keys: Rc<KeyPool>,
+}
+
+impl RenewCertificate {
+    /// For `leaf`, which must have a place; `None` where its names cannot be known.
+    pub fn new(leaf: &Leaf, signer: &Signer, keys: &Rc<KeyPool>, now: OffsetDateTime, days: u32) -> Option<Self> {
+        let subject_raw = match (&leaf.certificate, leaf.common_name) {
+            (Some(old), _) => old.subject_raw.clone(),
+            (None, Some(name)) if leaf.remakable => subject(&[], name).ok()?,
+            _ => return None,
+        };
+        let algorithm =
+            leaf.certificate.as_ref().and_then(|old| old.algorithm).unwrap_or(Algorithm::Rsa(2048)).renewed();
+        Some(Self {
+            name: leaf.name,
+            place: leaf.place.clone()?,
+            old: leaf.certificate.clone(),
+            chain: leaf.chain.iter().filter(|other| other.not_after > now).cloned().collect(),
+            subject_raw,
+            usages: leaf.usages,
+            signer: signer.clone(),
+            validity: Validity::control_plane(&signer.certificate, now, days),
+            now,
+            algorithm,
+            order: keys.order(algorithm),
+            keys: Rc::clone(keys),
+        })
+    }
+
+    fn issue(&self, key: &PrivateKey) -> Result<Certificate> {
+        let request = Request {
+            subject_raw: &self.subject_raw,
+            alternative_names: self.alternative_names(),
+            public_key_info: &key.public_key_info(),
+            key_encipherment: true,
+            usages: self.usages,
+            validity: self.validity,
+        };
+        let issuer = Issuer { certificate: &self.signer.certificate, key: &self.signer.key };
+        issue(issuer, request).with_context(|| format!("issuing {}", self.name))
+    }
+
+    fn alternative_names(&self) -> Option<&AlternativeNames> {
+        self.old.as_ref()?.alternative_names.as_ref()
+    }
+
+    fn write_files(&self, draft: &mut Draft, context: &Context<'_>, paths: &Files<'_>) -> Result<()> {
+        let kept = paths.keep_key.is_some().then(|| kept_key(&draft.guest, paths.key)).transpose()?;
+        let key = match &kept {
+            Some((key, _)) => Rc::clone(key),
+            None => self.keys.key(self.order, context.ui)?,
+        };
+        let mut text = self.issue(&key)?.to_pem();
+        for other in &self.chain {
+            text.push_str(&other.to_pem());
+        }
+        if is_one_file(&draft.guest, paths.certificate, paths.key) {
+            text.push_str(&match kept {
+                Some((_, bytes)) => String::from_utf8_lossy(&key_block(&bytes)).into_owned(),
+                None => key.to_pem()?,
+            });
+            return draft.write(paths.certificate, text, 0o600);
+        }
+        // Key first, as kubeadm writes them; the journal makes the two one step.
+        if kept.is_none() {
+            draft.write(paths.key, key.to_pem()?, 0o600)?;
+        }
+        draft.write(paths.certificate, text, 0o644)
+    }
+
+    fn write_config(&self, draft: &mut Draft, context: &Context<'_>, path: &GuestPath, user: &str) -> Result<()> {
+        let key = self.keys.key(self.order, context.ui)?;
+        let mut certificate = self.issue(&key)?.to_pem();
+        for other in &self.chain {
+            certificate.push_str(&other.to_pem());
+        }
+        let old = draft.guest.read(path)?;
+        let private = key.to_pem()?;
+        let new = replace_credentials(
+            &old,
+            user,
+            NewMaterial::Inline(certificate.as_bytes()),
+            NewMaterial::Inline(private.as_bytes()),
+        )
+        .with_context(|| format!("editing {path}"))?;
+        draft.write(path, new, 0o600)
+    }
+}
+
+struct Files<'a> {
+    certificate: &'a GuestPath,
+    key: &'a GuestPath,
+    keep_key: &'a Option<String>,
+}
+
+impl Remedy for RenewCertificate {
+    fn kind(&self) -> &'static str {
+        match self.place {
+            Place::Files { .. } => "renew-certificate",
+            Place::Config { .. } => "renew-kubeconfig-certificate",
+        }
+    }
+
+    fn summary(&self) -> String {
+        let what = match &self.place {
+            Place::Files { certificate, .. } => certificate.to_string(),
+            Place::Config { path, .. } => format!("the certificate in {path}"),
+        };
+        format!("renew {what}{}, valid to {}", ended(self.old.as_ref(), self.now), units::time(self.validity.not_after))
+    }
+
+    fn details(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if let Some(old) = &self.old {
+            lines.push(format!("subject {}, as before", old.subject));
+        }
+        if let Some(names) = self.alternative_names() {
+            lines.push(format!("names {}, as before", names.names.join(", ")));
+        }
+        match &self.place {
+            Place::Files { keep_key: Some(why), .. } => lines.push(format!("the key stays: {why}")),
+            _ => lines.push(format!("new {} key", self.algorithm)),
+        }
+        lines.extend(self.old.as_ref().and_then(|old| differences(old, self.usages)));
+        if self.validity.not_after == self.signer.certificate.not_after {
+            lines.push(format!("ends with its CA ({})", self.signer.certificate.subject));
+        }
+        lines
+    }
+
+    fn fields(&self) -> Map<String, Value> {
+        fields(self.name, self.place.path(), self.validity)
+    }
+
+    fn prepare(&self, context: &Context<'_>) -> Result<Prepared> {
+        let mut draft = Draft::new(context);
+        match &self.place {
+            Place::Files { certificate, key, keep_key } => {
+                self.write_files(&mut draft, context, &Files { certificate, key, keep_key })?;
+            }
+            Place::Config { path, user } => self.write_config(&mut draft, context, path, user)?,
+        }
+        Ok(draft.done())
+    }
+}
+
+fn ended(old: Option<&Certificate>, now: OffsetDateTime) -> String {
+    let verb = |end: OffsetDateTime| if end < now { "expired" } else { "expires" };
+    old.map_or_else(String::new, |old| format!(" ({} {})", verb(old.not_after), units::time(old.not_after)))
+}
+
+fn fields(name: &str, path: &GuestPath, validity: Validity) -> Map<String, Value> {
+    let mut fields = Map::new();
+    fields.insert("name".to_owned(), json!(name));
+    fields.insert("path".to_owned(), json!(path.to_string()));
+    let format = time::format_description::well_known::Rfc3339;
+    fields.insert("valid_to".to_owned(), json!(validity.not_after.format(&format).unwrap_or_default()));
+    fields
+}
+
+/// A shared key, with the bytes of its file.
+fn kept_key(guest: &Guest, path: &GuestPath) -> Result<(Rc<PrivateKey>, Vec<u8>)> {
+    let bytes = guest.read(path)?;
+    let key = PrivateKey::from_pem(&bytes).with_context(|| format!("reading {path}"))?;
+    Ok((Rc::new(key), bytes))
+}
+
+/// The key block of a file that also holds certificates, in its own encoding.
+fn key_block(bytes: &[u8]) -> Vec<u8> {
+    super::pem::blocks(bytes)
+        .into_iter()
+        .filter(|block| block.label != "CERTIFICATE")
+        .map(|block| super::pem::encode(&block.label, &block.der))
+        .collect::<String>()
+        .into_bytes()
+}
+
+fn is_one_file(guest: &Guest, one: &GuestPath, other: &GuestPath) -> bool {
+    one == other || matches!((guest.resolve(one), guest.resolve(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+/// What the old certificate was allowed to do, where that is not what its users need.
+fn differences(old: &Certificate, usages: &[Usage]) -> Option<String> {
+    // digitalSignature and keyEncipherment.
+    const LEAF_KEY_USAGE: u16 = 0b101;
+    let wanted: Vec<&str> = usages.iter().map(|usage| usage.oid()).collect();
+    let had = old.extended_key_usage.clone().unwrap_or_default();
+    let names = |oids: &[String]| oids.iter().map(|oid| usage_name(oid)).collect::<Vec<_>>().join(", ");
+    if had != wanted {
+        let had = if had.is_empty() { "none".to_owned() } else { names(&had) };
+        let wanted: Vec<String> = wanted.iter().map(|oid| (*oid).to_owned()).collect();
+        return Some(format!("extended key usage becomes {} (was {had})", names(&wanted)));
+    }
+    (old.key_usage != Some(LEAF_KEY_USAGE))
+        .then(|| "key usage becomes digitalSignature, keyEncipherment (the old one differed)".to_owned())
+}
+
+fn usage_name(oid: &str) -> &str {
+    match oid {
+        "1.3.6.1.5.5.7.3.1" => "serverAuth",
+        "1.3.6.1.5.5.7.3.2" => "clientAuth",
+        other => other,
+    }
+}
+
+/// A new client certificate for the kubelet: a dated file, the link to it, and a kubeconfig that leads there.
+#[derive(Debug)]
+pub struct RenewKubeletClient {
+    node_name: String,
+    cert_dir: GuestPath,
+    kubeconfig: GuestPath,
+    user: String,
+    edit_kubeconfig: bool,
+    old: Option<Certificate>,
+    remarks: Vec<String>,
+    key_encipherment: bool,
+    signer: Signer,
+    validity: Validity,
+    now: OffsetDateTime,
+    order: Order,
+    keys: Rc<KeyPool>,
+}
+
+impl RenewKubeletClient {
+    /// `None` where the node's name or the kubeconfig's user is not known. `key_encipherment`: kubelets before 1.27 ask for it.
+    pub fn new(
+        client: &KubeletClient,
+        signer: &Signer,
+        keys: &Rc<KeyPool>,
+        settings: &crate::settings::Settings,
+        key_encipherment: bool,
+    ) -> Option<Self> {
+        Some(Self {
+            node_name: client.node_name.clone().ok()?,
+            cert_dir: client.cert_dir.clone(),
+            kubeconfig: client.kubeconfig.clone(),
+            user: client.user.clone()?,
+            edit_kubeconfig: !client.points_to_current,
+            old: client.certificate.clone(),
+            remarks: client.remarks.clone(),
+            key_encipherment,
+            signer: signer.clone(),
+            validity: Validity::kubelet(&signer.certificate, settings.now, settings.days),
+            now: settings.now,
+            // The kubelet itself makes P-256 keys at every rotation, whatever the first one was.
+            order: keys.order(Algorithm::P256),
+            keys: Rc::clone(keys),
+        })
+    }
+
+    /// The old subject as it stands where it is a kubelet's, else the one that the signer of the API server would issue.
+    fn subject(&self) -> Result<Vec<u8>> {
+        let name = format!("system:node:{}", self.node_name);
+        let is_kubelets =
+            |old: &&Certificate| old.common_name.as_deref() == Some(&name) && old.organizations == ["system:nodes"];
+        match self.old.as_ref().filter(is_kubelets) {
+            Some(old) => Ok(old.subject_raw.clone()),
+            None => subject(&["system:nodes"], &name),
+        }
+    }
+
+    /// `kubelet-client-2026-11-23-09-30-00.pem`, a second later as long as that name is taken. The kubelet uses local time; only
+    /// uniqueness matters to it.
+    fn dated_path(&self, guest: &Guest, now: OffsetDateTime) -> Result<GuestPath> {
+        let mut at = now.to_offset(time::UtcOffset::UTC);
+        for _ in 0..3600 {
+            let (date, clock) = (at.date(), at.time());
+            let path = self.cert_dir.join(format!(
+                "kubelet-client-{:04}-{:02}-{:02}-{:02}-{:02}-{:02}.pem",
+                date.year(),
+                u8::from(date.month()),
+                date.day(),
+                clock.hour(),
+                clock.minute(),
+                clock.second()
+            ));
+            match guest.lstat(&path) {
+                Err(TreeError::NotFound(_)) => return Ok(path),
+                Err(error) => return Err(error.into()),
+                Ok(_) => at += time::Duration::SECOND,
+            }
+        }
+        bail!("no free name for a new certificate in {}", self.cert_dir)
+    }
+}
+
+impl Remedy for RenewKubeletClient {
+    fn kind(&self) -> &'static str {
+        "renew-kubelet-client"
+    }
+
+    fn summary(&self) -> String {
+        format!(
+            "issue a new kubelet client certificate for node {}{}, valid to {}",
+            self.node_name,
+            ended(self.old.as_ref(), self.now),
+            units::time(self.validity.not_after)
+        )
+    }
+
+    fn details(&self) -> Vec<String> {
+        let mut lines = vec![
+            format!("new dated file in {}, kubelet-client-current.pem links to it; the old file stays", self.cert_dir),
+            "new ECDSA-P256 key, as the kubelet makes them".to_owned(),
+        ];
+        if self.edit_kubeconfig {
+            lines.push(format!("{} is changed to lead to it; the rest of it stays byte for byte", self.kubeconfig));
+        }
+        lines.extend(self.remarks.iter().cloned());
+        lines
+    }
+
+    fn fields(&self) -> Map<String, Value> {
+        let mut fields = fields("kubelet.conf", &self.kubeconfig, self.validity);
+        fields.insert("node_name".to_owned(), json!(self.node_name));
+        fields
+    }
+
+    fn prepare(&self, context: &Context<'_>) -> Result<Prepared> {
+        let mut draft = Draft::new(context);
+        for change in Change::make_dirs(context.guest, &self.cert_dir, 0o755)? {
+            draft.push(change)?;
+        }
+        let key = self.keys.key(self.order, context.ui)?;
+        let request = Request {
+            subject_raw: &self.subject()?,
+            alternative_names: None,
+            public_key_info: &key.public_key_info(),
+            key_encipherment: self.key_encipherment,
+            usages: super::profile::CLIENT,
+            validity: self.validity,
+        };
+        let issuer = Issuer { certificate: &self.signer.certificate, key: &self.signer.key };
+        let certificate = issue(issuer, request).context("issuing the kubelet's client certificate")?;
+        // Leaf and key only: an expired CA appended here would count as the kubelet's own expiry.
+        let pem = certificate.to_pem() + &key.to_pem()?;
+        let dated = self.dated_path(&draft.guest, context.settings.now)?;
+        let real = draft.guest.resolve_parent(&dated)?;
+        draft.push(Change::Write {
+            path: real,
+            content: crate::repair::Content::new(pem),
+            attributes: Attributes::Set { mode: 0o600, uid: 0, gid: 0 },
+            expect: crate::repair::Expect::Absent,
+        })?;
+        let current = self.cert_dir.join("kubelet-client-current.pem");
+        draft.push(Change::symlink(&draft.guest, &current, dated.as_path())?)?;
+        if self.edit_kubeconfig {
+            let old = draft.guest.read(&self.kubeconfig)?;
+            let file = NewMaterial::File(&current);
+            let new = replace_credentials(&old, &self.user, file, file)
+                .with_context(|| format!("editing {}", self.kubeconfig))?;
+            draft.write(&self.kubeconfig, new, 0o600)?;
+        }
+        Ok(draft.done())
+    }
+}

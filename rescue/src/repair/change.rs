@@ -1,0 +1,251 @@
+//! The closed set of primitives that a repair is made of. Only these are journaled, applied, verified and undone; each names
+//! what it expects to find and is refused when the guest holds something else.
+
+use sha2::{Digest, Sha256};
+use std::ffi::OsStr;
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::guest::{FileKind, Guest, GuestPath, RealPath, TreeError, TreeResult};
+
+/// Bytes of a file to be written. May hold private keys, so it is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Content(Vec<u8>);
+
+impl Content {
+    /// Wraps the bytes.
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
+        Self(bytes.into())
+    }
+
+    /// The bytes themselves, for the journal's staged blobs and for planned trees only.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// SHA-256 in lower-case hexadecimal.
+    pub fn sha256(&self) -> String {
+        sha256_hex(&self.0)
+    }
+}
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Content({} bytes)", self.0.len())
+    }
+}
+
+/// SHA-256 of `bytes` in lower-case hexadecimal.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// Lower-case hexadecimal.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    use fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// What must be at a path before a change touches it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Expect {
+    /// Nothing.
+    Absent,
+    /// A regular file with this SHA-256 (lower-case hexadecimal).
+    File {
+        /// Hash of its bytes.
+        sha256: String,
+    },
+    /// A symbolic link with this target.
+    Symlink {
+        /// The target as stored.
+        target: PathBuf,
+    },
+    /// A folder.
+    Directory,
+}
+
+impl Expect {
+    /// What is at `path` in `guest` now (with what is planned so far).
+    pub fn now(guest: &Guest, path: &RealPath) -> TreeResult<Self> {
+        let tree = guest.tree();
+        let meta = match tree.lstat(path.as_path()) {
+            Ok(meta) => meta,
+            Err(TreeError::NotFound(_)) => return Ok(Self::Absent),
+            Err(error) => return Err(error),
+        };
+        Ok(match meta.kind {
+            FileKind::Regular => {
+                Self::File { sha256: sha256_hex(&tree.read(path.as_path(), crate::guest::READ_LIMIT)?) }
+            }
+            FileKind::Symlink => Self::Symlink { target: tree.read_link(path.as_path())? },
+            FileKind::Directory => Self::Directory,
+            FileKind::Special => {
+                return Err(TreeError::NotARegularFile(path.as_path().to_path_buf()));
+            }
+        })
+    }
+}
+
+/// Owner and mode of what a change leaves behind. Extended attributes (`security.selinux`, ACLs) are copied from the file that
+/// is replaced, else `security.selinux` alone from a sibling in the same folder, else from the folder.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Attributes {
+    /// Owner, group, mode of the file that is replaced.
+    Keep,
+    /// These.
+    Set {
+        /// Permission bits.
+        mode: u32,
+        /// Owner.
+        uid: u32,
+        /// Group.
+        gid: u32,
+    },
+}
+
+/// One step of a repair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Create or replace a regular file, by a temporary file and rename.
+    Write {
+        /// Where.
+        path: RealPath,
+        /// The new bytes.
+        content: Content,
+        /// Owner and mode.
+        attributes: Attributes,
+        /// What is there before.
+        expect: Expect,
+    },
+    /// Create or replace a symbolic link, by a temporary link and rename.
+    Symlink {
+        /// Where.
+        path: RealPath,
+        /// The target as the guest will see it.
+        target: PathBuf,
+        /// What is there before.
+        expect: Expect,
+    },
+    /// Remove a file or link; undo puts it back.
+    Remove {
+        /// Where.
+        path: RealPath,
+        /// What is there before.
+        expect: Expect,
+    },
+    /// Create a folder; its parent must be there.
+    MakeDir {
+        /// Where.
+        path: RealPath,
+        /// Owner and mode; `Keep` means 0755 and the parent's owner.
+        attributes: Attributes,
+    },
+}
+
+impl Change {
+    /// The path it changes.
+    pub fn path(&self) -> &RealPath {
+        match self {
+            Self::Write { path, .. }
+            | Self::Symlink { path, .. }
+            | Self::Remove { path, .. }
+            | Self::MakeDir { path, .. } => path,
+        }
+    }
+
+    /// Writes `content` where `path` leads (through links), keeping owner and mode; a new file gets `mode` and root's ownership.
+    pub fn write(guest: &Guest, path: &GuestPath, content: impl Into<Vec<u8>>, mode: u32) -> TreeResult<Self> {
+        let real = match guest.resolve(path) {
+            Ok(real) => real,
+            Err(TreeError::NotFound(_)) => guest.resolve_parent(path)?,
+            Err(error) => return Err(error),
+        };
+        let expect = Expect::now(guest, &real)?;
+        let attributes = match expect {
+            Expect::File { .. } => Attributes::Keep,
+            _ => Attributes::Set { mode, uid: 0, gid: 0 },
+        };
+        Ok(Self::Write { path: real, content: Content::new(content), attributes, expect })
+    }
+
+    /// Points the link at `path` (its parent resolved, itself not followed) to `target`.
+    pub fn symlink(guest: &Guest, path: &GuestPath, target: impl Into<PathBuf>) -> TreeResult<Self> {
+        let real = guest.resolve_parent(path)?;
+        let expect = Expect::now(guest, &real)?;
+        Ok(Self::Symlink { path: real, target: target.into(), expect })
+    }
+
+    /// Removes what is at `path` itself.
+    pub fn remove(guest: &Guest, path: &GuestPath) -> TreeResult<Self> {
+        let real = guest.resolve_parent(path)?;
+        let expect = Expect::now(guest, &real)?;
+        Ok(Self::Remove { path: real, expect })
+    }
+
+    /// The folders that are missing on the way to `path`, outermost first, then nothing. `..` in the missing part is refused
+    /// by the resolver.
+    pub fn make_dirs(guest: &Guest, path: &GuestPath, mode: u32) -> TreeResult<Vec<Self>> {
+        let mut missing: Vec<&OsStr> = Vec::new();
+        let mut there = path.as_path();
+        let real = loop {
+            match guest.resolve(&GuestPath::new(there)) {
+                Ok(real) => break real,
+                Err(TreeError::NotFound(_)) => {
+                    missing.push(there.file_name().ok_or_else(|| TreeError::NotFound(there.to_path_buf()))?);
+                    there = there.parent().ok_or_else(|| TreeError::NotFound(there.to_path_buf()))?;
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        let mut at = real;
+        Ok(missing
+            .into_iter()
+            .rev()
+            .map(|name| {
+                at = at.child(name);
+                Self::MakeDir { path: at.clone(), attributes: Attributes::Set { mode, uid: 0, gid: 0 } }
+            })
+            .collect())
+    }
+}
+
+/// How one file gives back its space. Freed bytes have no undo; the plan says so before asking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Freeing {
+    /// Unlink it.
+    Delete,
+    /// Keep the inode and the last so many bytes, cut at the start of a line; never more than half of the file, because the
+    /// tail is copied over the beginning and an interruption must leave one of the two whole.
+    KeepTail(u64),
+}
+
+/// One file to be freed. Idempotent: a file that is already gone, or already short, is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FreeAction {
+    /// Which file; never a link.
+    pub path: RealPath,
+    /// How.
+    pub freeing: Freeing,
+    /// Apparent size when it was looked at; a file of another size is left alone and reported.
+    pub size: u64,
+    /// Modification time when it was looked at, seconds since 1970; as `size`.
+    pub mtime: i64,
+    /// Bytes it is expected to give back (0 for a further name of a file counted before).
+    pub frees: u64,
+}
+
+/// What a remedy comes down to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Prepared {
+    /// Runs first, least valuable first: everything after needs the space.
+    pub free: Vec<FreeAction>,
+    /// Journaled, in this order.
+    pub changes: Vec<Change>,
+}

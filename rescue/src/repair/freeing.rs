@@ -1,0 +1,195 @@
+//! Freeing space: the only part of a repair without an undo, so it comes first, does little, and looks twice.
+//!
+//! It must work with no byte and no inode free: removing a name needs neither, and keeping a tail overwrites blocks that the
+//! file already has.
+
+use std::fmt::Display;
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::Stat;
+use rustix::io::Errno;
+
+use super::change::{FreeAction, Freeing};
+use super::confined::{Confined, Place, is_not_there, sync_file, times_of};
+use super::fault;
+use super::journal::{Freed, StoredPath};
+use crate::ui::Ui;
+
+/// How much is copied at once when a tail is kept.
+const CHUNK: usize = 1 << 20;
+
+/// How far into the tail the start of a line is looked for.
+const LONGEST_LINE: u64 = 1 << 20;
+
+/// What freeing came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Freeings {
+    /// Files that gave back their space.
+    pub freed: Vec<Freed>,
+    /// Files left alone, one sentence each that says why.
+    pub left_alone: Vec<String>,
+}
+
+impl Freeings {
+    /// Sum of the bytes given back.
+    pub fn bytes(&self) -> u64 {
+        self.freed.iter().map(|freed| freed.bytes).sum()
+    }
+}
+
+enum Outcome {
+    Freed(Freed),
+    AlreadyDone,
+    LeftAlone(String),
+}
+
+/// Frees what it can; a file that cannot be freed is reported, never an error, because the others may be enough.
+pub fn free(confined: &Confined, actions: &[FreeAction], ui: &dyn Ui) -> Result<Freeings> {
+    let mut report = Freeings::default();
+    if actions.is_empty() {
+        return Ok(report);
+    }
+    let progress = ui.begin("Freeing space", Some(actions.len() as u64));
+    let mut again = Vec::new();
+    for action in actions {
+        progress.message(&action.path.to_string());
+        match free_one(confined, action) {
+            // A file with holes or shared blocks needs space to be cut; the files after it may provide that.
+            Err(error) if is_out_of_space(&error) => again.push(action),
+            outcome => report.add(action, outcome),
+        }
+        progress.advance(1);
+    }
+    for action in again {
+        report.add(action, free_one(confined, action));
+    }
+    // Freed blocks can be used again only once the file system's own journal has committed.
+    confined.sync_all()?;
+    Ok(report)
+}
+
+impl Freeings {
+    fn add(&mut self, action: &FreeAction, outcome: Result<Outcome>) {
+        match outcome {
+            Ok(Outcome::Freed(freed)) => self.freed.push(freed),
+            Ok(Outcome::AlreadyDone) => {}
+            Ok(Outcome::LeftAlone(why)) => self.left_alone.push(why),
+            Err(error) => self.left_alone.push(format!("{} was left alone: {error:#}", action.path)),
+        }
+    }
+}
+
+fn is_out_of_space(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Errno>().is_some_and(|errno| *errno == Errno::NOSPC || *errno == Errno::DQUOT)
+}
+
+fn free_one(confined: &Confined, action: &FreeAction) -> Result<Outcome> {
+    let path = &action.path;
+    let place = match confined.place(path) {
+        Ok(place) => place,
+        Err(error) if is_not_there(&error) => return Ok(Outcome::AlreadyDone),
+        Err(error) => return Err(error).context("its folder cannot be opened"),
+    };
+    let Some(stat) = place.lstat()? else {
+        return Ok(Outcome::AlreadyDone);
+    };
+    if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
+        return Ok(Outcome::LeftAlone(format!("{path} was left alone: it is not a regular file")));
+    }
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    if let Freeing::KeepTail(keep) = action.freeing
+        && size <= keep
+    {
+        return Ok(Outcome::AlreadyDone);
+    }
+    if size != action.size || stat.st_mtime != action.mtime {
+        return Ok(Outcome::LeftAlone(format!("{path} was left alone: it changed since it was looked at")));
+    }
+    let bytes = match action.freeing {
+        Freeing::Delete => delete(&place, &stat)?,
+        Freeing::KeepTail(keep) => keep_tail(&place, &stat, keep)?,
+    };
+    let tail_kept = matches!(action.freeing, Freeing::KeepTail(_));
+    Ok(Outcome::Freed(Freed { path: StoredPath::from(path), bytes, tail_kept }))
+}
+
+fn delete(place: &Place, stat: &Stat) -> Result<u64> {
+    place.unlink()?;
+    Ok(if stat.st_nlink > 1 { 0 } else { allocated(stat) })
+}
+
+/// Keeps the inode with its owner, mode, attributes and times, and the end of the file.
+///
+/// The tail is copied over the beginning, then the file is cut. At most half of the file is kept, so the two never overlap: an
+/// interruption leaves the tail at the end of the file untouched, and doing it again gives the same result.
+fn keep_tail(place: &Place, before: &Stat, keep: u64) -> Result<u64> {
+    let file = place.open_file_for_truncation()?;
+    let size = u64::try_from(before.st_size).unwrap_or(0);
+    let start = line_start(&file, place, size, keep.min(size / 2))?;
+    copy_within(&file, place, start, size - start)?;
+    sync_file(&file, place)?;
+    rustix::fs::ftruncate(&file, size - start).with_context(|| format!("cutting {place}"))?;
+    fault::point("ftruncate");
+    rustix::fs::futimens(&file, &times_of(before)).with_context(|| format!("keeping the times of {place}"))?;
+    fault::point("futimens");
+    sync_file(&file, place)?;
+    let after = rustix::fs::fstat(&file).with_context(|| format!("looking at {place}"))?;
+    Ok(allocated(before).saturating_sub(allocated(&after)))
+}
+
+/// Where the tail of at most `keep` bytes begins: after the first line break in it, unless a line break is right before it or
+/// no line ends in reach (a binary file).
+fn line_start(file: &OwnedFd, what: &dyn Display, size: u64, keep: u64) -> Result<u64> {
+    let start = size - keep;
+    let Some(from) = start.checked_sub(1) else {
+        return Ok(0);
+    };
+    let length = usize::try_from(LONGEST_LINE.min(keep + 1)).unwrap_or(CHUNK);
+    let head = read_at(file, what, from, length)?;
+    match head.iter().position(|byte| *byte == b'\n') {
+        // A line that ends exactly at the end of the file leaves nothing; rather keep it, cut.
+        Some(at) if from + at as u64 + 1 < size => Ok(from + at as u64 + 1),
+        _ => Ok(start),
+    }
+}
+
+/// Copies `length` bytes from `from` to the beginning; the two must not overlap.
+fn copy_within(file: &OwnedFd, what: &dyn Display, from: u64, length: u64) -> Result<()> {
+    if length > from {
+        bail!("the kept end of {what} would overlap its beginning");
+    }
+    let mut done = 0;
+    while done < length {
+        let chunk = usize::try_from(length - done).unwrap_or(CHUNK).min(CHUNK);
+        let bytes = read_at(file, what, from + done, chunk)?;
+        if bytes.is_empty() {
+            bail!("{what} became shorter while it was read");
+        }
+        let mut written = 0;
+        while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
+            written +=
+                rustix::io::pwrite(file, rest, done + written as u64).with_context(|| format!("writing {what}"))?;
+        }
+        done += bytes.len() as u64;
+        fault::point("pwrite");
+    }
+    Ok(())
+}
+
+fn read_at(file: &OwnedFd, what: &dyn Display, offset: u64, length: usize) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    let mut done = 0;
+    while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match rustix::io::pread(file, rest, offset + done as u64).with_context(|| format!("reading {what}"))? {
+            0 => break,
+            read => done += read,
+        }
+    }
+    bytes.truncate(done);
+    Ok(bytes)
+}
+
+fn allocated(stat: &Stat) -> u64 {
+    u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512)
+}

@@ -1,0 +1,23 @@
+//! From findings to a mended disk: plan, prepare (remedy to changes), transaction (journal, backup, apply), undo.
+
+pub mod change;
+pub mod confined;
+mod confined_tree;
+pub mod fault;
+pub mod freeing;
+pub mod in_use;
+pub mod journal;
+pub mod plan;
+pub mod runs;
+mod stage;
+mod store;
+pub mod transaction;
+pub mod undo;
+pub mod write_mount;
+mod xattrs;
+
+pub use change::{Attributes, Change, Content, Expect, FreeAction, Freeing, Prepared};
+pub use runs::{RunState, RunSummary};
+pub use transaction::{Applied, Recovered, RunInfo, TransactionError, apply, recover};
+pub use undo::{Undone, undo};
+pub use write_mount::{OpenOptions, WritableGuest};

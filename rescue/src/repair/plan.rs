@@ -1,0 +1,156 @@
+//! Runs the checks one after the other on a tree that already holds what earlier remedies will have done, and proves the result:
+//! on the planned tree the same checks must be silent, or the plan says what will be left.
+
+use std::rc::Rc;
+
+use crate::checks::{Check, Context, Finding, Remedy, Severity, catalogue};
+use crate::guest::{Guest, Planned};
+use crate::node::Node;
+use crate::repair::Prepared;
+use crate::settings::Settings;
+use crate::ui::Ui;
+
+/// One remedy that the plan will carry out.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// The check that asked for it.
+    pub check: &'static str,
+    /// What it mends.
+    pub finding: String,
+    /// The remedy.
+    pub remedy: Rc<dyn Remedy>,
+    /// Number of files it changes or frees.
+    pub files: usize,
+}
+
+/// A remedy that could not be worked out.
+#[derive(Debug, Clone)]
+pub struct Dropped {
+    /// The remedy's summary.
+    pub summary: String,
+    /// Why not, with the cause chain.
+    pub reason: String,
+}
+
+/// What a repair will do, worked out down to the bytes but not yet written anywhere.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// In the order they will be done.
+    pub steps: Vec<Step>,
+    /// Remedies left out because they failed to prepare.
+    pub dropped: Vec<Dropped>,
+    /// All freeing and changes, in order.
+    pub prepared: Prepared,
+    /// What the checks still say on the planned tree.
+    pub left: Vec<Finding>,
+}
+
+impl Plan {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// Whether something of it cannot be undone.
+    pub fn has_irreversible_steps(&self) -> bool {
+        self.steps.iter().any(|step| !step.remedy.can_be_undone())
+    }
+}
+
+/// The checks that the settings ask for.
+pub fn selected_checks(settings: &Settings) -> Vec<Box<dyn Check>> {
+    catalogue()
+        .into_iter()
+        .filter(|check| settings.only.is_empty() || settings.only.iter().any(|id| id == check.id()))
+        .filter(|check| !settings.skip.iter().any(|id| id == check.id()))
+        .collect()
+}
+
+/// All findings of the selected checks, worst first. A check that fails becomes a finding of its own.
+pub fn findings(guest: &Guest, node: &Node, settings: &Settings, ui: &dyn Ui) -> Vec<Finding> {
+    let context = Context { guest, node, settings, ui };
+    let mut findings: Vec<Finding> =
+        selected_checks(settings).iter().flat_map(|check| run(check.as_ref(), &context)).collect();
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    findings
+}
+
+fn run(check: &dyn Check, context: &Context<'_>) -> Vec<Finding> {
+    check.run(context).unwrap_or_else(|error| {
+        vec![
+            Finding::new(check.id(), Severity::WillBreak, format!("{} could not be checked", check.id()))
+                .with_evidence("", format!("{error:#}")),
+        ]
+    })
+}
+
+/// Works out the plan for one guest.
+pub fn plan(guest: &Guest, node: &Node, settings: &Settings, ui: &dyn Ui) -> Plan {
+    let mut draft =
+        Draft { plan: Plan::default(), base: guest.clone(), guest: guest.clone(), node: node.clone(), settings };
+    for check in selected_checks(settings) {
+        let found = run(check.as_ref(), &draft.context(ui));
+        for finding in found {
+            for remedy in &finding.remedies {
+                draft.add(&finding, remedy, ui);
+            }
+        }
+    }
+    let Draft { mut plan, guest, node, .. } = draft;
+    plan.left = findings(&guest, &node, settings, ui);
+    plan
+}
+
+/// A plan being made, and the guest as it will be after what is planned so far.
+struct Draft<'a> {
+    plan: Plan,
+    base: Guest,
+    guest: Guest,
+    node: Node,
+    settings: &'a Settings,
+}
+
+impl Draft<'_> {
+    fn context<'a>(&'a self, ui: &'a dyn Ui) -> Context<'a> {
+        Context { guest: &self.guest, node: &self.node, settings: self.settings, ui }
+    }
+
+    fn add(&mut self, finding: &Finding, remedy: &Rc<dyn Remedy>, ui: &dyn Ui) {
+        let attempt = remedy.prepare(&self.context(ui)).and_then(|prepared| {
+            let mut all = self.plan.prepared.clone();
+            all.free.extend(prepared.free.iter().cloned());
+            all.changes.extend(prepared.changes.iter().cloned());
+            let guest = self.planned(&all)?;
+            Ok((prepared.free.len() + prepared.changes.len(), all, guest))
+        });
+        match attempt {
+            Ok((0, _, _)) => {}
+            Ok((files, all, guest)) => {
+                self.node = self.node.read_again(&guest);
+                self.guest = guest;
+                self.plan.prepared = all;
+                let (finding, check) = (finding.title.clone(), finding.check);
+                self.plan.steps.push(Step { check, finding, remedy: Rc::clone(remedy), files });
+            }
+            Err(error) => {
+                self.plan.dropped.push(Dropped { summary: remedy.summary(), reason: format!("{error:#}") });
+            }
+        }
+    }
+
+    fn planned(&self, prepared: &Prepared) -> anyhow::Result<Guest> {
+        let mut tree = Planned::over(self.base.tree(), self.settings.now.unix_timestamp());
+        for action in &prepared.free {
+            tree.free(action)?;
+        }
+        for change in &prepared.changes {
+            tree.apply(change)?;
+        }
+        let mut guest = self.base.with_tree(Rc::new(tree));
+        let usages = crate::space::usage_after(&self.base, &prepared.free);
+        for (file_system, usage) in guest.file_systems.iter_mut().zip(usages) {
+            file_system.usage = usage;
+        }
+        Ok(guest)
+    }
+}

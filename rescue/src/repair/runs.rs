@@ -1,0 +1,127 @@
+//! The runs on a guest, read through its trees: looking never writes.
+
+use anyhow::{Context, Result};
+
+use super::journal::{Finished, Freed, Journal, RECORD_LIMIT, parse_journal};
+use super::store::{DONE, JOURNAL, UNDO, UNDONE, run_ids, runs_folder};
+use crate::guest::{Guest, RealPath, TreeError};
+
+/// How far a run came.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunState {
+    /// All changes are made.
+    Done,
+    /// Interrupted before it was committed: nothing is changed, the next repair removes it.
+    NotCommitted,
+    /// Interrupted after it was committed: the next repair completes it, undo goes back.
+    HalfWay,
+    /// Its undo was interrupted: undo again continues it.
+    HalfUndone,
+    /// Undone.
+    Undone,
+    /// Its record cannot be read, because of this.
+    Unreadable(String),
+}
+
+/// One run.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct RunSummary {
+    /// Its name.
+    pub id: String,
+    /// How far it came.
+    pub state: RunState,
+    /// Its number on this guest, from 1; 0 where it was never committed or cannot be read.
+    pub sequence: u64,
+    /// Version of the program that made it.
+    pub version: String,
+    /// When it began, RFC 3339.
+    pub started: String,
+    /// When it was done or undone, RFC 3339.
+    pub finished: Option<String>,
+    /// What it was for.
+    pub summary: Vec<String>,
+    /// The paths it changed, as people read them.
+    pub changed: Vec<String>,
+    /// What it freed.
+    pub freed: Vec<Freed>,
+}
+
+/// All runs on a guest, oldest first.
+pub fn list(guest: &Guest) -> Result<Vec<RunSummary>> {
+    let folder = match runs_folder(guest) {
+        Ok(folder) => folder,
+        // A guest without /var/lib has no runs.
+        Err(error) if error.is_not_found() => return Ok(Vec::new()),
+        Err(error) => return Err(error).context("looking for /var/lib in the guest"),
+    };
+    let entries = match guest.tree().read_dir(folder.as_path()) {
+        Ok(entries) => entries,
+        Err(error) if error.is_not_found() => return Ok(Vec::new()),
+        Err(error) => return Err(error).context("reading the runs on this guest"),
+    };
+    let mut runs: Vec<RunSummary> = run_ids(entries.into_iter().map(|entry| entry.name))
+        .into_iter()
+        .map(|id| summary(guest, &folder.child(id.as_ref()), id))
+        .collect();
+    runs.sort_by(|a, b| (a.sequence, &a.id).cmp(&(b.sequence, &b.id)));
+    Ok(runs)
+}
+
+fn summary(guest: &Guest, folder: &RealPath, id: String) -> RunSummary {
+    match read(guest, folder) {
+        Ok(Some((journal, state, finished))) => RunSummary {
+            id,
+            state,
+            sequence: journal.sequence,
+            version: journal.version,
+            started: journal.started,
+            finished,
+            summary: journal.summary,
+            changed: journal.steps.iter().map(|step| step.path.to_string()).collect(),
+            freed: journal.freed,
+        },
+        Ok(None) => without_record(id, RunState::NotCommitted),
+        Err(error) => without_record(id, RunState::Unreadable(format!("{error:#}"))),
+    }
+}
+
+fn without_record(id: String, state: RunState) -> RunSummary {
+    RunSummary {
+        id,
+        state,
+        sequence: 0,
+        version: String::new(),
+        started: String::new(),
+        finished: None,
+        summary: Vec::new(),
+        changed: Vec::new(),
+        freed: Vec::new(),
+    }
+}
+
+fn read(guest: &Guest, folder: &RealPath) -> Result<Option<(Journal, RunState, Option<String>)>> {
+    let Some(bytes) = record(guest, folder, JOURNAL)? else {
+        return Ok(None);
+    };
+    let journal = parse_journal(&bytes)?;
+    let finished = |bytes: &[u8]| serde_json::from_slice::<Finished>(bytes).ok().map(|record| record.finished);
+    if let Some(bytes) = record(guest, folder, UNDONE)? {
+        return Ok(Some((journal, RunState::Undone, finished(&bytes))));
+    }
+    if record(guest, folder, UNDO)?.is_some() {
+        return Ok(Some((journal, RunState::HalfUndone, None)));
+    }
+    if let Some(bytes) = record(guest, folder, DONE)? {
+        return Ok(Some((journal, RunState::Done, finished(&bytes))));
+    }
+    Ok(Some((journal, RunState::HalfWay, None)))
+}
+
+fn record(guest: &Guest, folder: &RealPath, name: &str) -> Result<Option<Vec<u8>>> {
+    match guest.tree().read(folder.child(name.as_ref()).as_path(), RECORD_LIMIT) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(TreeError::NotFound(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,331 @@
+//! Everything before the commit record: what the changes come to, whether they can all be made, and the staging of what they
+//! need. A crash or an error up to here leaves the guest as it was, with a folder of ours to be removed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{Gid, IFlags, Mode, Uid};
+use rustix::io::Errno;
+
+use super::change::{Attributes, Change, Content};
+use super::confined::{Confined, Place, is_not_there, sync_file};
+use super::fault;
+use super::journal::{State, Step, StoredPath};
+use super::store::Store;
+use super::xattrs;
+use crate::guest::{RealPath, Usage};
+use crate::refusal::Refusal;
+
+/// Room for the record, our folders and what the file system itself needs for new names: an inode chunk of XFS is 32 KiB.
+const SLACK_BYTES: u64 = 256 << 10;
+/// Inodes for our folders and records.
+const SLACK_INODES: u64 = 16;
+/// What one small file takes at most besides its bytes: a block of extended attributes.
+const PER_FILE: u64 = 4096;
+
+/// What is to be at a path in the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Outcome {
+    File { content: Content, attributes: Attributes },
+    Link { target: PathBuf },
+    Nothing,
+    Folder { attributes: Attributes },
+}
+
+impl Outcome {
+    fn state(&self) -> State {
+        match self {
+            Self::File { content, .. } => State::File { sha256: content.sha256() },
+            Self::Link { target } => State::Symlink { target: target.clone().into() },
+            Self::Nothing => State::Absent,
+            Self::Folder { .. } => State::Directory,
+        }
+    }
+
+    /// Owner and mode asked for outlive a second writing that keeps what it finds.
+    fn after(self, earlier: &Self) -> Self {
+        match (self, earlier) {
+            (Self::File { content, attributes: Attributes::Keep }, Self::File { attributes, .. }) => {
+                Self::File { content, attributes: attributes.clone() }
+            }
+            (later, _) => later,
+        }
+    }
+}
+
+/// One name with what is there before and what is to be there in the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Goal {
+    pub path: RealPath,
+    pub before: State,
+    pub outcome: Outcome,
+}
+
+/// Several changes to one name become one, at the place of the first: every step of the record then stands alone.
+pub(super) fn goals(changes: Vec<Change>) -> Result<Vec<Goal>> {
+    let mut goals: Vec<Goal> = Vec::new();
+    let mut known: BTreeMap<RealPath, usize> = BTreeMap::new();
+    for change in changes {
+        let (path, expect, outcome) = match change {
+            Change::Write { path, content, attributes, expect } => {
+                (path, Some(State::from(&expect)), Outcome::File { content, attributes })
+            }
+            Change::Symlink { path, target, expect } => (path, Some(State::from(&expect)), Outcome::Link { target }),
+            Change::Remove { path, expect } => (path, Some(State::from(&expect)), Outcome::Nothing),
+            Change::MakeDir { path, attributes } => (path, None, Outcome::Folder { attributes }),
+        };
+        let Some(goal) = known.get(&path).and_then(|at| goals.get_mut(*at)) else {
+            known.insert(path.clone(), goals.len());
+            goals.push(Goal { path, before: expect.unwrap_or(State::Absent), outcome });
+            continue;
+        };
+        match (expect, &goal.outcome) {
+            // A folder that an earlier remedy makes already.
+            (None, Outcome::Folder { .. }) => continue,
+            (Some(expect), earlier) if expect == earlier.state() => {}
+            _ => bail!("the plan contradicts itself about {path}: two remedies change it in different ways"),
+        }
+        goal.outcome = outcome.after(&goal.outcome);
+    }
+    goals.retain(|goal| !(goal.before == State::Absent && goal.outcome == Outcome::Nothing));
+    for Goal { path, before, .. } in &goals {
+        if matches!(before, State::Directory | State::Special) {
+            bail!("the plan would replace {path}, which is {before}");
+        }
+    }
+    Ok(goals)
+}
+
+/// Checks that every goal can be reached, and drops the folders that are there already. Changes nothing.
+pub(super) fn preflight(confined: &Confined, goals: &mut Vec<Goal>) -> Result<()> {
+    let mut made: BTreeSet<RealPath> = BTreeSet::new();
+    let mut there = BTreeSet::new();
+    for goal in goals.iter() {
+        let path = &goal.path;
+        if confined.is_read_only(path)? {
+            return Err(read_only(&confined.mount_point_of(path)?).into());
+        }
+        let place = match confined.place(path) {
+            Ok(place) => place,
+            Err(error) if is_not_there(&error) && made.contains(&path.parent()) => {
+                if goal.before != State::Absent {
+                    return Err(changed(path, &State::Absent, &goal.before).into());
+                }
+                if matches!(goal.outcome, Outcome::Folder { .. }) {
+                    made.insert(path.clone());
+                }
+                continue;
+            }
+            Err(error) => return Err(unreachable_folder(path, &error)),
+        };
+        let now = place.state()?;
+        if matches!(goal.outcome, Outcome::Folder { .. }) {
+            made.insert(path.clone());
+            if now == State::Directory {
+                there.insert(path.clone());
+                continue;
+            }
+        }
+        if now != goal.before {
+            return Err(changed(path, &now, &goal.before).into());
+        }
+        refuse_protected(&place)?;
+    }
+    goals.retain(|goal| !there.contains(&goal.path));
+    Ok(())
+}
+
+fn read_only(mount_point: &RealPath) -> Refusal {
+    Refusal::new(
+        format!("the guest's file system for {mount_point} is mounted read-only"),
+        "nothing can be repaired on it",
+        "mount it writable (or give the disk itself instead of a folder), then run this again",
+    )
+}
+
+fn changed(path: &RealPath, now: &State, expected: &State) -> Refusal {
+    Refusal::new(
+        format!("{path} in the guest holds {now} where the plan saw {expected}"),
+        "something else is changing this guest, or it changed since the plan was made",
+        "make sure that nobody else uses it, then run this again",
+    )
+}
+
+fn unreachable_folder(path: &RealPath, error: &std::io::Error) -> anyhow::Error {
+    let means = match Errno::from_io_error(error) {
+        Some(Errno::NOENT | Errno::NOTDIR) => "a folder on the way to it is missing".to_owned(),
+        Some(Errno::LOOP) => {
+            "a folder on the way to it is a symbolic link, which could lead out of the guest".to_owned()
+        }
+        Some(Errno::XDEV) => "it is on a file system that was not given as part of this guest".to_owned(),
+        Some(Errno::BUSY) => "it is a mount point itself".to_owned(),
+        _ => format!("its folder cannot be opened: {error}"),
+    };
+    Refusal::new(format!("{path} in the guest cannot be reached for writing"), means, "look at it, then run this again")
+        .into()
+}
+
+fn refuse_protected(place: &Place) -> Result<()> {
+    let asking = || format!("asking for the flags of {place}");
+    let file = place.inode_flags().with_context(asking)?;
+    let folder = place.folder_flags().with_context(asking)?;
+    let protected = IFlags::IMMUTABLE | IFlags::APPEND;
+    let what = match (file.intersects(protected), folder.intersects(protected)) {
+        (false, false) => return Ok(()),
+        (true, _) => place.path().clone(),
+        (false, true) => place.path().parent(),
+    };
+    Err(Refusal::new(
+        format!("{what} in the guest is immutable or append-only (chattr +i or +a)"),
+        "somebody protected it on purpose, and the kernel refuses to change it",
+        format!("mount the guest and run `chattr -ia` on {what} if that is right, then run this again"),
+    )
+    .into())
+}
+
+/// What the staged files and records need on each file system, against what is free there.
+pub(super) fn refuse_without_space(confined: &Confined, store: &Store<'_>, goals: &[Goal], id: &str) -> Result<()> {
+    let mut needs: BTreeMap<RealPath, (u64, u64)> = BTreeMap::new();
+    needs.insert(confined.mount_point_of(&store.run(id))?, (SLACK_BYTES, SLACK_INODES));
+    for goal in goals {
+        let need = needs.entry(confined.mount_point_of(&goal.path)?).or_insert((SLACK_BYTES, SLACK_INODES));
+        if let Outcome::File { content, .. } = &goal.outcome {
+            need.0 += (content.expose().len() as u64).next_multiple_of(PER_FILE);
+        }
+        // The name of the step in the record is longer than its path only by hashes.
+        need.0 += PER_FILE + goal.path.as_path().as_os_str().len() as u64 + 512;
+        need.1 += 1;
+    }
+    for (mount_point, (bytes, inodes)) in needs {
+        let Usage { bytes_available, inodes_total, inodes_free, .. } = confined.usage(&mount_point)?;
+        let inodes_short = inodes_total != 0 && inodes_free < inodes;
+        if bytes_available < bytes || inodes_short {
+            let (has, needs) = if inodes_short {
+                (format!("{inodes_free} inodes"), format!("{inodes} inodes"))
+            } else {
+                (format!("{} KiB", bytes_available >> 10), format!("{} KiB", bytes.div_ceil(1024)))
+            };
+            return Err(Refusal::new(
+                format!("the guest's file system for {mount_point} has {has} free"),
+                format!("the changes and their undo need {needs}, and nothing more may be freed"),
+                "free some space on it by hand or give it a larger disk, then run this again",
+            )
+            .into());
+        }
+    }
+    Ok(())
+}
+
+/// Stages everything in the run's stores: what is to be put in place, ready for one rename each, and the backups. All of it is
+/// synchronised. Returns the steps of the record.
+pub(super) fn stage(confined: &Confined, store: &Store<'_>, goals: &[Goal], id: &str) -> Result<Vec<Step>> {
+    store.create()?;
+    store.make_folder(&store.run(id))?;
+    let mut mount_points = BTreeSet::new();
+    for goal in goals {
+        mount_points.insert(confined.mount_point_of(&goal.path)?);
+    }
+    for mount_point in &mount_points {
+        let on = store.on(mount_point, id);
+        if on != store.run(id) {
+            store.make_folder(&on.parent())?;
+            store.make_folder(&on)?;
+        }
+        store.make_folder(&store.staged_folder(mount_point, id))?;
+        store.make_folder(&store.backup_folder(mount_point, id))?;
+    }
+    let mut steps = Vec::with_capacity(goals.len());
+    for (n, goal) in goals.iter().enumerate() {
+        let step = Step {
+            path: StoredPath::from(&goal.path),
+            before: goal.before.clone(),
+            after: goal.outcome.state(),
+            mount_point: StoredPath::from(&confined.mount_point_of(&goal.path)?),
+        };
+        let staged = open(confined, &store.staged(&step, id, n)?)?;
+        let original = match confined.place(&goal.path) {
+            Ok(place) => Some(place),
+            Err(error) if is_not_there(&error) => None,
+            Err(error) => return Err(unreachable_folder(&goal.path, &error)),
+        };
+        let original = original.filter(|_| goal.before != State::Absent);
+        if let Some(original) = &original {
+            original.hard_link_to(&open(confined, &store.backup(&step, id, n)?)?)?;
+        }
+        stage_one(confined, goal, original.as_ref(), &staged)?;
+        steps.push(step);
+    }
+    for mount_point in &mount_points {
+        for folder in [store.staged_folder(mount_point, id), store.backup_folder(mount_point, id)] {
+            let open = confined.open_folder(&folder).with_context(|| format!("opening {folder}"))?;
+            sync_file(&open, &folder)?;
+        }
+    }
+    Ok(steps)
+}
+
+fn open(confined: &Confined, path: &RealPath) -> Result<Place> {
+    confined.place(path).with_context(|| format!("opening the folder of {path}"))
+}
+
+fn stage_one(confined: &Confined, goal: &Goal, original: Option<&Place>, staged: &Place) -> Result<()> {
+    match &goal.outcome {
+        Outcome::Nothing => return Ok(()),
+        Outcome::File { content, .. } => drop(staged.create(content.expose())?),
+        Outcome::Link { target } => staged.make_link(target)?,
+        Outcome::Folder { .. } => staged.make_folder()?,
+    }
+    let (mode, uid, gid) = attributes(confined, goal, original)?;
+    let no_follow = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+    let (owner, group) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+    rustix::fs::chownat(staged.folder(), staged.name(), owner, group, no_follow)
+        .with_context(|| format!("giving the new {} its owner", goal.path))?;
+    fault::point("chown");
+    // Links and files are replaced by their like or by each other; only a like's attributes fit.
+    match original {
+        Some(original) if same_kind(original, staged)? => xattrs::copy(original, staged)?,
+        _ => xattrs::label_new(confined, &goal.path, staged)?,
+    }
+    if matches!(goal.outcome, Outcome::Link { .. }) {
+        return Ok(());
+    }
+    // After the attributes: an ACL's mask is the group's permission bits.
+    rustix::fs::chmodat(staged.folder(), staged.name(), Mode::from_raw_mode(mode), rustix::fs::AtFlags::empty())
+        .with_context(|| format!("giving the new {} its mode", goal.path))?;
+    fault::point("chmod");
+    if matches!(goal.outcome, Outcome::File { .. }) {
+        sync_file(&staged.open_file()?, staged)?;
+    }
+    Ok(())
+}
+
+fn same_kind(a: &Place, b: &Place) -> Result<bool> {
+    let kind = |place: &Place| -> Result<Option<rustix::fs::FileType>> {
+        Ok(place.lstat()?.map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode)))
+    };
+    Ok(kind(a)? == kind(b)?)
+}
+
+/// Mode, owner, group.
+fn attributes(confined: &Confined, goal: &Goal, original: Option<&Place>) -> Result<(u32, u32, u32)> {
+    let kept = original.map(Place::lstat).transpose()?.flatten();
+    Ok(match (&goal.outcome, kept) {
+        (
+            Outcome::File { attributes: Attributes::Set { mode, uid, gid }, .. }
+            | Outcome::Folder { attributes: Attributes::Set { mode, uid, gid } },
+            _,
+        ) => (mode & 0o7777, *uid, *gid),
+        (Outcome::File { .. }, Some(stat)) if goal.before.is_file() => {
+            (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid)
+        }
+        // Nothing to keep: what is least seen. A key may be in it.
+        (Outcome::File { .. }, _) => (0o600, 0, 0),
+        (Outcome::Folder { .. }, _) => {
+            let parent = confined.lstat(&goal.path.parent())?;
+            parent.map_or((0o755, 0, 0), |stat| (0o755, stat.st_uid, stat.st_gid))
+        }
+        (Outcome::Link { .. } | Outcome::Nothing, Some(stat)) => (0o777, stat.st_uid, stat.st_gid),
+        (Outcome::Link { .. } | Outcome::Nothing, None) => (0o777, 0, 0),
+    })
+}

@@ -1,0 +1,228 @@
+//! Where runs, staged files and backups lie on the guest; see [`super::journal`] for the picture.
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::confined::{Confined, Place, is_folder, sync_file};
+use super::journal::{Finished, Journal, RECORD_LIMIT, RUNS, SIDE_STORE, Step, parse_journal};
+use crate::guest::{Guest, GuestPath, RealPath, TreeError, TreeResult};
+use crate::refusal::Refusal;
+
+/// The commit record.
+pub(super) const JOURNAL: &str = "journal.json";
+/// All steps are done.
+pub(super) const DONE: &str = "done.json";
+/// An undo has begun.
+pub(super) const UNDO: &str = "undo.json";
+/// An undo is complete.
+pub(super) const UNDONE: &str = "undone.json";
+
+const STAGED: &str = "staged";
+const BACKUP: &str = "backup";
+
+/// The places of runs on one guest.
+#[derive(Debug)]
+pub(super) struct Store<'a> {
+    confined: &'a Confined,
+    /// `/var/lib/rescue/runs`, its links resolved.
+    runs: RealPath,
+    runs_mount: RealPath,
+}
+
+impl<'a> Store<'a> {
+    /// Finds them, creates nothing. Our own folders must not be links: nobody but us makes them.
+    pub fn find(guest: &Guest, confined: &'a Confined) -> Result<Self> {
+        let runs = runs_folder(guest).map_err(no_var_lib)?;
+        for folder in [runs.parent(), runs.clone()] {
+            if confined.lstat(&folder)?.is_some_and(|stat| !is_folder(&stat)) {
+                return Err(Refusal::new(
+                    format!("{folder} in the guest is not a folder"),
+                    "the record of this repair would be written somewhere else",
+                    format!("look at what it is, and remove {folder} if nobody needs it"),
+                )
+                .into());
+            }
+        }
+        let runs_mount = confined.mount_point_of(&runs)?;
+        Ok(Self { confined, runs, runs_mount })
+    }
+
+    /// Creates the folders of runs, and those above that are missing, synchronised.
+    pub fn create(&self) -> Result<()> {
+        let mut missing = Vec::new();
+        let mut folder = self.runs.clone();
+        while self.confined.lstat(&folder)?.is_none() {
+            missing.push(folder.clone());
+            folder = folder.parent();
+        }
+        for folder in missing.iter().rev() {
+            self.make_folder(folder)?;
+        }
+        Ok(())
+    }
+
+    /// Creates one folder, 0700, synchronised.
+    pub fn make_folder(&self, folder: &RealPath) -> Result<()> {
+        let place = self.place(folder)?;
+        place.make_folder()?;
+        place.sync_folder()
+    }
+
+    /// The folder of a run.
+    pub fn run(&self, id: &str) -> RealPath {
+        self.runs.child(id.as_ref())
+    }
+
+    /// The names in the runs folder.
+    pub fn ids(&self) -> Result<Vec<String>> {
+        Ok(run_ids(self.confined.names(&self.runs)?))
+    }
+
+    /// The folder on the file system at `mount_point` that holds a run's staged files and backups.
+    pub fn on(&self, mount_point: &RealPath, id: &str) -> RealPath {
+        if *mount_point == self.runs_mount {
+            self.run(id)
+        } else {
+            mount_point.child(SIDE_STORE.as_ref()).child(id.as_ref())
+        }
+    }
+
+    /// What step `n` puts in place.
+    pub fn staged(&self, step: &Step, id: &str, n: usize) -> Result<RealPath> {
+        Ok(self.staged_folder(&step.mount_point.to_real()?, id).child(n.to_string().as_ref()))
+    }
+
+    /// What step `n` replaced.
+    pub fn backup(&self, step: &Step, id: &str, n: usize) -> Result<RealPath> {
+        Ok(self.backup_folder(&step.mount_point.to_real()?, id).child(n.to_string().as_ref()))
+    }
+
+    /// The folder of all that a run puts in place on one file system.
+    pub fn staged_folder(&self, mount_point: &RealPath, id: &str) -> RealPath {
+        self.on(mount_point, id).child(STAGED.as_ref())
+    }
+
+    /// The folder of all that a run replaced on one file system.
+    pub fn backup_folder(&self, mount_point: &RealPath, id: &str) -> RealPath {
+        self.on(mount_point, id).child(BACKUP.as_ref())
+    }
+
+    /// Removes what a run staged, on all file systems.
+    pub fn remove_staged(&self, id: &str) -> Result<()> {
+        for mount_point in self.confined.mount_points() {
+            self.confined.remove_tree(&self.staged_folder(&mount_point, id))?;
+        }
+        Ok(())
+    }
+
+    /// Removes what a run replaced and its stores; the run's own folder with its records stays.
+    pub fn remove_backups(&self, id: &str) -> Result<()> {
+        for mount_point in self.confined.mount_points() {
+            self.confined.remove_tree(&self.backup_folder(&mount_point, id))?;
+            if mount_point != self.runs_mount {
+                self.remove_side_store(&mount_point, id)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_side_store(&self, mount_point: &RealPath, id: &str) -> Result<()> {
+        let store = self.on(mount_point, id);
+        if self.confined.lstat(&store)?.is_some() {
+            self.confined.remove_tree(&store)?;
+            // Runs of others may still be in it; then it stays.
+            self.place(&store.parent())?.remove_folder()?;
+        }
+        Ok(())
+    }
+
+    /// Removes a run that was never committed. Its own folder goes last, so that an interruption is noticed.
+    pub fn discard(&self, id: &str) -> Result<()> {
+        self.remove_staged(id)?;
+        self.remove_backups(id)?;
+        self.confined.remove_tree(&self.run(id))?;
+        self.place(&self.run(id))?.sync_folder()
+    }
+
+    /// Writes a record of a run: whole or not at all.
+    pub fn write_record(&self, id: &str, name: &str, record: &impl Serialize) -> Result<()> {
+        let bytes = serde_json::to_vec_pretty(record).context("writing the record of this run as JSON")?;
+        let folder = self.run(id);
+        let temporary = self.place(&folder.child(format!(".{name}.tmp").as_ref()))?;
+        let place = self.place(&folder.child(name.as_ref()))?;
+        temporary.unlink()?;
+        sync_file(&temporary.create(&bytes)?, &place)?;
+        temporary.rename_over(&place)?;
+        place.sync_folder()
+    }
+
+    /// Whether a run has a record of that name.
+    pub fn has_record(&self, id: &str, name: &str) -> Result<bool> {
+        Ok(self.confined.lstat(&self.run(id).child(name.as_ref()))?.is_some())
+    }
+
+    /// The commit record; `None` when the run was never committed.
+    pub fn journal(&self, id: &str) -> Result<Option<Journal>> {
+        if !self.has_record(id, JOURNAL)? {
+            return Ok(None);
+        }
+        let place = self.place(&self.run(id).child(JOURNAL.as_ref()))?;
+        let journal = parse_journal(&place.read(RECORD_LIMIT)?).with_context(|| format!("reading {place}"))?;
+        anyhow::ensure!(journal.id == id, "{place} is the record of another run");
+        Ok(Some(journal))
+    }
+
+    /// `done.json` or `undone.json`.
+    pub fn finished(&self, id: &str, name: &str) -> Result<Option<Finished>> {
+        if !self.has_record(id, name)? {
+            return Ok(None);
+        }
+        let place = self.place(&self.run(id).child(name.as_ref()))?;
+        let record = serde_json::from_slice(&place.read(RECORD_LIMIT)?).with_context(|| format!("reading {place}"))?;
+        Ok(Some(record))
+    }
+
+    /// All committed runs with their records, oldest first.
+    pub fn committed(&self) -> Result<Vec<Journal>> {
+        let mut journals = Vec::new();
+        for id in self.ids()? {
+            journals.extend(self.journal(&id)?);
+        }
+        journals.sort_by_key(|journal| journal.sequence);
+        Ok(journals)
+    }
+
+    fn place(&self, path: &RealPath) -> Result<Place> {
+        self.confined.place(path).with_context(|| format!("opening the folder of {path}"))
+    }
+}
+
+/// The names that can be runs of ours.
+pub(super) fn run_ids(names: impl IntoIterator<Item = std::ffi::OsString>) -> Vec<String> {
+    names
+        .into_iter()
+        .filter_map(|name| name.into_string().ok())
+        .filter(|name| super::journal::is_run_id(name))
+        .collect()
+}
+
+/// `/var/lib/rescue/runs` with the links above `rescue` resolved; it need not be there yet.
+pub(super) fn runs_folder(guest: &Guest) -> TreeResult<RealPath> {
+    let ours = GuestPath::new(RUNS);
+    let above = guest.resolve(&ours.parent().parent())?;
+    Ok(above.child("rescue".as_ref()).child("runs".as_ref()))
+}
+
+/// A node without it is no node: its /var is on a disk that was not given, and a record below its empty mount point would be lost
+/// from sight at the next boot.
+fn no_var_lib(error: TreeError) -> anyhow::Error {
+    if !error.is_not_found() {
+        return anyhow::Error::new(error).context("looking for /var/lib in the guest");
+    }
+    Refusal::new(
+        "there is no /var/lib in the guest",
+        "its /var is probably on a disk that was not given, and the record of this repair belongs there",
+        "give that disk too, then run this again",
+    )
+    .into()
+}

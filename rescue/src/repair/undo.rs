@@ -1,0 +1,263 @@
+//! Undo: puts back the original inodes, backwards through the record of a run. Refuses when files changed since; says what has no
+//! undo.
+
+use anyhow::{Context, Result, bail};
+
+use super::confined::Confined;
+use super::fault;
+use super::journal::{Journal, State, Step};
+use super::store::{DONE, Store, UNDO, UNDONE};
+use super::transaction::{Drift, finished_now, open_if_there, same_inode, unreadable};
+use super::write_mount::WritableGuest;
+use crate::guest::RealPath;
+use crate::refusal::Refusal;
+use crate::ui::Ui;
+
+/// What an undo did; paths as people read them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Undone {
+    /// Name of the run.
+    pub run: String,
+    /// Files and links that are what they were before.
+    pub restored: Vec<String>,
+    /// Files, links and folders of the run that are gone.
+    pub removed: Vec<String>,
+    /// What was left in place, one sentence each that says why.
+    pub kept: Vec<String>,
+    /// What was freed and has no undo.
+    pub not_undoable: Vec<String>,
+}
+
+/// Undoes a run: the newest that is not undone, or the one named. A half-way run is undone as it is. An interrupted undo of the same
+/// run is continued.
+///
+/// # Errors
+/// [`Refusal`] (by downcast) when nothing was changed: no such run, a later run changed the same files, files changed since.
+pub fn undo(guest: &WritableGuest, run: Option<&str>, ui: &dyn Ui) -> Result<Undone> {
+    let confined = guest.confined();
+    let store = Store::find(guest.guest(), confined)?;
+    let open_runs = runs_to_undo(&store)?;
+    let journal = choose(&store, &open_runs, run)?;
+    refuse_out_of_order(&open_runs, journal)?;
+    refuse_drifted(confined, &store, journal)?;
+    fault::point("undo: checked");
+    if let Err(error) = store.write_record(&journal.id, UNDO, &finished_now(Vec::new())) {
+        // On a full disk a finished run can be undone without saying so first: an interruption leaves it finished in name, and
+        // undoing it again continues. A half-way run could be rolled forward instead, so there the record must be.
+        let full = matches!(error.downcast_ref(), Some(&(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT)));
+        if !(full && store.has_record(&journal.id, DONE)?) {
+            return Err(error.context("no file of the guest was changed"));
+        }
+    }
+    fault::point("undo: begun");
+    put_back(confined, &store, journal, Drift::Fails, ui).with_context(|| {
+        format!("the undo of run {} stopped part-way; run the same undo again to continue it", journal.id)
+    })
+}
+
+/// Committed runs that are not undone, oldest first.
+fn runs_to_undo(store: &Store<'_>) -> Result<Vec<Journal>> {
+    let mut runs = Vec::new();
+    for id in store.ids()? {
+        match store.journal(&id) {
+            Ok(Some(journal)) if !store.has_record(&id, UNDONE)? => runs.push(journal),
+            Ok(_) => {}
+            Err(error) => return Err(unreadable(store, &id, &error).into()),
+        }
+    }
+    runs.sort_by_key(|journal| journal.sequence);
+    Ok(runs)
+}
+
+fn choose<'a>(store: &Store<'_>, runs: &'a [Journal], wanted: Option<&str>) -> Result<&'a Journal> {
+    let Some(id) = wanted else {
+        return runs.last().ok_or_else(|| {
+            Refusal::new(
+                "no run on this guest is left to undo",
+                "nothing was repaired here, or all of it is undone already",
+                "`rescue runs` with the same disks lists what was done",
+            )
+            .into()
+        });
+    };
+    if let Some(journal) = runs.iter().find(|journal| journal.id == id) {
+        return Ok(journal);
+    }
+    let known = super::journal::is_run_id(id) && store.has_record(id, UNDONE)?;
+    let saw =
+        if known { format!("the run {id} is undone already") } else { format!("there is no run {id:?} on this guest") };
+    Err(Refusal::new(saw, "there is nothing to undo", "`rescue runs` with the same disks lists what was done").into())
+}
+
+fn refuse_out_of_order(runs: &[Journal], journal: &Journal) -> Result<()> {
+    let later: Vec<&Journal> = runs
+        .iter()
+        .filter(|run| run.sequence > journal.sequence)
+        .filter(|run| run.steps.iter().any(|theirs| journal.steps.iter().any(|ours| ours.path == theirs.path)))
+        .rev()
+        .collect();
+    if later.is_empty() {
+        return Ok(());
+    }
+    let order: Vec<&str> = later.iter().map(|run| run.id.as_str()).chain([journal.id.as_str()]).collect();
+    Err(Refusal::new(
+        format!("a later run changed the same files as {}", journal.id),
+        "putting the older files back would mix two repairs",
+        format!("undo them in this order, one by one: {}", order.join(", then ")),
+    )
+    .into())
+}
+
+fn refuse_drifted(confined: &Confined, store: &Store<'_>, journal: &Journal) -> Result<()> {
+    let left_alone = left_alone(store, journal)?;
+    let mut reasons = Vec::new();
+    for (n, step) in journal.steps.iter().enumerate() {
+        if let Need::Trouble(reason) = need(confined, store, journal, n, step, &left_alone)? {
+            reasons.push(reason);
+        }
+    }
+    if reasons.is_empty() {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        format!(
+            "{} of the files that run {} changed are not as it left them: {}",
+            reasons.len(),
+            journal.id,
+            reasons.join("; ")
+        ),
+        "the node was used since, and putting the old files back would lose what it wrote",
+        "look at these files; to mend what is wrong now, run `rescue repair` again",
+    )
+    .into())
+}
+
+fn left_alone(store: &Store<'_>, journal: &Journal) -> Result<Vec<usize>> {
+    Ok(store.finished(&journal.id, DONE)?.map(|done| done.left_alone).unwrap_or_default())
+}
+
+/// What undoing one step takes.
+enum Need {
+    /// Not made, or undone already.
+    Nothing,
+    /// The original goes back.
+    Restore,
+    /// What was created goes.
+    Remove,
+    /// The created folder goes, when it is empty.
+    RemoveFolder,
+    /// It cannot be undone, because of this.
+    Trouble(String),
+}
+
+fn need(
+    confined: &Confined,
+    store: &Store<'_>,
+    journal: &Journal,
+    n: usize,
+    step: &Step,
+    left_alone: &[usize],
+) -> Result<Need> {
+    if left_alone.contains(&n) {
+        return Ok(Need::Nothing);
+    }
+    let id = &journal.id;
+    // Still staged means never put in place.
+    if step.after != State::Absent && open_if_there(confined, &store.staged(step, id, n)?)?.is_some() {
+        return Ok(Need::Nothing);
+    }
+    let path = step.path.to_real()?;
+    let place = open_if_there(confined, &path)?;
+    let now = place.as_ref().map_or(Ok(State::Absent), super::confined::Place::state)?;
+    let drifted = || Ok(Need::Trouble(format!("{path} holds {now} where the run left {}", step.after)));
+    if step.before == State::Absent {
+        return match &now {
+            State::Absent => Ok(Need::Nothing),
+            State::Directory if step.after == State::Directory => Ok(Need::RemoveFolder),
+            now if *now == step.after => Ok(Need::Remove),
+            _ => drifted(),
+        };
+    }
+    let Some(backup) = open_if_there(confined, &store.backup(step, id, n)?)? else {
+        return match now == step.before {
+            true => Ok(Need::Nothing),
+            false if now == step.after => Ok(Need::Trouble(format!("the backup of {path} is missing"))),
+            false => drifted(),
+        };
+    };
+    match &place {
+        Some(place) if same_inode(place, &backup)? => Ok(Need::Nothing),
+        _ if now == step.after => Ok(Need::Restore),
+        _ => drifted(),
+    }
+}
+
+/// Undoes all steps, last first, and marks the run undone. Can be interrupted anywhere and done again.
+pub(super) fn put_back(
+    confined: &Confined,
+    store: &Store<'_>,
+    journal: &Journal,
+    drift: Drift,
+    ui: &dyn Ui,
+) -> Result<Undone> {
+    let id = &journal.id;
+    let left_alone = left_alone(store, journal)?;
+    let mut undone = Undone { run: id.clone(), ..Undone::default() };
+    undone.not_undoable = journal.freed.iter().map(|freed| freed.path.to_string()).collect();
+    let progress = ui.begin("Putting files back", Some(journal.steps.len() as u64));
+    for (n, step) in journal.steps.iter().enumerate().rev() {
+        progress.message(&step.path.to_string());
+        let path = step.path.to_real()?;
+        match need(confined, store, journal, n, step, &left_alone)? {
+            Need::Nothing => {}
+            Need::Restore => {
+                restore(confined, &path, &store.backup(step, id, n)?, step)?;
+                undone.restored.push(path.to_string());
+            }
+            Need::Remove => {
+                let place = place(confined, &path)?;
+                place.unlink()?;
+                place.sync_folder()?;
+                undone.removed.push(path.to_string());
+            }
+            Need::RemoveFolder => {
+                let place = place(confined, &path)?;
+                if place.remove_folder()? {
+                    place.sync_folder()?;
+                    undone.removed.push(path.to_string());
+                } else {
+                    undone.kept.push(format!("{path} was kept: it is not empty"));
+                }
+            }
+            Need::Trouble(reason) if drift == Drift::IsLeftAlone => undone.kept.push(reason),
+            Need::Trouble(reason) => bail!("{reason}"),
+        }
+        progress.advance(1);
+    }
+    fault::point("undo: put back");
+    if let Err(error) = store.write_record(id, UNDONE, &finished_now(Vec::new())) {
+        // On a full disk the backups' folders have to go first; they are empty but for what was not needed.
+        store.remove_staged(id)?;
+        store.write_record(id, UNDONE, &finished_now(Vec::new())).map_err(|_| error)?;
+    }
+    fault::point("undo: done");
+    store.remove_staged(id)?;
+    store.remove_backups(id)?;
+    confined.sync_all()?;
+    Ok(undone)
+}
+
+fn restore(confined: &Confined, path: &RealPath, backup: &RealPath, step: &Step) -> Result<()> {
+    let (place, backup) = (place(confined, path)?, place(confined, backup)?);
+    if step.after == State::Absent {
+        backup.rename_to_free_name(&place)?;
+    } else {
+        backup.rename_over(&place)?;
+    }
+    place.sync_folder()?;
+    backup.sync_folder()
+}
+
+fn place(confined: &Confined, path: &RealPath) -> Result<super::confined::Place> {
+    confined.place(path).with_context(|| format!("opening the folder of {path}"))
+}

@@ -1,0 +1,113 @@
+//! Extended attributes: SELinux labels, ACLs, whatever else a file carries.
+
+use std::ffi::CString;
+
+use anyhow::{Context, Result};
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+
+use super::confined::{Confined, Place};
+use super::fault;
+use crate::guest::RealPath;
+
+/// SELinux's label.
+const SELINUX: &str = "security.selinux";
+
+/// Bound to the bytes of the file they were made for, so wrong on any other.
+const OF_THE_BYTES: [&[u8]; 2] = [b"security.ima", b"security.evm"];
+
+/// How many siblings are asked for a label before the folder's own is taken.
+const SIBLINGS: usize = 64;
+
+/// The kernel's bound on one value and on the list of names (XATTR_SIZE_MAX, XATTR_LIST_MAX).
+const LARGEST: usize = 64 << 10;
+
+/// Copies all attributes of the name at `from` (a link's own, not its target's) to the name at `to`.
+pub fn copy(from: &Place, to: &Place) -> Result<()> {
+    let (source, target) = (from.proc_path(), to.proc_path());
+    for name in names(from)? {
+        if OF_THE_BYTES.contains(&name.as_bytes()) {
+            continue;
+        }
+        let mut value = Vec::with_capacity(LARGEST);
+        match rustix::fs::lgetxattr(&source, name.as_c_str(), rustix::buffer::spare_capacity(&mut value)) {
+            Ok(_) => {}
+            Err(Errno::NODATA) => continue,
+            Err(error) => return Err(error).with_context(|| format!("reading the attribute {name:?} of {from}")),
+        }
+        rustix::fs::lsetxattr(&target, name.as_c_str(), &value, XattrFlags::empty())
+            .with_context(|| format!("copying the attribute {name:?} of {from}"))?;
+        fault::point("setxattr");
+    }
+    Ok(())
+}
+
+/// Gives a new file the label of its kind's first labelled sibling in the folder where it will be, else the folder's own.
+pub fn label_new(confined: &Confined, future: &RealPath, staged: &Place) -> Result<()> {
+    let Some(label) = label_for(confined, future, staged)? else {
+        return Ok(());
+    };
+    rustix::fs::lsetxattr(staged.proc_path(), SELINUX, &label, XattrFlags::empty())
+        .with_context(|| format!("labelling the new file {future}"))?;
+    fault::point("setxattr");
+    Ok(())
+}
+
+fn label_for(confined: &Confined, future: &RealPath, staged: &Place) -> Result<Option<Vec<u8>>> {
+    let kind = staged.lstat()?.map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode));
+    let folder = nearest_folder(confined, future)?;
+    if folder == future.parent() {
+        for name in confined.names(&folder)?.into_iter().take(SIBLINGS) {
+            let Ok(sibling) = confined.place(&folder.child(&name)) else { continue };
+            let Ok(Some(stat)) = sibling.lstat() else { continue };
+            if Some(rustix::fs::FileType::from_raw_mode(stat.st_mode)) == kind
+                && let Some(label) = label_of(&sibling)?
+            {
+                return Ok(Some(label));
+            }
+        }
+    }
+    let open = confined.open_folder(&folder).with_context(|| format!("opening {folder}"))?;
+    let mut value = Vec::with_capacity(LARGEST);
+    match rustix::fs::fgetxattr(&open, SELINUX, rustix::buffer::spare_capacity(&mut value)) {
+        Ok(_) => Ok(Some(value)),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("reading the SELinux label of {folder}")),
+    }
+}
+
+/// The folder that will hold the new file, or the nearest one above that is there already.
+fn nearest_folder(confined: &Confined, future: &RealPath) -> Result<RealPath> {
+    let mut folder = future.parent();
+    loop {
+        match confined.open_folder(&folder) {
+            Ok(_) => return Ok(folder),
+            Err(error) if super::confined::is_not_there(&error) && folder.as_path().parent().is_some() => {
+                folder = folder.parent();
+            }
+            Err(error) => return Err(error).with_context(|| format!("opening {folder}")),
+        }
+    }
+}
+
+fn label_of(place: &Place) -> Result<Option<Vec<u8>>> {
+    let mut value = Vec::with_capacity(LARGEST);
+    match rustix::fs::lgetxattr(place.proc_path(), SELINUX, rustix::buffer::spare_capacity(&mut value)) {
+        Ok(_) => Ok(Some(value)),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("reading the SELinux label of {place}")),
+    }
+}
+
+fn names(place: &Place) -> Result<Vec<CString>> {
+    let mut list = Vec::with_capacity(LARGEST);
+    match rustix::fs::llistxattr(place.proc_path(), rustix::buffer::spare_capacity(&mut list)) {
+        Ok(_) | Err(Errno::OPNOTSUPP) => {}
+        Err(error) => return Err(error).with_context(|| format!("listing the attributes of {place}")),
+    }
+    Ok(list
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+        .filter_map(|name| CString::new(name).ok())
+        .collect())
+}

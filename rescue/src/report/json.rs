@@ -1,0 +1,205 @@
+//! JSON for programs: one object, schema `rescue/v1`, documented in docs/json.md. Fields are added, never renamed or removed.
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::checks::{Finding, catalogue};
+use crate::guest::FileSystem;
+use crate::node::{Fact, Node, Role};
+use crate::repair::plan::Plan;
+use crate::repair::undo::Undone;
+use crate::session::{Inspection, NodeReport, Receipt};
+
+/// Name and version of the schema.
+pub const SCHEMA: &str = "rescue/v1";
+
+/// `rescue inspect --json`.
+pub fn inspection(inspection: &Inspection) -> Value {
+    json!({
+        "schema": SCHEMA,
+        "nodes": inspection.nodes.iter().map(node).collect::<Vec<_>>(),
+        "leftovers": inspection.leftovers,
+    })
+}
+
+/// A node with the plan made for it.
+pub fn planned(report: &NodeReport, plan: &Plan) -> Value {
+    let steps: Vec<Value> = plan
+        .steps
+        .iter()
+        .map(|step| {
+            let mut object = remedy(step.remedy.as_ref());
+            object.insert("check".into(), step.check.into());
+            object.insert("finding".into(), step.finding.clone().into());
+            object.insert("files".into(), step.files.into());
+            Value::Object(object)
+        })
+        .collect();
+    let not_possible: Vec<Value> =
+        plan.dropped.iter().map(|dropped| json!({"summary": dropped.summary, "reason": dropped.reason})).collect();
+    let mut object = node(report);
+    object["plan"] = json!({"steps": steps, "not_possible": not_possible, "left": findings(&plan.left)});
+    object
+}
+
+/// What was done to one node.
+pub fn receipt(receipt: &Receipt) -> Value {
+    json!({
+        "node": receipt.node,
+        "run": receipt.run,
+        "done": receipt.done,
+        "changes": receipt.applied.changes,
+        "freed": receipt.applied.freed,
+        "left_alone": receipt.applied.left_alone,
+        "file_systems_before": file_systems(&receipt.before),
+        "file_systems_after": file_systems(&receipt.after.guest.file_systems),
+        "findings_before": receipt.findings_before,
+        "left": findings(&receipt.after.findings),
+        "seconds": receipt.took.as_secs_f64(),
+    })
+}
+
+/// `rescue repair --json`: the nodes as they are now, and the receipt where something was carried out.
+pub fn repair(nodes: Vec<Value>, receipts: Option<Vec<Value>>) -> Value {
+    let mut object = json!({"schema": SCHEMA, "nodes": nodes});
+    if let Some(runs) = receipts {
+        object["receipt"] = json!({"runs": runs});
+    }
+    object
+}
+
+/// `rescue undo --json`.
+pub fn undone(undone: &Undone) -> Value {
+    json!({
+        "schema": SCHEMA,
+        "nodes": [],
+        "undone": {
+            "run": undone.run,
+            "restored": undone.restored,
+            "removed": undone.removed,
+            "kept": undone.kept,
+            "not_undoable": undone.not_undoable,
+        },
+    })
+}
+
+/// `rescue runs --json`.
+pub fn runs(nodes: &[NodeReport]) -> Value {
+    let nodes: Vec<Value> =
+        nodes.iter().map(|node| json!({"name": node.name(), "source": node.guest.source, "runs": node.runs})).collect();
+    json!({"schema": SCHEMA, "nodes": nodes})
+}
+
+/// `rescue checks --json`.
+pub fn checks() -> Value {
+    let checks: Vec<Value> =
+        catalogue().iter().map(|check| json!({"check": check.id(), "about": check.about()})).collect();
+    json!({"schema": SCHEMA, "checks": checks})
+}
+
+/// Any command with `--json` that failed.
+pub fn failure(kind: &str, message: &str) -> Value {
+    json!({"schema": SCHEMA, "nodes": [], "error": {"kind": kind, "message": message}})
+}
+
+/// One node.
+pub fn node(report: &NodeReport) -> Value {
+    json!({
+        "name": report.name(),
+        "role": report.node.role.value.map(role),
+        "source": report.guest.source,
+        "facts": facts(report),
+        "certificates": report.certificates,
+        "findings": findings(&report.findings),
+        "runs": report.runs,
+    })
+}
+
+fn role(role: Role) -> &'static str {
+    match role {
+        Role::ControlPlane => "control-plane",
+        Role::Worker => "worker",
+        Role::OtherDistribution => "other-distribution",
+        Role::NotKubernetes => "not-kubernetes",
+    }
+}
+
+fn fact<T: Serialize>(fact: &Fact<T>) -> Value {
+    json!({"value": fact.value, "source": fact.source})
+}
+
+fn facts(report: &NodeReport) -> Value {
+    let node: &Node = &report.node;
+    json!({
+        "os": fact(&node.os),
+        "hostname": fact(&node.hostname),
+        "machine_id": fact(&node.machine_id),
+        "kubelet_version": {
+            "value": node.kubelet_version.value.map(|version| version.to_string()),
+            "source": node.kubelet_version.source,
+        },
+        "role": fact(&node.role),
+        "distribution": fact(&node.distribution),
+        "node_name": fact(&node.node_name),
+        "container_runtime": fact(&node.container_runtime),
+        "certificate_dir": fact(&node.certificate_dir),
+        "manifest_dir": fact(&node.manifest_dir),
+        "static_pods": node.static_pods.iter().map(|pod| json!({"name": pod.name, "path": pod.path, "image": pod.image})).collect::<Vec<_>>(),
+        "kubelet": kubelet(node),
+        "clock": node.clock.as_ref().map(|clock| json!({"newest": crate::units::rfc3339(clock.newest), "source": clock.source})),
+        "file_systems": file_systems(&report.guest.file_systems),
+        "unresolved_fstab": report.guest.unresolved,
+    })
+}
+
+fn kubelet(node: &Node) -> Value {
+    let kubelet = &node.kubelet;
+    json!({
+        "unit_files": kubelet.unit.as_ref().map(super::unit_files),
+        "command_line": kubelet.unit.as_ref().map(|unit| unit.argv()),
+        "config": fact(&kubelet.config_path),
+        "kubeconfig": fact(&kubelet.kubeconfig),
+        "bootstrap_kubeconfig": fact(&kubelet.bootstrap_kubeconfig),
+        "cert_dir": fact(&kubelet.cert_dir),
+    })
+}
+
+fn file_systems(list: &[FileSystem]) -> Vec<Value> {
+    list.iter()
+        .map(|fs| {
+            json!({
+                "mount_point": fs.mount_point,
+                "type": fs.kind,
+                "device": fs.device,
+                "uuid": fs.uuid,
+                "has_errors": fs.has_errors,
+                "usage": fs.usage,
+            })
+        })
+        .collect()
+}
+
+fn findings(findings: &[Finding]) -> Vec<Value> {
+    findings
+        .iter()
+        .map(|finding| {
+            json!({
+                "check": finding.check,
+                "severity": finding.severity,
+                "title": finding.title,
+                "evidence": finding.evidence,
+                "remedies": finding.remedies.iter().map(|r| Value::Object(remedy(r.as_ref()))).collect::<Vec<_>>(),
+                "advice": finding.advice,
+            })
+        })
+        .collect()
+}
+
+fn remedy(remedy: &dyn crate::checks::Remedy) -> Map<String, Value> {
+    let mut object = Map::new();
+    object.insert("kind".into(), remedy.kind().into());
+    object.insert("summary".into(), remedy.summary().into());
+    object.insert("can_be_undone".into(), remedy.can_be_undone().into());
+    object.extend(remedy.fields());
+    object
+}

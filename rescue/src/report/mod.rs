@@ -1,0 +1,12 @@
+//! What was seen, what will be done, what was done: as text for people and as JSON for programs.
+
+pub mod certificates;
+pub mod json;
+pub mod text;
+
+/// Where a unit's settings come from: its file, then the drop-ins in the order systemd applies them.
+fn unit_files(unit: &crate::systemd::Unit) -> Vec<String> {
+    let masked = if unit.masked { " (masked)" } else { "" };
+    let fragment = unit.fragment.iter().map(|path| format!("{path}{masked}"));
+    fragment.chain(unit.drop_ins.iter().map(ToString::to_string)).collect()
+}

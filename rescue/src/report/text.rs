@@ -1,0 +1,421 @@
+//! Text for people: plain words, aligned, colour never alone in meaning.
+
+use std::fmt::Write as _;
+use time::OffsetDateTime;
+
+use crate::checks::{Finding, Severity, catalogue};
+use crate::guest::FileSystem;
+use crate::node::{Fact, Role};
+use crate::repair::plan::Plan;
+use crate::repair::runs::RunState;
+use crate::repair::transaction::{Applied, Recovered};
+use crate::repair::undo::Undone;
+use crate::session::{Inspection, NodeReport, Receipt, counts};
+use crate::settings::Settings;
+use crate::units::{bytes, count, percent, span, time};
+
+/// How to print.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Style {
+    /// ANSI colours.
+    pub colours: bool,
+    /// Every fact and every piece of evidence, not only the first ones.
+    pub details: bool,
+}
+
+/// Evidence lines shown without `--details`, of what a repair will mend.
+const EVIDENCE_SHOWN: usize = 1;
+/// … where the finding has no remedy, so that the user has to act on it.
+const EVIDENCE_SHOWN_UNMENDED: usize = 12;
+/// Lines of one step shown without a dry run: a text console has 25.
+const STEP_LINES_SHOWN: usize = 8;
+/// Freed files named by an undo.
+const FREED_SHOWN: usize = 10;
+/// Width of the label column.
+const LABEL: usize = 14;
+
+impl Style {
+    fn paint(&self, text: &str, code: &str) -> String {
+        if self.colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    fn severity(&self, severity: Severity) -> String {
+        let word = format!("{:<12}", severity.word());
+        match severity {
+            Severity::StopsBoot => self.paint(&word, "1;31"),
+            Severity::WillBreak => self.paint(&word, "33"),
+            Severity::Note => self.paint(&word, "2"),
+        }
+    }
+
+    fn heading(&self, text: &str) -> String {
+        self.paint(text, "1")
+    }
+}
+
+/// Everything that was seen.
+pub fn inspection(inspection: &Inspection, now: OffsetDateTime, style: &Style) -> String {
+    let mut out = String::new();
+    for report in &inspection.nodes {
+        out += &node(report, now, style);
+        out.push('\n');
+    }
+    if !inspection.leftovers.is_empty() {
+        let _ = writeln!(out, "{}", style.heading("Also on these disks"));
+        for leftover in &inspection.leftovers {
+            let _ = writeln!(out, "  {}: {}", leftover.device, leftover.what);
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// One node: facts, certificates, findings.
+pub fn node(report: &NodeReport, now: OffsetDateTime, style: &Style) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "{}  ({})", style.heading(report.name()), report.guest.source);
+    facts(&mut out, report, now, style);
+    if !report.certificates.is_empty() {
+        let _ = writeln!(out, "\n{}", style.heading("Certificates"));
+        for line in super::certificates::table(&report.certificates, now).lines() {
+            let _ = writeln!(out, "  {line}");
+        }
+    }
+    out.push('\n');
+    if report.findings.is_empty() {
+        let _ = writeln!(out, "Nothing was found that keeps this node from coming back.");
+    } else {
+        let _ = writeln!(out, "{}", style.heading("Findings"));
+        findings(&mut out, &report.findings, style);
+    }
+    out
+}
+
+fn facts(out: &mut String, report: &NodeReport, now: OffsetDateTime, style: &Style) {
+    let node = &report.node;
+    let role = role_line(report);
+    fact(out, "role", &Fact { value: Some(role), source: node.role.source.clone() }, style);
+    fact(out, "os", &node.os, style);
+    fact(out, "kubelet", &node.kubelet_version, style);
+    fact(out, "runtime", &node.container_runtime, style);
+    if style.details {
+        fact(out, "hostname", &node.hostname, style);
+        fact(out, "node name", &node.node_name, style);
+        fact(out, "machine-id", &node.machine_id, style);
+        fact(out, "certificates", &node.certificate_dir, style);
+        fact(out, "manifests", &node.manifest_dir, style);
+        fact(out, "config", &node.kubelet.config_path, style);
+        fact(out, "kubeconfig", &node.kubelet.kubeconfig, style);
+        fact(out, "bootstrap", &node.kubelet.bootstrap_kubeconfig, style);
+        if let Some(unit) = &node.kubelet.unit {
+            for line in super::unit_files(unit) {
+                let _ = writeln!(out, "  {:LABEL$}{line}", "unit");
+            }
+        }
+    }
+    for file_system in &report.guest.file_systems {
+        let _ = writeln!(out, "  {:LABEL$}{}", file_system.mount_point.to_string(), usage(file_system));
+    }
+    for line in &report.guest.unresolved {
+        let _ = writeln!(out, "  {:LABEL$}{line}", "fstab");
+    }
+    if let Some(clock) = &node.clock {
+        let _ = writeln!(
+            out,
+            "  {:LABEL$}newest time on the disk {}",
+            "clock",
+            last_alive(clock.newest, &clock.source, now)
+        );
+    }
+    for run in &report.runs {
+        let _ = writeln!(out, "  {:LABEL$}{} {}", "earlier run", run.id, state(&run.state));
+    }
+}
+
+/// When the guest last ran, and how far that is from now: a `--now` given by hand may well lie before it.
+fn last_alive(newest: OffsetDateTime, source: &str, now: OffsetDateTime) -> String {
+    let side = if newest > now { "after" } else { "before" };
+    format!("{} ({source}), {} {side} {}", time(newest), span((now - newest).abs()), time(now))
+}
+
+fn role_line(report: &NodeReport) -> String {
+    match report.node.role.value {
+        Some(Role::ControlPlane) => "kubeadm control plane".to_owned(),
+        Some(Role::Worker) => "kubeadm worker".to_owned(),
+        Some(Role::OtherDistribution) => {
+            report.node.distribution.value.clone().unwrap_or_else(|| "not kubeadm".to_owned())
+        }
+        Some(Role::NotKubernetes) => "a Linux system without Kubernetes".to_owned(),
+        None => "unknown".to_owned(),
+    }
+}
+
+fn fact<T: ToString>(out: &mut String, label: &str, fact: &Fact<T>, style: &Style) {
+    let value = fact.value.as_ref().map_or_else(|| "unknown".to_owned(), ToString::to_string);
+    let source = match style.details && !fact.source.is_empty() {
+        true => format!("  ({})", fact.source),
+        false => String::new(),
+    };
+    let _ = writeln!(out, "  {label:LABEL$}{value}{source}");
+}
+
+fn usage(file_system: &FileSystem) -> String {
+    let usage = &file_system.usage;
+    let errors = if file_system.has_errors { ", ERROR FLAG SET" } else { "" };
+    format!(
+        "{} of {} available ({}), inodes {} free, {} on {}{errors}",
+        bytes(usage.bytes_available),
+        bytes(usage.bytes_total),
+        percent(usage.bytes_available, usage.bytes_total),
+        percent(usage.inodes_free, usage.inodes_total),
+        file_system.kind,
+        file_system.device
+    )
+}
+
+/// Severity and title, what was seen, and what the user has to know or do. What a repair will mend anyway is kept short.
+fn findings(out: &mut String, findings: &[Finding], style: &Style) {
+    for finding in findings {
+        let _ = writeln!(out, "  {}{}", style.severity(finding.severity), finding.title);
+        for evidence in finding.evidence.iter().take(evidence_shown(finding, style)) {
+            let separator = if evidence.path.is_empty() { "" } else { ": " };
+            let _ = writeln!(out, "  {:12}{}{separator}{}", "", evidence.path, evidence.saw);
+        }
+        if style.details || finding.remedies.is_empty() {
+            for advice in &finding.advice {
+                let _ = writeln!(out, "  {:12}{advice}", "");
+            }
+        }
+    }
+    let hidden = !style.details
+        && findings
+            .iter()
+            .any(|f| f.evidence.len() > EVIDENCE_SHOWN || !(f.remedies.is_empty() || f.advice.is_empty()));
+    if hidden {
+        let _ = writeln!(out, "  (rescue inspect --details says more about each)");
+    }
+}
+
+/// What a repair will mend is kept short; what the user has to mend is shown in full.
+fn evidence_shown(finding: &Finding, style: &Style) -> usize {
+    match (style.details, finding.remedies.is_empty()) {
+        (true, _) => finding.evidence.len(),
+        (false, true) => EVIDENCE_SHOWN_UNMENDED,
+        (false, false) => EVIDENCE_SHOWN,
+    }
+}
+
+/// The last line of an inspection: what to type next.
+pub fn next_step(inspection: &Inspection, sources: &str, settings: &Settings) -> String {
+    let mendable = inspection.nodes.iter().any(|node| {
+        node.unfinished_run().is_some() || node.findings.iter().any(|f| counts(f) && !f.remedies.is_empty())
+    });
+    let findings = inspection.nodes.iter().any(NodeReport::needs_repair);
+    if !settings.all_checks() && !mendable && !findings {
+        return format!(
+            "Nothing was found, but not all checks were asked for: rescue inspect {sources} looks at the rest."
+        );
+    }
+    match (mendable, findings) {
+        (true, _) => format!("Next: rescue repair {sources}    (shows the plan and asks before anything is written)"),
+        (false, true) => "What is left above cannot be mended by this version; each finding says what can.".to_owned(),
+        (false, false) => "Nothing to repair.".to_owned(),
+    }
+}
+
+/// What will be done.
+pub fn plan(plan: &Plan, style: &Style) -> String {
+    let mut out = String::new();
+    if plan.is_empty() {
+        let word = if plan.left.iter().any(counts) {
+            "There is nothing this version can mend here."
+        } else {
+            "Nothing to repair."
+        };
+        let _ = writeln!(out, "\n{word}");
+    } else {
+        let _ = writeln!(out, "\n{}", style.heading("Plan"));
+        for (number, step) in plan.steps.iter().enumerate() {
+            let irreversible = if step.remedy.can_be_undone() { "" } else { "  (cannot be undone)" };
+            let _ = writeln!(out, "  {:>2}. {}{irreversible}", number + 1, step.remedy.summary());
+            let details = step.remedy.details();
+            let shown = if style.details { details.len() } else { STEP_LINES_SHOWN.min(details.len()) };
+            for line in &details[..shown] {
+                let _ = writeln!(out, "      {line}");
+            }
+            if shown < details.len() {
+                let _ = writeln!(out, "      and {} more lines (--dry-run shows all)", details.len() - shown);
+            }
+        }
+    }
+    for dropped in &plan.dropped {
+        let _ = writeln!(out, "  not possible: {}: {}", dropped.summary, dropped.reason);
+    }
+    let left: Vec<Finding> = plan.left.iter().filter(|finding| counts(finding)).cloned().collect();
+    match (left.is_empty(), plan.is_empty()) {
+        (true, false) => {
+            let _ = writeln!(
+                out,
+                "  Proved on a copy in memory: after this plan the same checks find nothing that counts."
+            );
+        }
+        // The findings stand right above.
+        (_, true) => {}
+        (false, false) => {
+            let _ = writeln!(out, "\n{}", style.heading("Will be left after this plan"));
+            findings(&mut out, &left, style);
+        }
+    }
+    if !plan.is_empty() {
+        let _ = writeln!(out, "  Changed files can be brought back with `rescue undo`.");
+    }
+    out.push('\n');
+    out
+}
+
+/// What was done.
+pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
+    let mut out = String::new();
+    let title = format!("Repaired {} in {:.1} s (run {})", receipt.node, receipt.took.as_secs_f64(), receipt.run);
+    let _ = writeln!(out, "{}", style.heading(&title));
+    for line in &receipt.done {
+        let _ = writeln!(out, "  done  {line}");
+    }
+    applied(&mut out, &receipt.applied);
+    for (before, after) in receipt.before.iter().zip(&receipt.after.guest.file_systems) {
+        if before.usage != after.usage {
+            let _ = writeln!(
+                out,
+                "  {}: {} available before, {} now ({} of {})",
+                before.mount_point,
+                bytes(before.usage.bytes_available),
+                bytes(after.usage.bytes_available),
+                percent(after.usage.bytes_available, after.usage.bytes_total),
+                bytes(after.usage.bytes_total)
+            );
+        }
+    }
+    let left: Vec<Finding> = receipt.after.findings.iter().filter(|finding| counts(finding)).cloned().collect();
+    if left.is_empty() {
+        let found = count(receipt.findings_before, "finding", "findings");
+        let verdict = match receipt.all_checks {
+            true => "This node can be booted.",
+            false => "Not all checks were asked for: `rescue inspect` looks at the rest.",
+        };
+        let _ = writeln!(out, "Inspected again: {found} before, none left that counts. {verdict}");
+    } else {
+        let _ = writeln!(out, "{}", style.heading("Inspected again: still left"));
+        findings(&mut out, &left, style);
+    }
+    let _ = writeln!(
+        out,
+        "Not mended by this version: etcd's data (looked at in passing only) and other nodes: each worker and each further \
+         control plane has certificates of its own on its own disk."
+    );
+    let _ = writeln!(out, "To take it back: rescue undo {sources} --run {}", receipt.run);
+    out
+}
+
+fn applied(out: &mut String, applied: &Applied) {
+    if !applied.freed.is_empty() {
+        let freed: u64 = applied.freed.iter().map(|freed| freed.bytes).sum();
+        let truncated = applied.freed.iter().filter(|freed| freed.tail_kept).count();
+        let deleted = count(applied.freed.len() - truncated, "file deleted", "files deleted");
+        let _ = writeln!(out, "  freed {} ({deleted}, {truncated} truncated); this cannot be undone", bytes(freed));
+    }
+    let _ = writeln!(out, "  {} made", count(applied.changes, "change", "changes"));
+    for line in &applied.left_alone {
+        let _ = writeln!(out, "  left alone: {line}");
+    }
+}
+
+/// What became of repairs that had been cut off.
+pub fn recovered(recovered: &Recovered) -> String {
+    let mut out = String::new();
+    for (runs, what) in [
+        (&recovered.completed, "completed"),
+        (&recovered.discarded, "discarded: it had not changed anything yet"),
+        (&recovered.undone, "undo completed"),
+    ] {
+        for run in runs {
+            let _ = writeln!(out, "Run {run}: {what}.");
+        }
+    }
+    for line in &recovered.left_alone {
+        let _ = writeln!(out, "  left alone: {line}");
+    }
+    out
+}
+
+/// What was taken back.
+pub fn undone(undone: &Undone) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "Run {} is taken back.", undone.run);
+    for (paths, what) in [(&undone.restored, "restored"), (&undone.removed, "removed"), (&undone.kept, "kept")] {
+        for path in paths {
+            let _ = writeln!(out, "  {what:9} {path}");
+        }
+    }
+    if !undone.not_undoable.is_empty() {
+        let files = count(undone.not_undoable.len(), "file", "files");
+        let _ = writeln!(out, "  {files} whose space was freed cannot be brought back:");
+        for path in undone.not_undoable.iter().take(FREED_SHOWN) {
+            let _ = writeln!(out, "            {path}");
+        }
+        if undone.not_undoable.len() > FREED_SHOWN {
+            let _ =
+                writeln!(out, "            and {} more (--json names all)", undone.not_undoable.len() - FREED_SHOWN);
+        }
+    }
+    out
+}
+
+/// Earlier repairs.
+pub fn runs(nodes: &[NodeReport]) -> String {
+    let mut out = String::new();
+    for node in nodes {
+        if node.runs.is_empty() {
+            let _ = writeln!(out, "{}: rescue has not repaired this node.", node.name());
+        }
+        for run in &node.runs {
+            let _ = writeln!(out, "{}  {}  {}", node.name(), run.id, state(&run.state));
+            for line in &run.summary {
+                let _ = writeln!(out, "    {line}");
+            }
+        }
+    }
+    out
+}
+
+fn state(state: &RunState) -> String {
+    match state {
+        RunState::Done => "done".to_owned(),
+        RunState::NotCommitted => "cut off before anything was changed: the next `rescue repair` removes it".to_owned(),
+        RunState::HalfWay => "cut off half-way: `rescue repair` completes it, `rescue undo` takes it back".to_owned(),
+        RunState::HalfUndone => "its undo was cut off: `rescue undo` completes it".to_owned(),
+        RunState::Undone => "undone".to_owned(),
+        RunState::Unreadable(reason) => format!("its record cannot be read: {reason}"),
+    }
+}
+
+/// The catalogue.
+pub fn checks() -> String {
+    let width = catalogue().iter().map(|check| check.id().len()).max().unwrap_or_default();
+    catalogue().iter().fold(String::new(), |mut out, check| {
+        let _ = writeln!(out, "{:width$}  {}", check.id(), check.about());
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_newer_than_now_is_said_to_be_newer() {
+        let at = |second| OffsetDateTime::from_unix_timestamp(second).expect("a time");
+        let (earlier, later) = (at(1_677_628_800), at(1_708_842_300));
+        assert_eq!(last_alive(later, "/a", earlier), "2024-02-25 06:25 UTC (/a), 361 d after 2023-03-01 00:00 UTC");
+        assert_eq!(last_alive(earlier, "/a", later), "2023-03-01 00:00 UTC (/a), 361 d before 2024-02-25 06:25 UTC");
+    }
+}

@@ -1,0 +1,262 @@
+//! One run from sources to receipt, used by the command line and by the ISO alike.
+
+use anyhow::{Context as _, Result};
+use std::time::{Duration, Instant};
+
+use crate::checks::{Finding, Severity};
+use crate::disk::Source;
+use crate::guest::{self, FileSystem, Guest, Leftover};
+use crate::node::{self, Node};
+use crate::pki::inventory::{Inventory, Row};
+use crate::refusal::Refusal;
+use crate::repair::plan::{self, Plan};
+use crate::repair::runs::{self, RunState, RunSummary};
+use crate::repair::transaction::{self, Applied, RunInfo};
+use crate::repair::undo::{self, Undone};
+use crate::repair::write_mount::WritableGuest;
+use crate::settings::Settings;
+use crate::ui::Ui;
+
+/// One node as it was seen.
+#[derive(Debug)]
+pub struct NodeReport {
+    /// The powered-off system.
+    pub guest: Guest,
+    /// Facts.
+    pub node: Node,
+    /// What the checks say, worst first.
+    pub findings: Vec<Finding>,
+    /// Its certificates, for the table.
+    pub certificates: Vec<Row>,
+    /// Earlier repairs of this node, oldest first.
+    pub runs: Vec<RunSummary>,
+}
+
+impl NodeReport {
+    /// How people call it: the Node object's name, else the hostname, else the source.
+    pub fn name(&self) -> &str {
+        let known = self.node.node_name.value.as_deref().or(self.node.hostname.value.as_deref());
+        known.unwrap_or(&self.guest.source)
+    }
+
+    /// Whether something is left that counts for the exit code: a finding, or a repair that was cut off.
+    pub fn needs_repair(&self) -> bool {
+        self.findings.iter().any(counts) || self.unfinished_run().is_some()
+    }
+
+    /// The earlier repair that was cut off, if there is one.
+    pub fn unfinished_run(&self) -> Option<&RunSummary> {
+        let unfinished = [RunState::HalfWay, RunState::NotCommitted, RunState::HalfUndone];
+        self.runs.iter().find(|run| unfinished.contains(&run.state))
+    }
+}
+
+/// Whether a finding counts for the exit code: notes do not.
+pub fn counts(finding: &Finding) -> bool {
+    finding.severity > Severity::Note
+}
+
+/// Everything that was seen on the sources.
+#[derive(Debug)]
+pub struct Inspection {
+    /// The nodes.
+    pub nodes: Vec<NodeReport>,
+    /// What belongs to none of them.
+    pub leftovers: Vec<Leftover>,
+}
+
+/// A failure after something may already have been written: never to be reported as "nothing was changed". Exit code 4.
+#[derive(Debug)]
+pub struct PartWay(anyhow::Error);
+
+impl PartWay {
+    fn wrap(cause: anyhow::Error) -> anyhow::Error {
+        Self(cause).into()
+    }
+
+    /// A refusal is always made before the first write.
+    fn unless_refused(error: anyhow::Error) -> anyhow::Error {
+        if error.is::<Refusal>() { error } else { Self::wrap(error) }
+    }
+}
+
+impl std::fmt::Display for PartWay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:#}", self.0)
+    }
+}
+
+impl std::error::Error for PartWay {}
+
+/// What a repair did.
+#[derive(Debug)]
+pub struct Receipt {
+    /// The node's name.
+    pub node: String,
+    /// Run identifier, for `rescue undo --run`.
+    pub run: String,
+    /// One line per remedy.
+    pub done: Vec<String>,
+    /// What the transaction did.
+    pub applied: Applied,
+    /// File systems before, root first.
+    pub before: Vec<FileSystem>,
+    /// Findings that counted before.
+    pub findings_before: usize,
+    /// The node as it is now.
+    pub after: NodeReport,
+    /// Whether all checks were asked for.
+    pub all_checks: bool,
+    /// From confirmation to receipt.
+    pub took: Duration,
+}
+
+/// One run over some sources.
+pub struct Session<'a> {
+    /// What the user named.
+    pub sources: &'a [Source],
+    /// What the user asked for.
+    pub settings: &'a Settings,
+    /// Who is told.
+    pub ui: &'a dyn Ui,
+}
+
+impl std::fmt::Debug for Session<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("sources", &self.sources).finish_non_exhaustive()
+    }
+}
+
+impl Session<'_> {
+    /// Opens the sources read-only and runs the checks on every guest found.
+    pub fn inspect(&self) -> Result<Inspection> {
+        let discovery = guest::discover(self.sources)?;
+        let mut nodes = Vec::new();
+        for guest in discovery.guests {
+            nodes.push(self.look_at(guest)?);
+        }
+        Ok(Inspection { nodes, leftovers: discovery.leftovers })
+    }
+
+    fn look_at(&self, guest: Guest) -> Result<NodeReport> {
+        let node = Node::read(&guest);
+        self.refuse_contradicting_clock(&node)?;
+        let findings = plan::findings(&guest, &node, self.settings, self.ui);
+        let certificates = Inventory::read(&guest, &node, self.settings.now).rows(self.settings.now);
+        let runs = runs::list(&guest).unwrap_or_default();
+        Ok(NodeReport { guest, node, findings, certificates, runs })
+    }
+
+    /// Certificates judged, or made, by a clock that is behind the disk would be wrong.
+    fn refuse_contradicting_clock(&self, node: &Node) -> Result<()> {
+        let Some(evidence) = &node.clock else { return Ok(()) };
+        match node::clock_refusal(self.settings.now, evidence, self.settings.now_given) {
+            Some(refusal) => Err(refusal.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Works out what a repair of this node would do.
+    pub fn plan(&self, report: &NodeReport) -> Plan {
+        plan::plan(&report.guest, &report.node, self.settings, self.ui)
+    }
+
+    /// A hibernated system keeps its file systems open in its memory image: whatever is written meanwhile is destroyed at resume.
+    fn refuse_suspended(guest: &Guest) -> Result<()> {
+        let Some(where_) = &guest.suspended else { return Ok(()) };
+        Err(Refusal::new(
+            where_.clone(),
+            "the system is suspended to disk, not powered off: writing to its disks now would destroy them at resume",
+            "resume it and shut it down, or give up its memory by overwriting the swap signature with mkswap, then run this again",
+        )
+        .into())
+    }
+
+    /// Completes or discards an earlier repair that was cut off, then looks again.
+    pub fn recover(&self, report: NodeReport) -> Result<(transaction::Recovered, NodeReport)> {
+        Self::refuse_suspended(&report.guest)?;
+        let closed = report.guest.close();
+        let writable = WritableGuest::open(&closed.source, &closed.file_systems)?;
+        let recovered = transaction::recover(&writable, self.ui).map_err(PartWay::unless_refused)?;
+        writable.close().map_err(PartWay::wrap)?;
+        Ok((recovered, self.look_again(&closed).map_err(PartWay::wrap)?))
+    }
+
+    /// Carries out a plan and inspects the node again. The report is consumed because its sources must be closed before a file
+    /// system is mounted: a descriptor on a disk does not see what is written through its partition.
+    pub fn repair(&self, report: NodeReport, plan: Plan) -> Result<Receipt> {
+        let started = Instant::now();
+        Self::refuse_suspended(&report.guest)?;
+        let node = report.name().to_owned();
+        let findings_before = report.findings.iter().filter(|finding| counts(finding)).count();
+        let closed = report.guest.close();
+        drop((report.findings, report.node));
+        let done: Vec<String> = plan.steps.iter().map(|step| step.remedy.summary()).collect();
+        let prepared = plan.prepared.clone();
+        drop(plan);
+        let writable = WritableGuest::open(&closed.source, &closed.file_systems)?;
+        let info = RunInfo::new(self.settings.now, done.clone());
+        let run = info.id.clone();
+        let applied = transaction::apply(&writable, prepared, &info, self.ui)?;
+        writable.close().context("the repair is done, but unmounting failed").map_err(PartWay::wrap)?;
+        let again = self.look_again(&closed).context("the repair is done, but inspecting the node again failed");
+        let after = again.map_err(PartWay::wrap)?;
+        Ok(Receipt {
+            node,
+            run,
+            done,
+            applied,
+            before: closed.file_systems,
+            findings_before,
+            after,
+            all_checks: self.settings.all_checks(),
+            took: started.elapsed(),
+        })
+    }
+
+    /// Takes back the newest run, or the one named.
+    pub fn undo(&self, report: NodeReport, run: Option<&str>) -> Result<Undone> {
+        Self::refuse_suspended(&report.guest)?;
+        let closed = report.guest.close();
+        drop((report.findings, report.node));
+        let writable = WritableGuest::open(&closed.source, &closed.file_systems)?;
+        let undone = undo::undo(&writable, run, self.ui).map_err(PartWay::unless_refused)?;
+        writable.close().context("all is restored, but unmounting failed").map_err(PartWay::wrap)?;
+        Ok(undone)
+    }
+
+    /// Opens the sources anew and finds the same guest: same root file system, same device.
+    fn look_again(&self, closed: &Guest) -> Result<NodeReport> {
+        let root = |guest: &Guest| guest.file_systems.first().map(|fs| (fs.device.clone(), fs.uuid.clone()));
+        let discovery = guest::discover(self.sources)?;
+        let again = discovery.guests.into_iter().find(|guest| root(guest) == root(closed));
+        let again = again.with_context(|| format!("{} was not found again", closed.source))?;
+        self.look_at(again)
+    }
+}
+
+/// The one node of an inspection, where only one may be meant.
+pub fn only_node(inspection: Inspection, wanted: Option<&str>) -> Result<NodeReport> {
+    let names: Vec<String> =
+        inspection.nodes.iter().map(|node| format!("{} ({})", node.name(), node.guest.source)).collect();
+    let mut nodes: Vec<NodeReport> = inspection
+        .nodes
+        .into_iter()
+        .filter(|node| wanted.is_none_or(|wanted| node.name() == wanted || node.guest.source == wanted))
+        .collect();
+    match (nodes.pop(), nodes.is_empty()) {
+        (Some(node), true) => Ok(node),
+        (None, _) => Err(Refusal::new(
+            format!("no node named {} among: {}", wanted.unwrap_or_default(), names.join(", ")),
+            "nothing was changed",
+            "name one of them with --node NAME",
+        )
+        .into()),
+        (Some(_), false) => Err(Refusal::new(
+            format!("{} systems were found: {}", names.len(), names.join(", ")),
+            "which of them is meant cannot be guessed",
+            "name one with --node NAME, or give only its disks",
+        )
+        .into()),
+    }
+}

@@ -1,0 +1,127 @@
+//! The only `unsafe` of the program: system calls that no crate wraps.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+
+/// `struct loop_info64` of <linux/loop.h>.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LoopInfo {
+    pub device: u64,
+    pub inode: u64,
+    pub rdevice: u64,
+    /// First byte of the file that is shown, in bytes.
+    pub offset: u64,
+    /// Length in bytes; 0: to the end of the file.
+    pub size_limit: u64,
+    pub number: u32,
+    pub encrypt_type: u32,
+    pub encrypt_key_size: u32,
+    /// `LO_FLAGS_*`.
+    pub flags: u32,
+    pub file_name: [u8; 64],
+    pub crypt_name: [u8; 64],
+    pub encrypt_key: [u8; 32],
+    pub init: [u64; 2],
+}
+
+/// `struct loop_config` of <linux/loop.h>.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LoopConfig {
+    pub fd: u32,
+    /// Logical sector size in bytes.
+    pub block_size: u32,
+    pub info: LoopInfo,
+    pub reserved: [u64; 8],
+}
+
+/// The bare requests. Numbers from <linux/loop.h>; the header defines them without the _IO macros.
+mod request {
+    nix::ioctl_none_bad!(loop_ctl_get_free, 0x4c82);
+    nix::ioctl_write_ptr_bad!(loop_configure, 0x4c0a, super::LoopConfig);
+}
+
+/// Number of a loop device that was free a moment ago (`LOOP_CTL_GET_FREE`).
+pub(crate) fn loop_ctl_get_free(control: BorrowedFd<'_>) -> Result<u32, Errno> {
+    // SAFETY: the request takes no argument; a descriptor of another kind answers ENOTTY.
+    let number = unsafe { request::loop_ctl_get_free(control.as_raw_fd()) }?;
+    u32::try_from(number).map_err(|_| Errno::ERANGE)
+}
+
+/// Sets up a free loop device over `file` in one step (`LOOP_CONFIGURE`, Linux 5.8). `config.fd` is filled in here.
+pub(crate) fn loop_configure(
+    device: BorrowedFd<'_>,
+    file: BorrowedFd<'_>,
+    mut config: LoopConfig,
+) -> Result<(), Errno> {
+    config.fd = u32::try_from(file.as_raw_fd()).map_err(|_| Errno::EBADF)?;
+    // SAFETY: `config` is a live `struct loop_config` that the kernel only reads; both descriptors are open for the whole call,
+    // and the kernel takes its own reference to `file`.
+    unsafe { request::loop_configure(device.as_raw_fd(), &raw const config) }?;
+    Ok(())
+}
+
+/// Gives the calling thread a descriptor table of its own that holds `kept` and the standard streams and nothing else, and
+/// returns this table's own copy of `kept`. Threads started from here share the new table; all others keep theirs.
+///
+/// For a thread that serves the rest of the process through the kernel: when the process is killed while another thread waits
+/// inside the kernel for an answer, this table still dies with the serving thread, and the kernel gives up waiting.
+pub(crate) fn private_descriptors(kept: RawFd) -> Result<OwnedFd, Errno> {
+    let number = u32::try_from(kept).map_err(|_| Errno::EBADF)?;
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES)?;
+    const AFTER_STANDARD_STREAMS: u32 = 3;
+    if number > AFTER_STANDARD_STREAMS {
+        close_range(AFTER_STANDARD_STREAMS, number - 1)?;
+    }
+    close_range(number + 1, u32::MAX)?;
+    // SAFETY: F_GETFD takes no argument and fails where the number is not open.
+    Errno::result(unsafe { libc::fcntl(kept, libc::F_GETFD) })?;
+    // SAFETY: the descriptor is open, as just seen, in a table that only this thread can change, and as that table's own copy it has
+    // no owner yet.
+    Ok(unsafe { OwnedFd::from_raw_fd(kept) })
+}
+
+/// Only for the table made by [`private_descriptors`].
+fn close_range(first: u32, last: u32) -> Result<(), Errno> {
+    // SAFETY: the calling thread's table is its own since unshare(CLONE_FILES), so every number in it is a mere copy: whoever owns
+    // such a number owns it in another table, where it stays open.
+    Errno::result(unsafe { libc::close_range(first, last, 0) }).map(drop)
+}
+
+/// Rust ignores SIGPIPE; a command in a pipe should die of it quietly, as others do.
+pub fn restore_default_sigpipe() {
+    // SAFETY: installs the default disposition for one signal before any thread is started; no handler code is involved.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
+
+/// `struct mount_attr` of <linux/mount.h>.
+#[repr(C)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+/// Sets and clears `MOUNT_ATTR_*` of a mount whose root is open (`mount_setattr`, Linux 5.12). Clearing comes first.
+pub(crate) fn set_mount_attributes(root: BorrowedFd<'_>, set: u32, clear: u32) -> Result<(), Errno> {
+    let attributes = MountAttr { set: set.into(), clear: clear.into(), propagation: 0, user_namespace: 0 };
+    let size = size_of::<MountAttr>();
+    // SAFETY: the path is an empty C string, `attributes` is a live `struct mount_attr` of the size given, and the kernel only reads them.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            root.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size,
+        )
+    };
+    Errno::result(result).map(drop)
+}

@@ -1,0 +1,276 @@
+//! Runs one transaction on images, in a process of its own that the crash tests can abort at any point.
+//!
+//! `transaction-driver VERB MOUNT_POINT=KIND=IMAGE...`, VERB one of:
+//! - `apply`: recovers, plans what is still to be done of [`plan`], applies it
+//! - `undo`: undoes the newest run
+//! - `runs`: prints the runs' states
+//! - `dump`: prints every file with its attributes, one line each, from a read-only mount
+//!
+//! Exit codes: 0 done, 3 refused, 4 stopped part-way, 5 anything else. With `CUT_POWER` set, an abort cuts the power of the file
+//! systems first: what was not synchronised is lost. `CUT_POWER=late` lets their journals commit right before, so that names and
+//! sizes are there but no bytes that nobody synchronised. With `FREE_NOTHING` set, `apply` frees nothing.
+
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rescue::disk::loop_device::{LoopDevice, LoopOptions};
+use rescue::guest::{Backing, FileSystem, Guest, GuestPath, Planned, Usage};
+use rescue::mount::{Access, Mount};
+use rescue::refusal::Refusal;
+use rescue::repair::change::sha256_hex;
+use rescue::repair::{
+    Change, Expect, FreeAction, Freeing, OpenOptions, Prepared, RunInfo, TransactionError, WritableGuest, apply, fault,
+    recover, runs, undo,
+};
+use rescue::settings::Settings;
+use rescue::ui::Silent;
+
+fn main() -> ExitCode {
+    if std::env::var_os("CUT_POWER").is_some() {
+        fault::before_abort(cut_power);
+    }
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            if error.is::<Refusal>() {
+                ExitCode::from(3)
+            } else if error.is::<TransactionError>() {
+                ExitCode::from(4)
+            } else {
+                ExitCode::from(5)
+            }
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let verb = arguments.next().context("a verb is missing")?;
+    let file_systems: Vec<FileSystem> = arguments.map(|argument| file_system(&argument)).collect::<Result<_>>()?;
+    if verb == "dump" {
+        return dump(&file_systems);
+    }
+    let options = OpenOptions { between_looks: Duration::from_millis(5) };
+    let guest = WritableGuest::open_with("the image", &file_systems, &options)?;
+    match verb.as_str() {
+        "apply" => {
+            let recovered = recover(&guest, &Silent)?;
+            anyhow::ensure!(recovered.left_alone.is_empty(), "nobody else was here: {recovered:?}");
+            let prepared = plan(guest.guest())?;
+            if prepared != Prepared::default() {
+                let info = RunInfo::new(Settings::default().now, vec!["the tests' repair".to_owned()]);
+                let applied = apply(&guest, prepared, &info, &Silent)?;
+                anyhow::ensure!(applied.left_alone.is_empty(), "{applied:?}");
+            }
+        }
+        "undo" => {
+            let undone = undo(&guest, None, &Silent)?;
+            anyhow::ensure!(undone.kept.is_empty(), "{undone:?}");
+        }
+        "runs" => {
+            for run in runs::list(guest.guest())? {
+                println!("{} {:?}", run.sequence, run.state);
+            }
+        }
+        other => anyhow::bail!("unknown verb {other}"),
+    }
+    guest.close()
+}
+
+fn file_system(argument: &str) -> Result<FileSystem> {
+    let mut parts = argument.splitn(3, '=');
+    let (Some(mount_point), Some(kind), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
+        anyhow::bail!("{argument:?} is not MOUNT_POINT=KIND=IMAGE");
+    };
+    let path = PathBuf::from(path);
+    let backing = if kind == "folder" {
+        Backing::Folder(path.clone())
+    } else {
+        let length = fs::metadata(&path).with_context(|| format!("looking at {}", path.display()))?.len();
+        Backing::Range { path: path.clone(), offset: 0, length, sector_size: 512, block_device: false }
+    };
+    Ok(FileSystem {
+        mount_point: GuestPath::new(mount_point),
+        kind: kind.to_owned(),
+        device: path.display().to_string(),
+        uuid: None,
+        usage: Usage::default(),
+        backing,
+        has_errors: false,
+    })
+}
+
+/// Everything a repair can do: freeing, replacing, creating, links, folders, removing. Only what is not done yet.
+fn plan(guest: &Guest) -> Result<Prepared> {
+    let mut prepared = Prepared::default();
+    let may_free = std::env::var_os("FREE_NOTHING").is_none();
+    for (path, freeing) in [
+        ("/var/log/messages-20240101", Freeing::Delete),
+        ("/var/log/vmware-vmsvc.1.log", Freeing::Delete),
+        ("/var/log/syslog.1", Freeing::Delete),
+        ("/var/log/syslog", Freeing::KeepTail(64 << 10)),
+    ] {
+        prepared.free.extend(free(guest, path, freeing)?);
+    }
+    // Where all inodes are taken, these hold them.
+    for n in 1..=30 {
+        prepared.free.extend(free(guest, &tests::fill::rotated_log(n), Freeing::Delete)?);
+    }
+    if !may_free {
+        prepared.free.clear();
+    }
+    for (path, content, mode) in [
+        ("/etc/kubernetes/pki/apiserver.key", "a new key", 0o600),
+        ("/etc/kubernetes/pki/apiserver.crt", "a new certificate", 0o644),
+        ("/var/lib/kubelet/pki/kubelet-client-2026.pem", "a new certificate and its key", 0o600),
+        ("/etc/kubernetes/manifests/etcd.yaml", "a new manifest", 0o600),
+        ("/home/me/.kube/config", "a new kubeconfig", 0o600),
+        ("/etc/kubernetes/kubelet.conf", "a new kubelet.conf", 0o600),
+    ] {
+        prepared.changes.extend(write(guest, path, content.as_bytes(), mode)?);
+    }
+    let current = GuestPath::new("/var/lib/kubelet/pki/kubelet-client-current.pem");
+    let link = Change::symlink(guest, &current, "kubelet-client-2026.pem")?;
+    if !matches!(&link, Change::Symlink { target, expect: Expect::Symlink { target: now }, .. } if target == now) {
+        prepared.changes.push(link);
+    }
+    let folder = GuestPath::new("/etc/systemd/system/kubelet.service.d");
+    let made = Change::make_dirs(guest, &folder, 0o755)?;
+    let mut planned = Planned::over(guest.tree(), 0);
+    for change in &made {
+        planned.apply(change)?;
+    }
+    prepared.changes.extend(made);
+    let planned = guest.with_tree(Rc::new(planned));
+    prepared.changes.extend(write(
+        &planned,
+        "/etc/systemd/system/kubelet.service.d/90-rescue.conf",
+        b"[Service]\n",
+        0o644,
+    )?);
+    let stale = GuestPath::new("/etc/kubernetes/bootstrap-kubelet.conf");
+    if guest.exists(&stale) {
+        prepared.changes.push(Change::remove(guest, &stale)?);
+    }
+    Ok(prepared)
+}
+
+fn free(guest: &Guest, path: &str, freeing: Freeing) -> Result<Option<FreeAction>> {
+    let path = GuestPath::new(path);
+    if !guest.exists(&path) {
+        return Ok(None);
+    }
+    let meta = guest.lstat(&path)?;
+    if matches!(freeing, Freeing::KeepTail(keep) if meta.size <= keep) {
+        return Ok(None);
+    }
+    let frees = meta.allocated.unwrap_or(0);
+    Ok(Some(FreeAction { path: guest.resolve(&path)?, freeing, size: meta.size, mtime: meta.mtime, frees }))
+}
+
+/// `None` where the file already holds the content.
+fn write(guest: &Guest, path: &str, content: &[u8], mode: u32) -> Result<Option<Change>> {
+    let change = Change::write(guest, &GuestPath::new(path), content, mode)?;
+    let wanted = sha256_hex(content);
+    Ok(match &change {
+        Change::Write { expect: Expect::File { sha256 }, .. } if *sha256 == wanted => None,
+        _ => Some(change),
+    })
+}
+
+/// Shuts down every file system that this process has a folder of open through a loop device (FS_IOC_SHUTDOWN, with or without
+/// flushing the log), so the disk keeps what it would keep when the power goes.
+fn cut_power() {
+    let late = std::env::var_os("CUT_POWER").is_some_and(|when| when == "late");
+    let shutdown = if late { "shutdown -f" } else { "shutdown" };
+    let mut done = Vec::new();
+    let Ok(descriptors) = fs::read_dir("/proc/self/fd") else { return };
+    let folders: Vec<PathBuf> = descriptors.flatten().map(|entry| entry.path()).collect();
+    for folder in folders {
+        const LOOP_MAJOR: u32 = 7;
+        let Ok(meta) = fs::metadata(&folder) else { continue };
+        if !meta.is_dir() || rustix::fs::major(meta.dev()) != LOOP_MAJOR || done.contains(&meta.dev()) {
+            continue;
+        }
+        done.push(meta.dev());
+        let theirs = Path::new("/proc").join(std::process::id().to_string());
+        let path = theirs.join(folder.strip_prefix("/proc/self").unwrap_or(&folder)).join(".");
+        let status =
+            Command::new("xfs_io").args(["-r", "-x", "-c", shutdown]).arg(&path).stdout(Stdio::null()).status();
+        assert!(
+            status.is_ok_and(|status| status.success()),
+            "cannot shut down the file system (is xfsprogs installed?)"
+        );
+    }
+    assert!(!done.is_empty(), "there is no file system to cut the power of");
+}
+
+fn dump(file_systems: &[FileSystem]) -> Result<()> {
+    let mut lines = Vec::new();
+    for file_system in file_systems {
+        let Backing::Range { path, .. } = &file_system.backing else { anyhow::bail!("only images are dumped") };
+        let device = LoopDevice::open(path, &LoopOptions::default())?;
+        let mount = Mount::new(&device.path(), &file_system.kind, Access::ReadOnly)?;
+        dump_folder(&mount.path(), file_system.mount_point.as_path(), &mut lines)?;
+        mount.unmount()?;
+    }
+    lines.sort();
+    lines.iter().for_each(|line| println!("{line}"));
+    Ok(())
+}
+
+/// `path|kind|mode|uid|gid|mtime|content|attributes`; folders without their times, the inode number of files and links.
+fn dump_folder(here: &Path, shown: &Path, lines: &mut Vec<String>) -> Result<()> {
+    for entry in fs::read_dir(here.join("."))? {
+        let entry = entry?;
+        let (path, shown) = (here.join(entry.file_name()), shown.join(entry.file_name()));
+        let meta = fs::symlink_metadata(&path)?;
+        let kind = meta.file_type();
+        let (letter, content) = if kind.is_dir() {
+            ('d', String::new())
+        } else if kind.is_symlink() {
+            ('l', fs::read_link(&path)?.display().to_string())
+        } else if kind.is_file() {
+            ('f', sha256_hex(&fs::read(&path)?))
+        } else {
+            (if kind.is_fifo() { 'p' } else { 's' }, String::new())
+        };
+        let time = if kind.is_dir() { String::new() } else { format!("{}.{:09}", meta.mtime(), meta.mtime_nsec()) };
+        let (mode, uid, gid) = (meta.mode() & 0o7777, meta.uid(), meta.gid());
+        let attributes = attributes(&path)?;
+        lines.push(format!("{}|{letter}|{mode:04o}|{uid}|{gid}|{time}|{content}|{attributes}", shown.display()));
+        if kind.is_dir() && entry.file_name() != "lost+found" {
+            dump_folder(&path, &shown, lines)?;
+        }
+    }
+    Ok(())
+}
+
+fn attributes(path: &Path) -> Result<String> {
+    let mut names = vec![0; 4096];
+    let length = rustix::fs::llistxattr(path, &mut names)
+        .with_context(|| format!("listing attributes of {}", path.display()))?;
+    let mut text = String::new();
+    let mut names: Vec<&[u8]> = names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
+    names.sort_unstable();
+    for name in names {
+        let mut value = vec![0; 4096];
+        let length = rustix::fs::lgetxattr(path, OsStr::from_bytes(name), &mut value)?;
+        write!(
+            text,
+            "{}={} ",
+            String::from_utf8_lossy(name),
+            sha256_hex(&value[..length]).get(..12).unwrap_or_default()
+        )?;
+    }
+    Ok(text)
+}

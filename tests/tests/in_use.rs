@@ -1,0 +1,278 @@
+//! A disk that somebody uses is refused before a byte of it is written, and the refusal says who.
+
+#![cfg(feature = "faulty")]
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rescue::disk::loop_device::{LoopDevice, LoopOptions};
+use rescue::guest::{Backing, FileSystem, GuestPath, Usage};
+use rescue::mount::mount_writable;
+use rescue::refusal::Refusal;
+use rescue::repair::in_use::head;
+use rescue::repair::{OpenOptions, WritableGuest};
+
+const WRITABLE: LoopOptions = LoopOptions { offset: 0, length: 0, sector_size: 512, read_only: false };
+
+/// An image with one bare file system.
+struct Image {
+    folder: tempfile::TempDir,
+    kind: &'static str,
+}
+
+impl Image {
+    fn new(kind: &'static str) -> Self {
+        let image = Self { folder: tempfile::tempdir().unwrap(), kind };
+        let (size, program, options): (u64, _, &[&str]) =
+            if kind == "xfs" { (300 << 20, "mkfs.xfs", &["-q"]) } else { (32 << 20, "mkfs.ext4", &["-q", "-F"]) };
+        File::create(image.path()).unwrap().set_len(size).unwrap();
+        assert!(Command::new(program).args(options).arg(image.path()).status().unwrap().success());
+        image
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("disk.img")
+    }
+
+    fn open(&self, path: &Path, block_device: bool, between_looks: Duration) -> anyhow::Result<WritableGuest> {
+        let length = fs::metadata(self.path()).unwrap().len();
+        let file_system = FileSystem {
+            mount_point: GuestPath::new("/"),
+            kind: self.kind.to_owned(),
+            device: path.display().to_string(),
+            uuid: None,
+            usage: Usage::default(),
+            backing: Backing::Range { path: path.to_path_buf(), offset: 0, length, sector_size: 512, block_device },
+            has_errors: false,
+        };
+        WritableGuest::open_with("the disk", &[file_system], &OpenOptions { between_looks })
+    }
+
+    /// Opens the image (or a device), which must be refused for a reason that has all these words; the bytes stay as they are.
+    #[track_caller]
+    fn assert_refused_at(&self, path: &Path, block_device: bool, words: &[&str]) {
+        let before = rescue::repair::change::sha256_hex(&fs::read(self.path()).unwrap());
+        let error = self.open(path, block_device, Duration::from_millis(10)).expect_err("it must be refused");
+        let text = error.to_string();
+        assert!(error.is::<Refusal>(), "{error:?}");
+        assert!(words.iter().all(|word| text.contains(word)), "{text}");
+        assert_eq!(rescue::repair::change::sha256_hex(&fs::read(self.path()).unwrap()), before);
+    }
+
+    #[track_caller]
+    fn assert_refused(&self, words: &[&str]) {
+        self.assert_refused_at(&self.path(), false, words);
+    }
+
+    #[track_caller]
+    fn assert_opens(&self) {
+        self.open(&self.path(), false, Duration::from_millis(10)).unwrap().close().unwrap();
+    }
+}
+
+/// A process that is surely gone at the end.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn an_image_at_rest_opens_and_closes() {
+    for kind in ["ext4", "xfs"] {
+        let image = Image::new(kind);
+        image.assert_opens();
+        image.assert_opens();
+    }
+}
+
+#[test]
+fn a_second_rescue_is_refused() {
+    let image = Image::new("ext4");
+    let first = image.open(&image.path(), false, Duration::ZERO).unwrap();
+    image.assert_refused(&["disk.img"]);
+    first.close().unwrap();
+    image.assert_opens();
+}
+
+#[test]
+fn a_locked_image_is_refused() {
+    let image = Image::new("ext4");
+    let file = File::open(image.path()).unwrap();
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockShared).unwrap();
+    image.assert_refused(&["locked by another program"]);
+}
+
+#[test]
+fn an_image_shown_as_a_loop_device_is_refused() {
+    let image = Image::new("ext4");
+    let device =
+        LoopDevice::open(&image.path(), &LoopOptions::default()).expect("this test needs root and loop devices");
+    image.assert_refused(&["/dev/loop", "losetup -d"]);
+    drop(device);
+    image.assert_opens();
+}
+
+#[test]
+fn an_image_open_for_writing_elsewhere_is_refused() {
+    let image = Image::new("ext4");
+    let writer = File::options().append(true).open(image.path()).unwrap();
+    let sleeper = Running(Command::new("sleep").arg("60").stdout(Stdio::from(writer)).spawn().unwrap());
+    image.assert_refused(&["open for writing in sleep"]);
+    drop(sleeper);
+    image.assert_opens();
+}
+
+/// Real QEMU, stopped before its first instruction: it holds its locks all the same.
+#[test]
+fn the_image_of_a_running_machine_is_refused() {
+    let image = Image::new("ext4");
+    let drive = format!("file={},format=raw,if=virtio", image.path().display());
+    let qemu = Command::new("qemu-system-x86_64")
+        .args(["-accel", "tcg", "-display", "none", "-nodefaults", "-S", "-m", "64", "-drive", &drive])
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("this test needs qemu-system-x86_64");
+    let qemu = Running(qemu);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let holds = || {
+        fs::read_dir(format!("/proc/{}/fd", qemu.0.id()))
+            .unwrap()
+            .flatten()
+            .any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to == image.path()))
+    };
+    while !holds() {
+        assert!(Instant::now() < deadline, "QEMU did not open the image");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // The locks are taken a moment after the file is opened.
+    std::thread::sleep(Duration::from_millis(500));
+    image.assert_refused(&["QEMU", "power that machine off"]);
+    drop(qemu);
+    image.assert_opens();
+}
+
+/// The other way round: while we write, QEMU does not start.
+#[test]
+fn qemu_does_not_start_on_a_disk_that_is_being_repaired() {
+    let image = Image::new("ext4");
+    let guest = image.open(&image.path(), false, Duration::ZERO).unwrap();
+    let drive = format!("file={},format=raw,if=virtio", image.path().display());
+    let output = Command::new("timeout")
+        .args([
+            "20",
+            "qemu-system-x86_64",
+            "-accel",
+            "tcg",
+            "-display",
+            "none",
+            "-nodefaults",
+            "-S",
+            "-m",
+            "64",
+            "-drive",
+            &drive,
+        ])
+        .output()
+        .expect("this test needs qemu-system-x86_64");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("lock"), "{said}");
+    guest.close().unwrap();
+}
+
+#[test]
+fn a_device_that_is_mounted_is_refused() {
+    let image = Image::new("ext4");
+    let device = LoopDevice::open(&image.path(), &WRITABLE).expect("this test needs root and loop devices");
+    let path = device.path();
+    image.open(&path, true, Duration::ZERO).unwrap().close().unwrap();
+
+    // A mount that no namespace shows: only the claim in the kernel tells.
+    let mount = mount_writable(&path, "ext4").unwrap();
+    image.assert_refused_at(&path, true, &["in use by the kernel"]);
+    mount.unmount().unwrap();
+
+    // A mount in somebody else's namespace.
+    let point = image.folder.path().join("mnt");
+    fs::create_dir(&point).unwrap();
+    let script = format!("mount {} {} && echo mounted && exec sleep 60", path.display(), point.display());
+    let child = Command::new("unshare").args(["-m", "sh", "-c", &script]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = Running(child);
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.0.stdout.take().unwrap()), &mut line).unwrap();
+    assert_eq!(line, "mounted\n");
+    image.assert_refused_at(&path, true, &["is mounted on", "mnt", "namespace of process"]);
+    drop(child);
+}
+
+#[test]
+fn a_file_system_with_an_error_flag_needs_a_check_first() {
+    let image = Image::new("ext4");
+    let file = File::options().write(true).read(true).open(image.path()).unwrap();
+    // s_state: EXT4_VALID_FS | EXT4_ERROR_FS; without a checksum in the way of e2fsck, which mends that too.
+    file.write_all_at(&3u16.to_le_bytes(), 1024 + 0x3a).unwrap();
+    drop(file);
+    let error = image.open(&image.path(), false, Duration::ZERO).unwrap_err();
+    let refusal = error.downcast_ref::<Refusal>().unwrap();
+    let line = refusal.next.split('`').nth(1).unwrap();
+    assert!(line.starts_with("e2fsck -f "), "{line}");
+    // The line to type does what it says.
+    let mended = Command::new("sh").args(["-c", &format!("{} -y", line)]).output().unwrap();
+    assert!(mended.status.code().is_some_and(|code| code <= 1), "{mended:?}");
+    image.assert_opens();
+}
+
+/// Another host writes: here a thread of this process, which none of the other looks sees.
+#[test]
+fn a_disk_that_moves_by_itself_is_refused() {
+    let image = Image::new("ext4");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let file = File::options().write(true).open(image.path()).unwrap();
+            let mut n = 0u32;
+            while !stop.load(Ordering::Relaxed) {
+                n += 1;
+                // s_wtime
+                file.write_all_at(&n.to_le_bytes(), 1024 + 0x30).unwrap();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        let error = image.open(&image.path(), false, Duration::from_millis(200)).unwrap_err();
+        stop.store(true, Ordering::Relaxed);
+        assert!(error.is::<Refusal>() && error.to_string().contains("another host has the disk"), "{error:?}");
+    });
+}
+
+/// The head of the journal of a file system that is really in use moves with every commit, and rests when nobody writes.
+#[test]
+fn the_journal_head_moves_with_every_commit() {
+    for kind in ["ext4", "xfs"] {
+        let image = Image::new(kind);
+        let device = LoopDevice::open(&image.path(), &WRITABLE).expect("this test needs root and loop devices");
+        let mount = mount_writable(&device.path(), kind).unwrap();
+        let disk = File::open(image.path()).unwrap();
+        let mut last = head(&disk, 0, kind).unwrap();
+        for n in 0..20 {
+            let mut file = File::create(mount.path().join(n.to_string())).unwrap();
+            file.write_all(b"x").unwrap();
+            file.sync_all().unwrap();
+            let now = head(&disk, 0, kind).unwrap();
+            assert_ne!(now, last, "{kind}: commit {n}");
+            last = now;
+        }
+        mount.unmount().unwrap();
+        let rest = head(&disk, 0, kind).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(head(&disk, 0, kind).unwrap(), rest, "{kind} at rest");
+    }
+}
