@@ -105,18 +105,38 @@ fn a_full_and_expired_control_plane_is_repaired_unattended_and_survives_five_pow
     Ok(())
 }
 
+/// Makes another machine of a copy: its own name, machine-id and no node of the first one's cluster.
+fn into_another_machine(root: &Path) -> Result<()> {
+    std::fs::write(root.join("etc/hostname"), "another-machine\n")?;
+    std::fs::write(root.join("etc/machine-id"), "0123456789abcdef0123456789abcdef\n")?;
+    for folder in ["etc/kubernetes", "var/lib/kubelet", "var/lib/etcd"] {
+        std::fs::remove_dir_all(root.join(folder))?;
+    }
+    Ok(())
+}
+
+/// Boots both disks with an unattended repair and expects it to be refused with `words`, and both disks to stay as they are.
+fn refused_unattended(disks: [&Disk; 2], words: &str) -> Result<()> {
+    let before = disks.iter().map(|disk| disk.sha256()).collect::<Result<Vec<_>>>()?;
+    let mut vm = machine(&iso(&["rescue.auto=repair"])?, &disks.map(|disk| disk.path.as_path())).start()?;
+    let said = vm.expect("rescue: exit 3", BOOT)?;
+    ensure!(said.contains(words), "{said}");
+    vm.wait_off(FAREWELL)?;
+    ensure!(
+        disks.iter().map(|disk| disk.sha256()).collect::<Result<Vec<_>>>()? == before,
+        "a refused repair changed a disk"
+    );
+    Ok(())
+}
+
 #[test]
 fn two_systems_are_not_repaired_unattended() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let paths = ["a.img", "b.img"].map(|name| folder.path().join(name));
-    let disks = paths.iter().map(|path| control_plane(path, 512 * MIB)).collect::<Result<Vec<_>>>()?;
-    let before = disks.iter().map(Disk::sha256).collect::<Result<Vec<_>>>()?;
-    let mut vm = machine(&iso(&["rescue.auto=repair"])?, &[&paths[0], &paths[1]]).start()?;
-    let said = vm.expect("rescue: exit 3", BOOT)?;
-    ensure!(said.contains("refused (nothing was changed): 2 systems were found"), "{said}");
-    vm.wait_off(FAREWELL)?;
-    ensure!(disks.iter().map(Disk::sha256).collect::<Result<Vec<_>>>()? == before, "a refused repair changed a disk");
-    Ok(())
+    let node = control_plane(&folder.path().join("node.img"), 512 * MIB)?;
+    let copy = node.copy_to(&folder.path().join("copy.img"))?;
+    refused_unattended([&node, &copy], "are copies of one system")?;
+    copy.mounted(into_another_machine)?;
+    refused_unattended([&node, &copy], "2 systems were found")
 }
 
 #[test]
