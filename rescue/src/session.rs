@@ -1,13 +1,15 @@
 //! One run from sources to receipt, used by the command line and by the ISO alike.
 
 use anyhow::{Context as _, Result};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::checks::{Finding, Severity};
+use crate::checks::{Context, Finding, Severity};
 use crate::disk::Source;
 use crate::guest::{self, FileSystem, Guest, Leftover};
 use crate::node::{self, Node};
 use crate::pki::inventory::{Inventory, Row};
+use crate::pki::peer::{self, Peer};
 use crate::refusal::Refusal;
 use crate::repair::plan::{self, Plan};
 use crate::repair::runs::{self, RunState, RunSummary};
@@ -30,13 +32,14 @@ pub struct NodeReport {
     pub certificates: Vec<Row>,
     /// Earlier repairs of this node, oldest first.
     pub runs: Vec<RunSummary>,
+    /// The other nodes of the run.
+    pub peers: Vec<Rc<Peer>>,
 }
 
 impl NodeReport {
     /// How people call it: the Node object's name, else the hostname, else the source.
     pub fn name(&self) -> &str {
-        let known = self.node.node_name.value.as_deref().or(self.node.hostname.value.as_deref());
-        known.unwrap_or(&self.guest.source)
+        self.node.name(&self.guest.source)
     }
 
     /// Whether something is left that counts for the exit code: a finding, or a repair that was cut off.
@@ -49,6 +52,13 @@ impl NodeReport {
         let unfinished = [RunState::HalfWay, RunState::NotCommitted, RunState::HalfUndone];
         self.runs.iter().find(|run| unfinished.contains(&run.state))
     }
+}
+
+/// A guest with its facts.
+struct Met {
+    guest: Guest,
+    node: Node,
+    peer: Rc<Peer>,
 }
 
 /// Whether a finding counts for the exit code: notes do not.
@@ -131,20 +141,32 @@ impl Session<'_> {
     /// Opens the sources read-only and runs the checks on every guest found.
     pub fn inspect(&self) -> Result<Inspection> {
         let discovery = guest::discover(self.sources)?;
-        let mut nodes = Vec::new();
-        for guest in discovery.guests {
-            nodes.push(self.look_at(guest)?);
-        }
-        Ok(Inspection { nodes, leftovers: discovery.leftovers })
+        let nodes = self.meet(discovery.guests)?;
+        let reports = (0..nodes.len()).map(|index| self.look_at(&nodes, index));
+        Ok(Inspection { nodes: reports.collect::<Result<_>>()?, leftovers: discovery.leftovers })
     }
 
-    fn look_at(&self, guest: Guest) -> Result<NodeReport> {
+    /// Facts of each guest, and what the others may need of it.
+    fn meet(&self, guests: Vec<Guest>) -> Result<Vec<Met>> {
+        guests.into_iter().map(|guest| self.meet_one(guest)).collect()
+    }
+
+    fn meet_one(&self, guest: Guest) -> Result<Met> {
         let node = Node::read(&guest);
         self.refuse_contradicting_clock(&node)?;
-        let findings = plan::findings(&guest, &node, self.settings, self.ui);
-        let certificates = Inventory::read(&guest, &node, self.settings.now).rows(self.settings.now);
-        let runs = runs::list(&guest).unwrap_or_default();
-        Ok(NodeReport { guest, node, findings, certificates, runs })
+        let peer = Rc::new(Peer::read(&guest, &node, self.settings));
+        Ok(Met { guest, node, peer })
+    }
+
+    fn look_at(&self, nodes: &[Met], index: usize) -> Result<NodeReport> {
+        let Met { guest, node, .. } = &nodes[index];
+        let peers: Vec<Rc<Peer>> = nodes.iter().map(|met| Rc::clone(&met.peer)).collect();
+        let peers = peer::others(&peers, index);
+        let context = Context { guest, node, settings: self.settings, peers: &peers, ui: self.ui };
+        let findings = plan::findings(&context);
+        let certificates = Inventory::read(guest, node, self.settings.now).rows(self.settings.now);
+        let runs = runs::list(guest).unwrap_or_default();
+        Ok(NodeReport { guest: guest.clone(), node: node.clone(), findings, certificates, runs, peers })
     }
 
     /// Certificates judged, or made, by a clock that is behind the disk would be wrong.
@@ -158,7 +180,8 @@ impl Session<'_> {
 
     /// Works out what a repair of this node would do.
     pub fn plan(&self, report: &NodeReport) -> Plan {
-        plan::plan(&report.guest, &report.node, self.settings, self.ui)
+        let NodeReport { guest, node, peers, .. } = report;
+        plan::plan(&Context { guest, node, settings: self.settings, peers, ui: self.ui })
     }
 
     /// A hibernated system keeps its file systems open in its memory image: whatever is written meanwhile is destroyed at resume.
@@ -229,9 +252,10 @@ impl Session<'_> {
     fn look_again(&self, closed: &Guest) -> Result<NodeReport> {
         let root = |guest: &Guest| guest.file_systems.first().map(|fs| (fs.device.clone(), fs.uuid.clone()));
         let discovery = guest::discover(self.sources)?;
-        let again = discovery.guests.into_iter().find(|guest| root(guest) == root(closed));
+        let nodes = self.meet(discovery.guests)?;
+        let again = nodes.iter().position(|met| root(&met.guest) == root(closed));
         let again = again.with_context(|| format!("{} was not found again", closed.source))?;
-        self.look_at(again)
+        self.look_at(&nodes, again)
     }
 }
 

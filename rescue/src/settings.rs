@@ -49,6 +49,12 @@ pub struct Settings {
     pub free_target: FreeTarget,
     /// Validity of new certificates in days.
     pub days: u32,
+    /// Keep the keys of renewed certificates.
+    pub reuse_keys: bool,
+    /// Names and addresses for serving certificates beside those that are known.
+    pub san: Vec<String>,
+    /// Extend CAs that are over or end soon.
+    pub renew_ca: bool,
 }
 
 impl Settings {
@@ -70,6 +76,9 @@ impl Default for Settings {
             free_target: FreeTarget::default(),
             // kubeadm's own default: CertificateValidity = 365 * 24 h (cmd/kubeadm/app/constants).
             days: 365,
+            reuse_keys: false,
+            san: Vec::new(),
+            renew_ca: false,
         }
     }
 }

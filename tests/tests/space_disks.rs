@@ -126,7 +126,7 @@ fn a_full_partition_of_logs_is_freed_by_itself() -> Result<()> {
     let guest = guest(&disk.path)?;
     let node = Node::read(&guest);
     let settings = Settings::default();
-    let context = Looking { guest: &guest, node: &node, settings: &settings, ui: &Silent };
+    let context = Looking { guest: &guest, node: &node, settings: &settings, peers: &[], ui: &Silent };
     let catalogue = rescue::checks::catalogue();
     let check = catalogue.iter().find(|check| check.id() == "disk-full").context("no such check")?;
     let findings = check.run(&context)?;

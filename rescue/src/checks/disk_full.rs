@@ -197,13 +197,13 @@ mod tests {
     fn run(guest: &Guest) -> Vec<Finding> {
         let node = Node::read(guest);
         let settings = Settings::default();
-        DiskFull.run(&Context { guest, node: &node, settings: &settings, ui: &Silent }).unwrap()
+        DiskFull.run(&Context { guest, node: &node, settings: &settings, peers: &[], ui: &Silent }).unwrap()
     }
 
     fn actions(guest: &Guest) -> Vec<FreeAction> {
         let node = Node::read(guest);
         let settings = Settings::default();
-        let context = Context { guest, node: &node, settings: &settings, ui: &Silent };
+        let context = Context { guest, node: &node, settings: &settings, peers: &[], ui: &Silent };
         let findings = DiskFull.run(&context).unwrap();
         findings.iter().flat_map(|f| &f.remedies).flat_map(|r| r.prepare(&context).unwrap().free).collect()
     }
@@ -514,8 +514,9 @@ mod tests {
         let node = Node::read(&guest);
         let walked = guest.with_tree(Rc::new(NoWalk(MemoryTree::new().file("/var/log/a.log.2", log(10)))));
         let settings = Settings::default();
-        let findings =
-            DiskFull.run(&Context { guest: &walked, node: &node, settings: &settings, ui: &Silent }).unwrap();
+        let findings = DiskFull
+            .run(&Context { guest: &walked, node: &node, settings: &settings, peers: &[], ui: &Silent })
+            .unwrap();
         assert!(findings.is_empty());
     }
 

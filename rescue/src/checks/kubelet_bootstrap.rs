@@ -361,7 +361,7 @@ mod tests {
 
     fn findings(guest: &Guest, settings: &Settings) -> Vec<Finding> {
         let node = Node::read(guest);
-        KubeletBootstrap.run(&Context { guest, node: &node, settings, ui: &Silent }).expect("it runs")
+        KubeletBootstrap.run(&Context { guest, node: &node, settings, peers: &[], ui: &Silent }).expect("it runs")
     }
 
     /// Finds, prepares and applies; gives back the guest as planned, and checks that only the flag went.
@@ -372,8 +372,9 @@ mod tests {
         let finding = found.first().expect("a finding");
         let remedy = finding.remedies.first().unwrap_or_else(|| panic!("no remedy: {finding:?}"));
         let node = Node::read(&guest);
-        let prepared =
-            remedy.prepare(&Context { guest: &guest, node: &node, settings, ui: &Silent }).expect("it can be prepared");
+        let prepared = remedy
+            .prepare(&Context { guest: &guest, node: &node, settings, peers: &[], ui: &Silent })
+            .expect("it can be prepared");
         let mut planned = Planned::over(guest.tree(), 0);
         for change in &prepared.changes {
             planned.apply(change).expect("it can be planned");
@@ -537,7 +538,8 @@ mod tests {
         let stale = node(2020).file(DROP_IN, "[Service]\nEnvironment=KUBELET_EXTRA_ARGS=--old\n");
         let guest = stale.into_guest();
         let found = findings(&guest, &settings());
-        let context = Context { guest: &guest, node: &Node::read(&guest), settings: &settings(), ui: &Silent };
+        let context =
+            Context { guest: &guest, node: &Node::read(&guest), settings: &settings(), peers: &[], ui: &Silent };
         let prepared = found[0].remedies[0].prepare(&context).expect("it can be prepared");
         assert_eq!(prepared.changes.len(), 1);
     }

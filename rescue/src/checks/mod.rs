@@ -13,6 +13,7 @@ use std::rc::Rc;
 
 use crate::guest::Guest;
 use crate::node::Node;
+use crate::pki::peer::Peer;
 use crate::repair::Prepared;
 use crate::settings::Settings;
 use crate::ui::Ui;
@@ -50,6 +51,8 @@ pub struct Context<'a> {
     pub node: &'a Node,
     /// What the user asked for, with the time that counts as now.
     pub settings: &'a Settings,
+    /// The other nodes of the run.
+    pub peers: &'a [Rc<Peer>],
     /// For progress.
     pub ui: &'a dyn Ui,
 }

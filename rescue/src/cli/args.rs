@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::certs::Certs;
 use crate::checks::catalogue;
 use crate::disk::Source;
 use crate::settings::{FreeTarget, PatchKubelet, Settings};
@@ -33,6 +34,8 @@ pub enum Command {
     Undo(Undo),
     /// Earlier repairs.
     Runs(Runs),
+    /// Certificates.
+    Certs(Certs),
     /// The catalogue.
     Checks(Checks),
     /// The version.
@@ -109,6 +112,15 @@ pub struct Repair {
     /// how much must be free, in per cent of bytes, or BYTES,INODES (default 15,5)
     #[argh(option, from_str_fn(free_target_argument), default = "FreeTarget::default()")]
     pub free_target: FreeTarget,
+    /// keep the keys of renewed certificates
+    #[argh(switch)]
+    pub reuse_keys: bool,
+    /// a DNS name or IP address to be in rebuilt serving certificates (API server, etcd); may be given several times
+    #[argh(option)]
+    pub san: Vec<String>,
+    /// extend CAs that are over or end soon: same key, same name, later end, in every copy on the disk
+    #[argh(switch)]
+    pub renew_ca: bool,
     /// take --bootstrap-kubeconfig out of the kubelet's flags: needed, always or never (default needed)
     #[argh(option, from_str_fn(patch_kubelet_argument), default = "PatchKubelet::Needed")]
     pub patch_kubelet: PatchKubelet,
@@ -196,7 +208,7 @@ pub fn parse(words: &[String]) -> Result<Arguments, Stop> {
     if words == ["--version"] {
         return Ok(Arguments { command: Command::Version(Version {}) });
     }
-    let words = split_equals(words);
+    let words = super::certs::with_list(split_equals(words));
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     Arguments::from_args(&["rescue"], &words).map_err(|exit| match exit.status {
         Ok(()) => Stop::Help(exit.output),
@@ -279,6 +291,9 @@ impl Repair {
             patch_kubelet: self.patch_kubelet,
             in_place: self.in_place,
             days: self.days,
+            reuse_keys: self.reuse_keys,
+            san: self.san.clone(),
+            renew_ca: self.renew_ca,
             ..with_now(self.now)
         }
     }
@@ -290,7 +305,8 @@ pub fn with_now(now: Option<OffsetDateTime>) -> Settings {
     Settings { now: now.unwrap_or(default.now), now_given: now.is_some(), ..default }
 }
 
-fn time_argument(text: &str) -> Result<OffsetDateTime, String> {
+/// An RFC 3339 time.
+pub fn time_argument(text: &str) -> Result<OffsetDateTime, String> {
     OffsetDateTime::parse(text, &Rfc3339)
         .map_err(|_| format!("'{text}' is not an RFC 3339 time such as 2026-11-23T08:00:00Z"))
 }

@@ -1,6 +1,7 @@
 //! The command line: arguments, one file per sub-command; shows, asks, exits. No logic.
 
 mod args;
+mod certs;
 mod checks;
 mod inspect;
 mod repair;
@@ -71,6 +72,7 @@ fn dispatch(command: &Command) -> Result<Outcome, Stop> {
         Command::Inspect(command) => (inspect::run(command)?, command.json),
         Command::Repair(command) => (repair::run(command)?, command.json),
         Command::Undo(command) => (undo::run(command)?, command.json),
+        Command::Certs(command) => (certs::run(command)?, command.json()),
         Command::Runs(command) => (runs::run(command)?, command.json),
         Command::Checks(command) => (Ok(checks::run(command)), command.json),
         Command::Version(_) => {

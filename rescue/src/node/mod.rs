@@ -161,6 +161,11 @@ impl StaticPod {
 }
 
 impl Node {
+    /// How people call it: the Node object's name, else the hostname, else `source`.
+    pub fn name<'a>(&'a self, source: &'a str) -> &'a str {
+        self.node_name.value.as_deref().or(self.hostname.value.as_deref()).unwrap_or(source)
+    }
+
     /// Reads the facts. Never fails: what cannot be read is unknown, with the reason as its source.
     pub fn read(guest: &Guest) -> Self {
         Self::read_keeping(guest, None)

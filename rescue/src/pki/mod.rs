@@ -7,6 +7,7 @@ pub mod issue;
 pub mod key;
 pub mod key_pool;
 pub mod kubelet;
+pub mod peer;
 pub mod pem;
 pub mod profile;
 pub mod renew;

@@ -8,7 +8,6 @@ use crate::guest::{Guest, Planned};
 use crate::node::Node;
 use crate::repair::Prepared;
 use crate::settings::Settings;
-use crate::ui::Ui;
 
 /// One remedy that the plan will carry out.
 #[derive(Debug, Clone)]
@@ -67,10 +66,9 @@ pub fn selected_checks(settings: &Settings) -> Vec<Box<dyn Check>> {
 }
 
 /// All findings of the selected checks, worst first. A check that fails becomes a finding of its own.
-pub fn findings(guest: &Guest, node: &Node, settings: &Settings, ui: &dyn Ui) -> Vec<Finding> {
-    let context = Context { guest, node, settings, ui };
+pub fn findings(context: &Context<'_>) -> Vec<Finding> {
     let mut findings: Vec<Finding> =
-        selected_checks(settings).iter().flat_map(|check| run(check.as_ref(), &context)).collect();
+        selected_checks(context.settings).iter().flat_map(|check| run(check.as_ref(), context)).collect();
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     findings
 }
@@ -85,20 +83,20 @@ fn run(check: &dyn Check, context: &Context<'_>) -> Vec<Finding> {
 }
 
 /// Works out the plan for one guest.
-pub fn plan(guest: &Guest, node: &Node, settings: &Settings, ui: &dyn Ui) -> Plan {
+pub fn plan(context: &Context<'_>) -> Plan {
+    let guest = context.guest.clone();
     let mut draft =
-        Draft { plan: Plan::default(), base: guest.clone(), guest: guest.clone(), node: node.clone(), settings };
-    for check in selected_checks(settings) {
-        let found = run(check.as_ref(), &draft.context(ui));
+        Draft { plan: Plan::default(), base: guest.clone(), guest, node: context.node.clone(), context: *context };
+    for check in selected_checks(context.settings) {
+        let found = run(check.as_ref(), &draft.context());
         for finding in found {
             for remedy in &finding.remedies {
-                draft.add(&finding, remedy, ui);
+                draft.add(&finding, remedy);
             }
         }
     }
-    let Draft { mut plan, guest, node, .. } = draft;
-    plan.left = findings(&guest, &node, settings, ui);
-    plan
+    let left = findings(&draft.context());
+    Plan { left, ..draft.plan }
 }
 
 /// A plan being made, and the guest as it will be after what is planned so far.
@@ -107,16 +105,17 @@ struct Draft<'a> {
     base: Guest,
     guest: Guest,
     node: Node,
-    settings: &'a Settings,
+    /// As it was given, with the guest before the plan.
+    context: Context<'a>,
 }
 
 impl Draft<'_> {
-    fn context<'a>(&'a self, ui: &'a dyn Ui) -> Context<'a> {
-        Context { guest: &self.guest, node: &self.node, settings: self.settings, ui }
+    fn context(&self) -> Context<'_> {
+        Context { guest: &self.guest, node: &self.node, ..self.context }
     }
 
-    fn add(&mut self, finding: &Finding, remedy: &Rc<dyn Remedy>, ui: &dyn Ui) {
-        let attempt = remedy.prepare(&self.context(ui)).and_then(|prepared| {
+    fn add(&mut self, finding: &Finding, remedy: &Rc<dyn Remedy>) {
+        let attempt = remedy.prepare(&self.context()).and_then(|prepared| {
             let mut all = self.plan.prepared.clone();
             all.free.extend(prepared.free.iter().cloned());
             all.changes.extend(prepared.changes.iter().cloned());
@@ -139,7 +138,7 @@ impl Draft<'_> {
     }
 
     fn planned(&self, prepared: &Prepared) -> anyhow::Result<Guest> {
-        let mut tree = Planned::over(self.base.tree(), self.settings.now.unix_timestamp());
+        let mut tree = Planned::over(self.base.tree(), self.context.settings.now.unix_timestamp());
         for action in &prepared.free {
             tree.free(action)?;
         }

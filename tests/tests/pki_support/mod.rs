@@ -37,7 +37,7 @@ pub fn open(root: &Path) -> Result<WritableGuest> {
 /// Findings of the checks, without any change.
 pub fn inspect(guest: &Guest, settings: &Settings) -> Result<Vec<Finding>> {
     let node = Node::read(guest);
-    let context = Context { guest, node: &node, settings, ui: &Silent };
+    let context = Context { guest, node: &node, settings, peers: &[], ui: &Silent };
     let mut findings = Vec::new();
     for check in catalogue().iter().filter(|check| CHECKS.contains(&check.id())) {
         findings.extend(check.run(&context)?);
@@ -51,10 +51,10 @@ pub fn plan(guest: &Guest, settings: &Settings) -> Result<(Vec<Finding>, Prepare
     let (mut all, mut findings) = (Prepared::default(), Vec::new());
     let mut planned = guest.clone();
     for check in catalogue().iter().filter(|check| CHECKS.contains(&check.id())) {
-        let context = Context { guest: &planned, node: &node, settings, ui: &Silent };
+        let context = Context { guest: &planned, node: &node, settings, peers: &[], ui: &Silent };
         let found = check.run(&context)?;
         for remedy in found.iter().flat_map(|finding| &finding.remedies) {
-            let context = Context { guest: &planned, node: &node, settings, ui: &Silent };
+            let context = Context { guest: &planned, node: &node, settings, peers: &[], ui: &Silent };
             let prepared = remedy.prepare(&context).with_context(|| remedy.summary())?;
             let mut tree = Planned::over(planned.tree(), settings.now.unix_timestamp());
             for change in &prepared.changes {
