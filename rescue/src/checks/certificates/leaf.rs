@@ -1,0 +1,56 @@
+//! The leaves in pki/ and in the kubeconfigs.
+
+use super::{CLOCK_ADVICE, ENDS_WITH_CA, ID, Judge, ends_with_ca, phase, with_problems};
+use crate::checks::{Finding, Severity};
+use crate::pki::inventory::{Leaf, Verdict};
+use crate::pki::renew::RenewCertificate;
+
+impl Judge<'_> {
+    pub(super) fn leaf(&self, leaf: &Leaf) -> Option<Finding> {
+        let worst = leaf.problems.first()?;
+        let severity = match worst.verdict {
+            Verdict::WrongIssuer if leaf.foreign.is_some() => Severity::Note,
+            _ => self.severity(worst, leaf.severity, leaf.certificate.as_ref().map(|old| old.not_before)),
+        };
+        let mut finding = Finding::new(
+            ID,
+            severity,
+            format!("{} {}", leaf.name, self.phrase(worst.verdict, leaf.certificate.as_ref().map(|old| old.not_after))),
+        );
+        finding = with_problems(finding, &leaf.problems);
+        if severity > Severity::Note {
+            finding = finding.with_advice(format!("Without it {}.", leaf.consequence));
+        }
+        if self.is_clock_matter(worst.verdict) {
+            return Some(finding.with_advice(CLOCK_ADVICE));
+        }
+        if let Some(why) = &leaf.foreign {
+            return Some(finding.with_advice(format!("Left alone: {why}. Renew it where it comes from.")));
+        }
+        let signer = match self.signer(leaf.authority) {
+            Ok(signer) => signer,
+            Err(advice) => return Some(finding.with_advice(advice)),
+        };
+        if let Some(crate::pki::inventory::Place::Files { keep_key: Some(why), key, .. }) = &leaf.place
+            && leaf.problems.iter().any(|problem| problem.verdict == Verdict::KeyUnusable)
+        {
+            return Some(
+                finding.with_advice(format!(
+                    "Not mended: {key} cannot be used, and {why}. Restore that key from a backup."
+                )),
+            );
+        }
+        if ends_with_ca(worst.verdict, leaf.certificate.as_ref(), signer) {
+            return Some(finding.with_advice(ENDS_WITH_CA));
+        }
+        let settings = self.context.settings;
+        match RenewCertificate::new(leaf, signer, &self.keys, settings.now, settings.days) {
+            Some(remedy) => Some(finding.with_remedy(remedy)),
+            None => Some(finding.with_advice(format!(
+                "Not mended by this version: its names and groups stood only in what is lost. Restore the file from a backup, or, once the \
+                 rest of the node runs, delete it and run `kubeadm init phase {}` with the cluster's own configuration.",
+                phase(leaf.name)
+            ))),
+        }
+    }
+}

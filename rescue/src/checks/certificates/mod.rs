@@ -1,0 +1,138 @@
+//! certificates: every leaf and CA that kubeadm lays down, and the kubelet's own client certificate, which `kubeadm certs renew`
+//! never touches. Expired and broken leaves are made anew with the CA keys on the disk; a CA is never made anew.
+
+mod authority;
+mod kubelet;
+mod leaf;
+mod serving;
+
+use std::rc::Rc;
+use time::{Duration, OffsetDateTime};
+
+use super::{Check, Context, Finding, Severity};
+use crate::node::Role;
+use crate::pki::certificate::Certificate;
+use crate::pki::inventory::{Inventory, Problem, Signer, Verdict};
+use crate::pki::key_pool::KeyPool;
+use crate::units;
+
+const ID: &str = "certificates";
+
+/// A certificate that begins within a day is a matter of time zones, not a fault.
+const CLOCK_DIFFERENCE: Duration = Duration::DAY;
+
+/// See the module.
+#[derive(Debug, Clone, Copy)]
+pub struct Certificates;
+
+impl Check for Certificates {
+    fn id(&self) -> &'static str {
+        ID
+    }
+
+    fn about(&self) -> &'static str {
+        "expired, expiring, unreadable or mismatched certificates of kubeadm and of the kubelet; issues new leaves offline with \
+         the CA keys on the disk"
+    }
+
+    fn run(&self, context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
+        if let Some(Role::OtherDistribution | Role::NotKubernetes) = context.node.role.value {
+            return Ok(Vec::new());
+        }
+        let now = context.settings.now;
+        let inventory = Inventory::read(context.guest, context.node, now);
+        let judge = Judge { context, inventory: &inventory, keys: Rc::new(KeyPool::default()) };
+        let mut findings = judge.authorities();
+        findings.extend(inventory.kubelet.as_ref().and_then(|client| judge.kubelet(client)));
+        findings.extend(inventory.leaves.iter().filter_map(|leaf| judge.leaf(leaf)));
+        findings.extend(judge.serving());
+        // Worst first; the order within a severity stays.
+        findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+        Ok(findings)
+    }
+}
+
+struct Judge<'a> {
+    context: &'a Context<'a>,
+    inventory: &'a Inventory,
+    keys: Rc<KeyPool>,
+}
+
+impl Judge<'_> {
+    fn now(&self) -> OffsetDateTime {
+        self.context.settings.now
+    }
+
+    fn severity(&self, worst: &Problem, full: Severity, not_before: Option<OffsetDateTime>) -> Severity {
+        match worst.verdict {
+            Verdict::Ok => Severity::Note,
+            Verdict::Expiring | Verdict::Misplaced => Severity::WillBreak,
+            Verdict::NotYetValid if not_before.is_some_and(|begin| begin - self.now() <= CLOCK_DIFFERENCE) => {
+                Severity::Note
+            }
+            _ => full,
+        }
+    }
+
+    /// A certificate from the future says that one of two clocks is wrong, and `--now` says which.
+    fn is_clock_matter(&self, worst: Verdict) -> bool {
+        worst == Verdict::NotYetValid && !self.context.settings.now_given
+    }
+
+    fn phrase(&self, verdict: Verdict, not_after: Option<OffsetDateTime>) -> String {
+        match (verdict, not_after) {
+            (Verdict::Expired, Some(end)) if end < self.now() => {
+                format!("expired {} ({} days ago)", date(end), (self.now() - end).whole_days())
+            }
+            (Verdict::Expiring, Some(end)) => {
+                format!("expires {} (in {} days)", date(end), (end - self.now()).whole_days())
+            }
+            (Verdict::WrongIssuer, _) => "was issued by another authority".to_owned(),
+            (Verdict::KeyMismatch, _) => "does not match its key".to_owned(),
+            (Verdict::KeyUnusable, _) => "has no usable key".to_owned(),
+            (Verdict::Misplaced, _) => "is not stored the way the kubelet expects".to_owned(),
+            (verdict, _) => format!("is {}", verdict.words()),
+        }
+    }
+
+    fn is_control_plane(&self) -> bool {
+        self.context.node.role.value == Some(Role::ControlPlane) || !self.inventory.leaves.is_empty()
+    }
+}
+
+const CLOCK_ADVICE: &str = "Either this rescue system's clock or the one that dated the certificate is wrong. Say the right time with --now to have it renewed.";
+
+const ENDS_WITH_CA: &str = "A new one would end as soon: its CA ends then. Replace the CA of the whole cluster; this version does not do that.";
+
+/// A certificate that is good but for ending soon gains nothing from a CA that ends with it.
+fn ends_with_ca(worst: Verdict, old: Option<&Certificate>, signer: &Signer) -> bool {
+    let gain = old.map(|old| signer.certificate.not_after - old.not_after);
+    worst == Verdict::Expiring && gain.is_some_and(|gain| gain < Duration::DAY)
+}
+
+fn worker_advice(key: impl std::fmt::Display) -> String {
+    format!(
+        "Not mended by this version: a worker has no CA key ({key}), and only that can sign its certificate. What it needs is the disk \
+         of a control-plane node of the same cluster (its {key}); signing with that comes in a later version. Until then, once a \
+         control plane runs: `kubeadm token create --print-join-command` there, `kubeadm reset` and the printed line here."
+    )
+}
+
+fn with_problems(mut finding: Finding, problems: &[Problem]) -> Finding {
+    for problem in problems {
+        finding = finding.with_evidence(&problem.path, problem.saw.clone());
+    }
+    finding
+}
+
+fn date(time: OffsetDateTime) -> String {
+    units::time(time).chars().take(10).collect()
+}
+
+/// The sub-command of `kubeadm init phase` that makes a leaf.
+fn phase(name: &str) -> String {
+    match name.strip_suffix(".conf") {
+        Some(config) => format!("kubeconfig {config}"),
+        None => format!("certs {name}"),
+    }
+}
