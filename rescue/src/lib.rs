@@ -24,6 +24,7 @@ pub mod report;
 pub mod session;
 pub mod settings;
 pub mod space;
+pub mod survey;
 pub mod sys;
 pub mod systemd;
 pub mod ui;

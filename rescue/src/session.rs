@@ -8,8 +8,9 @@ use crate::checks::{Context, Finding, Severity};
 use crate::disk::Source;
 use crate::guest::{self, FileSystem, Guest, Leftover};
 use crate::node::{self, Node};
-use crate::pki::inventory::{Inventory, Row};
+use crate::pki::listing::{Listing, Row};
 use crate::pki::peer::{self, Peer};
+use crate::pki::strays::Stray;
 use crate::refusal::Refusal;
 use crate::repair::plan::{self, Plan};
 use crate::repair::runs::{self, RunState, RunSummary};
@@ -30,6 +31,8 @@ pub struct NodeReport {
     pub findings: Vec<Finding>,
     /// Its certificates, for the table.
     pub certificates: Vec<Row>,
+    /// Files among them that nothing names.
+    pub unreferenced: Vec<Stray>,
     /// Earlier repairs of this node, oldest first.
     pub runs: Vec<RunSummary>,
     /// The other nodes of the run.
@@ -164,9 +167,9 @@ impl Session<'_> {
         let peers = peer::others(&peers, index);
         let context = Context { guest, node, settings: self.settings, peers: &peers, ui: self.ui };
         let findings = plan::findings(&context);
-        let certificates = Inventory::read(guest, node, self.settings.now).rows(self.settings.now);
+        let Listing { rows: certificates, unreferenced } = Listing::read(guest, node, self.settings.now);
         let runs = runs::list(guest).unwrap_or_default();
-        Ok(NodeReport { guest: guest.clone(), node: node.clone(), findings, certificates, runs, peers })
+        Ok(NodeReport { guest: guest.clone(), node: node.clone(), findings, certificates, unreferenced, runs, peers })
     }
 
     /// Certificates judged, or made, by a clock that is behind the disk would be wrong.

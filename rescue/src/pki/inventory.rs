@@ -67,7 +67,7 @@ impl Verdict {
 }
 
 /// One thing wrong with a certificate, and where it was seen.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Problem {
     /// What kind.
     pub verdict: Verdict,
@@ -253,26 +253,6 @@ pub struct Inventory {
     pub kubelet_serving: Option<(GuestPath, Certificate)>,
 }
 
-/// One line of the table.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Row {
-    /// As `kubeadm certs check-expiration` calls it.
-    pub name: String,
-    /// Guest path.
-    pub path: String,
-    /// Last moment, if it could be read.
-    #[serde(with = "time::serde::rfc3339::option")]
-    pub expires: Option<OffsetDateTime>,
-    /// Name of the CA; empty for a CA itself.
-    pub authority: String,
-    /// Whether the CA's key is not on this node.
-    pub externally_managed: bool,
-    /// Whether this is a CA.
-    pub is_authority: bool,
-    /// State.
-    pub verdict: Verdict,
-}
-
 impl Inventory {
     /// Reads all of them. Never fails: what cannot be read is a problem of the certificate.
     pub fn read(guest: &Guest, node: &Node, now: OffsetDateTime) -> Self {
@@ -289,58 +269,6 @@ impl Inventory {
             authorities,
             leaves,
         }
-    }
-
-    /// Lines for a table and for JSON: leaves by name, the kubelet's, then the CAs.
-    pub fn rows(&self, now: OffsetDateTime) -> Vec<Row> {
-        let external = |authority: Authority| self.authorities.get(&authority).is_some_and(AuthorityState::is_external);
-        let mut rows: Vec<Row> = self
-            .leaves
-            .iter()
-            .map(|leaf| Row {
-                name: leaf.name.to_owned(),
-                path: leaf.place.as_ref().map_or_else(String::new, |place| place.path().to_string()),
-                expires: leaf.certificate.as_ref().map(|certificate| certificate.not_after),
-                authority: leaf.authority.name().to_owned(),
-                externally_managed: external(leaf.authority) || leaf.foreign.is_some(),
-                is_authority: false,
-                verdict: leaf.verdict(),
-            })
-            .collect();
-        rows.sort_by(|a, b| a.name.cmp(&b.name));
-        if let Some(kubelet) = &self.kubelet {
-            rows.push(Row {
-                name: "kubelet.conf".to_owned(),
-                path: kubelet.path().to_string(),
-                expires: kubelet.certificate.as_ref().map(|certificate| certificate.not_after),
-                authority: Authority::Cluster.name().to_owned(),
-                externally_managed: external(Authority::Cluster),
-                is_authority: false,
-                verdict: kubelet.verdict(),
-            });
-        }
-        if let Some((path, certificate)) = &self.kubelet_serving {
-            let problem = dates(certificate, path, now);
-            rows.push(Row {
-                name: "kubelet.crt".to_owned(),
-                path: path.to_string(),
-                expires: Some(certificate.not_after),
-                authority: "self".to_owned(),
-                externally_managed: false,
-                is_authority: false,
-                verdict: problem.map_or(Verdict::Ok, |problem| problem.verdict),
-            });
-        }
-        rows.extend(self.authorities.values().map(|state| Row {
-            name: state.authority.name().to_owned(),
-            path: state.certificate_path.to_string(),
-            expires: state.certificate().map(|certificate| certificate.not_after),
-            authority: String::new(),
-            externally_managed: state.is_external(),
-            is_authority: true,
-            verdict: state.verdict(now),
-        }));
-        rows
     }
 }
 

@@ -1,9 +1,14 @@
-//! The table of certificates, laid out as `kubeadm certs check-expiration` does, with the kubelet's and a state beside it.
+//! Certificates as tables: of one node as `kubeadm certs check-expiration` lays it out, with the kubelet's and a state beside it;
+//! of many nodes narrow enough for a text console.
 
 use std::fmt::Write as _;
 use time::{Duration, OffsetDateTime, UtcOffset};
 
-use crate::pki::inventory::Row;
+use super::text::Style;
+use crate::pki::listing::{Kind, Manager, Row};
+use crate::pki::strays::{Stray, StrayKind};
+use crate::survey::{Survey, Surveyed};
+use crate::units;
 
 /// Lines of at most a terminal's width for usual names; ends with a line feed.
 pub fn table(rows: &[Row], now: OffsetDateTime) -> String {
@@ -33,7 +38,175 @@ fn cells(row: &Row, now: OffsetDateTime) -> [String; 6] {
     ]
 }
 
+/// Unreferenced files shown of each node without `--details`.
+const STRAYS_SHOWN: usize = 8;
+
+/// `rescue certs`: one table over all nodes; with details a block for each certificate instead.
+pub fn survey(survey: &Survey, now: OffsetDateTime, style: &Style) -> String {
+    let mut out = String::new();
+    if style.details {
+        for node in &survey.nodes {
+            let _ = writeln!(out, "{}  ({})\n", style.heading(&node.name), node.source);
+            for row in &node.listing.rows {
+                block(&mut out, row, now);
+            }
+        }
+    } else {
+        let _ = writeln!(out, "{}", narrow(&survey.nodes, now));
+    }
+    unreferenced(&mut out, &survey.nodes, style);
+    if !survey.unreadable.is_empty() {
+        let _ = writeln!(out, "{}", style.heading("Could not be read"));
+        for unreadable in &survey.unreadable {
+            let _ = writeln!(out, "  {}: {}", unreadable.source, unreadable.reason);
+        }
+        out.push('\n');
+    }
+    if !survey.leftovers.is_empty() {
+        let _ = writeln!(out, "{}", style.heading("Also on these disks"));
+        for leftover in &survey.leftovers {
+            let _ = writeln!(out, "  {}: {}", leftover.device, leftover.what);
+        }
+        out.push('\n');
+    }
+    out.push_str(&summary(&survey.nodes));
+    out
+}
+
+/// Node, name, date, what is left, CA, state: 80 columns for usual names.
+fn narrow(nodes: &[Surveyed], now: OffsetDateTime) -> String {
+    let head = ["NODE", "CERTIFICATE", "EXPIRES", "LEFT", "AUTHORITY", "STATE"];
+    let cells = |node: &Surveyed, row: &Row| {
+        [
+            node.name.clone(),
+            row.name.clone(),
+            row.expires.map_or_else(|| "-".to_owned(), date),
+            row.expires.map_or_else(|| "-".to_owned(), |end| left(end - now)),
+            if row.kind == Kind::Authority { "itself".to_owned() } else { row.authority.clone() },
+            row.verdict.words().to_owned(),
+        ]
+    };
+    let rows = nodes.iter().flat_map(|node| node.listing.rows.iter().map(move |row| cells(node, row)));
+    let mut text = lay_out_with(&head, rows.collect(), 2);
+    for node in nodes.iter().filter(|node| node.listing.rows.is_empty()) {
+        let _ = writeln!(text, "{}  no certificates of kubeadm", node.name);
+    }
+    text
+}
+
+/// Everything about one certificate.
+fn block(out: &mut String, row: &Row, now: OffsetDateTime) {
+    let mut line = |label: &str, value: &str| {
+        let _ = writeln!(out, "  {label:<12}{value}");
+    };
+    let list = |values: &[String]| if values.is_empty() { "none".to_owned() } else { values.join(", ") };
+    line("name", &row.name);
+    line("path", &row.path);
+    if let Some(key) = row.key_path.as_ref().filter(|key| **key != row.path) {
+        line("key", key);
+    }
+    if let Some(subject) = &row.subject {
+        line("subject", subject);
+        line("issuer", row.issuer.as_deref().unwrap_or("unknown"));
+        line("names", &list(&row.alternative_names));
+        line("key type", row.key_type.as_deref().unwrap_or("of a kind that kubeadm never uses"));
+        line("usages", &list(&row.extended_key_usage));
+        line("serial", row.serial.as_deref().unwrap_or("unknown"));
+    }
+    if let (Some(begin), Some(end)) = (row.not_before, row.expires) {
+        let left = end - now;
+        let word = if left.is_negative() { "over for" } else { "left" };
+        line("valid", &format!("{} to {}, {word} {}", units::time(begin), units::time(end), units::span(left.abs())));
+    }
+    if row.is_authority {
+        line("authority", "a CA itself");
+    } else {
+        let external = if row.externally_managed { " (cannot be renewed on this node)" } else { "" };
+        line("authority", &format!("{}{external}", row.authority));
+    }
+    line("renewed by", manager(row.managed_by));
+    line(
+        "used by",
+        &if row.used_by.is_empty() { "nothing on this node names it".to_owned() } else { row.used_by.join(", ") },
+    );
+    line("state", row.verdict.words());
+    for problem in &row.problems {
+        line("", &format!("{}: {}", problem.path, problem.saw));
+    }
+    if let Some(remark) = &row.remark {
+        line("note", remark);
+    }
+    out.push('\n');
+}
+
+fn manager(manager: Manager) -> &'static str {
+    match manager {
+        Manager::Kubeadm => "kubeadm",
+        Manager::Kubelet => "the kubelet; kubeadm never does",
+        Manager::Kubespray => "kubespray",
+        Manager::Other => "neither kubeadm nor the kubelet",
+    }
+}
+
+/// Certificates first, then keys: what may be in use after all, or should not lie about.
+fn unreferenced(out: &mut String, nodes: &[Surveyed], style: &Style) {
+    if nodes.iter().all(|node| node.listing.unreferenced.is_empty()) {
+        return;
+    }
+    let _ = writeln!(out, "{}", style.heading("Unreferenced: nothing on the node names these files"));
+    for node in nodes {
+        let mut strays: Vec<&Stray> = node.listing.unreferenced.iter().collect();
+        strays.sort_by_key(|stray| {
+            !matches!(stray.kind, StrayKind::Certificate | StrayKind::Kubeconfig | StrayKind::Key)
+        });
+        let shown = if style.details { strays.len() } else { STRAYS_SHOWN.min(strays.len()) };
+        for stray in &strays[..shown] {
+            let _ = writeln!(out, "  {}  {}\n      {}", node.name, stray.path, stray.what);
+        }
+        if shown < strays.len() {
+            let _ = writeln!(out, "  {}  and {} more (--details shows all)", node.name, strays.len() - shown);
+        }
+    }
+    out.push('\n');
+}
+
+/// `3 nodes, 42 certificates: 30 expired, 12 ok`.
+fn summary(nodes: &[Surveyed]) -> String {
+    let mut counts: Vec<(&str, usize)> = Vec::new();
+    let rows = || nodes.iter().flat_map(|node| &node.listing.rows);
+    let mut verdicts: Vec<_> = rows().map(|row| row.verdict).collect();
+    verdicts.sort_by_key(|verdict| std::cmp::Reverse(*verdict));
+    for verdict in verdicts {
+        match counts.last_mut() {
+            Some((words, number)) if *words == verdict.words() => *number += 1,
+            _ => counts.push((verdict.words(), 1)),
+        }
+    }
+    let states: Vec<String> = counts.iter().map(|(words, number)| format!("{number} {words}")).collect();
+    let (nodes, certificates) = (nodes.len(), rows().count());
+    format!(
+        "{}, {}{}{}\n",
+        units::count(nodes, "node", "nodes"),
+        units::count(certificates, "certificate", "certificates"),
+        if states.is_empty() { "" } else { ": " },
+        states.join(", ")
+    )
+}
+
+fn date(time: OffsetDateTime) -> String {
+    units::time(time).chars().take(10).collect()
+}
+
+/// As kubeadm's residual time, with a plain word where it is over.
+fn left(left: Duration) -> String {
+    if left.whole_seconds() <= 0 { "none".to_owned() } else { residual(left) }
+}
+
 fn lay_out<const N: usize>(head: &[&str; N], rows: Vec<[String; N]>) -> String {
+    lay_out_with(head, rows, 3)
+}
+
+fn lay_out_with<const N: usize>(head: &[&str; N], rows: Vec<[String; N]>, gap: usize) -> String {
     let mut widths = head.map(str::len);
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -44,7 +217,7 @@ fn lay_out<const N: usize>(head: &[&str; N], rows: Vec<[String; N]>) -> String {
     let mut line = |cells: &[&str]| {
         let mut out = String::new();
         for (cell, width) in cells.iter().zip(widths) {
-            let _ = write!(out, "{cell:width$}   ");
+            let _ = write!(out, "{cell:width$}{:gap$}", "");
         }
         text.push_str(out.trim_end());
         text.push('\n');
@@ -80,19 +253,14 @@ fn residual(left: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pki::inventory::Verdict;
     use time::macros::datetime;
 
     #[test]
     fn looks_like_kubeadms() {
         let row = |name: &str, expires, is_authority| Row {
-            name: name.to_owned(),
-            path: String::new(),
             expires: Some(expires),
             authority: if is_authority { String::new() } else { "ca".to_owned() },
-            externally_managed: false,
-            is_authority,
-            verdict: Verdict::Ok,
+            ..Row::new(name, if is_authority { Kind::Authority } else { Kind::Leaf }, "")
         };
         let now = datetime!(2023-02-24 00:00 UTC);
         let rows = [

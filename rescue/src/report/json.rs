@@ -9,6 +9,7 @@ use crate::node::{Fact, Node, Role};
 use crate::repair::plan::Plan;
 use crate::repair::undo::Undone;
 use crate::session::{Inspection, NodeReport, Receipt};
+use crate::survey::Survey;
 
 /// Name and version of the schema.
 pub const SCHEMA: &str = "rescue/v1";
@@ -20,6 +21,24 @@ pub fn inspection(inspection: &Inspection) -> Value {
         "nodes": inspection.nodes.iter().map(node).collect::<Vec<_>>(),
         "leftovers": inspection.leftovers,
     })
+}
+
+/// `rescue certs --json`.
+pub fn survey(survey: &Survey) -> Value {
+    let nodes: Vec<Value> = survey
+        .nodes
+        .iter()
+        .map(|node| {
+            json!({
+                "name": node.name,
+                "role": node.role.map(role),
+                "source": node.source,
+                "certificates": node.listing.rows,
+                "unreferenced": node.listing.unreferenced,
+            })
+        })
+        .collect();
+    json!({"schema": SCHEMA, "nodes": nodes, "unreadable": survey.unreadable, "leftovers": survey.leftovers})
 }
 
 /// A node with the plan made for it.
@@ -110,6 +129,7 @@ pub fn node(report: &NodeReport) -> Value {
         "source": report.guest.source,
         "facts": facts(report),
         "certificates": report.certificates,
+        "unreferenced": report.unreferenced,
         "findings": findings(&report.findings),
         "runs": report.runs,
     })

@@ -48,7 +48,7 @@ impl Style {
         }
     }
 
-    fn heading(&self, text: &str) -> String {
+    pub(super) fn heading(&self, text: &str) -> String {
         self.paint(text, "1")
     }
 }

@@ -7,11 +7,11 @@ use time::OffsetDateTime;
 
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
-use crate::cli::terminal::{Terminal, colours};
-use crate::report::{json, text};
-use crate::session::Session;
+use crate::cli::terminal::colours;
+use crate::report::{certificates, json, text};
+use crate::survey::survey;
 
-/// list every certificate of the nodes given
+/// list every certificate of the nodes given, in one table; writes nothing. Exit code 1 when one is broken, over or about to end
 #[derive(FromArgs, Debug)]
 #[argh(subcommand, name = "list")]
 pub struct List {
@@ -21,6 +21,12 @@ pub struct List {
     /// a folder where a guest is mounted, instead of a disk
     #[argh(option)]
     pub root: Vec<PathBuf>,
+    /// only this node, by name or source
+    #[argh(option)]
+    pub node: Option<String>,
+    /// everything about each certificate, and all unreferenced files
+    #[argh(switch)]
+    pub details: bool,
     /// print one JSON object (schema rescue/v1) instead of text
     #[argh(switch)]
     pub json: bool,
@@ -32,17 +38,23 @@ pub struct List {
 /// Shows the table.
 pub fn run(command: &List) -> Result<Result<Outcome>, Stop> {
     let sources = args::sources(&command.src, &command.root)?;
+    Ok(show(command, &sources))
+}
+
+fn show(command: &List, sources: &[crate::disk::Source]) -> Result<Outcome> {
     let settings = args::with_now(command.now);
-    let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
-    Ok(session.inspect().map(|inspection| {
-        if command.json {
-            println!("{}", json::inspection(&inspection));
-        } else {
-            let style = text::Style { colours: colours(), details: false };
-            for node in &inspection.nodes {
-                print!("{}", text::node(node, settings.now, &style));
-            }
+    let mut survey = survey(sources, &settings)?;
+    if let Some(name) = &command.node {
+        survey = survey.only(name)?;
+    }
+    if command.json {
+        println!("{}", json::survey(&survey));
+    } else {
+        let style = text::Style { colours: colours(), details: command.details };
+        print!("{}", certificates::survey(&survey, settings.now, &style));
+        if !survey.is_healthy() {
+            println!("Next: rescue repair {}    (shows the plan first)", args::sources_as_typed(sources));
         }
-        Outcome::Clean
-    }))
+    }
+    Ok(if survey.is_healthy() { Outcome::Clean } else { Outcome::FindingsLeft })
 }
