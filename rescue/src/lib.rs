@@ -27,6 +27,7 @@ pub mod space;
 pub mod survey;
 pub mod sys;
 pub mod systemd;
+pub mod typed;
 pub mod ui;
 pub mod units;
 pub mod yaml;

@@ -11,6 +11,7 @@ use crate::node::{self, Node};
 use crate::pki::listing::{Listing, Row};
 use crate::pki::peer::{self, Peer};
 use crate::pki::strays::Stray;
+use crate::pki::trust;
 use crate::refusal::Refusal;
 use crate::repair::plan::{self, Plan};
 use crate::repair::runs::{self, RunState, RunSummary};
@@ -18,6 +19,7 @@ use crate::repair::transaction::{self, Applied, RunInfo};
 use crate::repair::undo::{self, Undone};
 use crate::repair::write_mount::WritableGuest;
 use crate::settings::Settings;
+use crate::typed;
 use crate::ui::Ui;
 
 /// One node as it was seen.
@@ -143,10 +145,56 @@ impl std::fmt::Debug for Session<'_> {
 impl Session<'_> {
     /// Opens the sources read-only and runs the checks on every guest found.
     pub fn inspect(&self) -> Result<Inspection> {
+        let lenders = self.lenders()?;
         let discovery = guest::discover(self.sources)?;
         let nodes = self.meet(discovery.guests)?;
-        let reports = (0..nodes.len()).map(|index| self.look_at(&nodes, index));
+        let reports = (0..nodes.len()).map(|index| self.look_at(&nodes, index, &lenders));
         Ok(Inspection { nodes: reports.collect::<Result<_>>()?, leftovers: discovery.leftovers })
+    }
+
+    /// The nodes whose disks are only read, for their CA keys. The disks are closed again when this returns.
+    pub fn lenders(&self) -> Result<Vec<Rc<Peer>>> {
+        let ca = &self.settings.ca;
+        if ca.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.refuse_named_twice()?;
+        let met = self.meet(guest::discover(ca).context("looking for a CA key")?.guests)?;
+        let peers: Vec<Rc<Peer>> = met.into_iter().map(|met| met.peer).collect();
+        match trust::has_key(&peers) {
+            true => Ok(peers),
+            false => Err(trust::no_key(&peers, &typed::sources(ca)).into()),
+        }
+    }
+
+    /// `--ca` promises not to write to a disk; naming it as one to be repaired says the opposite.
+    fn refuse_named_twice(&self) -> Result<()> {
+        let path = |source: &Source| {
+            let (Source::Disk(path) | Source::Root(path)) = source;
+            std::fs::canonicalize(path).unwrap_or_else(|_| path.clone())
+        };
+        let twice = self.settings.ca.iter().find(|ca| self.sources.iter().any(|source| path(source) == path(ca)));
+        let Some(twice) = twice else { return Ok(()) };
+        let twice = typed::source(twice);
+        Err(Refusal::new(
+            format!("{twice} is named with --ca and as a disk to work on"),
+            "with --ca it would only be read, without it it would be repaired as well",
+            format!("name it once: with --ca to leave it as it is, or without to repair it too ({twice} lends its CA either way)"),
+        )
+        .into())
+    }
+
+    /// Tells the nodes that are still to be repaired what this one holds now: its CA may just have got a later end.
+    pub fn refresh(&self, rest: &mut [NodeReport], repaired: &NodeReport) {
+        let fresh = Rc::new(Peer::read(&repaired.guest, &repaired.node, self.settings));
+        for report in rest {
+            for peer in report.peers.iter_mut().filter(|peer| peer.source == fresh.source) {
+                *peer = Rc::clone(&fresh);
+            }
+            let NodeReport { guest, node, peers, .. } = &*report;
+            let context = Context { guest, node, settings: self.settings, peers, ui: self.ui };
+            report.findings = plan::findings(&context);
+        }
     }
 
     /// Facts of each guest, and what the others may need of it.
@@ -161,10 +209,11 @@ impl Session<'_> {
         Ok(Met { guest, node, peer })
     }
 
-    fn look_at(&self, nodes: &[Met], index: usize) -> Result<NodeReport> {
+    fn look_at(&self, nodes: &[Met], index: usize, lenders: &[Rc<Peer>]) -> Result<NodeReport> {
         let Met { guest, node, .. } = &nodes[index];
         let peers: Vec<Rc<Peer>> = nodes.iter().map(|met| Rc::clone(&met.peer)).collect();
-        let peers = peer::others(&peers, index);
+        let mut peers = peer::others(&peers, index);
+        peers.extend(lenders.iter().map(Rc::clone));
         let context = Context { guest, node, settings: self.settings, peers: &peers, ui: self.ui };
         let findings = plan::findings(&context);
         let Listing { rows: certificates, unreferenced } = Listing::read(guest, node, self.settings.now);
@@ -254,11 +303,12 @@ impl Session<'_> {
     /// Opens the sources anew and finds the same guest: same root file system, same device.
     fn look_again(&self, closed: &Guest) -> Result<NodeReport> {
         let root = |guest: &Guest| guest.file_systems.first().map(|fs| (fs.device.clone(), fs.uuid.clone()));
+        let lenders = self.lenders()?;
         let discovery = guest::discover(self.sources)?;
         let nodes = self.meet(discovery.guests)?;
         let again = nodes.iter().position(|met| root(&met.guest) == root(closed));
         let again = again.with_context(|| format!("{} was not found again", closed.source))?;
-        self.look_at(&nodes, again)
+        self.look_at(&nodes, again, &lenders)
     }
 }
 

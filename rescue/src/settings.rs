@@ -2,6 +2,8 @@
 
 use time::OffsetDateTime;
 
+use crate::disk::Source;
+
 /// When to take `--bootstrap-kubeconfig` out of the kubelet's flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PatchKubelet {
@@ -55,6 +57,8 @@ pub struct Settings {
     pub san: Vec<String>,
     /// Extend CAs that are over or end soon.
     pub renew_ca: bool,
+    /// Disks that are only read, for the CA keys on them.
+    pub ca: Vec<Source>,
 }
 
 impl Settings {
@@ -79,6 +83,7 @@ impl Default for Settings {
             reuse_keys: false,
             san: Vec::new(),
             renew_ca: false,
+            ca: Vec::new(),
         }
     }
 }

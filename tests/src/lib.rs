@@ -10,6 +10,7 @@ pub mod judge;
 pub mod mounts;
 pub mod programs;
 pub mod qemu;
+pub mod worker;
 
 pub use command::{Cmd, Ran};
 pub use disk::{Disk, DiskBuilder, FileSystem, Partition, Table};

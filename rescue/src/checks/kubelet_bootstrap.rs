@@ -108,8 +108,9 @@ fn with_policy(mut finding: Finding, context: &Context<'_>, stops: bool) -> Find
     let worker = node.role.value == Some(Role::Worker);
     if stops {
         finding = finding.with_advice(if worker {
-            "What cures it is a new client certificate for the kubelet. A worker has no CA key: it comes from a control plane, by \
-             `kubeadm token create` and a new bootstrap-kubelet.conf, or by joining the node again."
+            "What cures it is a new client certificate for the kubelet. A worker has no CA key: the disk of a \
+             control plane lends one (check certificates says how). Without any such disk: `kubeadm token create` on a running control \
+             plane and a new bootstrap-kubelet.conf, or joining the node again."
         } else {
             "What cures it is renewing the kubelet's client certificate (check certificates); the flag is taken out only if that \
              certificate stays unusable."

@@ -139,10 +139,10 @@ impl Finding {
         self
     }
 
-    /// Adds advice.
+    /// Adds advice: a sentence on each line.
     #[must_use]
     pub fn with_advice(mut self, advice: impl Into<String>) -> Self {
-        self.advice.push(advice.into());
+        self.advice.extend(advice.into().lines().map(str::to_owned));
         self
     }
 }

@@ -1,7 +1,7 @@
 //! Arguments, with argh; what argh does not do by itself (`--flag=value`, exit code 2 for usage errors) is wrapped here.
 
 use argh::FromArgs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -9,6 +9,7 @@ use super::certs::Certs;
 use crate::checks::catalogue;
 use crate::disk::Source;
 use crate::settings::{FreeTarget, PatchKubelet, Settings};
+use crate::typed;
 
 /// Brings powered-off Kubernetes (kubeadm) nodes back from outside, before they boot.
 ///
@@ -70,6 +71,9 @@ pub struct Inspect {
     /// how much must be free, in per cent of bytes, or BYTES,INODES (default 15,5)
     #[argh(option, from_str_fn(free_target_argument), default = "FreeTarget::default()")]
     pub free_target: FreeTarget,
+    /// a control-plane disk (or its mounted folder) that is only read, for the CA key on it; may be given several times
+    #[argh(option, from_str_fn(source_argument))]
+    pub ca: Vec<Source>,
     /// refuse when more than one system is found
     #[argh(switch, hidden_help)]
     pub one_node: bool,
@@ -127,6 +131,9 @@ pub struct Repair {
     /// edit the vendor's line instead of laying a drop-in beside it
     #[argh(switch)]
     pub in_place: bool,
+    /// a control-plane disk (or its mounted folder) that is only read, for the CA key on it; may be given several times
+    #[argh(option, from_str_fn(source_argument))]
+    pub ca: Vec<Source>,
     /// refuse when more than one system is found
     #[argh(switch, hidden_help)]
     pub one_node: bool,
@@ -252,21 +259,13 @@ pub fn sources(disks: &[PathBuf], roots: &[PathBuf]) -> Result<Vec<Source>, Stop
 
 /// How the user would type the sources again.
 pub fn sources_as_typed(sources: &[Source]) -> String {
-    let typed = |path: &Path| {
-        let text = path.display().to_string();
-        match text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+:@,".contains(c)) {
-            true => text,
-            false => format!("'{}'", text.replace('\'', r"'\''")),
-        }
-    };
-    let words: Vec<String> = sources
-        .iter()
-        .map(|source| match source {
-            Source::Disk(path) => typed(path),
-            Source::Root(path) => format!("--root {}", typed(path)),
-        })
-        .collect();
-    words.join(" ")
+    typed::sources(sources)
+}
+
+/// What stands where a disk is meant: a folder is a mounted guest.
+pub fn source_argument(text: &str) -> Result<Source, String> {
+    let path = PathBuf::from(text);
+    Ok(if path.is_dir() { Source::Root(path) } else { Source::Disk(path) })
 }
 
 impl Inspect {
@@ -276,6 +275,7 @@ impl Inspect {
             only: self.only.clone(),
             skip: self.skip.clone(),
             free_target: self.free_target,
+            ca: self.ca.clone(),
             ..with_now(self.now)
         }
     }
@@ -294,6 +294,7 @@ impl Repair {
             reuse_keys: self.reuse_keys,
             san: self.san.clone(),
             renew_ca: self.renew_ca,
+            ca: self.ca.clone(),
             ..with_now(self.now)
         }
     }
@@ -391,11 +392,5 @@ mod tests {
     fn help_is_not_an_error() {
         assert!(matches!(parse(&words("--help")), Err(Stop::Help(_))));
         assert!(matches!(parse(&words("repair --help")), Err(Stop::Help(_))));
-    }
-
-    #[test]
-    fn sources_are_quoted_for_the_shell() {
-        let sources = [Source::Disk("/tmp/a b.img".into()), Source::Root("/mnt".into())];
-        assert_eq!(sources_as_typed(&sources), "'/tmp/a b.img' --root /mnt");
     }
 }

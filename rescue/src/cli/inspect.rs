@@ -7,6 +7,7 @@ use super::args::{self, Inspect, Stop};
 use super::terminal::{Terminal, colours};
 use crate::report::{json, text};
 use crate::session::{NodeReport, Session, only_node};
+use crate::typed;
 
 /// Looks and shows.
 pub fn run(command: &Inspect) -> Result<Result<Outcome>, Stop> {
@@ -27,7 +28,10 @@ fn show(command: &Inspect, session: &Session<'_>) -> Result<Outcome> {
     } else {
         let style = text::Style { colours: colours(), details: command.details };
         print!("{}", text::inspection(&inspection, session.settings.now, &style));
-        println!("{}", text::next_step(&inspection, &args::sources_as_typed(session.sources), session.settings));
+        println!(
+            "{}",
+            text::next_step(&inspection, &typed::with_ca(session.sources, &session.settings.ca), session.settings)
+        );
     }
     let findings = inspection.nodes.iter().any(NodeReport::needs_repair);
     Ok(if findings { Outcome::FindingsLeft } else { Outcome::Clean })

@@ -83,19 +83,33 @@ fn dispatch(command: &Command) -> Result<Outcome, Stop> {
     Ok(outcome.unwrap_or_else(|error| explain(&error, json)))
 }
 
+/// A failure in one word and one line.
+struct Failure {
+    outcome: Outcome,
+    /// `refused`, `failed`, `failed part-way`.
+    kind: &'static str,
+    text: String,
+}
+
+impl Failure {
+    fn of(error: &anyhow::Error) -> Self {
+        let stopped = error.downcast_ref::<TransactionError>().is_some_and(changed_something);
+        let part_way = stopped || error.is::<PartWay>();
+        let refused = error.chain().any(|cause| cause.is::<Refusal>());
+        let outcome = if part_way { Outcome::PartWay } else { Outcome::Refused };
+        let kind = match (part_way, refused) {
+            (true, _) => "failed part-way",
+            (false, true) => "refused",
+            (false, false) => "failed",
+        };
+        Self { outcome, kind, text: format!("{error:#}").replace('\n', " ") }
+    }
+}
+
 /// One clear line with the cause chain; for programs, a JSON object on standard output as well.
 fn explain(error: &anyhow::Error, json: bool) -> Outcome {
-    let stopped = error.downcast_ref::<TransactionError>().is_some_and(changed_something);
-    let part_way = stopped || error.is::<PartWay>();
-    let refused = error.chain().any(|cause| cause.is::<Refusal>());
-    let outcome = if part_way { Outcome::PartWay } else { Outcome::Refused };
-    let kind = match (part_way, refused) {
-        (true, _) => "failed part-way",
-        (false, true) => "refused",
-        (false, false) => "failed",
-    };
-    let unchanged = if part_way { "" } else { " (no file was changed)" };
-    let text = format!("{error:#}").replace('\n', " ");
+    let Failure { outcome, kind, text } = Failure::of(error);
+    let unchanged = if outcome == Outcome::PartWay { "" } else { " (no file was changed)" };
     eprintln!("rescue: {kind}{unchanged}: {text}");
     if json {
         println!("{}", crate::report::json::failure(kind, &text));

@@ -2,13 +2,15 @@
 
 use anyhow::Result;
 
-use super::Outcome;
 use super::args::{self, Repair, Stop};
 use super::terminal::{Terminal, colours, confirm};
+use super::{Failure, Outcome};
+use crate::node::Role;
 use crate::refusal::Refusal;
 use crate::report::{json, text};
 use crate::session::{Inspection, NodeReport, Receipt, Session, only_node};
 use crate::settings::Settings;
+use crate::typed;
 
 /// Repairs every node on the sources, one after the other.
 pub fn run(command: &Repair) -> Result<Result<Outcome>, Stop> {
@@ -29,6 +31,74 @@ struct Told {
     left: bool,
 }
 
+/// What became of one node.
+struct NodeEnd {
+    name: String,
+    source: String,
+    json: serde_json::Value,
+    receipt: Option<serde_json::Value>,
+    left: bool,
+    failure: Option<Failure>,
+}
+
+impl NodeEnd {
+    fn new(told: Told, receipt: Option<Receipt>) -> Self {
+        Self {
+            name: String::new(),
+            source: String::new(),
+            json: told.json,
+            left: receipt.as_ref().map_or(told.left, |receipt| receipt.after.needs_repair()),
+            receipt: receipt.as_ref().map(json::receipt),
+            failure: None,
+        }
+    }
+
+    fn failed(json: serde_json::Value, failure: Failure) -> Self {
+        let (name, source) = (String::new(), String::new());
+        Self { name, source, json, receipt: None, left: true, failure: Some(failure) }
+    }
+
+    fn failure_json(&self) -> Option<serde_json::Value> {
+        let failure = self.failure.as_ref()?;
+        Some(json::failed_node(&self.name, &self.source, failure.kind, &failure.text))
+    }
+
+    fn words(&self) -> &'static str {
+        match (&self.failure, &self.receipt, self.left) {
+            (Some(failure), ..) => failure.kind,
+            (None, Some(_), false) => "repaired",
+            (None, Some(_), true) => "repaired, but something is left",
+            (None, None, false) => "nothing to repair",
+            (None, None, true) => "not repaired, something is left",
+        }
+    }
+}
+
+/// "Refused" promises that nothing was changed anywhere; once one node of several was, a failure of another is part-way.
+fn outcome(ends: &[NodeEnd]) -> Outcome {
+    let failures: Vec<Outcome> = ends.iter().filter_map(|end| Some(end.failure.as_ref()?.outcome)).collect();
+    let changed = ends.iter().any(|end| end.receipt.is_some()) || failures.contains(&Outcome::PartWay);
+    match (failures.is_empty(), changed) {
+        (false, true) => Outcome::PartWay,
+        (false, false) => Outcome::Refused,
+        (true, _) if ends.iter().any(|end| end.left) => Outcome::FindingsLeft,
+        (true, _) => Outcome::Clean,
+    }
+}
+
+/// One line per node; the details stand above.
+fn summary(ends: &[NodeEnd], sources: &str) -> String {
+    let width = ends.iter().map(|end| end.name.len()).max().unwrap_or_default();
+    let mut text = format!("{} nodes:\n", ends.len());
+    for end in ends {
+        text.push_str(&format!("  {:width$}  {} ({})\n", end.name, end.words(), end.source));
+    }
+    if ends.iter().any(|end| end.left) {
+        text.push_str(&format!("Next: rescue inspect {sources}    (what is left on each, and what to do about it)\n"));
+    }
+    text
+}
+
 struct Conversation<'a> {
     command: &'a Repair,
     session: &'a Session<'a>,
@@ -36,19 +106,52 @@ struct Conversation<'a> {
 }
 
 impl Conversation<'_> {
+    /// One node after the other. Where several are repaired, one that cannot be does not stop the others.
     fn hold(&self) -> Result<Outcome> {
-        let inspection = self.session.inspect()?;
-        let (mut nodes, mut receipts, mut left) = (Vec::new(), Vec::new(), false);
-        for node in self.chosen(inspection)? {
-            let (node, receipt) = self.one(node)?;
-            left |= receipt.as_ref().map_or(node.left, |receipt| receipt.after.needs_repair());
-            nodes.push(node.json);
-            receipts.extend(receipt.as_ref().map(json::receipt));
+        let mut nodes = self.chosen(self.session.inspect()?)?;
+        if nodes.len() == 1 {
+            let (told, receipt) = self.one(nodes.remove(0))?;
+            return Ok(self.close(vec![NodeEnd::new(told, receipt)]));
+        }
+        // Control planes first: what they lend to the others may be what their own repair renews.
+        nodes.sort_by_key(|node| node.node.role.value != Some(Role::ControlPlane));
+        let mut ends = Vec::new();
+        while !nodes.is_empty() {
+            let node = nodes.remove(0);
+            let (name, source, before) = (node.name().to_owned(), node.guest.source.clone(), json::node(&node));
+            match self.one(node) {
+                Ok((told, receipt)) => {
+                    if let Some(receipt) = &receipt {
+                        self.session.refresh(&mut nodes, &receipt.after);
+                    }
+                    ends.push(NodeEnd { name, source, ..NodeEnd::new(told, receipt) });
+                }
+                Err(error) => {
+                    let failure = Failure::of(&error);
+                    let unchanged =
+                        if failure.outcome == Outcome::PartWay { "" } else { " (no file of it was changed)" };
+                    eprintln!("rescue: {name} ({source}): {}{unchanged}: {}", failure.kind, failure.text);
+                    ends.push(NodeEnd { name, source, ..NodeEnd::failed(before, failure) });
+                }
+            }
+            self.say("\n");
+        }
+        Ok(self.close(ends))
+    }
+
+    /// What became of each, and the exit code that stands for all.
+    fn close(&self, ends: Vec<NodeEnd>) -> Outcome {
+        let outcome = outcome(&ends);
+        if ends.len() > 1 {
+            self.say(&summary(&ends, &typed::with_ca(self.session.sources, &self.settings.ca)));
         }
         if self.command.json {
-            println!("{}", json::repair(nodes, (!self.command.dry_run).then_some(receipts)));
+            let failed = ends.iter().filter_map(NodeEnd::failure_json).collect();
+            let receipts = ends.iter().filter_map(|end| end.receipt.clone()).collect();
+            let nodes = ends.into_iter().map(|end| end.json).collect();
+            println!("{}", json::repair(nodes, (!self.command.dry_run).then_some(receipts), failed));
         }
-        Ok(if left { Outcome::FindingsLeft } else { Outcome::Clean })
+        outcome
     }
 
     /// Several systems are repaired unattended only when each came from a source of its own: two roots on one disk (an old

@@ -15,3 +15,4 @@ mod references;
 pub mod renew;
 pub mod service_account;
 pub mod strays;
+pub mod trust;

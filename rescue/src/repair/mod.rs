@@ -16,7 +16,7 @@ pub mod undo;
 pub mod write_mount;
 mod xattrs;
 
-pub use change::{Attributes, Change, Content, Expect, FreeAction, Freeing, Prepared};
+pub use change::{Attributes, Change, Content, Expect, FreeAction, Freeing, Prepared, sha256_hex};
 pub use runs::{RunState, RunSummary};
 pub use transaction::{Applied, Recovered, RunInfo, TransactionError, apply, recover};
 pub use undo::{Undone, undo};

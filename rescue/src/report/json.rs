@@ -78,13 +78,21 @@ pub fn receipt(receipt: &Receipt) -> Value {
     })
 }
 
-/// `rescue repair --json`: the nodes as they are now, and the receipt where something was carried out.
-pub fn repair(nodes: Vec<Value>, receipts: Option<Vec<Value>>) -> Value {
+/// `rescue repair --json`: the nodes as they are now, the receipt where something was carried out, and those of several that failed.
+pub fn repair(nodes: Vec<Value>, receipts: Option<Vec<Value>>, failed: Vec<Value>) -> Value {
     let mut object = json!({"schema": SCHEMA, "nodes": nodes});
     if let Some(runs) = receipts {
         object["receipt"] = json!({"runs": runs});
     }
+    if !failed.is_empty() {
+        object["failed"] = Value::Array(failed);
+    }
     object
+}
+
+/// One node of several that could not be repaired.
+pub fn failed_node(name: &str, source: &str, kind: &str, message: &str) -> Value {
+    json!({"name": name, "source": source, "kind": kind, "message": message})
 }
 
 /// `rescue undo --json`.

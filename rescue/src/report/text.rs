@@ -309,8 +309,8 @@ pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
     }
     let _ = writeln!(
         out,
-        "Not mended by this version: etcd's data (looked at in passing only) and other nodes: each worker and each further \
-         control plane has certificates of its own on its own disk."
+        "Not mended by this version: etcd's data (looked at in passing only). Each worker and each further control plane has \
+         certificates of its own on its own disk: rescue repair takes several disks at once."
     );
     let _ = writeln!(out, "To take it back: rescue undo {sources} --run {}", receipt.run);
     out

@@ -1,6 +1,6 @@
 //! The CAs themselves, and why one of them cannot sign.
 
-use super::{ID, Judge, date, worker_advice};
+use super::{ID, Judge, date};
 use crate::checks::{Finding, Severity};
 use crate::guest::GuestPath;
 use crate::pki::inventory::{AuthorityState, Blocked, Signer};
@@ -15,14 +15,22 @@ const CA_WARNING: Duration = Duration::days(365);
 const CA_ALARM: Duration = Duration::days(30);
 
 impl Judge<'_> {
+    /// With what to sign: the key on this node, else the same CA's key on another node of the run.
     pub(super) fn signer(&self, authority: Authority) -> Result<&Signer, String> {
-        let Some(state) = self.inventory.authorities.get(&authority) else {
-            if !self.is_control_plane() {
-                return Err(worker_advice("/etc/kubernetes/pki/ca.key"));
-            }
-            return Err(format!("Not mended: there is no {} certificate on this node.", authority.name()));
-        };
-        state.signer.as_ref().map_err(|blocked| self.advice(state, blocked))
+        let state = self.inventory.authorities.get(&authority);
+        let own = state.map(|state| state.signer.as_ref());
+        if let Some(Ok(signer)) = own {
+            return Ok(signer);
+        }
+        if let Some(found) = self.lent(authority) {
+            return Ok(found.signer);
+        }
+        let is_workers = authority == Authority::Cluster && !self.is_control_plane();
+        match (state, own) {
+            (None | Some(_), None | Some(Err(Blocked::KeyMissing))) if is_workers => Err(self.worker_advice(state)),
+            (Some(state), Some(Err(blocked))) => Err(self.advice(state, blocked)),
+            _ => Err(format!("Not mended: there is no {} certificate on this node.", authority.name())),
+        }
     }
 
     /// Why nothing can be signed, and what to bring.
@@ -33,7 +41,7 @@ impl Judge<'_> {
                 "Not mended: the key of the CA is not on this node ({key}); this cluster's CA is external, or its key is kept elsewhere. \
                  Bring the key (copy it to {key}, and take it away afterwards), or have the certificate signed where the key is."
             ),
-            Blocked::KeyMissing => worker_advice(key),
+            Blocked::KeyMissing => self.worker_advice(Some(state)),
             Blocked::KeyMismatch => format!(
                 "Not mended: {key} does not match {certificate}, and what it signs would be rejected. Restore the pair from a backup \
                  or copy both from another control-plane node of this cluster."

@@ -47,6 +47,9 @@ impl Judge<'_> {
         // kubelets ask for keyEncipherment up to 1.26 (kubernetes#111660).
         let version = self.context.node.kubelet_version.value;
         let key_encipherment = version.is_none_or(|version| version < Version { major: 1, minor: 27, patch: 0 });
+        let mut client = client.clone();
+        client.remarks.extend(self.lent_by(Authority::Cluster));
+        let client = &client;
         let remedy = RenewKubeletClient::new(client, signer, &self.keys, self.context.settings, key_encipherment);
         Some(match remedy {
             Some(remedy) => finding.with_remedy(remedy),

@@ -5,6 +5,7 @@ mod authority;
 mod kubelet;
 mod leaf;
 mod serving;
+mod worker;
 
 use std::rc::Rc;
 use time::{Duration, OffsetDateTime};
@@ -108,14 +109,6 @@ const ENDS_WITH_CA: &str = "A new one would end as soon: its CA ends then. Repla
 fn ends_with_ca(worst: Verdict, old: Option<&Certificate>, signer: &Signer) -> bool {
     let gain = old.map(|old| signer.certificate.not_after - old.not_after);
     worst == Verdict::Expiring && gain.is_some_and(|gain| gain < Duration::DAY)
-}
-
-fn worker_advice(key: impl std::fmt::Display) -> String {
-    format!(
-        "Not mended by this version: a worker has no CA key ({key}), and only that can sign its certificate. What it needs is the disk \
-         of a control-plane node of the same cluster (its {key}); signing with that comes in a later version. Until then, once a \
-         control plane runs: `kubeadm token create --print-join-command` there, `kubeadm reset` and the printed line here."
-    )
 }
 
 fn with_problems(mut finding: Finding, problems: &[Problem]) -> Finding {

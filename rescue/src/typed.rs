@@ -1,0 +1,66 @@
+//! How a user would type a source again: every "Next:" line is to be copied as it stands.
+
+use std::path::Path;
+
+use crate::disk::Source;
+use crate::guest::{Backing, Guest};
+
+/// A path, quoted for the shell where it needs that.
+pub fn path(path: &Path) -> String {
+    let text = path.display().to_string();
+    match text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+:@,".contains(c)) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
+/// A disk by its path, a folder with `--root`.
+pub fn source(source: &Source) -> String {
+    match source {
+        Source::Disk(disk) => path(disk),
+        Source::Root(folder) => format!("--root {}", path(folder)),
+    }
+}
+
+/// All of them on one line.
+pub fn sources(sources: &[Source]) -> String {
+    sources.iter().map(source).collect::<Vec<_>>().join(" ")
+}
+
+/// Disks to work on, and those that only lend their CA.
+pub fn with_ca(disks: &[Source], ca: &[Source]) -> String {
+    let lent = ca.iter().map(|one| {
+        let (Source::Disk(at) | Source::Root(at)) = one;
+        format!("--ca {}", path(at))
+    });
+    std::iter::once(sources(disks)).chain(lent).collect::<Vec<_>>().join(" ")
+}
+
+/// The disks that a guest was found on, root first.
+pub fn guest(guest: &Guest) -> String {
+    let mut words: Vec<String> = Vec::new();
+    for file_system in &guest.file_systems {
+        let word = match &file_system.backing {
+            Backing::Range { path: disk, .. } => path(disk),
+            // What is mounted below the guest's folder comes with it.
+            Backing::Folder(_) if !words.is_empty() => continue,
+            Backing::Folder(folder) => format!("--root {}", path(folder)),
+        };
+        if !words.contains(&word) {
+            words.push(word);
+        }
+    }
+    if words.is_empty() { "WORKER".to_owned() } else { words.join(" ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_quoted_for_the_shell() {
+        let both = [Source::Disk("/tmp/a b.img".into()), Source::Root("/mnt".into())];
+        assert_eq!(sources(&both), "'/tmp/a b.img' --root /mnt");
+        assert_eq!(path(Path::new("it's")), r"'it'\''s'");
+    }
+}
