@@ -14,6 +14,7 @@ use crate::pki::strays::Stray;
 use crate::pki::trust;
 use crate::refusal::Refusal;
 use crate::repair::plan::{self, Plan};
+use crate::repair::restart::Restart;
 use crate::repair::runs::{self, RunState, RunSummary};
 use crate::repair::transaction::{self, Applied, RunInfo};
 use crate::repair::undo::{self, Undone};
@@ -122,6 +123,8 @@ pub struct Receipt {
     pub after: NodeReport,
     /// Whether all checks were asked for.
     pub all_checks: bool,
+    /// On a running node: what to restart. `None` for one that is powered off.
+    pub restart: Option<Restart>,
     /// From confirmation to receipt.
     pub took: Duration,
 }
@@ -264,6 +267,8 @@ impl Session<'_> {
         Self::refuse_suspended(&report.guest)?;
         let node = report.name().to_owned();
         let findings_before = report.findings.iter().filter(|finding| counts(finding)).count();
+        let changed = plan.prepared.changes.iter().map(crate::repair::Change::path);
+        let restart = report.guest.live.then(|| Restart::after(&report.guest, &report.node, changed));
         let closed = report.guest.close();
         drop((report.findings, report.node));
         let done: Vec<String> = plan.steps.iter().map(|step| step.remedy.summary()).collect();
@@ -285,6 +290,7 @@ impl Session<'_> {
             findings_before,
             after,
             all_checks: self.settings.all_checks(),
+            restart,
             took: started.elapsed(),
         })
     }

@@ -91,6 +91,18 @@ fn close_range(first: u32, last: u32) -> Result<(), Errno> {
     Errno::result(unsafe { libc::close_range(first, last, 0) }).map(drop)
 }
 
+/// Takes a write lease on the file and gives it back at once. The kernel grants one only while no other descriptor of the file is
+/// open (`EAGAIN` otherwise; `EINVAL` where the file system has no leases).
+pub(crate) fn write_lease_is_free(file: BorrowedFd<'_>) -> Result<(), Errno> {
+    // SAFETY: installs "ignore" for one signal; no handler code is involved. Without it somebody who opens the file in the moment
+    // between the two calls below would have the kernel end us with SIGIO.
+    unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
+    // SAFETY: both calls take an integer and no memory; the descriptor is open for the whole call.
+    Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) })?;
+    // SAFETY: as above.
+    Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) }).map(drop)
+}
+
 /// Rust ignores SIGPIPE; a command in a pipe should die of it quietly, as others do.
 pub fn restore_default_sigpipe() {
     // SAFETY: installs the default disposition for one signal before any thread is started; no handler code is involved.

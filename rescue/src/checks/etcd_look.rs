@@ -1,9 +1,12 @@
 //! etcd: a first look at a stacked member's data. Nothing of it is mended by this version.
 
+use std::os::unix::fs::MetadataExt;
+
 use super::{Check, Context, Finding, Severity};
 use crate::etcd::bbolt::Outline;
 use crate::etcd::look::{Database, Look};
-use crate::guest::GuestPath;
+use crate::guest::{Backing, Guest, GuestPath};
+use crate::repair::in_use::held_open::{HeldOpen, Holder};
 use crate::units;
 
 /// See the module.
@@ -31,9 +34,22 @@ impl Check for EtcdLook {
         let Some(pod) = context.node.static_pod("etcd") else { return Ok(Vec::new()) };
         let data_dir = GuestPath::new(pod.flag("--data-dir").unwrap_or("/var/lib/etcd"));
         let quota = pod.flag("--quota-backend-bytes").and_then(|bytes| bytes.parse().ok()).filter(|bytes| *bytes > 0);
+        if let Some(holder) = holder(context.guest, &data_dir) {
+            let title = format!("etcd is running: {holder} has its database open, so it was not looked into");
+            return Ok(vec![Finding::new(ID, Severity::Note, title).with_evidence(&data_dir, "in use")]);
+        }
         let look = Look::at(context.guest, data_dir);
         Ok(vec![finding(&look, quota.unwrap_or(DEFAULT_QUOTA), &context.guest.unresolved)])
     }
+}
+
+/// Who has the database open, where the guest is mounted on this machine. Pages that change while they are read look damaged.
+fn holder(guest: &Guest, data_dir: &GuestPath) -> Option<Holder> {
+    let real = guest.resolve(&data_dir.join("member/snap/db")).ok()?;
+    let Backing::Folder(folder) = &guest.file_system_of(&real)?.backing else { return None };
+    let device = std::fs::metadata(folder).ok()?.dev();
+    let inode = guest.tree().lstat(real.as_path()).ok()?.ino?;
+    HeldOpen::scan().holder(device, inode).cloned()
 }
 
 fn finding(look: &Look, quota: u64, unresolved: &[String]) -> Finding {
@@ -137,7 +153,7 @@ fn database_fault(outline: &Outline) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::{Guest, MemoryTree};
+    use crate::guest::MemoryTree;
 
     const DIR: &str = "/var/lib/etcd";
     const WAL: &[u8] = &[4, 0, 0, 0, 0, 0, 0, 0x84, 0x08, 0x04, 0x10, 0, 0, 0, 0, 0];

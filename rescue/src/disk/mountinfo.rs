@@ -17,6 +17,10 @@ pub(crate) struct Mount {
     pub kind: String,
     /// What is mounted: `/dev/sdb2`.
     pub device: String,
+    /// The kernel's number of the file system, `8:2`: the same for all mounts of it.
+    pub number: String,
+    /// Which of its folders is shown; `/` unless this is a bind mount (or a subvolume).
+    pub root: PathBuf,
 }
 
 /// File systems mounted below (not on) `folder`, parents first.
@@ -58,6 +62,8 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
         mount_point: PathBuf::from(OsString::from_vec(text(4)?)),
         kind: String::from_utf8_lossy(&text(dash + 1)?).into_owned(),
         device: escape(&String::from_utf8_lossy(&text(dash + 2)?)),
+        number: String::from_utf8_lossy(&text(2)?).into_owned(),
+        root: PathBuf::from(OsString::from_vec(text(3)?)),
     })
 }
 
@@ -84,6 +90,12 @@ pub(crate) fn unescape(field: &[u8]) -> Vec<u8> {
 }
 
 impl Mount {
+    /// Whether it keeps files on a disk of this machine. Networks, memory and layers of containers do not.
+    pub fn is_on_disk(&self) -> bool {
+        const ON_DISK: [&str; 7] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs"];
+        ON_DISK.contains(&self.kind.as_str())
+    }
+
     /// Whether it is one of the kernel's own, as a chroot has them below the guest's root: nothing in it is the guest's.
     pub fn is_pseudo(&self) -> bool {
         const PSEUDO: [&str; 20] = [
@@ -121,7 +133,13 @@ mod tests {
         let text =
             b"36 35 98:0 / /mnt/a\\040b rw,noatime master:1 propagate_from:2 - ext3 /dev/root rw,errors=continue\n\
                      37 35 98:1 / /mnt/a\\040b rw - xfs /dev/sdb1 rw\nnonsense\n";
-        let expected = Mount { mount_point: "/mnt/a b".into(), kind: "xfs".into(), device: "/dev/sdb1".into() };
+        let expected = Mount {
+            mount_point: "/mnt/a b".into(),
+            kind: "xfs".into(),
+            device: "/dev/sdb1".into(),
+            number: "98:1".into(),
+            root: "/".into(),
+        };
         assert_eq!(parse(text), [expected]);
     }
 }

@@ -78,7 +78,7 @@ fn is_same(one: &Path, other: &Path) -> bool {
 }
 
 /// Markers of a Linux root file system, the same as libguestfs looks for.
-fn is_root(tree: &dyn Tree) -> Result<bool, TreeError> {
+pub(super) fn is_root(tree: &dyn Tree) -> Result<bool, TreeError> {
     let kind = |path: &str| match tree.lstat(Path::new(path)) {
         Ok(meta) => Ok(Some(meta.kind)),
         Err(error) if error.is_not_found() => Ok(None),
@@ -422,11 +422,11 @@ impl Lookup {
 
 /// A guest in the making.
 #[derive(Default)]
-struct Assembly {
-    mounts: Vec<Mounted>,
-    file_systems: Vec<FileSystem>,
+pub(super) struct Assembly {
+    pub(super) mounts: Vec<Mounted>,
+    pub(super) file_systems: Vec<FileSystem>,
     time_marks: Vec<TimeMark>,
-    binds: Vec<(PathBuf, PathBuf)>,
+    pub(super) binds: Vec<(PathBuf, PathBuf)>,
     unresolved: Vec<String>,
 }
 
@@ -498,6 +498,21 @@ impl Assembly {
         }
     }
 
+    /// Notes the lines of fstab whose file system is not there, and returns all lines.
+    pub(super) fn note_unmounted(&mut self, where_: &str) -> Vec<Entry> {
+        let entries = self.read_fstab();
+        let wanted = |entry: &&Entry| entry.role() == Role::Disk && !entry.is_root() && entry.is_mounted_at_boot();
+        for entry in entries.iter().filter(wanted) {
+            let mounted = self
+                .mount_point(&entry.mount_point)
+                .is_ok_and(|at| self.file_systems.iter().any(|there| there.mount_point.as_path() == at.as_path()));
+            if !mounted && !matches!(entry.kind.as_str(), "vfat" | "msdos") && entry.spec != Spec::Other {
+                self.unresolved.push(format!("{} is not mounted {where_}", entry.shown()));
+            }
+        }
+        entries
+    }
+
     fn mounted_at(&self, device: &str) -> Option<PathBuf> {
         let there = self.file_systems.iter().find(|there| there.device == device)?;
         Some(there.mount_point.as_path().to_path_buf())
@@ -522,7 +537,7 @@ impl Assembly {
         }
     }
 
-    fn finish(mut self, source: String) -> Guest {
+    pub(super) fn finish(mut self, source: String) -> Guest {
         if let Some((_, below_root)) = self.file_systems.split_first_mut() {
             below_root.sort_by(|a, b| a.mount_point.cmp(&b.mount_point));
         }
@@ -565,12 +580,9 @@ fn folder_guest(folder: &Path) -> Result<Guest> {
         ));
     }
     let folder = std::fs::canonicalize(folder).with_context(|| format!("following links to the folder {name}"))?;
+    // Also where `/` is mounted once more under another name.
     if is_same(&folder, Path::new("/")) {
-        return Err(refuse(
-            format!("{name} is the root of the system that is running"),
-            "rescue repairs systems that are powered off",
-            "attach the guest's disk to this machine and name that".into(),
-        ));
+        return super::live::guest();
     }
     let tree = FolderTree::open(&folder)?;
     if !is_root(&tree).with_context(|| format!("looking for a system in {name}"))? {
@@ -597,17 +609,7 @@ fn folder_guest(folder: &Path) -> Result<Guest> {
             assembly.mount_folder(FolderTree::open(&mount.mount_point)?, mount.device, &mount.mount_point, at)?;
         }
     }
-    let entries = assembly.read_fstab();
-    for entry in
-        entries.iter().filter(|entry| entry.role() == Role::Disk && !entry.is_root() && entry.is_mounted_at_boot())
-    {
-        let mounted = assembly
-            .mount_point(&entry.mount_point)
-            .is_ok_and(|at| assembly.file_systems.iter().any(|there| there.mount_point.as_path() == at.as_path()));
-        if !mounted && !matches!(entry.kind.as_str(), "vfat" | "msdos") && entry.spec != Spec::Other {
-            assembly.unresolved.push(format!("{} is not mounted below {name}", entry.shown()));
-        }
-    }
+    let entries = assembly.note_unmounted(&format!("below {name}"));
     let unmounted: Vec<Entry> = entries
         .iter()
         .filter(|entry| !assembly.file_systems.iter().any(|there| there.mount_point.as_path() == entry.mount_point))
@@ -627,7 +629,7 @@ fn folder_guest(folder: &Path) -> Result<Guest> {
 }
 
 impl Assembly {
-    fn mount_folder(&mut self, tree: FolderTree, device: String, folder: &Path, at: PathBuf) -> Result<()> {
+    pub(super) fn mount_folder(&mut self, tree: FolderTree, device: String, folder: &Path, at: PathBuf) -> Result<()> {
         self.file_systems.push(FileSystem {
             mount_point: GuestPath::new(&at),
             kind: "folder".into(),

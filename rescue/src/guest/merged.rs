@@ -1,5 +1,6 @@
 //! Several trees under one root, by mount point.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -24,22 +25,31 @@ impl std::fmt::Debug for Mounted {
 #[derive(Debug)]
 pub struct MergedTree {
     mounts: Vec<Mounted>,
+    /// Indexes by mount point where there are many: a running node has a mount for each volume of each pod.
+    by_mount_point: Option<HashMap<PathBuf, usize>>,
 }
+
+/// From so many mounts on, looking them up beats going through them.
+const MANY: usize = 8;
 
 impl MergedTree {
     /// `mounts` must hold one for `/`.
     pub fn new(mut mounts: Vec<Mounted>) -> Self {
         mounts.sort_by_key(|mount| std::cmp::Reverse(mount.mount_point.components().count()));
-        Self { mounts }
+        let index = |(index, mount): (usize, &Mounted)| (mount.mount_point.clone(), index);
+        // Reversed, so that of two at one place the first counts in both ways.
+        let by_mount_point = (mounts.len() > MANY).then(|| mounts.iter().enumerate().rev().map(index).collect());
+        Self { mounts, by_mount_point }
     }
 
     fn at(&self, path: &Path) -> (&dyn Tree, PathBuf) {
-        let mount = self
-            .mounts
-            .iter()
-            .find(|mount| path.starts_with(&mount.mount_point))
-            .or(self.mounts.last())
-            .expect("a merged tree has a root");
+        let mount = match &self.by_mount_point {
+            Some(table) => {
+                path.ancestors().find_map(|above| table.get(above)).and_then(|index| self.mounts.get(*index))
+            }
+            None => self.mounts.iter().find(|mount| path.starts_with(&mount.mount_point)),
+        };
+        let mount = mount.or(self.mounts.last()).expect("a merged tree has a root");
         let below = path.strip_prefix(&mount.mount_point).unwrap_or(path);
         (mount.tree.as_ref(), Path::new("/").join(below))
     }

@@ -4,6 +4,7 @@ mod closed;
 mod discover;
 mod folder;
 mod fstab;
+mod live;
 mod memory;
 mod merged;
 mod path;
@@ -94,6 +95,8 @@ pub struct Guest {
     pub suspended: Option<String>,
     /// The newest times that the file systems themselves know: evidence of what the clock was.
     pub time_marks: Vec<TimeMark>,
+    /// Whether it is the system that is running (`--root /`): its processes have files open, and read others only when they start.
+    pub live: bool,
     tree: Rc<dyn Tree>,
     /// Bind mounts: what is asked for below the first path really is below the second. Both free of symbolic links.
     binds: Vec<(PathBuf, PathBuf)>,
@@ -126,6 +129,7 @@ impl Guest {
             unresolved: Vec::new(),
             suspended: None,
             time_marks: Vec::new(),
+            live: false,
             tree,
             binds: Vec::new(),
         }

@@ -87,6 +87,11 @@ impl Confined {
         Ok(RealPath::new(self.mount_of(path.as_path())?.0.point.clone()))
     }
 
+    /// Whether `path` lies in a folder that was mounted by others (`--root`), who may have its files open.
+    pub(super) fn is_shared(&self, path: &RealPath) -> Result<bool> {
+        Ok(self.mount_of(path.as_path())?.0.kind == "folder")
+    }
+
     /// Opens a folder of the guest.
     pub fn open_folder(&self, path: &RealPath) -> io::Result<OwnedFd> {
         let (mount, below) = self.mount_of(path.as_path()).map_err(io::Error::other)?;

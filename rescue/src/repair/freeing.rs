@@ -4,7 +4,8 @@
 //! file already has.
 
 use std::fmt::Display;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::Stat;
@@ -13,6 +14,7 @@ use rustix::io::Errno;
 use super::change::{FreeAction, Freeing};
 use super::confined::{Confined, Place, is_not_there, sync_file, times_of};
 use super::fault;
+use super::in_use::held_open::{self, HeldOpen};
 use super::journal::{Freed, StoredPath};
 use crate::ui::Ui;
 
@@ -52,9 +54,10 @@ pub fn free(confined: &Confined, actions: &[FreeAction], ui: &dyn Ui) -> Result<
     }
     let progress = ui.begin("Freeing space", Some(actions.len() as u64));
     let mut again = Vec::new();
+    let mut others = Others::default();
     for action in actions {
         progress.message(&action.path.to_string());
-        match free_one(confined, action) {
+        match free_one(confined, action, &mut others) {
             // A file with holes or shared blocks needs space to be cut; the files after it may provide that.
             Err(error) if is_out_of_space(&error) => again.push(action),
             outcome => report.add(action, outcome),
@@ -62,7 +65,7 @@ pub fn free(confined: &Confined, actions: &[FreeAction], ui: &dyn Ui) -> Result<
         progress.advance(1);
     }
     for action in again {
-        report.add(action, free_one(confined, action));
+        report.add(action, free_one(confined, action, &mut others));
     }
     // Freed blocks can be used again only once the file system's own journal has committed.
     confined.sync_all()?;
@@ -84,7 +87,28 @@ fn is_out_of_space(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Errno>().is_some_and(|errno| *errno == Errno::NOSPC || *errno == Errno::DQUOT)
 }
 
-fn free_one(confined: &Confined, action: &FreeAction) -> Result<Outcome> {
+/// Who has files of a folder guest open; on a disk that was mounted for us alone nobody has.
+#[derive(Default)]
+struct Others(Option<(HeldOpen, Instant)>);
+
+impl Others {
+    /// Programs open files at any moment, so a look does not count for long.
+    const FRESH: Duration = Duration::from_millis(500);
+
+    /// Why the file must stay.
+    fn objection(&mut self, place: &Place, stat: &Stat) -> Result<Option<String>> {
+        let fresh = self.0.take().filter(|(_, at)| at.elapsed() < Self::FRESH);
+        let (held, _) = self.0.insert(fresh.unwrap_or_else(|| (HeldOpen::scan(), Instant::now())));
+        if let Some(holder) = held.holder(stat.st_dev, stat.st_ino) {
+            return Ok(Some(format!("{holder} holds it open")));
+        }
+        // A process in a container of its own may not be seen here; the kernel knows it.
+        let open = held_open::is_open_elsewhere(place.open_file()?.as_fd());
+        Ok((open == Some(true)).then(|| "a process that cannot be seen from here holds it open".to_owned()))
+    }
+}
+
+fn free_one(confined: &Confined, action: &FreeAction, others: &mut Others) -> Result<Outcome> {
     let path = &action.path;
     let place = match confined.place(path) {
         Ok(place) => place,
@@ -105,6 +129,11 @@ fn free_one(confined: &Confined, action: &FreeAction) -> Result<Outcome> {
     }
     if size != action.size || stat.st_mtime != action.mtime {
         return Ok(Outcome::LeftAlone(format!("{path} was left alone: it changed since it was looked at")));
+    }
+    if confined.is_shared(path)?
+        && let Some(why) = others.objection(&place, &stat)?
+    {
+        return Ok(Outcome::LeftAlone(format!("{path} was left alone: {why}")));
     }
     let bytes = match action.freeing {
         Freeing::Delete => delete(&place, &stat)?,

@@ -74,6 +74,7 @@ pub fn receipt(receipt: &Receipt) -> Value {
         "file_systems_after": file_systems(&receipt.after.guest.file_systems),
         "findings_before": receipt.findings_before,
         "left": findings(&receipt.after.findings),
+        "restart": receipt.restart,
         "seconds": receipt.took.as_secs_f64(),
     })
 }

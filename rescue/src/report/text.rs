@@ -7,6 +7,7 @@ use crate::checks::{Finding, Severity, catalogue};
 use crate::guest::FileSystem;
 use crate::node::{Fact, Role};
 use crate::repair::plan::Plan;
+use crate::repair::restart::Restart;
 use crate::repair::runs::RunState;
 use crate::repair::transaction::{Applied, Recovered};
 use crate::repair::undo::Undone;
@@ -298,11 +299,12 @@ pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
     let left: Vec<Finding> = receipt.after.findings.iter().filter(|finding| counts(finding)).cloned().collect();
     if left.is_empty() {
         let found = count(receipt.findings_before, "finding", "findings");
-        let verdict = match receipt.all_checks {
-            true => "This node can be booted.",
-            false => "Not all checks were asked for: `rescue inspect` looks at the rest.",
+        let verdict = match (receipt.all_checks, receipt.restart.is_some()) {
+            (true, false) => " This node can be booted.",
+            (true, true) => "",
+            (false, _) => " Not all checks were asked for: `rescue inspect` looks at the rest.",
         };
-        let _ = writeln!(out, "Inspected again: {found} before, none left that counts. {verdict}");
+        let _ = writeln!(out, "Inspected again: {found} before, none left that counts.{verdict}");
     } else {
         let _ = writeln!(out, "{}", style.heading("Inspected again: still left"));
         findings(&mut out, &left, style);
@@ -312,8 +314,33 @@ pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
         "Not mended by this version: etcd's data (looked at in passing only). Each worker and each further control plane has \
          certificates of its own on its own disk: rescue repair takes several disks at once."
     );
+    if let Some(needed) = &receipt.restart {
+        restart(&mut out, needed, style);
+    }
     let _ = writeln!(out, "To take it back: rescue undo {sources} --run {}", receipt.run);
     out
+}
+
+/// What a running node needs before it uses what was changed.
+fn restart(out: &mut String, restart: &Restart, style: &Style) {
+    if restart.is_empty() {
+        let _ = writeln!(out, "Nothing has to be restarted.");
+        return;
+    }
+    let _ = writeln!(out, "{}", style.heading("Now restart (rescue restarts nothing by itself)"));
+    for command in &restart.commands {
+        let _ = writeln!(out, "  {command}");
+    }
+    for pod in &restart.static_pods {
+        let _ = writeln!(out, "  {} reads {}", pod.name, pod.because.join(", "));
+    }
+    if !restart.static_pods.is_empty() {
+        let _ = writeln!(
+            out,
+            "  One after the other, and on one control plane at a time: the kubelet ends a pod whose manifest is gone and starts it when \
+             the manifest is back."
+        );
+    }
 }
 
 fn applied(out: &mut String, applied: &Applied) {

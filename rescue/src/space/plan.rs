@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::guest::{FileSystem, Guest, GuestPath, Meta, RealPath, Tree, Usage};
+use crate::guest::{Backing, FileSystem, Guest, GuestPath, Meta, RealPath, Tree, Usage};
 use crate::node::Node;
+use crate::repair::in_use::held_open::HeldOpen;
 use crate::repair::{FreeAction, Freeing};
 
 use super::assess::Goal;
@@ -174,11 +176,16 @@ impl Collector {
         let names = names_by_inode(&self.prospects);
         let mut chosen = Chosen { fs, goal: with_margin(goal, &fs.usage), bytes: 0, inodes: 0, candidates: Vec::new() };
         let mut inodes_done = HashSet::new();
+        let held = Held::on(fs);
         for prospect in &std::mem::take(&mut self.prospects) {
             if chosen.is_enough() {
                 break;
             }
             if prospect.meta.nlink.unwrap_or(1) > 1 && prospect.meta.ino.is_some_and(|ino| !inodes_done.insert(ino)) {
+                continue;
+            }
+            if let Some(holder) = held.as_ref().and_then(|held| held.holder(&prospect.meta)) {
+                self.spare(&prospect.path, allocated(&prospect.meta), format!("{holder} holds it open"));
                 continue;
             }
             match candidate(tree, prospect, &names) {
@@ -254,6 +261,25 @@ impl Visitor for Collector {
             return;
         }
         self.prospects.push(Prospect { path, meta: meta.clone(), rule, rank: rule.rank, newest: false });
+    }
+}
+
+/// Files of one folder guest that processes of this machine have open.
+struct Held {
+    open: HeldOpen,
+    device: u64,
+}
+
+impl Held {
+    /// `None` for disks: nobody but us opens their files.
+    fn on(fs: &FileSystem) -> Option<Self> {
+        let Backing::Folder(folder) = &fs.backing else { return None };
+        let device = std::fs::metadata(folder).ok()?.dev();
+        Some(Self { open: HeldOpen::scan(), device })
+    }
+
+    fn holder(&self, meta: &Meta) -> Option<String> {
+        self.open.holder(self.device, meta.ino?).map(ToString::to_string)
     }
 }
 

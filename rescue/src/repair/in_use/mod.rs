@@ -4,6 +4,7 @@
 mod device;
 mod file;
 mod heads;
+pub mod held_open;
 mod openers;
 
 use std::fs::File;
