@@ -7,6 +7,7 @@ pub mod issue;
 pub mod key;
 pub mod key_pool;
 pub mod kubelet;
+mod kubelet_files;
 pub mod listing;
 pub mod peer;
 pub mod pem;

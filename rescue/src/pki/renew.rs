@@ -1,6 +1,6 @@
 //! The remedies: new leaves in place of old ones, always together with their keys.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use serde_json::{Map, Value, json};
 use std::rc::Rc;
 use time::OffsetDateTime;
@@ -11,26 +11,27 @@ use super::issue::{Issuer, Request, Validity, issue, subject};
 use super::key::{Algorithm, PrivateKey};
 use super::key_pool::{KeyPool, Order};
 use super::kubelet::KubeletClient;
+use super::kubelet_files::ClientFiles;
 use super::profile::Usage;
 use crate::checks::{Context, Remedy};
-use crate::guest::{Guest, GuestPath, Planned, TreeError};
+use crate::guest::{Guest, GuestPath, Planned};
 use crate::kubeconfig::edit::{NewMaterial, replace_credentials};
-use crate::repair::{Attributes, Change, Prepared};
+use crate::repair::{Change, Prepared};
 use crate::units;
 
 /// Changes in the making: each is worked out on a guest that already holds those before it.
-struct Draft {
-    guest: Guest,
+pub(super) struct Draft {
+    pub(super) guest: Guest,
     changes: Vec<Change>,
     now: i64,
 }
 
 impl Draft {
-    fn new(context: &Context<'_>) -> Self {
+    pub(super) fn new(context: &Context<'_>) -> Self {
         Self { guest: context.guest.clone(), changes: Vec::new(), now: context.settings.now.unix_timestamp() }
     }
 
-    fn push(&mut self, change: Change) -> Result<()> {
+    pub(super) fn push(&mut self, change: Change) -> Result<()> {
         let mut planned = Planned::over(self.guest.tree(), self.now);
         planned.apply(&change)?;
         self.guest = self.guest.with_tree(Rc::new(planned));
@@ -38,13 +39,13 @@ impl Draft {
         Ok(())
     }
 
-    fn write(&mut self, path: &GuestPath, bytes: impl Into<Vec<u8>>, mode: u32) -> Result<()> {
+    pub(super) fn write(&mut self, path: &GuestPath, bytes: impl Into<Vec<u8>>, mode: u32) -> Result<()> {
         let change =
             Change::write(&self.guest, path, bytes, mode).with_context(|| format!("planning to write {path}"))?;
         self.push(change)
     }
 
-    fn done(self) -> Prepared {
+    pub(super) fn done(self) -> Prepared {
         Prepared { changes: self.changes, ..Prepared::default() }
     }
 }
@@ -323,30 +324,6 @@ impl RenewKubeletClient {
             None => subject(&["system:nodes"], &name),
         }
     }
-
-    /// `kubelet-client-2026-11-23-09-30-00.pem`, a second later as long as that name is taken. The kubelet uses local time; only
-    /// uniqueness matters to it.
-    fn dated_path(&self, guest: &Guest, now: OffsetDateTime) -> Result<GuestPath> {
-        let mut at = now.to_offset(time::UtcOffset::UTC);
-        for _ in 0..3600 {
-            let (date, clock) = (at.date(), at.time());
-            let path = self.cert_dir.join(format!(
-                "kubelet-client-{:04}-{:02}-{:02}-{:02}-{:02}-{:02}.pem",
-                date.year(),
-                u8::from(date.month()),
-                date.day(),
-                clock.hour(),
-                clock.minute(),
-                clock.second()
-            ));
-            match guest.lstat(&path) {
-                Err(TreeError::NotFound(_)) => return Ok(path),
-                Err(error) => return Err(error.into()),
-                Ok(_) => at += time::Duration::SECOND,
-            }
-        }
-        bail!("no free name for a new certificate in {}", self.cert_dir)
-    }
 }
 
 impl Remedy for RenewKubeletClient {
@@ -383,9 +360,6 @@ impl Remedy for RenewKubeletClient {
 
     fn prepare(&self, context: &Context<'_>) -> Result<Prepared> {
         let mut draft = Draft::new(context);
-        for change in Change::make_dirs(context.guest, &self.cert_dir, 0o755)? {
-            draft.push(change)?;
-        }
         let key = self.keys.key(self.order, context.ui)?;
         let request = Request {
             subject_raw: &self.subject()?,
@@ -397,25 +371,10 @@ impl Remedy for RenewKubeletClient {
         };
         let issuer = Issuer { certificate: &self.signer.certificate, key: &self.signer.key };
         let certificate = issue(issuer, request).context("issuing the kubelet's client certificate")?;
-        // Leaf and key only: an expired CA appended here would count as the kubelet's own expiry.
         let pem = certificate.to_pem() + &key.to_pem()?;
-        let dated = self.dated_path(&draft.guest, context.settings.now)?;
-        let real = draft.guest.resolve_parent(&dated)?;
-        draft.push(Change::Write {
-            path: real,
-            content: crate::repair::Content::new(pem),
-            attributes: Attributes::Set { mode: 0o600, uid: 0, gid: 0 },
-            expect: crate::repair::Expect::Absent,
-        })?;
-        let current = self.cert_dir.join("kubelet-client-current.pem");
-        draft.push(Change::symlink(&draft.guest, &current, dated.as_path())?)?;
-        if self.edit_kubeconfig {
-            let old = draft.guest.read(&self.kubeconfig)?;
-            let file = NewMaterial::File(&current);
-            let new = replace_credentials(&old, &self.user, file, file)
-                .with_context(|| format!("editing {}", self.kubeconfig))?;
-            draft.write(&self.kubeconfig, new, 0o600)?;
-        }
+        let user = self.edit_kubeconfig.then_some(self.user.as_str());
+        let files = ClientFiles { cert_dir: &self.cert_dir, kubeconfig: &self.kubeconfig, user };
+        files.lay_down(&mut draft, pem, context.settings.now)?;
         Ok(draft.done())
     }
 }
