@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::checks::{Context, Finding, Severity};
 use crate::disk::Source;
 use crate::guest::{self, FileSystem, Guest, Leftover};
-use crate::node::{self, Node};
+use crate::node::{self, Node, Role};
 use crate::pki::listing::{Listing, Row};
 use crate::pki::peer::{self, Peer};
 use crate::pki::strays::Stray;
@@ -65,6 +65,19 @@ struct Met {
     guest: Guest,
     node: Node,
     peer: Rc<Peer>,
+}
+
+/// `--root /` typed on the helper machine instead of the node: nothing of it is to be freed or changed.
+fn refuse_helper(guest: &Guest, node: &Node) -> Result<()> {
+    if !guest.live || node.role.value != Some(Role::NotKubernetes) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        "the system that is running here is no Kubernetes node",
+        "--root / repairs the machine that rescue runs on",
+        "run it on the node, or name the node's disk (lsblk shows the disks of this machine)",
+    )
+    .into())
 }
 
 /// Whether a finding counts for the exit code: notes do not.
@@ -208,6 +221,7 @@ impl Session<'_> {
     fn meet_one(&self, guest: Guest) -> Result<Met> {
         let node = Node::read(&guest);
         self.refuse_contradicting_clock(&node)?;
+        refuse_helper(&guest, &node)?;
         let peer = Rc::new(Peer::read(&guest, &node, self.settings));
         Ok(Met { guest, node, peer })
     }

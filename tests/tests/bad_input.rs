@@ -92,13 +92,6 @@ fn a_folder_that_is_no_root() -> Result<()> {
 }
 
 #[test]
-fn the_running_system_itself() -> Result<()> {
-    let ran = rescue(["repair", "--yes", "--root", "/"])?;
-    ensure!(ran.code == 3, "{}", ran.transcript());
-    one_line_with(&ran.stderr, &["/"])
-}
-
-#[test]
 fn a_truncated_image() -> Result<()> {
     let folder = folder()?;
     let disk = control_plane(&folder.path().join("disk.img"), SIZE)?;

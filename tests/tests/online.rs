@@ -153,6 +153,11 @@ fn chroots_containers_and_strangers_are_refused() -> Result<()> {
             "this is a chroot",
         )?;
         refused("mkdir -p /run/systemd; echo docker >/run/systemd/container; rescue inspect --root /", "root of a container")?;
+        refused(
+            "mv /etc/kubernetes /etc/no; mv /var/lib/kubelet /var/lib/no; rescue inspect --root /; c=$?; \
+             mv /etc/no /etc/kubernetes; mv /var/lib/no /var/lib/kubelet; (exit $c)",
+            "no Kubernetes node",
+        )?;
         refused("unshare -U rescue inspect --root /", "you are not root")?;
         Ok(())
     })
