@@ -33,7 +33,7 @@ const STEP_LINES_SHOWN: usize = 8;
 /// Freed files named by an undo.
 const FREED_SHOWN: usize = 10;
 /// Width of the label column.
-const LABEL: usize = 14;
+const LABEL: usize = 18;
 
 impl Style {
     fn paint(&self, text: &str, code: &str) -> String {
@@ -115,7 +115,8 @@ fn facts(out: &mut String, report: &NodeReport, now: OffsetDateTime, style: &Sty
         }
     }
     for file_system in &report.guest.file_systems {
-        let _ = writeln!(out, "  {:LABEL$}{}", file_system.mount_point.to_string(), usage(file_system));
+        // A long mount point pushes its own line to the right, but never touches it.
+        let _ = writeln!(out, "  {:LABEL$}{}", format!("{} ", file_system.mount_point), usage(file_system));
     }
     for line in &report.guest.unresolved {
         let _ = writeln!(out, "  {:LABEL$}{line}", "fstab");
