@@ -554,7 +554,7 @@ fn a_kubelet_that_cannot_be_known_is_left_alone() -> Result<()> {
     let pair = worker.client("ca", P256, NODE)?;
     worker.write("etc/kubernetes/kubelet.conf", worker.kubeconfig("default-auth", &inline(&pair))?)?;
     fs::remove_file(worker.pki("ca.key"))?;
-    left(&worker, "a worker has no CA key")
+    left(&worker, "a worker has none")
 }
 
 #[test]
