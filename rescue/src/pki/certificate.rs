@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use time::OffsetDateTime;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::x509::SubjectPublicKeyInfo;
 
 use super::key::{Algorithm, PrivateKey, rsa_bits};
 use super::pem;
@@ -110,7 +111,7 @@ impl Certificate {
             not_before: parsed.validity().not_before.to_datetime(),
             not_after: parsed.validity().not_after.to_datetime(),
             public_key_info: parsed.public_key().raw.to_vec(),
-            algorithm: algorithm_of(&parsed, &key_bits),
+            algorithm: key_algorithm(parsed.public_key()),
             public_key: key_bits,
             alternative_names: None,
             key_usage: None,
@@ -199,7 +200,7 @@ impl Certificate {
 }
 
 /// How to verify a signature of the kind `oid` made by a key of the kind `key`.
-fn verification(oid: &str, key: Option<Algorithm>) -> Option<&'static dyn VerificationAlgorithm> {
+pub(super) fn verification(oid: &str, key: Option<Algorithm>) -> Option<&'static dyn VerificationAlgorithm> {
     Some(match (oid, key?) {
         ("1.2.840.113549.1.1.11", Algorithm::Rsa(2048..)) => &signature::RSA_PKCS1_2048_8192_SHA256,
         ("1.2.840.113549.1.1.12", Algorithm::Rsa(2048..)) => &signature::RSA_PKCS1_2048_8192_SHA384,
@@ -217,11 +218,11 @@ fn verification(oid: &str, key: Option<Algorithm>) -> Option<&'static dyn Verifi
     })
 }
 
-fn algorithm_of(parsed: &X509Certificate<'_>, key_bits: &[u8]) -> Option<Algorithm> {
-    let algorithm = &parsed.public_key().algorithm;
-    match algorithm.algorithm.to_id_string().as_str() {
-        "1.2.840.113549.1.1.1" => rsa_bits(key_bits).ok().map(Algorithm::Rsa),
-        "1.2.840.10045.2.1" => match algorithm.parameters.as_ref()?.as_oid().ok()?.to_id_string().as_str() {
+/// Kind and size of a public key; `None` for kinds that kubeadm never uses.
+pub(super) fn key_algorithm(key: &SubjectPublicKeyInfo<'_>) -> Option<Algorithm> {
+    match key.algorithm.algorithm.to_id_string().as_str() {
+        "1.2.840.113549.1.1.1" => rsa_bits(&key.subject_public_key.data).ok().map(Algorithm::Rsa),
+        "1.2.840.10045.2.1" => match key.algorithm.parameters.as_ref()?.as_oid().ok()?.to_id_string().as_str() {
             "1.2.840.10045.3.1.7" => Some(Algorithm::P256),
             "1.3.132.0.34" => Some(Algorithm::P384),
             "1.3.132.0.35" => Some(Algorithm::P521),

@@ -170,7 +170,7 @@ fn serial_number() -> der::Result<Vec<u8>> {
 
 /// What Go's x509 picks for a CA key: SHA-256 for RSA and P-256, SHA-384 for P-384, SHA-512 for P-521. RSA carries NULL
 /// parameters, ECDSA none.
-fn signature_algorithm(key: Algorithm) -> der::Result<Vec<u8>> {
+pub(super) fn signature_algorithm(key: Algorithm) -> der::Result<Vec<u8>> {
     let oid = |text| ObjectIdentifier::new(text)?.to_der();
     match key {
         Algorithm::Rsa(_) => sequence(&[&oid("1.2.840.113549.1.1.11")?, &wrap(Tag::Null, &[])?]),

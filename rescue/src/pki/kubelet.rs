@@ -10,7 +10,7 @@ use crate::kubeconfig::{Kubeconfig, Material, User};
 use crate::node::Node;
 
 /// The prefix of every kubelet's common name and of its user in a kubeconfig that kubeadm wrote.
-const NODE_PREFIX: &str = "system:node:";
+pub const NODE_PREFIX: &str = "system:node:";
 
 /// What the kubelet authenticates with.
 #[derive(Debug, Clone)]
@@ -287,7 +287,7 @@ impl KubeletClient {
 }
 
 /// RFC 1123 subdomain, as the API server requires of a Node's name.
-fn is_node_name(name: &str) -> bool {
+pub fn is_node_name(name: &str) -> bool {
     let label = |label: &str| {
         !label.is_empty()
             && label.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')

@@ -1,6 +1,7 @@
 //! Certificates: reading them, saying what is wrong with them, issuing new ones with the CA keys on the disk.
 
 pub mod certificate;
+pub mod csr;
 mod der_parts;
 pub mod inventory;
 pub mod issue;
