@@ -7,6 +7,8 @@ mod certificates;
 mod disk_full;
 mod etcd_look;
 mod kubelet_bootstrap;
+mod service_account_keys;
+mod shared_keys;
 
 use std::fmt;
 use std::rc::Rc;
@@ -18,11 +20,13 @@ use crate::repair::Prepared;
 use crate::settings::Settings;
 use crate::ui::Ui;
 
-/// All checks, in the order in which their remedies must be prepared: space first, and the kubelet's flags only after the
-/// certificates, because a mended certificate makes patching needless.
+/// All checks, in the order in which their remedies must be prepared: space first, then what certificates are
+/// signed with, and the kubelet's flags only after the certificates, because a mended certificate makes patching needless.
 pub fn catalogue() -> Vec<Box<dyn Check>> {
     vec![
         Box::new(disk_full::DiskFull),
+        Box::new(shared_keys::SharedKeys),
+        Box::new(service_account_keys::ServiceAccountKeys),
         Box::new(certificates::Certificates),
         Box::new(admin_kubeconfig::AdminKubeconfig),
         Box::new(kubelet_bootstrap::KubeletBootstrap),

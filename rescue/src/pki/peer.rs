@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::inventory::{AuthorityState, Inventory};
+use super::membership::Membership;
 use super::profile::Authority;
-use crate::guest::Guest;
+use super::service_account::ServiceAccounts;
+use crate::guest::{Guest, GuestPath};
 use crate::node::{Node, Role};
+use crate::repair::Content;
 use crate::settings::Settings;
 
 /// One other node of the run.
@@ -21,17 +24,50 @@ pub struct Peer {
     pub role: Option<Role>,
     /// Its CAs.
     pub authorities: BTreeMap<Authority, AuthorityState>,
+    /// The files of those CAs that can sign, byte for byte.
+    pub authority_files: BTreeMap<Authority, AuthorityFiles>,
+    /// The keys of the service accounts.
+    pub service_accounts: ServiceAccounts,
+    /// What says which cluster it belongs to.
+    pub membership: Membership,
+}
+
+/// A CA's files. The key is never shown.
+#[derive(Debug, Clone)]
+pub struct AuthorityFiles {
+    /// `ca.crt`, bundles included.
+    pub certificate: Content,
+    /// `ca.key`.
+    pub key: Content,
 }
 
 impl Peer {
     /// Reads what a node holds.
     pub fn read(guest: &Guest, node: &Node, settings: &Settings) -> Self {
+        let inventory = Inventory::read(guest, node, settings.now);
+        let read = |path: &GuestPath| guest.read(path).ok().map(Content::new);
+        let files = |state: &AuthorityState| {
+            state.signer.as_ref().ok()?;
+            Some(AuthorityFiles { certificate: read(&state.certificate_path)?, key: read(&state.key_path)? })
+        };
         Self {
             name: node.name(&guest.source).to_owned(),
             source: guest.source.clone(),
             role: node.role.value,
-            authorities: Inventory::read(guest, node, settings.now).authorities,
+            membership: Membership::read(guest, node, &inventory),
+            service_accounts: ServiceAccounts::read(guest, node),
+            authority_files: inventory
+                .authorities
+                .iter()
+                .filter_map(|(authority, state)| Some((*authority, files(state)?)))
+                .collect(),
+            authorities: inventory.authorities,
         }
+    }
+
+    /// `master02 (disk2.img)`.
+    pub fn shown(&self) -> String {
+        format!("{} ({})", self.name, self.source)
     }
 }
 

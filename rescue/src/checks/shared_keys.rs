@@ -1,0 +1,323 @@
+//! shared-keys: what all control planes of a cluster must hold alike (the three CAs, the service accounts' keys), compared between
+//! the disks of one run. A copy that is lost is brought back from another disk, as `kubeadm join --control-plane
+//! --certificate-key` does; copies that differ are reported, never overwritten. Leaves are each node's own and never copied.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use super::{Check, Context, Finding, Severity};
+use crate::guest::GuestPath;
+use crate::node::Role;
+use crate::pki::certificate::Certificate;
+use crate::pki::inventory::{AuthorityState, Blocked};
+use crate::pki::key::PrivateKey;
+use crate::pki::membership::{Kinship, kinship};
+use crate::pki::peer::{AuthorityFiles, Peer};
+use crate::pki::profile::Authority;
+use crate::pki::shared_copy::{CopyShared, SharedFile};
+use crate::repair::change::sha256_hex;
+
+const ID: &str = "shared-keys";
+
+/// See the module.
+#[derive(Debug, Clone, Copy)]
+pub struct SharedKeys;
+
+impl Check for SharedKeys {
+    fn id(&self) -> &'static str {
+        ID
+    }
+
+    fn about(&self) -> &'static str {
+        "with several control planes of one cluster in a run: CAs and service account keys that differ between them; copies lost \
+         CA files from another one's disk"
+    }
+
+    fn run(&self, context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
+        if context.node.role.value != Some(Role::ControlPlane) || context.peers.is_empty() {
+            return Ok(Vec::new());
+        }
+        let own = Peer::read(context.guest, context.node, context.settings);
+        let comparison = Comparison { context, siblings: siblings(&own, context.peers), own: &own };
+        let mut findings: Vec<Finding> =
+            Authority::ALL.into_iter().filter_map(|authority| comparison.authority(authority)).collect();
+        findings.extend(comparison.service_accounts());
+        Ok(findings)
+    }
+}
+
+/// Another control plane of the same cluster.
+pub(super) struct Sibling {
+    pub(super) peer: Rc<Peer>,
+    pub(super) kinship: Kinship,
+}
+
+/// The control planes among `peers` that are proved to be of the same cluster as `own`.
+pub(super) fn siblings(own: &Peer, peers: &[Rc<Peer>]) -> Vec<Sibling> {
+    let all: Vec<&Peer> = peers.iter().map(Rc::as_ref).chain([own]).collect();
+    let control_planes = peers.iter().filter(|peer| peer.role == Some(Role::ControlPlane));
+    control_planes
+        .filter_map(|peer| Some(Sibling { peer: Rc::clone(peer), kinship: kinship(own, peer, &all)? }))
+        .collect()
+}
+
+struct Comparison<'a> {
+    context: &'a Context<'a>,
+    own: &'a Peer,
+    siblings: Vec<Sibling>,
+}
+
+/// A sibling with a CA that can sign.
+struct Holder<'a> {
+    sibling: &'a Sibling,
+    certificate: &'a Certificate,
+    files: &'a AuthorityFiles,
+}
+
+impl Comparison<'_> {
+    fn authority(&self, authority: Authority) -> Option<Finding> {
+        let state = self.own.authorities.get(&authority)?;
+        match &state.signer {
+            Err(Blocked::CertificateMissing | Blocked::CertificateUnreadable(_) | Blocked::NotAnAuthority) => {
+                self.lost_certificate(state)
+            }
+            Err(Blocked::KeyMissing | Blocked::KeyUnreadable(_)) => self.lost_key(state).or_else(|| self.drift(state)),
+            Err(Blocked::KeyMismatch) => self.mismatch(state),
+            _ => self.drift(state),
+        }
+    }
+
+    fn holders<'s>(&'s self, authority: Authority) -> Vec<Holder<'s>> {
+        let holder = |sibling: &'s Sibling| {
+            let signer = sibling.peer.authorities.get(&authority)?.signer.as_ref().ok()?;
+            let files = sibling.peer.authority_files.get(&authority)?;
+            Some(Holder { sibling, certificate: &signer.certificate, files })
+        };
+        self.siblings.iter().filter_map(holder).collect()
+    }
+
+    /// The one that all siblings hold; `None` where they have none or differ.
+    fn agreed(&self, authority: Authority) -> Option<Holder<'_>> {
+        let holders = self.holders(authority);
+        let keys: BTreeSet<&[u8]> = holders.iter().map(|holder| holder.certificate.public_key.as_slice()).collect();
+        holders.into_iter().next().filter(|_| keys.len() == 1)
+    }
+
+    /// The CA's certificate is gone: what is left on this node must prove whose it was.
+    fn lost_certificate(&self, state: &AuthorityState) -> Option<Finding> {
+        let holder = self.agreed(state.authority)?;
+        let from = holder.sibling.peer.shown();
+        let key = self.key(&state.key_path);
+        let by_key = key.as_ref().is_some_and(|key| holder.certificate.matches(key));
+        let proof = match by_key {
+            true => Some(format!("{} is the key of that certificate", state.key_path)),
+            false => self.own.membership.knows(state.authority, holder.certificate),
+        };
+        let title = format!("CA {} is lost here, and {} has it", state.authority.name(), holder.sibling.peer.name);
+        let finding = Finding::new(ID, Severity::StopsBoot, title)
+            .with_evidence(&state.certificate_path, blocked_words(state))
+            .with_evidence(&state.certificate_path, format!("{from}: {}", fingerprint(holder.certificate)));
+        let Some(proof) = proof else {
+            return Some(finding.with_advice(format!(
+                "Not copied: nothing that is left on this node was signed by that CA or trusts it. If it is this cluster's, copy it from {from} \
+                 yourself."
+            )));
+        };
+        let mut files = vec![certificate_file(state, &holder)];
+        if !by_key {
+            files.push(key_file(state, &holder));
+        }
+        Some(finding.with_remedy(CopyShared { from, files, proof }))
+    }
+
+    /// The certificate is here and says which key is missing.
+    fn lost_key(&self, state: &AuthorityState) -> Option<Finding> {
+        let own = state.certificate()?;
+        let holders = self.holders(state.authority);
+        let holder = holders.into_iter().find(|holder| holder.certificate.public_key == own.public_key)?;
+        let from = holder.sibling.peer.shown();
+        let title =
+            format!("the key of CA {} is lost here, and {} has it", state.authority.name(), holder.sibling.peer.name);
+        let finding = Finding::new(ID, Severity::WillBreak, title)
+            .with_evidence(&state.key_path, blocked_words(state))
+            .with_advice(format!(
+                "Without it no certificate of {} can be renewed on this node. Where it is kept off this node on purpose, --skip {ID}.",
+                state.authority.name()
+            ));
+        let proof = format!("it is the key of {} on this node", state.certificate_path);
+        Some(finding.with_remedy(CopyShared { from, files: vec![key_file(state, &holder)], proof }))
+    }
+
+    /// Of certificate and key one is wrong; the siblings' pair says which.
+    fn mismatch(&self, state: &AuthorityState) -> Option<Finding> {
+        let holder = self.agreed(state.authority)?;
+        let from = holder.sibling.peer.shown();
+        let key = self.key(&state.key_path)?;
+        let finding = |wrong: &GuestPath, saw: String| {
+            let title = format!("CA {}: certificate and key do not match", state.authority.name());
+            Finding::new(ID, Severity::WillBreak, title).with_evidence(wrong, saw)
+        };
+        let certified = state.certificates.iter().any(|own| own.public_key == holder.certificate.public_key);
+        let wrong = match (certified, holder.certificate.matches(&key)) {
+            (true, _) => (key_file(state, &holder), &state.key_path, &state.certificate_path),
+            (false, true) => (certificate_file(state, &holder), &state.certificate_path, &state.key_path),
+            (false, false) => {
+                let advice = "Not mended: neither of the two belongs to the CA that the other control planes hold.";
+                return Some(
+                    finding(&state.certificate_path, fingerprint_of(state))
+                        .with_evidence(&state.certificate_path, format!("{from}: {}", fingerprint(holder.certificate)))
+                        .with_advice(advice),
+                );
+            }
+        };
+        let (file, wrong, right) = wrong;
+        let saw = format!("not what {} has; {right} is", holder.sibling.peer.name);
+        let proof = format!("{right} on this node is the other half of the pair on {from}");
+        Some(finding(wrong, saw).with_remedy(CopyShared { from, files: vec![file], proof }))
+    }
+
+    fn drift(&self, state: &AuthorityState) -> Option<Finding> {
+        let own = state.certificate()?;
+        let of = |sibling: &Sibling| {
+            let there = sibling.peer.authorities.get(&state.authority)?.certificate()?;
+            Some((sibling.peer.shown(), there.public_key.clone(), fingerprint(there), sibling.kinship.words.clone()))
+        };
+        let others: Vec<_> = self.siblings.iter().filter_map(of).collect();
+        let (same, differ): (Vec<_>, Vec<_>) = others.into_iter().partition(|(_, key, ..)| *key == own.public_key);
+        if differ.is_empty() {
+            return None;
+        }
+        let title = format!("CA {} is not the same on all control planes", state.authority.name());
+        let path = &state.certificate_path;
+        let mut finding = Finding::new(ID, Severity::WillBreak, title)
+            .with_evidence(path, format!("this node: {}", fingerprint(own)));
+        for (name, ..) in &same {
+            finding = finding.with_evidence(path, format!("{name}: the same as this node"));
+        }
+        for (name, _, print, kinship) in &differ {
+            finding = finding.with_evidence(path, format!("{name}: {print} (one cluster: {kinship})"));
+        }
+        let mut camps: BTreeMap<&[u8], Vec<&str>> = BTreeMap::new();
+        for (name, key, ..) in &differ {
+            camps.entry(key).or_default().push(name);
+        }
+        let camps: Vec<Vec<&str>> = camps.into_values().collect();
+        Some(finding.with_advice(means(state.authority)).with_advice(what_to_do(state, same.len() + 1, &camps)))
+    }
+
+    fn service_accounts(&self) -> Option<Finding> {
+        let own = &self.own.service_accounts;
+        let signing: Vec<&[u8]> = own.signing_keys().collect();
+        let verifying = own.verifying.first()?;
+        // A pair that does not even agree with itself is the other check's business.
+        if signing.is_empty() || !signing.iter().all(|key| own.accepts(key)) {
+            return None;
+        }
+        let disagrees = |sibling: &&Sibling| {
+            let there = &sibling.peer.service_accounts;
+            let sound = there.signing_keys().next().is_some() && there.signing_keys().all(|key| there.accepts(key));
+            sound && !(signing.iter().all(|key| there.accepts(key)) && there.signing_keys().all(|key| own.accepts(key)))
+        };
+        let differ: Vec<&Sibling> = self.siblings.iter().filter(disagrees).collect();
+        let first = differ.first()?;
+        let print = |key: Option<&[u8]>| key.map_or_else(String::new, |key| format!("sha256:{}", short(key)));
+        let title = "service account keys are not the same on all control planes";
+        let mut finding = Finding::new(ID, Severity::WillBreak, title)
+            .with_evidence(&verifying.file.path, format!("this node signs with {}", print(signing.first().copied())));
+        for sibling in &differ {
+            let key = print(sibling.peer.service_accounts.signing_keys().next());
+            let saw = format!("{} signs with {key} (one cluster: {})", sibling.peer.shown(), sibling.kinship.words);
+            finding = finding.with_evidence(&verifying.file.path, saw);
+        }
+        Some(
+            finding
+                .with_advice(
+                    "A token that one API server issues is rejected by the other: pods fail at random, depending on which one answers.",
+                )
+                .with_advice(format!(
+                    "Not mended: which pair signed the tokens that are in use cannot be seen from the disks. Find the control plane whose pods \
+                     worked last; copy sa.key and sa.pub from it to the others (for example from {} to this node, or the other way round), \
+                     or give every API server both public keys (--service-account-key-file twice).",
+                    first.peer.shown()
+                )),
+        )
+    }
+
+    fn key(&self, path: &GuestPath) -> Option<PrivateKey> {
+        PrivateKey::from_pem(&self.context.guest.read(path).ok()?).ok()
+    }
+}
+
+fn certificate_file(state: &AuthorityState, holder: &Holder<'_>) -> SharedFile {
+    SharedFile { path: state.certificate_path.clone(), content: holder.files.certificate.clone(), is_secret: false }
+}
+
+fn key_file(state: &AuthorityState, holder: &Holder<'_>) -> SharedFile {
+    SharedFile { path: state.key_path.clone(), content: holder.files.key.clone(), is_secret: true }
+}
+
+fn blocked_words(state: &AuthorityState) -> String {
+    match &state.signer {
+        Err(Blocked::CertificateUnreadable(why) | Blocked::KeyUnreadable(why)) => why.clone(),
+        Err(Blocked::NotAnAuthority) => "not a CA certificate".to_owned(),
+        _ => "not there".to_owned(),
+    }
+}
+
+/// What drift of a CA breaks.
+fn means(authority: Authority) -> &'static str {
+    match authority {
+        Authority::Cluster => {
+            "Components that trust one CA reject what the other signed: kubelets, kubectl and controllers fail against one of the API servers."
+        }
+        Authority::FrontProxy => {
+            "Aggregated API servers (metrics-server) accept requests from one API server and reject the other's."
+        }
+        Authority::Etcd => {
+            "etcd members with different CAs do not accept each other, and the API server does not reach all of them."
+        }
+    }
+}
+
+/// `with_us`: control planes that hold what this one holds, itself included. `camps`: the others, by what they hold.
+fn what_to_do(state: &AuthorityState, with_us: usize, camps: &[Vec<&str>]) -> String {
+    let (certificate, key) = (&state.certificate_path, &state.key_path);
+    let steps = |names: &str| {
+        format!(
+            "copy {certificate} and {key} from {names} to the odd one by hand, then repair that one: its leaves must be made anew"
+        )
+    };
+    let largest = camps.iter().max_by_key(|camp| camp.len());
+    match largest {
+        Some(camp) if camp.len() > with_us => format!(
+            "Not mended: a CA is never overwritten. {} agree, this node is the odd one: if the cluster worked with theirs, {}.",
+            camp.join(", "),
+            steps(camp.first().copied().unwrap_or_default())
+        ),
+        Some(camp) if camp.len() < with_us && camps.len() == 1 => format!(
+            "Not mended: a CA is never overwritten. This node agrees with {} others, {} is the odd one: if the cluster worked with this \
+             one's, {}.",
+            with_us - 1,
+            camp.join(", "),
+            steps("this node")
+        ),
+        _ => format!(
+            "Not mended: a CA is never overwritten, and the disks do not say which is right. The workers' {certificate} shows which CA the \
+             cluster uses; {}.",
+            steps("a control plane that has it")
+        ),
+    }
+}
+
+/// As `kubeadm join --discovery-token-ca-cert-hash` has it, shortened.
+fn fingerprint(certificate: &Certificate) -> String {
+    format!("{}, sha256:{}", certificate.subject, short(&certificate.public_key_info))
+}
+
+fn fingerprint_of(state: &AuthorityState) -> String {
+    state.certificate().map(fingerprint).unwrap_or_default()
+}
+
+fn short(bytes: &[u8]) -> String {
+    sha256_hex(bytes).chars().take(16).collect()
+}
