@@ -252,17 +252,26 @@ impl Lister<'_> {
 
     fn authority(&self, state: &AuthorityState) -> Row {
         let verdict = state.verdict(self.now);
+        let elsewhere = state.is_external().then(|| self.openssl_key(&state.certificate_path)).flatten();
+        let keyless = state.is_external() && elsewhere.is_none();
         let row = Row {
-            key_path: Some(state.key_path.to_string()),
+            key_path: Some(elsewhere.as_ref().unwrap_or(&state.key_path).to_string()),
             externally_managed: state.is_external(),
             used_by: self.references.users(self.guest, &state.certificate_path),
             managed_by: self.manager(&state.certificate_path),
-            remark: state.is_external().then(|| format!("its key is not on this node ({})", state.key_path)),
+            remark: keyless.then(|| format!("its key is not on this node ({})", state.key_path)),
             ..Row::new(state.authority.name(), Kind::Authority, state.certificate_path.to_string())
         };
         let problems = if verdict == Verdict::Ok { Vec::new() } else { vec![self.reason(state, verdict)] };
-        let row = row.with_certificate(state.certificate(), self.now).with_problems(verdict, problems);
-        if row.remark.is_some() { row } else { kubespray_remark(row) }
+        kubespray_remark(row.with_certificate(state.certificate(), self.now).with_problems(verdict, problems))
+    }
+
+    /// `ca-key.pem` beside `ca.pem`, as kubespray and cfssl call it.
+    fn openssl_key(&self, certificate: &GuestPath) -> Option<GuestPath> {
+        let path = certificate.as_path();
+        path.extension().filter(|extension| *extension == "pem")?;
+        let key = certificate.parent().join(format!("{}-key.pem", path.file_stem()?.to_string_lossy()));
+        self.guest.exists(&key).then_some(key)
     }
 
     fn reason(&self, state: &AuthorityState, verdict: Verdict) -> Problem {

@@ -75,13 +75,12 @@ pub fn survey(survey: &Survey, now: OffsetDateTime, style: &Style) -> String {
 
 /// Node, name, date, what is left, CA, state: 80 columns for usual names.
 fn narrow(nodes: &[Surveyed], now: OffsetDateTime) -> String {
-    let head = ["NODE", "CERTIFICATE", "EXPIRES", "LEFT", "AUTHORITY", "STATE"];
+    let head = ["NODE", "CERTIFICATE", "EXPIRES    LEFT", "AUTHORITY", "STATE"];
     let cells = |node: &Surveyed, row: &Row| {
         [
             node.name.clone(),
             row.name.clone(),
-            row.expires.map_or_else(|| "-".to_owned(), date),
-            row.expires.map_or_else(|| "-".to_owned(), |end| left(end - now)),
+            row.expires.map_or_else(|| "-".to_owned(), |end| format!("{} {:>4}", date(end), left(end - now))),
             if row.kind == Kind::Authority { "itself".to_owned() } else { row.authority.clone() },
             row.verdict.words().to_owned(),
         ]
