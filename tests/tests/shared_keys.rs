@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use anyhow::{Context as _, Result, ensure};
 use pki_support::cluster::{CA, CLIENT, Cluster, P256, RSA, key};
 use pki_support::told;
-use rescue::checks::Finding;
+use rescue::checks::{Finding, Severity};
 use rescue::disk::Source;
 use rescue::repair::plan::Plan;
 use rescue::repair::{Attributes, Change};
@@ -380,5 +380,83 @@ fn repaired_on_the_disk_and_taken_back_without_a_word_of_a_key() -> Result<()> {
     let undone = rescue_faulty(0, ["undo", "--yes", "--root", roots[0]]).run()?;
     ensure!(undone.code == 0, "{}", undone.transcript());
     ensure!(!one.pki("sa.key").exists() && !one.pki("ca.key").exists() && fs::read(one.pki("sa.pub"))?.is_empty());
+    Ok(())
+}
+
+/// Adds a flag to the API server's manifest.
+fn api_flag(cluster: &Cluster, flag: &str) -> Result<()> {
+    let path = cluster.root().join("etc/kubernetes/manifests/kube-apiserver.yaml");
+    let text = fs::read_to_string(&path)?;
+    Ok(fs::write(&path, text.replace("    image:", &format!("    - {flag}\n    image:")))?)
+}
+
+#[test]
+fn secrets_must_be_encrypted_alike() -> Result<()> {
+    let (one, two) = pair()?;
+    let config = "kind: EncryptionConfiguration\nresources:\n- resources: [secrets]\n  providers:\n  - aescbc: {keys: [{name: k, secret: SECRETSECRET}]}\n";
+    api_flag(&one, "--encryption-provider-config=/etc/kubernetes/enc.yaml")?;
+    one.write("etc/kubernetes/enc.yaml", config)?;
+    let (nodes, _) = look(&[&one, &two])?;
+    let finding = only_finding(&nodes[0].findings)?;
+    ensure!(finding.title.contains("Secrets") && finding.remedies.is_empty(), "{}", told(&nodes[0].findings));
+    only_finding(&nodes[1].findings)?;
+    // The same in other words.
+    api_flag(&two, "--encryption-provider-config=/etc/kubernetes/enc.yaml")?;
+    two.write("etc/kubernetes/enc.yaml", format!("# ours\n{config}"))?;
+    ensure!(look(&[&one, &two])?.0.iter().all(|node| node.findings.is_empty()));
+    two.write("etc/kubernetes/enc.yaml", config.replace("SECRETSECRET", "OTHERSECRET"))?;
+    let (nodes, plan) = look(&[&one, &two])?;
+    ensure!(plan.prepared.changes.is_empty());
+    let words = told(&nodes[0].findings);
+    ensure!(words.contains("says something else") && !words.contains("SECRETSECRET"), "{words}");
+    Ok(())
+}
+
+#[test]
+fn a_ca_that_was_renewed_on_one_node_only_is_worth_a_note() -> Result<()> {
+    let (one, two) = pair()?;
+    let (request, extensions) = (two.root().join("tmp-csr"), two.root().join("tmp-ext"));
+    fs::write(&extensions, CA)?;
+    let openssl = |words: &[&str]| Cmd::new("openssl").args(words);
+    openssl(&["x509", "-x509toreq", "-in"])
+        .arg(two.pki("ca.crt"))
+        .arg("-signkey")
+        .arg(two.pki("ca.key"))
+        .arg("-out")
+        .arg(&request)
+        .ok()?;
+    openssl(&["x509", "-req", "-days", "7300", "-set_serial", "2", "-in"])
+        .arg(&request)
+        .arg("-extfile")
+        .arg(&extensions)
+        .arg("-signkey")
+        .arg(two.pki("ca.key"))
+        .arg("-out")
+        .arg(two.pki("ca.crt"))
+        .ok()?;
+    let (nodes, plan) = look(&[&one, &two])?;
+    ensure!(plan.prepared.changes.is_empty());
+    let finding = only_finding(&nodes[0].findings)?;
+    ensure!(
+        finding.title == "CA ca was renewed on master02, not here" && finding.severity == Severity::Note,
+        "{finding:?}"
+    );
+    ensure!(nodes[1].findings.is_empty(), "{}", told(&nodes[1].findings));
+    Ok(())
+}
+
+#[test]
+fn a_companys_root_does_not_make_two_clusters_one() -> Result<()> {
+    let (one, _) = pair()?;
+    let (other, _) = pair()?;
+    // Both trust one root, whose key is on neither disk.
+    let company = Cluster::new()?;
+    company.ca("ca", P256, "/CN=Company root", CA, 3650, "1")?;
+    for cluster in [&one, &other] {
+        fs::copy(company.pki("ca.crt"), cluster.pki("ca.crt"))?;
+        fs::remove_file(cluster.pki("ca.key"))?;
+    }
+    let (nodes, plan) = look(&[&one, &other])?;
+    ensure!(plan.prepared.changes.is_empty() && nodes[0].findings.is_empty(), "{}", told(&nodes[0].findings));
     Ok(())
 }

@@ -12,10 +12,11 @@ use crate::pki::certificate::Certificate;
 use crate::pki::inventory::{AuthorityState, Blocked};
 use crate::pki::key::PrivateKey;
 use crate::pki::membership::{Kinship, kinship};
-use crate::pki::peer::{AuthorityFiles, Peer};
+use crate::pki::peer::{AuthorityFiles, Encryption, Peer};
 use crate::pki::profile::Authority;
 use crate::pki::shared_copy::{CopyShared, SharedFile};
 use crate::repair::change::sha256_hex;
+use crate::units;
 
 const ID: &str = "shared-keys";
 
@@ -42,6 +43,7 @@ impl Check for SharedKeys {
         let mut findings: Vec<Finding> =
             Authority::ALL.into_iter().filter_map(|authority| comparison.authority(authority)).collect();
         findings.extend(comparison.service_accounts());
+        findings.extend(comparison.encryption());
         Ok(findings)
     }
 }
@@ -185,7 +187,7 @@ impl Comparison<'_> {
         let others: Vec<_> = self.siblings.iter().filter_map(of).collect();
         let (same, differ): (Vec<_>, Vec<_>) = others.into_iter().partition(|(_, key, ..)| *key == own.public_key);
         if differ.is_empty() {
-            return None;
+            return self.other_end(state, own);
         }
         let title = format!("CA {} is not the same on all control planes", state.authority.name());
         let path = &state.certificate_path;
@@ -203,6 +205,55 @@ impl Comparison<'_> {
         }
         let camps: Vec<Vec<&str>> = camps.into_values().collect();
         Some(finding.with_advice(means(state.authority)).with_advice(what_to_do(state, same.len() + 1, &camps)))
+    }
+
+    /// One key, but a certificate that was renewed on some nodes only.
+    fn other_end(&self, state: &AuthorityState, own: &Certificate) -> Option<Finding> {
+        let newer = |sibling: &&Sibling| {
+            let there = sibling.peer.authorities.get(&state.authority).and_then(AuthorityState::certificate);
+            there.is_some_and(|there| there.not_after > own.not_after)
+        };
+        let sibling = self.siblings.iter().find(newer)?;
+        let there = sibling.peer.authorities.get(&state.authority)?.certificate()?;
+        let title = format!("CA {} was renewed on {}, not here", state.authority.name(), sibling.peer.name);
+        Some(
+            Finding::new(ID, Severity::Note, title)
+                .with_evidence(&state.certificate_path, format!("ends {} here", units::time(own.not_after)))
+                .with_evidence(
+                    &state.certificate_path,
+                    format!("ends {} on {}", units::time(there.not_after), sibling.peer.shown()),
+                )
+                .with_advice("The key is the same, so both work until the earlier end. Renew it here too before then."),
+        )
+    }
+
+    /// What one API server wrote encrypted, the others must be able to read.
+    fn encryption(&self) -> Option<Finding> {
+        let own = self.own.encryption.as_ref();
+        let differs = |sibling: &&Sibling| {
+            let there = sibling.peer.encryption.as_ref();
+            there.map(|there| &there.meaning) != own.map(|own| &own.meaning)
+        };
+        let differ: Vec<&Sibling> = self.siblings.iter().filter(differs).collect();
+        let path = own.or_else(|| differ.first()?.peer.encryption.as_ref()).map(|encryption| &encryption.path)?;
+        let say = |encryption: Option<&Encryption>| match encryption {
+            None => "the API server has no --encryption-provider-config".to_owned(),
+            Some(Encryption { meaning: None, path }) => format!("{path} is missing or damaged"),
+            Some(Encryption { path, .. }) => format!("{path} says something else than the others"),
+        };
+        if differ.is_empty() {
+            return None;
+        }
+        let title = "encryption of stored Secrets is not set up alike on all control planes";
+        let mut finding =
+            Finding::new(ID, Severity::WillBreak, title).with_evidence(path, format!("this node: {}", say(own)));
+        for sibling in differ {
+            let there = say(sibling.peer.encryption.as_ref());
+            finding = finding.with_evidence(path, format!("{}: {there}", sibling.peer.shown()));
+        }
+        Some(finding.with_advice(
+            "An API server cannot read a Secret that another one encrypted with a key that its own file does not have. Not mended: make the              files alike by hand, with all keys that were ever used in each of them.",
+        ))
     }
 
     fn service_accounts(&self) -> Option<Finding> {

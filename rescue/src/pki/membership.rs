@@ -121,13 +121,17 @@ fn by_key(one: &Peer, other: &Peer) -> Option<String> {
         if authority == Authority::Etcd && shared_etcd {
             continue;
         }
+        // A CA whose key is on neither disk may be a company's, with many clusters under it.
+        let held = |node: &Peer| node.authorities.get(&authority).is_some_and(|state| !state.is_external());
         let signing = |node: &Peer| node.authorities.get(&authority).and_then(|state| state.certificate().cloned());
         let (of_one, of_other) = (signing(one), signing(other));
         if let (Some(a), Some(b)) = (&of_one, &of_other)
             && a.public_key == b.public_key
+            && (held(one) || held(other))
         {
             return Some(format!("both hold the CA {}", authority.name()));
         }
+        let (of_one, of_other) = (of_one.filter(|_| held(one)), of_other.filter(|_| held(other)));
         let knows = |node: &Peer, ca: &Option<Certificate>| {
             ca.as_ref().is_some_and(|ca| node.membership.knows(authority, ca).is_some())
         };

@@ -11,7 +11,9 @@ use super::service_account::ServiceAccounts;
 use crate::guest::{Guest, GuestPath};
 use crate::node::{Node, Role};
 use crate::repair::Content;
+use crate::repair::change::sha256_hex;
 use crate::settings::Settings;
+use crate::yaml;
 
 /// One other node of the run.
 #[derive(Debug, Clone)]
@@ -28,8 +30,31 @@ pub struct Peer {
     pub authority_files: BTreeMap<Authority, AuthorityFiles>,
     /// The keys of the service accounts.
     pub service_accounts: ServiceAccounts,
+    /// How its API server encrypts what it stores in etcd.
+    pub encryption: Option<Encryption>,
     /// What says which cluster it belongs to.
     pub membership: Membership,
+}
+
+/// The API server's `--encryption-provider-config`. It holds keys; only a hash of it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encryption {
+    /// The file.
+    pub path: GuestPath,
+    /// SHA-256 of what it says, comments and layout aside; `None` where it cannot be read.
+    pub meaning: Option<String>,
+}
+
+impl Encryption {
+    fn read(guest: &Guest, node: &Node) -> Option<Self> {
+        let api = node.static_pod("kube-apiserver")?;
+        // The flag had another name up to 1.12.
+        let flags = ["--encryption-provider-config", "--experimental-encryption-provider-config"];
+        let path = flags.iter().find_map(|flag| api.flag(flag)).filter(|path| path.starts_with('/'))?;
+        let path = GuestPath::new(path);
+        let parsed = guest.read(&path).ok().and_then(|bytes| yaml::parse(&bytes).ok());
+        Some(Self { path, meaning: parsed.map(|value| sha256_hex(value.to_string().as_bytes())) })
+    }
 }
 
 /// A CA's files. The key is never shown.
@@ -56,6 +81,7 @@ impl Peer {
             role: node.role.value,
             membership: Membership::read(guest, node, &inventory),
             service_accounts: ServiceAccounts::read(guest, node),
+            encryption: Encryption::read(guest, node),
             authority_files: inventory
                 .authorities
                 .iter()
