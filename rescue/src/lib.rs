@@ -21,6 +21,7 @@ pub mod pki;
 pub mod refusal;
 pub mod repair;
 pub mod report;
+pub mod schedule;
 pub mod session;
 pub mod settings;
 pub mod space;

@@ -2,14 +2,6 @@
 
 use time::{Duration, OffsetDateTime};
 
-/// A word as a shell takes it: quoted where it is more than letters, digits and the signs of paths.
-pub fn shell_word(text: &str) -> String {
-    match text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+:@,=%".contains(c)) && !text.is_empty() {
-        true => text.to_owned(),
-        false => format!("'{}'", text.replace('\'', r"'\''")),
-    }
-}
-
 /// Bytes in binary units with one decimal: `912 B`, `6.9 GiB`.
 pub fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];

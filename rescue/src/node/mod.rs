@@ -3,6 +3,7 @@
 mod certificate_dir;
 mod clock;
 mod flags;
+mod kubeadm;
 mod kubelet;
 mod name;
 mod os;
@@ -21,6 +22,8 @@ use crate::guest::{Guest, GuestPath};
 use crate::systemd::Unit;
 
 pub use clock::clock_refusal;
+pub use kubeadm::{Kubeadm, kubeadm};
+pub(crate) use runtime::endpoint;
 
 /// One fact: what is known, and where it was read. `value: None` is "unknown".
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]

@@ -34,7 +34,8 @@ pub(super) fn find(guest: &Guest, kubelet: &Kubelet) -> Fact<String> {
     }
 }
 
-fn endpoint(guest: &Guest, kubelet: &Kubelet) -> Option<(String, String)> {
+/// The socket that the kubelet is told to use, and where that was read.
+pub(crate) fn endpoint(guest: &Guest, kubelet: &Kubelet) -> Option<(String, String)> {
     let flag = "--container-runtime-endpoint";
     if let Some(value) = kubelet.flag(flag).filter(|value| !value.is_empty()) {
         return Some((value.to_owned(), format!("kubelet's {flag}")));

@@ -61,7 +61,7 @@ fn binary_path(guest: &Guest, unit: Option<&Unit>) -> Option<GuestPath> {
 
 /// Go's linker puts `-X …gitVersion=v1.20.2` into the binary as a text that ends with a NUL, which no other text in a Go program
 /// does; newer ones also carry the whole `-X` in their build information. Several different ones mean "unknown".
-fn from_binary(guest: &Guest, path: &GuestPath) -> Option<Version> {
+pub(super) fn from_binary(guest: &Guest, path: &GuestPath) -> Option<Version> {
     let real = guest.resolve(path).ok()?;
     let tree = guest.tree();
     let meta = tree.lstat(real.as_path()).ok()?;

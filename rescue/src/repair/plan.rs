@@ -67,8 +67,11 @@ pub fn selected_checks(settings: &Settings) -> Vec<Box<dyn Check>> {
 
 /// All findings of the selected checks, worst first. A check that fails becomes a finding of its own.
 pub fn findings(context: &Context<'_>) -> Vec<Finding> {
-    let mut findings: Vec<Finding> =
-        selected_checks(context.settings).iter().flat_map(|check| run(check.as_ref(), context)).collect();
+    findings_of(context, &selected_checks(context.settings))
+}
+
+fn findings_of(context: &Context<'_>, checks: &[Box<dyn Check>]) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = checks.iter().flat_map(|check| run(check.as_ref(), context)).collect();
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     findings
 }
@@ -84,10 +87,15 @@ fn run(check: &dyn Check, context: &Context<'_>) -> Vec<Finding> {
 
 /// Works out the plan for one guest.
 pub fn plan(context: &Context<'_>) -> Plan {
+    plan_of(context, &selected_checks(context.settings))
+}
+
+/// Works out what these checks' remedies come to.
+pub fn plan_of(context: &Context<'_>, checks: &[Box<dyn Check>]) -> Plan {
     let guest = context.guest.clone();
     let mut draft =
         Draft { plan: Plan::default(), base: guest.clone(), guest, node: context.node.clone(), context: *context };
-    for check in selected_checks(context.settings) {
+    for check in checks {
         let found = run(check.as_ref(), &draft.context());
         for finding in found {
             for remedy in &finding.remedies {
@@ -95,7 +103,7 @@ pub fn plan(context: &Context<'_>) -> Plan {
             }
         }
     }
-    let left = findings(&draft.context());
+    let left = findings_of(&draft.context(), checks);
     Plan { left, ..draft.plan }
 }
 

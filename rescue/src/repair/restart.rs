@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::guest::{Guest, GuestPath, RealPath};
 use crate::node::{Node, StaticPod};
+use crate::typed;
 
 /// A pod of the control plane that reads changed files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -25,6 +26,8 @@ pub struct Restart {
     pub daemon_reload: bool,
     /// Timers that were added.
     pub timers: Vec<String>,
+    /// Timers that were taken away.
+    pub stopped_timers: Vec<String>,
     /// Static pods, those first that others need.
     pub static_pods: Vec<PodRestart>,
     /// Services.
@@ -46,9 +49,13 @@ impl Restart {
         let changed: BTreeSet<String> = changed.into_iter().map(ToString::to_string).collect();
         let is_unit = |path: &&String| UNIT_FOLDERS.iter().any(|folder| path.starts_with(folder));
         let units: Vec<&String> = changed.iter().filter(is_unit).collect();
+        let links = units.iter().filter_map(|path| Some((path, enabled_timer(path)?)));
+        // A link that was there before is one that was taken away.
+        let (gone, new): (Vec<_>, Vec<_>) = links.partition(|(path, _)| guest.lstat(&GuestPath::new(path)).is_ok());
         let mut restart = Self {
             daemon_reload: !units.is_empty(),
-            timers: units.iter().filter_map(|path| started_timer(path)).collect(),
+            timers: new.into_iter().map(|(_, timer)| timer).collect(),
+            stopped_timers: gone.into_iter().map(|(_, timer)| timer).collect(),
             static_pods: pods(guest, node, &changed),
             services: Vec::new(),
             commands: Vec::new(),
@@ -66,7 +73,8 @@ impl Restart {
     }
 
     fn to_type(&self) -> Vec<String> {
-        let mut lines = Vec::new();
+        let mut lines: Vec<String> =
+            self.stopped_timers.iter().map(|timer| format!("systemctl stop {timer}")).collect();
         if self.daemon_reload {
             lines.push("systemctl daemon-reload".to_owned());
         }
@@ -85,14 +93,13 @@ impl PodRestart {
         let (folder, name) =
             (path.parent(), path.as_path().file_name().unwrap_or_default().to_string_lossy().into_owned());
         let aside = folder.parent().join(format!("{name}.restarting"));
-        let quote = crate::units::shell_word;
-        let (manifest, aside) = (quote(&self.manifest), quote(&aside.to_string()));
+        let (manifest, aside) = (typed::path(path.as_path()), typed::path(aside.as_path()));
         format!("mv {manifest} {aside} && sleep 25; mv {aside} {manifest}")
     }
 }
 
-/// A timer that the run enabled: a link in timers.target.wants.
-fn started_timer(path: &str) -> Option<String> {
+/// The timer that a link in timers.target.wants enables.
+fn enabled_timer(path: &str) -> Option<String> {
     let (_, name) = path.split_once("/timers.target.wants/")?;
     name.ends_with(".timer").then(|| name.to_owned())
 }

@@ -2,6 +2,7 @@
 
 pub mod certificates;
 pub mod json;
+pub mod schedule;
 pub mod text;
 
 /// Where a unit's settings come from: its file, then the drop-ins in the order systemd applies them.

@@ -323,7 +323,7 @@ pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
 }
 
 /// What a running node needs before it uses what was changed.
-fn restart(out: &mut String, restart: &Restart, style: &Style) {
+pub(super) fn restart(out: &mut String, restart: &Restart, style: &Style) {
     if restart.is_empty() {
         let _ = writeln!(out, "Nothing has to be restarted.");
         return;

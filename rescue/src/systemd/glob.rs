@@ -32,6 +32,17 @@ fn children(guest: &Guest, folder: &GuestPath, pattern: &str) -> Vec<GuestPath> 
         .collect()
 }
 
+/// Whether an absolute path matches a pattern, as [`matches`] would find it if it were there.
+pub fn matches_path(pattern: &str, path: &str) -> bool {
+    let parts = |text: &str| -> Vec<Vec<char>> {
+        text.split('/').filter(|part| !part.is_empty()).map(|part| part.chars().collect()).collect()
+    };
+    let (pattern, path) = (parts(pattern), parts(path));
+    let hidden_fits = |p: &[char], n: &[char]| n.first() != Some(&'.') || p.first() == Some(&'.');
+    pattern.len() == path.len()
+        && pattern.iter().zip(&path).all(|(pattern, name)| hidden_fits(pattern, name) && matches_name(pattern, name))
+}
+
 /// Wildcard match with one backtracking point, so that no pattern takes more than the product of both lengths.
 fn matches_name(pattern: &[char], name: &[char]) -> bool {
     let (mut at, mut seen) = (0, 0);

@@ -5,7 +5,7 @@
 
 pub mod environment;
 pub mod exec;
-mod glob;
+pub(crate) mod glob;
 pub mod lines;
 pub mod search;
 mod specifiers;

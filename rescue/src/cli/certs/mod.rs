@@ -1,6 +1,7 @@
 //! `rescue certs …`: one file per sub-command, with its arguments.
 
 mod list;
+mod schedule;
 
 use anyhow::Result;
 use argh::FromArgs;
@@ -23,10 +24,12 @@ pub struct Certs {
 pub enum CertsCommand {
     /// The table.
     List(list::List),
+    /// What keeps it from happening again.
+    Schedule(schedule::Schedule),
 }
 
 /// The names of the sub-commands; `rescue certs SRC…` means `list`.
-const NAMES: [&str; 1] = ["list"];
+const NAMES: [&str; 2] = ["list", "schedule"];
 
 /// `certs disk.img` becomes `certs list disk.img`.
 pub fn with_list(mut words: Vec<String>) -> Vec<String> {
@@ -42,6 +45,7 @@ impl Certs {
     pub fn json(&self) -> bool {
         match &self.command {
             CertsCommand::List(command) => command.json,
+            CertsCommand::Schedule(command) => command.json,
         }
     }
 }
@@ -50,5 +54,6 @@ impl Certs {
 pub fn run(command: &Certs) -> Result<Result<Outcome>, Stop> {
     match &command.command {
         CertsCommand::List(command) => list::run(command),
+        CertsCommand::Schedule(command) => schedule::run(command),
     }
 }

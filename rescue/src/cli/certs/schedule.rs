@@ -1,0 +1,127 @@
+//! `rescue certs schedule SRC`: a timer that renews the certificates, and a rule that keeps the log small that filled the disk.
+
+use anyhow::Result;
+use argh::FromArgs;
+use std::path::PathBuf;
+use time::OffsetDateTime;
+
+use crate::checks::Context;
+use crate::cli::Outcome;
+use crate::cli::args::{self, Stop};
+use crate::cli::terminal::{Terminal, colours, confirm};
+use crate::refusal::Refusal;
+use crate::repair::plan::Plan;
+use crate::report::{json, schedule as report, text};
+use crate::schedule::{self, Wanted};
+use crate::session::{NodeReport, Session, only_node};
+use crate::typed;
+
+/// have the node renew its certificates every month, and keep the log small that filled its disk
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "schedule")]
+pub struct Schedule {
+    /// disks of the powered-off machine
+    #[argh(positional)]
+    pub src: Vec<PathBuf>,
+    /// a folder where the guest is mounted, instead of a disk; / for the node that is running here
+    #[argh(option)]
+    pub root: Vec<PathBuf>,
+    /// only the log rotation, no timer
+    #[argh(switch)]
+    pub logs_only: bool,
+    /// take away what an earlier schedule laid down
+    #[argh(switch)]
+    pub remove: bool,
+    /// do not ask
+    #[argh(switch)]
+    pub yes: bool,
+    /// show the plan and stop
+    #[argh(switch)]
+    pub dry_run: bool,
+    /// print one JSON object (schema rescue/v1) instead of text; needs --yes or --dry-run
+    #[argh(switch)]
+    pub json: bool,
+    /// the node meant, by name or source, where several are found
+    #[argh(option)]
+    pub node: Option<String>,
+    /// the time that counts as now (RFC 3339), instead of this machine's clock
+    #[argh(option, from_str_fn(args::time_argument))]
+    pub now: Option<OffsetDateTime>,
+}
+
+impl Schedule {
+    fn wanted(&self) -> Result<Wanted, Stop> {
+        match (self.remove, self.logs_only) {
+            (true, true) => {
+                Err(Stop::Usage("--remove takes everything away; --logs-only does not go with it".to_owned()))
+            }
+            (true, false) => Ok(Wanted::Removed),
+            (false, true) => Ok(Wanted::LogsOnly),
+            (false, false) => Ok(Wanted::All),
+        }
+    }
+}
+
+/// Plans, asks, writes.
+pub fn run(command: &Schedule) -> Result<Result<Outcome>, Stop> {
+    let sources = args::sources(&command.src, &command.root)?;
+    let wanted = command.wanted()?;
+    if command.json && !command.yes && !command.dry_run {
+        return Err(Stop::Usage(
+            "--json cannot ask: add --yes to carry the plan out, or --dry-run to see it".to_owned(),
+        ));
+    }
+    let settings = args::with_now(command.now);
+    let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
+    Ok(hold(command, &session, wanted))
+}
+
+fn hold(command: &Schedule, session: &Session<'_>, wanted: Wanted) -> Result<Outcome> {
+    let say = |text: &str| {
+        if !command.json {
+            print!("{text}");
+        }
+    };
+    let node = only_node(session.inspect()?, command.node.as_deref())?;
+    refuse_unfinished(&node, session)?;
+    let plan = plan(session, &node, wanted)?;
+    let planned = json::planned(&node, &plan);
+    let style = text::Style { colours: colours(), details: command.dry_run };
+    say(&report::plan(&node, &plan, &style));
+    if plan.is_empty() || command.dry_run {
+        say(if plan.is_empty() { "Nothing was changed.\n" } else { "This was a dry run: nothing was changed.\n" });
+        if command.json {
+            println!("{}", json::repair(vec![planned], None, Vec::new()));
+        }
+        return Ok(Outcome::Clean);
+    }
+    if !command.yes && !confirm(&format!("Carry this out on {}?", node.name())) {
+        return Err(Refusal::new(
+            "the answer was not yes",
+            "nothing was changed",
+            "run the same command again and answer yes, or add --yes",
+        )
+        .into());
+    }
+    let receipt = session.repair(node, plan)?;
+    say(&report::receipt(&receipt, &typed::sources(session.sources), &style));
+    if command.json {
+        println!("{}", json::repair(vec![json::node(&receipt.after)], Some(vec![json::receipt(&receipt)]), Vec::new()));
+    }
+    Ok(Outcome::Clean)
+}
+
+fn plan(session: &Session<'_>, node: &NodeReport, wanted: Wanted) -> Result<Plan> {
+    let NodeReport { guest, node, peers, .. } = node;
+    schedule::plan(&Context { guest, node, settings: session.settings, peers, ui: session.ui }, wanted)
+}
+
+fn refuse_unfinished(node: &NodeReport, session: &Session<'_>) -> Result<(), Refusal> {
+    let Some(run) = node.unfinished_run() else { return Ok(()) };
+    let sources = typed::sources(session.sources);
+    Err(Refusal::new(
+        format!("an earlier repair of this node (run {}) was cut off", run.id),
+        "it has to be completed or taken back first",
+        format!("rescue repair {sources}, or rescue undo {sources}; then run this again"),
+    ))
+}
