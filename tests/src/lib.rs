@@ -11,6 +11,7 @@ pub mod mounts;
 pub mod programs;
 pub mod qemu;
 pub mod worker;
+pub mod x509;
 
 pub use command::{Cmd, Ran};
 pub use disk::{Disk, DiskBuilder, FileSystem, Partition, Table};
