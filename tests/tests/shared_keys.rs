@@ -446,6 +446,26 @@ fn a_ca_that_was_renewed_on_one_node_only_is_worth_a_note() -> Result<()> {
 }
 
 #[test]
+fn the_key_of_a_ca_that_is_over_still_comes_back() -> Result<()> {
+    let (one, two) = pair()?;
+    let key = fs::read(one.pki("ca.key"))?;
+    fs::remove_file(one.pki("ca.key"))?;
+    let sources = [&one, &two].map(|node| Source::Root(node.root().to_path_buf()));
+    let now = time::OffsetDateTime::now_utc() + time::Duration::days(4000);
+    let only = vec!["shared-keys".to_owned()];
+    let settings = Settings { only, now, now_given: true, ..Settings::default() };
+    let session = Session { sources: &sources, settings: &settings, ui: &Silent };
+    let nodes = session.inspect()?.nodes;
+    let plan = session.plan(&nodes[0]);
+    ensure!(
+        matches!(written(&plan).as_slice(), [(name, bytes, _)] if name == "ca.key" && *bytes == key),
+        "{}",
+        told(&nodes[0].findings)
+    );
+    Ok(())
+}
+
+#[test]
 fn a_companys_root_does_not_make_two_clusters_one() -> Result<()> {
     let (one, _) = pair()?;
     let (other, _) = pair()?;

@@ -69,7 +69,7 @@ struct Comparison<'a> {
     siblings: Vec<Sibling>,
 }
 
-/// A sibling with a CA that can sign.
+/// A sibling with both halves of a CA.
 struct Holder<'a> {
     sibling: &'a Sibling,
     certificate: &'a Certificate,
@@ -84,6 +84,10 @@ impl Comparison<'_> {
                 self.lost_certificate(state)
             }
             Err(Blocked::KeyMissing | Blocked::KeyUnreadable(_)) => self.lost_key(state).or_else(|| self.drift(state)),
+            // A CA that is over is above all over, whatever became of its key.
+            Err(Blocked::Expired(_) | Blocked::NotYetValid(_)) if self.key(&state.key_path).is_none() => {
+                self.lost_key(state).or_else(|| self.drift(state))
+            }
             Err(Blocked::KeyMismatch) => self.mismatch(state),
             _ => self.drift(state),
         }
@@ -91,9 +95,8 @@ impl Comparison<'_> {
 
     fn holders<'s>(&'s self, authority: Authority) -> Vec<Holder<'s>> {
         let holder = |sibling: &'s Sibling| {
-            let signer = sibling.peer.authorities.get(&authority)?.signer.as_ref().ok()?;
             let files = sibling.peer.authority_files.get(&authority)?;
-            Some(Holder { sibling, certificate: &signer.certificate, files })
+            Some(Holder { sibling, certificate: &files.pair, files })
         };
         self.siblings.iter().filter_map(holder).collect()
     }

@@ -162,3 +162,42 @@ fn is_loopback(url: &str) -> bool {
     let host = url.split_once("://").map_or(url, |(_, rest)| rest);
     host.starts_with("127.") || host.starts_with("[::1]") || host.starts_with("localhost")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::MemoryTree;
+    use crate::settings::Settings;
+
+    fn peer(name: &str, url: &str, members: &str) -> Peer {
+        let guest = MemoryTree::new()
+            .file("/etc/hostname", name)
+            .file(
+                "/etc/kubernetes/manifests/etcd.yaml",
+                format!(
+                    "kind: Pod\nmetadata: {{name: etcd}}\nspec: {{containers: [{{command: [etcd, --name={name}, \
+                     --initial-advertise-peer-urls={url}, '--initial-cluster={members}']}}]}}\n"
+                ),
+            )
+            .into_guest();
+        Peer::read(&guest, &Node::read(&guest), &Settings::default())
+    }
+
+    #[test]
+    fn names_prove_something_only_while_they_are_unique() {
+        let one = peer("a", "https://10.0.0.1:2380", "a=https://10.0.0.1:2380");
+        let two = peer("b", "https://10.0.0.2:2380", "a=https://10.0.0.1:2380,b=https://10.0.0.2:2380");
+        let elsewhere = peer("a", "https://10.9.0.1:2380", "a=https://10.9.0.1:2380");
+        let kin = kinship(&one, &two, &[&one, &two]).unwrap();
+        assert!(!kin.by_key && kin.words.contains("--initial-cluster"), "{kin:?}");
+        assert_eq!(kinship(&two, &elsewhere, &[&two, &elsewhere]), None);
+        assert_eq!(kinship(&one, &two, &[&one, &two, &elsewhere]), None);
+    }
+
+    #[test]
+    fn every_node_has_a_loopback() {
+        let one = peer("a", "https://127.0.0.1:2380", "b=https://localhost:2380");
+        let two = peer("b", "https://localhost:2380", "a=https://127.0.0.1:2380");
+        assert_eq!(kinship(&one, &two, &[&one, &two]), None);
+    }
+}

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use super::certificate::Certificate;
 use super::inventory::{AuthorityState, Inventory};
+use super::key::PrivateKey;
 use super::membership::Membership;
 use super::profile::Authority;
 use super::service_account::ServiceAccounts;
@@ -26,7 +28,7 @@ pub struct Peer {
     pub role: Option<Role>,
     /// Its CAs.
     pub authorities: BTreeMap<Authority, AuthorityState>,
-    /// The files of those CAs that can sign, byte for byte.
+    /// The files of those CAs whose key is here and belongs to the certificate, byte for byte; over or not.
     pub authority_files: BTreeMap<Authority, AuthorityFiles>,
     /// The keys of the service accounts.
     pub service_accounts: ServiceAccounts,
@@ -64,17 +66,25 @@ pub struct AuthorityFiles {
     pub certificate: Content,
     /// `ca.key`.
     pub key: Content,
+    /// Of the certificates in `ca.crt`, the key's.
+    pub pair: Certificate,
+}
+
+impl AuthorityFiles {
+    fn read(guest: &Guest, state: &AuthorityState) -> Option<Self> {
+        let certificate = guest.read(&state.certificate_path).ok()?;
+        let key = guest.read(&state.key_path).ok()?;
+        let private = PrivateKey::from_pem(&key).ok()?;
+        let pair =
+            state.certificates.iter().find(|certificate| certificate.matches(&private) && certificate.may_sign());
+        Some(Self { certificate: Content::new(certificate), key: Content::new(key), pair: pair?.clone() })
+    }
 }
 
 impl Peer {
     /// Reads what a node holds.
     pub fn read(guest: &Guest, node: &Node, settings: &Settings) -> Self {
         let inventory = Inventory::read(guest, node, settings.now);
-        let read = |path: &GuestPath| guest.read(path).ok().map(Content::new);
-        let files = |state: &AuthorityState| {
-            state.signer.as_ref().ok()?;
-            Some(AuthorityFiles { certificate: read(&state.certificate_path)?, key: read(&state.key_path)? })
-        };
         Self {
             name: node.name(&guest.source).to_owned(),
             source: guest.source.clone(),
@@ -85,7 +95,7 @@ impl Peer {
             authority_files: inventory
                 .authorities
                 .iter()
-                .filter_map(|(authority, state)| Some((*authority, files(state)?)))
+                .filter_map(|(authority, state)| Some((*authority, AuthorityFiles::read(guest, state)?)))
                 .collect(),
             authorities: inventory.authorities,
         }

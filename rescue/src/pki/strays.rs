@@ -215,3 +215,53 @@ fn kubeconfig(bytes: &[u8], path: &GuestPath) -> Option<Stray> {
         },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::MemoryTree;
+    use crate::pki::key::{Algorithm, PrivateKey};
+    use crate::pki::service_account::public_pem;
+
+    fn found(guest: &Guest) -> Vec<(String, StrayKind)> {
+        let strays = find(guest, &Node::read(guest), &BTreeSet::new());
+        strays.into_iter().map(|stray| (stray.path, stray.kind)).collect()
+    }
+
+    #[test]
+    fn files_are_told_by_what_they_hold() {
+        let key = PrivateKey::generate(Algorithm::P256).unwrap();
+        let guest = MemoryTree::new()
+            .file("/etc/kubernetes/pki/sa.key", key.to_pem().unwrap())
+            .file("/etc/kubernetes/pki/sa.pub", public_pem(&key))
+            .file("/etc/kubernetes/pki/looks-like.crt", key.to_pem().unwrap())
+            .file("/etc/kubernetes/pki/deep/er/old.pub", public_pem(&key))
+            .file("/etc/kubernetes/pki/request", pem::encode("CERTIFICATE REQUEST", b"x"))
+            .file("/etc/kubernetes/pki/notes.txt", "hello")
+            .link("/etc/kubernetes/pki/gone.crt", "/nowhere")
+            .link("/etc/kubernetes/pki/loop", "/etc/kubernetes/pki")
+            .file("/etc/kubernetes/pki.bak/ca.key", key.to_pem().unwrap())
+            .file("/etc/kubernetes/unrelated.txt", "hello")
+            .into_guest();
+        let expected = [
+            ("/etc/kubernetes/pki.bak/ca.key", StrayKind::Key),
+            ("/etc/kubernetes/pki/deep/er/old.pub", StrayKind::PublicKey),
+            ("/etc/kubernetes/pki/gone.crt", StrayKind::DeadLink),
+            ("/etc/kubernetes/pki/looks-like.crt", StrayKind::Key),
+            ("/etc/kubernetes/pki/notes.txt", StrayKind::Other),
+            ("/etc/kubernetes/pki/request", StrayKind::Request),
+        ];
+        assert_eq!(found(&guest), expected.map(|(path, kind)| (path.to_owned(), kind)));
+    }
+
+    #[test]
+    fn a_crafted_folder_has_an_end() {
+        let mut tree = MemoryTree::new().file("/etc/kubernetes/pki/big", vec![b'a'; 300 * 1024]);
+        for number in 0..MAX_FILES + 10 {
+            tree = tree.file(format!("/etc/kubernetes/pki/x/{number:05}"), "x");
+        }
+        let strays = found(&tree.into_guest());
+        assert_eq!(strays.len(), MAX_FILES);
+        assert_eq!(strays[0], ("/etc/kubernetes/pki/big".to_owned(), StrayKind::Other));
+    }
+}
