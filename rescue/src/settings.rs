@@ -59,6 +59,8 @@ pub struct Settings {
     pub renew_ca: bool,
     /// Disks that are only read, for the CA keys on them.
     pub ca: Vec<Source>,
+    /// Validity of renewed CAs in days.
+    pub ca_days: u32,
 }
 
 impl Settings {
@@ -84,6 +86,8 @@ impl Default for Settings {
             san: Vec::new(),
             renew_ca: false,
             ca: Vec::new(),
+            // kubeadm's own default: CertificateAuthorityValidity = 10 * 365 * 24 h.
+            ca_days: 3650,
         }
     }
 }

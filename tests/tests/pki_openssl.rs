@@ -190,7 +190,7 @@ fn a_ca_about_to_end_is_told_and_nothing_is_renewed_twice() -> Result<()> {
     ensure!(again.1.changes.is_empty(), "{}", told(&again.0));
     let left = finding(&again.0, "apiserver expires")?;
     ensure!(left.severity == Severity::WillBreak && left.remedies.is_empty(), "{}", told(&again.0));
-    ensure!(left.advice.iter().any(|line| line.contains("Replace the CA")), "{}", told(&again.0));
+    ensure!(left.advice.iter().any(|line| line.contains("Renew the CA first")), "{}", told(&again.0));
     Ok(())
 }
 

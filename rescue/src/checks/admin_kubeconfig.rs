@@ -3,14 +3,12 @@
 
 use anyhow::{Context as _, bail};
 use std::collections::BTreeSet;
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt as _;
-use std::path::PathBuf;
 use time::OffsetDateTime;
 
 use super::{Check, Context, Finding, Remedy, Severity};
 use crate::guest::{Guest, GuestPath, RealPath};
 use crate::kubeconfig::edit::{NewMaterial, replace_credentials};
+use crate::kubeconfig::homes::homes;
 use crate::kubeconfig::{Kubeconfig, Material, User};
 use crate::node::Role;
 use crate::pki::certificate::{Certificate, SignatureCheck, printable};
@@ -95,18 +93,9 @@ fn bytes(guest: &Guest, material: &Material) -> anyhow::Result<Vec<u8>> {
     }
 }
 
-/// `.kube/config` in /root, in every folder of /home, and in the homes of /etc/passwd.
+/// `.kube/config` of everybody who has one.
 fn candidates(guest: &Guest) -> BTreeSet<GuestPath> {
-    let mut homes: BTreeSet<GuestPath> = BTreeSet::from([GuestPath::new("/root")]);
-    let home = GuestPath::new("/home");
-    homes.extend(guest.read_dir(&home).unwrap_or_default().iter().map(|entry| home.join(&entry.name)));
-    let passwd = guest.read(&GuestPath::new("/etc/passwd")).unwrap_or_default();
-    for line in passwd.split(|byte| *byte == b'\n') {
-        if let Some(folder) = line.split(|byte| *byte == b':').nth(5).filter(|folder| folder.starts_with(b"/")) {
-            homes.insert(GuestPath::new(PathBuf::from(OsString::from_vec(folder.to_vec()))));
-        }
-    }
-    homes.into_iter().map(|home| home.join(".kube/config")).filter(|path| guest.exists(path)).collect()
+    homes(guest).into_iter().map(|home| home.join(".kube/config")).filter(|path| guest.exists(path)).collect()
 }
 
 fn look(

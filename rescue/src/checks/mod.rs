@@ -3,6 +3,7 @@
 //! To add one: write a file here with its test, and register it in [`catalogue`].
 
 mod admin_kubeconfig;
+mod authorities;
 mod certificates;
 mod disk_full;
 mod etcd_look;
@@ -20,13 +21,14 @@ use crate::repair::Prepared;
 use crate::settings::Settings;
 use crate::ui::Ui;
 
-/// All checks, in the order in which their remedies must be prepared: space first, then what certificates are
-/// signed with, and the kubelet's flags only after the certificates, because a mended certificate makes patching needless.
+/// All checks, in the order in which their remedies must be prepared: space first, then what certificates are signed with, the
+/// certificates, and the kubelet's flags only after them, because a mended certificate makes patching needless.
 pub fn catalogue() -> Vec<Box<dyn Check>> {
     vec![
         Box::new(disk_full::DiskFull),
         Box::new(shared_keys::SharedKeys),
         Box::new(service_account_keys::ServiceAccountKeys),
+        Box::new(authorities::Authorities),
         Box::new(certificates::Certificates),
         Box::new(admin_kubeconfig::AdminKubeconfig),
         Box::new(kubelet_bootstrap::KubeletBootstrap),

@@ -125,6 +125,9 @@ pub struct Repair {
     /// extend CAs that are over or end soon: same key, same name, later end, in every copy on the disk
     #[argh(switch)]
     pub renew_ca: bool,
+    /// validity of renewed CAs in days (default 3650)
+    #[argh(option, default = "3650", from_str_fn(days_argument))]
+    pub ca_days: u32,
     /// take --bootstrap-kubeconfig out of the kubelet's flags: needed, always or never (default needed)
     #[argh(option, from_str_fn(patch_kubelet_argument), default = "PatchKubelet::Needed")]
     pub patch_kubelet: PatchKubelet,
@@ -295,6 +298,7 @@ impl Repair {
             san: self.san.clone(),
             renew_ca: self.renew_ca,
             ca: self.ca.clone(),
+            ca_days: self.ca_days,
             ..with_now(self.now)
         }
     }

@@ -53,6 +53,21 @@ impl NewMaterial<'_> {
     }
 }
 
+/// The list and the mapping in its items that a change is for.
+#[derive(Debug, Clone, Copy)]
+struct Section {
+    list: &'static str,
+    item: &'static str,
+}
+
+const USERS: Section = Section { list: "users", item: "user" };
+const CLUSTERS: Section = Section { list: "clusters", item: "cluster" };
+
+/// `text` with the inline CA certificates of the cluster called `cluster` replaced.
+pub fn replace_authority(text: &[u8], cluster: &str, certificates: &[u8]) -> Result<Vec<u8>> {
+    replace(text, CLUSTERS, cluster, &[("certificate-authority", NewMaterial::Inline(certificates))])
+}
+
 /// `text` with the certificate and key of the user called `user` replaced. Keys of the other form (`…-data` beside a file) go,
 /// because clientcmd refuses both together.
 pub fn replace_credentials(
@@ -61,54 +76,61 @@ pub fn replace_credentials(
     certificate: NewMaterial<'_>,
     key: NewMaterial<'_>,
 ) -> Result<Vec<u8>> {
+    replace(text, USERS, user, &[("client-certificate", certificate), ("client-key", key)])
+}
+
+fn replace(text: &[u8], section: Section, name: &str, new: &[(&str, NewMaterial<'_>)]) -> Result<Vec<u8>> {
     let before = yaml::parse(text)?;
     let mut text = std::str::from_utf8(text).context("the file is not UTF-8 text")?.to_owned();
     if text.starts_with('\u{feff}') {
         bail!("the file begins with a byte order mark; remove it, then run this again");
     }
     let mut meant = before;
-    for (name, material) in [("client-certificate", certificate), ("client-key", key)] {
-        let change =
-            Change { wanted: material.key(name), unwanted: material.other_key(name), value: material.value()? };
-        text = change.in_text(&text, user)?;
-        change.in_model(&mut meant, user)?;
+    for (key, material) in new {
+        let (wanted, unwanted) = (material.key(key), material.other_key(key));
+        let change = Change { section, wanted, unwanted, value: material.value()? };
+        text = change.in_text(&text, name)?;
+        change.in_model(&mut meant, name)?;
     }
     let after = yaml::parse(text.as_bytes()).context("checking the edited file")?;
     if after != meant {
         bail!(
-            "the file is written in a way that cannot be edited safely; its user entry for {user:?} must be edited by hand"
+            "the file is written in a way that cannot be edited safely; its {} entry for {name:?} must be edited by hand",
+            section.item
         );
     }
     Ok(text.into_bytes())
 }
 
 struct Change {
+    section: Section,
     wanted: String,
     unwanted: String,
     value: String,
 }
 
 impl Change {
-    fn in_model(&self, root: &mut Value, user: &str) -> Result<()> {
+    fn in_model(&self, root: &mut Value, name: &str) -> Result<()> {
+        let Section { list, item } = self.section;
         let entry = root
-            .get_mut("users")
+            .get_mut(list)
             .and_then(Value::as_array_mut)
-            .and_then(|users| users.iter_mut().find(|entry| entry.get("name").and_then(Value::as_str) == Some(user)))
+            .and_then(|all| all.iter_mut().find(|entry| entry.get("name").and_then(Value::as_str) == Some(name)))
             .and_then(Value::as_object_mut)
-            .with_context(|| format!("there is no user {user:?}"))?;
-        let body = entry.entry("user").or_insert(Value::Null);
+            .with_context(|| format!("there is no {item} {name:?}"))?;
+        let body = entry.entry(item).or_insert(Value::Null);
         if body.is_null() {
             *body = Value::Object(serde_json::Map::new());
         }
-        let body = body.as_object_mut().with_context(|| format!("user {user:?} is not a mapping"))?;
+        let body = body.as_object_mut().with_context(|| format!("{item} {name:?} is not a mapping"))?;
         body.remove(&self.unwanted);
         body.insert(self.wanted.clone(), Value::String(self.value.clone()));
         Ok(())
     }
 
-    fn in_text(&self, text: &str, user: &str) -> Result<String> {
+    fn in_text(&self, text: &str, name: &str) -> Result<String> {
         let document = Document::parse(text)?;
-        let body = document.user(user)?;
+        let body = document.body(self.section, name)?;
         let wanted = body.entry(&self.wanted);
         let unwanted = body.entry(&self.unwanted);
         for entry in wanted.iter().chain(&unwanted) {
@@ -195,7 +217,7 @@ impl Node {
     /// Refuses anchors, aliases and tags: something else may depend on this node.
     fn must_be_plain(&self) -> Result<()> {
         if self.special || matches!(self.kind, Kind::Alias) {
-            bail!("YAML anchors, aliases and tags in a user entry cannot be edited safely");
+            bail!("YAML anchors, aliases and tags in an entry cannot be edited safely");
         }
         Ok(())
     }
@@ -206,12 +228,12 @@ impl Node {
     }
 }
 
-/// The mapping below `user:`.
+/// The mapping below `user:` or `cluster:`.
 struct Body<'a> {
-    /// Its entries; none for `user:` without a value.
+    /// Its entries; none for a key without a value.
     entries: &'a [Entry],
     node: &'a Node,
-    /// The key `user` itself.
+    /// The key itself.
     key: &'a Node,
 }
 
@@ -232,28 +254,29 @@ impl<'a> Document<'a> {
         Ok(Self { text, root })
     }
 
-    fn user(&self, name: &str) -> Result<Body<'_>> {
-        let users = self.root.entry("users").context("there are no users")?;
-        users.value.must_be_plain()?;
-        let Kind::List(list) = &users.value.kind else {
-            bail!("the users are not a list");
+    fn body(&self, section: Section, name: &str) -> Result<Body<'_>> {
+        let item_key = section.item;
+        let all = self.root.entry(section.list).with_context(|| format!("there are no {}", section.list))?;
+        all.value.must_be_plain()?;
+        let Kind::List(list) = &all.value.kind else {
+            bail!("the {} are not a list", section.list);
         };
         let mut matching =
             list.iter().filter(|item| item.entry("name").and_then(|entry| entry.value.text()) == Some(name));
-        let item = matching.next().with_context(|| format!("there is no user {name:?}"))?;
+        let item = matching.next().with_context(|| format!("there is no {item_key} {name:?}"))?;
         if matching.next().is_some() {
-            bail!("there are two users called {name:?}");
+            bail!("there are two {} called {name:?}", section.list);
         }
         item.must_be_plain()?;
-        let body = item.entry("user").with_context(|| format!("user {name:?} has no entry `user`"))?;
+        let body = item.entry(item_key).with_context(|| format!("{item_key} {name:?} has no entry `{item_key}`"))?;
         body.value.must_be_plain()?;
         let entries = match &body.value.kind {
             Kind::Map(entries) => entries.as_slice(),
             Kind::Scalar { text, style: ScalarStyle::Plain } if text.is_empty() => &[],
-            _ => bail!("user {name:?} is not a mapping"),
+            _ => bail!("{item_key} {name:?} is not a mapping"),
         };
         if entries.iter().any(|entry| entry.key.text() == Some("<<")) {
-            bail!("YAML merge keys in a user entry cannot be edited safely");
+            bail!("YAML merge keys in an entry cannot be edited safely");
         }
         Ok(Body { entries, node: &body.value, key: &body.key })
     }
@@ -474,6 +497,16 @@ contexts: []
         assert_eq!(inline(BLOCK).unwrap(), expected);
         let crlf = BLOCK.replace('\n', "\r\n");
         assert_eq!(inline(&crlf).unwrap(), expected.replace('\n', "\r\n"));
+    }
+
+    #[test]
+    fn replaces_the_ca_of_one_cluster() {
+        let text = "clusters:\n- cluster: {server: https://a, certificate-authority-data: T0xE}\n  name: a\n\
+                    - name: b # mine\n  cluster:\n    certificate-authority-data: \"T0xE\"\n";
+        let new = |name| replace_authority(text.as_bytes(), name, b"new").map(|new| String::from_utf8(new).unwrap());
+        assert_eq!(new("a").unwrap(), text.replacen("T0xE", "bmV3", 1));
+        assert_eq!(new("b").unwrap(), text.replace("\"T0xE\"", "\"bmV3\""));
+        assert!(new("c").is_err());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! kubeconfig files: what the current context uses, and editing single values in place.
 
 pub mod edit;
+pub mod homes;
 
 use anyhow::{Context, Result};
 use base64::Engine as _;

@@ -175,6 +175,22 @@ impl Certificate {
         self.public_key == key.public_key()
     }
 
+    /// Whether both are the same authority, maybe of another age: same name byte for byte, same key. To those who trust one of them
+    /// the other is as good, dates apart.
+    pub fn is_same_authority(&self, other: &Self) -> bool {
+        self.subject_raw == other.subject_raw && self.public_key == other.public_key
+    }
+
+    /// Whether it was signed by its own key. A signature that cannot be checked (SHA-1) counts where the key identifiers do not
+    /// say otherwise.
+    pub fn is_self_signed(&self) -> bool {
+        match self.signed_by(self) {
+            SignatureCheck::Valid => true,
+            SignatureCheck::Invalid => false,
+            SignatureCheck::Unknown => self.authority_key_id.is_none() || self.authority_key_id == self.subject_key_id,
+        }
+    }
+
     /// Whether `self` names `issuer` byte for byte and carries its signature. Dates are not looked at.
     pub fn signed_by(&self, issuer: &Self) -> SignatureCheck {
         if self.issuer_raw != issuer.subject_raw {

@@ -38,6 +38,11 @@ pub fn elements(bytes: &[u8]) -> der::Result<Vec<(Tag, Vec<u8>)>> {
     Ok(found)
 }
 
+/// Each element directly inside one SEQUENCE, with its tag, header and contents as they stand.
+pub fn parts(bytes: &[u8]) -> der::Result<Vec<(Tag, Vec<u8>)>> {
+    elements(bytes)?.into_iter().map(|(tag, contents)| Ok((tag, wrap(tag, &[&contents])?))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,6 +54,7 @@ mod tests {
         let parts = elements(&both).unwrap();
         assert_eq!(parts[0], (Tag::Integer, vec![5]));
         assert_eq!(parts[1], (Tag::OctetString, vec![9; 300]));
+        assert_eq!(super::parts(&both).unwrap()[1], (Tag::OctetString, long));
         assert_eq!(explicit(3, &[0x05, 0x00]).unwrap(), [0xa3, 0x02, 0x05, 0x00]);
         assert!(elements(&both[..20]).is_err());
     }

@@ -194,6 +194,8 @@ pub struct AuthorityState {
     pub certificates: Vec<Certificate>,
     /// What components trust beside it (client CA bundles).
     pub trusted: Vec<Certificate>,
+    /// Certificate and key that belong together, even where dates or usages forbid to sign with them.
+    pub pair: Option<Signer>,
     /// With what to sign, or why not.
     pub signer: Result<Signer, Blocked>,
 }
@@ -379,12 +381,13 @@ impl Reader<'_> {
             .and_then(|bytes| Certificate::all_from_pem(&bytes).ok())
             .unwrap_or_default();
         let certificates = self.certificates(&certificate_path);
-        let signer = match &certificates {
-            Ok(certificates) => self.signer(certificates, &key_path),
+        let pair = match &certificates {
+            Ok(certificates) => self.pair(certificates, &key_path),
             Err(blocked) => Err(blocked.clone()),
         };
+        let signer = pair.clone().and_then(|pair| self.usable(&pair.certificate).map(|()| pair));
         let certificates = certificates.unwrap_or_default();
-        Some(AuthorityState { authority, certificate_path, key_path, certificates, trusted, signer })
+        Some(AuthorityState { authority, certificate_path, key_path, certificates, trusted, pair: pair.ok(), signer })
     }
 
     fn certificates(&self, path: &GuestPath) -> Result<Vec<Certificate>, Blocked> {
@@ -395,7 +398,7 @@ impl Reader<'_> {
         Certificate::all_from_pem(&bytes).map_err(|error| Blocked::CertificateUnreadable(format!("{error:#}")))
     }
 
-    fn signer(&self, certificates: &[Certificate], key_path: &GuestPath) -> Result<Signer, Blocked> {
+    fn pair(&self, certificates: &[Certificate], key_path: &GuestPath) -> Result<Signer, Blocked> {
         let key = match self.guest.read(key_path) {
             Ok(bytes) => PrivateKey::from_pem(&bytes).map_err(|error| Blocked::KeyUnreadable(format!("{error:#}")))?,
             Err(error) if error.is_not_found() => return Err(self.blocked_without_key(certificates)),
@@ -403,7 +406,6 @@ impl Reader<'_> {
         };
         let certificate =
             certificates.iter().find(|certificate| certificate.matches(&key)).ok_or(Blocked::KeyMismatch)?;
-        self.usable(certificate)?;
         Ok(Signer { certificate: certificate.clone(), key: Rc::new(key) })
     }
 

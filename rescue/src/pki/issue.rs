@@ -71,7 +71,7 @@ fn end(ca: &Certificate, now: OffsetDateTime, days: u32) -> OffsetDateTime {
     end.map_or(ca.not_after, |end| end.min(ca.not_after))
 }
 
-fn whole_seconds(time: OffsetDateTime) -> OffsetDateTime {
+pub(super) fn whole_seconds(time: OffsetDateTime) -> OffsetDateTime {
     time.replace_nanosecond(0).unwrap_or(time)
 }
 
@@ -150,7 +150,7 @@ fn extension(oid: &str, critical: bool, value: Vec<u8>) -> der::Result<Vec<u8>> 
 }
 
 /// UTCTime to 2049, GeneralizedTime from 2050 (RFC 5280, 4.1.2.5). A CA dated before 1970 counts from 1970.
-fn moment(time: OffsetDateTime) -> der::Result<Vec<u8>> {
+pub(super) fn moment(time: OffsetDateTime) -> der::Result<Vec<u8>> {
     let since = std::time::Duration::from_secs(u64::try_from(time.unix_timestamp()).unwrap_or(0));
     if time.year() < 2050 {
         UtcTime::from_unix_duration(since)?.to_der()
@@ -160,7 +160,7 @@ fn moment(time: OffsetDateTime) -> der::Result<Vec<u8>> {
 }
 
 /// A random positive number of 63 bits, as kubeadm's own.
-fn serial_number() -> der::Result<Vec<u8>> {
+pub(super) fn serial_number() -> der::Result<Vec<u8>> {
     let mut bytes = [0; 8];
     // The operating system's generator does not fail once it is seeded; if it ever does, no certificate is made.
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| der::Error::from(der::ErrorKind::Failed))?;

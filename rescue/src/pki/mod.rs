@@ -1,5 +1,7 @@
 //! Certificates: reading them, saying what is wrong with them, issuing new ones with the CA keys on the disk.
 
+pub mod authority_copies;
+pub mod authority_remedy;
 pub mod certificate;
 pub mod csr;
 mod der_parts;
@@ -16,6 +18,7 @@ pub mod pem;
 pub mod profile;
 mod references;
 pub mod renew;
+pub mod renew_ca;
 pub mod service_account;
 pub mod shared_copy;
 pub mod strays;

@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use std::ops::Range;
 
 /// One PEM block.
 #[derive(Clone, PartialEq, Eq)]
@@ -22,20 +23,53 @@ impl std::fmt::Debug for Block {
 
 /// All well-formed blocks in order; everything else in the file is skipped, as Go's `pem.Decode` does.
 pub fn blocks(bytes: &[u8]) -> Vec<Block> {
-    let text = String::from_utf8_lossy(bytes);
+    located(bytes).into_iter().map(|(block, _)| block).collect()
+}
+
+/// The same, each with the bytes it takes: from its first dash to the end of its last line.
+pub fn located(bytes: &[u8]) -> Vec<(Block, Range<usize>)> {
     let mut found = Vec::new();
-    let mut open: Option<Open> = None;
-    for line in text.lines() {
+    let mut open: Option<(Open, usize)> = None;
+    let mut next = 0;
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        let start = next;
+        next += line.len();
+        let line = String::from_utf8_lossy(line);
         let line = line.trim_end();
         if let Some(label) = label(line, "-----BEGIN ") {
-            open = Some(Open { label: label.to_owned(), body: String::new(), has_headers: false });
+            open = Some((Open { label: label.to_owned(), body: String::new(), has_headers: false }, start));
         } else if let Some(label) = label(line, "-----END ") {
-            found.extend(open.take().filter(|open| open.label == label).and_then(Open::close));
-        } else if let Some(open) = &mut open {
+            let closed = open.take().filter(|(open, _)| open.label == label);
+            found.extend(closed.and_then(|(open, start)| Some((open.close()?, start..next))));
+        } else if let Some((open, _)) = &mut open {
             open.add(line);
         }
     }
     found
+}
+
+/// `bytes` with one certificate exchanged: of the certificates that `is_old` picks the first becomes `new`, further ones go, and
+/// all of them go where `new` is there already. Every other byte stays. `None` where none is picked.
+pub fn replace_certificate(bytes: &[u8], is_old: impl Fn(&[u8]) -> bool, new: &[u8]) -> Option<Vec<u8>> {
+    let all = located(bytes);
+    let certificates = || all.iter().filter(|(block, _)| block.label == "CERTIFICATE" && !block.has_headers);
+    let mut is_there = certificates().any(|(block, _)| block.der == new);
+    let (mut text, mut done) = (Vec::with_capacity(bytes.len()), 0);
+    for (_, range) in certificates().filter(|(block, _)| block.der != new && is_old(&block.der)) {
+        text.extend_from_slice(bytes.get(done..range.start)?);
+        done = range.end;
+        if !is_there {
+            let has_crlf = bytes.get(range.clone())?.windows(2).any(|pair| pair == b"\r\n");
+            let block = encode("CERTIFICATE", new);
+            text.extend(if has_crlf { block.replace('\n', "\r\n") } else { block }.into_bytes());
+            is_there = true;
+        }
+    }
+    if done == 0 {
+        return None;
+    }
+    text.extend_from_slice(bytes.get(done..)?);
+    Some(text)
 }
 
 /// The DER of every `CERTIFICATE` block without headers, in order.
@@ -109,6 +143,29 @@ mod tests {
         let garbage =
             "-----BEGIN CERTIFICATE-----\n%%%\n-----END CERTIFICATE-----\n-----BEGIN X-----\n-----END Y-----\n";
         assert!(blocks(garbage.as_bytes()).is_empty());
+    }
+
+    #[test]
+    fn exchanges_one_certificate_of_a_bundle() {
+        let (one, two, new) =
+            (encode("CERTIFICATE", b"one"), encode("CERTIFICATE", b"two"), encode("CERTIFICATE", b"new"));
+        let key = encode("EC PRIVATE KEY", b"one");
+        let exchange = |text: &str| {
+            let bytes = replace_certificate(text.as_bytes(), |der| der == b"one" || der == b"1", b"new")?;
+            Some(String::from_utf8(bytes).unwrap())
+        };
+        assert_eq!(exchange(&format!("a\n{two}b\n{one}c\n{key}d")).unwrap(), format!("a\n{two}b\n{new}c\n{key}d"));
+        let crlf = |text: &str| text.replace('\n', "\r\n");
+        assert_eq!(exchange(&crlf(&format!("{one}{two}"))).unwrap(), crlf(&format!("{new}{two}")));
+        // Two ages of one CA become one, and one that is there already is not doubled.
+        let older = encode("CERTIFICATE", b"1");
+        assert_eq!(exchange(&format!("{one}{two}{older}")).unwrap(), format!("{new}{two}"));
+        assert_eq!(exchange(&format!("{one}{new}")).unwrap(), new);
+        assert!(exchange(&format!("{two}{key}{new}")).is_none());
+        let mut binary = vec![0xff, 0xfe, b'\n'];
+        binary.extend_from_slice(one.as_bytes());
+        let after = replace_certificate(&binary, |der| der == b"one", b"new").unwrap();
+        assert_eq!((after.get(..3), after.get(3..)), (binary.get(..3), Some(new.as_bytes())));
     }
 
     #[test]

@@ -17,8 +17,8 @@ use rescue::repair::{Prepared, WritableGuest};
 use rescue::settings::Settings;
 use rescue::ui::Silent;
 
-/// The two checks of this room, in the catalogue's order.
-pub const CHECKS: [&str; 2] = ["certificates", "admin-kubeconfig"];
+/// The checks of this room, in the catalogue's order.
+pub const CHECKS: [&str; 3] = ["authorities", "certificates", "admin-kubeconfig"];
 
 /// A guest in a folder, opened for writing as `rescue repair --root` does.
 pub fn open(root: &Path) -> Result<WritableGuest> {

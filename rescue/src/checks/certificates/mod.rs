@@ -1,7 +1,7 @@
 //! certificates: every leaf and CA that kubeadm lays down, and the kubelet's own client certificate, which `kubeadm certs renew`
-//! never touches. Expired and broken leaves are made anew with the CA keys on the disk; a CA is never made anew.
+//! never touches. Expired and broken leaves are made anew with the CA keys on the disk. The CAs themselves: `authorities`.
 
-mod authority;
+pub(super) mod authority;
 mod kubelet;
 mod leaf;
 mod serving;
@@ -43,7 +43,7 @@ impl Check for Certificates {
         let now = context.settings.now;
         let inventory = Inventory::read(context.guest, context.node, now);
         let judge = Judge { context, inventory: &inventory, keys: Rc::new(KeyPool::default()) };
-        let mut findings = judge.authorities();
+        let mut findings = Vec::new();
         findings.extend(inventory.kubelet.as_ref().and_then(|client| judge.kubelet(client)));
         findings.extend(inventory.leaves.iter().filter_map(|leaf| judge.leaf(leaf)));
         findings.extend(judge.serving());
@@ -103,7 +103,8 @@ impl Judge<'_> {
 
 const CLOCK_ADVICE: &str = "Either this rescue system's clock or the one that dated the certificate is wrong. Say the right time with --now to have it renewed.";
 
-const ENDS_WITH_CA: &str = "A new one would end as soon: its CA ends then. Replace the CA of the whole cluster; this version does not do that.";
+const ENDS_WITH_CA: &str =
+    "A new one would end as soon: its CA ends then. Renew the CA first: `rescue repair SRC --renew-ca`.";
 
 /// A certificate that is good but for ending soon gains nothing from a CA that ends with it.
 fn ends_with_ca(worst: Verdict, old: Option<&Certificate>, signer: &Signer) -> bool {
@@ -118,7 +119,7 @@ fn with_problems(mut finding: Finding, problems: &[Problem]) -> Finding {
     finding
 }
 
-fn date(time: OffsetDateTime) -> String {
+pub(super) fn date(time: OffsetDateTime) -> String {
     units::time(time).chars().take(10).collect()
 }
 
