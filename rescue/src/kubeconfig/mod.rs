@@ -1,5 +1,6 @@
 //! kubeconfig files: what the current context uses, and editing single values in place.
 
+pub mod create;
 pub mod edit;
 pub mod homes;
 
@@ -7,7 +8,7 @@ use anyhow::{Context, Result};
 use base64::Engine as _;
 use serde_json::Value;
 
-use crate::guest::GuestPath;
+use crate::guest::{Guest, GuestPath};
 use crate::yaml;
 
 /// Where a kubeconfig keeps a certificate or key.
@@ -125,6 +126,22 @@ impl Kubeconfig {
         let (_, cluster, _) = self.contexts.iter().find(|(name, _, _)| name == current)?;
         self.clusters.iter().find(|entry| &entry.name == cluster)
     }
+}
+
+/// Whether nothing would be lost with the file: it is not there, is not YAML, or has at most one user and one cluster, as kubeadm
+/// writes it. A file that cannot be read for another reason (a folder, a loop of links) is not lost.
+pub fn is_lost(guest: &Guest, path: &GuestPath) -> bool {
+    let bytes = match guest.read(path) {
+        Ok(bytes) => bytes,
+        Err(error) => return error.is_not_found(),
+    };
+    // A slip of somebody who edited it by hand: what it holds beside kubeadm's own entry can still be read by a person.
+    if bytes.windows(7).filter(|word| word == b"server:").count() > 1 {
+        return false;
+    }
+    let Ok(root) = yaml::parse(&bytes) else { return true };
+    let count = |key: &str| root.get(key).and_then(Value::as_array).map_or(0, Vec::len);
+    ["users", "clusters", "contexts"].iter().all(|key| count(key) <= 1)
 }
 
 fn other_credentials(body: &Value) -> Vec<String> {

@@ -517,7 +517,8 @@ impl Reader<'_> {
     fn config_leaf(&self, profile: &ConfigProfile, authorities: &BTreeMap<Authority, AuthorityState>) -> Option<Leaf> {
         let default = GuestPath::new(KUBERNETES_DIR).join(profile.name);
         let flagged = profile.pod.and_then(|pod| self.flag(pod, "--kubeconfig"));
-        let named = flagged.is_some();
+        // No manifest names admin.conf, but kubeadm makes one on every control plane.
+        let named = flagged.is_some() || profile.name == "admin.conf";
         let path = self.first_there(&[flagged], default);
         if !named && !self.guest.exists(&path) {
             return None;

@@ -21,6 +21,8 @@ pub struct KubeletClient {
     pub cert_dir: GuestPath,
     /// The user of the current context; `None` where the kubeconfig does not lead to one.
     pub user: Option<String>,
+    /// Whether the kubeconfig is not there, or holds nothing that would be lost with it.
+    pub config_is_lost: bool,
     /// The certificate that the kubeconfig leads to, else the one in `kubelet-client-current.pem`.
     pub certificate: Option<Certificate>,
     /// What follows it there.
@@ -94,6 +96,7 @@ pub fn read(
         kubeconfig,
         cert_dir,
         user: None,
+        config_is_lost: false,
         certificate: None,
         chain: Vec::new(),
         certificate_path: None,
@@ -137,6 +140,7 @@ fn is_certificate_less(user: &User) -> bool {
 
 impl KubeletClient {
     fn parse(&mut self, guest: &Guest) -> Option<Kubeconfig> {
+        self.config_is_lost = crate::kubeconfig::is_lost(guest, &self.kubeconfig);
         let bytes = read_file(guest, &self.kubeconfig, &mut self.problems)?;
         match Kubeconfig::parse(&bytes, &self.kubeconfig) {
             Ok(config) => Some(config),

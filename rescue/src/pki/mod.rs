@@ -3,6 +3,7 @@
 pub mod authority_copies;
 pub mod authority_remedy;
 pub mod certificate;
+pub mod config_evidence;
 pub mod csr;
 mod der_parts;
 pub mod inventory;
@@ -16,6 +17,7 @@ pub mod membership;
 pub mod peer;
 pub mod pem;
 pub mod profile;
+pub mod rebuild_config;
 mod references;
 pub mod renew;
 pub mod renew_ca;

@@ -3,9 +3,12 @@
 use super::{CLOCK_ADVICE, ENDS_WITH_CA, ID, Judge, ends_with_ca, with_problems};
 use crate::checks::{Finding, Severity};
 use crate::node::Version;
-use crate::pki::inventory::Verdict;
+use crate::pki::certificate::SignatureCheck;
+use crate::pki::config_evidence::ConfigEvidence;
+use crate::pki::inventory::{Verdict, dates};
 use crate::pki::kubelet::KubeletClient;
 use crate::pki::profile::Authority;
+use crate::pki::rebuild_config::{RebuildKubeletConfig, user_of};
 use crate::pki::renew::RenewKubeletClient;
 
 impl Judge<'_> {
@@ -34,6 +37,9 @@ impl Judge<'_> {
                 "Left alone: {why}, so a certificate from here would be rejected. Join the node to its cluster again."
             )));
         }
+        if client.user.is_none() && client.config_is_lost && self.store_is_good(client) {
+            return Some(self.rebuilt(finding, client, None));
+        }
         let signer = match self.signer(Authority::Cluster) {
             Ok(signer) => signer,
             Err(advice) => return Some(finding.with_advice(advice)),
@@ -50,6 +56,15 @@ impl Judge<'_> {
         let mut client = client.clone();
         client.remarks.extend(self.lent_by(Authority::Cluster));
         let client = &client;
+        if client.user.is_none()
+            && client.config_is_lost
+            && let Ok(user) = user_of(client)
+        {
+            let led = KubeletClient { user: Some(user), points_to_current: true, ..client.clone() };
+            let settings = self.context.settings;
+            let renewal = RenewKubeletClient::new(&led, signer, &self.keys, settings, key_encipherment);
+            return Some(self.rebuilt(finding, client, renewal));
+        }
         let remedy = RenewKubeletClient::new(client, signer, &self.keys, self.context.settings, key_encipherment);
         Some(match remedy {
             Some(remedy) => finding.with_remedy(remedy),
@@ -59,5 +74,27 @@ impl Judge<'_> {
                 client.kubeconfig
             )),
         })
+    }
+
+    /// Whether `kubelet-client-current.pem` can be used as it is: only the file that leads to it is lost.
+    fn store_is_good(&self, client: &KubeletClient) -> bool {
+        let config = client.kubeconfig.to_string();
+        let Some(stored) = &client.certificate else { return false };
+        let state = self.inventory.authorities.get(&Authority::Cluster);
+        let is_ours = state.is_some_and(|state| state.issued(stored, &client.chain) == SignatureCheck::Valid);
+        let problems_elsewhere = client.problems.iter().any(|problem| problem.path != config);
+        is_ours && !problems_elsewhere && dates(stored, &client.current(), self.now()).is_none()
+    }
+
+    fn rebuilt(&self, finding: Finding, client: &KubeletClient, renewal: Option<RenewKubeletClient>) -> Finding {
+        let evidence = ConfigEvidence::read(self.context.guest, self.context.node, self.inventory);
+        match RebuildKubeletConfig::new(client, &evidence, self.context.peers, renewal) {
+            Ok(remedy) => finding.with_remedy(remedy),
+            Err(why) => finding.with_advice(format!(
+                "Not mended: {why}. Restore {} from a backup, or run this again with the disk of a control plane of the same cluster \
+                 beside it (--ca CONTROL-PLANE).",
+                client.kubeconfig
+            )),
+        }
     }
 }

@@ -31,6 +31,9 @@ impl Judge<'_> {
             Ok(signer) => signer,
             Err(advice) => return Some(finding.with_advice(advice)),
         };
+        if leaf.place.is_none() {
+            return Some(self.lost_config(leaf, finding, signer));
+        }
         if let Some(crate::pki::inventory::Place::Files { keep_key: Some(why), key, .. }) = &leaf.place
             && leaf.problems.iter().any(|problem| problem.verdict == Verdict::KeyUnusable)
         {

@@ -2,6 +2,7 @@
 //! never touches. Expired and broken leaves are made anew with the CA keys on the disk. The CAs themselves: `authorities`.
 
 pub(super) mod authority;
+mod config;
 mod kubelet;
 mod leaf;
 mod serving;
