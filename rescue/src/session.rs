@@ -253,6 +253,12 @@ impl Session<'_> {
         plan::plan(&Context { guest, node, settings: self.settings, peers, ui: self.ui })
     }
 
+    /// Works out what the remedies of one finding would do, which the user asked for, not a check.
+    pub fn plan_of(&self, report: &NodeReport, asked_for: &Finding) -> Plan {
+        let NodeReport { guest, node, peers, .. } = report;
+        plan::of(&Context { guest, node, settings: self.settings, peers, ui: self.ui }, asked_for)
+    }
+
     /// A hibernated system keeps its file systems open in its memory image: whatever is written meanwhile is destroyed at resume.
     fn refuse_suspended(guest: &Guest) -> Result<()> {
         let Some(where_) = &guest.suspended else { return Ok(()) };

@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use base64::Engine as _;
+use serde_json::Value;
 use tests::command::{Cmd, Ran};
 use tests::disk::{Disk, MIB, control_plane};
 use tests::programs::rescue_faulty;
@@ -150,4 +152,274 @@ fn one_node_that_fails_does_not_stop_the_others() -> Result<()> {
     ensure!(report["failed"][0]["name"] == "worker1" && report["failed"][0]["kind"] == "refused", "{report}");
     ensure!(report["receipt"]["runs"][0]["node"] == "worker2", "{report}");
     is_mended(&two, "worker2").context("the other worker")
+}
+
+/// A worker's files in a folder: quicker than a disk where the disk is not the point.
+fn worker_folder(name: &str, authority: &Authority) -> Result<tempfile::TempDir> {
+    let folder = folder()?;
+    tests::worker::populate(folder.path(), name, "11111111-2222-4333-8444-555555555555", authority)?;
+    Ok(folder)
+}
+
+/// The control plane's files, as far as signing needs them.
+fn control_plane_folder() -> Result<tempfile::TempDir> {
+    let folder = folder()?;
+    tests::fixtures::unpack_control_plane(folder.path())?;
+    Ok(folder)
+}
+
+fn read_json(path: &Path) -> Result<Value> {
+    Ok(serde_json::from_slice(&fs::read(path)?)?)
+}
+
+/// `sha256:` of a request's public key, by openssl.
+fn public_key_hash(request: &str) -> Result<String> {
+    use sha2::Digest as _;
+    let pem = Cmd::new("openssl").args(["req", "-noout", "-pubkey"]).stdin(request).ok()?.stdout;
+    let body: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
+    let der = base64::engine::general_purpose::STANDARD.decode(body)?;
+    Ok(format!("sha256:{}", sha2::Sha256::digest(der).iter().map(|byte| format!("{byte:02x}")).collect::<String>()))
+}
+
+#[test]
+fn the_ferry_brings_a_certificate_and_no_key_travels() -> Result<()> {
+    let folder = folder()?;
+    let at = |name: &str| folder.path().join(name);
+    let authority = Authority::of_the_control_plane()?;
+    let master = control_plane(&at("cp.img"), 700 * MIB)?;
+    let one = worker(&at("w1.img"), "worker1", &authority)?;
+    let (hash, old) = (one.sha256()?, current(&one)?);
+    let (request, signed) = (at("req.json"), at("signed.json"));
+
+    let asked = rescue(&["certs", "request", "--now", NOW, text(&one.path), "-o", text(&request)])?;
+    ensure!(asked.code == 0, "{}", asked.transcript());
+    contains(&asked, &["rescue certs sign --ca CONTROL-PLANE", "rescue certs install"])?;
+    ensure!(one.sha256()? == hash, "a request wrote to the disk");
+    let csr = read_json(&request)?["csr"].as_str().context("a request")?.to_owned();
+    let verified = Cmd::new("openssl").args(["req", "-verify", "-noout", "-subject"]).stdin(csr.as_str()).ok()?;
+    ensure!(verified.transcript().contains("self-signature verify OK"), "{}", verified.transcript());
+    let again = rescue(&["certs", "request", "--now", NOW, text(&one.path), "-o", text(&request)])?;
+    ensure!(again.code == 3 && again.stderr.contains("--force"), "{}", again.transcript());
+
+    let before = master.sha256()?;
+    let sign = ["certs", "sign", "--now", NOW, "--ca", text(&master.path), text(&request), "-o", text(&signed)];
+    let ran = rescue(&sign)?;
+    ensure!(ran.code == 0, "{}", ran.transcript());
+    contains(&ran, &["rescue certs install WORKER"])?;
+    ensure!(master.sha256()? == before, "signing wrote to the control plane's disk");
+    for file in [&request, &signed] {
+        ensure!(!fs::read_to_string(file)?.contains("PRIVATE KEY"), "a key travels in {}", file.display());
+    }
+
+    let dry = rescue(&["certs", "install", "--dry-run", "--now", NOW, text(&one.path), text(&signed)])?;
+    ensure!(dry.code == 0 && one.sha256()? == hash, "{}", dry.transcript());
+    let installed = rescue(&["certs", "install", "--yes", "--now", NOW, text(&one.path), text(&signed)])?;
+    ensure!(installed.code == 0, "{}", installed.transcript());
+    ensure!(!installed.transcript().contains("PRIVATE KEY"), "key material was printed");
+    is_mended(&one, "worker1")?;
+
+    let undone = rescue(&["undo", "--yes", "--now", NOW, text(&one.path)])?;
+    ensure!(undone.code == 0, "{}", undone.transcript());
+    ensure!(current(&one)? == old, "undo did not bring the old link back");
+
+    // Any holder of the CA's key can sign it without rescue.
+    let certificate = authority.sign(&csr, "20261120000000Z", "20270101000000Z", tests::worker::CLIENT)?;
+    fs::write(at("plain.pem"), certificate)?;
+    let plain = rescue(&["certs", "install", "--yes", "--now", NOW, text(&one.path), text(&at("plain.pem"))])?;
+    ensure!(plain.code == 0, "{}", plain.transcript());
+    is_mended(&one, "worker1")
+}
+
+#[test]
+fn a_lost_key_is_made_anew_on_the_disk() -> Result<()> {
+    let folder = folder()?;
+    let at = |name: &str| folder.path().join(name);
+    let master = control_plane_folder()?;
+    let one = worker(&at("w1.img"), "worker1", &Authority::of_the_control_plane()?)?;
+    // kubelet.conf's user is default-auth: only the host name says who this is.
+    one.mounted(|root| {
+        let pem = root.join(fs::read_link(root.join(CURRENT))?.strip_prefix("/")?);
+        Ok(fs::write(pem, "")?)
+    })?;
+    let (request, signed) = (at("req.json"), at("signed.json"));
+    let ask = ["certs", "request", "--now", NOW, text(&one.path), "-o", text(&request)];
+    let refused = rescue(&ask)?;
+    ensure!(refused.code == 3 && refused.stderr.contains("--new-key"), "{}", refused.transcript());
+    ensure!(!request.exists(), "a refused request was written");
+    let declined = rescue(&[&ask[..], &["--new-key"]].concat())?;
+    ensure!(declined.code == 3 && !request.exists(), "{}", declined.transcript());
+    let asked = rescue(&[&ask[..], &["--new-key", "--yes"]].concat())?;
+    ensure!(asked.code == 0, "{}", asked.transcript());
+    ensure!(!asked.transcript().contains("PRIVATE KEY"), "key material was printed");
+    let pending = "var/lib/kubelet/pki/kubelet-client-requested.key";
+    one.mounted_read_only(|root| {
+        ensure!(
+            root.join(pending).metadata()?.permissions().mode() & 0o777 == 0o600,
+            "the new key is readable by others"
+        );
+        Ok(())
+    })?;
+
+    let ran =
+        rescue(&["certs", "sign", "--now", NOW, "--ca", text(master.path()), text(&request), "-o", text(&signed)])?;
+    ensure!(ran.code == 0, "{}", ran.transcript());
+    let installed = rescue(&["certs", "install", "--yes", "--now", NOW, text(&one.path), text(&signed)])?;
+    ensure!(installed.code == 0, "{}", installed.transcript());
+    is_mended(&one, "worker1")?;
+    one.mounted_read_only(|root| {
+        ensure!(!root.join(pending).exists(), "the key still waits");
+        Ok(())
+    })
+}
+
+#[test]
+fn nothing_but_nodes_of_the_own_cluster_is_signed() -> Result<()> {
+    let master = control_plane_folder()?;
+    let one = worker_folder("worker1", &Authority::of_the_control_plane()?)?;
+    let stranger = worker_folder("worker2", &Authority::of_another_cluster()?)?;
+    let out = folder()?;
+    let at = |name: &str| out.path().join(name);
+    for (node, file) in [(&one, "good.json"), (&stranger, "stranger.json")] {
+        let ran = rescue(&["certs", "request", "--now", NOW, text(node.path()), "-o", text(&at(file))])?;
+        ensure!(ran.code == 0, "{}", ran.transcript());
+    }
+    let good = read_json(&at("good.json"))?;
+    let sign = |request: &Value| -> Result<Ran> {
+        fs::write(at("req.json"), request.to_string())?;
+        let ca = ["--ca", text(master.path())];
+        rescue(
+            &[&["certs", "sign", "--now", NOW][..], &ca, &[text(&at("req.json")), "-o", text(&at("signed.json"))]]
+                .concat(),
+        )
+    };
+    let refused = |request: &Value, words: &str| -> Result<()> {
+        let ran = sign(request)?;
+        ensure!(ran.code == 3 && ran.stderr.contains(words), "wanted {words:?}\n{}", ran.transcript());
+        ensure!(!at("signed.json").exists(), "something was signed");
+        Ok(())
+    };
+    let with_subject = |subject: &str| -> Result<Value> {
+        let csr = tests::worker::request(subject)?.1;
+        let mut request = good.clone();
+        request["public_key"] = public_key_hash(&csr)?.into();
+        request["csr"] = csr.into();
+        Ok(request)
+    };
+    for subject in [
+        "/O=system:masters/CN=system:node:worker1",
+        "/O=system:nodes/O=system:masters/CN=system:node:worker1",
+        "/O=system:nodes/OU=x/CN=system:node:worker1",
+        "/CN=system:node:worker1",
+        "/O=system:nodes/CN=kubernetes-admin",
+        "/O=system:nodes/CN=system:node:",
+        "/O=system:nodes/CN=system:node:Worker 1",
+    ] {
+        refused(&with_subject(subject)?, "asks for").with_context(|| subject.to_owned())?;
+    }
+    refused(&with_subject("/O=system:nodes/CN=system:node:worker9")?, "the request in it is for")?;
+
+    // A signature that does not hold: one letter of the request changed.
+    let mut tampered = good.clone();
+    let csr = good["csr"].as_str().context("a request")?;
+    let body: String = csr.lines().filter(|line| !line.starts_with("-----")).collect();
+    let mut der = base64::engine::general_purpose::STANDARD.decode(body)?;
+    let name = der.windows(7).position(|bytes| bytes == b"worker1").context("the name")?;
+    der[name + 6] = b'9';
+    let body = base64::engine::general_purpose::STANDARD.encode(der);
+    tampered["csr"] =
+        format!("-----BEGIN CERTIFICATE REQUEST-----\n{body}\n-----END CERTIFICATE REQUEST-----\n").into();
+    tampered["node"] = "worker9".into();
+    refused(&tampered, "signature does not hold")?;
+
+    let mut other_key = good.clone();
+    other_key["public_key"] = format!("sha256:{}", "0".repeat(64)).into();
+    refused(&other_key, "another key")?;
+    refused(&read_json(&at("stranger.json"))?, "another cluster")?;
+    refused(&serde_json::json!({"schema": "rescue/v1"}), "not a file that rescue wrote")?;
+
+    // One bad request among good ones: nothing is signed, and it is named.
+    let signed = at("signed.json");
+    let all = [text(&at("good.json")).to_owned(), text(&at("stranger.json")).to_owned()];
+    let both = ["certs", "sign", "--now", NOW, "--ca", text(master.path()), &all[0], &all[1], "-o", text(&signed)];
+    let ran = rescue(&both)?;
+    ensure!(ran.code == 3 && ran.stderr.contains("leave these out"), "{}", ran.transcript());
+    let ran = sign(&good)?;
+    ensure!(ran.code == 0, "{}", ran.transcript());
+    Ok(())
+}
+
+#[test]
+fn only_the_own_certificate_is_installed() -> Result<()> {
+    let authority = Authority::of_the_control_plane()?;
+    let other = Authority::of_another_cluster()?;
+    let master = control_plane_folder()?;
+    let (one, two) = (worker_folder("worker1", &authority)?, worker_folder("worker2", &authority)?);
+    let out = folder()?;
+    let at = |name: &str| out.path().join(name);
+    let mut requests = Vec::new();
+    for (node, file) in [(&one, "one.json"), (&two, "two.json")] {
+        let ran = rescue(&["certs", "request", "--now", NOW, text(node.path()), "-o", text(&at(file))])?;
+        ensure!(ran.code == 0, "{}", ran.transcript());
+        requests.push(text(&at(file)).to_owned());
+    }
+    let ca = text(master.path());
+    let ran =
+        rescue(&["certs", "sign", "--now", NOW, "--ca", ca, &requests[0], &requests[1], "-o", text(&at("both.json"))])?;
+    ensure!(ran.code == 0, "{}", ran.transcript());
+    let install = |node: &tempfile::TempDir, file: &str, now: &str| {
+        rescue(&["certs", "install", "--yes", "--now", now, text(node.path()), text(&at(file))])
+    };
+    let link = |node: &tempfile::TempDir| Ok::<_, anyhow::Error>(fs::read_link(node.path().join(CURRENT))?);
+    let old = link(&one)?;
+    let refused = |file: &str, now: &str, words: &str| -> Result<()> {
+        let ran = install(&one, file, now)?;
+        ensure!(ran.code == 3 && ran.stderr.contains(words), "{file}: wanted {words:?}\n{}", ran.transcript());
+        ensure!(link(&one)? == old, "{file}: something was installed");
+        Ok(())
+    };
+    let edited = |file: &str, edit: &dyn Fn(&mut Value)| -> Result<()> {
+        let mut all = read_json(&at("both.json"))?;
+        edit(&mut all);
+        Ok(fs::write(at(file), all.to_string())?)
+    };
+    let entries = |all: &mut Value| all["certificates"].as_array_mut().map(std::mem::take).unwrap_or_default();
+    edited("only-two.json", &|all| {
+        let two = entries(all).into_iter().filter(|entry| entry["node"] == "worker2").collect();
+        all["certificates"] = Value::Array(two);
+    })?;
+    refused("only-two.json", NOW, "it is for: worker2")?;
+    edited("renamed.json", &|all| {
+        let mut two: Vec<Value> = entries(all).into_iter().filter(|entry| entry["node"] == "worker2").collect();
+        two[0]["node"] = "worker1".into();
+        all["certificates"] = Value::Array(two);
+    })?;
+    refused("renamed.json", NOW, "in another's name")?;
+    edited("twice.json", &|all| {
+        let mut twice = entries(all);
+        twice[1]["node"] = "worker1".into();
+        all["certificates"] = Value::Array(twice);
+    })?;
+    refused("twice.json", NOW, "two certificates for worker1")?;
+    refused("both.json", "2028-01-01T00:00:00Z", "expired")?;
+    refused("one.json", NOW, "not a signed-certificates")?;
+
+    let csr = read_json(&at("one.json"))?["csr"].as_str().context("a request")?.to_owned();
+    let foreign = other.sign(&csr, "20261120000000Z", "20270101000000Z", tests::worker::CLIENT)?;
+    fs::write(at("foreign.pem"), foreign)?;
+    refused("foreign.pem", NOW, "another cluster")?;
+    let server = "extendedKeyUsage=serverAuth\nbasicConstraints=critical,CA:FALSE\n";
+    fs::write(at("server.pem"), authority.sign(&csr, "20261120000000Z", "20270101000000Z", server)?)?;
+    refused("server.pem", NOW, "clientAuth")?;
+    let (_, stranger) = tests::worker::request("/O=system:nodes/CN=system:node:worker1")?;
+    let certificate = authority.sign(&stranger, "20261120000000Z", "20270101000000Z", tests::worker::CLIENT)?;
+    fs::write(at("other-key.pem"), certificate)?;
+    refused("other-key.pem", NOW, "a key that is not on this disk")?;
+
+    for node in [&one, &two] {
+        let ran = install(node, "both.json", NOW)?;
+        // 1: a folder has its helper machine's free space, which may be little.
+        ensure!(ran.code <= 1 && ran.stdout.contains("Repaired worker"), "{}", ran.transcript());
+    }
+    ensure!(link(&one)? != old, "nothing was installed");
+    Ok(())
 }

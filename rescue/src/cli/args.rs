@@ -324,7 +324,8 @@ fn check_argument(text: &str) -> Result<String, String> {
     }
 }
 
-fn days_argument(text: &str) -> Result<u32, String> {
+/// A number of days.
+pub fn days_argument(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(days @ 1..=36500) => Ok(days),
         _ => Err(format!("'{text}' is not a number of days from 1 to 36500")),

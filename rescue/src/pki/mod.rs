@@ -3,9 +3,12 @@
 pub mod authority_copies;
 pub mod authority_remedy;
 pub mod certificate;
+pub mod client_key;
 pub mod config_evidence;
 pub mod csr;
 mod der_parts;
+pub mod ferry;
+pub mod install;
 pub mod inventory;
 pub mod issue;
 pub mod key;

@@ -107,6 +107,18 @@ pub fn plan_of(context: &Context<'_>, checks: &[Box<dyn Check>]) -> Plan {
     Plan { left, ..draft.plan }
 }
 
+/// Works out a plan of remedies that no check asked for but the user.
+pub fn of(context: &Context<'_>, asked_for: &Finding) -> Plan {
+    let guest = context.guest.clone();
+    let mut draft =
+        Draft { plan: Plan::default(), base: guest.clone(), guest, node: context.node.clone(), context: *context };
+    for remedy in &asked_for.remedies {
+        draft.add(asked_for, remedy);
+    }
+    let left = findings(&draft.context());
+    Plan { left, ..draft.plan }
+}
+
 /// A plan being made, and the guest as it will be after what is planned so far.
 struct Draft<'a> {
     plan: Plan,

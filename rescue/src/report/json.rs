@@ -2,10 +2,12 @@
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use std::path::Path;
 
 use crate::checks::{Finding, catalogue};
 use crate::guest::FileSystem;
 use crate::node::{Fact, Node, Role};
+use crate::pki::ferry::{CertificateFile, Entry, RequestFile};
 use crate::repair::plan::Plan;
 use crate::repair::undo::Undone;
 use crate::session::{Inspection, NodeReport, Receipt};
@@ -94,6 +96,19 @@ pub fn repair(nodes: Vec<Value>, receipts: Option<Vec<Value>>, failed: Vec<Value
 /// One node of several that could not be repaired.
 pub fn failed_node(name: &str, source: &str, kind: &str, message: &str) -> Value {
     json!({"name": name, "source": source, "kind": kind, "message": message})
+}
+
+/// `rescue certs request --json`.
+pub fn request(path: &Path, file: &RequestFile) -> Value {
+    let request = json!({"node": file.node, "public_key": file.public_key, "ca": file.ca, "created": file.created});
+    json!({"schema": SCHEMA, "nodes": [], "written": path, "request": request})
+}
+
+/// `rescue certs sign --json` and `bundle --json`; never a key.
+pub fn certificates(path: &Path, file: &CertificateFile) -> Value {
+    let entry = |entry: &Entry| json!({"node": entry.node, "public_key": entry.public_key, "valid_to": entry.valid_to, "ca": entry.ca});
+    let certificates: Vec<Value> = file.certificates.iter().map(entry).collect();
+    json!({"schema": SCHEMA, "nodes": [], "written": path, "certificates": certificates})
 }
 
 /// `rescue undo --json`.

@@ -1,7 +1,12 @@
 //! `rescue certs …`: one file per sub-command, with its arguments.
 
+mod install;
 mod list;
+mod output;
+mod request;
 mod schedule;
+mod sign;
+mod worker;
 
 use anyhow::Result;
 use argh::FromArgs;
@@ -26,10 +31,16 @@ pub enum CertsCommand {
     List(list::List),
     /// What keeps it from happening again.
     Schedule(schedule::Schedule),
+    /// Ferry, there.
+    Request(request::RequestCertificate),
+    /// Ferry, where the CA is.
+    Sign(sign::Sign),
+    /// Ferry, back.
+    Install(install::Install),
 }
 
 /// The names of the sub-commands; `rescue certs SRC…` means `list`.
-const NAMES: [&str; 2] = ["list", "schedule"];
+const NAMES: [&str; 5] = ["list", "schedule", "request", "sign", "install"];
 
 /// `certs disk.img` becomes `certs list disk.img`.
 pub fn with_list(mut words: Vec<String>) -> Vec<String> {
@@ -46,6 +57,9 @@ impl Certs {
         match &self.command {
             CertsCommand::List(command) => command.json,
             CertsCommand::Schedule(command) => command.json,
+            CertsCommand::Request(command) => command.json,
+            CertsCommand::Sign(command) => command.json,
+            CertsCommand::Install(command) => command.json,
         }
     }
 }
@@ -55,5 +69,8 @@ pub fn run(command: &Certs) -> Result<Result<Outcome>, Stop> {
     match &command.command {
         CertsCommand::List(command) => list::run(command),
         CertsCommand::Schedule(command) => schedule::run(command),
+        CertsCommand::Request(command) => request::run(command),
+        CertsCommand::Sign(command) => sign::run(command),
+        CertsCommand::Install(command) => install::run(command),
     }
 }

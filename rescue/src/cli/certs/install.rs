@@ -1,0 +1,118 @@
+//! `rescue certs install WORKER FILE`: the last third of the ferry, and the way out of a bundle.
+
+use anyhow::{Context as _, Result};
+use argh::FromArgs;
+use std::path::{Path, PathBuf};
+use time::OffsetDateTime;
+
+use super::output;
+use super::worker::{Go, Worker, carry_out, outcome, sources};
+use crate::checks::{Finding, Severity};
+use crate::cli::Outcome;
+use crate::cli::args::{self, Stop};
+use crate::cli::terminal::Terminal;
+use crate::pki::certificate::Certificate;
+use crate::pki::client_key;
+use crate::pki::ferry::{self, CertificateFile};
+use crate::pki::install::{InstallKubeletClient, Recipient};
+use crate::refusal::Refusal;
+use crate::report::json;
+use crate::session::Session;
+use crate::typed;
+
+/// install a kubelet client certificate that was signed elsewhere: what `rescue certs sign` wrote, or a certificate in PEM from any
+/// signer of the cluster's CA. Shows the plan and asks; `rescue undo` takes it back
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "install")]
+pub struct Install {
+    /// disks of the worker, and last the file
+    #[argh(positional)]
+    pub words: Vec<PathBuf>,
+    /// a folder where the worker is mounted, instead of a disk
+    #[argh(option)]
+    pub root: Vec<PathBuf>,
+    /// do not ask
+    #[argh(switch)]
+    pub yes: bool,
+    /// show the plan and stop
+    #[argh(switch)]
+    pub dry_run: bool,
+    /// the node meant, by name or source, where several are found
+    #[argh(option)]
+    pub node: Option<String>,
+    /// print one JSON object (schema rescue/v1) instead of text; needs --yes or --dry-run
+    #[argh(switch)]
+    pub json: bool,
+    /// the time that counts as now (RFC 3339), instead of this machine's clock
+    #[argh(option, from_str_fn(args::time_argument))]
+    pub now: Option<OffsetDateTime>,
+}
+
+/// Reads the file, proves it against the node, installs it.
+pub fn run(command: &Install) -> Result<Result<Outcome>, Stop> {
+    let usage = || Stop::Usage("rescue certs install WORKER signed.json".to_owned());
+    let (file, disks) = command.words.split_last().ok_or_else(usage)?;
+    if disks.is_empty() && command.root.is_empty() {
+        return Err(usage());
+    }
+    let sources = sources(disks, &command.root)?;
+    let go = Go { yes: command.yes, dry_run: command.dry_run, json: command.json };
+    go.check()?;
+    let settings = args::with_now(command.now);
+    let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
+    Ok(install(command, &session, file, go))
+}
+
+fn install(command: &Install, session: &Session<'_>, file: &Path, go: Go) -> Result<Outcome> {
+    let bytes = output::read(file)?;
+    let worker = Worker::meet(session, command.node.as_deref(), session.settings.now)?;
+    let keys = client_key::all(&worker.report.guest, &worker.client);
+    let recipient = Recipient {
+        client: &worker.client,
+        node: &worker.node,
+        keys: &keys,
+        own: &worker.own,
+        now: session.settings.now,
+        typed: &worker.typed,
+    };
+    let remedy = choose(&recipient, &bytes, &typed::path(file))?;
+    let asked_for =
+        Finding::new("certificates", Severity::Note, "a certificate was brought for this node").with_remedy(remedy);
+    let Some(receipt) = carry_out(session, worker.report, &asked_for, go)? else { return Ok(Outcome::Clean) };
+    if go.json {
+        println!("{}", json::repair(vec![json::node(&receipt.after)], Some(vec![json::receipt(&receipt)]), Vec::new()));
+    } else if receipt.after.needs_repair() {
+        println!("Next: rescue repair {}    (what is left above)", worker.typed);
+    } else {
+        println!("Next: boot {}; its kubelet joins with the new certificate.", worker.node);
+    }
+    Ok(outcome(&receipt))
+}
+
+/// What the file holds for this node.
+fn choose(recipient: &Recipient<'_>, bytes: &[u8], file: &str) -> Result<InstallKubeletClient> {
+    if is_pem(bytes) {
+        let all = Certificate::all_from_pem(bytes).with_context(|| format!("reading {file}"))?;
+        let certificate = all.first().with_context(|| format!("{file} holds no certificate"))?;
+        return Ok(recipient.install(certificate, None, file)?);
+    }
+    let signed = CertificateFile::read(bytes, ferry::SIGNED).map_err(|error| not_a_file(file, &error))?;
+    let entry = recipient.entry(&signed, file)?;
+    let all = Certificate::all_from_pem(entry.certificate.as_bytes()).with_context(|| format!("reading {file}"))?;
+    let certificate = all.first().with_context(|| format!("{file} holds no certificate"))?;
+    Ok(recipient.install(certificate, None, file)?)
+}
+
+/// PEM may have text before its first block; JSON begins with a brace.
+fn is_pem(bytes: &[u8]) -> bool {
+    let text = bytes.trim_ascii_start();
+    !text.starts_with(b"{") && !crate::pki::pem::certificates(bytes).is_empty()
+}
+
+fn not_a_file(file: &str, error: &anyhow::Error) -> Refusal {
+    Refusal::new(
+        format!("{file} cannot be used: {error:#}"),
+        "nothing was changed",
+        "give the file that rescue certs sign wrote, or a certificate in PEM",
+    )
+}

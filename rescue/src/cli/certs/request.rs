@@ -1,0 +1,129 @@
+//! `rescue certs request WORKER -o req.json`: the first third of the ferry. Reads the worker's disk; its private key stays there.
+
+use anyhow::Result;
+use argh::FromArgs;
+use std::path::PathBuf;
+use time::OffsetDateTime;
+
+use super::output;
+use super::worker::{Go, Worker, carry_out, sources};
+use crate::checks::{Finding, Severity};
+use crate::cli::Outcome;
+use crate::cli::args::{self, Stop};
+use crate::cli::terminal::Terminal;
+use crate::node::Version;
+use crate::pki::client_key::{StoreKey, usable};
+use crate::pki::ferry::RequestFile;
+use crate::pki::key::PrivateKey;
+use crate::refusal::Refusal;
+use crate::report::json;
+use crate::session::Session;
+use crate::typed;
+
+/// write a request for a kubelet client certificate, to be signed where the CA key is. The worker's private key stays on its
+/// disk; the request holds no secret
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "request")]
+pub struct RequestCertificate {
+    /// disks of the worker
+    #[argh(positional)]
+    pub src: Vec<PathBuf>,
+    /// a folder where the worker is mounted, instead of a disk
+    #[argh(option)]
+    pub root: Vec<PathBuf>,
+    /// the file to write
+    #[argh(option, short = 'o')]
+    pub output: PathBuf,
+    /// replace the file if it is there
+    #[argh(switch)]
+    pub force: bool,
+    /// make a new key on the worker's disk first (a plan is shown, and asked about)
+    #[argh(switch)]
+    pub new_key: bool,
+    /// do not ask
+    #[argh(switch)]
+    pub yes: bool,
+    /// the node meant, by name or source, where several are found
+    #[argh(option)]
+    pub node: Option<String>,
+    /// print one JSON object (schema rescue/v1) instead of text
+    #[argh(switch)]
+    pub json: bool,
+    /// the time that counts as now (RFC 3339), instead of this machine's clock
+    #[argh(option, from_str_fn(args::time_argument))]
+    pub now: Option<OffsetDateTime>,
+}
+
+/// Reads, and writes the request.
+pub fn run(command: &RequestCertificate) -> Result<Result<Outcome>, Stop> {
+    let sources = sources(&command.src, &command.root)?;
+    let go = Go { yes: command.yes, dry_run: false, json: command.json };
+    if command.new_key {
+        go.check()?;
+    }
+    let settings = args::with_now(command.now);
+    let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
+    Ok(request(command, &session, go))
+}
+
+fn request(command: &RequestCertificate, session: &Session<'_>, go: Go) -> Result<Outcome> {
+    output::refuse_existing(&command.output, command.force)?;
+    let now = session.settings.now;
+    let worker = Worker::meet(session, command.node.as_deref(), now)?;
+    let version = worker.report.node.kubelet_version.value;
+    // kubelets ask for keyEncipherment up to 1.26 (kubernetes#111660).
+    let old_kubelet = version.is_none_or(|version| version < Version { major: 1, minor: 27, patch: 0 });
+    let version = version.map(|version| version.to_string());
+    let file = |key: &PrivateKey| RequestFile::new(&worker.node, key, &worker.own, version, old_kubelet, now);
+    let found = if command.new_key { None } else { usable(&worker.report.guest, &worker.client) };
+    let file = match &found {
+        Some(found) => file(&found.key)?,
+        None if command.new_key => {
+            let (remedy, key) = StoreKey::new(&worker.node, &worker.client)?;
+            let file = file(&key)?;
+            let asked_for = Finding::new("certificates", Severity::Note, "a new key was asked for").with_remedy(remedy);
+            carry_out(session, worker.report, &asked_for, go)?;
+            file
+        }
+        None => {
+            return Err(Refusal::new(
+                format!("{} has no usable key for its kubelet's client certificate", worker.node),
+                "a request must be signed with the key that the certificate is for",
+                format!(
+                    "rescue certs request {} -o {} --new-key    (makes one on its disk; shows the plan and asks)",
+                    worker.typed,
+                    typed::path(&command.output)
+                ),
+            )
+            .into());
+        }
+    };
+    output::write(&command.output, &pretty(&file)?, 0o644, command.force)?;
+    say(command, &file, found.map(|found| found.path.to_string()), &worker.typed);
+    Ok(Outcome::Clean)
+}
+
+/// As people and other programs like to read it.
+pub(super) fn pretty(file: &impl serde::Serialize) -> Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec_pretty(file)?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+fn say(command: &RequestCertificate, file: &RequestFile, key: Option<String>, worker: &str) {
+    if command.json {
+        println!("{}", json::request(&command.output, file));
+        return;
+    }
+    let output = typed::path(&command.output);
+    match key {
+        Some(path) => {
+            println!("Request for node {} written to {output}, with the key in {path}; nothing was changed.", file.node)
+        }
+        None => println!("Request for node {} written to {output}, with the new key.", file.node),
+    }
+    let ca: Vec<String> = file.ca.iter().map(crate::pki::ferry::CaName::shown).collect();
+    println!("It holds no secret. It is for the cluster with the CA {}.", ca.join(", "));
+    println!("Next: rescue certs sign --ca CONTROL-PLANE {output} -o signed.json    (where that disk is)");
+    println!("then: rescue certs install {worker} signed.json    (here)");
+}

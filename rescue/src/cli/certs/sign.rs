@@ -1,0 +1,132 @@
+//! `rescue certs sign --ca CONTROL-PLANE req.json… -o signed.json`: the second third of the ferry. The control plane's disk is only read.
+
+use anyhow::Result;
+use argh::FromArgs;
+use std::path::PathBuf;
+use std::rc::Rc;
+use time::OffsetDateTime;
+
+use super::output;
+use super::request::pretty;
+use crate::cli::Outcome;
+use crate::cli::args::{self, Stop};
+use crate::cli::terminal::Terminal;
+use crate::disk::Source;
+use crate::pki::ferry::{self, CaName, CertificateFile, Entry, Order, RequestFile};
+use crate::pki::peer::Peer;
+use crate::pki::profile::Authority;
+use crate::pki::trust;
+use crate::refusal::Refusal;
+use crate::report::json;
+use crate::session::Session;
+use crate::settings::Settings;
+use crate::typed;
+
+/// sign requests of workers with the CA key on a control-plane disk, which is only read. Nothing but kubelet client certificates
+/// is signed
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "sign")]
+pub struct Sign {
+    /// files that `rescue certs request` wrote
+    #[argh(positional)]
+    pub requests: Vec<PathBuf>,
+    /// the control-plane disk (or its mounted folder) with the CA key; only read
+    #[argh(option, from_str_fn(args::source_argument))]
+    pub ca: Vec<Source>,
+    /// the file to write
+    #[argh(option, short = 'o')]
+    pub output: PathBuf,
+    /// replace the file if it is there
+    #[argh(switch)]
+    pub force: bool,
+    /// validity in days, at most to the CA's end (default 365)
+    #[argh(option, default = "365", from_str_fn(args::days_argument))]
+    pub days: u32,
+    /// print one JSON object (schema rescue/v1) instead of text
+    #[argh(switch)]
+    pub json: bool,
+    /// the time that counts as now (RFC 3339), instead of this machine's clock
+    #[argh(option, from_str_fn(args::time_argument))]
+    pub now: Option<OffsetDateTime>,
+}
+
+/// Reads the requests and the CA, signs all or none.
+pub fn run(command: &Sign) -> Result<Result<Outcome>, Stop> {
+    if command.requests.is_empty() || command.ca.is_empty() {
+        return Err(Stop::Usage("rescue certs sign --ca CONTROL-PLANE req.json… -o signed.json".to_owned()));
+    }
+    let settings = Settings { ca: command.ca.clone(), days: command.days, ..args::with_now(command.now) };
+    Ok(sign(command, &settings))
+}
+
+fn sign(command: &Sign, settings: &Settings) -> Result<Outcome> {
+    output::refuse_existing(&command.output, command.force)?;
+    let requests: Vec<_> = command.requests.iter().map(|path| (path, read(path))).collect();
+    let lenders = lenders(settings)?;
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut wrong = Vec::new();
+    for (path, request) in requests {
+        let signed = request.and_then(|request| one(&request, &lenders, settings));
+        match signed {
+            Ok(entry) if entries.iter().any(|other| other.node == entry.node) => {
+                wrong.push(format!("{}: a second request for {}", typed::path(path), entry.node));
+            }
+            Ok(entry) => entries.push(entry),
+            Err(error) => wrong.push(format!("{}: {error:#}", typed::path(path))),
+        }
+    }
+    if !wrong.is_empty() {
+        let next = match entries.is_empty() {
+            true => "make the requests again with rescue certs request, and give the right control plane's disk",
+            false => "leave these out and run it again for the others",
+        };
+        return Err(Refusal::new(wrong.join("; "), "nothing was signed", next).into());
+    }
+    let file = CertificateFile::new(ferry::SIGNED, entries, settings.now);
+    output::write(&command.output, &pretty(&file)?, 0o644, command.force)?;
+    say(command, &file);
+    Ok(Outcome::Clean)
+}
+
+/// The nodes on the disks named with `--ca`.
+pub(super) fn lenders(settings: &Settings) -> Result<Vec<Rc<Peer>>> {
+    Session { sources: &[], settings, ui: &Terminal }.lenders()
+}
+
+type Request = (RequestFile, crate::pki::csr::NodeRequest);
+
+fn read(path: &std::path::Path) -> Result<Request> {
+    RequestFile::read(&output::read(path)?)
+}
+
+fn one((file, request): &Request, lenders: &[Rc<Peer>], settings: &Settings) -> Result<Entry> {
+    let Some(signer) = ferry::signer(file, lenders) else {
+        let wanted: Vec<String> = file.ca.iter().map(CaName::shown).collect();
+        let there = trust::holders(Authority::Cluster, lenders).map(|found| &found.signer.certificate);
+        anyhow::bail!(
+            "{} belongs to the cluster with the CA {}, but the key here is that of {}: another cluster",
+            request.node,
+            wanted.join(", "),
+            trust::all_shown(there)
+        );
+    };
+    let order = Order {
+        node: &request.node,
+        public_key_info: &request.public_key_info,
+        key_encipherment: file.key_encipherment,
+    };
+    ferry::sign(order, signer, settings.now, settings.days)
+}
+
+fn say(command: &Sign, file: &CertificateFile) {
+    if command.json {
+        println!("{}", json::certificates(&command.output, file));
+        return;
+    }
+    for entry in &file.certificates {
+        println!("signed  {}, valid to {}", entry.node, entry.valid_to);
+    }
+    let output = typed::path(&command.output);
+    println!("Written to {output}; it holds no secret, and {} was only read.", typed::sources(&command.ca));
+    println!("Next, for each of them, where its disk is: rescue certs install WORKER {output}");
+}
