@@ -226,7 +226,7 @@ impl Comparison<'_> {
                     &state.certificate_path,
                     format!("ends {} on {}", units::time(there.not_after), sibling.peer.shown()),
                 )
-                .with_advice("The key is the same, so both work until the earlier end. Renew it here too before then."),
+                .with_advice("The key is the same, so both work until the earlier end. Renew it here too before then, with --renew-ca."),
         )
     }
 

@@ -39,7 +39,8 @@ pub(in crate::checks) fn advice(state: &AuthorityState, blocked: &Blocked, setti
              or copy both from another control-plane node of this cluster."
         ),
         Blocked::KeyUnreadable(why) => format!(
-            "Not mended: {key} cannot be used ({why}). Restore it from a backup or from another control-plane node of this cluster."
+            "Not mended: {key} cannot be used ({why}). Restore it from a backup, or give the disk of another \
+             control-plane node of this cluster in the same run: it is copied from there."
         ),
         Blocked::Expired(_) if settings.renew_ca && state.pair.is_some() => {
             "Renewed after its CA, in the same plan.".to_owned()
@@ -59,10 +60,12 @@ pub(in crate::checks) fn advice(state: &AuthorityState, blocked: &Blocked, setti
              another control-plane node."
         ),
         Blocked::CertificateMissing => format!(
-            "Not mended: {certificate} is missing. Copy it from another control-plane node of this cluster or from a backup."
+            "Not mended: {certificate} is missing. Restore it from a backup, or give the disk of another \
+             control-plane node of this cluster in the same run: it is copied from there."
         ),
         Blocked::CertificateUnreadable(why) => format!(
-            "Not mended: {certificate} cannot be read ({why}). Copy it from another control-plane node of this cluster or from a backup."
+            "Not mended: {certificate} cannot be read ({why}). Restore it from a backup, or give the disk of another \
+             control-plane node of this cluster in the same run: it is copied from there."
         ),
     }
 }
