@@ -119,8 +119,9 @@ pub struct Repair {
     /// keep the keys of renewed certificates
     #[argh(switch)]
     pub reuse_keys: bool,
-    /// a DNS name or IP address to be in rebuilt serving certificates (API server, etcd); may be given several times
-    #[argh(option)]
+    /// a DNS name or IP address to be in the API server's certificate; etcd-server=NAME or etcd-peer=NAME for etcd's; may be given
+    /// several times
+    #[argh(option, from_str_fn(san_argument))]
     pub san: Vec<String>,
     /// extend CAs that are over or end soon: same key, same name, later end, in every copy on the disk
     #[argh(switch)]
@@ -308,6 +309,16 @@ impl Repair {
 pub fn with_now(now: Option<OffsetDateTime>) -> Settings {
     let default = Settings::default();
     Settings { now: now.unwrap_or(default.now), now_given: now.is_some(), ..default }
+}
+
+/// A name for a serving certificate, as it stands.
+fn san_argument(text: &str) -> Result<String, String> {
+    match crate::pki::names::Name::asked(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => {
+            Err(format!("{text:?} is neither a DNS name nor an IP address, nor etcd-server= or etcd-peer= with one"))
+        }
+    }
 }
 
 /// An RFC 3339 time.

@@ -56,6 +56,10 @@ pub struct Cluster {
     pub server: Option<String>,
     /// `certificate-authority-data` or `certificate-authority`.
     pub certificate_authority: Material,
+    /// `tls-server-name`: what the server's certificate must be for instead of `server`'s host.
+    pub tls_server_name: Option<String>,
+    /// `insecure-skip-tls-verify`.
+    pub insecure: bool,
 }
 
 /// A parsed kubeconfig.
@@ -97,6 +101,8 @@ impl Kubeconfig {
                 material(&body, "certificate-authority", &folder).with_context(|| format!("cluster {name:?}"))?;
             clusters.push(Cluster {
                 server: body.get("server").and_then(Value::as_str).map(str::to_owned),
+                tls_server_name: Some(text(&body, "tls-server-name")).filter(|name| !name.is_empty()),
+                insecure: body.get("insecure-skip-tls-verify").and_then(Value::as_bool).unwrap_or_default(),
                 name,
                 certificate_authority,
             });

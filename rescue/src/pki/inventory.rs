@@ -7,6 +7,8 @@ use time::{Duration, OffsetDateTime};
 use super::certificate::{Certificate, SignatureCheck, printable};
 use super::key::PrivateKey;
 use super::kubelet::{self, KubeletClient};
+use super::names::{Name, NameSource};
+use super::needed_names::{Names, Needed};
 use super::profile::{Authority, CLIENT, CONFIGS, ConfigProfile, LEAVES, Profile, Usage};
 use crate::checks::Severity;
 use crate::guest::{Guest, GuestPath, RealPath, TreeError};
@@ -32,6 +34,10 @@ pub enum Verdict {
     Expiring,
     /// Not written the way its user expects (a file where a link belongs, both data and file).
     Misplaced,
+    /// Does not carry a name that its clients use.
+    NamesMissing,
+    /// Its extended key usage does not allow what it is for.
+    WrongUsage,
     /// Begins later than now.
     NotYetValid,
     /// Its key is not there or cannot be read.
@@ -55,6 +61,8 @@ impl Verdict {
             Self::Ok => "ok",
             Self::Expiring => "expiring",
             Self::Misplaced => "misplaced",
+            Self::NamesMissing => "names missing",
+            Self::WrongUsage => "wrong usage",
             Self::NotYetValid => "not yet valid",
             Self::KeyUnusable => "key unusable",
             Self::KeyMismatch => "key mismatch",
@@ -132,8 +140,8 @@ pub struct Leaf {
     pub severity: Severity,
     /// The same in words.
     pub consequence: &'static str,
-    /// Whether a lost one can be made from its profile alone.
-    pub remakable: bool,
+    /// Names that it must carry; none for a client.
+    pub needed: Needed,
     /// The certificate, if it could be read.
     pub certificate: Option<Certificate>,
     /// What followed it in the file (intermediate CAs).
@@ -271,6 +279,29 @@ impl Inventory {
             authorities,
             leaves,
         }
+    }
+}
+
+impl Inventory {
+    /// With the names that the user asked for: `NAME` for the API server, `LEAF=NAME` for another. What does not parse is left out;
+    /// the command line has refused it.
+    #[must_use]
+    pub fn with_asked_names(mut self, asked: &[String]) -> Self {
+        for (leaf, name) in asked.iter().filter_map(|asked| Name::asked(asked)) {
+            let asked = NameSource::new(name, "asked for with --san");
+            for leaf in self.leaves.iter_mut().filter(|other| other.name == leaf) {
+                leaf.needed.asked.push(asked.clone());
+                let Some(certificate) = leaf.certificate.as_ref().filter(|_| leaf.foreign.is_none()) else { continue };
+                let missing: Vec<NameSource> =
+                    leaf.needed.missing(certificate).into_iter().filter(|missing| missing.name == asked.name).collect();
+                let path = leaf.place.as_ref().map(|place| place.path().clone());
+                let problems = path.map(|path| name_problems(certificate, &missing, &path)).unwrap_or_default();
+                let known: Vec<Problem> = problems.into_iter().filter(|new| !leaf.problems.contains(new)).collect();
+                leaf.problems.extend(known);
+                leaf.problems.sort_by_key(|problem| std::cmp::Reverse(problem.verdict));
+            }
+        }
+        self
     }
 }
 
@@ -432,7 +463,11 @@ impl Reader<'_> {
 
     fn leaves(&self, authorities: &BTreeMap<Authority, AuthorityState>) -> Vec<Leaf> {
         let mut seen = BTreeSet::new();
-        let files = LEAVES.iter().filter_map(|profile| self.file_leaf(profile));
+        let names = Names::new(self.guest, self.node, authorities);
+        let files = LEAVES.iter().filter_map(|profile| {
+            let leaf = self.file_leaf(profile)?;
+            Some(Leaf { needed: names.of(profile.name), ..leaf })
+        });
         let configs = CONFIGS.iter().filter_map(|profile| self.config_leaf(profile, authorities));
         files
             .chain(configs)
@@ -458,7 +493,7 @@ impl Reader<'_> {
             key = self.first_there(&[self.flag(flags.pod, flags.key)], key);
         }
         // Without a manifest that names it, a leaf that is not there is not missing: external etcd has none of etcd's.
-        if !named && !self.guest.exists(&certificate) && !self.guest.exists(&key) {
+        if !named && !self.is_made_by_kubeadm(profile) && !self.guest.exists(&certificate) && !self.guest.exists(&key) {
             return None;
         }
         let mut leaf = Leaf {
@@ -469,7 +504,7 @@ impl Reader<'_> {
             common_name: profile.common_name,
             severity: profile.severity,
             consequence: profile.consequence,
-            remakable: profile.remakable,
+            needed: Needed::default(),
             certificate: None,
             chain: Vec::new(),
             problems: Vec::new(),
@@ -478,6 +513,14 @@ impl Reader<'_> {
         self.read_pair(&mut leaf, &certificate, &key);
         leaf.place = Some(Place::Files { certificate, key, keep_key: None });
         Some(leaf)
+    }
+
+    /// No manifest names the health check's client, but kubeadm makes one wherever it makes etcd.
+    fn is_made_by_kubeadm(&self, profile: &Profile) -> bool {
+        let authority = self.directory.join(format!("{}.key", Authority::Etcd.base()));
+        profile.name == "etcd-healthcheck-client"
+            && self.node.static_pod("etcd").is_some()
+            && self.guest.exists(&authority)
     }
 
     fn read_pair(&self, leaf: &mut Leaf, certificate: &GuestPath, key: &GuestPath) {
@@ -531,7 +574,7 @@ impl Reader<'_> {
             common_name: None,
             severity: profile.severity,
             consequence: profile.consequence,
-            remakable: false,
+            needed: Needed::default(),
             certificate: None,
             chain: Vec::new(),
             problems: Vec::new(),
@@ -609,10 +652,41 @@ impl Reader<'_> {
                     leaf.foreign = Some(format!("it was issued by {}", certificate.issuer));
                 }
             }
+            if leaf.foreign.is_none() {
+                leaf.problems.extend(usage_problem(certificate, leaf.usages, &path));
+                leaf.problems.extend(name_problems(certificate, &leaf.needed.missing(certificate), &path));
+            }
         }
         leaf.problems.sort_by_key(|problem| std::cmp::Reverse(problem.verdict));
         leaf
     }
+}
+
+/// Go's x509 takes a certificate without any extended key usage for one that may do everything, `kubeadm certs renew` does not
+/// ("must specify at least one ExtKeyUsage").
+fn usage_problem(certificate: &Certificate, usages: &[Usage], path: &GuestPath) -> Option<Problem> {
+    const ANY: &str = "2.5.29.37.0";
+    let had = certificate.extended_key_usage.as_deref().unwrap_or_default();
+    if had.is_empty() {
+        let saw = "has no extended key usage: it works, but `kubeadm certs renew` refuses to renew it";
+        return Some(Problem::new(Verdict::WrongUsage, path, saw));
+    }
+    let lacks = |usage: &&Usage| !had.iter().any(|oid| oid == usage.oid() || oid == ANY);
+    let lacking: Vec<&str> = usages.iter().filter(lacks).map(|usage| usage.name()).collect();
+    (!lacking.is_empty()).then(|| {
+        let had: Vec<&str> = had.iter().map(|oid| Usage::name_of(oid)).collect();
+        let saw = format!("its extended key usage is {}, without {}", had.join(", "), lacking.join(", "));
+        Problem::new(Verdict::WrongUsage, path, saw)
+    })
+}
+
+fn name_problems(certificate: &Certificate, missing: &[NameSource], path: &GuestPath) -> Vec<Problem> {
+    let have = certificate.alternative_names.as_ref().map_or(0, |names| names.names.len());
+    let problem = |missing: &NameSource| {
+        let saw = format!("lacks {} ({}) among its {have} names", missing.name, missing.source);
+        Problem::new(Verdict::NamesMissing, path, saw)
+    };
+    missing.iter().map(problem).collect()
 }
 
 /// A kubeconfig that neither trusts this cluster's CA nor was issued by it belongs to another cluster.

@@ -54,6 +54,22 @@ impl Usage {
             Self::Client => "1.3.6.1.5.5.7.3.2",
         }
     }
+
+    /// As openssl's configuration and RFC 5280 call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Server => "serverAuth",
+            Self::Client => "clientAuth",
+        }
+    }
+
+    /// The name of an object identifier, or itself where it is neither of these.
+    pub fn name_of(oid: &str) -> &str {
+        match [Self::Server, Self::Client].into_iter().find(|usage| usage.oid() == oid) {
+            Some(usage) => usage.name(),
+            None => oid,
+        }
+    }
 }
 
 /// Where a static pod names a certificate and its key.
@@ -86,8 +102,6 @@ pub struct Profile {
     pub severity: Severity,
     /// The same in words, after "without it".
     pub consequence: &'static str,
-    /// Whether common name and usages say everything, so that a lost one can be made again: no SANs, no group that RBAC looks at.
-    pub remakable: bool,
 }
 
 /// The leaves that are pairs of files.
@@ -101,7 +115,6 @@ pub const LEAVES: [Profile; 7] = [
         flags: Some(Flags { pod: "kube-apiserver", certificate: "--tls-cert-file", key: "--tls-private-key-file" }),
         severity: Severity::StopsBoot,
         consequence: "nothing trusts this node's API server, not even its own kubelet",
-        remakable: false,
     },
     Profile {
         name: "apiserver-kubelet-client",
@@ -116,8 +129,6 @@ pub const LEAVES: [Profile; 7] = [
         }),
         severity: Severity::WillBreak,
         consequence: "logs, exec and port-forward fail",
-        // Its organization is a group that RBAC looks at, and it changed in 1.29: never guessed.
-        remakable: false,
     },
     Profile {
         name: "front-proxy-client",
@@ -132,7 +143,6 @@ pub const LEAVES: [Profile; 7] = [
         }),
         severity: Severity::WillBreak,
         consequence: "aggregated API servers (metrics-server) are not reached",
-        remakable: true,
     },
     Profile {
         name: "apiserver-etcd-client",
@@ -143,7 +153,6 @@ pub const LEAVES: [Profile; 7] = [
         flags: Some(Flags { pod: "kube-apiserver", certificate: "--etcd-certfile", key: "--etcd-keyfile" }),
         severity: Severity::StopsBoot,
         consequence: "the API server cannot reach etcd and exits",
-        remakable: false,
     },
     Profile {
         name: "etcd-server",
@@ -154,7 +163,6 @@ pub const LEAVES: [Profile; 7] = [
         flags: Some(Flags { pod: "etcd", certificate: "--cert-file", key: "--key-file" }),
         severity: Severity::StopsBoot,
         consequence: "the API server does not trust etcd and exits",
-        remakable: false,
     },
     Profile {
         name: "etcd-peer",
@@ -165,7 +173,6 @@ pub const LEAVES: [Profile; 7] = [
         flags: Some(Flags { pod: "etcd", certificate: "--peer-cert-file", key: "--peer-key-file" }),
         severity: Severity::StopsBoot,
         consequence: "etcd members do not accept each other",
-        remakable: false,
     },
     Profile {
         name: "etcd-healthcheck-client",
@@ -176,7 +183,6 @@ pub const LEAVES: [Profile; 7] = [
         flags: None,
         severity: Severity::WillBreak,
         consequence: "etcd's liveness probe (kubeadm up to 1.16) and hand-made etcdctl calls fail",
-        remakable: false,
     },
 ];
 

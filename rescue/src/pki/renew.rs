@@ -1,22 +1,26 @@
 //! The remedies: new leaves in place of old ones, always together with their keys.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde_json::{Map, Value, json};
 use std::rc::Rc;
 use time::OffsetDateTime;
 
 use super::certificate::{AlternativeNames, Certificate};
-use super::inventory::{Leaf, Place, Signer};
+use super::inventory::{Leaf, Place, Signer, Verdict};
 use super::issue::{Issuer, Request, Validity, issue, subject};
 use super::key::{Algorithm, PrivateKey};
 use super::key_pool::{KeyPool, Order};
 use super::kubelet::KubeletClient;
 use super::kubelet_files::ClientFiles;
+use super::names::{self, NameSource, in_order};
 use super::profile::Usage;
+use super::rebuild::Blueprint;
 use crate::checks::{Context, Remedy};
 use crate::guest::{Guest, GuestPath, Planned};
 use crate::kubeconfig::edit::{NewMaterial, replace_credentials};
-use crate::repair::{Change, Prepared};
+use crate::kubeconfig::{Kubeconfig, Material};
+use crate::repair::{Attributes, Change, Prepared};
+use crate::settings::Settings;
 use crate::units;
 
 /// Changes in the making: each is worked out on a guest that already holds those before it.
@@ -45,6 +49,29 @@ impl Draft {
         self.push(change)
     }
 
+    /// As [`Draft::write`]; a new file gets the owner of `like`, else of its folder (kubespray's are not root's), and a missing folder
+    /// is made.
+    pub(super) fn write_like(
+        &mut self,
+        path: &GuestPath,
+        bytes: impl Into<Vec<u8>>,
+        mode: u32,
+        like: &GuestPath,
+    ) -> Result<()> {
+        for change in Change::make_dirs(&self.guest, &path.parent(), 0o755)? {
+            self.push(change)?;
+        }
+        let mut change =
+            Change::write(&self.guest, path, bytes, mode).with_context(|| format!("planning to write {path}"))?;
+        let model = self.guest.stat(like).or_else(|_| self.guest.stat(&path.parent())).ok();
+        if let (Change::Write { attributes: attributes @ Attributes::Set { .. }, .. }, Some(model)) =
+            (&mut change, model)
+        {
+            *attributes = Attributes::Set { mode, uid: model.uid, gid: model.gid };
+        }
+        self.push(change)
+    }
+
     pub(super) fn done(self) -> Prepared {
         Prepared { changes: self.changes, ..Prepared::default() }
     }
@@ -56,39 +83,77 @@ pub struct RenewCertificate {
     name: &'static str,
     place: Place,
     old: Option<Certificate>,
+    blueprint: Option<Blueprint>,
     chain: Vec<Certificate>,
     subject_raw: Vec<u8>,
+    names: Option<AlternativeNames>,
+    added: Vec<NameSource>,
     usages: &'static [Usage],
     signer: Signer,
+    lent: Option<String>,
     validity: Validity,
     now: OffsetDateTime,
     algorithm: Algorithm,
-    order: Order,
+    key: KeyPlan,
     keys: Rc<KeyPool>,
 }
 
+/// Where the key of the new certificate is from.
+#[derive(Debug)]
+enum KeyPlan {
+    /// The old one stays, byte for byte.
+    Keep {
+        /// Why.
+        why: String,
+    },
+    /// A new one.
+    New {
+        /// In the pool.
+        order: Order,
+        /// Why, where the old one was to stay.
+        why: Option<&'static str>,
+    },
+}
+
 impl RenewCertificate {
-    /// For `leaf`, which must have a place; `None` where its names cannot be known.
-    pub fn new(leaf: &Leaf, signer: &Signer, keys: &Rc<KeyPool>, now: OffsetDateTime, days: u32) -> Option<Self> {
-        let subject_raw = match (&leaf.certificate, leaf.common_name) {
-            (Some(old), _) => old.subject_raw.clone(),
-            (None, Some(name)) if leaf.remakable => subject(&[], name).ok()?,
-            _ => return None,
+    /// For `leaf`, which must have a place; a lost one needs a blueprint. `None` where its names cannot be known. `lent`: whose key
+    /// signs, where it is not this node's.
+    pub fn new(
+        leaf: &Leaf,
+        signer: &Signer,
+        keys: &Rc<KeyPool>,
+        settings: &Settings,
+        blueprint: Option<Blueprint>,
+        lent: Option<String>,
+    ) -> Option<Self> {
+        let now = settings.now;
+        let (subject_raw, algorithm, added) = match (&leaf.certificate, &blueprint) {
+            (Some(old), _) => {
+                let missing = leaf.needed.missing(old);
+                let added = if missing.is_empty() { Vec::new() } else { new_names(old, &leaf.needed.all()) };
+                (old.subject_raw.clone(), old.algorithm.unwrap_or(Algorithm::Rsa(2048)), added)
+            }
+            (None, Some(blueprint)) => (blueprint.subject_raw.clone(), blueprint.algorithm, blueprint.names.clone()),
+            (None, None) => return None,
         };
-        let algorithm =
-            leaf.certificate.as_ref().and_then(|old| old.algorithm).unwrap_or(Algorithm::Rsa(2048)).renewed();
+        let old_names = leaf.certificate.as_ref().and_then(|old| old.alternative_names.as_ref());
+        let algorithm = algorithm.renewed();
         Some(Self {
             name: leaf.name,
             place: leaf.place.clone()?,
             old: leaf.certificate.clone(),
+            names: names::union(old_names, &added).ok()?,
+            added,
+            blueprint,
             chain: leaf.chain.iter().filter(|other| other.not_after > now).cloned().collect(),
             subject_raw,
             usages: leaf.usages,
             signer: signer.clone(),
-            validity: Validity::control_plane(&signer.certificate, now, days),
+            lent,
+            validity: Validity::control_plane(&signer.certificate, now, settings.days),
             now,
             algorithm,
-            order: keys.order(algorithm),
+            key: KeyPlan::new(leaf, settings.reuse_keys, || keys.order(algorithm)),
             keys: Rc::clone(keys),
         })
     }
@@ -96,7 +161,7 @@ impl RenewCertificate {
     fn issue(&self, key: &PrivateKey) -> Result<Certificate> {
         let request = Request {
             subject_raw: &self.subject_raw,
-            alternative_names: self.alternative_names(),
+            alternative_names: self.names.as_ref(),
             public_key_info: &key.public_key_info(),
             key_encipherment: true,
             usages: self.usages,
@@ -106,15 +171,13 @@ impl RenewCertificate {
         issue(issuer, request).with_context(|| format!("issuing {}", self.name))
     }
 
-    fn alternative_names(&self) -> Option<&AlternativeNames> {
-        self.old.as_ref()?.alternative_names.as_ref()
-    }
-
     fn write_files(&self, draft: &mut Draft, context: &Context<'_>, paths: &Files<'_>) -> Result<()> {
-        let kept = paths.keep_key.is_some().then(|| kept_key(&draft.guest, paths.key)).transpose()?;
-        let key = match &kept {
-            Some((key, _)) => Rc::clone(key),
-            None => self.keys.key(self.order, context.ui)?,
+        let (key, kept) = match self.key {
+            KeyPlan::Keep { .. } => {
+                let (key, bytes) = kept_key(&draft.guest, paths.key)?;
+                (key, Some(bytes))
+            }
+            KeyPlan::New { order, .. } => (self.keys.key(order, context.ui)?, None),
         };
         let mut text = self.issue(&key)?.to_pem();
         for other in &self.chain {
@@ -122,46 +185,91 @@ impl RenewCertificate {
         }
         if is_one_file(&draft.guest, paths.certificate, paths.key) {
             text.push_str(&match kept {
-                Some((_, bytes)) => String::from_utf8_lossy(&key_block(&bytes)).into_owned(),
+                Some(bytes) => String::from_utf8_lossy(&key_block(&bytes)).into_owned(),
                 None => key.to_pem()?,
             });
-            return draft.write(paths.certificate, text, 0o600);
+            return draft.write_like(paths.certificate, text, 0o600, paths.certificate);
         }
         // Key first, as kubeadm writes them; the journal makes the two one step.
         if kept.is_none() {
-            draft.write(paths.key, key.to_pem()?, 0o600)?;
+            draft.write_like(paths.key, key.to_pem()?, 0o600, paths.certificate)?;
         }
-        draft.write(paths.certificate, text, 0o644)
+        draft.write_like(paths.certificate, text, 0o644, paths.key)
     }
 
     fn write_config(&self, draft: &mut Draft, context: &Context<'_>, path: &GuestPath, user: &str) -> Result<()> {
-        let key = self.keys.key(self.order, context.ui)?;
+        let old = draft.guest.read(path)?;
+        let (key, private) = match self.key {
+            KeyPlan::Keep { .. } => {
+                let bytes = inline_key(&old, path, user)?;
+                (PrivateKey::from_pem(&bytes).map(Rc::new).with_context(|| format!("reading {path}"))?, bytes)
+            }
+            KeyPlan::New { order, .. } => {
+                let key = self.keys.key(order, context.ui)?;
+                let text = key.to_pem()?.into_bytes();
+                (key, text)
+            }
+        };
         let mut certificate = self.issue(&key)?.to_pem();
         for other in &self.chain {
             certificate.push_str(&other.to_pem());
         }
-        let old = draft.guest.read(path)?;
-        let private = key.to_pem()?;
-        let new = replace_credentials(
-            &old,
-            user,
-            NewMaterial::Inline(certificate.as_bytes()),
-            NewMaterial::Inline(private.as_bytes()),
-        )
-        .with_context(|| format!("editing {path}"))?;
+        let new =
+            replace_credentials(&old, user, NewMaterial::Inline(certificate.as_bytes()), NewMaterial::Inline(&private))
+                .with_context(|| format!("editing {path}"))?;
         draft.write(path, new, 0o600)
+    }
+
+    /// Names as before, or each with its source where they are put together.
+    fn names_lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if let Some(old) = self.old.as_ref().and_then(|old| old.alternative_names.as_ref()) {
+            lines.push(format!("names {}, as before", old.names.join(", ")));
+        }
+        let verb = if self.old.is_some() { "adds" } else { "name" };
+        lines.extend(self.added.iter().map(|name| format!("{verb} {name}")));
+        lines
+    }
+}
+
+impl KeyPlan {
+    fn new(leaf: &Leaf, reuse: bool, order: impl FnOnce() -> Order) -> Self {
+        if let Some(Place::Files { keep_key: Some(why), .. }) = &leaf.place {
+            return Self::Keep { why: why.clone() };
+        }
+        let unusable = leaf.problems.iter().any(|problem| problem.verdict == Verdict::KeyUnusable);
+        match (reuse, unusable) {
+            (true, false) => Self::Keep { why: "asked for with --reuse-keys".to_owned() },
+            (true, true) => Self::New { order: order(), why: Some("the old one cannot be used again") },
+            (false, _) => Self::New { order: order(), why: None },
+        }
+    }
+}
+
+/// Those of `wanted` that an old certificate does not have.
+fn new_names(old: &Certificate, wanted: &[NameSource]) -> Vec<NameSource> {
+    let have = old.alternative_names.as_ref();
+    in_order(wanted).into_iter().filter(|wanted| have.is_none_or(|have| !wanted.name.is_in(have))).collect()
+}
+
+/// The key in a user's entry of a kubeconfig.
+fn inline_key(kubeconfig: &[u8], path: &GuestPath, user: &str) -> Result<Vec<u8>> {
+    let config = Kubeconfig::parse(kubeconfig, path)?;
+    match config.users.into_iter().find(|entry| entry.name == user).map(|entry| entry.key) {
+        Some(Material::Inline(bytes)) => Ok(bytes),
+        _ => bail!("user {user} of {path} has no key of its own"),
     }
 }
 
 struct Files<'a> {
     certificate: &'a GuestPath,
     key: &'a GuestPath,
-    keep_key: &'a Option<String>,
 }
 
 impl Remedy for RenewCertificate {
     fn kind(&self) -> &'static str {
         match self.place {
+            Place::Files { .. } if self.blueprint.is_some() => "recreate-certificate",
             Place::Files { .. } => "renew-certificate",
             Place::Config { .. } => "renew-kubeconfig-certificate",
         }
@@ -172,7 +280,12 @@ impl Remedy for RenewCertificate {
             Place::Files { certificate, .. } => certificate.to_string(),
             Place::Config { path, .. } => format!("the certificate in {path}"),
         };
-        format!("renew {what}{}, valid to {}", ended(self.old.as_ref(), self.now), units::time(self.validity.not_after))
+        let verb = if self.blueprint.is_some() { "recreate" } else { "renew" };
+        format!(
+            "{verb} {what}{}, valid to {}",
+            ended(self.old.as_ref(), self.now),
+            units::time(self.validity.not_after)
+        )
     }
 
     fn details(&self) -> Vec<String> {
@@ -180,13 +293,18 @@ impl Remedy for RenewCertificate {
         if let Some(old) = &self.old {
             lines.push(format!("subject {}, as before", old.subject));
         }
-        if let Some(names) = self.alternative_names() {
-            lines.push(format!("names {}, as before", names.names.join(", ")));
+        if let Some(blueprint) = &self.blueprint {
+            lines.push(format!("subject {}", blueprint.subject));
         }
-        match &self.place {
-            Place::Files { keep_key: Some(why), .. } => lines.push(format!("the key stays: {why}")),
-            _ => lines.push(format!("new {} key", self.algorithm)),
+        lines.extend(self.names_lines());
+        match &self.key {
+            KeyPlan::Keep { why } => lines.push(format!("the key stays: {why}")),
+            KeyPlan::New { why: Some(why), .. } => lines.push(format!("new {} key: {why}", self.algorithm)),
+            KeyPlan::New { .. } if self.blueprint.is_none() => lines.push(format!("new {} key", self.algorithm)),
+            KeyPlan::New { .. } => {}
         }
+        lines.extend(self.blueprint.iter().flat_map(|blueprint| blueprint.remarks.iter().cloned()));
+        lines.extend(self.lent.clone());
         lines.extend(self.old.as_ref().and_then(|old| differences(old, self.usages)));
         if self.validity.not_after == self.signer.certificate.not_after {
             lines.push(format!("ends with its CA ({})", self.signer.certificate.subject));
@@ -195,14 +313,20 @@ impl Remedy for RenewCertificate {
     }
 
     fn fields(&self) -> Map<String, Value> {
-        fields(self.name, self.place.path(), self.validity)
+        let mut fields = fields(self.name, self.place.path(), self.validity);
+        let added = |name: &NameSource| json!({"name": name.name.to_string(), "source": name.source});
+        let all = self.names.as_ref().map(|names| names.names.clone()).unwrap_or_default();
+        fields.insert("names".to_owned(), json!(all));
+        fields.insert("names_added".to_owned(), self.added.iter().map(added).collect());
+        fields.insert("key_stays".to_owned(), json!(matches!(self.key, KeyPlan::Keep { .. })));
+        fields
     }
 
     fn prepare(&self, context: &Context<'_>) -> Result<Prepared> {
         let mut draft = Draft::new(context);
         match &self.place {
-            Place::Files { certificate, key, keep_key } => {
-                self.write_files(&mut draft, context, &Files { certificate, key, keep_key })?;
+            Place::Files { certificate, key, .. } => {
+                self.write_files(&mut draft, context, &Files { certificate, key })?;
             }
             Place::Config { path, user } => self.write_config(&mut draft, context, path, user)?,
         }
@@ -251,7 +375,7 @@ fn differences(old: &Certificate, usages: &[Usage]) -> Option<String> {
     const LEAF_KEY_USAGE: u16 = 0b101;
     let wanted: Vec<&str> = usages.iter().map(|usage| usage.oid()).collect();
     let had = old.extended_key_usage.clone().unwrap_or_default();
-    let names = |oids: &[String]| oids.iter().map(|oid| usage_name(oid)).collect::<Vec<_>>().join(", ");
+    let names = |oids: &[String]| oids.iter().map(|oid| Usage::name_of(oid)).collect::<Vec<_>>().join(", ");
     if had != wanted {
         let had = if had.is_empty() { "none".to_owned() } else { names(&had) };
         let wanted: Vec<String> = wanted.iter().map(|oid| (*oid).to_owned()).collect();
@@ -259,14 +383,6 @@ fn differences(old: &Certificate, usages: &[Usage]) -> Option<String> {
     }
     (old.key_usage != Some(LEAF_KEY_USAGE))
         .then(|| "key usage becomes digitalSignature, keyEncipherment (the old one differed)".to_owned())
-}
-
-fn usage_name(oid: &str) -> &str {
-    match oid {
-        "1.3.6.1.5.5.7.3.1" => "serverAuth",
-        "1.3.6.1.5.5.7.3.2" => "clientAuth",
-        other => other,
-    }
 }
 
 /// A new client certificate for the kubelet: a dated file, the link to it, and a kubeconfig that leads there.
@@ -293,7 +409,7 @@ impl RenewKubeletClient {
         client: &KubeletClient,
         signer: &Signer,
         keys: &Rc<KeyPool>,
-        settings: &crate::settings::Settings,
+        settings: &Settings,
         key_encipherment: bool,
     ) -> Option<Self> {
         Some(Self {

@@ -2,7 +2,9 @@
 
 use super::{CLOCK_ADVICE, ENDS_WITH_CA, ID, Judge, ends_with_ca, phase, with_problems};
 use crate::checks::{Finding, Severity};
-use crate::pki::inventory::{Leaf, Verdict};
+use crate::pki::inventory::{Leaf, Problem, Verdict};
+use crate::pki::profile::LEAVES;
+use crate::pki::rebuild::{Blueprint, blueprint};
 use crate::pki::renew::RenewCertificate;
 
 impl Judge<'_> {
@@ -10,6 +12,7 @@ impl Judge<'_> {
         let worst = leaf.problems.first()?;
         let severity = match worst.verdict {
             Verdict::WrongIssuer if leaf.foreign.is_some() => Severity::Note,
+            Verdict::WrongUsage | Verdict::NamesMissing if still_works(leaf) => Severity::WillBreak,
             _ => self.severity(worst, leaf.severity, leaf.certificate.as_ref().map(|old| old.not_before)),
         };
         let mut finding = Finding::new(
@@ -18,7 +21,7 @@ impl Judge<'_> {
             format!("{} {}", leaf.name, self.phrase(worst.verdict, leaf.certificate.as_ref().map(|old| old.not_after))),
         );
         finding = with_problems(finding, &leaf.problems);
-        if severity > Severity::Note {
+        if severity > Severity::Note && !still_works(leaf) {
             finding = finding.with_advice(format!("Without it {}.", leaf.consequence));
         }
         if self.is_clock_matter(worst.verdict) {
@@ -46,14 +49,40 @@ impl Judge<'_> {
         if ends_with_ca(worst.verdict, leaf.certificate.as_ref(), signer) {
             return Some(finding.with_advice(ENDS_WITH_CA));
         }
-        let settings = self.context.settings;
-        match RenewCertificate::new(leaf, signer, &self.keys, settings.now, settings.days) {
+        let blueprint = match self.blueprint(leaf) {
+            Ok(blueprint) => blueprint,
+            Err(advice) => return Some(advice.into_iter().fold(finding, Finding::with_advice)),
+        };
+        let lent = self.lent_by(leaf.authority);
+        match RenewCertificate::new(leaf, signer, &self.keys, self.context.settings, blueprint, lent) {
             Some(remedy) => Some(finding.with_remedy(remedy)),
             None => Some(finding.with_advice(format!(
-                "Not mended by this version: its names and groups stood only in what is lost. Restore the file from a backup, or, once the \
-                 rest of the node runs, delete it and run `kubeadm init phase {}` with the cluster's own configuration.",
+                "Not mended: its names and groups stood only in what is lost. Restore the file from a backup, or, once the rest of the node runs, delete it and run `kubeadm init phase {}` with the cluster's own configuration.",
                 phase(leaf.name)
             ))),
         }
     }
+
+    /// What to make in place of a lost pair of files.
+    fn blueprint(&self, leaf: &Leaf) -> Result<Option<Blueprint>, Vec<String>> {
+        let is_kubeadms = LEAVES.iter().any(|profile| profile.name == leaf.name);
+        if leaf.certificate.is_some() || !is_kubeadms {
+            return Ok(None);
+        }
+        blueprint(leaf, self.inventory, self.context.node).map(Some)
+    }
+}
+
+/// Wrong, but not so that anything on the disk fails: no extended key usage at all, or only names that the user asks for.
+fn still_works(leaf: &Leaf) -> bool {
+    let Some(certificate) = &leaf.certificate else { return false };
+    let harmless = |problem: &Problem| match problem.verdict {
+        Verdict::WrongUsage => certificate.extended_key_usage.as_ref().is_none_or(Vec::is_empty),
+        Verdict::NamesMissing => {
+            let missing = leaf.needed.missing(certificate);
+            missing.iter().all(|missing| !leaf.needed.used.iter().any(|used| used.name == missing.name))
+        }
+        _ => false,
+    };
+    leaf.problems.iter().all(harmless)
 }

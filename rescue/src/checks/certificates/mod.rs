@@ -42,7 +42,7 @@ impl Check for Certificates {
             return Ok(Vec::new());
         }
         let now = context.settings.now;
-        let inventory = Inventory::read(context.guest, context.node, now);
+        let inventory = Inventory::read(context.guest, context.node, now).with_asked_names(&context.settings.san);
         let judge = Judge { context, inventory: &inventory, keys: Rc::new(KeyPool::default()) };
         let mut findings = Vec::new();
         findings.extend(inventory.kubelet.as_ref().and_then(|client| judge.kubelet(client)));
@@ -92,6 +92,8 @@ impl Judge<'_> {
             (Verdict::WrongIssuer, _) => "was issued by another authority".to_owned(),
             (Verdict::KeyMismatch, _) => "does not match its key".to_owned(),
             (Verdict::KeyUnusable, _) => "has no usable key".to_owned(),
+            (Verdict::NamesMissing, _) => "lacks names that its clients use".to_owned(),
+            (Verdict::WrongUsage, _) => "has the wrong extended key usage".to_owned(),
             (Verdict::Misplaced, _) => "is not stored the way the kubelet expects".to_owned(),
             (verdict, _) => format!("is {}", verdict.words()),
         }
