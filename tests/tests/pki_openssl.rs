@@ -540,7 +540,7 @@ fn a_kubelet_that_cannot_be_known_is_left_alone() -> Result<()> {
 
     let no_yaml = Cluster::control_plane(P256, "/CN=kubernetes", CA, 3650, "1")?;
     no_yaml.write("etc/kubernetes/kubelet.conf", "\0\0\0")?;
-    left(&no_yaml, "Not mended by this version")?;
+    left(&no_yaml, "said nowhere on this disk")?;
 
     let foreign = Cluster::control_plane(P256, "/CN=kubernetes", CA, 3650, "1")?;
     let pair = foreign.client("ca", P256, NODE)?;

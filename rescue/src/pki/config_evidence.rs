@@ -9,6 +9,7 @@ use std::rc::Rc;
 use super::certificate::{Certificate, SignatureCheck};
 use super::inventory::{AuthorityState, Inventory, trusted_by};
 use super::key::Algorithm;
+use super::names::Name;
 use super::peer::Peer;
 use super::profile::Authority;
 use crate::guest::{Guest, GuestPath};
@@ -184,11 +185,12 @@ fn paths(guest: &Guest, node: &Node) -> Vec<(GuestPath, bool)> {
     let folder = GuestPath::new("/etc/kubernetes");
     let mut paths: Vec<(GuestPath, bool)> =
         ["admin.conf", "super-admin.conf"].iter().map(|name| (folder.join(name), false)).collect();
-    let homes = crate::kubeconfig::homes::homes(guest);
-    paths.extend(homes.iter().map(|home| (home.join(".kube/config"), false)));
     let kubelet = node.kubelet.kubeconfig.value.clone();
     paths.extend(kubelet.or_else(|| Some(folder.join("kubelet.conf"))).map(|path| (path, false)));
     paths.extend(node.kubelet.bootstrap_kubeconfig.value.clone().map(|path| (path, false)));
+    // People's own copies last: one may lead through a tunnel.
+    let homes = crate::kubeconfig::homes::homes(guest);
+    paths.extend(homes.iter().map(|home| (home.join(".kube/config"), false)));
     for (pod, name) in [("kube-controller-manager", "controller-manager.conf"), ("kube-scheduler", "scheduler.conf")] {
         let flagged =
             node.static_pod(pod).and_then(|pod| pod.flag("--kubeconfig")).filter(|path| path.starts_with('/'));
@@ -204,6 +206,10 @@ fn witness(guest: &Guest, authority: &AuthorityState, path: GuestPath, endpoint:
     }
     let cluster = config.current_cluster()?;
     let server = cluster.server.clone().filter(|server| server.starts_with("https://"))?;
+    // The near end of somebody's tunnel, or of a proxy that is only there.
+    if Name::of_url(&server).is_none_or(|host| host.is_loopback()) {
+        return None;
+    }
     let pem = match &config.current_user()?.certificate {
         Material::Inline(bytes) => Some(bytes.clone()),
         Material::File(file) => guest.read(file).ok(),

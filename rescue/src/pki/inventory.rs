@@ -560,8 +560,9 @@ impl Reader<'_> {
     fn config_leaf(&self, profile: &ConfigProfile, authorities: &BTreeMap<Authority, AuthorityState>) -> Option<Leaf> {
         let default = GuestPath::new(KUBERNETES_DIR).join(profile.name);
         let flagged = profile.pod.and_then(|pod| self.flag(pod, "--kubeconfig"));
-        // No manifest names admin.conf, but kubeadm makes one on every control plane.
-        let named = flagged.is_some() || profile.name == "admin.conf";
+        // No manifest names admin.conf, but kubeadm makes one wherever it makes the controller manager's.
+        let is_kubeadms = || self.flag("kube-controller-manager", "--kubeconfig").is_some();
+        let named = flagged.is_some() || (profile.name == "admin.conf" && is_kubeadms());
         let path = self.first_there(&[flagged], default);
         if !named && !self.guest.exists(&path) {
             return None;
