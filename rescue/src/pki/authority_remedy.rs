@@ -173,10 +173,6 @@ impl Remedy for ReplaceAuthorityCopy {
         format!("put the renewed CA {} into {}", self.successor.authority.name(), self.path)
     }
 
-    fn details(&self) -> Vec<String> {
-        vec!["the rest of the file stays byte for byte".to_owned()]
-    }
-
     fn fields(&self) -> Map<String, Value> {
         self.successor.fields(&self.path)
     }
