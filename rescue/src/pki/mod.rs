@@ -15,6 +15,7 @@ pub mod key;
 pub mod key_pool;
 pub mod kubelet;
 mod kubelet_files;
+pub mod kubelet_serving;
 pub mod listing;
 pub mod membership;
 pub mod names;

@@ -1,0 +1,163 @@
+//! The pair that the kubelet serves with where nothing else is configured: `kubelet.crt` and `kubelet.key`. Sources for the rules:
+//! InitializeTLS in cmd/kubelet/app/server.go, CanReadCertAndKey in client-go's util/cert/io.go. The kubelet makes the pair when
+//! neither file is there, insists on both when one is, and exits when they cannot be loaded. It never looks at the dates.
+
+use anyhow::Result;
+use serde_json::{Map, Value, json};
+
+use super::certificate::Certificate;
+use super::inventory::{Problem, Verdict, key_problem};
+use crate::checks::{Context, Remedy};
+use crate::guest::{Guest, GuestPath};
+use crate::node::Node;
+use crate::repair::{Change, Prepared};
+use crate::yaml;
+
+/// Where the kubelet keeps the pair that it made for itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnPair {
+    /// `kubelet.crt`.
+    pub certificate: GuestPath,
+    /// `kubelet.key`.
+    pub key: GuestPath,
+}
+
+impl OwnPair {
+    /// `None` where the kubelet does not use it: its config or flags name another pair, or it asks the cluster for one.
+    pub fn of(node: &Node) -> Option<Self> {
+        let kubelet = &node.kubelet;
+        let named = |flag: &str, key: &str| {
+            kubelet.flag(flag).is_some_and(|path| !path.is_empty())
+                || yaml::text_at(&kubelet.config, &[key]).is_some_and(|path| !path.is_empty())
+        };
+        let asks = yaml::at(&kubelet.config, &["serverTLSBootstrap"]).and_then(Value::as_bool) == Some(true);
+        if asks || named("--tls-cert-file", "tlsCertFile") || named("--tls-private-key-file", "tlsPrivateKeyFile") {
+            return None;
+        }
+        let folder = kubelet.cert_dir.value.clone().unwrap_or_else(|| GuestPath::new("/var/lib/kubelet/pki"));
+        Some(Self { certificate: folder.join("kubelet.crt"), key: folder.join("kubelet.key") })
+    }
+
+    /// Why the kubelet exits with it; `None` where it does not, also where neither file is there.
+    pub fn fault(&self, guest: &Guest) -> Option<Problem> {
+        let (certificate, key) = (guest.read(&self.certificate), guest.read(&self.key));
+        let missing = |path: &GuestPath| {
+            Some(Problem::new(
+                Verdict::Missing,
+                path,
+                "not there, and the kubelet insists on certificate and key together",
+            ))
+        };
+        let (certificate, key) = match (certificate, key) {
+            (Err(one), Err(other)) if one.is_not_found() && other.is_not_found() => return None,
+            (Err(error), _) if error.is_not_found() => return missing(&self.certificate),
+            (_, Err(error)) if error.is_not_found() => return missing(&self.key),
+            (Err(error), _) => return Some(Problem::new(Verdict::Unreadable, &self.certificate, error.to_string())),
+            (_, Err(error)) => return Some(Problem::new(Verdict::KeyUnusable, &self.key, error.to_string())),
+            (Ok(certificate), Ok(key)) => (certificate, key),
+        };
+        match Certificate::all_from_pem(&certificate) {
+            Ok(all) => key_problem(all.first(), Ok(&key), &self.key),
+            Err(error) => Some(Problem::new(Verdict::Unreadable, &self.certificate, format!("{error:#}"))),
+        }
+    }
+}
+
+/// Takes the pair away, so that the kubelet makes a new one, in its own version's form, when it starts.
+#[derive(Debug)]
+pub struct RemakeServingPair {
+    /// The pair.
+    pub pair: OwnPair,
+}
+
+impl Remedy for RemakeServingPair {
+    fn kind(&self) -> &'static str {
+        "remake-kubelet-serving"
+    }
+
+    fn summary(&self) -> String {
+        format!("remove {} and its key, so that the kubelet makes a new pair when it starts", self.pair.certificate)
+    }
+
+    fn details(&self) -> Vec<String> {
+        vec!["self-signed for a year, as the one before: the kubelet does so whenever neither file is there".to_owned()]
+    }
+
+    fn fields(&self) -> Map<String, Value> {
+        let mut fields = Map::new();
+        fields.insert("path".to_owned(), json!(self.pair.certificate.to_string()));
+        fields.insert("key_path".to_owned(), json!(self.pair.key.to_string()));
+        fields
+    }
+
+    fn prepare(&self, context: &Context<'_>) -> Result<Prepared> {
+        let guest = context.guest;
+        let there = [&self.pair.certificate, &self.pair.key].into_iter().filter(|path| guest.lstat(path).is_ok());
+        let changes = there.map(|path| Ok(Change::remove(guest, path)?)).collect::<Result<Vec<_>>>()?;
+        Ok(Prepared { changes, ..Prepared::default() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::{MemoryTree, Planned};
+    use crate::settings::Settings;
+    use crate::ui::Silent;
+    use std::rc::Rc;
+
+    const CERTIFICATE: &str = "/var/lib/kubelet/pki/kubelet.crt";
+    const KEY: &str = "/var/lib/kubelet/pki/kubelet.key";
+
+    fn pair() -> (String, String) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["node1".to_owned()]).unwrap();
+        (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+    }
+
+    fn guest(files: &[(&str, &str)], config: &str) -> Guest {
+        let tree = MemoryTree::new().dir("/var/lib/kubelet/pki").file("/var/lib/kubelet/config.yaml", config);
+        files.iter().fold(tree, |tree, (path, text)| tree.file(path, text)).into_guest()
+    }
+
+    fn fault(files: &[(&str, &str)]) -> Option<Verdict> {
+        let guest = guest(files, "kind: KubeletConfiguration\n");
+        let pair = OwnPair::of(&Node::read(&guest)).expect("the kubelet's own");
+        pair.fault(&guest).map(|problem| problem.verdict)
+    }
+
+    #[test]
+    fn knows_what_the_kubelet_exits_with() {
+        let ((certificate, key), (_, other)) = (pair(), pair());
+        assert_eq!(fault(&[]), None);
+        assert_eq!(fault(&[(CERTIFICATE, &certificate), (KEY, &key)]), None);
+        assert_eq!(fault(&[(CERTIFICATE, &certificate)]), Some(Verdict::Missing));
+        assert_eq!(fault(&[(KEY, &key)]), Some(Verdict::Missing));
+        assert_eq!(fault(&[(CERTIFICATE, ""), (KEY, &key)]), Some(Verdict::Unreadable));
+        assert_eq!(fault(&[(CERTIFICATE, &certificate), (KEY, "")]), Some(Verdict::KeyUnusable));
+        assert_eq!(fault(&[(CERTIFICATE, &certificate), (KEY, &other)]), Some(Verdict::KeyMismatch));
+        let cut = &certificate[..certificate.len() / 2];
+        assert_eq!(fault(&[(CERTIFICATE, cut), (KEY, &key)]), Some(Verdict::Unreadable));
+    }
+
+    #[test]
+    fn leaves_alone_what_is_configured_otherwise() {
+        for config in ["serverTLSBootstrap: true\n", "tlsCertFile: /a\ntlsPrivateKeyFile: /b\n"] {
+            assert_eq!(OwnPair::of(&Node::read(&guest(&[], config))), None, "{config}");
+        }
+    }
+
+    #[test]
+    fn takes_both_away() {
+        let guest = guest(&[(CERTIFICATE, "junk"), (KEY, "junk")], "kind: KubeletConfiguration\n");
+        let (node, settings) = (Node::read(&guest), Settings::default());
+        let remedy = RemakeServingPair { pair: OwnPair::of(&node).unwrap() };
+        let context = Context { guest: &guest, node: &node, settings: &settings, peers: &[], ui: &Silent };
+        let prepared = remedy.prepare(&context).unwrap();
+        let mut tree = Planned::over(guest.tree(), 0);
+        prepared.changes.iter().for_each(|change| tree.apply(change).unwrap());
+        let after = guest.with_tree(Rc::new(tree));
+        assert!(!after.exists(&GuestPath::new(CERTIFICATE)) && !after.exists(&GuestPath::new(KEY)));
+        assert_eq!(remedy.pair.fault(&after), None);
+    }
+}
