@@ -148,7 +148,7 @@ fn kubesprays_folders_and_an_etcd_outside_of_kubernetes() -> Result<()> {
     };
     let (ca, etcd) = (ssl.join("ca"), root.join("etc/ssl/etcd/ssl"));
     make(&ca, "/CN=kubernetes", CA, None)?;
-    make(&ssl.join("apiserver"), "/CN=kube-apiserver", SERVER, Some(&ca))?;
+    make(&ssl.join("apiserver"), "/CN=kube-apiserver", &format!("{SERVER}\nsubjectAltName=DNS:vip"), Some(&ca))?;
     make(&etcd.join("ca"), "/CN=etcd-ca", CA, None)?;
     for name in ["member-node1", "admin-node1", "node-node1"] {
         make(&etcd.join(name), &format!("/CN=etcd-{name}"), CLIENT, Some(&etcd.join("ca")))?;

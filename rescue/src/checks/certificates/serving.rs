@@ -22,13 +22,16 @@ impl Judge<'_> {
 
     fn expired_serving(&self) -> Option<Finding> {
         let (path, certificate) = self.inventory.kubelet_serving.as_ref()?;
-        (certificate.not_after < self.now()).then(|| {
-            Finding::new(ID, Severity::Note, "kubelet serving certificate expired")
-                .with_evidence(path, format!("{} expired {}", certificate.subject, units::time(certificate.not_after)))
-                .with_advice(
-                    "In a stock kubeadm cluster nothing verifies it. To have the kubelet make a new one, delete kubelet.crt and \
-                     kubelet.key beside it and restart the kubelet.",
-                )
+        if certificate.not_after >= self.now() {
+            return None;
+        }
+        let saw = format!("{} expired {}", certificate.subject, units::time(certificate.not_after));
+        let finding = Finding::new(ID, Severity::Note, "kubelet serving certificate expired")
+            .with_evidence(path, saw)
+            .with_advice("In a stock kubeadm cluster nothing verifies it, and the kubelet never renews it by itself.");
+        Some(match OwnPair::of(self.context.node) {
+            Some(pair) => finding.with_remedy(RemakeServingPair { pair }),
+            None => finding,
         })
     }
 }
