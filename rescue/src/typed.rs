@@ -41,7 +41,7 @@ pub fn guest(guest: &Guest) -> String {
     let mut words: Vec<String> = Vec::new();
     for file_system in &guest.file_systems {
         let word = match &file_system.backing {
-            Backing::Range { path: disk, .. } => path(disk),
+            Backing::Range { path: disk, .. } | Backing::Logical { path: disk, .. } => path(disk),
             // What is mounted below the guest's folder comes with it.
             Backing::Folder(_) if !words.is_empty() => continue,
             Backing::Folder(folder) => format!("--root {}", path(folder)),

@@ -205,7 +205,7 @@ fn what_fstab_asks_for_and_is_not_there_is_said() -> Result<()> {
         "fstab line 13 is not understood",
         "fstab line 2: UUID=33333333-3333-4333-8333-333333333333 on /data was not found",
         "fstab line 3: /dev/sdb1 on /backup was not found: that disk was not given",
-        "fstab line 4: /dev/mapper/vg-etcd on /var/lib/etcd was not found: LVM",
+        "fstab line 4: /dev/mapper/vg-etcd on /var/lib/etcd was not found on the disks given",
         "fstab line 5: LABEL=my var on /etc/hostname has a mount point that is no folder",
         "fstab line 6: UUID=22222222-2222-4222-8222-222222222222 on /a/b/c has a mount point that does not exist",
         "fstab line 7: PARTLABEL=evil\\u{1b}[2J on /srv was not found",
@@ -444,7 +444,7 @@ fn the_wrong_thing_is_answered_with_one_clear_line() -> Result<()> {
     saw(&at("qcow2"), &format!("qemu-img convert -f qcow2 -O raw {0} {0}.raw", at("qcow2").display()))?;
     piece("lvm", 512, b"LABELONE")?;
     piece("lvm", 536, b"LVM2 001")?;
-    saw(&at("lvm"), "LVM is not supported yet")?;
+    saw(&at("lvm"), "checksum of its label")?;
     piece("btrfs", 0x1_0040, b"_BHRfS_M")?;
     saw(&at("btrfs"), "btrfs is not supported yet")?;
 

@@ -7,6 +7,7 @@ mod ext4_tree;
 mod ext_super;
 mod gpt;
 pub mod loop_device;
+pub mod lvm;
 mod mbr;
 pub(crate) mod mountinfo;
 pub mod partition;

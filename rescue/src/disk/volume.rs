@@ -1,5 +1,7 @@
 //! The pieces of a disk: what each partition (or the disk as a whole) holds, and how its files are opened.
 
+pub mod logical;
+
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -9,7 +11,7 @@ use super::ext4_tree::Ext4Tree;
 use super::partition::{self, Partition, PartitionKind, Slice, TableError};
 use super::probe::{self, Content, Probe};
 use super::source::{Disk, shown};
-use super::{ExtSuper, ReadAt};
+use super::{ExtSuper, ReadAt, lvm};
 use crate::guest::{Backing, Leftover, Tree, TreeError, Usage};
 use crate::refusal::Refusal;
 
@@ -34,6 +36,8 @@ pub struct Volume {
     pub bytes: Arc<dyn ReadAt>,
     /// Where its bytes are.
     pub backing: Backing,
+    /// Its names, if it is a logical volume.
+    pub logical: Option<lvm::LogicalName>,
 }
 
 impl std::fmt::Debug for Volume {
@@ -126,6 +130,7 @@ fn volume(disk: &Disk, index: usize, partition: Option<&Partition>) -> Result<Vo
             sector_size: disk.bytes.sector_size(),
             block_device: disk.block_device,
         },
+        logical: None,
     })
 }
 
@@ -197,6 +202,9 @@ impl Volume {
             Backing::Range { path, offset, .. } => {
                 format!("check it with: e2fsck -f \"$(losetup --show -f -o {offset} '{}')\"", shown(path))
             }
+            Backing::Logical { group, volume, .. } => {
+                format!("check it on a helper VM: vgchange -ay {group}, then e2fsck -f /dev/{group}/{volume}")
+            }
             Backing::Folder(_) => "check it with e2fsck".into(),
         }
     }
@@ -209,7 +217,7 @@ impl Volume {
                 "can only be read by the kernel"
             };
             let source = match &self.backing {
-                Backing::Range { path, .. } | Backing::Folder(path) => shown(path),
+                Backing::Range { path, .. } | Backing::Logical { path, .. } | Backing::Folder(path) => shown(path),
             };
             return Err(Refusal::new(
                 format!("{} ({kind}) {why}", self.name),

@@ -21,7 +21,7 @@ pub struct NotRead {
 pub fn not_read(volume: &Volume) -> Option<NotRead> {
     let content = &volume.probe.as_ref()?.content;
     let path = match &volume.backing {
-        Backing::Range { path, .. } | Backing::Folder(path) => shown(path),
+        Backing::Range { path, .. } | Backing::Logical { path, .. } | Backing::Folder(path) => shown(path),
     };
     let on_helper = "on a helper VM";
     let (means, next): (&str, String) = match content {
@@ -35,7 +35,7 @@ pub fn not_read(volume: &Volume) -> Option<NotRead> {
         Content::ExtJournal => ("a journal kept apart from its file system is not supported yet", mount_it(on_helper)),
         Content::Btrfs => ("btrfs is not supported yet", mount_it(on_helper)),
         Content::LvmPhysicalVolume => (
-            "LVM is not supported yet",
+            "no volume group could be put together from it",
             format!("{on_helper}: vgchange -ay, then rescue inspect /dev/VOLUME_GROUP/LOGICAL_VOLUME"),
         ),
         Content::Luks(_) => (

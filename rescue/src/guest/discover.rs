@@ -11,8 +11,9 @@ use super::{
     Backing, FileKind, FileSystem, FolderTree, Guest, GuestPath, MemoryTree, MergedTree, Mounted, RealPath, TimeMark,
     Tree, TreeError,
 };
+use crate::disk::lvm::LogicalName;
 use crate::disk::probe::{self, Content};
-use crate::disk::volume::{Opened, Volume, survey};
+use crate::disk::volume::{Opened, Volume, logical, survey};
 use crate::disk::{Disk, Source, mountinfo, partition::PartitionKind, shown, words};
 use crate::refusal::Refusal;
 
@@ -120,7 +121,23 @@ impl Disks {
                 all.volumes.push(found);
             }
         }
+        all.logical_volumes()?;
         Ok(all)
+    }
+
+    /// Puts the volume groups on all disks together and looks into their volumes.
+    fn logical_volumes(&mut self) -> Result<()> {
+        let volumes: Vec<Volume> = self.volumes.iter().map(|found| found.volume.clone()).collect();
+        let logical = logical::survey(&volumes)?;
+        self.leftovers.extend(logical.notes);
+        for found in &mut self.volumes {
+            found.used |= logical.used.contains(&found.volume.name);
+        }
+        for volume in logical.volumes {
+            let found = self.look_into(volume)?;
+            self.volumes.push(found);
+        }
+        Ok(())
     }
 
     /// Opens a volume's files, if it has any that can be read, and looks for a root.
@@ -153,7 +170,11 @@ impl Disks {
 
     /// Why there is no guest: the one thing that stands in the way, or all that is there.
     fn no_system(&self, disks: &[Disk], seen: &[Leftover]) -> Refusal {
-        let is_rest = |found: &&Found| !matches!(found.volume.probe.as_ref().map(|p| &p.content), Some(Content::Vfat));
+        // What is wrong with a volume group was noted, and says more.
+        let is_rest = |found: &&Found| {
+            let content = found.volume.probe.as_ref().map(|probe| &probe.content);
+            !matches!(content, Some(Content::Vfat | Content::LvmPhysicalVolume))
+        };
         let in_the_way: Vec<(&Found, words::NotRead)> = self
             .volumes
             .iter()
@@ -324,6 +345,7 @@ struct Lookup {
     /// Index of the root's disk by the guest's own names, where its fstab tells.
     anchor: Option<usize>,
     root_partition: Option<u32>,
+    root_is_logical: bool,
 }
 
 enum NotFound {
@@ -346,7 +368,9 @@ impl Lookup {
                 disks.push(disk);
             }
         }
-        Self { root, root_disk, disks, anchor: None, root_partition: root_volume.and_then(|volume| volume.number) }
+        let root_is_logical = root_volume.is_some_and(|volume| volume.logical.is_some());
+        let root_partition = root_volume.and_then(|volume| volume.number);
+        Self { root, root_disk, disks, anchor: None, root_partition, root_is_logical }
     }
 
     /// Takes the guest's own name of its root's disk from the line for `/`.
@@ -354,6 +378,7 @@ impl Lookup {
         let root = entries.iter().find(|entry| entry.is_root());
         if let Some(Spec::Device { disk, partition }) = root.map(|entry| &entry.spec)
             && *partition == self.root_partition
+            && !self.root_is_logical
         {
             self.anchor = Some(*disk);
         }
@@ -375,7 +400,10 @@ impl Lookup {
     fn find(&self, volumes: &[Found], spec: &Spec) -> Result<usize, NotFound> {
         let on = |disk: Option<usize>, number: Option<u32>| {
             let disk = disk.ok_or_else(|| NotFound::Because("was not found: that disk was not given".into()))?;
-            let position = volumes.iter().position(|found| found.volume.disk == disk && found.volume.number == number);
+            let position = volumes.iter().position(|found| {
+                let volume = &found.volume;
+                volume.disk == disk && volume.number == number && volume.logical.is_none()
+            });
             position.ok_or_else(|| NotFound::Because("was not found on the disks given".into()))
         };
         match spec {
@@ -388,9 +416,19 @@ impl Lookup {
                 [only] => on(Some(*only), Some(*number)),
                 _ => Err(NotFound::Because("was not found: which disk it means, only the hypervisor knows".into())),
             },
-            Spec::Stacked => Err(NotFound::Because(
-                "was not found: LVM, RAID and device-mapper volumes are not supported yet".into(),
-            )),
+            Spec::Mapper(name) => {
+                self.pick(volumes, |v| v.logical.as_ref().is_some_and(|logical| logical.mapper() == *name))
+            }
+            Spec::MapperUuid(uuid) => {
+                self.pick(volumes, |v| v.logical.as_ref().is_some_and(|logical| logical.uuid == *uuid))
+            }
+            Spec::Logical { group, volume } => {
+                let fits = |there: &LogicalName| there.group == *group && there.volume == *volume;
+                self.pick(volumes, |v| v.logical.as_ref().is_some_and(fits))
+            }
+            Spec::Stacked => {
+                Err(NotFound::Because("was not found: RAID and such volumes are not supported yet".into()))
+            }
             Spec::Path(_) => Err(NotFound::Because("was not found: loop-mounted files are not supported yet".into())),
             Spec::Other => Err(NotFound::Boring),
         }
@@ -552,7 +590,7 @@ impl Assembly {
 impl Volume {
     fn backing_path(&self) -> String {
         match &self.backing {
-            Backing::Range { path, .. } | Backing::Folder(path) => shown(path),
+            Backing::Range { path, .. } | Backing::Logical { path, .. } | Backing::Folder(path) => shown(path),
         }
     }
 }

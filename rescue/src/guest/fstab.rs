@@ -43,7 +43,18 @@ pub(super) enum Spec {
     },
     /// A partition of a disk named by bus path or serial number, which only the hypervisor knows.
     PartitionOfNamedDisk(u32),
-    /// LVM, RAID, device mapper.
+    /// `/dev/VG/LV`.
+    Logical {
+        /// Name of the volume group.
+        group: String,
+        /// Name of the logical volume.
+        volume: String,
+    },
+    /// A name in /dev/mapper; dashes within the names of a group and its volume are doubled.
+    Mapper(String),
+    /// What device-mapper has as UUID after `LVM-`.
+    MapperUuid(String),
+    /// RAID and the like.
     Stacked,
     /// A path in the guest: bind mounts, swap files, loop images.
     Path(PathBuf),
@@ -110,12 +121,22 @@ fn spec(what: &[u8]) -> Spec {
         };
     }
     if let Some(name) = text.strip_prefix("/dev/") {
-        return device(name).unwrap_or(if name.starts_with("loop") { Spec::Other } else { Spec::Stacked });
+        return device(name).unwrap_or_else(|| stacked(name));
     }
     if what.starts_with(b"/") {
         return Spec::Path(PathBuf::from(OsString::from_vec(what.to_vec())));
     }
     Spec::Other
+}
+
+fn stacked(name: &str) -> Spec {
+    match name.split_once('/') {
+        Some(("mapper", name)) => Spec::Mapper(name.to_owned()),
+        Some(("md", _)) => Spec::Stacked,
+        Some((group, volume)) => Spec::Logical { group: group.to_owned(), volume: volume.to_owned() },
+        None if name.starts_with("loop") => Spec::Other,
+        None => Spec::Stacked,
+    }
 }
 
 fn tagged(tag: &str, value: &str) -> Option<Spec> {
@@ -152,6 +173,12 @@ fn udev_unescape(name: &str) -> String {
 
 /// `scsi-36000c29…-part2`, `pci-0000:03:00.0-scsi-0:0:0:0-part1`; device-mapper names have no partition.
 fn named_disk(name: &str) -> Spec {
+    if let Some(uuid) = name.strip_prefix("dm-uuid-LVM-") {
+        return Spec::MapperUuid(uuid.to_owned());
+    }
+    if let Some(name) = name.strip_prefix("dm-name-") {
+        return Spec::Mapper(udev_unescape(name));
+    }
     if name.starts_with("dm-") || name.starts_with("md-") || name.starts_with("lvm-") {
         return Spec::Stacked;
     }
@@ -297,7 +324,7 @@ mod tests {
             ("/dev/disk/by-partlabel/var", Spec::PartLabel("var".into())),
             ("/dev/disk/by-id/scsi-36000c29-part2", Spec::PartitionOfNamedDisk(2)),
             ("/dev/disk/by-path/pci-0000:03:00.0-scsi-0:0:0:0-part1", Spec::PartitionOfNamedDisk(1)),
-            ("/dev/disk/by-id/dm-uuid-LVM-abc", Spec::Stacked),
+            ("/dev/disk/by-id/dm-uuid-LVM-abc", Spec::MapperUuid("abc".into())),
             ("/dev/sda1", device(0, Some(1))),
             ("/dev/sdb", device(1, None)),
             ("/dev/sdaa12", device(26, Some(12))),
@@ -306,8 +333,9 @@ mod tests {
             ("/dev/nvme1n1p3", device(1, Some(3))),
             ("/dev/nvme0n1", device(0, None)),
             ("/dev/mmcblk0p2", device(0, Some(2))),
-            ("/dev/mapper/vg0-root", Spec::Stacked),
-            ("/dev/vg0/root", Spec::Stacked),
+            ("/dev/mapper/vg0-root", Spec::Mapper("vg0-root".into())),
+            ("/dev/disk/by-id/dm-name-a--b-c", Spec::Mapper("a--b-c".into())),
+            ("/dev/vg0/root", Spec::Logical { group: "vg0".into(), volume: "root".into() }),
             ("/dev/md0", Spec::Stacked),
             ("/data/kubelet", Spec::Path("/data/kubelet".into())),
             ("tmpfs", Spec::Other),

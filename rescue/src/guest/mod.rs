@@ -60,6 +60,15 @@ pub enum Backing {
         /// Whether `path` is a block device (else an image file).
         block_device: bool,
     },
+    /// A logical volume put together in user space, which is read but never written to.
+    Logical {
+        /// The device or image file that holds its group's first physical volume.
+        path: PathBuf,
+        /// Name of its volume group.
+        group: String,
+        /// Its own name.
+        volume: String,
+    },
 }
 
 /// One file system of the guest: where it is mounted, what it is, where its bytes are.

@@ -64,6 +64,7 @@ impl WritableGuest {
         for file_system in file_systems {
             match &file_system.backing {
                 Backing::Folder(folder) => folders.push((file_system, open_folder(folder)?)),
+                Backing::Logical { group, volume, .. } => return Err(logical(file_system, group, volume).into()),
                 Backing::Range { .. } => {
                     let (mount, device) = mount(file_system, &claims)
                         .with_context(|| format!("opening {} for writing", file_system.device))?;
@@ -124,6 +125,9 @@ impl WritableGuest {
 fn claim_disks(file_systems: &[FileSystem]) -> Result<BTreeMap<PathBuf, Claim>> {
     let mut claims = BTreeMap::new();
     for file_system in file_systems {
+        if let Backing::Logical { group, volume, .. } = &file_system.backing {
+            return Err(logical(file_system, group, volume).into());
+        }
         if let Backing::Range { path, block_device, .. } = &file_system.backing
             && !claims.contains_key(path)
         {
@@ -131,6 +135,18 @@ fn claim_disks(file_systems: &[FileSystem]) -> Result<BTreeMap<PathBuf, Claim>> 
         }
     }
     Ok(claims)
+}
+
+/// Logical volumes are only read: the kernel has to lay them out for writing.
+fn logical(file_system: &FileSystem, group: &str, volume: &str) -> Refusal {
+    Refusal::new(
+        format!("{} is a logical volume of LVM", file_system.device),
+        "it can be inspected here, but not be written to yet; nothing was changed",
+        format!(
+            "on a helper VM whose own volume groups have other names, with no copy of this disk attached: `vgchange -ay {group}`, \
+             then name /dev/{group}/{volume} (and its other volumes) instead of the disk"
+        ),
+    )
 }
 
 fn claim_of<'a>(claims: &'a BTreeMap<PathBuf, Claim>, path: &Path) -> Result<&'a Claim> {
@@ -194,7 +210,7 @@ fn refuse_moving(file_systems: &[FileSystem], claims: &BTreeMap<PathBuf, Claim>,
 /// Mounts one file system for writing, through the kernel's own partition node where there is one, else through a loop device.
 fn mount(file_system: &FileSystem, claims: &BTreeMap<PathBuf, Claim>) -> Result<(Mount, Option<LoopDevice>)> {
     let Backing::Range { path, offset, length, sector_size, .. } = &file_system.backing else {
-        anyhow::bail!("{} is a folder, which is mounted already", file_system.device);
+        anyhow::bail!("{} is no range of a disk", file_system.device);
     };
     crate::mount::require_root("repairing a disk")?;
     let claim = claim_of(claims, path)?;

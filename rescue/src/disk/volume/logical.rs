@@ -1,0 +1,80 @@
+//! Logical volumes of LVM2 as volumes like any other.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+
+use super::Volume;
+use crate::disk::lvm::{self, PhysicalVolume};
+use crate::disk::partition::PartitionKind;
+use crate::disk::probe::{self, Content};
+use crate::guest::{Backing, Leftover};
+
+/// What the physical volumes among some volumes hold.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// The logical volumes.
+    pub volumes: Vec<Volume>,
+    /// What is odd about them, and those that cannot be read.
+    pub notes: Vec<Leftover>,
+    /// Names of the physical volumes whose group was read.
+    pub used: BTreeSet<String>,
+}
+
+/// Puts the volume groups together that lie on `volumes`, and looks into every logical volume.
+///
+/// # Errors
+/// I/O errors only; what is damaged or not supported becomes a note.
+pub fn survey(volumes: &[Volume]) -> Result<Survey> {
+    let is_physical = |volume: &&Volume| {
+        matches!(volume.probe.as_ref().map(|probe| &probe.content), Some(Content::LvmPhysicalVolume))
+    };
+    let below: Vec<&Volume> = volumes.iter().filter(is_physical).collect();
+    let physical: Vec<PhysicalVolume> = below
+        .iter()
+        .map(|volume| PhysicalVolume { name: volume.name.clone(), disk: volume.disk, bytes: Arc::clone(&volume.bytes) })
+        .collect();
+    let assembled = lvm::assemble(&physical);
+    let mut survey = Survey::default();
+    survey.notes.extend(assembled.notes.into_iter().map(|(device, what)| Leftover { device, what }));
+    survey.used.extend(assembled.used.iter().filter_map(|index| below.get(*index)).map(|volume| volume.name.clone()));
+    for logical in assembled.volumes {
+        let on: Vec<&Volume> = logical.on.iter().filter_map(|index| below.get(*index).copied()).collect();
+        let first = on.first().context("a volume group without physical volumes")?;
+        let (group, volume) = (logical.name.group.clone(), logical.name.volume.clone());
+        let places: Vec<&str> = on.iter().map(|volume| volume.name.as_str()).collect();
+        // With where it lies: clones have the same names.
+        let name = format!("{group}/{volume} on {}", places.join(" and "));
+        let bytes = match logical.bytes {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                survey
+                    .notes
+                    .push(Leftover { device: name, what: format!("a logical volume that is not read: {error}") });
+                continue;
+            }
+        };
+        let probe = probe::probe(bytes.as_ref()).with_context(|| format!("looking what {name} holds"))?;
+        survey.volumes.push(Volume {
+            name,
+            disk: first.disk,
+            number: None,
+            part_uuid: None,
+            part_label: None,
+            partition_kind: PartitionKind::Other,
+            probe,
+            bytes,
+            backing: Backing::Logical { path: path_of(first), group, volume },
+            logical: Some(logical.name),
+        });
+    }
+    Ok(survey)
+}
+
+fn path_of(volume: &Volume) -> PathBuf {
+    match &volume.backing {
+        Backing::Range { path, .. } | Backing::Logical { path, .. } | Backing::Folder(path) => path.clone(),
+    }
+}

@@ -1,0 +1,173 @@
+//! LVM2 made by lvm2 itself, read without device-mapper. Where a volume's bytes go is asked of lvm2, never of our own reader.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::{FileExt, symlink};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use rescue::disk::Source;
+use rescue::guest::{Discovery, GuestPath, discover};
+use rescue::refusal::Refusal;
+use rescue::repair::write_mount::WritableGuest;
+use tests::Cmd;
+use tests::disk::MIB;
+use tests::mounts::Loop;
+
+const CHUNK: u64 = 64 << 10;
+
+/// Runs lvm2 on these images alone, without a kernel's help.
+fn lvm(
+    images: &[PathBuf],
+    work: impl FnOnce(&[String], &dyn Fn(&[&str]) -> Result<String>) -> Result<()>,
+) -> Result<()> {
+    let loops = images.iter().map(|image| Loop::attach(image, 0, fs::metadata(image)?.len(), 512, false));
+    let loops = loops.collect::<Result<Vec<_>>>()?;
+    let devices: Vec<String> = loops.iter().map(|device| device.device().display().to_string()).collect();
+    let run = |arguments: &[&str]| -> Result<String> {
+        let Some((command, rest)) = arguments.split_first() else { anyhow::bail!("no command") };
+        let command = Cmd::new("lvm").args([*command, "--driverloaded", "n", "--devices", &devices.join(",")]);
+        Ok(command.args(["--config", "backup{backup=0 archive=0} activation{udev_sync=0}"]).args(rest).ok()?.stdout)
+    };
+    work(&devices, &run)
+}
+
+fn images(folder: &Path, count: usize) -> Result<Vec<PathBuf>> {
+    let paths: Vec<PathBuf> = (0..count).map(|number| folder.join(format!("disk{number}.img"))).collect();
+    for path in &paths {
+        File::create(path)?.set_len(100 * MIB)?;
+    }
+    Ok(paths)
+}
+
+/// An ext4 of so many bytes that counts as a root and has a large file with a known content.
+fn root(folder: &Path, name: &str, length: u64, fstab: &str) -> Result<PathBuf> {
+    let tree = folder.join(format!("tree-{name}"));
+    fs::create_dir_all(tree.join("etc"))?;
+    fs::create_dir_all(tree.join("usr/bin"))?;
+    fs::create_dir_all(tree.join("var"))?;
+    symlink("usr/bin", tree.join("bin"))?;
+    fs::write(tree.join("etc/hostname"), name)?;
+    fs::write(tree.join("etc/fstab"), fstab)?;
+    fs::write(tree.join("large"), large())?;
+    let image = folder.join(format!("{name}.ext4"));
+    File::create(&image)?.set_len(length)?;
+    Cmd::new("mkfs.ext4").args(["-q", "-F", "-E", "lazy_itable_init=0", "-d"]).arg(&tree).arg(&image).ok()?;
+    Ok(image)
+}
+
+fn large() -> Vec<u8> {
+    (0..4_000_000_u32).flat_map(u32::to_le_bytes).collect()
+}
+
+fn number(text: &str) -> Result<u64> {
+    text.trim().trim_end_matches('B').parse().with_context(|| format!("no number: {text:?}"))
+}
+
+/// Copies a file system into a volume, `/dev/loop0:0-9 /dev/loop1:0-9` as lvm2 tells it, `stripe` bytes in turn.
+fn pour(from: &Path, ranges: &str, devices: &[String], images: &[PathBuf], start: u64, stripe: u64) -> Result<()> {
+    let bytes = fs::read(from)?;
+    let mut targets = Vec::new();
+    for range in ranges.split_whitespace() {
+        let (device, extents) = range.split_once(':').context("no range")?;
+        let (first, last) = extents.split_once('-').context("no extents")?;
+        let index = devices.iter().position(|there| there == device).context("another device")?;
+        let length = (number(last)? + 1 - number(first)?) * 4 * MIB;
+        targets.push((File::options().write(true).open(&images[index])?, start + number(first)? * 4 * MIB, length));
+    }
+    if stripe == 0 {
+        let mut rest = bytes.as_slice();
+        for (file, at, length) in &targets {
+            let (now, later) = rest.split_at(rest.len().min(usize::try_from(*length)?));
+            file.write_all_at(now, *at)?;
+            rest = later;
+        }
+        return Ok(());
+    }
+    for (turn, chunk) in bytes.chunks(usize::try_from(stripe)?).enumerate() {
+        let (file, at, _) = &targets[turn % targets.len()];
+        file.write_all_at(chunk, at + (turn / targets.len()) as u64 * stripe)?;
+    }
+    Ok(())
+}
+
+fn on(paths: &[PathBuf]) -> Result<Discovery> {
+    discover(&paths.iter().cloned().map(Source::Disk).collect::<Vec<_>>())
+}
+
+/// Two disks, one group: root over both, as `layout` asks.
+fn machine(folder: &Path, layout: &[&str], stripe: u64) -> Result<Vec<PathBuf>> {
+    let disks = images(folder, 2)?;
+    let swap = "/dev/my-vg/swap none swap sw 0 0\n/dev/mapper/my--vg-var /var ext4 defaults 0 0\n";
+    let file = root(folder, "node1", 120 * MIB, swap)?;
+    lvm(&disks, |devices, run| {
+        let names: Vec<&str> = devices.iter().map(String::as_str).collect();
+        run(&[&["pvcreate", "-q", "--metadatasize", "64k"], names.as_slice()].concat())?;
+        run(&[&["vgcreate", "-q", "my-vg"], names.as_slice()].concat())?;
+        let create = ["lvcreate", "-q", "-an", "-Zn", "-Wn", "-n", "root", "-L", "120m"];
+        run(&[create.as_slice(), layout, &["my-vg"]].concat())?;
+        run(&["lvcreate", "-q", "-an", "-Zn", "-Wn", "-n", "swap", "-L", "8m", "my-vg"])?;
+        // Often enough that the text goes round in its area, wherever that begins.
+        for turn in 0..24 {
+            let tag = format!("{turn}-{}", "x".repeat(200));
+            run(&["vgchange", "-q", "--addtag", &tag, "my-vg"])?;
+        }
+        let ranges = run(&["lvs", "--noheadings", "-o", "seg_pe_ranges", "my-vg/root"])?;
+        let start = run(&["pvs", "--noheadings", "--units", "b", "-o", "pe_start", &devices[0]])?;
+        pour(&file, &ranges, devices, &disks, number(&start)?, stripe)
+    })?;
+    Ok(disks)
+}
+
+fn assert_reads(disks: &[PathBuf]) -> Result<()> {
+    let mut found = on(disks)?;
+    ensure!(found.guests.len() == 1, "{found:?}");
+    let guest = found.guests.pop().context("no guest")?;
+    ensure!(guest.read_text(&GuestPath::new("/etc/hostname"))? == "node1");
+    let read = guest.tree().read(Path::new("/large"), 64 << 20)?;
+    ensure!(read == large(), "the file is not what was written");
+    // The swap line resolves; /var does not, and is said.
+    ensure!(guest.unresolved.len() == 1 && guest.unresolved[0].contains("my--vg-var"), "{:?}", guest.unresolved);
+    let (source, file_systems) = (guest.source.clone(), guest.file_systems.clone());
+    drop(guest);
+    let refused = WritableGuest::open(&source, &file_systems).map(|_| ()).unwrap_err();
+    let refused = refused.downcast::<Refusal>()?.to_string();
+    ensure!(refused.contains("vgchange -ay my-vg"), "{refused}");
+    Ok(())
+}
+
+#[test]
+fn a_volume_over_two_disks_end_to_end() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let disks = machine(folder.path(), &[], 0)?;
+    assert_reads(&disks)?;
+    assert_reads(&[disks[1].clone(), disks[0].clone()])?;
+
+    // One disk alone: what is missing is said.
+    let refused = on(&disks[..1]).unwrap_err();
+    ensure!(format!("{refused:#}").contains("a disk that was not given"), "{refused:#}");
+
+    // Beside copies of both, which parts belong together cannot be told.
+    let mut all = disks.clone();
+    for disk in &disks {
+        let copy = disk.with_extension("copy");
+        fs::copy(disk, &copy)?;
+        all.push(copy);
+    }
+    let refused = format!("{:#}", on(&all).unwrap_err());
+    ensure!(refused.contains("copies of one volume group") && refused.contains("disk1.copy"), "{refused}");
+
+    // A label with one wrong bit is not believed.
+    File::options().write(true).open(&disks[0])?.write_all_at(&[0xff], 512 + 40)?;
+    let refused = format!("{:#}", on(&disks).unwrap_err());
+    ensure!(refused.contains("checksum of its label"), "{refused}");
+    std::io::stdout().flush()?;
+    Ok(())
+}
+
+#[test]
+fn a_striped_volume() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let disks = machine(folder.path(), &["-i", "2", "-I", "64k"], CHUNK)?;
+    assert_reads(&disks)
+}
