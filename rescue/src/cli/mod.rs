@@ -51,6 +51,12 @@ pub fn main() -> ExitCode {
     run(&words).into()
 }
 
+/// Whether a command line, without the program's name, can be understood.
+#[cfg(test)]
+pub(crate) fn understands(words: &[String]) -> bool {
+    args::parse(words).is_ok()
+}
+
 /// Runs one command line, without the program's name.
 fn run(words: &[String]) -> Outcome {
     let outcome = args::parse(words).and_then(|arguments| dispatch(&arguments.command));

@@ -73,6 +73,10 @@ const FLAGS: &[Flag] = &[
     Flag { name: "skip", takes: Takes::List, commands: &["inspect", "repair"] },
     Flag { name: "free-target", takes: Takes::Value, commands: &["inspect", "repair"] },
     Flag { name: "days", takes: Takes::Value, commands: &["repair"] },
+    Flag { name: "reuse-keys", takes: Takes::Nothing, commands: &["repair"] },
+    Flag { name: "san", takes: Takes::List, commands: &["repair"] },
+    Flag { name: "renew-ca", takes: Takes::Nothing, commands: &["repair"] },
+    Flag { name: "ca-days", takes: Takes::Value, commands: &["repair"] },
     Flag { name: "node", takes: Takes::Value, commands: &["repair"] },
     Flag { name: "patch-kubelet", takes: Takes::Value, commands: &["repair"] },
     Flag { name: "in-place", takes: Takes::Nothing, commands: &["repair"] },
@@ -158,6 +162,25 @@ mod tests {
         let repair = ["--only", "disk-full", "--only", "certificates", "--in-place", "--days", "90"];
         assert_eq!(options.flags_for("repair"), repair);
         assert_eq!(options.problems, Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_flag_is_one_of_the_command_line() {
+        for flag in FLAGS {
+            for command in flag.commands {
+                let sample = match flag.name {
+                    "now" => "2024-01-01T00:00:00Z",
+                    "only" | "skip" => "disk-full",
+                    "patch-kubelet" => "never",
+                    _ => "10",
+                };
+                let value = if flag.takes == Takes::Nothing { String::new() } else { format!("={sample}") };
+                let options = Options::parse(&format!("rescue.{}{value}", flag.name));
+                let mut words = vec![(*command).to_owned(), "disk.img".to_owned()];
+                words.extend(options.flags_for(command));
+                assert!(crate::cli::understands(&words), "{words:?}");
+            }
+        }
     }
 
     #[test]
