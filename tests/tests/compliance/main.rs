@@ -4,6 +4,9 @@
 //! (`scripts/test --with-kubernetes`) it is made anew in the same run. The results are written down in docs/compliance.md.
 
 mod expiration;
+#[path = "../pki_support/mod.rs"]
+mod pki_support;
+mod profiles;
 mod renewal;
 
 use std::fs;
