@@ -172,6 +172,7 @@ mod tests {
                     "now" => "2024-01-01T00:00:00Z",
                     "only" | "skip" => "disk-full",
                     "patch-kubelet" => "never",
+                    "san" => "10.0.0.1,vip.example.org",
                     _ => "10",
                 };
                 let value = if flag.takes == Takes::Nothing { String::new() } else { format!("={sample}") };
