@@ -2,6 +2,7 @@
 
 pub mod authority_copies;
 pub mod authority_remedy;
+pub mod bundle;
 pub mod certificate;
 pub mod client_key;
 pub mod config_evidence;
@@ -32,3 +33,4 @@ pub mod service_account;
 pub mod shared_copy;
 pub mod strays;
 pub mod trust;
+pub mod worker_list;

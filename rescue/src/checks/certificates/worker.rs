@@ -49,7 +49,9 @@ impl Judge<'_> {
             "Signing it takes the CA's key, and a worker has none ({key}): it is on the control planes of its cluster, whose CA is {own}.\n\
              With the disk of one attached here too: rescue repair {worker} --ca CONTROL-PLANE    (only reads that disk; without --ca \
              both are repaired)\n\
-             With the disks in two places: rescue certs request {worker} -o req.json    (no key leaves this disk; it says what to type there)"
+             With the disks in two places: rescue certs request {worker} -o req.json    (no key leaves this disk; it says what to type there)\n\
+             For many workers at once: rescue certs bundle --ca CONTROL-PLANE --workers NAME,NAME -o bundle.age    (one encrypted file with \
+             new keys), then rescue certs install {worker} bundle.age"
         )
     }
 }

@@ -5,23 +5,24 @@ use argh::FromArgs;
 use std::path::{Path, PathBuf};
 use time::OffsetDateTime;
 
-use super::output;
 use super::worker::{Go, Worker, carry_out, outcome, sources};
+use super::{output, passphrase};
 use crate::checks::{Finding, Severity};
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::cli::terminal::Terminal;
+use crate::pki::bundle::Sealed;
 use crate::pki::certificate::Certificate;
-use crate::pki::client_key;
 use crate::pki::ferry::{self, CertificateFile};
 use crate::pki::install::{InstallKubeletClient, Recipient};
+use crate::pki::{bundle, client_key};
 use crate::refusal::Refusal;
 use crate::report::json;
 use crate::session::Session;
 use crate::typed;
 
-/// install a kubelet client certificate that was signed elsewhere: what `rescue certs sign` wrote, or a certificate in PEM from any
-/// signer of the cluster's CA. Shows the plan and asks; `rescue undo` takes it back
+/// install a kubelet client certificate that was signed elsewhere: what `rescue certs sign` or `rescue certs bundle` wrote, or a
+/// certificate in PEM from any signer of the cluster's CA. Shows the plan and asks; `rescue undo` takes it back
 #[derive(FromArgs, Debug)]
 #[argh(subcommand, name = "install")]
 pub struct Install {
@@ -31,6 +32,9 @@ pub struct Install {
     /// a folder where the worker is mounted, instead of a disk
     #[argh(option)]
     pub root: Vec<PathBuf>,
+    /// of a bundle: a file whose first line is its passphrase (default: $RESCUE_PASSPHRASE, else it is asked for)
+    #[argh(option)]
+    pub passphrase_file: Option<PathBuf>,
     /// do not ask
     #[argh(switch)]
     pub yes: bool,
@@ -75,7 +79,7 @@ fn install(command: &Install, session: &Session<'_>, file: &Path, go: Go) -> Res
         now: session.settings.now,
         typed: &worker.typed,
     };
-    let remedy = choose(&recipient, &bytes, &typed::path(file))?;
+    let remedy = choose(command, &recipient, &bytes, &typed::path(file))?;
     let asked_for =
         Finding::new("certificates", Severity::Note, "a certificate was brought for this node").with_remedy(remedy);
     let Some(receipt) = carry_out(session, worker.report, &asked_for, go)? else { return Ok(Outcome::Clean) };
@@ -90,17 +94,33 @@ fn install(command: &Install, session: &Session<'_>, file: &Path, go: Go) -> Res
 }
 
 /// What the file holds for this node.
-fn choose(recipient: &Recipient<'_>, bytes: &[u8], file: &str) -> Result<InstallKubeletClient> {
+fn choose(command: &Install, recipient: &Recipient<'_>, bytes: &[u8], file: &str) -> Result<InstallKubeletClient> {
     if is_pem(bytes) {
         let all = Certificate::all_from_pem(bytes).with_context(|| format!("reading {file}"))?;
         let certificate = all.first().with_context(|| format!("{file} holds no certificate"))?;
         return Ok(recipient.install(certificate, None, file)?);
     }
-    let signed = CertificateFile::read(bytes, ferry::SIGNED).map_err(|error| not_a_file(file, &error))?;
+    let signed = match bundle::is_sealed(bytes) {
+        true => unseal(command, bytes, file)?,
+        false => CertificateFile::read(bytes, ferry::SIGNED).map_err(|error| not_a_file(file, &error))?,
+    };
     let entry = recipient.entry(&signed, file)?;
     let all = Certificate::all_from_pem(entry.certificate.as_bytes()).with_context(|| format!("reading {file}"))?;
     let certificate = all.first().with_context(|| format!("{file} holds no certificate"))?;
-    Ok(recipient.install(certificate, None, file)?)
+    Ok(recipient.install(certificate, entry.key.as_ref(), file)?)
+}
+
+/// A bundle, with its passphrase.
+fn unseal(command: &Install, bytes: &[u8], file: &str) -> Result<CertificateFile> {
+    let passphrase = passphrase::ask(command.passphrase_file.as_deref(), file)?;
+    let plain = bundle::open(bytes, &passphrase).map_err(|sealed| {
+        let next = match sealed {
+            Sealed::WrongPassphrase => "run the same command again with the passphrase that the bundle was made with",
+            _ => "copy it again from where it was made, or have it made again with rescue certs bundle",
+        };
+        Refusal::new(format!("{file} cannot be opened: {sealed}"), "nothing was changed", next)
+    })?;
+    Ok(CertificateFile::read(&plain, ferry::BUNDLE).map_err(|error| not_a_file(file, &error))?)
 }
 
 /// PEM may have text before its first block; JSON begins with a brace.
@@ -113,6 +133,6 @@ fn not_a_file(file: &str, error: &anyhow::Error) -> Refusal {
     Refusal::new(
         format!("{file} cannot be used: {error:#}"),
         "nothing was changed",
-        "give the file that rescue certs sign wrote, or a certificate in PEM",
+        "give the file that rescue certs sign or rescue certs bundle wrote, or a certificate in PEM",
     )
 }

@@ -1,8 +1,10 @@
 //! `rescue certs …`: one file per sub-command, with its arguments.
 
+mod bundle;
 mod install;
 mod list;
 mod output;
+mod passphrase;
 mod request;
 mod schedule;
 mod sign;
@@ -37,10 +39,12 @@ pub enum CertsCommand {
     Sign(sign::Sign),
     /// Ferry, back.
     Install(install::Install),
+    /// Many workers at once.
+    Bundle(bundle::Bundle),
 }
 
 /// The names of the sub-commands; `rescue certs SRC…` means `list`.
-const NAMES: [&str; 5] = ["list", "schedule", "request", "sign", "install"];
+const NAMES: [&str; 6] = ["list", "schedule", "request", "sign", "install", "bundle"];
 
 /// `certs disk.img` becomes `certs list disk.img`.
 pub fn with_list(mut words: Vec<String>) -> Vec<String> {
@@ -60,6 +64,7 @@ impl Certs {
             CertsCommand::Request(command) => command.json,
             CertsCommand::Sign(command) => command.json,
             CertsCommand::Install(command) => command.json,
+            CertsCommand::Bundle(command) => command.json,
         }
     }
 }
@@ -72,5 +77,6 @@ pub fn run(command: &Certs) -> Result<Result<Outcome>, Stop> {
         CertsCommand::Request(command) => request::run(command),
         CertsCommand::Sign(command) => sign::run(command),
         CertsCommand::Install(command) => install::run(command),
+        CertsCommand::Bundle(command) => bundle::run(command),
     }
 }
