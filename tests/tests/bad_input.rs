@@ -190,15 +190,22 @@ fn a_kubeconfig_that_is_not_yaml() -> Result<()> {
     let folder = folder()?;
     let disk = broken_control_plane(folder.path(), "disk.img", |root| {
         fs::write(root.join("root/.kube/config"), GARBAGE)?;
+        // kubeadm's own comes back; one with more in it than kubeadm wrote does not.
+        fs::write(
+            root.join("etc/kubernetes/controller-manager.conf"),
+            [GARBAGE, b"\nserver: a\nserver: b\n"].concat(),
+        )?;
         Ok(fs::write(root.join("etc/kubernetes/scheduler.conf"), GARBAGE)?)
     })?;
     let ran = rescue(["repair", "--yes", "--now", NOW, text(&disk.path)])?;
     ensure!(ran.code == 1, "exit code {} instead of 1: {}", ran.code, ran.transcript());
-    ensure!(ran.stdout.contains("scheduler.conf"), "{}", ran.transcript());
+    ensure!(ran.stdout.contains("holds more than kubeadm wrote"), "{}", ran.transcript());
     disk.mounted_read_only(|root| {
-        for file in ["root/.kube/config", "etc/kubernetes/scheduler.conf"] {
-            ensure!(fs::read(root.join(file))? == GARBAGE, "{file} was changed");
+        for file in ["root/.kube/config", "etc/kubernetes/controller-manager.conf"] {
+            ensure!(fs::read(root.join(file))?.starts_with(GARBAGE), "{file} was changed");
         }
+        let rebuilt = fs::read_to_string(root.join("etc/kubernetes/scheduler.conf"))?;
+        ensure!(rebuilt.contains("name: system:kube-scheduler@kubernetes"), "scheduler.conf was not rebuilt");
         Ok(())
     })
 }

@@ -171,6 +171,11 @@ pub trait Remedy: fmt::Debug {
         true
     }
 
+    /// True for what is only done in passing, when something that counts is mended too: no disk is written for it alone.
+    fn is_incidental(&self) -> bool {
+        false
+    }
+
     /// Fields for JSON beside `kind` and `summary`; never key material.
     fn fields(&self) -> serde_json::Map<String, serde_json::Value> {
         serde_json::Map::new()

@@ -68,6 +68,8 @@ impl OwnPair {
 pub struct RemakeServingPair {
     /// The pair.
     pub pair: OwnPair,
+    /// Whether it is only over: the kubelet starts with it all the same.
+    pub is_only_expired: bool,
 }
 
 impl Remedy for RemakeServingPair {
@@ -81,6 +83,10 @@ impl Remedy for RemakeServingPair {
 
     fn details(&self) -> Vec<String> {
         vec!["self-signed for a year, as the one before: the kubelet does so whenever neither file is there".to_owned()]
+    }
+
+    fn is_incidental(&self) -> bool {
+        self.is_only_expired
     }
 
     fn fields(&self) -> Map<String, Value> {
@@ -151,7 +157,7 @@ mod tests {
     fn takes_both_away() {
         let guest = guest(&[(CERTIFICATE, "junk"), (KEY, "junk")], "kind: KubeletConfiguration\n");
         let (node, settings) = (Node::read(&guest), Settings::default());
-        let remedy = RemakeServingPair { pair: OwnPair::of(&node).unwrap() };
+        let remedy = RemakeServingPair { pair: OwnPair::of(&node).unwrap(), is_only_expired: false };
         let context = Context { guest: &guest, node: &node, settings: &settings, peers: &[], ui: &Silent };
         let prepared = remedy.prepare(&context).unwrap();
         let mut tree = Planned::over(guest.tree(), 0);

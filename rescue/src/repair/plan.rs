@@ -103,6 +103,10 @@ pub fn plan_of(context: &Context<'_>, checks: &[Box<dyn Check>]) -> Plan {
             }
         }
     }
+    if draft.plan.steps.iter().all(|step| step.remedy.is_incidental()) {
+        let Draft { plan, context, .. } = draft;
+        return Plan { dropped: plan.dropped, left: findings_of(&context, checks), ..Plan::default() };
+    }
     let left = findings_of(&draft.context(), checks);
     Plan { left, ..draft.plan }
 }

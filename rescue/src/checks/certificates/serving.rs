@@ -17,7 +17,11 @@ impl Judge<'_> {
         let fault = pair.fault(self.context.guest)?;
         let title = format!("kubelet serving certificate {}", self.phrase(fault.verdict, None));
         let finding = with_problems(Finding::new(ID, Severity::StopsBoot, title), &[fault]);
-        Some(finding.with_advice("The kubelet exits with it.").with_remedy(RemakeServingPair { pair }))
+        Some(
+            finding
+                .with_advice("The kubelet exits with it.")
+                .with_remedy(RemakeServingPair { pair, is_only_expired: false }),
+        )
     }
 
     fn expired_serving(&self) -> Option<Finding> {
@@ -30,7 +34,7 @@ impl Judge<'_> {
             .with_evidence(path, saw)
             .with_advice("In a stock kubeadm cluster nothing verifies it, and the kubelet never renews it by itself.");
         Some(match OwnPair::of(self.context.node) {
-            Some(pair) => finding.with_remedy(RemakeServingPair { pair }),
+            Some(pair) => finding.with_remedy(RemakeServingPair { pair, is_only_expired: true }),
             None => finding,
         })
     }
