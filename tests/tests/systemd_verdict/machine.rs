@@ -44,11 +44,11 @@ pub fn run(layouts: &[Layout]) -> Result<BTreeMap<String, Verdict>> {
     let ran = Cmd::new("qemu-system-x86_64")
         .args([
             "-accel",
-            "tcg,thread=multi",
+            "tcg",
             "-cpu",
             "max",
             "-smp",
-            "2",
+            "1",
             "-m",
             "768",
             "-nodefaults",
