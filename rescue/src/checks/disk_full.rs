@@ -146,8 +146,8 @@ fn advise(mut finding: Finding, found: &Assessment, fs: &FileSystem, walked: &Wa
         ));
     }
     for (rule, shown) in &plan.shown {
-        let files = if shown.files == 1 { "1 file".to_owned() } else { format!("{} files", shown.files) };
-        finding = finding.with_advice(format!("{files} with {} are {}.", units::bytes(shown.bytes), rule.why));
+        let files = units::count(usize::try_from(shown.files).unwrap_or(usize::MAX), "file", "files");
+        finding = finding.with_advice(format!("{files} with {}: {}.", units::bytes(shown.bytes), rule.why));
     }
     let look = match lacks_bytes {
         0 => "du -x --inodes --max-depth=3 MOUNTPOINT | sort -n | tail -n 30",

@@ -68,7 +68,7 @@ impl Remedy for FreeSpace {
     fn summary(&self) -> String {
         let deleted = self.candidates().iter().filter(|candidate| candidate.freeing == Freeing::Delete).count();
         let cut = self.candidates().len() - deleted;
-        let files = |count: usize| if count == 1 { "1 file".to_owned() } else { format!("{count} files") };
+        let files = |number| units::count(number, "file", "files");
         let how = match (deleted, cut) {
             (deleted, 0) => format!("deleting {}", files(deleted)),
             (0, cut) => format!("truncating {}", files(cut)),
@@ -92,11 +92,10 @@ impl Remedy for FreeSpace {
             *bytes = bytes.saturating_add(candidate.frees);
         }
         let mut lines = vec!["What is freed cannot be brought back by undo.".to_owned()];
-        lines.extend(
-            rules.into_values().map(|(rule, count, bytes)| {
-                format!("{}: {count} files, {}: {}", rule.id, units::bytes(bytes), rule.why)
-            }),
-        );
+        lines.extend(rules.into_values().map(|(rule, count, bytes)| {
+            let files = units::count(count, "file", "files");
+            format!("{}: {files}, {}: {}", rule.id, units::bytes(bytes), rule.why)
+        }));
         lines.extend(self.candidates().iter().take(ROWS).map(|candidate| self.row(candidate)));
         let rest = self.candidates().get(ROWS..).unwrap_or_default();
         if !rest.is_empty() {
