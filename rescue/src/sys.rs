@@ -64,6 +64,21 @@ pub(crate) fn loop_configure(
     Ok(())
 }
 
+/// Bytes of `struct dm_ioctl` of <linux/dm-ioctl.h>, with which every message to and from device-mapper begins.
+pub(crate) const DM_HEADER: usize = 312;
+
+/// Sends a command (`DM_…_CMD`) to device-mapper; `message` is a `struct dm_ioctl` with what follows it, and holds the answer afterwards.
+/// Its `data_size` is filled in here.
+pub(crate) fn device_mapper(control: BorrowedFd<'_>, command: u8, message: &mut [u8]) -> Result<(), Errno> {
+    let length = u32::try_from(message.len()).map_err(|_| Errno::EINVAL)?;
+    let size = message.get_mut(12..16).filter(|_| length as usize >= DM_HEADER).ok_or(Errno::EINVAL)?;
+    size.copy_from_slice(&length.to_ne_bytes());
+    let request = nix::request_code_readwrite!(0xfd, command, DM_HEADER);
+    // SAFETY: the kernel reads and writes at most `data_size` bytes of the message, which is its length; it copies them, so that they need
+    // no alignment. A descriptor of another kind answers ENOTTY.
+    Errno::result(unsafe { libc::ioctl(control.as_raw_fd(), request, message.as_mut_ptr()) }).map(drop)
+}
+
 /// Gives the calling thread a descriptor table of its own that holds `kept` and the standard streams and nothing else, and
 /// returns this table's own copy of `kept`. Threads started from here share the new table; all others keep theirs.
 ///

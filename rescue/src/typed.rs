@@ -40,14 +40,16 @@ pub fn with_ca(disks: &[Source], ca: &[Source]) -> String {
 pub fn guest(guest: &Guest) -> String {
     let mut words: Vec<String> = Vec::new();
     for file_system in &guest.file_systems {
-        let word = match &file_system.backing {
-            Backing::Range { path: disk, .. } | Backing::Logical { path: disk, .. } => path(disk),
+        let named = match &file_system.backing {
             // What is mounted below the guest's folder comes with it.
             Backing::Folder(_) if !words.is_empty() => continue,
-            Backing::Folder(folder) => format!("--root {}", path(folder)),
+            Backing::Folder(folder) => vec![format!("--root {}", path(folder))],
+            backing => backing.disks().into_iter().map(|(disk, _)| path(disk)).collect(),
         };
-        if !words.contains(&word) {
-            words.push(word);
+        for word in named {
+            if !words.contains(&word) {
+                words.push(word);
+            }
         }
     }
     if words.is_empty() { "WORKER".to_owned() } else { words.join(" ") }

@@ -14,7 +14,7 @@ use rescue::disk::loop_device::{LoopDevice, LoopOptions};
 use rescue::guest::{Backing, FileSystem, GuestPath, Usage};
 use rescue::mount::mount_writable;
 use rescue::refusal::Refusal;
-use rescue::repair::in_use::head;
+use rescue::repair::in_use::{Uncached, head};
 use rescue::repair::{OpenOptions, WritableGuest};
 
 const WRITABLE: LoopOptions = LoopOptions { offset: 0, length: 0, sector_size: 512, read_only: false };
@@ -260,19 +260,19 @@ fn the_journal_head_moves_with_every_commit() {
         let image = Image::new(kind);
         let device = LoopDevice::open(&image.path(), &WRITABLE).expect("this test needs root and loop devices");
         let mount = mount_writable(&device.path(), kind).unwrap();
-        let disk = File::open(image.path()).unwrap();
-        let mut last = head(&disk, 0, kind).unwrap();
+        let disk = Uncached::new(File::open(image.path()).unwrap(), 512).unwrap();
+        let mut last = head(&disk, kind).unwrap();
         for n in 0..20 {
             let mut file = File::create(mount.path().join(n.to_string())).unwrap();
             file.write_all(b"x").unwrap();
             file.sync_all().unwrap();
-            let now = head(&disk, 0, kind).unwrap();
+            let now = head(&disk, kind).unwrap();
             assert_ne!(now, last, "{kind}: commit {n}");
             last = now;
         }
         mount.unmount().unwrap();
-        let rest = head(&disk, 0, kind).unwrap();
+        let rest = head(&disk, kind).unwrap();
         std::thread::sleep(Duration::from_millis(100));
-        assert_eq!(head(&disk, 0, kind).unwrap(), rest, "{kind} at rest");
+        assert_eq!(head(&disk, kind).unwrap(), rest, "{kind} at rest");
     }
 }

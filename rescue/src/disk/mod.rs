@@ -1,11 +1,13 @@
 //! Disks and what is on them, read-only: sources, partition tables, probing, copy-on-write export.
 
 mod bytes;
+pub mod device_mapper;
 pub mod export;
 mod ext4_inode;
 mod ext4_tree;
 mod ext_super;
 mod gpt;
+pub mod layout;
 pub mod loop_device;
 pub mod lvm;
 mod mbr;
@@ -13,6 +15,7 @@ pub(crate) mod mountinfo;
 pub mod partition;
 pub mod probe;
 mod source;
+pub mod stack;
 pub mod volume;
 pub mod words;
 

@@ -11,6 +11,7 @@ use super::ext4_tree::Ext4Tree;
 use super::partition::{self, Partition, PartitionKind, Slice, TableError};
 use super::probe::{self, Content, Probe};
 use super::source::{Disk, shown};
+use super::stack::Layer;
 use super::{ExtSuper, ReadAt, lvm};
 use crate::guest::{Backing, Leftover, Tree, TreeError, Usage};
 use crate::refusal::Refusal;
@@ -202,9 +203,12 @@ impl Volume {
             Backing::Range { path, offset, .. } => {
                 format!("check it with: e2fsck -f \"$(losetup --show -f -o {offset} '{}')\"", shown(path))
             }
-            Backing::Logical { group, volume, .. } => {
-                format!("check it on a helper VM: vgchange -ay {group}, then e2fsck -f /dev/{group}/{volume}")
-            }
+            Backing::Stacked(stack) => match &stack.layer {
+                Layer::Logical { name, .. } => {
+                    let (group, volume) = (&name.group, &name.volume);
+                    format!("check it on a helper VM: vgchange -ay {group}, then e2fsck -f /dev/{group}/{volume}")
+                }
+            },
             Backing::Folder(_) => "check it with e2fsck".into(),
         }
     }
@@ -216,9 +220,7 @@ impl Volume {
             } else {
                 "can only be read by the kernel"
             };
-            let source = match &self.backing {
-                Backing::Range { path, .. } | Backing::Logical { path, .. } | Backing::Folder(path) => shown(path),
-            };
+            let source = shown(self.backing.first_path());
             return Err(Refusal::new(
                 format!("{} ({kind}) {why}", self.name),
                 "the kernel has to replay its journal into memory to show what the next boot will see, and that takes root",

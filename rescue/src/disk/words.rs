@@ -5,7 +5,6 @@ use std::path::Path;
 use super::probe::Content;
 use super::source::shown;
 use super::volume::Volume;
-use crate::guest::Backing;
 
 /// Something that cannot be read: what it means, and what to type instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,9 +19,7 @@ pub struct NotRead {
 /// nothing is missing.
 pub fn not_read(volume: &Volume) -> Option<NotRead> {
     let content = &volume.probe.as_ref()?.content;
-    let path = match &volume.backing {
-        Backing::Range { path, .. } | Backing::Logical { path, .. } | Backing::Folder(path) => shown(path),
-    };
+    let path = shown(volume.backing.first_path());
     let on_helper = "on a helper VM";
     let (means, next): (&str, String) = match content {
         Content::Ext(_) | Content::Xfs(_) | Content::Swap { .. } => return None,

@@ -589,9 +589,7 @@ impl Assembly {
 
 impl Volume {
     fn backing_path(&self) -> String {
-        match &self.backing {
-            Backing::Range { path, .. } | Backing::Logical { path, .. } | Backing::Folder(path) => shown(path),
-        }
+        shown(self.backing.first_path())
     }
 }
 

@@ -21,6 +21,8 @@ pub use tree::{DirEntry, FileKind, Meta, Tree, TreeError, TreeResult};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use crate::disk::stack::Stack;
+
 /// How many symbolic links one path may pass through before it counts as a loop; the kernel's own bound (MAXSYMLINKS).
 const MAX_SYMLINKS: usize = 40;
 
@@ -60,15 +62,8 @@ pub enum Backing {
         /// Whether `path` is a block device (else an image file).
         block_device: bool,
     },
-    /// A logical volume put together in user space, which is read but never written to.
-    Logical {
-        /// The device or image file that holds its group's first physical volume.
-        path: PathBuf,
-        /// Name of its volume group.
-        group: String,
-        /// Its own name.
-        volume: String,
-    },
+    /// Put together from other backings: a logical volume, for instance.
+    Stacked(Box<Stack>),
 }
 
 /// One file system of the guest: where it is mounted, what it is, where its bytes are.

@@ -14,6 +14,7 @@ mod stage;
 mod store;
 pub mod transaction;
 pub mod undo;
+mod write_device;
 pub mod write_mount;
 mod xattrs;
 

@@ -1,8 +1,7 @@
 //! A guest opened for writing: its file systems mounted by the kernel, seen by nobody else, and locked against everybody else.
 
-use std::collections::BTreeMap;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -11,8 +10,8 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::confined::Confined;
-use super::in_use::{self, Claim};
-use crate::disk::loop_device::{LoopDevice, LoopOptions};
+use super::in_use;
+use super::write_device::{self, Claims, Devices, WriteDevice, claim_disks};
 use crate::guest::{Backing, FileSystem, Guest, RealPath, Tree};
 use crate::mount::Mount;
 use crate::refusal::Refusal;
@@ -34,12 +33,12 @@ impl Default for OpenOptions {
 /// went well.
 #[derive(Debug)]
 pub struct WritableGuest {
-    // The order of the fields is the order of taking down: files before mounts, mounts before loop devices, locks last.
+    // The order of the fields is the order of taking down: files before mounts, mounts before their devices, locks last.
     guest: Guest,
     confined: Rc<Confined>,
     mounts: Vec<Mount>,
-    loops: Vec<LoopDevice>,
-    claims: BTreeMap<PathBuf, Claim>,
+    devices: Vec<Rc<WriteDevice>>,
+    claims: Claims,
 }
 
 impl WritableGuest {
@@ -58,21 +57,22 @@ impl WritableGuest {
         refuse_damaged(file_systems, &claims)?;
         refuse_moving(file_systems, &claims, options.between_looks)?;
 
-        let mut loops = Vec::new();
+        let mut devices = Vec::new();
+        let mut made = Devices::new(&claims);
         let mut mounts = Vec::new();
         let mut folders = Vec::new();
         for file_system in file_systems {
             match &file_system.backing {
                 Backing::Folder(folder) => folders.push((file_system, open_folder(folder)?)),
-                Backing::Logical { group, volume, .. } => return Err(logical(file_system, group, volume).into()),
-                Backing::Range { .. } => {
-                    let (mount, device) = mount(file_system, &claims)
+                Backing::Range { .. } | Backing::Stacked(_) => {
+                    let (mount, device) = mount(file_system, &mut made)
                         .with_context(|| format!("opening {} for writing", file_system.device))?;
-                    loops.extend(device);
+                    devices.push(device);
                     mounts.push((file_system, mount));
                 }
             }
         }
+        drop(made);
         let mut table = Vec::new();
         for (file_system, folder) in &folders {
             table.push((
@@ -89,7 +89,7 @@ impl WritableGuest {
         let tree: Rc<dyn Tree> = Rc::<Confined>::clone(&confined);
         let guest = Guest::new(source, tree, file_systems.to_vec());
         let mounts = mounts.into_iter().map(|(_, mount)| mount).collect();
-        Ok(Self { guest, confined, mounts, loops, claims })
+        Ok(Self { guest, confined, mounts, devices, claims })
     }
 
     /// The guest's files as they are now, through the same mounts. Clones of it and of its tree must be dropped before
@@ -105,14 +105,14 @@ impl WritableGuest {
 
     /// Synchronises, unmounts, and forgets what is cached of the disks, so that they can be read again.
     pub fn close(self) -> Result<()> {
-        let Self { guest, confined, mounts, loops, claims } = self;
+        let Self { guest, confined, mounts, devices, claims } = self;
         confined.sync_all()?;
         drop(guest);
         drop(confined);
         for mount in mounts {
             mount.unmount()?;
         }
-        drop(loops);
+        drop(devices);
         for claim in claims.into_values() {
             claim.forget_cached()?;
         }
@@ -120,61 +120,18 @@ impl WritableGuest {
     }
 }
 
-/// Claims each disk once, however many of its file systems are opened, and before any of them is: our own mounts must not be
-/// taken for somebody else's.
-fn claim_disks(file_systems: &[FileSystem]) -> Result<BTreeMap<PathBuf, Claim>> {
-    let mut claims = BTreeMap::new();
-    for file_system in file_systems {
-        if let Backing::Logical { group, volume, .. } = &file_system.backing {
-            return Err(logical(file_system, group, volume).into());
-        }
-        if let Backing::Range { path, block_device, .. } = &file_system.backing
-            && !claims.contains_key(path)
-        {
-            claims.insert(path.clone(), Claim::take(path, *block_device)?);
-        }
-    }
-    Ok(claims)
-}
-
-/// Logical volumes are only read: the kernel has to lay them out for writing.
-fn logical(file_system: &FileSystem, group: &str, volume: &str) -> Refusal {
-    Refusal::new(
-        format!("{} is a logical volume of LVM", file_system.device),
-        "it can be inspected here, but not be written to yet; nothing was changed",
-        format!(
-            "on a helper VM whose own volume groups have other names, with no copy of this disk attached: `vgchange -ay {group}`, \
-             then name /dev/{group}/{volume} (and its other volumes) instead of the disk"
-        ),
-    )
-}
-
-fn claim_of<'a>(claims: &'a BTreeMap<PathBuf, Claim>, path: &Path) -> Result<&'a Claim> {
-    claims.get(path).with_context(|| format!("{} was not claimed", path.display()))
-}
-
 /// Reads the flag afresh: what was seen while inspecting may be a while ago.
-fn refuse_damaged(file_systems: &[FileSystem], claims: &BTreeMap<PathBuf, Claim>) -> Result<()> {
+fn refuse_damaged(file_systems: &[FileSystem], claims: &Claims) -> Result<()> {
     for file_system in file_systems {
-        let Backing::Range { path, offset, length, .. } = &file_system.backing else { continue };
-        let claim = claim_of(claims, path)?;
-        let flagged = file_system.kind.starts_with("ext") && in_use::has_error_flag(claim.file(), *offset)?;
+        let Some(bytes) = write_device::look(&file_system.backing, claims)? else { continue };
+        let flagged = file_system.kind.starts_with("ext") && in_use::has_error_flag(bytes.as_ref())?;
         if !(flagged || file_system.has_errors) {
             continue;
         }
-        let next = match claim.node_of(*offset, *length)? {
-            Some(node) => format!("`e2fsck -f {}`, then run this again", node.display()),
-            None if *offset == 0 => format!("`e2fsck -f {}`, then run this again", path.display()),
-            // util-linux takes both, and prints the device that it made.
-            None => format!(
-                "`L=$(losetup -f --show -o {offset} --sizelimit {length} '{}') && e2fsck -f $L; losetup -d $L`, then run this again",
-                path.display()
-            ),
-        };
         return Err(Refusal::new(
             format!("{} says of itself that it has errors", file_system.device),
             "writing to a damaged file system damages it further; it needs a check first",
-            next,
+            write_device::check_line(&file_system.backing, claims)?,
         )
         .into());
     }
@@ -182,20 +139,20 @@ fn refuse_damaged(file_systems: &[FileSystem], claims: &BTreeMap<PathBuf, Claim>
 }
 
 /// Two looks at each file system, with one pause for all of them.
-fn refuse_moving(file_systems: &[FileSystem], claims: &BTreeMap<PathBuf, Claim>, pause: Duration) -> Result<()> {
+fn refuse_moving(file_systems: &[FileSystem], claims: &Claims, pause: Duration) -> Result<()> {
     let mut first = Vec::new();
     for file_system in file_systems {
-        if let Backing::Range { path, offset, .. } = &file_system.backing {
-            let file = claim_of(claims, path)?.file();
-            first.push((file_system, file, *offset, in_use::head(file, *offset, &file_system.kind)?));
+        if let Some(bytes) = write_device::look(&file_system.backing, claims)? {
+            let seen = in_use::head(bytes.as_ref(), &file_system.kind)?;
+            first.push((file_system, bytes, seen));
         }
     }
     if first.is_empty() {
         return Ok(());
     }
     std::thread::sleep(pause);
-    for (file_system, file, offset, seen) in first {
-        if in_use::head(file, offset, &file_system.kind)? != seen {
+    for (file_system, bytes, seen) in first {
+        if in_use::head(bytes.as_ref(), &file_system.kind)? != seen {
             return Err(Refusal::new(
                 format!("{} changed while nobody on this machine writes to it", file_system.device),
                 "the machine it belongs to is running, or another host has the disk: two writers would destroy it",
@@ -207,20 +164,12 @@ fn refuse_moving(file_systems: &[FileSystem], claims: &BTreeMap<PathBuf, Claim>,
     Ok(())
 }
 
-/// Mounts one file system for writing, through the kernel's own partition node where there is one, else through a loop device.
-fn mount(file_system: &FileSystem, claims: &BTreeMap<PathBuf, Claim>) -> Result<(Mount, Option<LoopDevice>)> {
-    let Backing::Range { path, offset, length, sector_size, .. } = &file_system.backing else {
-        anyhow::bail!("{} is no range of a disk", file_system.device);
-    };
+/// Mounts one file system for writing.
+fn mount(file_system: &FileSystem, devices: &mut Devices<'_>) -> Result<(Mount, Rc<WriteDevice>)> {
     crate::mount::require_root("repairing a disk")?;
-    let claim = claim_of(claims, path)?;
-    if let Some(node) = claim.node_of(*offset, *length)? {
-        return Ok((crate::mount::mount_writable(&node, &file_system.kind)?, None));
-    }
-    let options = LoopOptions { offset: *offset, length: *length, sector_size: *sector_size, read_only: false };
-    let device = LoopDevice::attach(claim.open_for_writing()?.as_fd(), &options)?;
+    let device = devices.open(&file_system.backing)?;
     let mount = crate::mount::mount_writable(&device.path(), &file_system.kind)?;
-    Ok((mount, Some(device)))
+    Ok((mount, device))
 }
 
 fn open_folder(folder: &Path) -> Result<std::os::fd::OwnedFd> {

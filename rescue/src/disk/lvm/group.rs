@@ -1,12 +1,11 @@
 //! A volume group as its metadata text tells it, and its logical volumes laid over the physical volumes that are there.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use super::LvmError;
-use super::mapping::{Area, LogicalVolume, Segment};
 use super::text::{self, Section, Value};
-use crate::disk::{ReadAt, escape};
+use crate::disk::escape;
+use crate::disk::layout::{Area, Layout, Segment};
 
 /// Extents are counted in sectors of this many bytes, whatever the disk's own sectors are.
 const SECTOR: u64 = 512;
@@ -32,12 +31,17 @@ struct Physical {
     extents: u64,
 }
 
-/// A logical volume that people see, with its bytes or why there are none.
+/// A logical volume that people see, with how it is laid out or why that cannot be used.
 pub(super) struct Found {
     pub id: String,
     pub name: String,
-    pub bytes: Result<Arc<dyn ReadAt>, LvmError>,
+    pub layout: Result<Layout, LvmError>,
+    /// Whether its own permission (`lvchange -p`) lets anybody write.
+    pub writable: bool,
 }
+
+/// The physical volumes that are there, by UUID: their number and their length in bytes.
+pub(super) type There = HashMap<String, (usize, u64)>;
 
 fn corrupt(reason: impl Into<String>) -> LvmError {
     LvmError::Corrupt(reason.into())
@@ -100,14 +104,14 @@ impl Group {
     ///
     /// # Errors
     /// When one extent belongs to two volumes: then nothing of the group can be believed.
-    pub fn volumes(&self, disks: &HashMap<String, Arc<dyn ReadAt>>) -> Result<Vec<Found>, LvmError> {
+    pub fn volumes(&self, there: &There) -> Result<Vec<Found>, LvmError> {
         self.refuse_overlaps()?;
         let mut found = Vec::new();
         for (name, section) in self.logical() {
             if section.has("status", "VISIBLE") {
-                let bytes = self.snapshot_of(name).and_then(|()| self.map(section, disks));
-                let bytes = bytes.map(|volume| Arc::new(volume) as Arc<dyn ReadAt>);
-                found.push(Found { id: id(section)?, name: escape(name), bytes });
+                let layout = self.snapshot_of(name).and_then(|()| self.map(section, there));
+                let writable = section.has("status", "WRITE") && self.body.has("status", "WRITE");
+                found.push(Found { id: id(section)?, name: escape(name), layout, writable });
             }
         }
         Ok(found)
@@ -129,13 +133,13 @@ impl Group {
         Ok(())
     }
 
-    fn map(&self, section: &Section, disks: &HashMap<String, Arc<dyn ReadAt>>) -> Result<LogicalVolume, LvmError> {
+    fn map(&self, section: &Section, there: &There) -> Result<Layout, LvmError> {
         let mut segments = Vec::new();
         for (_, segment) in &section.sections {
             let (start, extents) = (field(segment, "start_extent")?, field(segment, "extent_count")?);
             let areas = self.areas(segment, extents)?.into_iter().map(|(physical, from, _)| {
-                let disk = disks.get(&physical.id).cloned().ok_or_else(|| LvmError::Missing(physical.id.clone()))?;
-                Ok(Area { disk, offset: self.bytes(from)?.checked_add(physical.start).ok_or_else(absurd)? })
+                let (below, _) = *there.get(&physical.id).ok_or_else(|| LvmError::Missing(physical.id.clone()))?;
+                Ok(Area { below, offset: self.bytes(from)?.checked_add(physical.start).ok_or_else(absurd)? })
             });
             let areas = areas.collect::<Result<Vec<_>, LvmError>>()?;
             let stripe = if areas.len() > 1 { field(segment, "stripe_size")? } else { 1 };
@@ -146,7 +150,13 @@ impl Group {
                 areas,
             });
         }
-        LogicalVolume::new(segments)
+        let mut lengths = vec![0; there.len()];
+        for (index, length) in there.values() {
+            if let Some(slot) = lengths.get_mut(*index) {
+                *slot = *length;
+            }
+        }
+        Layout::new(segments, &lengths).map_err(corrupt)
     }
 
     fn bytes(&self, extents: u64) -> Result<u64, LvmError> {

@@ -3,13 +3,13 @@
 
 mod group;
 mod label;
-mod mapping;
 mod text;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::ReadAt;
+use super::layout::Layout;
 use group::Group;
 
 /// Why something of LVM cannot be read.
@@ -62,8 +62,10 @@ impl LogicalName {
 pub struct Logical {
     /// Its names.
     pub name: LogicalName,
-    /// Its bytes, or why there are none.
-    pub bytes: Result<Arc<dyn ReadAt>, LvmError>,
+    /// Where its bytes are on the volumes of `on`, or why they cannot be had.
+    pub layout: Result<Layout, LvmError>,
+    /// Whether its own permission lets anybody write.
+    pub writable: bool,
     /// The physical volumes of its group, as indices into those given.
     pub on: Vec<usize>,
 }
@@ -172,15 +174,13 @@ fn open(members: &[&Member], physical: &[PhysicalVolume], all: &mut Assembled) -
         let what = "two different texts have the same number; these disks may belong to two copies of one machine";
         return Err(LvmError::Corrupt(what.into()));
     }
-    let disks: HashMap<String, Arc<dyn ReadAt>> = members
-        .iter()
-        .filter_map(|member| Some((member.id.clone(), Arc::clone(&physical.get(member.index)?.bytes))))
-        .collect();
     let on: Vec<usize> = members.iter().map(|member| member.index).collect();
-    for found in newest.volumes(&disks)? {
+    let length = |index: usize| physical.get(index).map_or(0, |volume| volume.bytes.len());
+    let there = members.iter().zip(0..).map(|(member, number)| (member.id.clone(), (number, length(member.index))));
+    for found in newest.volumes(&there.collect())? {
         let uuid = format!("{}{}", newest.id, found.id);
         let name = LogicalName { group: newest.name.clone(), volume: found.name, uuid };
-        all.volumes.push(Logical { name, bytes: found.bytes, on: on.clone() });
+        all.volumes.push(Logical { name, layout: found.layout, writable: found.writable, on: on.clone() });
     }
     all.used.extend(on);
     Ok(())

@@ -1,15 +1,17 @@
 //! Logical volumes of LVM2 as volumes like any other.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
 use super::Volume;
+use crate::disk::ReadAt;
+use crate::disk::layout::Laid;
 use crate::disk::lvm::{self, PhysicalVolume};
 use crate::disk::partition::PartitionKind;
 use crate::disk::probe::{self, Content};
+use crate::disk::stack::{Layer, Stack};
 use crate::guest::{Backing, Leftover};
 
 /// What the physical volumes among some volumes hold.
@@ -43,12 +45,11 @@ pub fn survey(volumes: &[Volume]) -> Result<Survey> {
     for logical in assembled.volumes {
         let on: Vec<&Volume> = logical.on.iter().filter_map(|index| below.get(*index).copied()).collect();
         let first = on.first().context("a volume group without physical volumes")?;
-        let (group, volume) = (logical.name.group.clone(), logical.name.volume.clone());
         let places: Vec<&str> = on.iter().map(|volume| volume.name.as_str()).collect();
         // With where it lies: clones have the same names.
-        let name = format!("{group}/{volume} on {}", places.join(" and "));
-        let bytes = match logical.bytes {
-            Ok(bytes) => bytes,
+        let name = format!("{}/{} on {}", logical.name.group, logical.name.volume, places.join(" and "));
+        let layout = match logical.layout {
+            Ok(layout) => layout,
             Err(error) => {
                 survey
                     .notes
@@ -56,6 +57,12 @@ pub fn survey(volumes: &[Volume]) -> Result<Survey> {
                 continue;
             }
         };
+        let (used, layout) = layout.compact();
+        let used: Vec<&Volume> = used.into_iter().filter_map(|index| on.get(index).copied()).collect();
+        let below = used.iter().map(|volume| Arc::clone(&volume.bytes)).collect();
+        let bytes: Arc<dyn ReadAt> = Arc::new(Laid::new(layout.clone(), below));
+        let layer = Layer::Logical { name: logical.name.clone(), layout, writable: logical.writable };
+        let below = used.into_iter().map(|volume| volume.backing.clone()).collect();
         let probe = probe::probe(bytes.as_ref()).with_context(|| format!("looking what {name} holds"))?;
         survey.volumes.push(Volume {
             name,
@@ -66,15 +73,9 @@ pub fn survey(volumes: &[Volume]) -> Result<Survey> {
             partition_kind: PartitionKind::Other,
             probe,
             bytes,
-            backing: Backing::Logical { path: path_of(first), group, volume },
+            backing: Backing::Stacked(Box::new(Stack { below, layer })),
             logical: Some(logical.name),
         });
     }
     Ok(survey)
-}
-
-fn path_of(volume: &Volume) -> PathBuf {
-    match &volume.backing {
-        Backing::Range { path, .. } | Backing::Logical { path, .. } | Backing::Folder(path) => path.clone(),
-    }
 }

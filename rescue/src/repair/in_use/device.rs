@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::openers;
+use super::{holders, openers};
 use crate::refusal::Refusal;
 
 /// A block device as sysfs shows it.
@@ -110,14 +110,7 @@ pub fn refuse_in_use(path: &Path) -> Result<()> {
                 format!("`swapoff {}`, then run this again", node.display()),
             ));
         }
-        if let Some(holder) = holder(device) {
-            return Err(used(
-                format!("{} is part of /dev/{holder}, which is active", device.node().display()),
-                format!(
-                    "deactivate {holder} (vgchange -an, mdadm --stop, dmsetup remove, cryptsetup close), then run this again"
-                ),
-            ));
-        }
+        holders::refuse_held(&device.sysfs, &device.node())?;
     }
     let nodes: Vec<PathBuf> = devices.iter().map(Device::node).collect();
     if let Some(opener) = openers::writing(&nodes) {
@@ -169,11 +162,6 @@ fn refuse_exclusively_open(devices: &[Device]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn holder(device: &Device) -> Option<String> {
-    let mut holders = fs::read_dir(device.sysfs.join("holders")).ok()?.flatten();
-    holders.next().map(|entry| entry.file_name().to_string_lossy().into_owned())
 }
 
 fn is_swap(device: &Device) -> bool {

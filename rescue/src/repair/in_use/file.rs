@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use nix::fcntl::{FcntlArg, fcntl};
 
-use super::openers;
+use super::{holders, openers};
 use crate::refusal::Refusal;
 
 /// QEMU's image locks: a byte for each permission held and for each one not shared (block/file-posix.c: RAW_LOCK_PERM_BASE 100,
@@ -18,7 +18,7 @@ const QEMU_BYTES_EACH: i64 = 4;
 
 /// Refuses an image that somebody uses, and locks it the way QEMU understands.
 pub fn refuse_in_use(file: &File, path: &Path) -> Result<()> {
-    if let Some(device) = loop_device_over(file)? {
+    if let Some(device) = loop_device_over(file)?.filter(|device| !holders::is_ours_and_gone(device)) {
         return Err(Refusal::new(
             format!("{} is shown as the block device {}", path.display(), device.display()),
             "something on this machine uses it, or did not clean up",

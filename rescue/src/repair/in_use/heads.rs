@@ -2,10 +2,13 @@
 //! way to see that another host has the disk (a shared LUN, a machine that is running after all).
 
 use std::fs::File;
+use std::io::{Seek, SeekFrom};
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
 
+use crate::disk::ReadAt;
 use crate::repair::change::sha256_hex;
 
 /// How much of an ext4 journal is looked at, from its tail on: the head, where the next commit goes, is not far.
@@ -15,10 +18,9 @@ const JOURNAL_WINDOW: u64 = 32 << 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head(Vec<String>);
 
-/// Looks at the file system of `kind` at `offset`, past what is cached.
-pub fn head(disk: &File, offset: u64, kind: &str) -> Result<Head> {
-    rustix::fs::fadvise(disk, 0, None, rustix::fs::Advice::DontNeed).context("dropping what is cached of the disk")?;
-    let look = Look { disk, offset };
+/// Looks at the file system of `kind` that these bytes are, which should come from [`Uncached`].
+pub fn head(bytes: &dyn ReadAt, kind: &str) -> Result<Head> {
+    let look = Look { bytes };
     let seen = match kind {
         "xfs" => look.xfs(),
         _ => look.ext(),
@@ -26,16 +28,47 @@ pub fn head(disk: &File, offset: u64, kind: &str) -> Result<Head> {
     Ok(Head(seen.context("looking at the superblock and the journal")?))
 }
 
+/// A disk or image file read past what is cached of it.
+#[derive(Debug)]
+pub struct Uncached {
+    file: File,
+    length: u64,
+    sector_size: u32,
+}
+
+impl Uncached {
+    /// The whole of an open disk.
+    pub fn new(mut file: File, sector_size: u32) -> Result<Self> {
+        let length = file.seek(SeekFrom::End(0)).context("asking for the size of the disk")?;
+        Ok(Self { file, length, sector_size })
+    }
+}
+
+impl ReadAt for Uncached {
+    fn len(&self) -> u64 {
+        self.length
+    }
+    fn sector_size(&self) -> u32 {
+        self.sector_size
+    }
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+        // Only whole pages are dropped, and no page is larger.
+        const PAGE: u64 = 64 << 10;
+        let first = offset / PAGE * PAGE;
+        let end = offset.saturating_add(buffer.len() as u64).next_multiple_of(PAGE);
+        rustix::fs::fadvise(&self.file, first, NonZeroU64::new(end - first), rustix::fs::Advice::DontNeed)?;
+        self.file.read_exact_at(buffer, offset)
+    }
+}
+
 struct Look<'a> {
-    disk: &'a File,
-    offset: u64,
+    bytes: &'a dyn ReadAt,
 }
 
 impl Look<'_> {
     fn read(&self, at: u64, length: usize) -> Result<Vec<u8>> {
         let mut bytes = vec![0; length];
-        let at = self.offset.checked_add(at).context("an offset past any disk")?;
-        self.disk.read_exact_at(&mut bytes, at).with_context(|| format!("reading {length} bytes at {at}"))?;
+        self.bytes.read_exact_at(&mut bytes, at).with_context(|| format!("reading {length} bytes at {at}"))?;
         Ok(bytes)
     }
 
@@ -148,8 +181,8 @@ fn be32(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-/// Whether the ext2/3/4 superblock at `offset` says that errors were found (`EXT2_ERROR_FS`, bit 1 of `s_state`).
-pub fn has_error_flag(disk: &File, offset: u64) -> Result<bool> {
-    let superblock = Look { disk, offset }.read(1024, 1024).context("reading the superblock")?;
+/// Whether the ext2/3/4 superblock says that errors were found (`EXT2_ERROR_FS`, bit 1 of `s_state`).
+pub fn has_error_flag(bytes: &dyn ReadAt) -> Result<bool> {
+    let superblock = Look { bytes }.read(1024, 1024).context("reading the superblock")?;
     Ok(le16(&superblock, 0x3a).is_some_and(|state| state & 2 != 0))
 }

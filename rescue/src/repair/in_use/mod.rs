@@ -5,6 +5,7 @@ mod device;
 mod file;
 mod heads;
 pub mod held_open;
+mod holders;
 mod openers;
 
 use std::fs::File;
@@ -15,7 +16,7 @@ use anyhow::{Context, Result};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-pub use heads::{Head, has_error_flag, head};
+pub use heads::{Head, Uncached, has_error_flag, head};
 
 use crate::refusal::Refusal;
 
