@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::checks::{Context, Finding, Severity};
 use crate::disk::Source;
-use crate::guest::{self, FileSystem, Guest, Leftover};
+use crate::guest::{self, FileSystem, Guest, GuestPath, Leftover};
 use crate::node::{self, Node, Role};
 use crate::pki::listing::{Listing, Row};
 use crate::pki::peer::{self, Peer};
@@ -270,9 +270,26 @@ impl Session<'_> {
         .into())
     }
 
+    /// The record of a repair belongs where the node will see it, or nothing could be taken back later.
+    fn refuse_hidden_record(guest: &Guest) -> Result<()> {
+        let Some(missing) = guest.hidden(&GuestPath::new(crate::repair::journal::RUNS)) else { return Ok(()) };
+        Err(Refusal::new(
+            format!("{} is not there: {}", missing.at, missing.why),
+            "what is below it now is not what the node sees once it has booted, and the record of a repair would be hidden there",
+            "give the disk that holds it too; if there is no such disk any more, take that line out of the guest's /etc/fstab",
+        )
+        .into())
+    }
+
+    /// Whether this node's disks may be written to as they were given.
+    pub fn refuse_unready(guest: &Guest) -> Result<()> {
+        Self::refuse_suspended(guest)?;
+        Self::refuse_hidden_record(guest)
+    }
+
     /// Completes or discards an earlier repair that was cut off, then looks again.
     pub fn recover(&self, report: NodeReport) -> Result<(transaction::Recovered, NodeReport)> {
-        Self::refuse_suspended(&report.guest)?;
+        Self::refuse_unready(&report.guest)?;
         let closed = report.guest.close();
         let writable = WritableGuest::open(&closed.source, &closed.file_systems)?;
         let recovered = transaction::recover(&writable, self.ui).map_err(PartWay::unless_refused)?;
@@ -284,7 +301,7 @@ impl Session<'_> {
     /// system is mounted: a descriptor on a disk does not see what is written through its partition.
     pub fn repair(&self, report: NodeReport, plan: Plan) -> Result<Receipt> {
         let started = Instant::now();
-        Self::refuse_suspended(&report.guest)?;
+        Self::refuse_unready(&report.guest)?;
         let node = report.name().to_owned();
         let findings_before = report.findings.iter().filter(|finding| counts(finding)).count();
         let changed = plan.prepared.changes.iter().map(crate::repair::Change::path);
@@ -317,7 +334,7 @@ impl Session<'_> {
 
     /// Takes back the newest run, or the one named.
     pub fn undo(&self, report: NodeReport, run: Option<&str>) -> Result<Undone> {
-        Self::refuse_suspended(&report.guest)?;
+        Self::refuse_unready(&report.guest)?;
         let closed = report.guest.close();
         drop((report.findings, report.node));
         let writable = WritableGuest::open(&closed.source, &closed.file_systems)?;

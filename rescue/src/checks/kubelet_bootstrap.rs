@@ -41,20 +41,14 @@ impl Check for KubeletBootstrap {
         if !matches!(context.node.role.value, Some(Role::ControlPlane | Role::Worker)) {
             return Ok(Vec::new());
         }
-        Ok(unit_findings(context.node).or_else(|| bootstrap_finding(context)).into_iter().collect())
+        Ok(unit_findings(context.guest, context.node).or_else(|| bootstrap_finding(context)).into_iter().collect())
     }
 }
 
 /// A unit that systemd will not start at all.
-fn unit_findings(node: &Node) -> Option<Finding> {
+fn unit_findings(guest: &Guest, node: &Node) -> Option<Finding> {
     let stops = |title: &str| Finding::new(ID, Severity::StopsBoot, title);
-    let Some(unit) = &node.kubelet.unit else {
-        return Some(
-            stops("there is no kubelet.service: nothing starts the kubelet")
-                .with_evidence("/etc/systemd/system, /usr/lib/systemd/system", "no kubelet.service")
-                .with_advice("Install the kubelet package again, in the version that the node had."),
-        );
-    };
+    let Some(unit) = &node.kubelet.unit else { return Some(no_unit(guest)) };
     let path = unit.fragment.as_ref().map(ToString::to_string).unwrap_or_default();
     if unit.masked {
         return Some(
@@ -72,6 +66,43 @@ fn unit_findings(node: &Node) -> Option<Finding> {
             .with_evidence(path, refusal.clone())
             .with_advice("Correct the unit or the drop-in named here."),
     )
+}
+
+/// A unit that is not there, or that lies where nobody can look from here.
+fn no_unit(guest: &Guest) -> Finding {
+    const WHERE: &str = "/etc/systemd/system, /usr/lib/systemd/system";
+    let unseen = |title: &str| Finding::new(ID, Severity::WillBreak, title).with_evidence(WHERE, "no kubelet.service");
+    let units = GuestPath::new("/usr/lib/systemd/system");
+    if let Some(missing) = guest.hidden(&units) {
+        return unseen("kubelet.service cannot be looked for: the disk that holds /usr was not given")
+            .with_advice(format!("{}. Give that disk too.", missing.why));
+    }
+    // Image-based systems mount /usr by a kernel argument, or bring the kubelet in an image that is laid over it at boot.
+    if !guest.exists(&units) {
+        return unseen("kubelet.service cannot be looked for: nothing is in /usr/lib/systemd/system, and fstab does not say where /usr is")
+            .with_advice("If this system has its /usr on a partition of its own, look at the unit there.");
+    }
+    if let Some(image) = extension(guest) {
+        return Finding::new(
+            ID,
+            Severity::Note,
+            "kubelet.service cannot be looked for: it may come from a system extension",
+        )
+        .with_evidence(image, "laid over /usr at boot (systemd-sysext), not looked into")
+        .with_evidence(WHERE, "no kubelet.service");
+    }
+    Finding::new(ID, Severity::StopsBoot, "there is no kubelet.service: nothing starts the kubelet")
+        .with_evidence(WHERE, "no kubelet.service")
+        .with_advice("Install the kubelet package again, in the version that the node had.")
+}
+
+/// The first image or folder that systemd-sysext lays over /usr (systemd-sysext(8)).
+fn extension(guest: &Guest) -> Option<GuestPath> {
+    ["/etc/extensions", "/var/lib/extensions"].iter().find_map(|folder| {
+        let folder = GuestPath::new(folder);
+        let first = guest.read_dir(&folder).unwrap_or_default().into_iter().next()?;
+        Some(folder.join(first.name))
+    })
 }
 
 fn bootstrap_finding(context: &Context<'_>) -> Option<Finding> {
@@ -127,6 +158,12 @@ fn with_policy(mut finding: Finding, context: &Context<'_>, stops: bool) -> Find
             );
         }
         _ => {}
+    }
+    let hidden = |evidence: &Evidence| context.guest.hidden(&GuestPath::new(&evidence.path)).is_some();
+    if finding.evidence.iter().any(hidden) {
+        return finding.with_advice(
+            "The flag is left alone: what the kubelet will find at the next boot cannot be seen from here.",
+        );
     }
     let kubeconfig = node.kubelet.kubeconfig.value.as_ref().filter(|path| !context.guest.exists(path));
     if let Some(gone) = kubeconfig

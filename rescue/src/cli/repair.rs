@@ -174,6 +174,9 @@ impl Conversation<'_> {
         let mut told = Told { json: json::planned(&node, &plan), left: node.needs_repair() };
         self.say(&text::node(&node, self.settings.now, &style));
         self.say(&text::plan(&plan, &style));
+        if !plan.is_empty() {
+            Session::refuse_unready(&node.guest)?;
+        }
         if plan.is_empty() || self.command.dry_run {
             self.say(if plan.is_empty() {
                 "Nothing was changed.\n"

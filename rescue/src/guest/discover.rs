@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 
 use super::fstab::{self, Entry, Role, Spec};
 use super::{
-    Backing, FileKind, FileSystem, FolderTree, Guest, GuestPath, MemoryTree, MergedTree, Mounted, RealPath, TimeMark,
-    Tree, TreeError,
+    Backing, FileKind, FileSystem, FolderTree, Guest, GuestPath, MemoryTree, MergedTree, Missing, Mounted, RealPath,
+    TimeMark, Tree, TreeError,
 };
 use crate::disk::lvm::LogicalName;
 use crate::disk::probe::{self, Content};
@@ -233,7 +233,7 @@ impl Disks {
             match lookup.find(&self.volumes, &entry.spec) {
                 Ok(index) => self.mount(&mut assembly, index, entry),
                 Err(NotFound::Boring) => {}
-                Err(NotFound::Because(why)) => assembly.unresolved.push(format!("{} {why}", entry.shown())),
+                Err(NotFound::Because(why)) => assembly.note_missing(entry, &why),
             }
         }
         assembly.bind(&entries);
@@ -255,13 +255,13 @@ impl Disks {
                     Some(words) => format!("is {name}, {}: {}", found.volume.what(), words.means),
                     None => format!("is {name}, which could not be opened ({})", found.volume.what()),
                 };
-                assembly.unresolved.push(format!("{} {why}", entry.shown()));
+                assembly.note_missing(entry, &why);
             }
             return;
         };
         if !fits(&entry.kind, found.volume.file_system().unwrap_or_default()) {
             let why = format!("is {name}, but that holds {} and not {}", found.volume.what(), entry.kind);
-            assembly.unresolved.push(format!("{} {why}", entry.shown()));
+            assembly.note_missing(entry, &why);
             return;
         }
         match assembly.mount_point(&entry.mount_point) {
@@ -270,7 +270,7 @@ impl Disks {
                 Some(first) => assembly.binds.push((at.as_path().to_path_buf(), first)),
                 None => assembly.mount(&found.volume, opened.clone(), at),
             },
-            Err(why) => assembly.unresolved.push(format!("{} {why}", entry.shown())),
+            Err(why) => assembly.note_missing(entry, &why),
         }
     }
 
@@ -466,6 +466,7 @@ pub(super) struct Assembly {
     time_marks: Vec<TimeMark>,
     pub(super) binds: Vec<(PathBuf, PathBuf)>,
     unresolved: Vec<String>,
+    missing: Vec<Missing>,
 }
 
 impl Assembly {
@@ -536,6 +537,18 @@ impl Assembly {
         }
     }
 
+    /// A line of fstab whose file system is not there: `why` ends the sentence that begins with the line.
+    fn note_missing(&mut self, entry: &Entry, why: &str) {
+        let why = format!("{} {why}", entry.shown());
+        let at =
+            self.mount_point(&entry.mount_point).map_or_else(|_| GuestPath::new(&entry.mount_point), |at| (&at).into());
+        // A mount point of "none" or "/" hides nothing that is not there.
+        if entry.mount_point.is_absolute() && at.as_path() != Path::new("/") {
+            self.missing.push(Missing { at, why: why.clone() });
+        }
+        self.unresolved.push(why);
+    }
+
     /// Notes the lines of fstab whose file system is not there, and returns all lines.
     pub(super) fn note_unmounted(&mut self, where_: &str) -> Vec<Entry> {
         let entries = self.read_fstab();
@@ -545,7 +558,7 @@ impl Assembly {
                 .mount_point(&entry.mount_point)
                 .is_ok_and(|at| self.file_systems.iter().any(|there| there.mount_point.as_path() == at.as_path()));
             if !mounted && !matches!(entry.kind.as_str(), "vfat" | "msdos") && entry.spec != Spec::Other {
-                self.unresolved.push(format!("{} is not mounted {where_}", entry.shown()));
+                self.note_missing(entry, &format!("is not mounted {where_}"));
             }
         }
         entries
@@ -569,8 +582,8 @@ impl Assembly {
                         self.binds.push((at.as_path().to_path_buf(), source.as_path().to_path_buf()));
                     }
                 }
-                (Err(error), _) => self.unresolved.push(format!("{} binds what is not there: {error}", entry.shown())),
-                (_, Err(why)) => self.unresolved.push(format!("{} {why}", entry.shown())),
+                (Err(error), _) => self.note_missing(entry, &format!("binds what is not there: {error}")),
+                (_, Err(why)) => self.note_missing(entry, &why),
             }
         }
     }
@@ -582,6 +595,7 @@ impl Assembly {
         let tree = Rc::new(MergedTree::new(self.mounts));
         let mut guest = Guest::new(source, tree, self.file_systems).with_binds(self.binds);
         guest.unresolved = self.unresolved;
+        guest.missing = self.missing;
         guest.time_marks = self.time_marks;
         guest
     }

@@ -68,6 +68,8 @@ pub(super) fn guest() -> Result<Guest> {
     assembly.note_unmounted("now");
     let mut guest = assembly.finish("/".to_owned());
     guest.live = true;
+    // What is there is what its processes use, mounted or not.
+    guest.missing.clear();
     Ok(guest)
 }
 

@@ -42,7 +42,7 @@ impl MergedTree {
         Self { mounts, by_mount_point }
     }
 
-    fn at(&self, path: &Path) -> (&dyn Tree, PathBuf) {
+    fn at(&self, path: &Path) -> (&Mounted, PathBuf) {
         let mount = match &self.by_mount_point {
             Some(table) => {
                 path.ancestors().find_map(|above| table.get(above)).and_then(|index| self.mounts.get(*index))
@@ -51,25 +51,43 @@ impl MergedTree {
         };
         let mount = mount.or(self.mounts.last()).expect("a merged tree has a root");
         let below = path.strip_prefix(&mount.mount_point).unwrap_or(path);
-        (mount.tree.as_ref(), Path::new("/").join(below))
+        (mount, Path::new("/").join(below))
     }
 }
 
 impl Tree for MergedTree {
     fn lstat(&self, path: &Path) -> TreeResult<Meta> {
-        let (tree, below) = self.at(path);
-        tree.lstat(&below)
+        let (mount, below) = self.at(path);
+        mount.tree.lstat(&below).map_err(|error| error.below(&mount.mount_point))
     }
     fn read_range(&self, path: &Path, offset: u64, length: usize) -> TreeResult<Vec<u8>> {
-        let (tree, below) = self.at(path);
-        tree.read_range(&below, offset, length)
+        let (mount, below) = self.at(path);
+        mount.tree.read_range(&below, offset, length).map_err(|error| error.below(&mount.mount_point))
     }
     fn read_dir(&self, path: &Path) -> TreeResult<Vec<DirEntry>> {
-        let (tree, below) = self.at(path);
-        tree.read_dir(&below)
+        let (mount, below) = self.at(path);
+        mount.tree.read_dir(&below).map_err(|error| error.below(&mount.mount_point))
     }
     fn read_link(&self, path: &Path) -> TreeResult<PathBuf> {
-        let (tree, below) = self.at(path);
-        tree.read_link(&below)
+        let (mount, below) = self.at(path);
+        mount.tree.read_link(&below).map_err(|error| error.below(&mount.mount_point))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::MemoryTree;
+
+    #[test]
+    fn errors_name_the_guest_s_paths() {
+        let mount = |at: &str, tree: MemoryTree| Mounted { mount_point: at.into(), tree: Rc::new(tree) };
+        let root = mount("/", MemoryTree::new().dir("/etc"));
+        let merged = MergedTree::new(vec![root, mount("/var", MemoryTree::new().file("/log/x", ""))]);
+        let said = |path: &str| merged.lstat(Path::new(path)).expect_err("nothing is there").to_string();
+        assert_eq!(said("/var/lib/kubelet"), "/var/lib/kubelet does not exist in the guest");
+        assert_eq!(said("/etc/kubernetes"), "/etc/kubernetes does not exist in the guest");
+        let listed = merged.read_dir(Path::new("/var/log/x")).expect_err("a file").to_string();
+        assert_eq!(listed, "/var/log/x is not a folder in the guest");
     }
 }

@@ -7,6 +7,7 @@ mod fstab;
 mod live;
 mod memory;
 mod merged;
+mod missing;
 mod path;
 mod planned;
 mod tree;
@@ -14,6 +15,7 @@ mod tree;
 pub use folder::FolderTree;
 pub use memory::MemoryTree;
 pub use merged::{MergedTree, Mounted};
+pub use missing::Missing;
 pub use path::{GuestPath, RealPath};
 pub use planned::Planned;
 pub use tree::{DirEntry, FileKind, Meta, Tree, TreeError, TreeResult};
@@ -95,6 +97,8 @@ pub struct Guest {
     pub file_systems: Vec<FileSystem>,
     /// What the guest's fstab asks for that was not found on the sources given, one plain sentence each.
     pub unresolved: Vec<String>,
+    /// The mount points of those that are file systems on a disk.
+    pub missing: Vec<Missing>,
     /// Set where the system hibernated: a sentence that says where its memory is kept. Nobody may write to its disks.
     pub suspended: Option<String>,
     /// The newest times that the file systems themselves know: evidence of what the clock was.
@@ -131,6 +135,7 @@ impl Guest {
             source: source.into(),
             file_systems,
             unresolved: Vec::new(),
+            missing: Vec::new(),
             suspended: None,
             time_marks: Vec::new(),
             live: false,

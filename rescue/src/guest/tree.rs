@@ -109,6 +109,21 @@ impl TreeError {
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound(_) | Self::NotADirectory(_))
     }
+
+    /// The same error of a tree that is mounted at `mount_point`: its paths become the guest's.
+    pub(super) fn below(mut self, mount_point: &Path) -> Self {
+        let (Self::NotFound(path)
+        | Self::NotADirectory(path)
+        | Self::NotARegularFile(path)
+        | Self::NotASymlink(path)
+        | Self::Loop(path)
+        | Self::TooLarge { path, .. }
+        | Self::Corrupt { path, .. }
+        | Self::Unsupported { path, .. }
+        | Self::Io { path, .. }) = &mut self;
+        *path = mount_point.join(path.strip_prefix("/").unwrap_or(path));
+        self
+    }
 }
 
 struct GuestDisplay<'a>(&'a PathBuf);

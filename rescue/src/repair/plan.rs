@@ -4,9 +4,9 @@
 use std::rc::Rc;
 
 use crate::checks::{Check, Context, Finding, Remedy, Severity, catalogue};
-use crate::guest::{Guest, Planned};
+use crate::guest::{Guest, GuestPath, Planned};
 use crate::node::Node;
-use crate::repair::Prepared;
+use crate::repair::{Change, Prepared};
 use crate::settings::Settings;
 
 /// One remedy that the plan will carry out.
@@ -77,11 +77,37 @@ fn findings_of(context: &Context<'_>, checks: &[Box<dyn Check>]) -> Vec<Finding>
 }
 
 fn run(check: &dyn Check, context: &Context<'_>) -> Vec<Finding> {
-    check.run(context).unwrap_or_else(|error| {
+    let found = check.run(context).unwrap_or_else(|error| {
         vec![
             Finding::new(check.id(), Severity::WillBreak, format!("{} could not be checked", check.id()))
                 .with_evidence("", format!("{error:#}")),
         ]
+    });
+    found.into_iter().map(|finding| with_doubts(finding, context.guest)).collect()
+}
+
+/// Says of evidence below a mount point without its file system that the node will see something else there.
+fn with_doubts(mut finding: Finding, guest: &Guest) -> Finding {
+    let mut doubts: Vec<String> = Vec::new();
+    for evidence in finding.evidence.iter().filter(|evidence| evidence.path.starts_with('/')) {
+        if let Some(missing) = guest.hidden(&GuestPath::new(&evidence.path)) {
+            let doubt = format!("The node will see another {}: {}. Give that disk too.", missing.at, missing.why);
+            if !doubts.contains(&doubt) {
+                doubts.push(doubt);
+            }
+        }
+    }
+    finding.advice.extend(doubts);
+    finding
+}
+
+/// Why what was prepared must not be written: the node would not see it.
+fn hidden(guest: &Guest, prepared: &Prepared) -> Option<String> {
+    let freed = prepared.free.iter().map(|action| GuestPath::from(&action.path));
+    let changed = prepared.changes.iter().map(|change| GuestPath::from(Change::path(change)));
+    freed.chain(changed).find_map(|path| {
+        let missing = guest.hidden(&path)?;
+        Some(format!("{path} would be hidden at the next boot: {}; give that disk too", missing.why))
     })
 }
 
@@ -140,6 +166,9 @@ impl Draft<'_> {
 
     fn add(&mut self, finding: &Finding, remedy: &Rc<dyn Remedy>) {
         let attempt = remedy.prepare(&self.context()).and_then(|prepared| {
+            if let Some(why) = hidden(&self.guest, &prepared) {
+                anyhow::bail!(why);
+            }
             let mut all = self.plan.prepared.clone();
             all.free.extend(prepared.free.iter().cloned());
             all.changes.extend(prepared.changes.iter().cloned());

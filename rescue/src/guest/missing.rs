@@ -1,0 +1,92 @@
+//! Mount points whose file system is not among the sources. What lies in such a folder is not what the node sees once it has booted,
+//! and whatever is written there is hidden from it.
+
+use std::path::Path;
+
+use super::{Guest, GuestPath, TreeError};
+
+/// A mount point of the guest without its file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// Where it is mounted; its links resolved where that is possible.
+    pub at: GuestPath,
+    /// The line of fstab and what became of it, one plain sentence without a full stop.
+    pub why: String,
+}
+
+impl Guest {
+    /// The mount that will hide `path` at the next boot. The path need not be there.
+    pub fn hidden(&self, path: &GuestPath) -> Option<&Missing> {
+        if self.missing.is_empty() {
+            return None;
+        }
+        let real = self.real_or_written(path);
+        let mounted = |at: &Path| self.file_systems.iter().any(|fs| is_between(fs.mount_point.as_path(), at, &real));
+        let above = self.missing.iter().filter(|missing| real.starts_with(missing.at.as_path()));
+        above
+            .filter(|missing| !mounted(missing.at.as_path()))
+            .max_by_key(|missing| missing.at.as_path().components().count())
+    }
+
+    /// With the links of what is there resolved.
+    fn real_or_written(&self, path: &GuestPath) -> std::path::PathBuf {
+        let mut there = path.clone();
+        loop {
+            match self.resolve(&there) {
+                Ok(real) => {
+                    let rest = path.as_path().strip_prefix(there.as_path()).unwrap_or(Path::new(""));
+                    return real.as_path().join(rest);
+                }
+                Err(TreeError::NotFound(_)) if there.parent() != there => there = there.parent(),
+                Err(_) => return path.as_path().to_path_buf(),
+            }
+        }
+    }
+}
+
+/// Whether something mounted at `mount_point`, at or below `at`, holds `real`.
+fn is_between(mount_point: &Path, at: &Path, real: &Path) -> bool {
+    mount_point.starts_with(at) && real.starts_with(mount_point)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::{FileSystem, MemoryTree};
+
+    fn guest(missing: &[&str], mounted: &[&str]) -> Guest {
+        let mut guest = MemoryTree::new()
+            .file("/var/lib/kubelet/config.yaml", "x")
+            .link("/etc/kubernetes/pki", "/var/pki")
+            .file("/var/pki/ca.crt", "x")
+            .into_guest();
+        guest.missing =
+            missing.iter().map(|at| Missing { at: GuestPath::new(at), why: format!("{at} is missing") }).collect();
+        let root = guest.file_systems[0].clone();
+        let mount = |at: &&str| FileSystem { mount_point: GuestPath::new(at), ..root.clone() };
+        guest.file_systems.extend(mounted.iter().map(mount));
+        guest
+    }
+
+    fn hides(guest: &Guest, path: &str) -> Option<String> {
+        guest.hidden(&GuestPath::new(path)).map(|missing| missing.at.to_string())
+    }
+
+    #[test]
+    fn what_lies_below_a_missing_mount_is_hidden() {
+        let guest = guest(&["/var", "/var/lib/etcd"], &["/var/log"]);
+        assert_eq!(hides(&guest, "/var/lib/kubelet/config.yaml").as_deref(), Some("/var"));
+        assert_eq!(hides(&guest, "/var/lib/new/file").as_deref(), Some("/var"));
+        assert_eq!(hides(&guest, "/var/lib/etcd/member").as_deref(), Some("/var/lib/etcd"));
+        assert_eq!(hides(&guest, "/etc/kubernetes/pki/ca.crt").as_deref(), Some("/var"), "through a link");
+        assert_eq!(hides(&guest, "/var").as_deref(), Some("/var"));
+    }
+
+    #[test]
+    fn what_lies_elsewhere_is_not() {
+        let guest = guest(&["/var"], &["/var/log"]);
+        for path in ["/etc/kubernetes/admin.conf", "/variable", "/", "/var/log/syslog", "/var/log"] {
+            assert_eq!(hides(&guest, path), None, "{path}");
+        }
+    }
+}
