@@ -1,6 +1,6 @@
 //! Every certificate that a kubeadm node carries, and what is wrong with each. Looks only; nothing here mends.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use time::{Duration, OffsetDateTime};
 
@@ -9,7 +9,7 @@ use super::key::PrivateKey;
 use super::kubelet::{self, KubeletClient};
 use super::names::{Name, NameSource};
 use super::needed_names::{Names, Needed};
-use super::profile::{Authority, CLIENT, CONFIGS, ConfigProfile, LEAVES, Profile, Usage};
+use super::profile::{Authority, BOTH, CLIENT, CONFIGS, ConfigProfile, LEAVES, Profile, Usage};
 use crate::checks::Severity;
 use crate::guest::{Guest, GuestPath, RealPath, TreeError};
 use crate::kubeconfig::{Kubeconfig, Material};
@@ -128,6 +128,8 @@ impl Place {
 pub struct Leaf {
     /// As `kubeadm certs check-expiration` calls it.
     pub name: &'static str,
+    /// What else the same file is used as.
+    pub also: Vec<&'static str>,
     /// Where it is; `None` for a kubeconfig that cannot be read.
     pub place: Option<Place>,
     /// Who signs it.
@@ -156,6 +158,23 @@ impl Leaf {
     /// The worst of its problems.
     pub fn verdict(&self) -> Verdict {
         self.problems.first().map_or(Verdict::Ok, |problem| problem.verdict)
+    }
+
+    /// Whether it is used as what kubeadm calls so.
+    pub fn is(&self, name: &str) -> bool {
+        self.name == name || self.also.contains(&name)
+    }
+
+    /// Takes on what `other`, which is the same file, is for.
+    fn serve_also(&mut self, other: Self) {
+        self.also.push(other.name);
+        if self.usages != other.usages {
+            self.usages = BOTH;
+        }
+        if other.severity > self.severity {
+            (self.severity, self.consequence) = (other.severity, other.consequence);
+        }
+        self.needed.extend(other.needed);
     }
 }
 
@@ -289,7 +308,7 @@ impl Inventory {
     pub fn with_asked_names(mut self, asked: &[String]) -> Self {
         for (leaf, name) in asked.iter().filter_map(|asked| Name::asked(asked)) {
             let asked = NameSource::new(name, "asked for with --san");
-            for leaf in self.leaves.iter_mut().filter(|other| other.name == leaf) {
+            for leaf in self.leaves.iter_mut().filter(|other| other.is(leaf)) {
                 leaf.needed.asked.push(asked.clone());
                 let Some(certificate) = leaf.certificate.as_ref().filter(|_| leaf.foreign.is_none()) else { continue };
                 let missing: Vec<NameSource> =
@@ -399,12 +418,12 @@ impl Reader<'_> {
         if !expected && !self.guest.exists(&certificate_path) {
             return None;
         }
-        let sibling = GuestPath::new(certificate_path.as_path().with_extension("key"));
+        let beside = self.key_beside(&certificate_path);
         let key_path = match authority {
             Authority::Cluster => {
-                self.first_there(&[self.flag("kube-controller-manager", "--cluster-signing-key-file")], sibling)
+                self.first_there(&[self.flag("kube-controller-manager", "--cluster-signing-key-file")], beside)
             }
-            _ => sibling,
+            _ => beside,
         };
         let trusted = trusted
             .filter(|path| *path != certificate_path)
@@ -419,6 +438,15 @@ impl Reader<'_> {
         let signer = pair.clone().and_then(|pair| self.usable(&pair.certificate).map(|()| pair));
         let certificates = certificates.unwrap_or_default();
         Some(AuthorityState { authority, certificate_path, key_path, certificates, trusted, pair: pair.ok(), signer })
+    }
+
+    /// `ca.key` beside `ca.crt`, as kubeadm calls it; `ca-key.pem` beside `ca.pem` where that is there: kubespray's and cfssl's.
+    fn key_beside(&self, certificate: &GuestPath) -> GuestPath {
+        let path = certificate.as_path();
+        let kubeadms = GuestPath::new(path.with_extension("key"));
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let cfssls = certificate.parent().join(format!("{stem}-key.pem"));
+        if self.guest.exists(&cfssls) && !self.guest.exists(&kubeadms) { cfssls } else { kubeadms }
     }
 
     fn certificates(&self, path: &GuestPath) -> Result<Vec<Certificate>, Blocked> {
@@ -462,24 +490,29 @@ impl Reader<'_> {
     }
 
     fn leaves(&self, authorities: &BTreeMap<Authority, AuthorityState>) -> Vec<Leaf> {
-        let mut seen = BTreeSet::new();
         let names = Names::new(self.guest, self.node, authorities);
         let files = LEAVES.iter().filter_map(|profile| {
             let leaf = self.file_leaf(profile)?;
             Some(Leaf { needed: names.of(profile.name), ..leaf })
         });
         let configs = CONFIGS.iter().filter_map(|profile| self.config_leaf(profile, authorities));
-        files
-            .chain(configs)
-            .filter(|leaf| self.is_new(leaf, &mut seen))
-            .map(|leaf| self.judged(leaf, authorities))
-            .collect()
+        let mut leaves: Vec<Leaf> = Vec::new();
+        for leaf in files.chain(configs) {
+            match leaves.iter_mut().find(|have| self.is_one_file(have, &leaf)) {
+                Some(have) => have.serve_also(leaf),
+                None => leaves.push(leaf),
+            }
+        }
+        leaves.into_iter().map(|leaf| self.judged(leaf, authorities)).collect()
     }
 
-    /// One file named twice (scheduler and controller manager sharing a kubeconfig) is one certificate.
-    fn is_new(&self, leaf: &Leaf, seen: &mut BTreeSet<RealPath>) -> bool {
-        let real = leaf.place.as_ref().and_then(|place| self.guest.resolve(place.path()).ok());
-        real.is_none_or(|real| seen.insert(real))
+    /// One file named twice (scheduler and controller manager sharing a kubeconfig, one certificate for all that etcd does) is one
+    /// certificate.
+    fn is_one_file(&self, one: &Leaf, other: &Leaf) -> bool {
+        let (Some(one), Some(other)) = (&one.place, &other.place) else { return false };
+        let (one, other) = (one.path(), other.path());
+        one == other
+            || matches!((self.guest.resolve(one), self.guest.resolve(other)), (Ok(one), Ok(other)) if one == other)
     }
 
     fn file_leaf(&self, profile: &Profile) -> Option<Leaf> {
@@ -498,6 +531,7 @@ impl Reader<'_> {
         }
         let mut leaf = Leaf {
             name: profile.name,
+            also: Vec::new(),
             place: None,
             authority: profile.authority,
             usages: profile.usages,
@@ -569,6 +603,7 @@ impl Reader<'_> {
         }
         let mut leaf = Leaf {
             name: profile.name,
+            also: Vec::new(),
             place: None,
             authority: Authority::Cluster,
             usages: CLIENT,

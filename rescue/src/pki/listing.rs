@@ -111,6 +111,14 @@ pub struct Listing {
 impl Listing {
     /// Reads everything. Never fails: what cannot be read is a problem of the certificate.
     pub fn read(guest: &Guest, node: &Node, now: OffsetDateTime) -> Self {
+        let (lister, listing) = Self::of_rows(guest, node, now);
+        let mut used: BTreeSet<RealPath> = listing.rows.iter().flat_map(|row| lister.files_of(row)).collect();
+        used.extend(lister.references.files().map(|(real, _)| real.clone()));
+        Self { unreferenced: strays::find(guest, node, &used), ..listing }
+    }
+
+    /// Without what nothing names.
+    fn of_rows<'a>(guest: &'a Guest, node: &Node, now: OffsetDateTime) -> (Lister<'a>, Self) {
         let inventory = Inventory::read(guest, node, now);
         let lister = Lister { guest, now, references: References::read(guest, node) };
         let mut rows: Vec<Row> = inventory.leaves.iter().map(|leaf| lister.leaf(leaf, &inventory)).collect();
@@ -120,16 +128,19 @@ impl Listing {
         let known: BTreeSet<RealPath> = rows.iter().chain(&authorities).flat_map(|row| lister.files_of(row)).collect();
         rows.extend(lister.others(&known));
         rows.extend(authorities);
-        let mut used: BTreeSet<RealPath> = rows.iter().flat_map(|row| lister.files_of(row)).collect();
-        used.extend(lister.references.files().map(|(real, _)| real.clone()));
-        let unreferenced = strays::find(guest, node, &used);
-        Self { rows, unreferenced }
+        (lister, Self { rows, unreferenced: Vec::new() })
     }
 
     /// Whether every certificate is good and will stay so for a while.
     pub fn is_healthy(&self) -> bool {
         self.rows.iter().all(|row| row.verdict == Verdict::Ok)
     }
+}
+
+/// Leaves that something on the node uses and that are none of kubeadm's or the kubelet's: of kubespray's etcd, of a network plugin.
+pub fn others_in_use(guest: &Guest, node: &Node, now: OffsetDateTime) -> Vec<Row> {
+    let Listing { rows, .. } = Listing::of_rows(guest, node, now).1;
+    rows.into_iter().filter(|row| row.kind == Kind::Other && !row.is_authority && !row.used_by.is_empty()).collect()
 }
 
 impl Row {
@@ -252,26 +263,16 @@ impl Lister<'_> {
 
     fn authority(&self, state: &AuthorityState) -> Row {
         let verdict = state.verdict(self.now);
-        let elsewhere = state.is_external().then(|| self.openssl_key(&state.certificate_path)).flatten();
-        let keyless = state.is_external() && elsewhere.is_none();
         let row = Row {
-            key_path: Some(elsewhere.as_ref().unwrap_or(&state.key_path).to_string()),
+            key_path: Some(state.key_path.to_string()),
             externally_managed: state.is_external(),
             used_by: self.references.users(self.guest, &state.certificate_path),
             managed_by: self.manager(&state.certificate_path),
-            remark: keyless.then(|| format!("its key is not on this node ({})", state.key_path)),
+            remark: state.is_external().then(|| format!("its key is not on this node ({})", state.key_path)),
             ..Row::new(state.authority.name(), Kind::Authority, state.certificate_path.to_string())
         };
         let problems = if verdict == Verdict::Ok { Vec::new() } else { vec![self.reason(state, verdict)] };
         kubespray_remark(row.with_certificate(state.certificate(), self.now).with_problems(verdict, problems))
-    }
-
-    /// `ca-key.pem` beside `ca.pem`, as kubespray and cfssl call it.
-    fn openssl_key(&self, certificate: &GuestPath) -> Option<GuestPath> {
-        let path = certificate.as_path();
-        path.extension().filter(|extension| *extension == "pem")?;
-        let key = certificate.parent().join(format!("{}-key.pem", path.file_stem()?.to_string_lossy()));
-        self.guest.exists(&key).then_some(key)
     }
 
     fn reason(&self, state: &AuthorityState, verdict: Verdict) -> Problem {
@@ -368,7 +369,7 @@ fn kubespray_remark(row: Row) -> Row {
         Some(remark) => format!("{sentence}; {remark}"),
         None => sentence.to_owned(),
     };
-    Row { externally_managed: true, remark: Some(remark), ..row }
+    Row { remark: Some(remark), ..row }
 }
 
 /// The common name in a subject as it is shown, else the whole of it.

@@ -66,6 +66,15 @@ impl Needed {
         self.unknown.iter().filter(move |unknown| asked(unknown.is_address) < wanted(unknown.is_address))
     }
 
+    /// Those of another use of the same certificate.
+    pub(super) fn extend(&mut self, other: Self) {
+        self.used.extend(other.used);
+        self.usual.extend(other.usual);
+        self.asked.extend(other.asked);
+        self.unknown
+            .extend(other.unknown.into_iter().filter(|unknown| !self.unknown.contains(unknown)).collect::<Vec<_>>());
+    }
+
     fn usual(&mut self, name: Option<Name>, source: impl std::fmt::Display) {
         self.usual.extend(name.map(|name| NameSource::new(name, source)));
     }

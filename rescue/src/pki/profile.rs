@@ -159,7 +159,7 @@ pub const LEAVES: [Profile; 7] = [
         base: "etcd/server",
         authority: Authority::Etcd,
         common_name: None,
-        usages: &[Usage::Server, Usage::Client],
+        usages: BOTH,
         flags: Some(Flags { pod: "etcd", certificate: "--cert-file", key: "--key-file" }),
         severity: Severity::StopsBoot,
         consequence: "the API server does not trust etcd and exits",
@@ -169,7 +169,7 @@ pub const LEAVES: [Profile; 7] = [
         base: "etcd/peer",
         authority: Authority::Etcd,
         common_name: None,
-        usages: &[Usage::Server, Usage::Client],
+        usages: BOTH,
         flags: Some(Flags { pod: "etcd", certificate: "--peer-cert-file", key: "--peer-key-file" }),
         severity: Severity::StopsBoot,
         consequence: "etcd members do not accept each other",
@@ -229,3 +229,6 @@ pub const CONFIGS: [ConfigProfile; 4] = [
 
 /// The only extended key usage of a kubeconfig's certificate.
 pub const CLIENT: &[Usage] = &[Usage::Client];
+
+/// Of a certificate that its bearer shows as a server and as a client.
+pub const BOTH: &[Usage] = &[Usage::Server, Usage::Client];

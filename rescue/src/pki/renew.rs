@@ -81,6 +81,7 @@ impl Draft {
 #[derive(Debug)]
 pub struct RenewCertificate {
     name: &'static str,
+    also: Vec<&'static str>,
     place: Place,
     old: Option<Certificate>,
     blueprint: Option<Blueprint>,
@@ -140,6 +141,7 @@ impl RenewCertificate {
         let algorithm = algorithm.renewed();
         Some(Self {
             name: leaf.name,
+            also: leaf.also.clone(),
             place: leaf.place.clone()?,
             old: leaf.certificate.clone(),
             names: names::union(old_names, &added).ok()?,
@@ -297,6 +299,9 @@ impl Remedy for RenewCertificate {
             lines.push(format!("subject {}", blueprint.subject));
         }
         lines.extend(self.names_lines());
+        if !self.also.is_empty() {
+            lines.push(format!("one file for {} and {}", self.name, self.also.join(" and ")));
+        }
         match &self.key {
             KeyPlan::Keep { why } => lines.push(format!("the key stays: {why}")),
             KeyPlan::New { why: Some(why), .. } => lines.push(format!("new {} key: {why}", self.algorithm)),

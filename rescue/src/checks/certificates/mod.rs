@@ -5,6 +5,7 @@ pub(super) mod authority;
 mod config;
 mod kubelet;
 mod leaf;
+mod others;
 mod serving;
 mod worker;
 
@@ -48,6 +49,7 @@ impl Check for Certificates {
         findings.extend(inventory.kubelet.as_ref().and_then(|client| judge.kubelet(client)));
         findings.extend(inventory.leaves.iter().filter_map(|leaf| judge.leaf(leaf)));
         findings.extend(judge.serving());
+        findings.extend(judge.others());
         // Worst first; the order within a severity stays.
         findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
         Ok(findings)

@@ -1,0 +1,113 @@
+//! Clusters whose files are not where kubeadm puts them, or serve more than one purpose.
+
+mod pki_support;
+
+use anyhow::{Context as _, Result, ensure};
+use pki_support::cluster::{CA, CLIENT, Cluster, P256, SERVER, openssl_x509, text, verify};
+use pki_support::{repair, told};
+use rescue::checks::{Finding, Severity};
+use rescue::settings::Settings;
+use std::fs;
+use time::{Duration, OffsetDateTime};
+
+/// Leaves live for a day; this is a month later.
+fn later() -> Settings {
+    Settings { now: OffsetDateTime::now_utc() + Duration::days(30), now_given: true, ..Settings::default() }
+}
+
+fn finding<'a>(findings: &'a [Finding], words: &str) -> Result<&'a Finding> {
+    let found = findings.iter().find(|finding| finding.title.contains(words));
+    found.with_context(|| format!("no finding says {words:?}:\n{}", told(findings)))
+}
+
+/// Built by hand: etcd serves, meets its peers and lets the API server in with one and the same certificate.
+#[test]
+fn one_certificate_for_three_purposes_stays_good_for_all() -> Result<()> {
+    let cluster = Cluster::new()?;
+    cluster.ca("ca", P256, "/CN=kubernetes", CA, 3650, "1")?;
+    cluster.ca("etcd/ca", P256, "/CN=etcd-ca", CA, 3650, "1")?;
+    let names = format!("{SERVER}subjectAltName=DNS:node1,IP:10.0.0.5,IP:127.0.0.1\n")
+        .replace("serverAuth", "serverAuth,clientAuth");
+    cluster.leaf("etcd/all", "etcd/ca", P256, "/CN=node1", &names)?;
+    let (certificate, key) = ("/etc/kubernetes/pki/etcd/all.crt", "/etc/kubernetes/pki/etcd/all.key");
+    cluster.manifest(
+        "kube-apiserver",
+        &[
+            "--client-ca-file=/etc/kubernetes/pki/ca.crt",
+            "--etcd-cafile=/etc/kubernetes/pki/etcd/ca.crt",
+            &format!("--etcd-certfile={certificate}"),
+            &format!("--etcd-keyfile={key}"),
+        ],
+    )?;
+    cluster.manifest(
+        "etcd",
+        &[
+            "--trusted-ca-file=/etc/kubernetes/pki/etcd/ca.crt",
+            &format!("--cert-file={certificate}"),
+            &format!("--key-file={key}"),
+            &format!("--peer-cert-file={certificate}"),
+            &format!("--peer-key-file={key}"),
+            "--initial-advertise-peer-urls=https://10.0.0.5:2380,https://10.7.0.5:2380",
+        ],
+    )?;
+    let settings = Settings { san: vec!["etcd-peer=peer.example.org".to_owned()], ..later() };
+    let (before, after) = repair(cluster.root(), &settings)?;
+    ensure!(after.is_empty(), "{}", told(&after));
+    let details = finding(&before, "apiserver-etcd-client")?.remedies.first().context("a remedy")?.details().join("\n");
+    ensure!(details.contains("one file for apiserver-etcd-client and etcd-server and etcd-peer"), "{details}");
+    let guest = cluster.guest()?;
+    let new = text(&guest, certificate)?;
+    let shown = openssl_x509(&new, &["-ext", "extendedKeyUsage,subjectAltName"])?;
+    for words in [
+        "TLS Web Server Authentication, TLS Web Client Authentication",
+        // Only the peers' addresses and the user's word ask for these two.
+        "IP Address:10.7.0.5",
+        "DNS:peer.example.org",
+    ] {
+        ensure!(shown.contains(words), "{words}: {shown}");
+    }
+    ensure!(!details.contains("extended key usage becomes"), "{details}");
+    verify(&guest, "/etc/kubernetes/pki/etcd/ca.crt", &new, &text(&guest, key)?)
+}
+
+/// kubespray's etcd: openssl's names for the CA's key, and a member's certificate that no kubeadm knows of.
+#[test]
+fn the_key_of_kubesprays_etcd_ca_is_found_and_its_member_is_not_forgotten() -> Result<()> {
+    let cluster = Cluster::new()?;
+    cluster.ca("ca", P256, "/CN=kubernetes", CA, 3650, "1")?;
+    cluster.ca("kubespray", P256, "/CN=etcd-ca", CA, 3650, "1")?;
+    let folder = cluster.root().join("etc/ssl/etcd/ssl");
+    fs::create_dir_all(&folder)?;
+    for name in ["node-node1", "member-node1"] {
+        let both = CLIENT.replace("clientAuth", "serverAuth,clientAuth");
+        cluster.leaf(name, "kubespray", P256, &format!("/CN=etcd-{name}"), &both)?;
+    }
+    for (from, to) in [("kubespray", "ca"), ("node-node1", "node-node1"), ("member-node1", "member-node1")] {
+        fs::rename(cluster.pki(&format!("{from}.crt")), folder.join(format!("{to}.pem")))?;
+        fs::rename(cluster.pki(&format!("{from}.key")), folder.join(format!("{to}-key.pem")))?;
+    }
+    cluster.write("etc/etcd.env", "ETCD_CERT_FILE=/etc/ssl/etcd/ssl/member-node1.pem\n")?;
+    cluster.manifest(
+        "kube-apiserver",
+        &[
+            "--client-ca-file=/etc/kubernetes/pki/ca.crt",
+            "--etcd-cafile=/etc/ssl/etcd/ssl/ca.pem",
+            "--etcd-certfile=/etc/ssl/etcd/ssl/node-node1.pem",
+            "--etcd-keyfile=/etc/ssl/etcd/ssl/node-node1-key.pem",
+        ],
+    )?;
+    let member = fs::read(folder.join("member-node1.pem"))?;
+    let (before, after) = repair(cluster.root(), &later())?;
+    ensure!(!told(&before).contains("no key on this node"), "{}", told(&before));
+    let guest = cluster.guest()?;
+    let at = |name: &str| format!("/etc/ssl/etcd/ssl/{name}.pem");
+    verify(&guest, &at("ca"), &text(&guest, &at("node-node1"))?, &text(&guest, &at("node-node1-key"))?)?;
+    // What is left is said, and counts.
+    let left = finding(&after, "member-node1.pem expired")?;
+    ensure!(after.len() == 1 && left.severity == Severity::WillBreak, "{}", told(&after));
+    ensure!(
+        told(&after).contains("used by etcd.env ETCD_CERT_FILE") && told(&after).contains("renew it with kubespray")
+    );
+    ensure!(fs::read(folder.join("member-node1.pem"))? == member);
+    Ok(())
+}
