@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::disk::Source;
+use crate::disk::given::Given;
 use crate::guest::{Backing, Guest};
 
 /// A path, quoted for the shell where it needs that.
@@ -22,9 +23,9 @@ pub fn source(source: &Source) -> String {
     }
 }
 
-/// All of them on one line.
+/// All of them on one line, with what was said about their image files.
 pub fn sources(sources: &[Source]) -> String {
-    sources.iter().map(source).collect::<Vec<_>>().join(" ")
+    sources.iter().map(source).collect::<Vec<_>>().join(" ") + &Given::get().as_typed()
 }
 
 /// Disks to work on, and those that only lend their CA.
@@ -52,7 +53,7 @@ pub fn guest(guest: &Guest) -> String {
             }
         }
     }
-    if words.is_empty() { "WORKER".to_owned() } else { words.join(" ") }
+    if words.is_empty() { "WORKER".to_owned() } else { words.join(" ") + &Given::get().as_typed() }
 }
 
 #[cfg(test)]

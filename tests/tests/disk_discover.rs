@@ -429,7 +429,7 @@ fn the_wrong_thing_is_answered_with_one_clear_line() -> Result<()> {
     saw(&at("text"), "no Linux system")?;
     let descriptor = "# Disk DescriptorFile\nversion=1\ncreateType=\"vmfs\"\nRW 20971520 VMFS \"node1-flat.vmdk\"\n";
     fs::write(at("node1.vmdk"), descriptor)?;
-    saw(&at("node1.vmdk"), &format!("Next: rescue inspect {}", at("node1-flat.vmdk").display()))?;
+    saw(&at("node1.vmdk"), "node1-flat.vmdk cannot be found")?;
 
     let piece = |name: &str, offset: u64, bytes: &[u8]| -> Result<()> {
         let file = File::options().read(true).write(true).create(true).truncate(false).open(at(name))?;
@@ -441,7 +441,9 @@ fn the_wrong_thing_is_answered_with_one_clear_line() -> Result<()> {
     piece("windows", 3, b"NTFS    ")?;
     saw(&at("windows"), "Windows")?;
     piece("qcow2", 0, b"QFI\xfb\0\0\0\x03")?;
-    saw(&at("qcow2"), &format!("qemu-img convert -f qcow2 -O raw {0} {0}.raw", at("qcow2").display()))?;
+    saw(&at("qcow2"), &format!("qemu-img check {}", at("qcow2").display()))?;
+    piece("vdi", 0x40, b"\x7f\x10\xda\xbe")?;
+    saw(&at("vdi"), &format!("qemu-img convert -f vdi -O raw {0} {0}.raw", at("vdi").display()))?;
     piece("lvm", 512, b"LABELONE")?;
     piece("lvm", 536, b"LVM2 001")?;
     saw(&at("lvm"), "checksum of its label")?;

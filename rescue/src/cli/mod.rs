@@ -3,6 +3,7 @@
 mod args;
 mod certs;
 mod checks;
+mod given;
 mod inspect;
 mod repair;
 mod runs;
@@ -54,12 +55,16 @@ pub fn main() -> ExitCode {
 /// Whether a command line, without the program's name, can be understood.
 #[cfg(test)]
 pub(crate) fn understands(words: &[String]) -> bool {
-    args::parse(words).is_ok()
+    given::take(words).and_then(|(words, _)| args::parse(&words)).is_ok()
 }
 
 /// Runs one command line, without the program's name.
 fn run(words: &[String]) -> Outcome {
-    let outcome = args::parse(words).and_then(|arguments| dispatch(&arguments.command));
+    let outcome = given::take(words).and_then(|(words, given)| {
+        let arguments = args::parse(&words)?;
+        given.set();
+        dispatch(&arguments.command)
+    });
     match outcome {
         Ok(outcome) => outcome,
         Err(Stop::Help(text)) => {

@@ -6,7 +6,9 @@ pub mod export;
 mod ext4_inode;
 mod ext4_tree;
 mod ext_super;
+pub mod given;
 mod gpt;
+pub mod image;
 pub mod layout;
 pub mod loop_device;
 pub mod lvm;
@@ -30,7 +32,7 @@ use std::path::PathBuf;
 /// What the user named: where a powered-off system may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// A block device or a raw image file.
+    /// A block device or an image file.
     Disk(PathBuf),
     /// A folder under which the guest is already mounted.
     Root(PathBuf),

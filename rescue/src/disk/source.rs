@@ -9,11 +9,13 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use super::bytes::{escape, has, le64};
+use super::given::Given;
+use super::image::{self, Layout};
 use super::partition::{self, Slice};
 use super::{ReadAt, gpt, probe};
 use crate::refusal::Refusal;
 
-/// A block device or raw image file, open for reading only.
+/// A block device or image file, open for reading only.
 #[derive(Clone)]
 pub struct Disk {
     /// As the user named it.
@@ -22,6 +24,10 @@ pub struct Disk {
     pub block_device: bool,
     /// Its bytes.
     pub bytes: Arc<dyn ReadAt>,
+    /// How an image file holds them.
+    pub layout: Layout,
+    /// What is odd about the image file, one plain sentence each.
+    pub notes: Vec<String>,
 }
 
 impl std::fmt::Debug for Disk {
@@ -63,24 +69,31 @@ impl Disk {
                 "name the disk (/dev/sdb) or its raw image",
             ));
         }
-        let mut file = open_without_access_time(path).with_context(|| format!("opening {shown} for reading"))?;
-        // The end of a block device is its size (BLKGETSIZE64 says the same), that of a file its length.
-        let length = file.seek(SeekFrom::End(0)).with_context(|| format!("asking for the size of {shown}"))?;
-        if length == 0 {
+        let block_device = kind.is_block_device();
+        let file = FileBytes::open(path)?;
+        if file.is_empty() {
             return Err(refuse(
                 format!("{shown} is empty"),
                 "there is no system on it",
                 "check that this is the right disk and that the copy finished",
             ));
         }
-        let file = Arc::new(file);
-        let block_device = kind.is_block_device();
-        let sector_size = if block_device {
-            rustix::fs::ioctl_blksszget(file.as_ref())
-                .with_context(|| format!("asking for the sector size of {shown}"))?
-        } else {
-            sector_size_of_image(&file, length)
+        if block_device {
+            return Self::device(path, file);
+        }
+        let image = image::open(path, Arc::new(file), &Given::get())?;
+        let sector_size = sector_size_of_image(&image.bytes);
+        let bytes: Arc<dyn ReadAt> = match sector_size == image.bytes.sector_size() {
+            true => image.bytes,
+            false => Arc::new(WithSectors { below: image.bytes, sector_size }),
         };
+        Ok(Self { path: path.to_path_buf(), block_device, bytes, layout: image.layout, notes: image.notes })
+    }
+
+    fn device(path: &Path, file: FileBytes) -> anyhow::Result<Self> {
+        let shown = shown(path);
+        let sector_size = rustix::fs::ioctl_blksszget(&file.file)
+            .with_context(|| format!("asking for the sector size of {shown}"))?;
         if !matches!(sector_size, 512 | 4096) {
             return Err(refuse(
                 format!("{shown} has sectors of {sector_size} bytes"),
@@ -88,8 +101,8 @@ impl Disk {
                 "copy the disk to a raw image and name that",
             ));
         }
-        let bytes = Arc::new(FileBytes { file, length, sector_size });
-        Ok(Self { path: path.to_path_buf(), block_device, bytes })
+        let bytes = Arc::new(FileBytes { sector_size, ..file });
+        Ok(Self { path: path.to_path_buf(), block_device: true, bytes, layout: Layout::Raw, notes: Vec::new() })
     }
 
     /// How people name the whole disk.
@@ -133,10 +146,11 @@ fn open_without_access_time(path: &Path) -> std::io::Result<File> {
 
 /// An image file does not say how large its disk's sectors were. A GPT does, by where its header stands; an MBR counts in
 /// sectors, so the right size is the one with which its partitions hold something.
-fn sector_size_of_image(file: &Arc<File>, length: u64) -> u32 {
+fn sector_size_of_image(disk: &Arc<dyn ReadAt>) -> u32 {
+    let length = disk.len();
     let header_at = |offset: u64, lba: u64| {
         let mut header = [0; 92];
-        file.read_exact_at(&mut header, offset).is_ok()
+        disk.read_exact_at(&mut header, offset).is_ok()
             && has(&header, 0, gpt::SIGNATURE)
             && le64(&header, gpt::MY_LBA) == lba
     };
@@ -151,7 +165,7 @@ fn sector_size_of_image(file: &Arc<File>, length: u64) -> u32 {
         return 4096;
     }
     let holds_something = |sector_size: u32| {
-        let disk: Arc<dyn ReadAt> = Arc::new(FileBytes { file: Arc::clone(file), length, sector_size });
+        let disk: Arc<dyn ReadAt> = Arc::new(WithSectors { below: Arc::clone(disk), sector_size });
         let table = partition::read_table(&disk).map(|table| table.partitions).unwrap_or_default();
         let mut slices = table.iter().filter_map(|part| Slice::new(Arc::clone(&disk), part.offset, part.length));
         slices.any(|slice| matches!(probe::probe(&slice), Ok(Some(_))))
@@ -159,10 +173,40 @@ fn sector_size_of_image(file: &Arc<File>, length: u64) -> u32 {
     if !holds_something(512) && holds_something(4096) { 4096 } else { 512 }
 }
 
-struct FileBytes {
-    file: Arc<File>,
+/// The same bytes, divided into other sectors.
+struct WithSectors {
+    below: Arc<dyn ReadAt>,
+    sector_size: u32,
+}
+
+impl ReadAt for WithSectors {
+    fn len(&self) -> u64 {
+        self.below.len()
+    }
+    fn sector_size(&self) -> u32 {
+        self.sector_size
+    }
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+        self.below.read_exact_at(buffer, offset)
+    }
+}
+
+/// An open file or device.
+pub(super) struct FileBytes {
+    file: File,
     length: u64,
     sector_size: u32,
+}
+
+impl FileBytes {
+    /// Opens it for reading, without changing its access time where the kernel allows that. As if its sectors had 512 bytes.
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        let shown = shown(path);
+        let mut file = open_without_access_time(path).with_context(|| format!("opening {shown} for reading"))?;
+        // The end of a block device is its size (BLKGETSIZE64 says the same), that of a file its length.
+        let length = file.seek(SeekFrom::End(0)).with_context(|| format!("asking for the size of {shown}"))?;
+        Ok(Self { file, length, sector_size: 512 })
+    }
 }
 
 impl ReadAt for FileBytes {

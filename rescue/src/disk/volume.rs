@@ -78,6 +78,9 @@ pub struct Survey {
 pub fn survey(disk: &Disk, index: usize) -> Result<Survey> {
     let mut survey = Survey { volumes: Vec::new(), notes: Vec::new() };
     let mut note = |device: String, what: String| survey.notes.push(Leftover { device, what });
+    for what in &disk.notes {
+        note(disk.name(), what.clone());
+    }
     let table = match partition::read_table(&disk.bytes) {
         Ok(table) => table,
         Err(TableError::Io(error)) => {
@@ -200,6 +203,11 @@ impl Volume {
     fn check_line(&self) -> String {
         match &self.backing {
             Backing::Range { block_device: true, .. } => format!("check it with e2fsck -f {}", self.name),
+            Backing::Range { path, .. } if super::image::is_formatted(path) => {
+                let number = self.number.map(|number| format!("p{number}")).unwrap_or_default();
+                let path = crate::typed::path(path);
+                format!("check it with: qemu-nbd --connect=/dev/nbd0 {path}, then e2fsck -f /dev/nbd0{number}")
+            }
             Backing::Range { path, offset, .. } => {
                 format!("check it with: e2fsck -f \"$(losetup --show -f -o {offset} '{}')\"", shown(path))
             }

@@ -1,7 +1,5 @@
 //! What is said about content that is recognised, but not read.
 
-use std::path::Path;
-
 use super::probe::Content;
 use super::source::shown;
 use super::volume::Volume;
@@ -54,17 +52,18 @@ pub fn not_read(volume: &Volume) -> Option<NotRead> {
         Content::Vfat | Content::Exfat | Content::Squashfs | Content::Iso9660 => {
             ("it is not supported yet, and a node's root is never on it", "name the node's own disk".into())
         }
+        // On a block device, or inside another disk: what a guest can write is never taken for an image.
+        Content::Image(format @ ("qcow2" | "vmdk")) => (
+            "images are only read from files, and only where the file's name or --image-format says so",
+            format!("if it is one: qemu-nbd --connect=/dev/nbd0 -f {format} {path}, then rescue inspect /dev/nbd0"),
+        ),
         Content::Image(format) => (
-            "disk images other than raw are not supported yet",
+            "disk images in this format are not read",
             format!("qemu-img convert -f {format} -O raw {path} {path}.raw, then rescue inspect {path}.raw"),
         ),
-        Content::VmdkDescriptor(Some(flat)) => {
-            let beside = Path::new(&path).with_file_name(flat);
-            ("it only describes a disk; the disk itself is beside it", format!("rescue inspect {}", beside.display()))
-        }
-        Content::VmdkDescriptor(None) => (
-            "it only describes a disk in several parts, which is not supported yet",
-            format!("qemu-img convert -f vmdk -O raw {path} {path}.raw, then rescue inspect {path}.raw"),
+        Content::VmdkDescriptor(_) => (
+            "it only describes a VMware disk, and is no disk itself",
+            "name the .vmdk file that it was copied from".into(),
         ),
         Content::Compressed(tool) => {
             ("compressed images are not supported yet", format!("{tool} -dk {path}, then rescue inspect the raw image"))

@@ -185,6 +185,11 @@ pub(super) fn check_line(backing: &Backing, claims: &Claims) -> Result<String> {
         Backing::Folder(_) => Ok("`e2fsck -f` on its device, then run this again".into()),
         Backing::Range { path, offset, length, .. } => match claim_of(claims, path)?.node_of(*offset, *length)? {
             Some(node) => Ok(format!("`e2fsck -f {}`, then run this again", node.display())),
+            None if crate::disk::image::is_formatted(path) => Ok(format!(
+                "`qemu-nbd --connect=/dev/nbd0 {}`, `e2fsck -f` on the partition of /dev/nbd0 that it is, `qemu-nbd --disconnect /dev/nbd0`, then \
+                 run this again",
+                crate::typed::path(path)
+            )),
             None if *offset == 0 => Ok(format!("`e2fsck -f {}`, then run this again", path.display())),
             None => Ok(check_piece(path, *offset, *length)),
         },

@@ -6,6 +6,7 @@ mod file;
 mod heads;
 pub mod held_open;
 mod holders;
+mod image;
 mod openers;
 
 use std::fs::File;
@@ -38,6 +39,7 @@ impl Claim {
     /// # Errors
     /// [`Refusal`] (by downcast) when somebody uses it.
     pub fn take(path: &Path, block_device: bool) -> Result<Self> {
+        let path = if block_device { path.to_path_buf() } else { image::file_to_write(path)? };
         let path = path.canonicalize().with_context(|| format!("looking for {}", path.display()))?;
         // A device open for writing could not be mounted on kernels that guard mounted devices (CONFIG_BLK_DEV_WRITE_MOUNTED=n).
         let write = !block_device;
