@@ -68,11 +68,31 @@ fn left_unrepaired(disk: &Disk, check: &str, words: &[&str]) -> Result<()> {
 
 #[test]
 fn usage_errors_are_code_2() -> Result<()> {
-    for words in [vec!["inspect"], vec![], vec!["inspect", "--nonsense", "x"], vec!["repair", "--json", "x"]] {
+    let nothing_to_check = vec!["inspect", "--only", "etcd", "--skip", "etcd", "x"];
+    for words in
+        [vec!["inspect"], vec![], vec!["inspect", "--nonsense", "x"], vec!["repair", "--json", "x"], nothing_to_check]
+    {
         let ran = rescue_faulty(0, &words).run()?;
         ensure!(ran.code == 2, "{words:?}: {}", ran.transcript());
     }
     Ok(())
+}
+
+#[test]
+fn help_is_no_error() -> Result<()> {
+    for words in [vec!["-h"], vec!["--help"], vec!["inspect", "-h"], vec!["certs", "install", "-h"]] {
+        let ran = rescue_faulty(0, &words).run()?;
+        ensure!(ran.code == 0 && ran.stdout.contains("Usage: rescue"), "{words:?}: {}", ran.transcript());
+    }
+    Ok(())
+}
+
+#[test]
+fn nothing_to_take_back() -> Result<()> {
+    let folder = folder()?;
+    let disk = control_plane(&folder.path().join("new.img"), SIZE)?;
+    let command = ["undo", "--yes", "--now", NOW, text(&disk.path)];
+    refused_and_unchanged(&disk.path, command, &["rescue has not repaired k8s-master01", "nothing to take back"])
 }
 
 #[test]

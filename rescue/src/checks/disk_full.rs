@@ -236,8 +236,11 @@ mod tests {
             std::fs::write(logs.join(name), log(mib)).unwrap();
         }
         std::fs::write(logs.join("vmware-vmsvc-root.log"), log(4 * mib)).unwrap();
-        std::fs::write(logs.join("syslog.2"), log(mib)).unwrap();
-        std::fs::write(logs.join("messages-20230101"), log(mib)).unwrap();
+        for older in ["syslog.2", "messages-20230101"] {
+            std::fs::write(logs.join(older), log(mib)).unwrap();
+            let file = std::fs::File::options().write(true).open(logs.join(older)).unwrap();
+            file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(9)).unwrap();
+        }
         let made = std::process::Command::new("sh")
             .args(["-ec", "mkdir log; seq 1000000 > log/a.log; tar czf old-logs.tar.gz log; rm -r log"])
             .current_dir(&logs)

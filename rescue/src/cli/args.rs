@@ -220,7 +220,11 @@ pub fn parse(words: &[String]) -> Result<Arguments, Stop> {
     if words == ["--version"] {
         return Ok(Arguments { command: Command::Version(Version {}) });
     }
-    let words = super::certs::with_list(split_equals(words));
+    let mut words = super::certs::with_list(split_equals(words));
+    // argh knows only --help; everybody types -h.
+    for word in words.iter_mut().take_while(|word| *word != "--").filter(|word| *word == "-h") {
+        *word = "--help".to_owned();
+    }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     Arguments::from_args(&["rescue"], &words).map_err(|exit| match exit.status {
         Ok(()) => Stop::Help(exit.output),
@@ -303,6 +307,14 @@ impl Repair {
             ca_days: self.ca_days,
             ..with_now(self.now)
         }
+    }
+}
+
+/// A run without any check would find nothing, and seem to say that all is well.
+pub fn refuse_no_checks(settings: &Settings) -> Result<(), Stop> {
+    match crate::repair::plan::selected_checks(settings).is_empty() {
+        false => Ok(()),
+        true => Err(Stop::Usage("--only and --skip leave no check to run; `rescue checks` lists them".to_owned())),
     }
 }
 

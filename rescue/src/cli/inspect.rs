@@ -13,6 +13,7 @@ use crate::typed;
 pub fn run(command: &Inspect) -> Result<Result<Outcome>, Stop> {
     let sources = args::sources(&command.src, &command.root)?;
     let settings = command.settings();
+    args::refuse_no_checks(&settings)?;
     let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
     Ok(show(command, &session))
 }

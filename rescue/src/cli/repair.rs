@@ -21,6 +21,7 @@ pub fn run(command: &Repair) -> Result<Result<Outcome>, Stop> {
         ));
     }
     let settings = command.settings();
+    args::refuse_no_checks(&settings)?;
     let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
     Ok(Conversation { command, session: &session, settings: &settings }.hold())
 }

@@ -48,6 +48,12 @@ fn question(command: &Undo, node: &NodeReport) -> Result<String> {
             .into())
         }
         Some(run) => Ok(format!("Take back run {run} on {}?", node.name())),
+        None if runs.is_empty() => Err(Refusal::new(
+            format!("rescue has not repaired {}", node.name()),
+            "there is nothing to take back",
+            "name the disk of the node that was repaired; rescue runs SRC lists the repairs of a disk",
+        )
+        .into()),
         None => Ok(format!("Take back the newest repair of {}?", node.name())),
     }
 }

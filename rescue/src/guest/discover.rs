@@ -159,9 +159,10 @@ impl Disks {
             Err(error) if error.is::<Refusal>() => return Err(error),
             Err(error) => {
                 found.used = true;
+                let hint = old_xfs(&found.volume);
                 self.leftovers.push(Leftover {
                     device: found.volume.name.clone(),
-                    what: format!("{} cannot be opened: {error:#}", found.volume.what()),
+                    what: format!("{} cannot be opened: {error:#}{hint}", found.volume.what()),
                 });
             }
         }
@@ -302,6 +303,16 @@ impl Disks {
             }
         }
         None
+    }
+}
+
+/// Version 4 was the default until 2015; newer kernels are often built without it.
+fn old_xfs(volume: &Volume) -> &'static str {
+    match volume.probe.as_ref().map(|probe| &probe.content) {
+        Some(Content::Xfs(superblock)) if superblock.version < 5 => {
+            "; it is XFS version 4, which takes a kernel with CONFIG_XFS_SUPPORT_V4: boot the machine from the rescue ISO, whose kernel has it"
+        }
+        _ => "",
     }
 }
 

@@ -154,12 +154,18 @@ fn refuse_chroot() -> Result<()> {
             "leave the chroot and name its folder from outside: --root DIR",
         )
         .into()),
-        Err(error) => Err(Refusal::new(
-            format!("the root of process 1 cannot be seen ({error})"),
-            "without /proc nobody knows whether / is the running system, nor who has which files open",
-            "mount it: mount -t proc proc /proc",
-        )
-        .into()),
+        Err(error) => {
+            let next = match error.kind() {
+                std::io::ErrorKind::NotFound => "mount it: mount -t proc proc /proc",
+                _ => "run it as root on the node itself, not in a container or a sandbox",
+            };
+            Err(Refusal::new(
+                format!("the root of process 1 cannot be seen ({error})"),
+                "without /proc nobody knows whether / is the running system, nor who has which files open",
+                next,
+            )
+            .into())
+        }
     }
 }
 

@@ -171,7 +171,11 @@ fn judge(usage: &Usage, parts: &[Part], eviction: &Eviction, target: FreeTarget)
         let Some((free, total)) = measure(threshold.signal, usage).filter(|_| parts.contains(&part)) else { continue };
         let limit = threshold.limit.of(total);
         let wanted = if threshold.signal.counts_inodes() { &mut goal.inodes } else { &mut goal.bytes };
-        *wanted = (*wanted).max(limit.min(total));
+        // A limit that nothing can meet is no reason to empty all logs.
+        let never = if limit > total { ", which is more than this file system has: correct that limit" } else { "" };
+        if never.is_empty() {
+            *wanted = (*wanted).max(limit);
+        }
         if free >= limit {
             continue;
         }
@@ -188,7 +192,7 @@ fn judge(usage: &Usage, parts: &[Part], eviction: &Eviction, target: FreeTarget)
                  versions even the static pods of the control plane",
             ),
         };
-        seen.push((severity, reason(what, format!("below {threshold} ({}): {means}", threshold.source))));
+        seen.push((severity, reason(what, format!("below {threshold} ({}){never}: {means}", threshold.source))));
     }
     let below_bytes = usage.bytes_available < goal.bytes;
     let below_inodes = counts_inodes && usage.inodes_free < goal.inodes;
@@ -287,6 +291,16 @@ mod tests {
         assert_eq!(goal, Goal { bytes: 6 * GIB, inodes: 5000 });
         assert!(judge(&usage(goal.bytes, goal.inodes), &ALL, &eviction, FreeTarget::default()).is_none());
         assert!(judge(&usage(goal.bytes - 1, goal.inodes), &ALL, &eviction, FreeTarget::default()).is_some());
+    }
+
+    #[test]
+    fn a_limit_beyond_the_disk_is_said_and_frees_nothing() {
+        let mut eviction = node_eviction();
+        eviction.thresholds[2].limit = super::super::eviction::Limit::Amount(30 * GIB);
+        let found = judge(&usage(10 * GIB, 50_000), &ALL, &eviction, FreeTarget::default()).expect("never met");
+        assert_eq!(found.severity, Severity::WillBreak);
+        assert!(found.reasons[0].means.contains("more than this file system has"), "{:?}", found.reasons);
+        assert!(found.goal.is_met_by(&usage(10 * GIB, 50_000)), "{:?}", found.goal);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::rules::Rule;
 use crate::units;
 
 /// Rows of the table; the rest is counted, and all of them are in the JSON.
-const ROWS: usize = 40;
+const ROWS: usize = 2000;
 
 /// Files left alone that the table names.
 const SPARED_ROWS: usize = 5;
@@ -100,7 +100,7 @@ impl Remedy for FreeSpace {
         let rest = self.candidates().get(ROWS..).unwrap_or_default();
         if !rest.is_empty() {
             let bytes = rest.iter().fold(0u64, |sum, candidate| sum.saturating_add(candidate.frees));
-            lines.push(format!("{:>10}  and {} more", units::bytes(bytes), rest.len()));
+            lines.push(format!("{:>10}  and {} more (--json lists them)", units::bytes(bytes), rest.len()));
         }
         lines.extend(
             self.plan
