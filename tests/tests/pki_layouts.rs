@@ -3,9 +3,11 @@
 mod pki_support;
 
 use anyhow::{Context as _, Result, ensure};
-use pki_support::cluster::{CA, CLIENT, Cluster, P256, SERVER, openssl_x509, text, verify};
+use pki_support::cluster::{CA, CLIENT, Cluster, P256, SERVER, inline, openssl_x509, text, verify};
 use pki_support::{repair, told};
 use rescue::checks::{Finding, Severity};
+use rescue::node::Node;
+use rescue::pki::listing::{Listing, Manager};
 use rescue::settings::Settings;
 use std::fs;
 use time::{Duration, OffsetDateTime};
@@ -109,5 +111,41 @@ fn the_key_of_kubesprays_etcd_ca_is_found_and_its_member_is_not_forgotten() -> R
         told(&after).contains("used by etcd.env ETCD_CERT_FILE") && told(&after).contains("renew it with kubespray")
     );
     ensure!(fs::read(folder.join("member-node1.pem"))? == member);
+    Ok(())
+}
+
+/// `serverTLSBootstrap`: the kubelet asks the cluster for what it serves with, and kubeadm's cluster approves no such request.
+#[test]
+fn what_a_kubelet_asks_the_cluster_for_is_named_and_its_old_pair_is_nobodys() -> Result<()> {
+    let cluster = Cluster::control_plane(P256, "/CN=kubernetes", CA, 3650, "1")?;
+    let pair = cluster.client("ca", P256, "/O=system:nodes/CN=system:node:node1")?;
+    cluster.write("etc/kubernetes/kubelet.conf", cluster.kubeconfig("system:node:node1", &inline(&pair))?)?;
+    let asked = "/var/lib/kubelet/pki/kubelet-server-current.pem";
+    cluster.write(asked.trim_start_matches('/'), pair.0.clone() + &pair.1)?;
+    for name in ["kubelet.crt", "kubelet.key"] {
+        cluster.write(&format!("var/lib/kubelet/pki/{name}"), if name == "kubelet.crt" { &pair.0 } else { &pair.1 })?;
+    }
+    for (config, flag) in [("serverTLSBootstrap: true\n", ""), ("", "--rotate-server-certificates")] {
+        cluster.write("var/lib/kubelet/config.yaml", format!("kind: KubeletConfiguration\n{config}"))?;
+        cluster
+            .write("etc/systemd/system/kubelet.service", format!("[Service]\nExecStart=/usr/bin/kubelet --config=/var/lib/kubelet/config.yaml --kubeconfig=/etc/kubernetes/kubelet.conf {flag}\n"))?;
+        let guest = cluster.guest()?;
+        let found = pki_support::inspect(&guest, &later())?;
+        let serving = finding(&found, "kubelet serving certificate expired")?;
+        ensure!(serving.severity == Severity::Note && serving.remedies.is_empty(), "{}", told(&found));
+        let said = told(std::slice::from_ref(serving));
+        ensure!(said.contains(asked) && said.contains("kubectl certificate approve"), "{said}");
+        ensure!(!said.contains("kubelet.crt") && !told(&found).contains("none of kubeadm's"), "{}", told(&found));
+        let listing = Listing::read(&guest, &Node::read(&guest), later().now);
+        let row = listing.rows.iter().find(|row| row.path == asked).context("a row")?;
+        ensure!(
+            row.managed_by == Manager::Kubelet && row.remark.iter().any(|text| text.contains("serverTLSBootstrap"))
+        );
+        ensure!(
+            listing.unreferenced.iter().any(|stray| stray.path.ends_with("kubelet.crt")),
+            "{:?}",
+            listing.unreferenced
+        );
+    }
     Ok(())
 }

@@ -5,6 +5,7 @@ use time::OffsetDateTime;
 
 use super::certificate::{Certificate, SignatureCheck};
 use super::inventory::{AuthorityState, Problem, Verdict, dates, key_problem, read as read_file, trusted_by};
+use super::kubelet_serving::OwnPair;
 use crate::guest::{FileKind, Guest, GuestPath};
 use crate::kubeconfig::{Kubeconfig, Material, User};
 use crate::node::Node;
@@ -67,9 +68,9 @@ fn current(cert_dir: &GuestPath) -> GuestPath {
     cert_dir.join("kubelet-client-current.pem")
 }
 
-/// The kubelet's self-signed serving certificate, if it is there and readable.
+/// The kubelet's self-signed serving certificate, if it uses one, and it is there and readable.
 pub fn serving(guest: &Guest, node: &Node) -> Option<(GuestPath, Certificate)> {
-    let path = cert_dir(node).join("kubelet.crt");
+    let path = OwnPair::of(node)?.certificate;
     let bytes = guest.read(&path).ok()?;
     let certificate = Certificate::all_from_pem(&bytes).ok()?.into_iter().next()?;
     Some((path, certificate))

@@ -13,6 +13,24 @@ use crate::node::Node;
 use crate::repair::{Change, Prepared};
 use crate::yaml;
 
+/// Whether the kubelet has its serving certificate signed by the cluster, in `kubelet-server-current.pem`: `serverTLSBootstrap` in
+/// its config, or the flag, which wins.
+pub fn asks_the_cluster(node: &Node) -> bool {
+    match node.kubelet.flag("--rotate-server-certificates") {
+        Some(value) => value != "false",
+        None => yaml::at(&node.kubelet.config, &["serverTLSBootstrap"]).and_then(Value::as_bool) == Some(true),
+    }
+}
+
+/// Where it keeps that certificate with its key.
+pub fn asked_for(node: &Node) -> GuestPath {
+    cert_dir(node).join("kubelet-server-current.pem")
+}
+
+fn cert_dir(node: &Node) -> GuestPath {
+    node.kubelet.cert_dir.value.clone().unwrap_or_else(|| GuestPath::new("/var/lib/kubelet/pki"))
+}
+
 /// Where the kubelet keeps the pair that it made for itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnPair {
@@ -30,11 +48,13 @@ impl OwnPair {
             kubelet.flag(flag).is_some_and(|path| !path.is_empty())
                 || yaml::text_at(&kubelet.config, &[key]).is_some_and(|path| !path.is_empty())
         };
-        let asks = yaml::at(&kubelet.config, &["serverTLSBootstrap"]).and_then(Value::as_bool) == Some(true);
-        if asks || named("--tls-cert-file", "tlsCertFile") || named("--tls-private-key-file", "tlsPrivateKeyFile") {
+        if asks_the_cluster(node)
+            || named("--tls-cert-file", "tlsCertFile")
+            || named("--tls-private-key-file", "tlsPrivateKeyFile")
+        {
             return None;
         }
-        let folder = kubelet.cert_dir.value.clone().unwrap_or_else(|| GuestPath::new("/var/lib/kubelet/pki"));
+        let folder = cert_dir(node);
         Some(Self { certificate: folder.join("kubelet.crt"), key: folder.join("kubelet.key") })
     }
 

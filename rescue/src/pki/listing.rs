@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use super::certificate::{Certificate, SignatureCheck, printable};
 use super::inventory::{AuthorityState, Blocked, Inventory, Leaf, Place, Problem, Verdict, dates};
 use super::profile::Authority;
-use super::references::References;
+use super::references::{References, STORE};
 use super::strays::{self, Stray};
 use crate::guest::{Guest, GuestPath, RealPath};
 use crate::node::Node;
@@ -17,6 +17,10 @@ pub(super) const KUBESPRAY_ETCD: &str = "/etc/ssl/etcd/ssl";
 
 /// Bundles of public CAs that come with the system; nobody's certificates here.
 const SYSTEM_BUNDLES: [&str; 4] = ["/etc/ssl/certs", "/etc/pki", "/usr/share", "/usr/lib"];
+
+/// What to know about `kubelet-server-current.pem`.
+const ASKED_FOR: &str = "serverTLSBootstrap: the kubelet asks the cluster for it, and somebody must approve each request (kubectl get csr, \
+                         kubectl certificate approve NAME)";
 
 /// What a row is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -140,7 +144,14 @@ impl Listing {
 /// Leaves that something on the node uses and that are none of kubeadm's or the kubelet's: of kubespray's etcd, of a network plugin.
 pub fn others_in_use(guest: &Guest, node: &Node, now: OffsetDateTime) -> Vec<Row> {
     let Listing { rows, .. } = Listing::of_rows(guest, node, now).1;
-    rows.into_iter().filter(|row| row.kind == Kind::Other && !row.is_authority && !row.used_by.is_empty()).collect()
+    rows.into_iter()
+        .filter(|row| {
+            row.kind == Kind::Other
+                && row.managed_by != Manager::Kubelet
+                && !row.is_authority
+                && !row.used_by.is_empty()
+        })
+        .collect()
 }
 
 impl Row {
@@ -330,16 +341,20 @@ impl Lister<'_> {
             (false, _) => common_name(&certificate.issuer),
         };
         let name = path.as_path().file_name()?.to_string_lossy().into_owned();
+        let used_by = self.references.users(self.guest, path);
+        let is_kubelets = used_by.iter().any(|user| user == STORE);
+        let several = (all.len() > 1).then(|| format!("the file holds {} certificates", all.len()));
         let row = Row {
             authority,
             externally_managed: true,
             is_authority: certificate.is_ca,
-            used_by: self.references.users(self.guest, path),
+            used_by,
             managed_by: match self.manager(path) {
+                _ if is_kubelets => Manager::Kubelet,
                 Manager::Kubeadm => Manager::Other,
                 manager => manager,
             },
-            remark: (all.len() > 1).then(|| format!("the file holds {} certificates", all.len())),
+            remark: if is_kubelets { Some(ASKED_FOR.to_owned()) } else { several },
             ..Row::new(printable(&name), Kind::Other, path.to_string())
         };
         Some(kubespray_remark(self.dated(row, certificate, path)))

@@ -5,6 +5,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::certificate::printable;
+use super::kubelet_serving::{self, OwnPair};
 use super::profile::CONFIGS;
 use crate::guest::{FileKind, Guest, GuestPath, RealPath};
 use crate::kubeconfig::{Kubeconfig, Material};
@@ -23,6 +24,9 @@ const MAX_FILES: usize = 100;
 
 /// More references than any node has: a hostile file may name thousands.
 const MAX_REFERENCES: usize = 5_000;
+
+/// The kubelet keeps by itself what it uses there.
+pub(super) const STORE: &str = "kubelet, its certificate store";
 
 /// Regular files that something on the node names, and who does.
 #[derive(Debug, Clone, Default)]
@@ -122,12 +126,13 @@ impl References {
             self.add(guest, &GuestPath::new(value), format!("kubelet config {key}"));
         }
         if let Some(folder) = &kubelet.cert_dir.value {
-            self.add(guest, &folder.join("kubelet-client-current.pem"), "kubelet, its certificate store");
-            self.add(guest, &folder.join("kubelet-server-current.pem"), "kubelet, its certificate store");
-            // Without tlsCertFile and without serverTLSBootstrap the kubelet serves with this pair (server.go, InitializeTLS).
-            if yaml::text_at(&kubelet.config, &["tlsCertFile"]).is_none_or(str::is_empty) {
-                self.add(guest, &folder.join("kubelet.crt"), "kubelet, to serve");
-                self.add(guest, &folder.join("kubelet.key"), "kubelet, to serve");
+            self.add(guest, &folder.join("kubelet-client-current.pem"), STORE);
+            if kubelet_serving::asks_the_cluster(node) {
+                self.add(guest, &kubelet_serving::asked_for(node), STORE);
+            }
+            if let Some(pair) = OwnPair::of(node) {
+                self.add(guest, &pair.certificate, "kubelet, to serve");
+                self.add(guest, &pair.key, "kubelet, to serve");
             }
         }
     }

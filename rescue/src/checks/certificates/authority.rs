@@ -4,6 +4,7 @@ use super::{Judge, date};
 use crate::pki::inventory::{AuthorityState, Blocked, Signer};
 use crate::pki::profile::Authority;
 use crate::settings::Settings;
+use crate::typed;
 use crate::units;
 
 impl Judge<'_> {
@@ -20,6 +21,11 @@ impl Judge<'_> {
         let is_workers = authority == Authority::Cluster && !self.is_control_plane();
         match (state, own) {
             (None | Some(_), None | Some(Err(Blocked::KeyMissing))) if is_workers => Err(self.worker_advice(state)),
+            (Some(state), Some(Err(blocked @ Blocked::KeyMissing))) => Err(format!(
+                "{}\nWith the disk of a node of this cluster that has the key: rescue repair {} --ca DISK",
+                advice(state, blocked, self.context.settings),
+                typed::guest(self.context.guest)
+            )),
             (Some(state), Some(Err(blocked))) => Err(advice(state, blocked, self.context.settings)),
             _ => Err(format!("Not mended: there is no {} certificate on this node.", authority.name())),
         }

@@ -45,7 +45,11 @@ impl Judge<'_> {
             Err(advice) => return Some(finding.with_advice(advice)),
         };
         if let Err(why) = &client.node_name {
-            return Some(finding.with_advice(format!("Not mended: {why}.")));
+            return Some(finding.with_advice(format!(
+                "Not mended: {why}. Put it right there (the user in {}, or the name in /etc/hostname) and run this again, or join the node \
+                 again.",
+                client.kubeconfig
+            )));
         }
         if ends_with_ca(worst.verdict, certificate, signer) {
             return Some(finding.with_advice(ENDS_WITH_CA));

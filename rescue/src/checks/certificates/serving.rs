@@ -2,14 +2,40 @@
 
 use super::{ID, Judge, with_problems};
 use crate::checks::{Finding, Severity};
-use crate::pki::kubelet_serving::{OwnPair, RemakeServingPair};
+use crate::pki::certificate::{Certificate, printable};
+use crate::pki::kubelet_serving::{OwnPair, RemakeServingPair, asked_for, asks_the_cluster};
 use crate::units;
 
 impl Judge<'_> {
     /// A pair that cannot be loaded ends the kubelet. An expired one does not: nothing verifies it in a stock cluster, and the
     /// kubelet never renews it.
     pub(super) fn serving(&self) -> Option<Finding> {
+        if asks_the_cluster(self.context.node) {
+            return self.asked_serving();
+        }
         self.broken_serving().or_else(|| self.expired_serving())
+    }
+
+    /// What the cluster signs the kubelet asks for by itself, as soon as it runs; but kubeadm's cluster approves no such request.
+    fn asked_serving(&self) -> Option<Finding> {
+        let path = asked_for(self.context.node);
+        let (title, saw) = match self.context.guest.read(&path).map(|bytes| Certificate::all_from_pem(&bytes)) {
+            Err(error) => ("is missing", error.to_string()),
+            Ok(Err(error)) => ("is unreadable", format!("{error:#}")),
+            Ok(Ok(all)) => {
+                let over = all.iter().find(|certificate| certificate.not_after < self.now())?;
+                ("expired", format!("{} expired {}", over.subject, units::time(over.not_after)))
+            }
+        };
+        Some(
+            Finding::new(ID, Severity::Note, format!("kubelet serving certificate {title}"))
+                .with_evidence(path, printable(&saw))
+                .with_advice(
+                    "This kubelet has it signed by the cluster (serverTLSBootstrap): it asks for a new one when it starts, and until somebody \
+                     approves that, logs, exec and metrics of this node fail. After boot: kubectl get csr, then kubectl certificate approve \
+                     NAME for the one of this node with the signer kubernetes.io/kubelet-serving.",
+                ),
+        )
     }
 
     fn broken_serving(&self) -> Option<Finding> {
@@ -25,6 +51,7 @@ impl Judge<'_> {
     }
 
     fn expired_serving(&self) -> Option<Finding> {
+        let pair = OwnPair::of(self.context.node)?;
         let (path, certificate) = self.inventory.kubelet_serving.as_ref()?;
         if certificate.not_after >= self.now() {
             return None;
@@ -33,9 +60,6 @@ impl Judge<'_> {
         let finding = Finding::new(ID, Severity::Note, "kubelet serving certificate expired")
             .with_evidence(path, saw)
             .with_advice("In a stock kubeadm cluster nothing verifies it, and the kubelet never renews it by itself.");
-        Some(match OwnPair::of(self.context.node) {
-            Some(pair) => finding.with_remedy(RemakeServingPair { pair, is_only_expired: true }),
-            None => finding,
-        })
+        Some(finding.with_remedy(RemakeServingPair { pair, is_only_expired: true }))
     }
 }
