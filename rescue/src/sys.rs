@@ -1,7 +1,10 @@
 //! The only `unsafe` of the program: system calls that no crate wraps.
 #![allow(unsafe_code)]
 
+use std::ffi::OsString;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
 
 use nix::errno::Errno;
 
@@ -38,10 +41,73 @@ pub(crate) struct LoopConfig {
     pub reserved: [u64; 8],
 }
 
-/// The bare requests. Numbers from <linux/loop.h>; the header defines them without the _IO macros.
+/// The bare requests. Numbers from <linux/loop.h>, which defines them without the _IO macros, and <linux/btrfs.h>, whose structures
+/// are taken as bytes: all their fields are little-endian at fixed places.
 mod request {
     nix::ioctl_none_bad!(loop_ctl_get_free, 0x4c82);
     nix::ioctl_write_ptr_bad!(loop_configure, 0x4c0a, super::LoopConfig);
+    nix::ioctl_write_ptr!(btrfs_forget_dev, 0x94, 5, [u8; 4096]);
+    nix::ioctl_readwrite!(btrfs_tree_search, 0x94, 17, [u8; 4096]);
+    nix::ioctl_readwrite!(btrfs_ino_lookup, 0x94, 18, [u8; 4096]);
+    nix::ioctl_readwrite!(btrfs_dev_info, 0x94, 30, [u8; 4096]);
+    nix::ioctl_read!(btrfs_fs_info, 0x94, 31, [u8; 1024]);
+}
+
+/// `BTRFS_IOC_TREE_SEARCH`: `page` is a `struct btrfs_ioctl_search_args` (104 bytes of key, then room for items).
+pub(crate) fn btrfs_tree_search(folder: BorrowedFd<'_>, page: &mut [u8; 4096]) -> Result<(), Errno> {
+    // SAFETY: `page` is alive and as long as the structure, which has no pointers in it; other file systems answer ENOTTY.
+    unsafe { request::btrfs_tree_search(folder.as_raw_fd(), page) }.map(drop)
+}
+
+/// `BTRFS_IOC_INO_LOOKUP`: the path of folder `inode` inside subvolume `tree`, with a slash at its end, empty for its root.
+pub(crate) fn btrfs_folder_path(folder: BorrowedFd<'_>, tree: u64, inode: u64) -> Result<Vec<u8>, Errno> {
+    const NAME: usize = 16;
+    let mut page = [0_u8; 4096];
+    page[..8].copy_from_slice(&tree.to_le_bytes());
+    page[8..NAME].copy_from_slice(&inode.to_le_bytes());
+    // SAFETY: as above (`struct btrfs_ioctl_ino_lookup_args`).
+    unsafe { request::btrfs_ino_lookup(folder.as_raw_fd(), &raw mut page) }?;
+    Ok(page[NAME..].split(|byte| *byte == 0).next().unwrap_or_default().to_vec())
+}
+
+/// `BTRFS_IOC_INO_LOOKUP` without a subvolume: the number of the one that `folder` is in.
+pub(crate) fn btrfs_subvolume_of(folder: BorrowedFd<'_>) -> Result<u64, Errno> {
+    const FIRST_FREE: u64 = 256;
+    let mut page = [0_u8; 4096];
+    page[8..16].copy_from_slice(&FIRST_FREE.to_le_bytes());
+    // SAFETY: as above.
+    unsafe { request::btrfs_ino_lookup(folder.as_raw_fd(), &raw mut page) }?;
+    Ok(u64::from_le_bytes(std::array::from_fn(|index| page[index])))
+}
+
+/// `BTRFS_IOC_FS_INFO`: the highest number of a device of the file system, and how many there are.
+pub(crate) fn btrfs_devices(folder: BorrowedFd<'_>) -> Result<(u64, u64), Errno> {
+    let mut info = [0_u8; 1024];
+    // SAFETY: as above (`struct btrfs_ioctl_fs_info_args`).
+    unsafe { request::btrfs_fs_info(folder.as_raw_fd(), &raw mut info) }?;
+    let field = |at: usize| u64::from_le_bytes(std::array::from_fn(|index| info[at + index]));
+    Ok((field(0), field(8)))
+}
+
+/// `BTRFS_IOC_DEV_INFO`: the path by which the kernel knows device `number` of the file system.
+pub(crate) fn btrfs_device_path(folder: BorrowedFd<'_>, number: u64) -> Result<OsString, Errno> {
+    const PATH: usize = 4096 - 1024;
+    let mut info = [0_u8; 4096];
+    info[..8].copy_from_slice(&number.to_le_bytes());
+    // SAFETY: as above (`struct btrfs_ioctl_dev_info_args`).
+    unsafe { request::btrfs_dev_info(folder.as_raw_fd(), &raw mut info) }?;
+    Ok(OsString::from_vec(info[PATH..].split(|byte| *byte == 0).next().unwrap_or_default().to_vec()))
+}
+
+/// `BTRFS_IOC_FORGET_DEV`: `control` is /dev/btrfs-control. Mounted devices are not forgotten.
+pub(crate) fn btrfs_forget(control: BorrowedFd<'_>, device: &Path) -> Result<(), Errno> {
+    const NAME: usize = 8;
+    let path = device.as_os_str().as_bytes();
+    let mut volume = [0_u8; 4096];
+    // One byte stays zero: the end of the name.
+    volume[..4095].get_mut(NAME..NAME + path.len()).ok_or(Errno::ENAMETOOLONG)?.copy_from_slice(path);
+    // SAFETY: as above (`struct btrfs_ioctl_vol_args`), only read by the kernel.
+    unsafe { request::btrfs_forget_dev(control.as_raw_fd(), &raw const volume) }.map(drop)
 }
 
 /// Number of a loop device that was free a moment ago (`LOOP_CTL_GET_FREE`).

@@ -37,6 +37,8 @@ pub enum FileSystem {
     Ext2,
     /// mkfs.xfs
     Xfs,
+    /// mkfs.btrfs
+    Btrfs,
     /// mkswap
     Swap,
     /// Left as zeros.
@@ -204,6 +206,7 @@ fn format(path: &Path, partition: &Partition, offset: u64, size: u64, sector: u6
         FileSystem::Ext3 => ("mkfs.ext3", "-U"),
         FileSystem::Ext2 => ("mkfs.ext2", "-U"),
         FileSystem::Xfs => ("mkfs.xfs", "-m"),
+        FileSystem::Btrfs => ("mkfs.btrfs", "-U"),
         FileSystem::Swap => ("mkswap", "-U"),
         FileSystem::Nothing => return Ok(()),
     };
@@ -213,7 +216,7 @@ fn format(path: &Path, partition: &Partition, offset: u64, size: u64, sector: u6
         // Never ask, and leave nothing for the kernel to initialise later: the image should not change by itself.
         command = command.args(["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"]);
     }
-    if partition.file_system == FileSystem::Xfs {
+    if matches!(partition.file_system, FileSystem::Xfs | FileSystem::Btrfs) {
         command = command.args(["-q", "-f"]);
     }
     if let Some(uuid) = &partition.uuid {
@@ -305,13 +308,14 @@ impl Disk {
         Ok(Self { path: path.to_owned(), ..self.clone() })
     }
 
-    /// Checks every file system with `e2fsck -fn` or `xfs_repair -n`; changes nothing.
+    /// Checks every file system with `e2fsck -fn`, `xfs_repair -n` or `btrfs check`; changes nothing.
     pub fn assert_clean(&self) -> Result<()> {
         for index in 0..self.volumes.len() {
             let device = self.attach(index, true)?;
             let kind = Cmd::new("blkid").args(["-p", "-o", "value", "-s", "TYPE"]).arg(device.device()).run()?.stdout;
             match kind.trim() {
                 "ext2" | "ext3" | "ext4" => Cmd::new("e2fsck").args(["-f", "-n"]).arg(device.device()).ok()?,
+                "btrfs" => Cmd::new("btrfs").args(["check", "--readonly"]).arg(device.device()).ok()?,
                 "xfs" => Cmd::new("xfs_repair").arg("-n").arg(device.device()).ok()?,
                 _ => continue,
             };

@@ -39,6 +39,21 @@ pub fn unpack_control_plane(into: &Path) -> Result<()> {
     clamp_times(into)
 }
 
+/// As [`unpack_control_plane`], without etcd's data: 2 MiB instead of 125.
+pub fn unpack_small_control_plane(into: &Path) -> Result<()> {
+    Cmd::new("tar")
+        .args(["--extract", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--zstd"])
+        .args(["--exclude=./var/lib/etcd/member", "--exclude=var/lib/etcd/member", "--file"])
+        .arg(control_plane_archive())
+        .arg("--directory")
+        .arg(into)
+        .ok()?;
+    for folder in ["boot", "dev", "home", "mnt", "opt", "proc", "run", "srv", "sys", "tmp", "usr/bin", "usr/sbin"] {
+        std::fs::create_dir_all(into.join(folder))?;
+    }
+    clamp_times(into)
+}
+
 /// Makes nothing on a guest newer than the day its machine died, 2024-02-25: folders just made and the fixture's files of the day it was
 /// packed would otherwise contradict the clock of a machine that runs the tests on an earlier day.
 pub fn clamp_times(root: &Path) -> Result<()> {

@@ -100,6 +100,7 @@ impl Scene {
             uuid: None,
             usage: Usage::default(),
             backing: self.backing.clone(),
+            subvolume: None,
             has_errors: false,
         };
         let options = OpenOptions { between_looks: std::time::Duration::from_millis(1) };

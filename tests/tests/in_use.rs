@@ -48,6 +48,7 @@ impl Image {
             uuid: None,
             usage: Usage::default(),
             backing: Backing::Range { path: path.to_path_buf(), offset: 0, length, sector_size: 512, block_device },
+            subvolume: None,
             has_errors: false,
         };
         WritableGuest::open_with("the disk", &[file_system], &OpenOptions { between_looks })

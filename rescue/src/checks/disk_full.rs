@@ -8,7 +8,7 @@ use crate::guest::{FileSystem, Usage};
 use crate::settings::FreeTarget;
 use crate::space::assess::{Assessment, Part, assess};
 use crate::space::eviction::Eviction;
-use crate::space::free_space::FreeSpace;
+use crate::space::free_space::{FreeSpace, held_by_snapshots};
 use crate::space::holders;
 use crate::space::plan::{Collector, Plan};
 use crate::space::walk::{Walked, walk};
@@ -65,10 +65,12 @@ fn finding(context: &Context<'_>, found: &Assessment) -> Option<Finding> {
     let (walked, plan) = look(context, found, fs);
     finding = show_holders(finding, &walked, &fs.usage);
     finding = advise(finding, found, fs, &walked, &plan);
+    finding = snapshots_hold(finding, context, found);
     if !plan.candidates.is_empty() {
         let (mount_point, before) = (fs.mount_point.clone(), fs.usage);
         let now = context.settings.now.unix_timestamp();
-        finding = finding.with_remedy(FreeSpace { mount_point, before, plan, now });
+        let snapshots = snapshots(context, found);
+        finding = finding.with_remedy(FreeSpace { mount_point, before, plan, now, snapshots });
     }
     Some(finding)
 }
@@ -88,6 +90,25 @@ fn look(context: &Context<'_>, found: &Assessment, fs: &FileSystem) -> (Walked, 
     let walked = walk(guest, found.index, &known, &mut collector, progress.as_ref());
     let plan = collector.choose(guest.tree().as_ref(), fs, found.goal);
     (walked, plan)
+}
+
+/// What is deleted from a subvolume comes back only when its snapshots are deleted, too.
+fn snapshots_hold(finding: Finding, context: &Context<'_>, found: &Assessment) -> Finding {
+    match snapshots(context, found) {
+        0 => finding,
+        count => finding.with_advice(format!(
+            "{} On the booted node: `snapper list` and `snapper delete`, `timeshift --list`, or `btrfs subvolume list -s /` and `btrfs \
+             subvolume delete`.",
+            held_by_snapshots(count)
+        )),
+    }
+}
+
+/// How many snapshots there are of what the guest mounts of this file system.
+fn snapshots(context: &Context<'_>, found: &Assessment) -> usize {
+    let shared = context.guest.sharing_bytes(found.index).into_iter();
+    let subvolumes = shared.filter_map(|index| context.guest.file_systems.get(index)?.subvolume.as_ref());
+    subvolumes.map(|subvolume| subvolume.snapshots).sum()
 }
 
 fn show_holders(mut finding: Finding, walked: &Walked, usage: &Usage) -> Finding {

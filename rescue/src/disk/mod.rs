@@ -1,5 +1,6 @@
 //! Disks and what is on them, read-only: sources, partition tables, probing, copy-on-write export.
 
+pub mod btrfs;
 mod bytes;
 pub mod device_mapper;
 pub mod export;

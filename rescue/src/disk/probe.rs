@@ -4,6 +4,7 @@
 use std::io::Result;
 
 use super::ReadAt;
+use super::btrfs::BtrfsSuper;
 use super::bytes::{be16, be32, be64, escape, has, le16, le32, le64, text, uuid};
 use super::ext_super::{self, BadSuperblock, ExtSuper};
 
@@ -31,7 +32,7 @@ pub enum Content {
     /// XFS.
     Xfs(XfsSuper),
     /// btrfs.
-    Btrfs,
+    Btrfs(BtrfsSuper),
     /// A physical volume of LVM2.
     LvmPhysicalVolume,
     /// LUKS, with its version.
@@ -95,7 +96,7 @@ impl Content {
             Self::DamagedExt(_) => "damaged ext file system".into(),
             Self::ExtJournal => "external ext journal".into(),
             Self::Xfs(_) => "xfs".into(),
-            Self::Btrfs => "btrfs".into(),
+            Self::Btrfs(_) => "btrfs".into(),
             Self::LvmPhysicalVolume => "LVM2 physical volume".into(),
             Self::Luks(version) => format!("LUKS{version} encrypted volume"),
             Self::Swap { .. } => "swap".into(),
@@ -274,11 +275,8 @@ pub fn is_suspended_swap(first_page: &[u8]) -> bool {
 
 fn btrfs(head: &[u8]) -> Option<Probe> {
     let superblock = head.get(0x1_0000..)?;
-    has(superblock, 0x40, b"_BHRfS_M").then(|| Probe {
-        content: Content::Btrfs,
-        uuid: uuid(superblock, 0x20),
-        label: text(superblock, 0x12b, 256),
-    })
+    let content = Content::Btrfs(BtrfsSuper::parse(superblock)?);
+    Some(Probe { content, uuid: BtrfsSuper::uuid(superblock), label: text(superblock, 0x12b, 256) })
 }
 
 fn windows(head: &[u8]) -> Option<Probe> {

@@ -12,7 +12,7 @@ use super::partition::{self, Partition, PartitionKind, Slice, TableError};
 use super::probe::{self, Content, Probe};
 use super::source::{Disk, shown};
 use super::stack::Layer;
-use super::{ExtSuper, ReadAt, lvm};
+use super::{ExtSuper, ReadAt, btrfs, lvm};
 use crate::guest::{Backing, Leftover, Tree, TreeError, Usage};
 use crate::refusal::Refusal;
 
@@ -54,6 +54,8 @@ pub struct Opened {
     pub tree: Rc<dyn Tree>,
     /// Its bytes and inodes.
     pub usage: Usage,
+    /// btrfs: its subvolumes; the tree is that of the top level, which holds them all.
+    pub subvolumes: Option<Rc<btrfs::Subvolumes>>,
 }
 
 impl std::fmt::Debug for Opened {
@@ -171,6 +173,7 @@ impl Volume {
         match &self.probe.as_ref()?.content {
             Content::Ext(superblock) => Some(superblock.kind),
             Content::Xfs(_) => Some("xfs"),
+            Content::Btrfs(superblock) if superblock.unsupported().is_none() => Some("btrfs"),
             _ => None,
         }
     }
@@ -190,7 +193,7 @@ impl Volume {
             return self.replay(kind);
         };
         match Ext4Tree::open(Arc::clone(&self.bytes), superblock) {
-            Ok(tree) => Ok(Opened { usage: tree.usage(), tree: Rc::new(tree) }),
+            Ok(tree) => Ok(Opened { usage: tree.usage(), tree: Rc::new(tree), subvolumes: None }),
             Err(TreeError::Unsupported { .. }) => self.replay(kind),
             Err(TreeError::Corrupt { reason, .. }) => {
                 Err(anyhow::anyhow!("the {kind} file system is damaged ({reason}); {}", self.check_line()))
@@ -236,9 +239,15 @@ impl Volume {
             )
             .into());
         }
-        let (tree, usage) = super::export::mount_replayed(Arc::clone(&self.bytes), kind)
-            .with_context(|| format!("opening {} ({kind}) through a throw-away layer", self.name))?;
-        Ok(Opened { tree, usage })
+        let opening = || format!("opening {} ({kind}) through a throw-away layer", self.name);
+        if kind == "btrfs" {
+            let bytes = btrfs::UnderOwnUuid::over(Arc::clone(&self.bytes)).with_context(opening)?;
+            let (tree, usage) = super::export::mount_replayed(bytes, kind).with_context(opening)?;
+            let subvolumes = btrfs::Subvolumes::read(tree.root()).with_context(opening)?;
+            return Ok(Opened { tree: Rc::new(tree), usage, subvolumes: Some(Rc::new(subvolumes)) });
+        }
+        let (tree, usage) = super::export::mount_replayed(Arc::clone(&self.bytes), kind).with_context(opening)?;
+        Ok(Opened { tree: Rc::new(tree), usage, subvolumes: None })
     }
 
     /// A file system larger than what holds it was cut off while it was copied.
@@ -246,6 +255,7 @@ impl Volume {
         let wanted = match self.probe.as_ref().map(|probe| &probe.content) {
             Some(Content::Ext(superblock)) => superblock.length(),
             Some(Content::Xfs(superblock)) => superblock.length(),
+            Some(Content::Btrfs(superblock)) => Some(superblock.length),
             _ => return Ok(()),
         };
         match wanted {

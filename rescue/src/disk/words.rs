@@ -28,7 +28,9 @@ pub fn not_read(volume: &Volume) -> Option<NotRead> {
             });
         }
         Content::ExtJournal => ("a journal kept apart from its file system is not supported yet", mount_it(on_helper)),
-        Content::Btrfs => ("btrfs is not supported yet", mount_it(on_helper)),
+        Content::Btrfs(superblock) => {
+            return superblock.unsupported().map(|means| NotRead { means, next: mount_btrfs(on_helper) });
+        }
         Content::LvmPhysicalVolume => (
             "no volume group could be put together from it",
             format!("{on_helper}: vgchange -ay, then rescue inspect /dev/VOLUME_GROUP/LOGICAL_VOLUME"),
@@ -70,6 +72,10 @@ pub fn not_read(volume: &Volume) -> Option<NotRead> {
         }
     };
     Some(NotRead { means: means.into(), next })
+}
+
+fn mount_btrfs(on_helper: &str) -> String {
+    format!("{on_helper} with all its devices: btrfs device scan, mount it, then rescue inspect --root MOUNT_POINT")
 }
 
 fn mount_it(on_helper: &str) -> String {

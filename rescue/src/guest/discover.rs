@@ -7,10 +7,12 @@ use std::rc::Rc;
 use anyhow::{Context, Result};
 
 use super::fstab::{self, Entry, Role, Spec};
+use super::subvolume_roots::{self, RootOf};
 use super::{
     Backing, FileKind, FileSystem, FolderTree, Guest, GuestPath, MemoryTree, MergedTree, Missing, Mounted, RealPath,
     TimeMark, Tree, TreeError,
 };
+use crate::disk::btrfs::Subvolume;
 use crate::disk::lvm::LogicalName;
 use crate::disk::probe::{self, Content};
 use crate::disk::volume::{Opened, Volume, logical, survey};
@@ -100,7 +102,7 @@ struct Disks {
 struct Found {
     volume: Volume,
     opened: Option<Opened>,
-    is_root: bool,
+    roots: Vec<RootOf>,
     used: bool,
 }
 
@@ -142,17 +144,17 @@ impl Disks {
 
     /// Opens a volume's files, if it has any that can be read, and looks for a root.
     fn look_into(&mut self, volume: Volume) -> Result<Found> {
-        let mut found = Found { volume, opened: None, is_root: false, used: false };
+        let mut found = Found { volume, opened: None, roots: Vec::new(), used: false };
         if found.volume.file_system().is_none() {
             return Ok(found);
         }
         let looked = found.volume.open().and_then(|opened| {
-            let is_root = is_root(opened.tree.as_ref()).context("looking for a system")?;
-            Ok((opened, is_root))
+            let roots = subvolume_roots::roots(&opened).context("looking for a system")?;
+            Ok((opened, roots))
         });
         match looked {
-            Ok((opened, is_root)) => {
-                found.is_root = is_root;
+            Ok((opened, roots)) => {
+                found.roots = roots;
                 found.opened = Some(opened);
             }
             // Never shown half or stale: the user must know that this takes root, or more memory.
@@ -197,10 +199,11 @@ impl Disks {
     }
 
     fn guests(&mut self, discovery: &mut Discovery) -> Result<()> {
-        let roots: Vec<usize> =
-            (0..self.volumes.len()).filter(|index| self.found(*index).is_some_and(|f| f.is_root)).collect();
-        for root in roots {
-            let guest = self.guest(root)?;
+        let all = self.volumes.iter().enumerate();
+        let roots: Vec<(usize, RootOf)> =
+            all.flat_map(|(index, found)| found.roots.iter().map(move |root| (index, *root))).collect();
+        for (index, subvolume) in roots {
+            let guest = self.guest(index, subvolume)?;
             discovery.guests.push(guest);
         }
         discovery.leftovers.append(&mut self.leftovers);
@@ -208,24 +211,24 @@ impl Disks {
         Ok(())
     }
 
-    fn found(&self, index: usize) -> Option<&Found> {
-        self.volumes.get(index)
-    }
-
     /// Mounts everything the fstab of the root in `root` asks for.
-    fn guest(&mut self, root: usize) -> Result<Guest> {
+    fn guest(&mut self, root: usize, subvolume: RootOf) -> Result<Guest> {
         let lookup = Lookup::new(&self.volumes, root);
         let mut assembly = Assembly::default();
         let first = self.volumes.get_mut(root).context("a root that was there is gone")?;
         first.used = true;
-        assembly.mount(
-            &first.volume,
-            first.opened.clone().context("a root that was open is closed")?,
-            RealPath::new("/".into()),
-        );
+        let opened = first.opened.clone().context("a root that was open is closed")?;
+        let within = opened.subvolumes.clone();
+        let subvolume = within.as_ref().zip(subvolume).and_then(|(all, id)| all.by_id(id));
+        assembly.mount(&first.volume, &opened, subvolume, RealPath::new("/".into()));
         let (source, root_disk) = (first.volume.backing_path(), first.volume.disk);
 
         let entries = assembly.read_fstab();
+        if let (Some(line), Some(all)) = (entries.iter().find(|entry| entry.is_root()), &within)
+            && let Err(why) = subvolume_roots::asked_for(line, all)
+        {
+            assembly.unresolved.push(format!("{} {why}", line.shown()));
+        }
         let lookup = lookup.anchored(&entries);
         for entry in entries.iter().filter(|entry| entry.role() == Role::Disk && !entry.is_root()) {
             if !entry.is_mounted_at_boot() {
@@ -237,6 +240,7 @@ impl Disks {
                 Err(NotFound::Because(why)) => assembly.note_missing(entry, &why),
             }
         }
+        assembly.nest();
         assembly.bind(&entries);
         let mut guest = assembly.finish(source);
         guest.suspended = self.suspended(&guest, &lookup, &entries, root_disk);
@@ -265,11 +269,18 @@ impl Disks {
             assembly.note_missing(entry, &why);
             return;
         }
+        let subvolume = match opened.subvolumes.as_ref().map(|all| subvolume_roots::asked_for(entry, all)).transpose() {
+            Ok(subvolume) => subvolume,
+            Err(why) => {
+                assembly.note_missing(entry, &why);
+                return;
+            }
+        };
         match assembly.mount_point(&entry.mount_point) {
-            Ok(at) => match assembly.mounted_at(name) {
+            Ok(at) => match assembly.mounted_at(&device_name(&found.volume, subvolume)) {
                 // Mounted a second time: the same files under another name.
                 Some(first) => assembly.binds.push((at.as_path().to_path_buf(), first)),
-                None => assembly.mount(&found.volume, opened.clone(), at),
+                None => assembly.mount(&found.volume, opened, subvolume, at),
             },
             Err(why) => assembly.note_missing(entry, &why),
         }
@@ -374,7 +385,7 @@ impl Lookup {
         for (index, found) in volumes.iter().enumerate() {
             let disk = found.volume.disk;
             let has_other_root =
-                disk != root_disk && volumes.iter().any(|other| other.is_root && other.volume.disk == disk);
+                disk != root_disk && volumes.iter().any(|other| !other.roots.is_empty() && other.volume.disk == disk);
             if (index == root || !has_other_root) && !disks.contains(&disk) {
                 disks.push(disk);
             }
@@ -478,23 +489,84 @@ pub(super) struct Assembly {
     pub(super) binds: Vec<(PathBuf, PathBuf)>,
     unresolved: Vec<String>,
     missing: Vec<Missing>,
+    /// The subvolumes among what is mounted.
+    subvolumes: Vec<MountedSubvolume>,
+}
+
+/// A subvolume of a btrfs and where it is mounted.
+#[derive(Clone)]
+struct MountedSubvolume {
+    volume: Volume,
+    opened: Opened,
+    subvolume: Subvolume,
+    at: RealPath,
+}
+
+/// `disk.img partition 2`, for a subvolume as findmnt(8) shows it: `disk.img partition 2[/@]`.
+fn device_name(volume: &Volume, subvolume: Option<&Subvolume>) -> String {
+    match subvolume {
+        Some(subvolume) if !subvolume.path.as_os_str().is_empty() => {
+            format!("{}[/{}]", volume.name, shown(&subvolume.path))
+        }
+        _ => volume.name.clone(),
+    }
 }
 
 impl Assembly {
-    fn mount(&mut self, volume: &Volume, opened: Opened, at: RealPath) {
+    fn mount(&mut self, volume: &Volume, opened: &Opened, subvolume: Option<&Subvolume>, at: RealPath) {
         if let Some(superblock) = volume.ext() {
             self.time_marks.push(TimeMark { device: volume.name.clone(), seconds: superblock.newest_time });
         }
         self.file_systems.push(FileSystem {
             mount_point: GuestPath::from(&at),
             kind: volume.file_system().unwrap_or_default().to_owned(),
-            device: volume.name.clone(),
+            device: device_name(volume, subvolume),
             uuid: volume.uuid().map(str::to_owned),
             usage: opened.usage,
             backing: volume.backing.clone(),
+            subvolume: subvolume.map(Into::into),
             has_errors: volume.has_errors(),
         });
-        self.mounts.push(Mounted { mount_point: at.as_path().to_path_buf(), tree: opened.tree });
+        let tree = match subvolume {
+            Some(subvolume) => {
+                let (volume, opened, subvolume) = (volume.clone(), opened.clone(), subvolume.clone());
+                let tree = opened.subvolume(&subvolume).tree;
+                self.subvolumes.push(MountedSubvolume { volume, opened, subvolume, at: at.clone() });
+                tree
+            }
+            None => Rc::clone(&opened.tree),
+        };
+        self.mounts.push(Mounted { mount_point: at.as_path().to_path_buf(), tree });
+    }
+
+    /// Subvolumes inside those that are mounted: folders like any other for the guest, but file systems of their own for who writes
+    /// to them, because no rename leads from one into another.
+    fn nest(&mut self) {
+        for outer in self.subvolumes.clone() {
+            let Some(all) = outer.opened.subvolumes.clone() else { continue };
+            for (inside, subvolume) in subvolume_roots::nested(&outer.subvolume, &all) {
+                let at = outer.at.as_path().join(inside);
+                let hidden = self.mounts.iter().any(|mount| {
+                    at.starts_with(&mount.mount_point)
+                        && mount.mount_point.starts_with(outer.at.as_path())
+                        && mount.mount_point != outer.at.as_path()
+                        && !self.is_nested_mount(&mount.mount_point, &outer)
+                });
+                if !hidden && self.mounted_at(&device_name(&outer.volume, Some(subvolume))).is_none() {
+                    self.mount(&outer.volume, &outer.opened, Some(subvolume), RealPath::new(at));
+                }
+            }
+        }
+    }
+
+    /// Whether what is mounted there is the very folder that `outer` has in that place.
+    fn is_nested_mount(&self, at: &Path, outer: &MountedSubvolume) -> bool {
+        self.subvolumes.iter().any(|there| {
+            let inside = at.strip_prefix(outer.at.as_path()).map(|inside| outer.subvolume.path.join(inside));
+            there.at.as_path() == at
+                && there.volume.backing == outer.volume.backing
+                && inside.is_ok_and(|path| path == there.subvolume.path)
+        })
     }
 
     /// The guest as far as it is mounted.
@@ -698,6 +770,7 @@ impl Assembly {
             uuid: None,
             usage: tree.usage()?,
             backing: Backing::Folder(folder.to_path_buf()),
+            subvolume: None,
             has_errors: false,
         });
         self.mounts.push(Mounted { mount_point: at, tree: Rc::new(tree) });

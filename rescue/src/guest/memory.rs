@@ -108,6 +108,7 @@ impl MemoryTree {
             uuid: None,
             usage,
             backing: Backing::Folder(PathBuf::from("/nonexistent")),
+            subvolume: None,
             has_errors: false,
         };
         Guest::new("memory", Rc::new(self), vec![root])

@@ -10,6 +10,8 @@ mod merged;
 mod missing;
 mod path;
 mod planned;
+mod subvolume;
+mod subvolume_roots;
 mod tree;
 
 pub use folder::FolderTree;
@@ -18,6 +20,7 @@ pub use merged::{MergedTree, Mounted};
 pub use missing::Missing;
 pub use path::{GuestPath, RealPath};
 pub use planned::Planned;
+pub use subvolume::{Below, SubvolumeName};
 pub use tree::{DirEntry, FileKind, Meta, Tree, TreeError, TreeResult};
 
 use std::path::{Path, PathBuf};
@@ -83,6 +86,8 @@ pub struct FileSystem {
     pub usage: Usage,
     /// Where the bytes are.
     pub backing: Backing,
+    /// btrfs: which of its subvolumes this is. Those of one backing share their bytes.
+    pub subvolume: Option<SubvolumeName>,
     /// ext4: the error flag of superblock (`EXT4_ERROR_FS`) or journal is set, or an ext2 was not unmounted: the file system needs
     /// e2fsck before anybody writes to it.
     pub has_errors: bool,
@@ -267,6 +272,15 @@ impl Guest {
     /// The link's own target, unresolved.
     pub fn read_link(&self, path: &GuestPath) -> TreeResult<PathBuf> {
         self.tree.read_link(self.resolve_parent(path)?.as_path())
+    }
+
+    /// Those of [`Guest::file_systems`] that have their bytes in common with the `index`th, itself included, in their order:
+    /// subvolumes of one btrfs. What is free on one of them is free on all, and must be counted once.
+    pub fn sharing_bytes(&self, index: usize) -> Vec<usize> {
+        let Some(this) = self.file_systems.get(index) else { return Vec::new() };
+        let is_shared = |fs: &FileSystem| fs.backing == this.backing && fs.subvolume.is_some();
+        let all = self.file_systems.iter().enumerate();
+        all.filter(|(at, fs)| *at == index || (this.subvolume.is_some() && is_shared(fs))).map(|(at, _)| at).collect()
     }
 
     /// The file system that holds `real`: the longest mount point that is a prefix of it.

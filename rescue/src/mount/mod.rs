@@ -45,7 +45,7 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Mounts the file system of the given kind (`ext2`, `ext3`, `ext4`, `xfs`) on a block device. Needs root.
+    /// Mounts the file system of the given kind (`ext2`, `ext3`, `ext4`, `xfs`, `btrfs`) on a block device. Needs root.
     pub fn new(device: &Path, kind: &str, access: Access) -> anyhow::Result<Self> {
         let root = mount_detached(device, kind, access).with_context(|| format!("mounting {}", device.display()))?;
         Ok(Self { root, device: device.to_path_buf() })
@@ -181,6 +181,9 @@ fn options(driver: &str) -> &'static [(&'static str, Option<&'static str>)] {
         "ext4" => &[("errors", Some("remount-ro")), ("nodiscard", None), ("noinit_itable", None)],
         // Clones of one disk carry the same UUID.
         "xfs" => &[("nouuid", None)],
+        // The top level, which holds all subvolumes, whatever the guest's default is. A rebalancing that was cut off is the guest's
+        // to go on with.
+        "btrfs" => &[("subvolid", Some("5")), ("skip_balance", None), ("nodiscard", None)],
         _ => &[],
     }
 }
@@ -217,8 +220,9 @@ fn refused_by_kernel(context: BorrowedFd<'_>, driver: &str, errno: Errno) -> any
     let said = kernel_log(context);
     let reason = match errno {
         Errno::BUSY => "it is in use, perhaps mounted",
+        Errno::EXIST => "another device with the same UUID is known to this kernel",
         Errno::INVAL => "this kernel finds no such file system there, or not one that it supports",
-        Errno::UCLEAN | Errno::BADMSG => "it is damaged and needs a check (e2fsck, xfs_repair) first",
+        Errno::UCLEAN | Errno::BADMSG => "it is damaged and needs a check (e2fsck, xfs_repair, btrfs check) first",
         Errno::IO => "reading or writing failed",
         Errno::ACCESS | Errno::ROFS => "it needs its journal replayed, and the device cannot be written to",
         Errno::PERM => "mounting is not allowed here",

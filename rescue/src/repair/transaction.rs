@@ -410,6 +410,7 @@ mod tests {
             uuid: None,
             usage: Usage::default(),
             backing: Backing::Folder(root.to_path_buf()),
+            subvolume: None,
             has_errors: false,
         };
         WritableGuest::open("test", &[file_system]).unwrap()

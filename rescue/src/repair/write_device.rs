@@ -78,6 +78,11 @@ enum Made {
 }
 
 impl WriteDevice {
+    /// Whether it goes when this is dropped: it is no node of the kernel's own.
+    pub fn is_ours(&self) -> bool {
+        !matches!(self.made, Made::Node(_))
+    }
+
     /// A path that opens it, in this process.
     pub fn path(&self) -> PathBuf {
         match &self.made {

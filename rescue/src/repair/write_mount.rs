@@ -1,6 +1,6 @@
 //! A guest opened for writing: its file systems mounted by the kernel, seen by nobody else, and locked against everybody else.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use super::confined::Confined;
 use super::in_use;
 use super::write_device::{self, Claims, Devices, WriteDevice, claim_disks};
+use crate::disk::btrfs;
 use crate::guest::{Backing, FileSystem, Guest, RealPath, Tree};
 use crate::mount::Mount;
 use crate::refusal::Refusal;
@@ -64,6 +65,8 @@ impl WritableGuest {
         for file_system in file_systems {
             match &file_system.backing {
                 Backing::Folder(folder) => folders.push((file_system, open_folder(folder)?)),
+                // Another subvolume of what is mounted already.
+                backing if is_open(&mounts, backing) => {}
                 Backing::Range { .. } | Backing::Stacked(_) => {
                     let (mount, device) = mount(file_system, &mut made)
                         .with_context(|| format!("opening {} for writing", file_system.device))?;
@@ -81,7 +84,15 @@ impl WritableGuest {
                 file_system.kind.clone(),
             ));
         }
-        for (file_system, mount) in &mounts {
+        let subvolumes = open_subvolumes(file_systems, &mounts)?;
+        for (file_system, folder) in &subvolumes {
+            table.push((
+                RealPath::from_mount_point(&file_system.mount_point),
+                folder.as_fd(),
+                file_system.kind.clone(),
+            ));
+        }
+        for (file_system, mount) in mounts.iter().filter(|(file_system, _)| file_system.subvolume.is_none()) {
             table.push((RealPath::from_mount_point(&file_system.mount_point), mount.as_fd(), file_system.kind.clone()));
         }
         let confined = Rc::new(Confined::new(table)?);
@@ -107,10 +118,14 @@ impl WritableGuest {
     pub fn close(self) -> Result<()> {
         let Self { guest, confined, mounts, devices, claims } = self;
         confined.sync_all()?;
+        let is_btrfs = guest.file_systems.iter().any(|file_system| file_system.kind == "btrfs");
         drop(guest);
         drop(confined);
         for mount in mounts {
             mount.unmount()?;
+        }
+        if is_btrfs {
+            devices.iter().filter(|device| device.is_ours()).for_each(|device| btrfs::forget(&device.path()));
         }
         drop(devices);
         for claim in claims.into_values() {
@@ -168,11 +183,45 @@ fn refuse_moving(file_systems: &[FileSystem], claims: &Claims, pause: Duration) 
 fn mount(file_system: &FileSystem, devices: &mut Devices<'_>) -> Result<(Mount, Rc<WriteDevice>)> {
     crate::mount::require_root("repairing a disk")?;
     let device = devices.open(&file_system.backing)?;
-    let mount = crate::mount::mount_writable(&device.path(), &file_system.kind)?;
+    let mount = mount_device(&device.path(), file_system)?;
     Ok((mount, device))
 }
 
-fn open_folder(folder: &Path) -> Result<std::os::fd::OwnedFd> {
+fn mount_device(device: &Path, file_system: &FileSystem) -> Result<Mount> {
+    if file_system.kind != "btrfs" {
+        return crate::mount::mount_writable(device, &file_system.kind);
+    }
+    let mount = crate::mount::mount_writable(device, &file_system.kind)
+        .map_err(|error| btrfs::explain_known(error, device, file_system.uuid.as_deref()))?;
+    btrfs::expect_on_device(&mount, device)?;
+    Ok(mount)
+}
+
+fn is_open(mounts: &[(&FileSystem, Mount)], backing: &Backing) -> bool {
+    mounts.iter().any(|(there, _)| there.backing == *backing && there.subvolume.is_some())
+}
+
+/// The folders of all subvolumes, below the one mount of their file system. To the writer each is a file system of its own: neither
+/// a rename nor a hard link leads from one into another.
+fn open_subvolumes<'a>(
+    file_systems: &'a [FileSystem],
+    mounts: &[(&FileSystem, Mount)],
+) -> Result<Vec<(&'a FileSystem, OwnedFd)>> {
+    let mut folders = Vec::new();
+    for file_system in file_systems {
+        let Some(subvolume) = &file_system.subvolume else { continue };
+        let (_, mount) = mounts
+            .iter()
+            .find(|(there, _)| there.backing == file_system.backing)
+            .with_context(|| format!("{} was not mounted", file_system.device))?;
+        let folder = btrfs::open_subvolume(mount, &subvolume.path, subvolume.id)
+            .with_context(|| format!("opening {} for writing", file_system.device))?;
+        folders.push((file_system, folder));
+    }
+    Ok(folders)
+}
+
+fn open_folder(folder: &Path) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(folder, flags, Mode::empty()).with_context(|| format!("opening the folder {}", folder.display()))
 }

@@ -215,6 +215,7 @@ fn file_systems(list: &[FileSystem]) -> Vec<Value> {
                 "mount_point": fs.mount_point,
                 "type": fs.kind,
                 "device": fs.device,
+                "subvolume": fs.subvolume,
                 "uuid": fs.uuid,
                 "has_errors": fs.has_errors,
                 "usage": fs.usage,

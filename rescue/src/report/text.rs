@@ -164,12 +164,16 @@ fn fact<T: ToString>(out: &mut String, label: &str, fact: &Fact<T>, style: &Styl
 fn usage(file_system: &FileSystem) -> String {
     let usage = &file_system.usage;
     let errors = if file_system.has_errors { ", ERROR FLAG SET" } else { "" };
+    // btrfs makes inodes as they are needed.
+    let inodes = match usage.inodes_total {
+        0 => "no limit of inodes".to_owned(),
+        total => format!("inodes {} free", percent(usage.inodes_free, total)),
+    };
     format!(
-        "{} of {} available ({}), inodes {} free, {} on {}{errors}",
+        "{} of {} available ({}), {inodes}, {} on {}{errors}",
         bytes(usage.bytes_available),
         bytes(usage.bytes_total),
         percent(usage.bytes_available, usage.bytes_total),
-        percent(usage.inodes_free, usage.inodes_total),
         file_system.kind,
         file_system.device
     )

@@ -90,6 +90,7 @@ pub fn assess(guest: &Guest, node: &Node, eviction: &Eviction, target: FreeTarge
         .file_systems
         .iter()
         .enumerate()
+        .filter(|(index, _)| guest.sharing_bytes(*index).first() == Some(index))
         .filter(|(_, fs)| fs.usage.bytes_total > 0 && !READ_ONLY_KINDS.contains(&fs.kind.as_str()))
         .filter_map(|(index, fs)| {
             let mut assessment = judge(&fs.usage, &parts.of(index), eviction, target)?;

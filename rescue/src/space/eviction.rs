@@ -328,7 +328,9 @@ pub fn file_system_holding(guest: &Guest, path: &GuestPath) -> Option<usize> {
         }
     };
     let found = guest.file_system_of(&real)?;
-    guest.file_systems.iter().position(|fs| fs.mount_point == found.mount_point)
+    let index = guest.file_systems.iter().position(|fs| fs.mount_point == found.mount_point)?;
+    // Subvolumes of one btrfs share their bytes: they are judged together, as the first of them.
+    guest.sharing_bytes(index).first().copied()
 }
 
 /// How much of `usage` the signal measures: (free, total). `None` where the file system has no fixed number of inodes.

@@ -29,6 +29,16 @@ pub struct FreeSpace {
     pub plan: Plan,
     /// The time that counts as now, seconds since 1970, for ages.
     pub now: i64,
+    /// btrfs: how many snapshots there are of what is freed from.
+    pub snapshots: usize,
+}
+
+/// Why freeing may give back less than it seems.
+pub fn held_by_snapshots(count: usize) -> String {
+    let snapshots = if count == 1 { "1 snapshot".to_owned() } else { format!("{count} snapshots") };
+    format!(
+        "The btrfs has {snapshots} of what is mounted here: what they share with it becomes free only when they are deleted, too."
+    )
 }
 
 impl FreeSpace {
@@ -92,6 +102,9 @@ impl Remedy for FreeSpace {
             *bytes = bytes.saturating_add(candidate.frees);
         }
         let mut lines = vec!["What is freed cannot be brought back by undo.".to_owned()];
+        if self.snapshots > 0 {
+            lines.push(held_by_snapshots(self.snapshots));
+        }
         lines.extend(rules.into_values().map(|(rule, count, bytes)| {
             let files = units::count(count, "file", "files");
             format!("{}: {files}, {}: {}", rule.id, units::bytes(bytes), rule.why)

@@ -74,7 +74,8 @@ pub fn usage_after(guest: &Guest, actions: &[FreeAction]) -> Vec<Usage> {
         .iter()
         .enumerate()
         .map(|(index, fs)| {
-            let (bytes, inodes) = freed.get(&index).copied().unwrap_or_default();
+            let counted_at = guest.sharing_bytes(index).first().copied().unwrap_or(index);
+            let (bytes, inodes) = freed.get(&counted_at).copied().unwrap_or_default();
             after_freeing(fs, bytes, inodes)
         })
         .collect()
@@ -82,7 +83,8 @@ pub fn usage_after(guest: &Guest, actions: &[FreeAction]) -> Vec<Usage> {
 
 fn position(guest: &Guest, action: &FreeAction) -> Option<usize> {
     let found = guest.file_system_of(&action.path)?;
-    guest.file_systems.iter().position(|fs| fs.mount_point == found.mount_point)
+    let index = guest.file_systems.iter().position(|fs| fs.mount_point == found.mount_point)?;
+    guest.sharing_bytes(index).first().copied()
 }
 
 #[cfg(test)]
@@ -98,6 +100,7 @@ mod tests {
             uuid: None,
             usage,
             backing: Backing::Folder("/".into()),
+            subvolume: None,
             has_errors: false,
         }
     }

@@ -20,6 +20,9 @@ const LARGEST_FILES: usize = 10;
 /// A folder is named when it holds at least this share of what is in use, in per cent.
 const ROW_PERCENT: u64 = 1;
 
+/// Inode number of the root folder of every subvolume of a btrfs (`BTRFS_FIRST_FREE_OBJECTID`), and of no other folder.
+const SUBVOLUME_ROOT: u64 = 256;
+
 /// How often progress is shown, in files.
 const PROGRESS_STEP: u64 = 1024;
 
@@ -85,7 +88,8 @@ pub fn allocated(meta: &Meta) -> u64 {
     })
 }
 
-/// Walks the file system `guest.file_systems[index]` within itself; what else is mounted below it is left out. `known` names
+/// Walks the file system `guest.file_systems[index]` within itself, all of its subvolumes that the guest mounts included; what else
+/// is mounted below it is left out. `known` names
 /// folders that become one row each, however little they hold.
 pub fn walk(
     guest: &Guest,
@@ -98,13 +102,6 @@ pub fn walk(
     let usage = &fs.usage;
     let used_bytes = usage.bytes_total.saturating_sub(usage.bytes_free);
     let used_inodes = usage.inodes_total.saturating_sub(usage.inodes_free);
-    let start = match guest.resolve(&fs.mount_point) {
-        Ok(real) => real.as_path().to_path_buf(),
-        Err(error) => {
-            let unreadable = vec![(fs.mount_point.clone(), error.to_string())];
-            return Walked { unreadable, unreadable_count: 1, ..Walked::default() };
-        }
-    };
     let tree = guest.tree();
     let mut walker = Walker {
         tree: tree.as_ref(),
@@ -119,9 +116,19 @@ pub fn walk(
         since_progress: 0,
         visitor,
         progress,
+        is_btrfs: fs.kind == "btrfs",
         walked: Walked::default(),
     };
-    walker.run(start);
+    for shared in guest.sharing_bytes(index).into_iter().filter_map(|index| guest.file_systems.get(index)) {
+        match guest.resolve(&shared.mount_point) {
+            Ok(real) => walker.run(real.as_path().to_path_buf()),
+            Err(error) => {
+                walker.unreadable::<()>(shared.mount_point.as_path(), &error);
+            }
+        }
+        // Each subvolume numbers its inodes from the beginning.
+        walker.linked.clear();
+    }
     let mut walked = walker.walked;
     walked.rows.sort_by(|a, b| b.total.bytes.cmp(&a.total.bytes).then_with(|| a.path.cmp(&b.path)));
     let largest = std::mem::take(&mut walker.largest).into_sorted_vec();
@@ -152,6 +159,8 @@ struct Walker<'a> {
     since_progress: u64,
     visitor: &'a mut dyn Visitor,
     progress: &'a dyn Progress,
+    /// Inode numbers then are those of a subvolume only.
+    is_btrfs: bool,
     walked: Walked,
 }
 
@@ -189,6 +198,10 @@ impl Walker<'_> {
             Ok(_) => return None,
             Err(error) => return self.unreadable(path, &error),
         };
+        // A subvolume of its own that is not part of the guest's mount table: a snapshot, a layer of an image.
+        if self.is_btrfs && !stack.is_empty() && meta.ino == Some(SUBVOLUME_ROOT) {
+            return None;
+        }
         if self.folders_left == 0 || (meta.ino.is_some() && stack.iter().any(|frame| frame.ino == meta.ino)) {
             let reason = "the folder is inside itself: the file system is damaged".to_owned();
             return self.unreadable(path, &TreeError::Corrupt { path: path.to_path_buf(), reason });

@@ -105,6 +105,7 @@ fn file_system(argument: &str) -> Result<FileSystem> {
         uuid: None,
         usage: Usage::default(),
         backing,
+        subvolume: None,
         has_errors: false,
     })
 }

@@ -188,7 +188,7 @@ fn compare_one(folder: &Path, variant: &Variant, shutdown: Shutdown, seed: u64) 
     let mut ours = {
         let (tree, usage) = mount_replayed(Image::open(&image)?, variant.mkfs)?;
         ensure!(usage == true_usage, "usage {usage:?}, in truth {true_usage:?}");
-        contents::of_tree(tree.as_ref())?
+        contents::of_tree(&tree)?
     };
     ensure!(digest(&image)? == before, "the image changed");
     if !variant.is_xfs() {
@@ -304,7 +304,7 @@ fn child_that_looks_until_it_is_killed() {
     loop {
         println!("starting");
         let (tree, _) = mount_replayed(Image::open(image.as_ref()).unwrap(), "ext4").unwrap();
-        walk(tree.as_ref(), Path::new("/"), &mut 0).unwrap();
+        walk(&tree, Path::new("/"), &mut 0).unwrap();
     }
 }
 
@@ -361,7 +361,7 @@ fn a_killed_run_leaves_nothing_behind() -> Result<()> {
 
     let (tree, _) = mount_replayed(Image::open(&image)?, "ext4")?;
     let mut files = 0;
-    walk(tree.as_ref(), Path::new("/"), &mut files)?;
+    walk(&tree, Path::new("/"), &mut files)?;
     drop(tree);
     ensure!(files > 100, "the next run sees {files} files");
     assert_eq!(digest(&image)?, before, "the image changed");

@@ -29,6 +29,7 @@ pub fn open(root: &Path) -> Result<WritableGuest> {
         uuid: None,
         usage: Usage::default(),
         backing: Backing::Folder(root.to_path_buf()),
+        subvolume: None,
         has_errors: false,
     };
     WritableGuest::open(&root.display().to_string(), &[file_system]).context("opening the folder for writing")

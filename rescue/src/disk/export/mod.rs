@@ -6,9 +6,8 @@
 mod layer;
 mod server;
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
 
@@ -26,16 +25,16 @@ use crate::refusal::Refusal;
 /// system with 256 MiB must survive.
 static BUDGET: LazyLock<Arc<Budget>> = LazyLock::new(|| Arc::new(Budget::new(memory() / 3)));
 
-/// Mounts what `source` holds, a file system of `kind` (`ext2`, `ext3`, `ext4`, `xfs`), with its journal replayed, and writes nothing
+/// Mounts what `source` holds, a file system of `kind` (`ext2`, `ext3`, `ext4`, `xfs`, `btrfs`), with its journal replayed, and writes nothing
 /// to it. The tree keeps everything alive that it needs and takes it down when it is dropped; both ends must stay in this process.
 ///
 /// Needs root; without it the error is a [`Refusal`] that names the line to type. Descriptors that `source` reads from must be open
 /// already.
-pub fn mount_replayed(source: Arc<dyn ReadAt>, kind: &str) -> anyhow::Result<(Rc<dyn Tree>, Usage)> {
+pub fn mount_replayed(source: Arc<dyn ReadAt>, kind: &str) -> anyhow::Result<(ReplayedTree, Usage)> {
     mount_within(source, kind, &BUDGET)
 }
 
-fn mount_within(source: Arc<dyn ReadAt>, kind: &str, budget: &Arc<Budget>) -> anyhow::Result<(Rc<dyn Tree>, Usage)> {
+fn mount_within(source: Arc<dyn ReadAt>, kind: &str, budget: &Arc<Budget>) -> anyhow::Result<(ReplayedTree, Usage)> {
     crate::mount::require_root("reading a file system that only the kernel can replay")?;
     match replay(&source, kind, Access::ReadWrite, budget) {
         // Features unknown to this kernel may allow reading all the same. Again with an empty layer: what the failed attempt left
@@ -54,11 +53,11 @@ fn replay(
     kind: &str,
     access: Access,
     budget: &Arc<Budget>,
-) -> anyhow::Result<(Rc<dyn Tree>, Usage)> {
+) -> anyhow::Result<(ReplayedTree, Usage)> {
     let export = Export::start(Arc::clone(source), Arc::clone(budget)).context("showing the disk to the kernel")?;
     let (tree, usage) = mount_exported(&export, kind, source.sector_size(), access)
         .map_err(|error| explain(error, &export.trouble, budget))?;
-    Ok((Rc::new(ReplayedTree { tree, _export: export }), usage))
+    Ok((ReplayedTree { tree, _export: export }, usage))
 }
 
 fn mount_exported(
@@ -106,9 +105,17 @@ fn memory() -> u64 {
 }
 
 /// A mounted folder and the disk below it; the fields' order is the order of taking down.
-struct ReplayedTree {
+#[derive(Debug)]
+pub struct ReplayedTree {
     tree: FolderTree,
     _export: Export,
+}
+
+impl ReplayedTree {
+    /// The root folder (`O_PATH`), for questions to the kernel about the file system.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.tree.as_fd()
+    }
 }
 
 impl Tree for ReplayedTree {

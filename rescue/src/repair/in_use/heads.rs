@@ -23,6 +23,7 @@ pub fn head(bytes: &dyn ReadAt, kind: &str) -> Result<Head> {
     let look = Look { bytes };
     let seen = match kind {
         "xfs" => look.xfs(),
+        "btrfs" => look.btrfs(),
         _ => look.ext(),
     };
     Ok(Head(seen.context("looking at the superblock and the journal")?))
@@ -124,6 +125,11 @@ impl Look<'_> {
             seen.push(sha256_hex(&self.read(start + low * 512, 512)?));
         }
         Ok(seen)
+    }
+
+    /// btrfs: the superblock, which every commit and every fsync (its tree of logs) writes anew.
+    fn btrfs(&self) -> Result<Vec<String>> {
+        Ok(vec![sha256_hex(&self.read(crate::disk::btrfs::OFFSET, 4096)?)])
     }
 
     /// The cycle of one 512-byte block of the log: its first word, or the second in a record's header.
