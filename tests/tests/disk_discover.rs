@@ -448,7 +448,7 @@ fn the_wrong_thing_is_answered_with_one_clear_line() -> Result<()> {
     piece("lvm", 536, b"LVM2 001")?;
     saw(&at("lvm"), "checksum of its label")?;
     piece("btrfs", 0x1_0040, b"_BHRfS_M")?;
-    saw(&at("btrfs"), "btrfs is not supported yet")?;
+    saw(&at("btrfs"), "its superblock is damaged")?;
 
     let refused = refusal(discover(&[]))?;
     assert!(refused.saw.contains("no disk"), "{refused}");

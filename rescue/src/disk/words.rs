@@ -29,7 +29,11 @@ pub fn not_read(volume: &Volume) -> Option<NotRead> {
         }
         Content::ExtJournal => ("a journal kept apart from its file system is not supported yet", mount_it(on_helper)),
         Content::Btrfs(superblock) => {
-            return superblock.unsupported().map(|means| NotRead { means, next: mount_btrfs(on_helper) });
+            let next = match superblock.checksum_fits {
+                true => mount_btrfs(on_helper),
+                false => "put one of its copies in its place with `btrfs rescue super-recover`".into(),
+            };
+            return superblock.unsupported().map(|means| NotRead { means, next });
         }
         Content::LvmPhysicalVolume => (
             "no volume group could be put together from it",

@@ -65,6 +65,9 @@ impl BtrfsSuper {
 
     /// Why it is not opened, where that is so: what it is, and what that means.
     pub fn unsupported(&self) -> Option<String> {
+        if !self.checksum_fits {
+            return Some("its superblock is damaged: its checksum does not fit".into());
+        }
         if self.is_seed {
             return Some("it is a seed device, which only belongs to a file system on other devices".into());
         }
