@@ -11,6 +11,7 @@ pub mod plan;
 pub mod restart;
 pub mod runs;
 mod stage;
+mod storage_daemon;
 mod store;
 pub mod transaction;
 pub mod undo;

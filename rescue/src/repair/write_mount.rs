@@ -129,7 +129,7 @@ impl WritableGuest {
         }
         drop(devices);
         for claim in claims.into_values() {
-            claim.forget_cached()?;
+            claim.close()?;
         }
         Ok(())
     }

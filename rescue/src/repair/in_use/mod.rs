@@ -10,6 +10,7 @@ mod image;
 mod openers;
 
 use std::fs::File;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use rustix::io::Errno;
 
 pub use heads::{Head, Uncached, has_error_flag, head};
 
+use super::storage_daemon::StorageDaemon;
 use crate::refusal::Refusal;
 
 /// udev locks a device for a moment while it looks at it; so long is waited for that.
@@ -31,6 +33,15 @@ pub struct Claim {
     /// Holds the locks: they die with the process.
     file: File,
     block_device: bool,
+    /// For an image in a format of its own.
+    shown: Option<Shown>,
+}
+
+/// The disk in an image; the file must be closed before the daemon is ended.
+#[derive(Debug)]
+struct Shown {
+    disk: File,
+    daemon: StorageDaemon,
 }
 
 impl Claim {
@@ -39,18 +50,23 @@ impl Claim {
     /// # Errors
     /// [`Refusal`] (by downcast) when somebody uses it.
     pub fn take(path: &Path, block_device: bool) -> Result<Self> {
-        let path = if block_device { path.to_path_buf() } else { image::file_to_write(path)? };
+        let itself = || image::Target { path: path.to_path_buf(), through: image::Through::Itself };
+        let image::Target { path, through } = if block_device { itself() } else { image::target(path)? };
         let path = path.canonicalize().with_context(|| format!("looking for {}", path.display()))?;
         // A device open for writing could not be mounted on kernels that guard mounted devices (CONFIG_BLK_DEV_WRITE_MOUNTED=n).
         let write = !block_device;
         let file = File::options().read(true).write(write).open(&path).map_err(|error| cannot_write(&path, error))?;
         lock(&file, &path, if block_device { LOCK_PATIENCE } else { Duration::ZERO })?;
-        if block_device {
-            device::refuse_in_use(&path)?;
-        } else {
-            file::refuse_in_use(&file, &path)?;
+        let mut shown = None;
+        match through {
+            image::Through::Itself if block_device => device::refuse_in_use(&path)?,
+            image::Through::Itself => file::refuse_in_use(&file, &path)?,
+            image::Through::Daemon(layout, length) => {
+                let (daemon, disk) = image::open(&path, &layout, length)?;
+                shown = Some(Shown { disk, daemon });
+            }
         }
-        Ok(Self { path, file, block_device })
+        Ok(Self { path, file, block_device, shown })
     }
 
     /// The disk's own path, links resolved.
@@ -60,12 +76,16 @@ impl Claim {
 
     /// The open disk, for reading.
     pub fn file(&self) -> &File {
-        &self.file
+        self.shown.as_ref().map_or(&self.file, |shown| &shown.disk)
     }
 
     /// The disk opened once more, for writing.
     pub fn open_for_writing(&self) -> Result<File> {
-        File::options().read(true).write(true).open(&self.path).map_err(|error| cannot_write(&self.path, error))
+        let path = match &self.shown {
+            Some(shown) => PathBuf::from(format!("/proc/self/fd/{}", shown.disk.as_raw_fd())),
+            None => self.path.clone(),
+        };
+        File::options().read(true).write(true).open(&path).map_err(|error| cannot_write(&self.path, error))
     }
 
     /// The block device node for a range of it, where the kernel has one: the partition, or the device as a whole.
@@ -73,11 +93,15 @@ impl Claim {
         if self.block_device { device::node_of(&self.path, offset, length) } else { Ok(None) }
     }
 
-    /// Synchronises the disk and drops what is cached of it, so that the next look sees what was written through a partition.
-    pub fn forget_cached(&self) -> Result<()> {
-        rustix::fs::fsync(&self.file).with_context(|| format!("synchronising {}", self.path.display()))?;
-        rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed)
-            .with_context(|| format!("dropping what is cached of {}", self.path.display()))
+    /// Synchronises the disk and drops what is cached of it, so that the next look sees what was written through a partition; has an image
+    /// closed by whoever wrote to it.
+    pub fn close(self) -> Result<()> {
+        rustix::fs::fsync(self.file()).with_context(|| format!("synchronising {}", self.path.display()))?;
+        rustix::fs::fadvise(self.file(), 0, None, rustix::fs::Advice::DontNeed)
+            .with_context(|| format!("dropping what is cached of {}", self.path.display()))?;
+        let Some(Shown { disk, daemon }) = self.shown else { return Ok(()) };
+        drop(disk);
+        daemon.stop()
     }
 }
 
