@@ -60,12 +60,47 @@ fn unit_findings(guest: &Guest, node: &Node) -> Option<Finding> {
                 )),
         );
     }
-    let refusal = unit.refusals.first()?;
-    Some(
-        stops("systemd refuses to start kubelet.service")
-            .with_evidence(path, refusal.clone())
-            .with_advice("Correct the unit or the drop-in named here."),
+    if let Some(refusal) = unit.refusals.first() {
+        return Some(
+            stops("systemd refuses to start kubelet.service")
+                .with_evidence(path, refusal.clone())
+                .with_advice("Correct the unit or the drop-in named here."),
+        );
+    }
+    bare_command(guest, node, unit)
+}
+
+/// A kubelet without `--config` and `--pod-manifest-path` runs no static pod, and without `--kubeconfig` it knows no cluster. The usual cause is a
+/// drop-in that a power cut left empty: it then hides the package's of the same name.
+fn bare_command(guest: &Guest, node: &Node, unit: &Unit) -> Option<Finding> {
+    let command = unit.command()?;
+    let argv = unit.argv();
+    let is_kubelet = argv.first().is_some_and(|program| program.rsplit('/').next() == Some("kubelet"));
+    let configured = ["--config", "--config-dir", "--pod-manifest-path", "--kubeconfig"]
+        .iter()
+        .any(|flag| node.kubelet.flag(flag).is_some());
+    if node.role.value != Some(Role::ControlPlane) || !is_kubelet || configured {
+        return None;
+    }
+    let mut finding = Finding::new(
+        ID,
+        Severity::StopsBoot,
+        "the kubelet is started without its configuration: it runs none of the control plane's static pods",
     )
+    .with_evidence(&command.origin, "starts it without --config, --pod-manifest-path and --kubeconfig");
+    let empty = |path: &&GuestPath| guest.read(path).is_ok_and(|bytes| bytes.trim_ascii().is_empty());
+    for drop_in in unit.drop_ins.iter().filter(empty) {
+        finding = finding
+            .with_evidence(
+                drop_in,
+                "empty: it adds nothing, and hides a file of the same name in /usr/lib/systemd/system",
+            )
+            .with_advice(format!("If nobody emptied {drop_in} on purpose (a power cut does that), remove it."));
+    }
+    Some(finding.with_advice(
+        "kubeadm's packages bring the flags in kubelet.service.d/10-kubeadm.conf: install the kubeadm package of the node's version \
+         again, or write that drop-in by hand.",
+    ))
 }
 
 /// A unit that is not there, or that lies where nobody can look from here.
@@ -428,6 +463,24 @@ mod tests {
 
     fn text(guest: &Guest, path: &str) -> String {
         guest.read_text(&GuestPath::new(path)).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    #[test]
+    fn a_drop_in_that_was_emptied_is_found() {
+        let healthy = || node(2030);
+        let found = |tree: MemoryTree| {
+            let guest = tree.into_guest();
+            unit_findings(&guest, &Node::read(&guest))
+        };
+        assert!(found(healthy()).is_none());
+        let own = "/etc/systemd/system/kubelet.service.d/10-kubeadm.conf";
+        let finding = found(healthy().file(own, "")).expect("the kubelet has no configuration");
+        assert_eq!(finding.severity, Severity::StopsBoot);
+        assert!(finding.title.contains("without its configuration"), "{}", finding.title);
+        assert!(finding.advice[0].contains(own), "{:?}", finding.advice);
+        // A script may bring what cannot be seen here.
+        let script = "[Service]\nExecStart=\nExecStart=/usr/local/bin/start-kubelet\n";
+        assert!(found(healthy().file(own, script)).is_none());
     }
 
     #[test]
