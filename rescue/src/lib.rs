@@ -13,6 +13,7 @@ pub mod cli;
 pub mod disk;
 pub mod etcd;
 pub mod guest;
+pub mod inventory;
 pub mod kubeconfig;
 pub mod live;
 pub mod mount;

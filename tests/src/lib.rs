@@ -2,11 +2,13 @@
 //!
 //! Everything here wants root, loop devices and the tools that `scripts/setup` installs, and says so where they are missing.
 
+pub mod centos;
 pub mod command;
 pub mod disk;
 pub mod fill;
 pub mod fixtures;
 pub mod judge;
+pub mod lvm;
 pub mod mounts;
 pub mod programs;
 pub mod qemu;

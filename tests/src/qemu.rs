@@ -22,14 +22,19 @@ pub const BOOT: Duration = Duration::from_secs(400);
 
 /// Builds the ISO of the release binary with these kernel arguments and gives its path.
 pub fn iso(kernel_arguments: &[&str]) -> Result<PathBuf> {
+    iso_of(&rescue_binary(), kernel_arguments)
+}
+
+/// As [`iso`], of another build of the program.
+pub fn iso_of(binary: &Path, kernel_arguments: &[&str]) -> Result<PathBuf> {
     let folder = workspace().join("target/test-iso");
     fs::create_dir_all(&folder)?;
     let _lock = exclusive(&folder.join("lock"))?;
     let name: String =
         kernel_arguments.join("_").chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-    let iso = folder.join(format!("rescue{name}.iso"));
+    let program = binary.file_name().context("a program without a name")?.to_string_lossy();
+    let iso = folder.join(format!("{program}{name}.iso"));
     let mut words = vec!["run", "--quiet", "--package", "image", "--", "build", "-o"];
-    let binary = rescue_binary();
     let paths = [iso.to_string_lossy().into_owned(), binary.to_string_lossy().into_owned()];
     words.extend([paths[0].as_str(), "--binary", &paths[1]]);
     for argument in kernel_arguments {

@@ -5,33 +5,16 @@ use std::io::Write as _;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use rescue::disk::Source;
 use rescue::disk::device_mapper::DeviceMapper;
 use rescue::guest::{Discovery, GuestPath, discover};
 use rescue::refusal::Refusal;
 use rescue::repair::write_mount::WritableGuest;
-use tests::Cmd;
 use tests::disk::MIB;
-use tests::mounts::Loop;
+use tests::{Cmd, centos, fill, judge, lvm, rescue};
 
 const CHUNK: u64 = 64 << 10;
-
-/// Runs lvm2 on these images alone, without a kernel's help.
-fn lvm(
-    images: &[PathBuf],
-    work: impl FnOnce(&[String], &dyn Fn(&[&str]) -> Result<String>) -> Result<()>,
-) -> Result<()> {
-    let loops = images.iter().map(|image| Loop::attach(image, 0, fs::metadata(image)?.len(), 512, false));
-    let loops = loops.collect::<Result<Vec<_>>>()?;
-    let devices: Vec<String> = loops.iter().map(|device| device.device().display().to_string()).collect();
-    let run = |arguments: &[&str]| -> Result<String> {
-        let Some((command, rest)) = arguments.split_first() else { anyhow::bail!("no command") };
-        let command = Cmd::new("lvm").args([*command, "--driverloaded", "n", "--devices", &devices.join(",")]);
-        Ok(command.args(["--config", "backup{backup=0 archive=0} activation{udev_sync=0}"]).args(rest).ok()?.stdout)
-    };
-    work(&devices, &run)
-}
 
 fn images(folder: &Path, count: usize) -> Result<Vec<PathBuf>> {
     let paths: Vec<PathBuf> = (0..count).map(|number| folder.join(format!("disk{number}.img"))).collect();
@@ -61,37 +44,6 @@ fn large() -> Vec<u8> {
     (0..4_000_000_u32).flat_map(u32::to_le_bytes).collect()
 }
 
-fn number(text: &str) -> Result<u64> {
-    text.trim().trim_end_matches('B').parse().with_context(|| format!("no number: {text:?}"))
-}
-
-/// Copies a file system into a volume, `/dev/loop0:0-9 /dev/loop1:0-9` as lvm2 tells it, `stripe` bytes in turn.
-fn pour(from: &Path, ranges: &str, devices: &[String], images: &[PathBuf], start: u64, stripe: u64) -> Result<()> {
-    let bytes = fs::read(from)?;
-    let mut targets = Vec::new();
-    for range in ranges.split_whitespace() {
-        let (device, extents) = range.split_once(':').context("no range")?;
-        let (first, last) = extents.split_once('-').context("no extents")?;
-        let index = devices.iter().position(|there| there == device).context("another device")?;
-        let length = (number(last)? + 1 - number(first)?) * 4 * MIB;
-        targets.push((File::options().write(true).open(&images[index])?, start + number(first)? * 4 * MIB, length));
-    }
-    if stripe == 0 {
-        let mut rest = bytes.as_slice();
-        for (file, at, length) in &targets {
-            let (now, later) = rest.split_at(rest.len().min(usize::try_from(*length)?));
-            file.write_all_at(now, *at)?;
-            rest = later;
-        }
-        return Ok(());
-    }
-    for (turn, chunk) in bytes.chunks(usize::try_from(stripe)?).enumerate() {
-        let (file, at, _) = &targets[turn % targets.len()];
-        file.write_all_at(chunk, at + (turn / targets.len()) as u64 * stripe)?;
-    }
-    Ok(())
-}
-
 fn on(paths: &[PathBuf]) -> Result<Discovery> {
     discover(&paths.iter().cloned().map(Source::Disk).collect::<Vec<_>>())
 }
@@ -101,7 +53,7 @@ fn machine(folder: &Path, layout: &[&str], stripe: u64) -> Result<Vec<PathBuf>> 
     let disks = images(folder, 2)?;
     let swap = "/dev/my-vg/swap none swap sw 0 0\n/dev/mapper/my--vg-var /var ext4 defaults 0 0\n";
     let file = root(folder, "node1", 120 * MIB, swap)?;
-    lvm(&disks, |devices, run| {
+    lvm::on(&disks, |devices, run| {
         let names: Vec<&str> = devices.iter().map(String::as_str).collect();
         run(&[&["pvcreate", "-q", "--metadatasize", "64k"], names.as_slice()].concat())?;
         run(&[&["vgcreate", "-q", "my-vg"], names.as_slice()].concat())?;
@@ -113,9 +65,7 @@ fn machine(folder: &Path, layout: &[&str], stripe: u64) -> Result<Vec<PathBuf>> 
             let tag = format!("{turn}-{}", "x".repeat(200));
             run(&["vgchange", "-q", "--addtag", &tag, "my-vg"])?;
         }
-        let ranges = run(&["lvs", "--noheadings", "-o", "seg_pe_ranges", "my-vg/root"])?;
-        let start = run(&["pvs", "--noheadings", "--units", "b", "-o", "pe_start", &devices[0]])?;
-        pour(&file, &ranges, devices, &disks, number(&start)?, stripe)
+        lvm::Places::of("my-vg/root", stripe, devices, &disks, run)?.pour(&file)
     })?;
     Ok(disks)
 }
@@ -175,4 +125,33 @@ fn a_striped_volume() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let disks = machine(folder.path(), &["-i", "2", "-I", "64k"], CHUNK)?;
     assert_reads(&disks)
+}
+
+/// A machine of the outage, whose root is a volume in one piece: no device-mapper is needed for it.
+#[test]
+fn a_centos_node_is_repaired_and_a_copy_beside_it_is_left_alone() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let node = centos::control_plane(&folder.path().join("node.img"), 600 * MIB)?;
+    let clone = node.copy_to(&folder.path().join("clone.img"))?;
+    node.mounted(fill::to_enospc)?;
+    centos::cut_power(&node, |root| Ok(fs::write(root.join("etc/motd"), "written last\n")?))?;
+    let before = clone.sha256()?;
+    let (first, second) = (node.path.to_string_lossy(), clone.path.to_string_lossy());
+
+    // Every UUID and every name is there twice: nobody is there to say which is meant, so neither is touched.
+    let refused = rescue(["repair", "--yes", &first, &second]).run()?;
+    ensure!(refused.code == 3 && refused.stderr.contains("are copies of one system"), "{refused:?}");
+    // Told which, it is that one.
+    let ran = rescue(["repair", "--yes", "--node", &first, &second, &first]).ok()?;
+    ensure!(ran.stdout.contains("Repaired"), "{}", ran.stdout);
+    ensure!(clone.sha256()? == before, "the copy was written to");
+    node.assert_clean()?;
+    let judgement = judge::disk(&node)?;
+    ensure!(judgement.healthy(), "{:#?}", judgement.rows());
+    ensure!(node.mounted_read_only(|root| Ok(fs::read_to_string(root.join("etc/motd"))?))? == "written last\n");
+
+    rescue(["undo", "--yes", &first]).ok()?;
+    node.assert_clean()?;
+    ensure!(!judge::disk(&node)?.kubelet.good, "undone, the certificates are over again");
+    Ok(())
 }

@@ -36,6 +36,8 @@ pub enum Command {
     Undo(Undo),
     /// Earlier repairs.
     Runs(Runs),
+    /// What is where.
+    Disks(Disks),
     /// Certificates.
     Certs(Certs),
     /// The catalogue.
@@ -187,6 +189,18 @@ pub struct Runs {
     /// the time that counts as now (RFC 3339)
     #[argh(option, from_str_fn(time_argument))]
     pub now: Option<OffsetDateTime>,
+}
+
+/// draw what is on disks (all of this machine, where none is named) and to which node it belongs; writes nothing
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "disks")]
+pub struct Disks {
+    /// disks or image files
+    #[argh(positional)]
+    pub src: Vec<PathBuf>,
+    /// print one JSON object (schema rescue/v1) instead of text
+    #[argh(switch)]
+    pub json: bool,
 }
 
 /// list what can be looked for

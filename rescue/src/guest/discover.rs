@@ -15,6 +15,7 @@ use super::{
 use crate::disk::btrfs::Subvolume;
 use crate::disk::lvm::LogicalName;
 use crate::disk::probe::{self, Content};
+use crate::disk::volume::logical::VolumeGroup;
 use crate::disk::volume::{Opened, Volume, logical, survey};
 use crate::disk::{Disk, Source, mountinfo, partition::PartitionKind, shown, words};
 use crate::refusal::Refusal;
@@ -35,6 +36,14 @@ pub struct Discovery {
     pub guests: Vec<Guest>,
     /// Everything recognised that belongs to no guest.
     pub leftovers: Vec<Leftover>,
+    /// The disks, in the order given; from [`look_over`] only, as the next two: they keep disks open.
+    pub disks: Vec<Disk>,
+    /// Every piece of them, logical volumes after the partitions.
+    pub volumes: Vec<Volume>,
+    /// The volume groups that were put together.
+    pub groups: Vec<VolumeGroup>,
+    /// Swap by the name of its volume, and the number of the guest in `guests` whose it is.
+    pub swaps: Vec<(String, usize)>,
 }
 
 /// Opens all sources read-only and finds the guests on them. Disks are looked at together: a guest's /var may be on another
@@ -61,12 +70,46 @@ pub fn discover(sources: &[Source]) -> Result<Discovery> {
         let next = "rescue inspect /dev/sdb, or an image file";
         return Err(Refusal::new("no disk was named", "there is nothing to look at", next).into());
     }
-    let mut found = Disks::survey(&disks)?;
+    let mut found = Disks::survey(&disks, Patience::None)?;
     found.guests(&mut discovery)?;
     if discovery.guests.is_empty() {
         return Err(found.no_system(&disks, &discovery.leftovers).into());
     }
     Ok(discovery)
+}
+
+/// As [`discover`], for a look at all that is there: a disk that cannot be opened, a file system that takes root or memory that is not there,
+/// and no system at all are leftovers, not refusals. Disks of `closed` are named and not looked into, for the reason given.
+///
+/// # Errors
+/// I/O errors only.
+pub fn look_over(paths: &[PathBuf], closed: &[(PathBuf, String)]) -> Result<Discovery> {
+    let mut discovery = Discovery::default();
+    for path in paths {
+        if let Some((_, why)) = closed.iter().find(|(there, _)| there == path) {
+            discovery.leftovers.push(Leftover { device: shown(path), what: why.clone() });
+            continue;
+        }
+        match Disk::open(path) {
+            Ok(disk) if !discovery.disks.iter().any(|there| is_same(&there.path, path)) => discovery.disks.push(disk),
+            Ok(_) => {}
+            Err(error) => discovery.leftovers.push(Leftover { device: shown(path), what: format!("{error:#}") }),
+        }
+    }
+    let mut found = Disks::survey(&discovery.disks, Patience::Much)?;
+    found.guests(&mut discovery)?;
+    discovery.volumes = found.volumes.into_iter().map(|found| found.volume).collect();
+    discovery.groups = found.groups;
+    Ok(discovery)
+}
+
+/// What a file system that is not to be shown half or stale does to a look at many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// It ends the look.
+    None,
+    /// It is named, and left out.
+    Much,
 }
 
 fn is_same(one: &Path, other: &Path) -> bool {
@@ -97,6 +140,8 @@ pub(super) fn is_root(tree: &dyn Tree) -> Result<bool, TreeError> {
 struct Disks {
     volumes: Vec<Found>,
     leftovers: Vec<Leftover>,
+    groups: Vec<VolumeGroup>,
+    patience: Patience,
 }
 
 struct Found {
@@ -104,11 +149,13 @@ struct Found {
     opened: Option<Opened>,
     roots: Vec<RootOf>,
     used: bool,
+    /// Index of the root whose swap it is.
+    swap_of: Option<usize>,
 }
 
 impl Disks {
-    fn survey(disks: &[Disk]) -> Result<Self> {
-        let mut all = Self { volumes: Vec::new(), leftovers: Vec::new() };
+    fn survey(disks: &[Disk], patience: Patience) -> Result<Self> {
+        let mut all = Self { volumes: Vec::new(), leftovers: Vec::new(), groups: Vec::new(), patience };
         for (index, disk) in disks.iter().enumerate() {
             let found = match survey(disk, index) {
                 Ok(found) => found,
@@ -132,6 +179,7 @@ impl Disks {
         let volumes: Vec<Volume> = self.volumes.iter().map(|found| found.volume.clone()).collect();
         let logical = logical::survey(&volumes)?;
         self.leftovers.extend(logical.notes);
+        self.groups = logical.groups;
         for found in &mut self.volumes {
             found.used |= logical.used.contains(&found.volume.name);
         }
@@ -144,7 +192,7 @@ impl Disks {
 
     /// Opens a volume's files, if it has any that can be read, and looks for a root.
     fn look_into(&mut self, volume: Volume) -> Result<Found> {
-        let mut found = Found { volume, opened: None, roots: Vec::new(), used: false };
+        let mut found = Found { volume, opened: None, roots: Vec::new(), used: false, swap_of: None };
         if found.volume.file_system().is_none() {
             return Ok(found);
         }
@@ -158,7 +206,7 @@ impl Disks {
                 found.opened = Some(opened);
             }
             // Never shown half or stale: the user must know that this takes root, or more memory.
-            Err(error) if error.is::<Refusal>() => return Err(error),
+            Err(error) if error.is::<Refusal>() && self.patience == Patience::None => return Err(error),
             Err(error) => {
                 found.used = true;
                 let hint = old_xfs(&found.volume);
@@ -202,9 +250,14 @@ impl Disks {
         let all = self.volumes.iter().enumerate();
         let roots: Vec<(usize, RootOf)> =
             all.flat_map(|(index, found)| found.roots.iter().map(move |root| (index, *root))).collect();
-        for (index, subvolume) in roots {
+        for (index, subvolume) in roots.iter().copied() {
             let guest = self.guest(index, subvolume)?;
             discovery.guests.push(guest);
+        }
+        let first = discovery.guests.len() - roots.len();
+        for found in &self.volumes {
+            let guest = found.swap_of.and_then(|root| roots.iter().position(|(there, _)| *there == root));
+            discovery.swaps.extend(guest.map(|guest| (found.volume.name.clone(), first + guest)));
         }
         discovery.leftovers.append(&mut self.leftovers);
         discovery.leftovers.extend(self.volumes.iter().filter(|found| !found.used).filter_map(leftover));
@@ -229,7 +282,7 @@ impl Disks {
         {
             assembly.unresolved.push(format!("{} {why}", line.shown()));
         }
-        let lookup = lookup.anchored(&entries);
+        let lookup = lookup.anchored(&entries).of_machine(&assembly.so_far());
         for entry in entries.iter().filter(|entry| entry.role() == Role::Disk && !entry.is_root()) {
             if !entry.is_mounted_at_boot() {
                 continue;
@@ -308,6 +361,7 @@ impl Disks {
             };
             if partitions.contains(&index) || found.volume.disk == root_disk {
                 found.used = true;
+                found.swap_of = Some(lookup.root);
                 if *suspended {
                     return Some(format!("the swap on {} holds the memory of a suspended system", found.volume.name));
                 }
@@ -368,6 +422,8 @@ struct Lookup {
     anchor: Option<usize>,
     root_partition: Option<u32>,
     root_is_logical: bool,
+    /// The guest's /etc/machine-id, which journald names its folder after.
+    machine_id: Option<String>,
 }
 
 enum NotFound {
@@ -392,7 +448,14 @@ impl Lookup {
         }
         let root_is_logical = root_volume.is_some_and(|volume| volume.logical.is_some());
         let root_partition = root_volume.and_then(|volume| volume.number);
-        Self { root, root_disk, disks, anchor: None, root_partition, root_is_logical }
+        Self { root, root_disk, disks, anchor: None, root_partition, root_is_logical, machine_id: None }
+    }
+
+    /// Takes the machine-id from the root.
+    fn of_machine(mut self, guest: &Guest) -> Self {
+        let id = guest.read_text(&GuestPath::new("/etc/machine-id")).unwrap_or_default().trim().to_owned();
+        self.machine_id = Some(id).filter(|id| id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        self
     }
 
     /// Takes the guest's own name of its root's disk from the line for `/`.
@@ -456,6 +519,13 @@ impl Lookup {
         }
     }
 
+    /// Whether a file system has the journal of the root's machine; where depends on what is mounted: /var, /var/log or the journal's own.
+    fn is_ours(&self, found: &Found) -> bool {
+        let (Some(id), Some(opened)) = (&self.machine_id, &found.opened) else { return false };
+        let places = ["/log/journal", "/journal", "/"].map(|folder| Path::new(folder).join(id));
+        places.iter().any(|place| opened.tree.lstat(place).is_ok_and(|meta| meta.kind == FileKind::Directory))
+    }
+
     /// The one that fits: on the root's own disk if there (a copy of the disk may lie beside it), else on the others.
     fn pick(&self, volumes: &[Found], fits: impl Fn(&Volume) -> bool) -> Result<usize, NotFound> {
         let all = |on: &dyn Fn(usize) -> bool| -> Vec<usize> {
@@ -471,6 +541,11 @@ impl Lookup {
             [] => Err(NotFound::Because("was not found on the disks given".into())),
             several if several.contains(&self.root) => Ok(self.root),
             several => {
+                // Copies of another machine's: what the journal was written for tells them apart.
+                let ours = several.iter().filter(|index| volumes.get(**index).is_some_and(|v| self.is_ours(v)));
+                if let [one] = ours.collect::<Vec<_>>().as_slice() {
+                    return Ok(**one);
+                }
                 let names =
                     several.iter().filter_map(|index| volumes.get(*index)).map(|found| found.volume.name.as_str());
                 let names: Vec<&str> = names.collect();

@@ -292,4 +292,4 @@ impl Guest {
     }
 }
 
-pub use discover::{Discovery, Leftover, discover};
+pub use discover::{Discovery, Leftover, discover, look_over};

@@ -12,7 +12,7 @@
 
 mod coldplug;
 mod console;
-mod disks;
+pub(crate) mod disks;
 mod init;
 mod modprobe;
 mod modules;

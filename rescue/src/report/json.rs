@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::checks::{Finding, catalogue};
 use crate::guest::FileSystem;
+use crate::inventory::Inventory;
 use crate::node::{Fact, Node, Role};
 use crate::pki::ferry::{CertificateFile, Entry, RequestFile};
 use crate::repair::plan::Plan;
@@ -23,6 +24,15 @@ pub fn inspection(inspection: &Inspection) -> Value {
         "nodes": inspection.nodes.iter().map(node).collect::<Vec<_>>(),
         "leftovers": inspection.leftovers,
     })
+}
+
+/// `rescue disks --json`.
+pub fn inventory(inventory: &Inventory) -> Value {
+    let mut object = Map::from_iter([("schema".to_owned(), Value::from(SCHEMA))]);
+    if let Ok(Value::Object(fields)) = serde_json::to_value(inventory) {
+        object.extend(fields);
+    }
+    Value::Object(object)
 }
 
 /// `rescue certs --json`.

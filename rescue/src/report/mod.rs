@@ -1,6 +1,7 @@
 //! What was seen, what will be done, what was done: as text for people and as JSON for programs.
 
 pub mod certificates;
+pub mod inventory;
 pub mod json;
 pub mod schedule;
 pub mod text;

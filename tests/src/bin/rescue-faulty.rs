@@ -1,5 +1,5 @@
-//! `rescue` itself, built with fault injection for the crash tests.
+//! `rescue` itself, built with fault injection for the crash tests; as the ISO's program too.
 
 fn main() -> std::process::ExitCode {
-    rescue::cli::main()
+    rescue::live::dispatch().unwrap_or_else(rescue::cli::main)
 }

@@ -23,6 +23,36 @@ pub struct Survey {
     pub notes: Vec<Leftover>,
     /// Names of the physical volumes whose group was read.
     pub used: BTreeSet<String>,
+    /// The groups that were read.
+    pub groups: Vec<VolumeGroup>,
+}
+
+/// A volume group that was read: one of perhaps several of this name, and even of this UUID.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeGroup {
+    /// Its name.
+    pub name: String,
+    /// Its UUID, without dashes.
+    pub uuid: String,
+    /// Names of its physical volumes that are there.
+    pub physical: Vec<String>,
+    /// Names of its logical volumes, as in [`Volume::name`].
+    pub logical: Vec<String>,
+}
+
+impl VolumeGroup {
+    fn add(groups: &mut Vec<Self>, logical: &lvm::LogicalName, physical: &[&str], volume: &str) {
+        let uuid = logical.uuid.get(..32).unwrap_or_default();
+        let index = groups.iter().position(|group| group.uuid == uuid && group.physical == physical);
+        let index = index.unwrap_or_else(|| {
+            let physical = physical.iter().map(|name| (*name).to_owned()).collect();
+            groups.push(Self { name: logical.group.clone(), uuid: uuid.to_owned(), physical, logical: Vec::new() });
+            groups.len() - 1
+        });
+        if let Some(group) = groups.get_mut(index) {
+            group.logical.push(volume.to_owned());
+        }
+    }
 }
 
 /// Puts the volume groups together that lie on `volumes`, and looks into every logical volume.
@@ -48,6 +78,7 @@ pub fn survey(volumes: &[Volume]) -> Result<Survey> {
         let places: Vec<&str> = on.iter().map(|volume| volume.name.as_str()).collect();
         // With where it lies: clones have the same names.
         let name = format!("{}/{} on {}", logical.name.group, logical.name.volume, places.join(" and "));
+        VolumeGroup::add(&mut survey.groups, &logical.name, &places, &name);
         let layout = match logical.layout {
             Ok(layout) => layout,
             Err(error) => {

@@ -122,6 +122,23 @@ pub fn refuse_in_use(path: &Path) -> Result<()> {
     refuse_exclusively_open(&devices)
 }
 
+/// How this machine itself uses a disk, half a sentence; `None` where it does not.
+pub fn used_here(path: &Path) -> Result<Option<String>> {
+    for device in family(path)? {
+        let node = device.node();
+        if let Some((mount_point, whose)) = mounted(&device) {
+            return Ok(Some(format!("{} is mounted on {mount_point}{whose}", node.display())));
+        }
+        if is_swap(&device) {
+            return Ok(Some(format!("{} is used as swap", node.display())));
+        }
+        if let Some(what) = holders::held_by(&device.sysfs) {
+            return Ok(Some(format!("{} is {what}", node.display())));
+        }
+    }
+    Ok(None)
+}
+
 fn used(saw: String, next: String) -> anyhow::Error {
     Refusal::new(saw, "two writers at the same time would destroy it", next).into()
 }

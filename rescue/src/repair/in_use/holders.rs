@@ -47,6 +47,15 @@ impl Holder {
     }
 }
 
+/// What a device is part of, for people; nothing is removed.
+pub fn held_by(sysfs: &Path) -> Option<String> {
+    let holders = holders(sysfs);
+    holders.iter().find(|holder| !holder.is_ours()).map(|holder| match holder.group() {
+        Some((group, _)) => format!("part of the volume group {}, which this machine has activated", escape(&group)),
+        None => format!("part of /dev/{}, which is active", escape(&holder.device)),
+    })
+}
+
 /// Refuses a device, by its folder in sysfs and its node, when another one is made of it. What a killed run of ours left is removed: the
 /// lock on the disk, which the caller has, is held by every run that lives.
 pub fn refuse_held(sysfs: &Path, node: &Path) -> Result<()> {

@@ -18,6 +18,7 @@ use anyhow::{Context, Result};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
+pub use device::used_here;
 pub use heads::{Head, Uncached, has_error_flag, head};
 
 use super::storage_daemon::StorageDaemon;
