@@ -185,7 +185,11 @@ fn item(volume: &Volume, found: &Discovery) -> VolumeItem {
 fn roles(volume: &Volume, found: &Discovery) -> Vec<Role> {
     let mut roles = Vec::new();
     for (node, guest) in found.guests.iter().enumerate() {
-        for there in guest.file_systems.iter().filter(|there| there.device == volume.name) {
+        // Subvolumes of btrfs are named `/dev/sda1[/@]`.
+        let is_it = |device: &str| {
+            device.strip_prefix(&volume.name).is_some_and(|rest| rest.is_empty() || rest.starts_with('['))
+        };
+        for there in guest.file_systems.iter().filter(|there| is_it(&there.device)) {
             roles.push(Role { node, role: there.mount_point.to_string() });
         }
     }
