@@ -3,8 +3,8 @@
 use std::os::unix::fs::MetadataExt;
 
 use super::{Check, Context, Finding, Severity};
-use crate::etcd::bbolt::Outline;
 use crate::etcd::look::{Database, Look};
+use crate::etcd::outline::Outline;
 use crate::guest::{Backing, Guest, GuestPath};
 use crate::repair::in_use::held_open::{HeldOpen, Holder};
 use crate::units;
@@ -160,7 +160,7 @@ mod tests {
 
     fn healthy() -> MemoryTree {
         MemoryTree::new()
-            .file(format!("{DIR}/member/snap/db"), crate::etcd::bbolt::sample(3))
+            .file(format!("{DIR}/member/snap/db"), crate::etcd::outline::sample(3))
             .file(format!("{DIR}/member/snap/0000000000000002-0000000000002711.snap"), "x")
             .file(format!("{DIR}/member/wal/0000000000000000-0000000000000000.wal"), WAL)
             .file(format!("{DIR}/member/wal/0000000000000001-0000000000001000.wal"), WAL)
@@ -187,7 +187,7 @@ mod tests {
     fn clear_damage_is_told_without_a_remedy() {
         let db = format!("{DIR}/member/snap/db");
         let wal = format!("{DIR}/member/wal/0000000000000001-0000000000001000.wal");
-        let mut both = crate::etcd::bbolt::sample(3);
+        let mut both = crate::etcd::outline::sample(3);
         both[16] = 0;
         both[4096 + 16] = 0;
         let cases = [
@@ -196,7 +196,7 @@ mod tests {
             (healthy().file(&db, ""), Severity::StopsBoot, "is empty"),
             (healthy().file(&db, both), Severity::StopsBoot, "both meta pages"),
             (
-                healthy().file(&db, &crate::etcd::bbolt::sample(3)[..12_288]),
+                healthy().file(&db, &crate::etcd::outline::sample(3)[..12_288]),
                 Severity::StopsBoot,
                 "cut short by 4.0 KiB",
             ),

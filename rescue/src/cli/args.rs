@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::certs::Certs;
+use super::etcd::Etcd;
 use crate::checks::catalogue;
 use crate::disk::Source;
 use crate::settings::{FreeTarget, PatchKubelet, Settings};
@@ -40,6 +41,8 @@ pub enum Command {
     Disks(Disks),
     /// Certificates.
     Certs(Certs),
+    /// etcd.
+    Etcd(Etcd),
     /// The catalogue.
     Checks(Checks),
     /// The version.

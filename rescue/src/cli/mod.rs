@@ -4,6 +4,7 @@ mod args;
 mod certs;
 mod checks;
 mod disks;
+mod etcd;
 mod given;
 mod inspect;
 mod repair;
@@ -85,6 +86,7 @@ fn dispatch(command: &Command) -> Result<Outcome, Stop> {
         Command::Repair(command) => (repair::run(command)?, command.json),
         Command::Undo(command) => (undo::run(command)?, command.json),
         Command::Certs(command) => (certs::run(command)?, command.json()),
+        Command::Etcd(command) => (etcd::run(command)?, command.json()),
         Command::Runs(command) => (runs::run(command)?, command.json),
         Command::Disks(command) => (disks::run(command)?, command.json),
         Command::Checks(command) => (Ok(checks::run(command)), command.json),

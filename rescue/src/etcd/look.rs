@@ -2,7 +2,7 @@
 
 use crate::guest::{DirEntry, FileKind, Guest, GuestPath, TreeError};
 
-use super::bbolt::{Outline, outline};
+use super::outline::{Outline, outline};
 
 /// The first look.
 #[derive(Debug, Clone)]

@@ -1,4 +1,24 @@
-//! etcd: a read-only first look at its data. Formats as etcd 3.3 to 3.7 and bbolt 1.3 to 1.5 write them.
+//! etcd: its log, snapshots and database read from the disk of a member that is off. Formats as etcd 3.3 to 3.7 and bbolt 1.3 to 1.5
+//! write them. Everything is read in pieces: memory is bounded whatever the size, and damage is an answer, never a panic.
 
+pub mod backend;
 pub mod bbolt;
+pub mod boot;
+pub mod crc;
+pub mod file;
+pub mod keys;
+pub mod kubernetes;
+pub mod lease;
+pub mod locate;
 pub mod look;
+pub mod member;
+pub mod members;
+pub mod outline;
+pub mod proto;
+pub mod raft;
+pub mod request;
+pub mod snap;
+pub mod status;
+pub mod survey;
+pub mod v2store;
+pub mod wal;

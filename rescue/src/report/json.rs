@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use std::path::Path;
 
 use crate::checks::{Finding, catalogue};
+use crate::etcd::status::Cluster;
 use crate::guest::FileSystem;
 use crate::inventory::Inventory;
 use crate::node::{Fact, Node, Role};
@@ -33,6 +34,11 @@ pub fn inventory(inventory: &Inventory) -> Value {
         object.extend(fields);
     }
     Value::Object(object)
+}
+
+/// `rescue etcd status --json`; docs/etcd.md.
+pub fn etcd_status(cluster: &Cluster, without: &[String]) -> Value {
+    json!({ "schema": SCHEMA, "etcd": cluster, "without_etcd": without })
 }
 
 /// `rescue certs --json`.

@@ -1,8 +1,10 @@
 //! What was seen, what will be done, what was done: as text for people and as JSON for programs.
 
 pub mod certificates;
+pub mod etcd;
 pub mod inventory;
 pub mod json;
+pub mod raw;
 pub mod schedule;
 pub mod text;
 

@@ -1,0 +1,52 @@
+//! `rescue etcd …`: one file per sub-command, with its arguments.
+
+mod keys;
+mod sources;
+mod status;
+
+use anyhow::Result;
+use argh::FromArgs;
+
+use super::Outcome;
+use super::args::Stop;
+
+/// etcd's members on powered-off disks: which is newest, whether each will start, what keys it holds
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "etcd")]
+pub struct Etcd {
+    /// what to do
+    #[argh(subcommand)]
+    pub command: EtcdCommand,
+}
+
+/// The sub-commands of `etcd`.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand)]
+pub enum EtcdCommand {
+    /// Every member's state, compared.
+    Status(status::Status),
+    /// What a member holds.
+    Keys(keys::Keys),
+    /// One key.
+    Get(keys::Get),
+}
+
+impl Etcd {
+    /// Whether it answers in JSON.
+    pub fn json(&self) -> bool {
+        match &self.command {
+            EtcdCommand::Status(command) => command.json,
+            EtcdCommand::Keys(command) => command.json,
+            EtcdCommand::Get(command) => command.json,
+        }
+    }
+}
+
+/// Runs the sub-command.
+pub fn run(command: &Etcd) -> Result<Result<Outcome>, Stop> {
+    match &command.command {
+        EtcdCommand::Status(command) => status::run(command),
+        EtcdCommand::Keys(command) => keys::run_keys(command),
+        EtcdCommand::Get(command) => keys::run_get(command),
+    }
+}

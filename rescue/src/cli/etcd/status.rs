@@ -1,0 +1,60 @@
+//! `rescue etcd status SRC…`: every member's state, which is newest, and whether each will start.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use argh::FromArgs;
+use time::OffsetDateTime;
+
+use super::sources::Sources;
+use crate::cli::Outcome;
+use crate::cli::args::{self, Stop};
+use crate::cli::terminal::colours;
+use crate::etcd::status::status;
+use crate::report::{etcd, json, text};
+
+/// show each etcd member's state, which one holds the newest writes, and whether each will start; writes nothing. Exit code 1 when one
+/// will not, or when they contradict each other
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "status")]
+pub struct Status {
+    /// disks of control planes, or of the machines that run etcd
+    #[argh(positional)]
+    pub src: Vec<PathBuf>,
+    /// a folder where a guest is mounted, instead of a disk
+    #[argh(option)]
+    pub root: Vec<PathBuf>,
+    /// a data folder, or a copy of one: what etcd's --data-dir names
+    #[argh(option)]
+    pub data_dir: Vec<PathBuf>,
+    /// only the ends of the files: does not check the databases' pages nor count keys
+    #[argh(switch)]
+    pub quick: bool,
+    /// print one JSON object (schema rescue/v1) instead of text
+    #[argh(switch)]
+    pub json: bool,
+    /// the time that counts as now (RFC 3339), instead of this machine's clock
+    #[argh(option, from_str_fn(args::time_argument))]
+    pub now: Option<OffsetDateTime>,
+}
+
+/// Looks and shows.
+pub fn run(command: &Status) -> Result<Result<Outcome>, Stop> {
+    let sources = Sources::new(&command.src, &command.root, &command.data_dir)?;
+    Ok(show(command, &sources))
+}
+
+fn show(command: &Status, sources: &Sources) -> Result<Outcome> {
+    let (found, without) = sources.members()?;
+    let cluster = status(&found, !command.quick);
+    if command.json {
+        println!("{}", json::etcd_status(&cluster, &without));
+    } else {
+        let style = text::Style { colours: colours(), details: false };
+        print!("{}", etcd::status(&cluster, args::with_now(command.now).now, &style));
+        for node in &without {
+            println!("No etcd member on {node}.");
+        }
+    }
+    Ok(if cluster.is_healthy() { Outcome::Clean } else { Outcome::FindingsLeft })
+}
