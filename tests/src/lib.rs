@@ -5,6 +5,7 @@
 pub mod centos;
 pub mod command;
 pub mod disk;
+pub mod etcd;
 pub mod fill;
 pub mod fixtures;
 pub mod judge;

@@ -328,16 +328,10 @@ impl<'a> Machine<'a> {
                 self.revision += 1;
                 self.put(put);
             }
-            Request::Delete(range) => {
-                if self.delete(range) {
-                    self.revision += 1;
-                }
-            }
+            Request::Delete(range) => self.revision += i64::from(self.delete(range)),
             Request::Txn(txn) if !(full && writes(txn)) => self.txn(txn),
-            Request::Compact(revision) => {
-                if *revision > self.compacted && *revision <= self.revision {
-                    self.compacted = *revision;
-                }
+            Request::Compact(revision) if *revision > self.compacted && *revision <= self.revision => {
+                self.compacted = *revision;
             }
             Request::LeaseGrant(id) if !full => {
                 self.leases.insert(*id);

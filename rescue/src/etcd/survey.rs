@@ -169,7 +169,8 @@ fn hash(backend: &Backend, bucket: &Bucket, index: &Index, compacted: i64, revis
             return ControlFlow::Break(());
         }
         let dropped = at.main <= compacted && index.any_at_revision && index.is_dropped(this);
-        if !dropped && !(is_deletion && at.main == compacted) {
+        let left_by_newer = is_deletion && at.main == compacted;
+        if !dropped && !left_by_newer {
             sum = crc::append(crc::append(sum, item.key), item.value);
         }
         ControlFlow::Continue(())

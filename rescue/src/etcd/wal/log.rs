@@ -149,7 +149,7 @@ impl Log {
         let mut reader = Reader::new(&file, crc, is_last);
         let mut last_entry = None;
         let stop = loop {
-            let record = match reader.next()? {
+            let record = match reader.next_record()? {
                 Ok(record) => record,
                 Err(stop) => break stop,
             };
@@ -289,7 +289,7 @@ impl Log {
             }
             let file = File::open(guest, &look.segment.path)?;
             let mut reader = Reader::new(&file, 0, number + 1 == self.segments.len());
-            while let Ok(record) = reader.next()? {
+            while let Ok(record) = reader.next_record()? {
                 if record.offset >= look.used {
                     break;
                 }

@@ -115,7 +115,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// As the tree gives them.
-    pub fn next(&mut self) -> TreeResult<Result<Record<'_>, Stop>> {
+    pub fn next_record(&mut self) -> TreeResult<Result<Record<'_>, Stop>> {
         let stop = |end, reader: &Self| Ok(Err(Stop { offset: reader.offset, end, crc: reader.crc }));
         let Some(frame) = self.bytes(self.offset, FRAME)? else {
             let left = self.file.size().saturating_sub(self.offset);
@@ -285,7 +285,7 @@ mod tests {
         let mut reader = Reader::new(&file, 0, is_last);
         let mut records = Vec::new();
         loop {
-            match reader.next().unwrap() {
+            match reader.next_record().unwrap() {
                 Ok(record) => records.push((record.kind, record.data.to_vec())),
                 Err(stop) => return (records, stop),
             }

