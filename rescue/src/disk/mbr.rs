@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::ReadAt;
 use super::bytes::{has, le32};
-use super::partition::{Partition, PartitionKind, Table, TableError};
+use super::partition::{Partition, PartitionKind, Table, TableError, note_overlaps};
 
 /// Type of the entry that guards a GPT.
 const PROTECTIVE: u8 = 0xee;
@@ -60,6 +60,14 @@ impl BootSector {
         Some(Self { disk_signature: le32(sector, 440), entries })
     }
 
+    /// The last sector that it guards: where the disk ended when the GPT was made. `None` where it does not say.
+    pub fn protected_end(&self) -> Option<u64> {
+        // 0xffffffff stands for "too large to say".
+        let guard =
+            self.entries.iter().find(|entry| entry.kind == PROTECTIVE && entry.sectors != u64::from(u32::MAX))?;
+        (guard.start + guard.sectors).checked_sub(1)
+    }
+
     /// Whether it guards a GPT.
     pub fn is_protective(&self) -> bool {
         self.entries.iter().any(|entry| entry.kind == PROTECTIVE)
@@ -103,19 +111,20 @@ pub fn read(disk: &dyn ReadAt, boot_sector: &BootSector) -> Result<Table, TableE
             _ => PartitionKind::Other,
         },
     };
-    let mut extended = None;
     for (number, entry) in (1..).zip(&boot_sector.entries) {
-        if entry.is_extended() {
-            extended = extended.or(Some(*entry));
-        } else if entry.is_used() {
+        if entry.is_used() && !entry.is_extended() {
             table.partitions.push(partition(number, entry, entry.start));
         }
     }
-    if let Some(extended) = extended {
-        for (number, (start, entry)) in (5..).zip(logical(disk, &extended, &mut table.notes)?) {
+    // As the kernel counts: through all extended partitions, from 5.
+    let mut number = 5;
+    for extended in boot_sector.entries.iter().filter(|entry| entry.is_used() && entry.is_extended()) {
+        for (start, entry) in logical(disk, extended, &mut table.notes)? {
             table.partitions.push(partition(number, &entry, start));
+            number += 1;
         }
     }
+    note_overlaps(&mut table);
     Ok(table)
 }
 
@@ -144,8 +153,12 @@ fn logical(disk: &dyn ReadAt, extended: &Entry, notes: &mut Vec<String>) -> Resu
             }
             return Ok(found);
         };
-        for entry in entries.iter().filter(|entry| entry.is_used() && !entry.is_extended()) {
-            found.push((record + entry.start, *entry));
+        for (index, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.is_used() && !entry.is_extended()) {
+            // The third and fourth entries may be garbage (msdos.c of the kernel): they count only inside the extended partition.
+            let end = record + entry.start + entry.sectors;
+            if index < 2 || end <= extended.start + extended.sectors {
+                found.push((record + entry.start, *entry));
+            }
         }
         match entries.iter().find(|entry| entry.is_used() && entry.is_extended()) {
             Some(next) => record = extended.start + next.start,

@@ -61,7 +61,27 @@ pub fn read_table(disk: &Arc<dyn ReadAt>) -> Result<Table, TableError> {
     let Some(boot_sector) = mbr::BootSector::read(disk.as_ref())? else {
         return gpt::read_without_boot_sector(disk);
     };
-    if boot_sector.is_protective() { gpt::read(disk) } else { mbr::read(disk.as_ref(), &boot_sector) }
+    if boot_sector.is_protective() { gpt::read(disk, &boot_sector) } else { mbr::read(disk.as_ref(), &boot_sector) }
+}
+
+/// Says which partitions have sectors in common.
+pub(super) fn note_overlaps(table: &mut Table) {
+    let mut sorted: Vec<&Partition> = table.partitions.iter().collect();
+    sorted.sort_by_key(|partition| partition.offset);
+    let mut notes = Vec::new();
+    // The one that reaches furthest so far may cover many.
+    let mut furthest: Option<&Partition> = None;
+    for partition in sorted {
+        let end = |partition: &Partition| partition.offset.saturating_add(partition.length);
+        if let Some(before) = furthest.filter(|before| end(before) > partition.offset) {
+            notes.push(format!("partitions {} and {} overlap", before.number, partition.number));
+        }
+        if furthest.is_none_or(|before| end(partition) > end(before)) {
+            furthest = Some(partition);
+        }
+    }
+    notes.truncate(16);
+    table.notes.extend(notes);
 }
 
 /// A run of bytes of something larger.
@@ -217,7 +237,8 @@ mod tests {
     #[test]
     fn crafted_gpt_headers_are_refused() {
         for (field, value, expected) in [
-            (84, 256, "256 bytes"),
+            (84, 256, "the checksum of its table"),
+            (84, 192, "192 bytes"),
             (84, 0, "0 bytes"),
             (80, u32::MAX, "4294967295 partitions"),
             (72, u32::MAX, "past the end"),
@@ -236,6 +257,71 @@ mod tests {
             let error = image.table().unwrap_err().to_string();
             assert!(error.contains(expected), "{expected}: {error}");
         }
+    }
+
+    /// The table as `image` has it, with entries of another size and number.
+    fn with_entries(image: &Image, size: u32, count: u32, from: u64, header_at: u64, to: u64) {
+        let old = image.read(from, 128 * 128);
+        let table: Vec<u8> = (0..count as usize)
+            .flat_map(|index| {
+                let mut entry = old.get(index * 128..(index + 1) * 128).map_or(vec![0; 128], <[u8]>::to_vec);
+                entry.resize(size as usize, 0xa5);
+                if entry[..16] == [0; 16] { vec![0; size as usize] } else { entry }
+            })
+            .collect();
+        image.write(to, &table);
+        let sum = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC).checksum(&table);
+        for (field, value) in [(72, (to / 512) as u32), (80, count), (84, size), (88, sum)] {
+            with_field(image, header_at, field, value);
+        }
+    }
+
+    #[test]
+    fn entries_of_other_sizes_and_numbers() {
+        for (size, count) in [(256, 128), (512, 4), (128, 4), (128, 56), (128, 4096), (1024, 64)] {
+            let image = Image::new(64 * MIB, 512, GPT);
+            let good = image.table().unwrap();
+            // Behind the partitions, where there is room.
+            with_entries(&image, size, count, 1024, 512, 40 * MIB);
+            assert_eq!(image.table().unwrap(), good, "{count} entries of {size} bytes");
+        }
+    }
+
+    #[test]
+    fn the_backup_of_a_disk_that_was_enlarged() {
+        let good = Image::new(64 * MIB, 512, GPT).spans();
+        for grow in [512, 10 * MIB] {
+            // The primary header is there, but for its table; then the whole of it is gone, and only the protective MBR tells.
+            for damage in [(1024 + 300, 1), (512, 92)] {
+                let image = Image::new(64 * MIB, 512, GPT);
+                File::options().write(true).open(&image.path).unwrap().set_len(64 * MIB + grow).unwrap();
+                assert_eq!(image.spans(), good);
+                assert!(image.table().unwrap().notes.is_empty());
+                image.write(damage.0, &vec![0xff; damage.1]);
+                assert_eq!(image.spans(), good);
+                let notes = image.table().unwrap().notes;
+                assert!(notes.len() == 1 && notes[0].contains("before it was enlarged"), "{notes:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_hybrid_mbr_is_a_gpt() {
+        let image = Image::new(64 * MIB, 512, GPT);
+        let good = image.table().unwrap();
+        let sgdisk = std::process::Command::new("sgdisk").args(["-h", "3"]).arg(&image.path).output();
+        assert!(sgdisk.expect("sgdisk must be installed (package gdisk)").status.success());
+        assert_eq!(image.read(446 + 4, 1), [0xee]);
+        assert_ne!(image.read(446 + 16 + 4, 1), [0]);
+        assert_eq!(image.table().unwrap(), good);
+    }
+
+    #[test]
+    fn a_gpt_for_another_sector_size_is_said_to_be_one() {
+        let image = Image::new(64 * MIB, 4096, GPT);
+        let device = LoopDevice::open(&image.path, &LoopOptions::default()).expect("this test needs root");
+        let error = read_table(&Disk::open(&device.path()).unwrap().bytes).unwrap_err().to_string();
+        assert!(error.contains("losetup --sector-size 4096"), "{error}");
     }
 
     #[test]
@@ -264,6 +350,40 @@ mod tests {
         let table = image.table().unwrap();
         assert_eq!(table.partitions[3].uuid.as_deref(), Some("deadbeef-07"));
         assert!(table.notes.is_empty(), "{:?}", table.notes);
+    }
+
+    #[test]
+    fn overlapping_primary_partitions_are_told() {
+        let image = Image::new(64 * MIB, 512, MBR);
+        image.write(446 + 12, &(40 * 2048_u32).to_le_bytes());
+        let notes = image.table().unwrap().notes;
+        let expected = ["partitions 1 and 5 overlap", "partitions 1 and 6 overlap", "partitions 1 and 7 overlap"];
+        assert_eq!(notes, expected);
+    }
+
+    #[test]
+    fn two_extended_partitions_and_garbage_in_the_chain() {
+        let image = Image::new(64 * MIB, 512, MBR);
+        // A third entry in the first record that leads far out: the kernel takes it for garbage.
+        let mut entry = [0; 16];
+        entry[4] = 0x83;
+        entry[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+        entry[12..16].copy_from_slice(&9_u32.to_le_bytes());
+        image.write(12 * MIB + 446 + 32, &entry);
+        assert_eq!(image.spans(), [(1, 1, 10), (5, 13, 5), (6, 20, 6), (7, 30, 7)]);
+        // A second extended partition, with one logical in it.
+        let mut second = [0; 16];
+        second[4] = 0x0f;
+        second[8..12].copy_from_slice(&(54 * 2048_u32).to_le_bytes());
+        second[12..16].copy_from_slice(&(8 * 2048_u32).to_le_bytes());
+        image.write(446 + 32, &second);
+        let mut record = vec![0; 512];
+        record[446 + 4] = 0x83;
+        record[446 + 8..446 + 12].copy_from_slice(&2048_u32.to_le_bytes());
+        record[446 + 12..446 + 16].copy_from_slice(&4096_u32.to_le_bytes());
+        record[510..].copy_from_slice(&[0x55, 0xaa]);
+        image.write(54 * MIB, &record);
+        assert_eq!(image.spans(), [(1, 1, 10), (5, 13, 5), (6, 20, 6), (7, 30, 7), (8, 55, 2)]);
     }
 
     #[test]
