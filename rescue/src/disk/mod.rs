@@ -7,6 +7,7 @@ pub mod export;
 mod ext4_inode;
 mod ext4_tree;
 mod ext_super;
+mod fat;
 pub mod given;
 mod gpt;
 pub mod image;
@@ -25,6 +26,7 @@ pub mod words;
 pub(crate) use bytes::escape;
 pub use ext_super::{BadSuperblock, ExtSuper};
 pub use ext4_tree::Ext4Tree;
+pub use fat::FatSuper;
 pub use source::Disk;
 pub(crate) use source::shown;
 

@@ -7,6 +7,7 @@ use super::ReadAt;
 use super::btrfs::BtrfsSuper;
 use super::bytes::{be16, be32, be64, escape, has, le16, le32, le64, text, uuid};
 use super::ext_super::{self, BadSuperblock, ExtSuper};
+use super::fat::FatSuper;
 
 /// Something recognised.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +44,7 @@ pub enum Content {
         suspended: bool,
     },
     /// FAT of any width.
-    Vfat,
+    Vfat(FatSuper),
     /// exFAT.
     Exfat,
     /// NTFS.
@@ -100,7 +101,7 @@ impl Content {
             Self::LvmPhysicalVolume => "LVM2 physical volume".into(),
             Self::Luks(version) => format!("LUKS{version} encrypted volume"),
             Self::Swap { .. } => "swap".into(),
-            Self::Vfat => "vfat".into(),
+            Self::Vfat(_) => "vfat".into(),
             Self::Exfat => "exfat".into(),
             Self::Ntfs => "NTFS (Windows)".into(),
             Self::BitLocker => "BitLocker encrypted volume (Windows)".into(),
@@ -304,7 +305,7 @@ fn windows(head: &[u8]) -> Option<Probe> {
     let serial = le32(head, serial_at);
     let label = text(head, label_at, 11).map(|label| label.trim_end().to_string());
     Some(Probe {
-        content: Content::Vfat,
+        content: Content::Vfat(FatSuper::parse(head)),
         uuid: Some(format!("{:04X}-{:04X}", serial >> 16, serial & 0xffff)),
         label: label.filter(|label| !label.is_empty() && label != "NO NAME"),
     })
@@ -493,7 +494,7 @@ mod tests {
         }
 
         let fat = made_by(4 << 20, "mformat", &["-v", "EFI", "-N", "1234abcd", "-i"]);
-        assert_eq!((fat.content, fat.uuid.as_deref()), (Content::Vfat, Some("1234-ABCD")));
+        assert_eq!((fat.content.name().as_str(), fat.uuid.as_deref()), ("vfat", Some("1234-ABCD")));
         assert_eq!(made_by(0, "sh", &["-c", "echo x | gzip > $0"]).content, Content::Compressed("gzip"));
         assert_eq!(made_by(0, "sh", &["-c", "echo x | xz > $0"]).content, Content::Compressed("xz"));
         assert_eq!(made_by(0, "sh", &["-c", "echo x | zstd -q > $0"]).content, Content::Compressed("zstd"));

@@ -15,6 +15,7 @@ use super::stack::Layer;
 use super::{ExtSuper, ReadAt, btrfs, lvm};
 use crate::guest::{Backing, Leftover, Tree, TreeError, Usage};
 use crate::refusal::Refusal;
+use crate::units::bytes;
 
 /// A partition, or a disk without partitions.
 #[derive(Clone)]
@@ -157,7 +158,15 @@ impl Volume {
 
     /// A short name of what it holds.
     pub fn what(&self) -> String {
-        self.probe.as_ref().map_or_else(|| "nothing recognised".into(), |probe| probe.content.name())
+        match self.probe.as_ref().map(|probe| &probe.content) {
+            // Its files are never needed, so its free space is told nowhere else.
+            Some(content @ Content::Vfat(fat)) => match fat.free {
+                Some(free) => format!("{}, {} of {} free", content.name(), bytes(free), bytes(fat.length)),
+                None => content.name(),
+            },
+            Some(content) => content.name(),
+            None => "nothing recognised".into(),
+        }
     }
 
     /// The ext superblock, where it holds one.

@@ -55,7 +55,7 @@ pub fn not_read(volume: &Volume) -> Option<NotRead> {
             ("ZFS is not supported yet", format!("{on_helper}: zpool import, then rescue inspect --root MOUNT_POINT"))
         }
         Content::Bcache => ("bcache is not supported yet", mount_it(on_helper)),
-        Content::Vfat | Content::Exfat | Content::Squashfs | Content::Iso9660 => {
+        Content::Vfat(_) | Content::Exfat | Content::Squashfs | Content::Iso9660 => {
             ("it is not supported yet, and a node's root is never on it", "name the node's own disk".into())
         }
         // On a block device, or inside another disk: what a guest can write is never taken for an image.

@@ -224,7 +224,7 @@ impl Disks {
         // What is wrong with a volume group was noted, and says more.
         let is_rest = |found: &&Found| {
             let content = found.volume.probe.as_ref().map(|probe| &probe.content);
-            !matches!(content, Some(Content::Vfat | Content::LvmPhysicalVolume))
+            !matches!(content, Some(Content::Vfat(_) | Content::LvmPhysicalVolume))
         };
         let in_the_way: Vec<(&Found, words::NotRead)> = self
             .volumes
@@ -283,6 +283,7 @@ impl Disks {
             assembly.unresolved.push(format!("{} {why}", line.shown()));
         }
         let lookup = lookup.anchored(&entries).of_machine(&assembly.so_far());
+        assembly.note_hidden(&entries);
         for entry in entries.iter().filter(|entry| entry.role() == Role::Disk && !entry.is_root()) {
             if !entry.is_mounted_at_boot() {
                 continue;
@@ -307,8 +308,10 @@ impl Disks {
         found.used = true;
         let name = &found.volume.name;
         let Some(opened) = &found.opened else {
-            // The EFI system partition is mounted by every UEFI guest and never needed.
-            if found.volume.partition_kind != PartitionKind::EfiSystem {
+            // The EFI system partition is mounted by every UEFI guest and never needed; nothing that is repaired can lie on a FAT, which
+            // keeps neither owners nor links.
+            let content = found.volume.probe.as_ref().map(|probe| &probe.content);
+            if found.volume.partition_kind != PartitionKind::EfiSystem && !matches!(content, Some(Content::Vfat(_))) {
                 let why = match words::not_read(&found.volume) {
                     Some(words) => format!("is {name}, {}: {}", found.volume.what(), words.means),
                     None => format!("is {name}, which could not be opened ({})", found.volume.what()),
@@ -407,7 +410,7 @@ fn leftover(found: &Found) -> Option<Leftover> {
         (None, _) => say("nothing that is recognised".into()),
         (Some(probe), _) => match probe.content {
             Content::Swap { .. } => say("swap that no fstab here names".into()),
-            _ => say(format!("{}, no root, and no fstab here mounts it", volume.what())),
+            _ => say(format!("{}, no root, and no fstab here mounts it at boot", volume.what())),
         },
     }
 }
@@ -705,6 +708,18 @@ impl Assembly {
             self.missing.push(Missing { at, why: why.clone() });
         }
         self.unresolved.push(why);
+    }
+
+    /// Notes what is mounted over the folders that matter and is on no disk: a memory file system, a network share.
+    fn note_hidden(&mut self, entries: &[Entry]) {
+        const MATTERS: [&str; 4] = ["/etc/kubernetes", "/var/lib/kubelet", "/var/lib/etcd", "/var/lib/rescue"];
+        for entry in entries.iter().filter(|entry| entry.role() == Role::Elsewhere && entry.is_mounted_at_boot()) {
+            let at = GuestPath::new(&entry.mount_point);
+            let hides = MATTERS.iter().find(|path| Path::new(path).starts_with(at.as_path()));
+            if let Some(path) = hides.filter(|_| entry.mount_point.is_absolute()) {
+                self.note_missing(entry, &format!("({}) hides {path} at boot, and is on no disk", entry.kind));
+            }
+        }
     }
 
     /// Notes the lines of fstab whose file system is not there, and returns all lines.

@@ -113,6 +113,10 @@ fn spec(what: &[u8]) -> Spec {
         if let Some(spec) = by_tag {
             return spec;
         }
+        // util-linux 2.39: a name in /dev/disk/by-id.
+        if tag.eq_ignore_ascii_case("id") {
+            return named_disk(value);
+        }
     }
     if let Some(below) = text.strip_prefix("/dev/disk/by-") {
         return match below.split_once('/') {
@@ -325,6 +329,7 @@ mod tests {
             ("/dev/disk/by-id/scsi-36000c29-part2", Spec::PartitionOfNamedDisk(2)),
             ("/dev/disk/by-path/pci-0000:03:00.0-scsi-0:0:0:0-part1", Spec::PartitionOfNamedDisk(1)),
             ("/dev/disk/by-id/dm-uuid-LVM-abc", Spec::MapperUuid("abc".into())),
+            ("ID=scsi-36000c29-part2", Spec::PartitionOfNamedDisk(2)),
             ("/dev/sda1", device(0, Some(1))),
             ("/dev/sdb", device(1, None)),
             ("/dev/sdaa12", device(26, Some(12))),

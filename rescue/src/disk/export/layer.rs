@@ -1,25 +1,40 @@
-//! The throw-away copy-on-write layer: what the kernel writes stays in memory, the source keeps every byte.
+//! The throw-away copy-on-write layer: what the kernel writes stays in memory (and past its bound in a file, where the user named
+//! one); the source keeps every byte.
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::spill::Spill;
 use crate::disk::ReadAt;
 
 /// Grain of the layer in bytes: the usual block size of ext4 and XFS, so that most writes need no read before.
-const BLOCK: usize = 4096;
+pub(super) const BLOCK: usize = 4096;
 
 /// What all layers of the process may hold together, in bytes: several dirty file systems of one guest share one memory.
 #[derive(Debug)]
 pub(super) struct Budget {
+    /// Of memory, in bytes.
     pub limit: u64,
     used: AtomicU64,
+    /// Where what is beyond that goes.
+    spill: Option<Arc<Spill>>,
 }
 
 impl Budget {
     pub fn new(limit: u64) -> Self {
-        Self { limit, used: AtomicU64::new(0) }
+        Self { limit, used: AtomicU64::new(0), spill: None }
+    }
+
+    /// With a file for what is beyond the limit.
+    pub fn spilling(limit: u64, spill: Option<Spill>) -> Self {
+        Self { spill: spill.map(Arc::new), ..Self::new(limit) }
+    }
+
+    /// Whether there is such a file.
+    pub fn spills(&self) -> bool {
+        self.spill.is_some()
     }
 
     fn take(&self) -> bool {
@@ -27,15 +42,22 @@ impl Budget {
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
     }
 
-    fn give_back(&self, blocks: usize) {
+    fn give_back_memory(&self, blocks: usize) {
         self.used.fetch_sub((blocks * BLOCK) as u64, Ordering::Relaxed);
     }
+}
+
+/// Where a written block is.
+enum Kept {
+    Memory(Box<[u8; BLOCK]>),
+    /// Its slot in the file.
+    File(u64),
 }
 
 /// A source with a layer on top.
 pub(super) struct Layer {
     source: Arc<dyn ReadAt>,
-    blocks: HashMap<u64, Box<[u8; BLOCK]>>,
+    blocks: HashMap<u64, Kept>,
     budget: Arc<Budget>,
     overflowed: Arc<AtomicBool>,
 }
@@ -60,7 +82,8 @@ impl Layer {
             let run = self.run(at, bytes.len() - done);
             let target = &mut bytes[done..done + run];
             match self.blocks.get(&(at / BLOCK as u64)) {
-                Some(block) => target.copy_from_slice(&block[within(at)..within(at) + run]),
+                Some(Kept::Memory(block)) => target.copy_from_slice(&block[within(at)..within(at) + run]),
+                Some(Kept::File(slot)) => self.spill()?.read(*slot, within(at), target)?,
                 None => self.source.read_exact_at(target, at)?,
             }
             done += run;
@@ -83,7 +106,11 @@ impl Layer {
         run
     }
 
-    /// Keeps `data` in memory. Past the budget nothing more is taken (`StorageFull`).
+    fn spill(&self) -> io::Result<&Spill> {
+        self.budget.spill.as_deref().ok_or_else(|| io::ErrorKind::StorageFull.into())
+    }
+
+    /// Keeps `data`. Past the budget, and without a file for more or room in it, nothing more is taken (`StorageFull`).
     pub fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
         if offset.checked_add(data.len() as u64).is_none_or(|end| end > self.len()) {
             return Err(io::ErrorKind::StorageFull.into());
@@ -92,37 +119,58 @@ impl Layer {
         while done < data.len() {
             let at = offset + done as u64;
             let run = (BLOCK - within(at)).min(data.len() - done);
-            let block = self.block_for_writing(at / BLOCK as u64, run)?;
-            block[within(at)..within(at) + run].copy_from_slice(&data[done..done + run]);
+            let part = &data[done..done + run];
+            let number = at / BLOCK as u64;
+            if !self.blocks.contains_key(&number) {
+                let block = self.block_below(number, run)?;
+                self.keep(number, block).inspect_err(|_| self.overflowed.store(true, Ordering::Relaxed))?;
+            }
+            match self.blocks.get_mut(&number) {
+                Some(Kept::Memory(block)) => block[within(at)..within(at) + run].copy_from_slice(part),
+                Some(Kept::File(slot)) => {
+                    let slot = *slot;
+                    self.spill()?.write(slot, within(at), part)?;
+                }
+                None => return Err(io::ErrorKind::StorageFull.into()),
+            }
             done += run;
         }
         Ok(())
     }
 
-    fn block_for_writing(&mut self, number: u64, bytes_written: usize) -> io::Result<&mut [u8; BLOCK]> {
-        use std::collections::hash_map::Entry;
-        match self.blocks.entry(number) {
-            Entry::Occupied(entry) => Ok(entry.into_mut()),
-            Entry::Vacant(entry) => {
-                let mut block = Box::new([0; BLOCK]);
-                if bytes_written < BLOCK {
-                    let start = number * BLOCK as u64;
-                    let there = clamp(BLOCK, self.source.len().saturating_sub(start));
-                    self.source.read_exact_at(&mut block[..there], start)?;
-                }
-                if !self.budget.take() {
-                    self.overflowed.store(true, Ordering::Relaxed);
-                    return Err(io::ErrorKind::StorageFull.into());
-                }
-                Ok(entry.insert(block))
-            }
+    /// What is below the block; nothing of it is needed where all of it is written.
+    fn block_below(&self, number: u64, bytes_written: usize) -> io::Result<Box<[u8; BLOCK]>> {
+        let mut block = Box::new([0; BLOCK]);
+        if bytes_written < BLOCK {
+            let start = number * BLOCK as u64;
+            let there = clamp(BLOCK, self.source.len().saturating_sub(start));
+            self.source.read_exact_at(&mut block[..there], start)?;
         }
+        Ok(block)
+    }
+
+    fn keep(&mut self, number: u64, block: Box<[u8; BLOCK]>) -> io::Result<()> {
+        let kept = match (self.budget.take(), &self.budget.spill) {
+            (true, _) => Kept::Memory(block),
+            (false, Some(spill)) => Kept::File(spill.put(&block)?),
+            (false, None) => return Err(io::ErrorKind::StorageFull.into()),
+        };
+        self.blocks.insert(number, kept);
+        Ok(())
     }
 }
 
 impl Drop for Layer {
     fn drop(&mut self) {
-        self.budget.give_back(self.blocks.len());
+        let in_file = |kept: &Kept| match kept {
+            Kept::Memory(_) => None,
+            Kept::File(slot) => Some(*slot),
+        };
+        let slots: Vec<u64> = self.blocks.values().filter_map(in_file).collect();
+        self.budget.give_back_memory(self.blocks.len() - slots.len());
+        if let Some(spill) = &self.budget.spill {
+            spill.give_back(slots.into_iter());
+        }
     }
 }
 
@@ -159,14 +207,36 @@ mod tests {
     const LENGTH: usize = 9 * BLOCK + 1536;
 
     fn layer(blocks: u64) -> (Layer, Vec<u8>) {
+        layer_within(Budget::new(blocks * BLOCK as u64))
+    }
+
+    fn layer_within(budget: Budget) -> (Layer, Vec<u8>) {
         let bytes: Vec<u8> = (0..LENGTH).map(|at| (at * 7 / 5) as u8).collect();
-        let budget = Arc::new(Budget::new(blocks * BLOCK as u64));
+        let budget = Arc::new(budget);
         (Layer::over(Arc::new(Bytes(bytes.clone())), budget, Arc::default()), bytes)
     }
 
     #[test]
     fn behaves_like_a_plain_buffer() {
-        let (mut layer, mut model) = layer(99);
+        like_a_plain_buffer(layer(99));
+    }
+
+    #[test]
+    fn behaves_so_when_it_spills() {
+        let folder = tempfile::tempdir().unwrap();
+        let spill = Spill::create(&folder.path().join("spill")).unwrap();
+        let budget = Arc::new(Budget::spilling(3 * BLOCK as u64, Some(spill)));
+        for _ in 0..2 {
+            let (mut layer, model) = layer(99);
+            layer.budget = Arc::clone(&budget);
+            like_a_plain_buffer((layer, model));
+        }
+        // The second used the first's slots.
+        let length = budget.spill.as_ref().unwrap().length();
+        assert!(length > 0 && length <= LENGTH as u64, "{length}");
+    }
+
+    fn like_a_plain_buffer((mut layer, mut model): (Layer, Vec<u8>)) {
         let mut seed = 1_u64;
         let mut random = |below: usize| {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

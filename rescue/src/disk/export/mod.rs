@@ -5,11 +5,12 @@
 
 mod layer;
 mod server;
+pub mod spill;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
 
@@ -22,8 +23,16 @@ use crate::mount::{Access, Mount};
 use crate::refusal::Refusal;
 
 /// All layers together may hold a third of the memory: a journal of 1 GiB, mke2fs's largest, must fit on any helper, and a rescue
-/// system with 256 MiB must survive.
-static BUDGET: LazyLock<Arc<Budget>> = LazyLock::new(|| Arc::new(Budget::new(memory() / 3)));
+/// system with 256 MiB must survive. What is beyond that goes into the file that [`spill::VARIABLE`] names, made when the first layer is.
+static BUDGET: OnceLock<Arc<Budget>> = OnceLock::new();
+
+fn budget() -> anyhow::Result<&'static Arc<Budget>> {
+    if let Some(budget) = BUDGET.get() {
+        return Ok(budget);
+    }
+    let spill = spill::Spill::from_environment(std::env::var_os(spill::VARIABLE).as_deref())?;
+    Ok(BUDGET.get_or_init(|| Arc::new(Budget::spilling(memory() / 3, spill))))
+}
 
 /// Mounts what `source` holds, a file system of `kind` (`ext2`, `ext3`, `ext4`, `xfs`, `btrfs`), with its journal replayed, and writes nothing
 /// to it. The tree keeps everything alive that it needs and takes it down when it is dropped; both ends must stay in this process.
@@ -31,11 +40,11 @@ static BUDGET: LazyLock<Arc<Budget>> = LazyLock::new(|| Arc::new(Budget::new(mem
 /// Needs root; without it the error is a [`Refusal`] that names the line to type. Descriptors that `source` reads from must be open
 /// already.
 pub fn mount_replayed(source: Arc<dyn ReadAt>, kind: &str) -> anyhow::Result<(ReplayedTree, Usage)> {
-    mount_within(source, kind, &BUDGET)
+    crate::mount::require_root("reading a file system that only the kernel can replay")?;
+    mount_within(source, kind, budget()?)
 }
 
 fn mount_within(source: Arc<dyn ReadAt>, kind: &str, budget: &Arc<Budget>) -> anyhow::Result<(ReplayedTree, Usage)> {
-    crate::mount::require_root("reading a file system that only the kernel can replay")?;
     match replay(&source, kind, Access::ReadWrite, budget) {
         // Features unknown to this kernel may allow reading all the same. Again with an empty layer: what the failed attempt left
         // behind is not what the disk holds.
@@ -85,10 +94,24 @@ fn mount_exported(
 fn explain(error: anyhow::Error, trouble: &Trouble, budget: &Budget) -> anyhow::Error {
     if trouble.overflowed.load(Ordering::Relaxed) {
         let mebibytes = budget.limit >> 20;
+        if budget.spills() {
+            return Refusal::new(
+                format!(
+                    "replaying the file system's journal needs more than {mebibytes} MiB of memory and what {} took",
+                    spill::VARIABLE
+                ),
+                "the file system on which it lies is full",
+                format!("{}=FILE on one with more room, then the same command", spill::VARIABLE),
+            )
+            .into();
+        }
         return Refusal::new(
             format!("replaying the file system's journal needs more than {mebibytes} MiB of memory"),
             "what the journal changes is kept in memory, a third of it at most, so that the disk keeps every byte",
-            "run this again with more memory, or on a helper that has more",
+            format!(
+                "run this again with {}=FILE, a new file on a file system of this machine with room for the rest, or with more memory",
+                spill::VARIABLE
+            ),
         )
         .into();
     }
@@ -240,7 +263,16 @@ mod tests {
         let image = dirty("ext4", 500);
         let error = mount_within(source(&image), "ext4", &Arc::new(Budget::new(64 << 10))).map(drop).unwrap_err();
         let refusal = error.downcast_ref::<Refusal>().unwrap_or_else(|| panic!("{error:#}"));
-        assert!(refusal.saw.contains("more than 0 MiB of memory"), "{refusal}");
+        assert!(
+            refusal.saw.contains("more than 0 MiB of memory") && refusal.next.contains("RESCUE_SPILL=FILE"),
+            "{refusal}"
+        );
+        // The rest goes into a file.
+        let folder = tempfile::tempdir().unwrap();
+        let spill = spill::Spill::create(&folder.path().join("spill")).unwrap();
+        let budget = Arc::new(Budget::spilling(64 << 10, Some(spill)));
+        let (tree, _) = mount_within(source(&image), "ext4", &budget).unwrap();
+        assert_eq!(tree.read(Path::new("/file-499"), 99).unwrap(), b"499");
     }
 
     #[test]
