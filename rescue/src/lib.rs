@@ -12,6 +12,9 @@ pub mod checks;
 pub mod cli;
 pub mod disk;
 pub mod etcd;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod guest;
 pub mod inventory;
 pub mod kubeconfig;

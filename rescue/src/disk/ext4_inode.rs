@@ -75,6 +75,8 @@ pub(super) struct Inode {
     /// `ext4-view` calls such a file damaged, the kernel does not: a time outside 1970 to 2038, or a checksum of 16 bits.
     pub is_odd: bool,
     flags: u32,
+    /// Where the checksums of its own blocks start from: over file system seed, inode number, generation.
+    checksum_seed: u32,
     /// `i_block`: the extent tree's root or the block map.
     map: [u8; 60],
 }
@@ -188,12 +190,15 @@ impl Inodes {
                 field.fill(0);
             }
         }
-        let seed = crc32c(self.superblock.checksum_seed, &number.to_le_bytes());
-        let seed = crc32c(seed, raw.get(0x64..0x68).unwrap_or_default());
-        let sum = crc32c(seed, &blank);
+        let sum = crc32c(self.inode_seed(number, raw), &blank);
         let stored = u32::from(le16(raw, 0x7c)) | if wide { u32::from(le16(raw, 0x82)) << 16 } else { 0 };
         let expected = if wide { sum } else { sum & 0xffff };
         if stored == expected { Ok(()) } else { corrupt(format!("the checksum of inode {number} is wrong")) }
+    }
+
+    fn inode_seed(&self, number: u32, raw: &[u8]) -> u32 {
+        let seed = crc32c(self.superblock.checksum_seed, &number.to_le_bytes());
+        crc32c(seed, raw.get(0x64..0x68).unwrap_or_default())
     }
 
     fn parse(&self, number: u32, raw: &[u8]) -> Result<Inode> {
@@ -226,6 +231,7 @@ impl Inodes {
             sectors: self.sectors(raw, flags),
             is_odd: has_odd_times || (has_checksum && !has_wide_checksum(raw)),
             flags,
+            checksum_seed: self.inode_seed(number, raw),
             map,
         })
     }
@@ -323,6 +329,21 @@ impl Inodes {
             let child = u64::from(le32(found, 4)) | (u64::from(le16(found, 8)) << 32);
             expected_depth = Some(depth - 1);
             node = self.block(child)?;
+            if !self.has_right_checksum(inode, &node) {
+                return bad();
+            }
+        }
+    }
+
+    /// An extent block's checksum stands behind the room for its entries (`ext4_extent_block_csum`).
+    fn has_right_checksum(&self, inode: &Inode, node: &[u8]) -> bool {
+        if self.superblock.ro_compat & ext_super::RO_COMPAT_METADATA_CSUM == 0 {
+            return true;
+        }
+        let at = 12 * (usize::from(le16(node, 4)) + 1);
+        match (node.get(..at), node.get(at..at + 4)) {
+            (Some(covered), Some(stored)) => crc32c(inode.checksum_seed, covered) == le32(stored, 0),
+            _ => false,
         }
     }
 

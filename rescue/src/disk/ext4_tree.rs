@@ -1,7 +1,8 @@
 //! The file tree of a clean ext2, ext3 or ext4: no root rights, no mount, nothing written.
 //!
-//! Contents and folder listings come from the crate `ext4-view`, which checks every checksum; attributes, inode numbers and
-//! what that crate cannot do from [`super::ext4_inode`].
+//! Folder listings come from the crate `ext4-view`; attributes, inode numbers and contents from [`super::ext4_inode`]. Both check every
+//! checksum. The crate's own reading of contents panics where a block of the map is damaged (version 1.0: `seek_to` passes over
+//! errors, `read_bytes` then expects a block), and takes block 0 for a table where ext2 and ext3 have a large hole.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -20,8 +21,6 @@ use crate::guest::{DirEntry, FileKind, Meta, Tree, TreeError, TreeResult, Usage}
 
 /// The kernel's PATH_MAX: no link target is longer.
 const MAX_LINK: u64 = 4096;
-/// `ext4-view` walks a file's blocks from its beginning to seek; further jumps than this go by our own block map.
-const MAX_SEEK: u64 = 4 << 20;
 /// Names kept of folders already read.
 const MAX_CACHED_NAMES: usize = 400_000;
 
@@ -30,8 +29,6 @@ pub struct Ext4Tree {
     view: Ext4,
     inodes: Inodes,
     folders: RefCell<FolderCache>,
-    /// The file read last, for reading on.
-    open: RefCell<Option<(PathBuf, ext4_view::File)>>,
     usage: Usage,
 }
 
@@ -81,7 +78,7 @@ impl Ext4Tree {
         let usage = superblock
             .usage(usage_source.as_ref(), journal)
             .map_err(|source| TreeError::Io { path: root.to_path_buf(), source })?;
-        Ok(Self { view, inodes, folders: RefCell::default(), open: RefCell::default(), usage })
+        Ok(Self { view, inodes, folders: RefCell::default(), usage })
     }
 
     /// Bytes and inodes, as `statfs` on a mount would tell.
@@ -120,29 +117,6 @@ impl Ext4Tree {
         let known = Rc::new(Known { inode, folder, odd });
         self.folders.borrow_mut().put(path, &known);
         Ok(known)
-    }
-
-    /// Reads on in the file read last, or opens `path` when that is near enough; `None` where our own map has to do it.
-    fn read_by_view(&self, path: &Path, offset: u64, buffer: &mut [u8]) -> TreeResult<Option<usize>> {
-        let mut open = self.open.borrow_mut();
-        let mut file = match open.take() {
-            Some((last, file)) if last == path && file.position() == offset => file,
-            _ if offset > MAX_SEEK => return Ok(None),
-            _ => {
-                let mut file = self.view.open(path.as_os_str().as_bytes()).map_err(|error| view_error(path, error))?;
-                file.seek_to(offset).map_err(|error| view_error(path, error))?;
-                file
-            }
-        };
-        let mut done = 0;
-        while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            match file.read_bytes(rest).map_err(|error| view_error(path, error))? {
-                0 => break,
-                read => done += read,
-            }
-        }
-        *open = Some((path.to_path_buf(), file));
-        Ok(Some(done))
     }
 }
 
@@ -197,7 +171,7 @@ impl Tree for Ext4Tree {
     }
 
     fn read_range(&self, path: &Path, offset: u64, length: usize) -> TreeResult<Vec<u8>> {
-        let (inode, odd) = self.lookup(path)?;
+        let (inode, _) = self.lookup(path)?;
         if inode.kind != FileKind::Regular {
             return Err(TreeError::NotARegularFile(path.to_path_buf()));
         }
@@ -209,11 +183,7 @@ impl Tree for Ext4Tree {
         }
         let left = usize::try_from(inode.size.saturating_sub(offset)).unwrap_or(usize::MAX);
         let mut buffer = vec![0; left.min(length)];
-        let by_view = if odd { None } else { self.read_by_view(path, offset, &mut buffer)? };
-        let done = match by_view {
-            Some(done) => done,
-            None => self.inodes.read_data(&inode, offset, &mut buffer).map_err(|error| own_error(path, error))?,
-        };
+        let done = self.inodes.read_data(&inode, offset, &mut buffer).map_err(|error| own_error(path, error))?;
         buffer.truncate(done);
         Ok(buffer)
     }

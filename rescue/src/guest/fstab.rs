@@ -8,7 +8,7 @@ use crate::disk::mountinfo::unescape;
 
 /// One line of fstab.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     /// Line number, from 1.
     pub line: usize,
     /// First field as written, for people.
@@ -25,7 +25,7 @@ pub(super) struct Entry {
 
 /// The ways to name a file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Spec {
+pub(crate) enum Spec {
     /// `UUID=`, `/dev/disk/by-uuid/`; lower case.
     Uuid(String),
     /// `LABEL=`, `/dev/disk/by-label/`.
@@ -64,7 +64,7 @@ pub(super) enum Spec {
 
 /// Whether a line matters for a powered-off system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
+pub(crate) enum Role {
     /// A file system on a disk.
     Disk,
     /// A folder shown in a second place.
@@ -77,10 +77,10 @@ pub(super) enum Role {
 
 /// A line that is no fstab line, by number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct NotUnderstood(pub usize);
+pub(crate) struct NotUnderstood(pub usize);
 
 /// Splits fstab as libmount does: blank and `#` lines are skipped, fields are separated by blanks, `\040` is an octal escape.
-pub(super) fn parse(bytes: &[u8]) -> Vec<Result<Entry, NotUnderstood>> {
+pub(crate) fn parse(bytes: &[u8]) -> Vec<Result<Entry, NotUnderstood>> {
     let lines = bytes.split(|byte| *byte == b'\n').enumerate();
     lines.filter_map(|(index, line)| parse_line(index + 1, line)).collect()
 }

@@ -3,7 +3,7 @@
 mod closed;
 mod discover;
 mod folder;
-mod fstab;
+pub(crate) mod fstab;
 mod live;
 mod memory;
 mod merged;

@@ -24,10 +24,11 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 use super::change::Expect;
+use crate::disk::escape;
 use crate::guest::{GuestPath, RealPath};
 
 /// The format that this program writes.
@@ -259,7 +260,9 @@ pub fn parse_journal(bytes: &[u8]) -> Result<Journal> {
         Some(other) => bail!("the record has the format {other:?}, which this version does not know"),
         None => bail!("the record names no format"),
     }
-    let journal: Journal = serde_json::from_value(probe).context("the record lacks a field")?;
+    // The cause quotes the record, which the guest may have crafted.
+    let journal: Journal = serde_json::from_value(probe)
+        .map_err(|error| anyhow!("a field of the record is missing or wrong: {}", escape(&error.to_string())))?;
     if !is_run_id(&journal.id) {
         bail!("the record has no usable name");
     }
@@ -304,6 +307,9 @@ mod tests {
         let error = parse_journal(br#"{"format":"rescue-run/9"}"#).unwrap_err().to_string();
         assert!(error.contains("rescue-run/9"), "{error}");
         assert!(parse_journal(b"[]").is_err());
+        let crafted = br#"{"format":"rescue-run/1","id":"a","sequence":1,"version":"","started":"","summary":[],"freed":[],"steps":"\u001b[2J"}"#;
+        let error = format!("{:#}", parse_journal(crafted).unwrap_err());
+        assert!(!error.contains(char::is_control), "{error:?}");
         assert!(parse_journal(b"{").is_err());
     }
 }

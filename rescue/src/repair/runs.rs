@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 
 use super::journal::{Finished, Freed, Journal, RECORD_LIMIT, parse_journal};
 use super::store::{DONE, JOURNAL, UNDO, UNDONE, run_ids, runs_folder};
+use crate::disk::escape;
 use crate::guest::{Guest, RealPath, TreeError};
 
 /// How far a run came.
@@ -74,10 +75,11 @@ fn summary(guest: &Guest, folder: &RealPath, id: String) -> RunSummary {
             id,
             state,
             sequence: journal.sequence,
-            version: journal.version,
-            started: journal.started,
-            finished,
-            summary: journal.summary,
+            // A crafted record must not move the cursor of whoever lists it.
+            version: escape(&journal.version),
+            started: escape(&journal.started),
+            finished: finished.as_deref().map(escape),
+            summary: journal.summary.iter().map(|line| escape(line)).collect(),
             changed: journal.steps.iter().map(|step| step.path.to_string()).collect(),
             freed: journal.freed,
         },
