@@ -13,6 +13,8 @@ pub mod lvm;
 pub mod mounts;
 pub mod programs;
 pub mod qemu;
+#[cfg(feature = "faulty")]
+pub mod small_guest;
 pub mod worker;
 pub mod x509;
 

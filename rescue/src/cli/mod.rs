@@ -15,7 +15,7 @@ mod undo;
 use std::process::ExitCode;
 
 use crate::refusal::Refusal;
-use crate::repair::transaction::TransactionError;
+use crate::repair::{TransactionError, UndoError};
 use crate::session::PartWay;
 use args::{Command, Stop};
 
@@ -108,8 +108,7 @@ struct Failure {
 
 impl Failure {
     fn of(error: &anyhow::Error) -> Self {
-        let stopped = error.downcast_ref::<TransactionError>().is_some_and(changed_something);
-        let part_way = stopped || error.is::<PartWay>();
+        let part_way = error.is::<TransactionError>() || error.is::<UndoError>() || error.is::<PartWay>();
         let refused = error.chain().any(|cause| cause.is::<Refusal>());
         let outcome = if part_way { Outcome::PartWay } else { Outcome::Refused };
         let kind = match (part_way, refused) {
@@ -117,7 +116,9 @@ impl Failure {
             (false, true) => "refused",
             (false, false) => "failed",
         };
-        Self { outcome, kind, text: format!("{error:#}").replace('\n', " ") }
+        // Whatever a cause quotes of a guest: one line, and nothing that moves the cursor.
+        let text = crate::disk::escape(&format!("{error:#}").replace('\n', " "));
+        Self { outcome, kind, text }
     }
 }
 
@@ -130,11 +131,6 @@ fn explain(error: &anyhow::Error, json: bool) -> Outcome {
         println!("{}", crate::report::json::failure(kind, &text));
     }
     outcome
-}
-
-/// Whether a failed transaction left anything behind.
-fn changed_something(error: &TransactionError) -> bool {
-    error.committed || error.applied > 0 || !error.freed.is_empty()
 }
 
 /// `rescue inspect … | head` must end quietly, not with a panic on a closed pipe.

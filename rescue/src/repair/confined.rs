@@ -159,8 +159,8 @@ impl Confined {
     /// Everything written so far reaches the disk.
     pub fn sync_all(&self) -> Result<()> {
         for mount in &self.mounts {
-            rustix::fs::syncfs(&mount.root).with_context(|| format!("synchronising {}", mount.point.display()))?;
-            fault::point("syncfs");
+            fault::call("syncfs", || rustix::fs::syncfs(&mount.root))
+                .with_context(|| format!("synchronising {}", mount.point.display()))?;
         }
         Ok(())
     }
@@ -322,19 +322,26 @@ impl Place {
     /// Creates a regular file, 0600, that must not be there, with these bytes, and synchronises it.
     pub fn create(&self, bytes: &[u8]) -> Result<OwnedFd> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&self.folder, &self.name, flags, Mode::RUSR | Mode::WUSR)
+        let mode = Mode::RUSR | Mode::WUSR;
+        let file = fault::call("create", || rustix::fs::openat(&self.folder, &self.name, flags, mode))
             .with_context(|| format!("creating {self}"))?;
-        fault::point("create");
-        let mut file = std::fs::File::from(file);
-        io::Write::write_all(&mut file, bytes).with_context(|| format!("writing {self}"))?;
-        fault::point("write");
-        Ok(file.into())
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let piece = fault::piece(rest, rest.len() == bytes.len());
+            match fault::call("write", || rustix::io::write(&file, piece)) {
+                Ok(0) => bail!("writing {self}: the file takes no more bytes"),
+                Ok(written) => rest = rest.get(written..).unwrap_or_default(),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error).with_context(|| format!("writing {self}")),
+            }
+        }
+        Ok(file)
     }
 
     /// Creates a folder, 0700; one that is there already is fine.
     pub fn make_folder(&self) -> Result<()> {
-        match rustix::fs::mkdirat(&self.folder, &self.name, Mode::RWXU) {
-            Ok(()) => fault::point("mkdir"),
+        match fault::call("mkdir", || rustix::fs::mkdirat(&self.folder, &self.name, Mode::RWXU)) {
+            Ok(()) => {}
             Err(Errno::EXIST) if self.lstat()?.is_some_and(|stat| is_folder(&stat)) => {}
             Err(error) => return Err(error).with_context(|| format!("creating the folder {self}")),
         }
@@ -343,48 +350,40 @@ impl Place {
 
     /// Creates a symbolic link that must not be there.
     pub fn make_link(&self, target: &Path) -> Result<()> {
-        rustix::fs::symlinkat(target, &self.folder, &self.name).with_context(|| format!("creating the link {self}"))?;
-        fault::point("symlink");
-        Ok(())
+        fault::call("symlink", || rustix::fs::symlinkat(target, &self.folder, &self.name))
+            .with_context(|| format!("creating the link {self}"))
     }
 
     /// Gives the inode here a further name; a link itself is linked, not its target.
     pub fn hard_link_to(&self, other: &Self) -> Result<()> {
-        rustix::fs::linkat(&self.folder, &self.name, &other.folder, &other.name, AtFlags::empty())
-            .with_context(|| format!("keeping {self} as {other}"))?;
-        fault::point("link");
-        Ok(())
+        let no_flags = AtFlags::empty();
+        fault::call("link", || rustix::fs::linkat(&self.folder, &self.name, &other.folder, &other.name, no_flags))
+            .with_context(|| format!("keeping {self} as {other}"))
     }
 
     /// Moves the name over `other`, replacing what is there.
     pub fn rename_over(&self, other: &Self) -> Result<()> {
-        rustix::fs::renameat(&self.folder, &self.name, &other.folder, &other.name)
-            .with_context(|| format!("moving {self} to {other}"))?;
-        fault::point("rename");
-        Ok(())
+        fault::call("rename", || rustix::fs::renameat(&self.folder, &self.name, &other.folder, &other.name))
+            .with_context(|| format!("moving {self} to {other}"))
     }
 
     /// Moves the name to `other`, where nothing may be.
     pub fn rename_to_free_name(&self, other: &Self) -> Result<()> {
         let flags = RenameFlags::NOREPLACE;
-        match rustix::fs::renameat_with(&self.folder, &self.name, &other.folder, &other.name, flags) {
-            Ok(()) => {}
+        let renamed = fault::call("rename", || {
+            rustix::fs::renameat_with(&self.folder, &self.name, &other.folder, &other.name, flags)
+        });
+        match renamed {
             // Folders given with --root may lie on a file system without this flag (NFS, 9p): look first instead.
-            Err(Errno::INVAL | Errno::NOSYS) if other.lstat()?.is_none() => {
-                rustix::fs::renameat(&self.folder, &self.name, &other.folder, &other.name)
-                    .with_context(|| format!("moving {self} to {other}"))?;
-            }
-            Err(error) => return Err(error).with_context(|| format!("moving {self} to {other}")),
+            Err(Errno::INVAL | Errno::NOSYS) if other.lstat()?.is_none() => self.rename_over(other),
+            renamed => renamed.with_context(|| format!("moving {self} to {other}")),
         }
-        fault::point("rename");
-        Ok(())
     }
 
     /// Removes the name; one that is already gone is fine.
     pub fn unlink(&self) -> Result<()> {
-        match rustix::fs::unlinkat(&self.folder, &self.name, AtFlags::empty()) {
-            Ok(()) => fault::point("unlink"),
-            Err(Errno::NOENT) => {}
+        match fault::call("unlink", || rustix::fs::unlinkat(&self.folder, &self.name, AtFlags::empty())) {
+            Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(error).with_context(|| format!("removing {self}")),
         }
         Ok(())
@@ -392,9 +391,8 @@ impl Place {
 
     /// Removes an empty folder; false when it is not empty. One that is already gone is fine.
     pub fn remove_folder(&self) -> Result<bool> {
-        match rustix::fs::unlinkat(&self.folder, &self.name, AtFlags::REMOVEDIR) {
-            Ok(()) => fault::point("rmdir"),
-            Err(Errno::NOENT) => {}
+        match fault::call("rmdir", || rustix::fs::unlinkat(&self.folder, &self.name, AtFlags::REMOVEDIR)) {
+            Ok(()) | Err(Errno::NOENT) => {}
             Err(Errno::NOTEMPTY | Errno::EXIST) => return Ok(false),
             Err(error) => return Err(error).with_context(|| format!("removing the folder {self}")),
         }
@@ -403,9 +401,8 @@ impl Place {
 
     /// Names made, renamed and removed in the folder reach the disk.
     pub fn sync_folder(&self) -> Result<()> {
-        rustix::fs::fsync(&self.folder).with_context(|| format!("synchronising the folder of {self}"))?;
-        fault::point("fsync folder");
-        Ok(())
+        fault::call("fsync", || rustix::fs::fsync(&self.folder))
+            .with_context(|| format!("synchronising the folder of {self}"))
     }
 
     /// A path that the kernel follows to the name itself, for the calls that have no `at` form (extended attributes).
@@ -417,9 +414,7 @@ impl Place {
 
 /// Synchronises a file.
 pub fn sync_file(file: &OwnedFd, what: &dyn std::fmt::Display) -> Result<()> {
-    rustix::fs::fsync(file).with_context(|| format!("synchronising {what}"))?;
-    fault::point("fsync");
-    Ok(())
+    fault::call("fsync", || rustix::fs::fsync(file)).with_context(|| format!("synchronising {what}"))
 }
 
 /// Access and modification times of a file, to be put back after it was changed in place.

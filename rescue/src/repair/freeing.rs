@@ -31,7 +31,14 @@ pub struct Freeings {
     pub freed: Vec<Freed>,
     /// Files left alone, one sentence each that says why.
     pub left_alone: Vec<String>,
+    /// Whether one of those is no longer what it was: its beginning is overwritten, but it could not be cut.
+    pub begun: bool,
 }
+
+/// A file that is neither as before nor freed. Its end is whole; freeing it again completes it.
+#[derive(Debug, thiserror::Error)]
+#[error("it was only begun to be cut, and the next repair completes that")]
+struct Begun;
 
 impl Freeings {
     /// Sum of the bytes given back.
@@ -46,11 +53,12 @@ enum Outcome {
     LeftAlone(String),
 }
 
-/// Frees what it can; a file that cannot be freed is reported, never an error, because the others may be enough.
-pub fn free(confined: &Confined, actions: &[FreeAction], ui: &dyn Ui) -> Result<Freeings> {
+/// Frees what it can; a file that cannot be freed is reported, never an error, because the others may be enough. What is given back
+/// can be used again only once the file systems are synchronised.
+pub fn free(confined: &Confined, actions: &[FreeAction], ui: &dyn Ui) -> Freeings {
     let mut report = Freeings::default();
     if actions.is_empty() {
-        return Ok(report);
+        return report;
     }
     let progress = ui.begin("Freeing space", Some(actions.len() as u64));
     let mut again = Vec::new();
@@ -67,17 +75,24 @@ pub fn free(confined: &Confined, actions: &[FreeAction], ui: &dyn Ui) -> Result<
     for action in again {
         report.add(action, free_one(confined, action, &mut others));
     }
-    // Freed blocks can be used again only once the file system's own journal has committed.
-    confined.sync_all()?;
-    Ok(report)
+    report
 }
 
 impl Freeings {
+    /// Whether no file is other than before.
+    pub fn changed_nothing(&self) -> bool {
+        self.freed.is_empty() && !self.begun
+    }
+
     fn add(&mut self, action: &FreeAction, outcome: Result<Outcome>) {
         match outcome {
             Ok(Outcome::Freed(freed)) => self.freed.push(freed),
             Ok(Outcome::AlreadyDone) => {}
             Ok(Outcome::LeftAlone(why)) => self.left_alone.push(why),
+            Err(error) if error.is::<Begun>() => {
+                self.begun = true;
+                self.left_alone.push(format!("{}: {error:#}", action.path));
+            }
             Err(error) => self.left_alone.push(format!("{} was left alone: {error:#}", action.path)),
         }
     }
@@ -156,15 +171,26 @@ fn keep_tail(place: &Place, before: &Stat, keep: u64) -> Result<u64> {
     let file = place.open_file_for_truncation()?;
     let size = u64::try_from(before.st_size).unwrap_or(0);
     let start = line_start(&file, place, size, keep.min(size / 2))?;
-    copy_within(&file, place, start, size - start)?;
-    sync_file(&file, place)?;
-    rustix::fs::ftruncate(&file, size - start).with_context(|| format!("cutting {place}"))?;
-    fault::point("ftruncate");
-    rustix::fs::futimens(&file, &times_of(before)).with_context(|| format!("keeping the times of {place}"))?;
-    fault::point("futimens");
-    sync_file(&file, place)?;
+    if let Err(error) = copy_and_cut(&file, place, before, start, size - start) {
+        // By its times it is known as the file that was looked at when this is tried again.
+        let _ = keep_times(&file, place, before);
+        return Err(error.context(Begun));
+    }
     let after = rustix::fs::fstat(&file).with_context(|| format!("looking at {place}"))?;
     Ok(allocated(before).saturating_sub(allocated(&after)))
+}
+
+fn copy_and_cut(file: &OwnedFd, place: &Place, before: &Stat, start: u64, length: u64) -> Result<()> {
+    copy_within(file, place, start, length)?;
+    sync_file(file, place)?;
+    fault::call("ftruncate", || rustix::fs::ftruncate(file, length)).with_context(|| format!("cutting {place}"))?;
+    keep_times(file, place, before)?;
+    sync_file(file, place)
+}
+
+fn keep_times(file: &OwnedFd, place: &Place, before: &Stat) -> Result<()> {
+    fault::call("futimens", || rustix::fs::futimens(file, &times_of(before)))
+        .with_context(|| format!("keeping the times of {place}"))
 }
 
 /// Where the tail of at most `keep` bytes begins: after the first line break in it, unless a line break is right before it or
@@ -197,11 +223,11 @@ fn copy_within(file: &OwnedFd, what: &dyn Display, from: u64, length: u64) -> Re
         }
         let mut written = 0;
         while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
-            written +=
-                rustix::io::pwrite(file, rest, done + written as u64).with_context(|| format!("writing {what}"))?;
+            let piece = fault::piece(rest, written == 0);
+            written += fault::call("pwrite", || rustix::io::pwrite(file, piece, done + written as u64))
+                .with_context(|| format!("writing {what}"))?;
         }
         done += bytes.len() as u64;
-        fault::point("pwrite");
     }
     Ok(())
 }

@@ -22,5 +22,5 @@ mod xattrs;
 pub use change::{Attributes, Change, Content, Expect, FreeAction, Freeing, Prepared, sha256_hex};
 pub use runs::{RunState, RunSummary};
 pub use transaction::{Applied, Recovered, RunInfo, TransactionError, apply, recover};
-pub use undo::{Undone, undo};
+pub use undo::{UndoError, Undone, undo};
 pub use write_mount::{OpenOptions, WritableGuest};

@@ -151,9 +151,33 @@ impl<'a> Store<'a> {
         let temporary = self.place(&folder.child(format!(".{name}.tmp").as_ref()))?;
         let place = self.place(&folder.child(name.as_ref()))?;
         temporary.unlink()?;
-        sync_file(&temporary.create(&bytes)?, &place)?;
-        temporary.rename_over(&place)?;
+        let written = temporary.create(&bytes).and_then(|file| sync_file(&file, &place));
+        if let Err(error) = written.and_then(|()| temporary.rename_over(&place)) {
+            // On a full disk it may hold the last inode.
+            let _ = temporary.unlink();
+            return Err(error);
+        }
         place.sync_folder()
+    }
+
+    /// Takes a record away again that was just written, or could not be synchronised.
+    pub fn remove_record(&self, id: &str, name: &str) -> Result<()> {
+        let place = self.place(&self.run(id).child(name.as_ref()))?;
+        if place.lstat()?.is_some() {
+            place.unlink()?;
+            place.sync_folder()?;
+        }
+        Ok(())
+    }
+
+    /// Takes back a run that is not to be committed after all. Its record goes first, in case it is in place although its folder
+    /// could not be synchronised: a record without what it stages would be completed with nothing.
+    pub fn take_back(&self, id: &str) -> Result<()> {
+        if self.confined.lstat(&self.run(id))?.is_none() {
+            return Ok(());
+        }
+        self.remove_record(id, JOURNAL)?;
+        self.discard(id)
     }
 
     /// Whether a run has a record of that name.

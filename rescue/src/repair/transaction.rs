@@ -97,7 +97,7 @@ impl Recovered {
     }
 }
 
-/// A repair that stopped part-way. Exit code 4.
+/// A repair that stopped part-way: something is changed, or on record. Exit code 4.
 #[derive(Debug)]
 pub struct TransactionError {
     /// Name of the run.
@@ -108,7 +108,7 @@ pub struct TransactionError {
     pub total: usize,
     /// Whether the run was committed: then running it again completes it, and undo goes back.
     pub committed: bool,
-    /// What was freed before; it has no undo.
+    /// What was freed before, but for a file that was only begun; it has no undo.
     pub freed: Vec<Freed>,
     /// Why.
     pub cause: anyhow::Error,
@@ -145,13 +145,19 @@ pub fn apply(guest: &WritableGuest, prepared: Prepared, info: &RunInfo, ui: &dyn
     // Once before freeing, because that has no undo: what is refused anyway should be refused with the logs still there.
     stage::preflight(confined, &mut goals)?;
     fault::point("phase: checked");
-    let freed = freeing::free(confined, &prepared.free, ui)?;
+    let freed = freeing::free(confined, &prepared.free, ui);
     fault::point("phase: freed");
 
+    let total = goals.len();
+    // Freed blocks can be used again only once the file system's own journal has committed.
+    if !prepared.free.is_empty()
+        && let Err(cause) = confined.sync_all()
+    {
+        return Err(not_committed(&store, info, total, freed, cause));
+    }
     if goals.is_empty() && freed.freed.is_empty() {
         return Ok(Applied { left_alone: freed.left_alone, ..Applied::default() });
     }
-    let total = goals.len();
     let journal = match prepare(confined, &store, &mut goals, info, &freed) {
         Ok(journal) => journal,
         Err(cause) => return Err(not_committed(&store, info, total, freed, cause)),
@@ -205,17 +211,37 @@ fn not_committed(
     freed: Freeings,
     cause: anyhow::Error,
 ) -> anyhow::Error {
-    // The record may be in place although its folder could not be synchronised; then the next run decides.
-    if !store.has_record(&info.id, JOURNAL).unwrap_or(true) {
-        // What cannot be removed now is removed by the next run; the cause is what the user needs to read.
-        let _ = store.discard(&info.id);
+    let left = store.take_back(&info.id).err();
+    // Only when the disk fails again and again: then what the next run will see is not known.
+    let committed = left.is_some() && store.has_record(&info.id, JOURNAL).unwrap_or(true);
+    let cause = match left {
+        None => cause,
+        Some(left) if committed => cause.context(format!("the run could not be taken back ({left:#})")),
+        Some(left) => cause.context(format!(
+            "what was prepared could not be removed from {} ({left:#}), which the next repair does",
+            store.run(&info.id)
+        )),
+    };
+    let next = match committed {
+        false => "mend the cause, then run the same repair again".to_owned(),
+        true => complete_or_undo(&info.id),
+    };
+    if !committed && freed.changed_nothing() {
+        if cause.is::<Refusal>() {
+            return cause.context("no file of the guest was changed");
+        }
+        let saw = format!("the changes could not be prepared ({cause:#})");
+        return Refusal::new(saw, "no file of the guest was changed", next).into();
     }
-    if freed.freed.is_empty() {
-        return cause.context("no file of the guest was changed");
-    }
-    let next = "mend the cause, then run the same repair again".to_owned();
     let run = info.id.clone();
-    TransactionError { run, applied: 0, total, committed: false, freed: freed.freed, cause, next }.into()
+    TransactionError { run, applied: 0, total, committed, freed: freed.freed, cause, next }.into()
+}
+
+fn complete_or_undo(run: &str) -> String {
+    format!(
+        "mend the cause and run the same repair again, which completes it; or `rescue undo --run {run}` with the same disks, which \
+         puts everything back"
+    )
 }
 
 fn part_way(journal: &Journal, applied: usize, cause: anyhow::Error) -> TransactionError {
@@ -226,11 +252,7 @@ fn part_way(journal: &Journal, applied: usize, cause: anyhow::Error) -> Transact
         committed: true,
         freed: journal.freed.clone(),
         cause,
-        next: format!(
-            "mend the cause and run the same repair again, which completes it; or `rescue undo --run {}` with the same disks, \
-             which puts everything back",
-            journal.id
-        ),
+        next: complete_or_undo(&journal.id),
     }
 }
 
@@ -257,7 +279,8 @@ fn roll_forward(
     let progress = ui.begin("Changing files", Some(journal.steps.len() as u64));
     for (n, step) in journal.steps.iter().enumerate() {
         progress.message(&step.path.to_string());
-        match make_step(confined, store, &journal.id, n, step)? {
+        let made = make_step(confined, store, &journal.id, n, step);
+        match made.with_context(|| format!("while changing {}", step.path))? {
             Made::Now | Made::Before => *applied += 1,
             Made::Not(now) => {
                 let sentence = format!("{} holds {now} where {} was expected", step.path, step.before);

@@ -46,14 +46,53 @@ pub fn undo(guest: &WritableGuest, run: Option<&str>, ui: &dyn Ui) -> Result<Und
         // undoing it again continues. A half-way run could be rolled forward instead, so there the record must be.
         let full = matches!(error.downcast_ref(), Some(&(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT)));
         if !(full && store.has_record(&journal.id, DONE)?) {
-            return Err(error.context("no file of the guest was changed"));
+            return Err(not_begun(&store, journal, error));
         }
     }
     fault::point("undo: begun");
-    put_back(confined, &store, journal, Drift::Fails, ui).with_context(|| {
-        format!("the undo of run {} stopped part-way; run the same undo again to continue it", journal.id)
-    })
+    put_back(confined, &store, journal, Drift::Fails, ui)
 }
+
+/// An undo that could not be written down.
+fn not_begun(store: &Store<'_>, journal: &Journal, cause: anyhow::Error) -> anyhow::Error {
+    // In place although its folder could not be synchronised, it would let the next repair go on with the undo.
+    if let Err(left) = store.remove_record(&journal.id, UNDO) {
+        let cause = cause.context(format!("taking back the record of this undo failed ({left:#})"));
+        return UndoError { run: journal.id.clone(), done: 0, total: journal.steps.len(), cause }.into();
+    }
+    Refusal::new(
+        format!("the undo could not be written down ({cause:#})"),
+        "no file of the guest was changed",
+        "mend the cause, then run the same undo again",
+    )
+    .into()
+}
+
+/// An undo that stopped part-way. Exit code 4.
+#[derive(Debug)]
+pub struct UndoError {
+    /// Name of the run.
+    pub run: String,
+    /// Steps that are undone.
+    pub done: usize,
+    /// Steps of the run.
+    pub total: usize,
+    /// Why.
+    pub cause: anyhow::Error,
+}
+
+impl std::fmt::Display for UndoError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { run, done, total, cause } = self;
+        write!(
+            f,
+            "the undo of run {run} stopped after {done} of {total} steps: {cause:#}. Next: mend the cause, then run the same undo \
+             again, which continues it"
+        )
+    }
+}
+
+impl std::error::Error for UndoError {}
 
 /// Committed runs that are not undone, oldest first.
 fn runs_to_undo(store: &Store<'_>) -> Result<Vec<Journal>> {
@@ -193,12 +232,28 @@ fn need(
 }
 
 /// Undoes all steps, last first, and marks the run undone. Can be interrupted anywhere and done again.
+///
+/// # Errors
+/// [`UndoError`] (by downcast).
 pub(super) fn put_back(
     confined: &Confined,
     store: &Store<'_>,
     journal: &Journal,
     drift: Drift,
     ui: &dyn Ui,
+) -> Result<Undone> {
+    let mut done = 0;
+    put_all_back(confined, store, journal, drift, ui, &mut done)
+        .map_err(|cause| UndoError { run: journal.id.clone(), done, total: journal.steps.len(), cause }.into())
+}
+
+fn put_all_back(
+    confined: &Confined,
+    store: &Store<'_>,
+    journal: &Journal,
+    drift: Drift,
+    ui: &dyn Ui,
+    done: &mut usize,
 ) -> Result<Undone> {
     let id = &journal.id;
     let left_alone = left_alone(store, journal)?;
@@ -207,31 +262,11 @@ pub(super) fn put_back(
     let progress = ui.begin("Putting files back", Some(journal.steps.len() as u64));
     for (n, step) in journal.steps.iter().enumerate().rev() {
         progress.message(&step.path.to_string());
-        let path = step.path.to_real()?;
-        match need(confined, store, journal, n, step, &left_alone)? {
-            Need::Nothing => {}
-            Need::Restore => {
-                restore(confined, &path, &store.backup(step, id, n)?, step)?;
-                undone.restored.push(path.to_string());
-            }
-            Need::Remove => {
-                let place = place(confined, &path)?;
-                place.unlink()?;
-                place.sync_folder()?;
-                undone.removed.push(path.to_string());
-            }
-            Need::RemoveFolder => {
-                let place = place(confined, &path)?;
-                if place.remove_folder()? {
-                    place.sync_folder()?;
-                    undone.removed.push(path.to_string());
-                } else {
-                    undone.kept.push(format!("{path} was kept: it is not empty"));
-                }
-            }
-            Need::Trouble(reason) if drift == Drift::IsLeftAlone => undone.kept.push(reason),
-            Need::Trouble(reason) => bail!("{reason}"),
-        }
+        let backup = store.backup(step, id, n)?;
+        need(confined, store, journal, n, step, &left_alone)
+            .and_then(|need| put_one_back(confined, &backup, step, need, drift, &mut undone))
+            .with_context(|| format!("while putting back {}", step.path))?;
+        *done += 1;
         progress.advance(1);
     }
     fault::point("undo: put back");
@@ -245,6 +280,42 @@ pub(super) fn put_back(
     store.remove_backups(id)?;
     confined.sync_all()?;
     Ok(undone)
+}
+
+fn put_one_back(
+    confined: &Confined,
+    backup: &RealPath,
+    step: &Step,
+    need: Need,
+    drift: Drift,
+    undone: &mut Undone,
+) -> Result<()> {
+    let path = step.path.to_real()?;
+    match need {
+        Need::Nothing => {}
+        Need::Restore => {
+            restore(confined, &path, backup, step)?;
+            undone.restored.push(path.to_string());
+        }
+        Need::Remove => {
+            let place = place(confined, &path)?;
+            place.unlink()?;
+            place.sync_folder()?;
+            undone.removed.push(path.to_string());
+        }
+        Need::RemoveFolder => {
+            let place = place(confined, &path)?;
+            if place.remove_folder()? {
+                place.sync_folder()?;
+                undone.removed.push(path.to_string());
+            } else {
+                undone.kept.push(format!("{path} was kept: it is not empty"));
+            }
+        }
+        Need::Trouble(reason) if drift == Drift::IsLeftAlone => undone.kept.push(reason),
+        Need::Trouble(reason) => bail!("{reason}"),
+    }
+    Ok(())
 }
 
 fn restore(confined: &Confined, path: &RealPath, backup: &RealPath, step: &Step) -> Result<()> {

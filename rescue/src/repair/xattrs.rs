@@ -35,9 +35,8 @@ pub fn copy(from: &Place, to: &Place) -> Result<()> {
             Err(Errno::NODATA) => continue,
             Err(error) => return Err(error).with_context(|| format!("reading the attribute {name:?} of {from}")),
         }
-        rustix::fs::lsetxattr(&target, name.as_c_str(), &value, XattrFlags::empty())
+        fault::call("setxattr", || rustix::fs::lsetxattr(&target, name.as_c_str(), &value, XattrFlags::empty()))
             .with_context(|| format!("copying the attribute {name:?} of {from}"))?;
-        fault::point("setxattr");
     }
     Ok(())
 }
@@ -47,10 +46,8 @@ pub fn label_new(confined: &Confined, future: &RealPath, staged: &Place) -> Resu
     let Some(label) = label_for(confined, future, staged)? else {
         return Ok(());
     };
-    rustix::fs::lsetxattr(staged.proc_path(), SELINUX, &label, XattrFlags::empty())
-        .with_context(|| format!("labelling the new file {future}"))?;
-    fault::point("setxattr");
-    Ok(())
+    fault::call("setxattr", || rustix::fs::lsetxattr(staged.proc_path(), SELINUX, &label, XattrFlags::empty()))
+        .with_context(|| format!("labelling the new file {future}"))
 }
 
 fn label_for(confined: &Confined, future: &RealPath, staged: &Place) -> Result<Option<Vec<u8>>> {
