@@ -289,6 +289,7 @@ fn image_root(guest: &Guest, node: &Node) -> GuestPath {
     let configured = match named.map(|(name, _)| *name) {
         Some("docker" | "cri-dockerd") => docker_root(guest),
         Some("containerd") => containerd_root(guest),
+        Some("cri-o") => crio_root(guest),
         _ => None,
     };
     if let Some(path) = configured {
@@ -308,12 +309,28 @@ fn docker_root(guest: &Guest) -> Option<GuestPath> {
 
 /// `root = "/path"` before the first table of containerd's config.toml.
 fn containerd_root(guest: &Guest) -> Option<GuestPath> {
-    let bytes = guest.read_if_there(&GuestPath::new("/etc/containerd/config.toml")).ok()??;
-    let text = String::from_utf8_lossy(&bytes).into_owned();
-    text.lines().map(str::trim).take_while(|line| !line.starts_with('[')).find_map(|line| {
+    let text = text_of(guest, "/etc/containerd/config.toml")?;
+    toml_path(text.lines().take_while(|line| !line.trim().starts_with('[')), "root")
+}
+
+/// CRI-O's own `root` in [crio], else `graphroot` of containers/storage (crio.conf(5), containers-storage.conf(5)). Both names stand in one
+/// table of their file only.
+fn crio_root(guest: &Guest) -> Option<GuestPath> {
+    let own = text_of(guest, "/etc/crio/crio.conf").and_then(|text| toml_path(text.lines(), "root"));
+    own.or_else(|| toml_path(text_of(guest, "/etc/containers/storage.conf")?.lines(), "graphroot"))
+}
+
+fn text_of(guest: &Guest, path: &str) -> Option<String> {
+    let bytes = guest.read_if_there(&GuestPath::new(path)).ok()??;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The absolute path that the first line for `name` gives.
+fn toml_path<'a>(mut lines: impl Iterator<Item = &'a str>, name: &str) -> Option<GuestPath> {
+    lines.find_map(|line| {
         let (key, value) = line.split_once('=')?;
         let value = value.split('#').next().unwrap_or_default().trim().trim_matches(['"', '\'']);
-        (key.trim() == "root" && value.starts_with('/')).then(|| GuestPath::new(value))
+        (key.trim() == name && value.starts_with('/')).then(|| GuestPath::new(value))
     })
 }
 
@@ -382,6 +399,22 @@ mod tests {
         let eviction = Eviction::of_kubelet(Some(flag), None, &config, "x");
         assert_eq!(shown(&eviction), ["nodefs.available<2.5%", "imagefs.available<500M"]);
         assert_eq!(eviction.thresholds[1].limit, Limit::Amount(500_000_000));
+    }
+
+    #[test]
+    fn each_runtime_says_where_its_images_are() {
+        let crio = crate::guest::MemoryTree::new()
+            .file("/etc/crio/crio.conf", "[crio]\n# root = \"/commented\"\n[crio.api]\n")
+            .file(
+                "/etc/containers/storage.conf",
+                "[storage]\ndriver = \"overlay\"\nrunroot = \"/run/x\"\ngraphroot = \"/data/images\"\n",
+            );
+        assert_eq!(crio_root(&crio.into_guest()), Some(GuestPath::new("/data/images")));
+        let own = crate::guest::MemoryTree::new().file("/etc/crio/crio.conf", "[crio]\nroot = \"/own\" # here\n");
+        assert_eq!(crio_root(&own.into_guest()), Some(GuestPath::new("/own")));
+        let containerd = "version = 2\nroot = '/big'\n[plugins]\nroot = '/not-this'\n";
+        let containerd = crate::guest::MemoryTree::new().file("/etc/containerd/config.toml", containerd);
+        assert_eq!(containerd_root(&containerd.into_guest()), Some(GuestPath::new("/big")));
     }
 
     #[test]

@@ -21,11 +21,11 @@ pub fn without_compression(name: &str) -> (&str, bool) {
 }
 
 /// Recognises `syslog.1`, `syslog.2.gz`, `messages-20230219`, `vmware-network.3.log`, `x.log.old`, `0.log.20230223-080102.gz`,
-/// `dnf.log.gz`. Numbers with
+/// `audit-2023-02-19T08-01-02.123.log`, `dnf.log.gz`. Numbers with
 /// leading zeros are not logrotate's: `mysql-bin.000123` is no rotation.
 pub fn rotated(name: &str) -> Option<Rotated> {
     let (plain, compressed) = without_compression(name);
-    let stem = [numbered, dated, numbered_before_ending, old]
+    let stem = [numbered, dated, timed, numbered_before_ending, old]
         .iter()
         .find_map(|rule| rule(plain))
         .or_else(|| compressed.then(|| plain.to_owned()))?;
@@ -69,6 +69,20 @@ fn dated(name: &str) -> Option<String> {
         })
     };
     cut('.').or_else(|| cut('-'))
+}
+
+/// lumberjack, which rotates the API server's audit log and those of many programs in Go: `audit-2023-02-19T08-01-02.123.log`.
+fn timed(name: &str) -> Option<String> {
+    const SHAPE: &str = "-0000-00-00T00-00-00.000";
+    let (rest, ending) = match name.strip_suffix(".log") {
+        Some(rest) => (rest, ".log"),
+        None => (name, ""),
+    };
+    let (stem, time) = rest.split_at_checked(rest.len().checked_sub(SHAPE.len())?)?;
+    let shape: String =
+        time.chars().map(|character| if character.is_ascii_digit() { '0' } else { character }).collect();
+    let date = time.get(1..11)?;
+    (shape == SHAPE && is_date(date)).then(|| format!("{stem}{ending}"))
 }
 
 /// logrotate's `extension .log`, and open-vm-tools: `vmware-network.1.log`.
@@ -121,7 +135,8 @@ pub fn is_log(stem: &str) -> bool {
 }
 
 /// Pieces of names of databases, dumps, keys, images and backups.
-const NOT_LOGS: [&str; 51] = [
+const NOT_LOGS: [&str; 52] = [
+    ".csv",
     ".tar",
     ".tgz",
     ".zip",
@@ -213,6 +228,8 @@ mod tests {
             ("history.log.12.gz", "history.log", true),
             ("Xorg.0.log", "Xorg.log", false),
             ("agent.log.12345", "agent.log", false),
+            ("audit-2023-02-19T08-01-02.123.log", "audit.log", false),
+            ("audit-2023-02-19T08-01-02.123.log.gz", "audit.log", true),
             ("kubelet.n1.root.log.INFO.20230223-080102.812", "kubelet.n1.root.log.INFO", false),
         ];
         for (name, stem, compressed) in cases {
@@ -222,9 +239,19 @@ mod tests {
 
     #[test]
     fn other_numbers_are_no_rotation() {
-        for name in
-            ["mysql-bin.000123", "syslog", "app.log", "a.1234567", ".gz", "x-20231399", "v1.2.3-beta", "sa01", "0.log"]
-        {
+        for name in [
+            "mysql-bin.000123",
+            "syslog",
+            "app.log",
+            "a.1234567",
+            ".gz",
+            "x-20231399",
+            "v1.2.3-beta",
+            "sa01",
+            "0.log",
+            "x-2023-02-19T08-01-02.log",
+            "x-2023-02-19T08-01-02.1x3.log",
+        ] {
             assert_eq!(rotated(name), None, "{name}");
         }
     }

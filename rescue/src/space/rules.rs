@@ -176,7 +176,7 @@ pub const RULES: &[Rule] = &[
         places: &["/var/log"],
         depth: (0, 8),
         except: LOG_SUBFOLDERS,
-        names: "*.N, *-YYYYMMDD, *.old, *.gz, *.xz, *.zst, *.bz2",
+        names: "*.N, *-YYYYMMDD, *-YYYY-MM-DDTHH-MM-SS.mmm.log, *.old, *.gz, *.xz, *.zst, *.bz2",
         matches: |name| names::rotated(name).is_some(),
         wants: Wants::OldLog,
         rank: 40,

@@ -360,8 +360,14 @@ fn is_stamped(sample: &[u8]) -> bool {
     !lines.is_empty() && stamped * 100 >= lines.len() * STAMPED_PERCENT
 }
 
+/// How an event of the API server's audit log begins; its times stand at its end, often thousands of bytes behind.
+const AUDIT_EVENT: &[u8] = b"{\"kind\":\"Event\",\"apiVersion\":\"audit.k8s.io/";
+
 /// `08:01:02`, `2023-02-23T08`, `[   12.345678]`, `audit(1677139200.123:45)`, `I0223 08:01`.
 fn has_time(line: &[u8]) -> bool {
+    if line.starts_with(AUDIT_EVENT) {
+        return true;
+    }
     let shape: Vec<u8> = line.iter().map(|byte| if byte.is_ascii_digit() { b'0' } else { *byte }).collect();
     const SHAPES: [&[u8]; 6] =
         [b"00:00:00", b"0000-00-00", b"0000/00/00", b"00/Jan", b"(0000000000.", b"\"ts\":0000000000"];
@@ -386,7 +392,11 @@ mod tests {
 
     #[test]
     fn log_lines_of_many_programs() {
-        let logs: [&str; 9] = [
+        let audit = "{\"kind\":\"Event\",\"apiVersion\":\"audit.k8s.io/v1\",\"level\":\"Metadata\",\"auditID\":\"0c5c1c5e-1d0e-4a44-8a3c-1c2d3e4f5a6b\",\
+            \"stage\":\"ResponseComplete\",\"requestURI\":\"/api/v1/namespaces/kube-system/endpoints/kube-scheduler?timeout=10s\",\"verb\":\"get\",\
+            \"requestReceivedTimestamp\":\"2023-02-23T08:01:02.123456Z\"}\n";
+        let logs: [&str; 10] = [
+            audit,
             "Feb 23 08:01:02 master01 kubelet[812]: I0223 08:01:02.1 server.go:1] hello\n",
             "2023-02-23T08:01:02.123456+00:00 host sshd[1]: Accepted\n",
             "[2023-02-23T08:01:02.123Z] [ warning] [guestinfo] GetDiskInfo: ERROR: Partition name buffer too small\n",
