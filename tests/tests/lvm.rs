@@ -112,6 +112,21 @@ fn a_volume_over_two_disks_end_to_end() -> Result<()> {
     let refused = format!("{:#}", on(&all).unwrap_err());
     ensure!(refused.contains("copies of one volume group") && refused.contains("disk1.copy"), "{refused}");
 
+    // One machine's group was changed since: now it can.
+    let copies = [disks[0].with_extension("copy"), disks[1].with_extension("copy")];
+    lvm::on(&copies, |_, run| run(&["vgchange", "-q", "--addtag", "changed", "my-vg"]).map(drop))?;
+    let found = on(&all)?;
+    let guests: Vec<&str> = found.guests.iter().map(|guest| guest.source.as_str()).collect();
+    ensure!(guests.len() == 2, "{found:?}");
+    for guest in &found.guests {
+        let backing = &guest.file_systems[0].backing;
+        let kind = |path: &Path| path.extension().map(ToOwned::to_owned);
+        let kinds: Vec<_> = backing.disks().into_iter().map(|(path, _)| kind(path)).collect();
+        ensure!(kinds.len() == 2 && kinds[0] == kinds[1], "parts of two machines in one volume: {backing:?}");
+        ensure!(guest.tree().read(Path::new("/large"), 64 << 20)? == large(), "the file is not what was written");
+    }
+    drop(found);
+
     // A label with one wrong bit is not believed.
     File::options().write(true).open(&disks[0])?.write_all_at(&[0xff], 512 + 40)?;
     let refused = format!("{:#}", on(&disks).unwrap_err());

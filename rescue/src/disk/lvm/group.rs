@@ -1,6 +1,6 @@
 //! A volume group as its metadata text tells it, and its logical volumes laid over the physical volumes that are there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::LvmError;
 use super::text::{self, Section, Value};
@@ -18,13 +18,21 @@ pub(super) struct Group {
     pub name: String,
     pub seqno: u64,
     extent_size: u64,
-    physical: Vec<Physical>,
+    /// By name.
+    physical: HashMap<String, Physical>,
+    /// Names of all logical volumes, those that people do not see included.
+    volumes: HashSet<String>,
     body: Section,
+}
+
+/// What snapshots make of other volumes, by name.
+struct Snapshots<'a> {
+    stores: HashSet<&'a str>,
+    merging_into: HashSet<&'a str>,
 }
 
 #[derive(Debug, Clone)]
 struct Physical {
-    name: String,
     id: String,
     /// First byte of the first extent.
     start: u64,
@@ -70,21 +78,25 @@ impl Group {
         if extent_size == 0 {
             return Err(corrupt("its extents are empty"));
         }
-        let mut physical: Vec<Physical> = Vec::new();
+        let mut physical = HashMap::new();
         for (name, section) in body.section("physical_volumes").map_or(&[][..], |all| all.sections.as_slice()) {
-            physical.push(Physical {
-                name: name.clone(),
-                id: id(section)?,
-                start: bytes(field(section, "pe_start")?)?,
-                extents: field(section, "pe_count")?,
-            });
+            let start = bytes(field(section, "pe_start")?)?;
+            let one = Physical { id: id(section)?, start, extents: field(section, "pe_count")? };
+            physical.insert(name.clone(), one);
         }
-        Ok(Self { id: id(&body)?, name: escape(&name), seqno: field(&body, "seqno")?, extent_size, physical, body })
+        let distinct: HashSet<&str> = physical.values().map(|physical| physical.id.as_str()).collect();
+        if distinct.len() != physical.len() {
+            return Err(corrupt("its text has one physical volume twice"));
+        }
+        let volumes = body.section("logical_volumes").map_or(&[][..], |all| all.sections.as_slice());
+        let volumes = volumes.iter().map(|(name, _)| name.clone()).collect();
+        let (id, seqno) = (id(&body)?, field(&body, "seqno")?);
+        Ok(Self { id, name: escape(&name), seqno, extent_size, physical, volumes, body })
     }
 
     /// UUIDs of its physical volumes.
     pub fn physical_ids(&self) -> impl Iterator<Item = &str> {
-        self.physical.iter().map(|physical| physical.id.as_str())
+        self.physical.values().map(|physical| physical.id.as_str())
     }
 
     /// Whether both are the same words: two copies of one version must be.
@@ -96,20 +108,17 @@ impl Group {
         self.body.section("logical_volumes").map_or(&[], |all| all.sections.as_slice())
     }
 
-    fn physical(&self, name: &str) -> Option<&Physical> {
-        self.physical.iter().find(|physical| physical.name == name)
-    }
-
     /// All logical volumes that people see, over the physical volumes given by UUID.
     ///
     /// # Errors
     /// When one extent belongs to two volumes: then nothing of the group can be believed.
     pub fn volumes(&self, there: &There) -> Result<Vec<Found>, LvmError> {
         self.refuse_overlaps()?;
+        let snapshots = self.snapshots();
         let mut found = Vec::new();
         for (name, section) in self.logical() {
             if section.has("status", "VISIBLE") {
-                let layout = self.snapshot_of(name).and_then(|()| self.map(section, there));
+                let layout = snapshots.refuse(name).and_then(|()| self.map(section, there));
                 let writable = section.has("status", "WRITE") && self.body.has("status", "WRITE");
                 found.push(Found { id: id(section)?, name: escape(name), layout, writable });
             }
@@ -117,20 +126,15 @@ impl Group {
         Ok(found)
     }
 
-    /// The store of a snapshot is written like a plain volume, but holds only differences; an origin with a merge pending will be
-    /// something else at the next boot.
-    fn snapshot_of(&self, name: &str) -> Result<(), LvmError> {
-        for (_, section) in self.logical() {
-            for (_, segment) in &section.sections {
-                if segment.text("cow_store") == Some(name) || segment.text("merging_store") == Some(name) {
-                    return Err(LvmError::Unsupported("a snapshot".into()));
-                }
-                if segment.text("merging_store").is_some() && segment.text("origin") == Some(name) {
-                    return Err(LvmError::Unsupported("a volume that a snapshot is being merged into".into()));
-                }
-            }
+    fn snapshots(&self) -> Snapshots<'_> {
+        let mut found = Snapshots { stores: HashSet::new(), merging_into: HashSet::new() };
+        for (_, segment) in self.logical().iter().flat_map(|(_, section)| &section.sections) {
+            let merging = segment.text("merging_store");
+            found.stores.extend(segment.text("cow_store"));
+            found.stores.extend(merging);
+            found.merging_into.extend(merging.and_then(|_| segment.text("origin")));
         }
-        Ok(())
+        found
     }
 
     fn map(&self, section: &Section, there: &There) -> Result<Layout, LvmError> {
@@ -176,9 +180,9 @@ impl Group {
             let (Value::Text(name), Value::Number(first)) = (name, first) else {
                 return Err(corrupt("its text has a stripe that is none"));
             };
-            let Some(physical) = self.physical(name) else {
+            let Some(physical) = self.physical.get(name) else {
                 // pvmove puts a volume of its own between.
-                let is_volume = self.logical().iter().any(|(there, _)| there == name);
+                let is_volume = self.volumes.contains(name);
                 let what = "a volume over another one (a pvmove that has not ended)";
                 let dangling = || corrupt("a segment is on a physical volume that the group does not have");
                 return Err(if is_volume { LvmError::Unsupported(what.into()) } else { dangling() });
@@ -188,6 +192,9 @@ impl Group {
                 return Err(corrupt("a segment lies outside its physical volume"));
             }
             areas.push((physical, first, each));
+        }
+        if !extents.is_multiple_of((areas.len() as u64).max(1)) {
+            return Err(corrupt("one of its segments cannot be divided among its stripes"));
         }
         let count = field(segment, "stripe_count")?;
         if areas.len() as u64 == count && count > 0 && rest.is_empty() {
@@ -212,6 +219,20 @@ impl Group {
             _ => false,
         });
         if overlap { Err(corrupt("two of its volumes use the same extents")) } else { Ok(()) }
+    }
+}
+
+impl Snapshots<'_> {
+    /// The store of a snapshot is written like a plain volume, but holds only differences; an origin with a merge pending will be
+    /// something else at the next boot.
+    fn refuse(&self, name: &str) -> Result<(), LvmError> {
+        if self.stores.contains(name) {
+            return Err(LvmError::Unsupported("a snapshot".into()));
+        }
+        if self.merging_into.contains(name) {
+            return Err(LvmError::Unsupported("a volume that a snapshot is being merged into".into()));
+        }
+        Ok(())
     }
 }
 

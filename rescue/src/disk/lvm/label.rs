@@ -16,7 +16,7 @@ const AREA_HEADER: u64 = 512;
 /// `RAW_LOCN_IGNORED`: this copy is not kept up to date.
 const IGNORED: u32 = 1;
 /// LVM makes at most two.
-const MAX_AREAS: usize = 16;
+const MAX_AREAS: usize = 4;
 
 /// LVM's checksum: CRC-32 from a start of its own, not inverted at the end (lib/misc/crc.c).
 pub(super) fn checksum(parts: &[&[u8]]) -> u32 {

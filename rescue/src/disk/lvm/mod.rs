@@ -86,15 +86,42 @@ struct Member {
     disk: usize,
     name: String,
     id: String,
-    versions: Vec<Group>,
+    versions: Vec<Arc<Group>>,
+}
+
+/// Texts read so far. All copies of a group hold the same words, so that each is parsed, and kept, once; all different ones together have a
+/// bound.
+#[derive(Default)]
+struct Texts {
+    known: BTreeMap<String, Arc<Group>>,
+    bytes: usize,
+}
+
+impl Texts {
+    /// Four times what a group of 16,000 volumes takes.
+    const MAX_BYTES: usize = 48 << 20;
+
+    fn parse(&mut self, text: String) -> Result<Arc<Group>, LvmError> {
+        if let Some(group) = self.known.get(&text) {
+            return Ok(Arc::clone(group));
+        }
+        self.bytes = self.bytes.saturating_add(text.len());
+        if self.bytes > Self::MAX_BYTES {
+            return Err(LvmError::Corrupt("there is more of it on these disks than any group has".into()));
+        }
+        let group = Arc::new(Group::parse(&text)?);
+        self.known.insert(text, Arc::clone(&group));
+        Ok(group)
+    }
 }
 
 /// Reads all physical volumes and puts their groups together.
 pub fn assemble(physical: &[PhysicalVolume]) -> Assembled {
     let mut all = Assembled::default();
     let mut members = Vec::new();
+    let mut texts = Texts::default();
     for (index, volume) in physical.iter().enumerate() {
-        match read(volume, index, &mut all) {
+        match read(volume, index, &mut texts, &mut all) {
             Ok(member) => members.push(member),
             Err(error) => all.notes.push((volume.name.clone(), error.to_string())),
         }
@@ -102,7 +129,7 @@ pub fn assemble(physical: &[PhysicalVolume]) -> Assembled {
     // A volume that keeps no copy of the text belongs to the group whose text names it.
     let mut groups: BTreeMap<String, Vec<&Member>> = BTreeMap::new();
     for member in &members {
-        let names_it = |group: &&Group| group.physical_ids().any(|id| id == member.id);
+        let names_it = |group: &&Arc<Group>| group.physical_ids().any(|id| id == member.id);
         let own = member.versions.iter().max_by_key(|group| group.seqno);
         let group = own.or_else(|| members.iter().flat_map(|other| &other.versions).find(names_it));
         match group {
@@ -121,12 +148,12 @@ pub fn assemble(physical: &[PhysicalVolume]) -> Assembled {
     all
 }
 
-fn read(volume: &PhysicalVolume, index: usize, all: &mut Assembled) -> Result<Member, LvmError> {
+fn read(volume: &PhysicalVolume, index: usize, texts: &mut Texts, all: &mut Assembled) -> Result<Member, LvmError> {
     let header = label::read(volume.bytes.as_ref())?;
     let is_lost = header.texts.is_empty() && !header.notes.is_empty();
     let mut versions = Vec::new();
-    for text in &header.texts {
-        versions.push(Group::parse(text)?);
+    for text in header.texts {
+        versions.push(texts.parse(text)?);
     }
     all.notes.extend(header.notes.into_iter().map(|note| (volume.name.clone(), note)));
     if is_lost {
@@ -136,7 +163,8 @@ fn read(volume: &PhysicalVolume, index: usize, all: &mut Assembled) -> Result<Me
 }
 
 /// One group may be there several times: two machines cloned from one template have the same UUIDs all over. Each disk whose own
-/// physical volumes are a whole group is a group of its own; anything less cannot be told apart and is refused.
+/// physical volumes are a whole group is a group of its own. So are volumes that together are one and have the same text, where the other
+/// copies' text differs: lvm2 writes the same to all volumes of a group, and counts. Anything less cannot be told apart and is refused.
 fn instances<'a>(members: &[&'a Member], all: &mut Assembled) -> Vec<Vec<&'a Member>> {
     let distinct: BTreeSet<&str> = members.iter().map(|member| member.id.as_str()).collect();
     if distinct.len() == members.len() {
@@ -147,6 +175,8 @@ fn instances<'a>(members: &[&'a Member], all: &mut Assembled) -> Vec<Vec<&'a Mem
         by_disk.entry(member.disk).or_default().push(member);
     }
     let (whole, parts): (Vec<_>, Vec<_>) = by_disk.into_values().partition(|members| is_whole(members));
+    let (by_text, parts): (Vec<_>, Vec<_>) =
+        same_text(parts.into_iter().flatten().collect()).into_iter().partition(|members| is_whole(members));
     let parts: Vec<&Member> = parts.into_iter().flatten().collect();
     if !parts.is_empty() {
         let names: Vec<&str> = parts.iter().map(|member| member.name.as_str()).collect();
@@ -154,7 +184,24 @@ fn instances<'a>(members: &[&'a Member], all: &mut Assembled) -> Vec<Vec<&'a Mem
                     name the disks of one machine only";
         all.notes.push((names.join(", "), what.into()));
     }
-    whole
+    whole.into_iter().chain(by_text).collect()
+}
+
+/// Members by the words of their newest text; those without any are nobody's.
+fn same_text(members: Vec<&Member>) -> Vec<Vec<&Member>> {
+    let mut classes: Vec<(Option<&Arc<Group>>, Vec<&Member>)> = Vec::new();
+    for member in members {
+        let newest = member.versions.iter().max_by_key(|group| group.seqno);
+        let is_it = |there: &Option<&Arc<Group>>| match (there, newest) {
+            (Some(there), Some(newest)) => there.seqno == newest.seqno && there.is_same_text(newest),
+            _ => false,
+        };
+        match classes.iter_mut().find(|(there, _)| is_it(there)) {
+            Some((_, members)) => members.push(member),
+            None => classes.push((newest, vec![member])),
+        }
+    }
+    classes.into_iter().map(|(_, members)| members).collect()
 }
 
 /// Whether these are all physical volumes of their group, each once.
@@ -195,5 +242,140 @@ impl std::fmt::Debug for PhysicalVolume {
 impl std::fmt::Debug for Logical {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Logical").field("name", &self.name).field("on", &self.on).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fmt::Write as _;
+
+    const ID: &str = "KdQOZD-c08s-ASZ8-fmHT-H3sb-OSQ9-qKFrE0";
+
+    struct Zeros(u64);
+
+    impl ReadAt for Zeros {
+        fn len(&self) -> u64 {
+            self.0
+        }
+        fn sector_size(&self) -> u32 {
+            512
+        }
+        fn read_exact_at(&self, buffer: &mut [u8], _: u64) -> std::io::Result<()> {
+            buffer.fill(0);
+            Ok(())
+        }
+    }
+
+    /// A group on one physical volume of 1 TiB, with these logical volumes.
+    fn group(volumes: &str) -> String {
+        format!(
+            "vg {{ id = \"{ID}\" seqno = 1 extent_size = 8192 status = [\"READ\", \"WRITE\"]
+             physical_volumes {{ pv0 {{ id = \"{ID}\" pe_start = 2048 pe_count = 250000 }} }}
+             logical_volumes {{ {volumes} }} }}"
+        )
+    }
+
+    fn volume(name: &str, segments: &str) -> String {
+        format!("{name} {{ id = \"{ID}\" status = [\"READ\", \"WRITE\", \"VISIBLE\"] {segments} }}\n")
+    }
+
+    fn segment(number: u64, start: u64, count: u64, kind: &str, stripes: &str, stripe_count: u64) -> String {
+        format!(
+            "segment{number} {{ start_extent = {start} extent_count = {count} type = \"{kind}\" stripe_count = {stripe_count}
+             stripe_size = 128 stripes = [{stripes}] }} "
+        )
+    }
+
+    fn outcome(volumes: &str) -> String {
+        let one = PhysicalVolume { name: "disk".into(), disk: 0, bytes: Arc::new(Zeros(1 << 40)) };
+        let group = match Group::parse(&group(volumes)) {
+            Ok(group) => Arc::new(group),
+            Err(error) => return error.to_string(),
+        };
+        let id = ID.replace('-', "");
+        let member = Member { index: 0, disk: 0, name: "disk".into(), id, versions: vec![group] };
+        let mut all = Assembled::default();
+        match open(&[&member], &[one], &mut all) {
+            Err(error) => error.to_string(),
+            Ok(()) => {
+                let one = |logical: &Logical| match &logical.layout {
+                    Ok(layout) => format!("{} bytes", layout.length()),
+                    Err(error) => error.to_string(),
+                };
+                all.volumes.iter().map(one).collect::<Vec<_>>().join("; ")
+            }
+        }
+    }
+
+    #[test]
+    fn layouts_that_cannot_be_are_told_and_never_read() {
+        let linear = |start, count, stripes: &str| segment(1, start, count, "striped", stripes, 1);
+        for (volumes, expected) in [
+            (volume("root", &linear(0, 10, "\"pv0\", 0")), "41943040 bytes"),
+            // Loops: a volume over itself, and two over each other.
+            (volume("root", &linear(0, 10, "\"root\", 0")), "over another one"),
+            (volume("a", &linear(0, 1, "\"b\", 0")) + &volume("b", &linear(0, 1, "\"a\", 0")), "over another one"),
+            (volume("a", &linear(0, 9, "\"pv0\", 0")) + &volume("b", &linear(0, 9, "\"pv0\", 8")), "the same extents"),
+            (
+                volume("root", &(linear(0, 9, "\"pv0\", 0") + &segment(2, 9, 9, "striped", "\"pv0\", 8", 1))),
+                "the same extents",
+            ),
+            (volume("root", &linear(0, 10, "\"pv1\", 0")), "does not have"),
+            (volume("root", &linear(5, 10, "\"pv0\", 0")), "leave gaps"),
+            (volume("root", &linear(0, 0, "\"pv0\", 0")), "empty"),
+            (volume("root", ""), "empty"),
+            (volume("root", &linear(0, 250_001, "\"pv0\", 0")), "outside its physical volume"),
+            (volume("root", &linear(0, 1, "\"pv0\", 9223372036854775807")), "outside its physical volume"),
+            (volume("root", &linear(0, i64::MAX as u64, "\"pv0\", 0")), "outside its physical volume"),
+            (volume("root", &linear(i64::MAX as u64, 1, "\"pv0\", 0")), "absurd"),
+            (volume("root", &linear(0, 1, "\"pv0\", -1")), "absurd"),
+            (volume("root", &linear(0, 1, "\"pv0\"")), "not as many as it says"),
+            (volume("root", &linear(0, 1, "0, \"pv0\"")), "a stripe that is none"),
+            (volume("root", &segment(1, 0, 10, "striped", "\"pv0\", 0, \"pv0\", 5", 3)), "not as many as it says"),
+            (volume("root", &segment(1, 0, 9, "striped", "\"pv0\", 0, \"pv0\", 5", 2)), "divided among its stripes"),
+            (volume("root", &segment(1, 0, 10, "raid1", "", 1)), "a raid1 volume"),
+            (volume("root", &segment(1, 0, 10, "thin", "", 1)), "a thin volume"),
+            (volume("root", &segment(1, 0, 10, "no\u{1b}such", "", 1)), "of the kind"),
+        ] {
+            let outcome = outcome(&volumes);
+            assert!(outcome.contains(expected), "{volumes}: {outcome}");
+            assert!(!outcome.contains('\u{1b}'), "{outcome:?}");
+        }
+        let twice = group("").replace("pv0 {", &format!("pv1 {{ id = \"{ID}\" pe_start = 1 pe_count = 1 }} pv0 {{"));
+        assert!(Group::parse(&twice).unwrap_err().to_string().contains("one physical volume twice"));
+    }
+
+    #[test]
+    fn huge_counts_take_seconds_and_not_hours() {
+        // Quadratic work would not end within the test's time.
+        let mut many = String::new();
+        for number in 0..20_000 {
+            let stripes = format!("\"pv0\", {}", number * 2);
+            many.push_str(&volume(&format!("lv{number}"), &segment(1, 0, 2, "striped", &stripes, 1)));
+        }
+        assert!(outcome(&many).starts_with("8388608 bytes; "));
+        // One volume in 40,000 pieces; every one names a volume that is not there.
+        for there in ["pv0", "nowhere"] {
+            let mut pieces = String::new();
+            for number in 0..40_000 {
+                let _ = write!(
+                    pieces,
+                    "s{number} {{start_extent={number} extent_count=1 type=striped stripe_count=1 stripes=[{there:?},{number}]}} "
+                );
+            }
+            outcome(&volume("root", &pieces));
+        }
+    }
+
+    #[test]
+    fn different_texts_have_a_bound_together() {
+        let mut texts = Texts::default();
+        let long = |number: usize| group(&format!("# {number}\n# {}\n", "x".repeat(1 << 20)));
+        for _ in 0..100 {
+            texts.parse(long(0)).unwrap();
+        }
+        let error = (0..100).find_map(|number| texts.parse(long(number)).err()).unwrap();
+        assert!(error.to_string().contains("more of it"), "{error}");
     }
 }

@@ -1,14 +1,16 @@
 //! The text in which LVM2 writes a volume group down: `name { key = value … }`, integers, quoted strings and lists of these.
 //! Grammar: lvm2's libdm/libdm-config.c.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::LvmError;
 
 /// Volume group, its parts, one volume, one segment are four; more is no metadata.
 const MAX_DEPTH: usize = 8;
 /// Larger texts are refused; LVM's own areas are 1 MiB, and 16,000 volumes take about 10.
-pub(super) const MAX_TEXT: u64 = 32 << 20;
+pub(super) const MAX_TEXT: u64 = 16 << 20;
+/// Sections, fields and entries of lists together. 16,000 volumes have about 500,000; more would take more memory than the text is worth.
+const MAX_ITEMS: usize = 1 << 20;
 
 /// One value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +83,7 @@ enum Token<'a> {
 
 /// Reads the whole text.
 pub(super) fn parse(text: &str) -> Result<Section, LvmError> {
-    let mut lexer = Lexer { rest: text };
+    let mut lexer = Lexer { rest: text, items: 0 };
     section(&mut lexer, 0)
 }
 
@@ -95,6 +97,7 @@ fn section(lexer: &mut Lexer<'_>, depth: usize) -> Result<Section, LvmError> {
         return Err(corrupt("is nested too deeply"));
     }
     let mut section_ = Section::default();
+    let mut names = HashSet::new();
     loop {
         let name = match (lexer.next()?, depth) {
             (None, 0) | (Some(Token::Close), 1..) => return Ok(section_),
@@ -103,9 +106,10 @@ fn section(lexer: &mut Lexer<'_>, depth: usize) -> Result<Section, LvmError> {
             (Some(Token::Quoted(name)), _) => name,
             (Some(_), _) => return Err(corrupt("has a mark where a name belongs")),
         };
+        lexer.count()?;
         match lexer.next()? {
             Some(Token::Open) => {
-                if section_.section(&name).is_some() {
+                if !names.insert(name.clone()) {
                     return Err(corrupt("names one section twice"));
                 }
                 let inner = section(lexer, depth + 1)?;
@@ -133,7 +137,10 @@ fn value(lexer: &mut Lexer<'_>) -> Result<Value, LvmError> {
         match lexer.next()? {
             Some(Token::ListClose) => return Ok(Value::List(list)),
             Some(Token::Comma) => {}
-            Some(token) => list.push(scalar(token)?),
+            Some(token) => {
+                lexer.count()?;
+                list.push(scalar(token)?);
+            }
             None => return Err(corrupt("ends in the middle of a list")),
         }
     }
@@ -149,9 +156,15 @@ fn scalar(token: Token<'_>) -> Result<Value, LvmError> {
 
 struct Lexer<'a> {
     rest: &'a str,
+    items: usize,
 }
 
 impl<'a> Lexer<'a> {
+    fn count(&mut self) -> Result<(), LvmError> {
+        self.items += 1;
+        if self.items > MAX_ITEMS { Err(corrupt("has more entries than any group")) } else { Ok(()) }
+    }
+
     fn next(&mut self) -> Result<Option<Token<'a>>, LvmError> {
         self.skip();
         let Some(first) = self.rest.chars().next() else {
@@ -267,6 +280,12 @@ mod tests {
         ] {
             let shown: String = text.chars().take(20).collect();
             assert!(matches!(parse(text), Err(LvmError::Corrupt(_))), "{shown}");
+        }
+        // A million of anything: quadratic work would not end within the test's time.
+        let fields: String = (0..1_100_000).map(|number| format!("a{number}=1 ")).collect();
+        let sections: String = (0..1_100_000).map(|number| format!("a{number}{{}}")).collect();
+        for text in [fields, sections, format!("a = [{}]", "1,".repeat(1_100_000))] {
+            assert!(matches!(parse(&text), Err(LvmError::Corrupt(reason)) if reason.contains("more entries")));
         }
         assert_eq!(parse("a = -1").unwrap().number("a"), None, "a count is never negative");
         assert_eq!(parse("a = 99999999999999999999").unwrap().number("a"), None);
