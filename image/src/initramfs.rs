@@ -1,4 +1,5 @@
-//! What runs from memory: our binary as `/init` and `/sbin/modprobe`, a shell, `e2fsck`, the kernel's modules.
+//! What runs from memory: our binary as `/init` and `/sbin/modprobe`, a shell, the checkers of file systems, the
+//! kernel's modules.
 //!
 //! Two archives, one after the other, as the kernel allows: the big constant one (modules and tools) is compressed once and kept in the cache,
 //! the small one carries our binary.
@@ -13,7 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::cpio::{Archive, Entry};
 use crate::kernel::Kernel;
 use crate::modules::{INDEXES, Modules};
-use crate::{command, tools};
+use crate::{command, programs, tools};
 
 /// zstd's level 19 needs a window of 8 MiB to unpack; higher levels would need more memory than a small machine has.
 const ZSTD_LEVEL: i32 = 19;
@@ -51,7 +52,7 @@ fn system(kernel: &Kernel, modules: &Modules) -> Result<Archive> {
             archive.add(&format!("bin/{applet}"), Entry::Link("busybox".into()))?;
         }
     }
-    archive.add("sbin/e2fsck", file(Path::new(tools::E2FSCK), 0o755)?)?;
+    programs::add(&mut archive)?;
 
     let inside = format!("lib/modules/{}", kernel.release);
     for name in INDEXES {
@@ -103,7 +104,7 @@ fn compress(plain: &[u8], cache: &Path) -> Result<Vec<u8>> {
     Ok(compressed)
 }
 
-/// The binary must exist and be static: there is no loader and no library in the image, and a kernel without /init panics.
+/// The binary must exist and be static: the libraries in the image are for others, and a kernel without /init panics.
 pub fn check_binary(path: &Path) -> Result<()> {
     let Ok(content) = fs::read(path) else {
         bail!("no binary at {}. Next: cargo build --release", path.display());

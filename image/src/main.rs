@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! kernel package ─► modules (trimmed, closed) ─┐
-//! rescue, busybox, e2fsck ─────────────────────┴► initramfs ─┐
+//! rescue, busybox, checkers, cryptsetup, mdadm ┴► initramfs ─┐
 //! shim + GRUB (signed) ─► EFI system partition ──────────────┼► ISO 9660, bootable from CD and stick
 //! GRUB (BIOS) ───────────────────────────────────────────────┘
 //! ```
@@ -14,6 +14,7 @@ mod initramfs;
 mod iso;
 mod kernel;
 mod modules;
+mod programs;
 mod tools;
 
 use std::path::PathBuf;

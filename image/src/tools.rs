@@ -15,15 +15,24 @@ const fn need(file: &'static str, package: &'static str) -> Need {
 }
 
 pub const BUSYBOX: &str = "/bin/busybox";
-pub const E2FSCK: &str = "/sbin/e2fsck.static";
 pub const SHIM: &str = "/usr/lib/shim/shimx64.efi.signed";
 pub const MOK_MANAGER: &str = "/usr/lib/shim/mmx64.efi.signed";
 pub const GRUB_EFI: &str = "/usr/lib/grub/x86_64-efi-signed/gcdx64.efi.signed";
 pub const GRUB_BIOS: &str = "/usr/lib/grub/i386-pc";
 
+/// Programs that are built against shared libraries; [`crate::programs`] brings those along. `lvm` is not among them: with its
+/// libraries (systemd's, libedit, libgcrypt) it takes 2 MiB of the ISO's 32, and Rescue lays out logical volumes itself.
+pub const PROGRAMS: &[&str] = &["/sbin/e2fsck", "/sbin/xfs_repair", "/bin/btrfs", "/sbin/cryptsetup", "/sbin/mdadm"];
+/// What starts them.
+pub const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
+
 const NEEDS: &[Need] = &[
     need(BUSYBOX, "busybox-static"),
-    need(E2FSCK, "e2fsck-static"),
+    need("/sbin/e2fsck", "e2fsprogs"),
+    need("/sbin/xfs_repair", "xfsprogs"),
+    need("/bin/btrfs", "btrfs-progs"),
+    need("/sbin/cryptsetup", "cryptsetup-bin"),
+    need("/sbin/mdadm", "mdadm"),
     need(SHIM, "shim-signed"),
     need(MOK_MANAGER, "shim-helpers-amd64-signed"),
     need(GRUB_EFI, "grub-efi-amd64-signed"),

@@ -12,6 +12,7 @@ pub mod checks;
 pub mod cli;
 pub mod disk;
 pub mod etcd;
+pub mod fsck;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;

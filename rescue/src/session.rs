@@ -99,7 +99,8 @@ pub struct Inspection {
 pub struct PartWay(anyhow::Error);
 
 impl PartWay {
-    fn wrap(cause: anyhow::Error) -> anyhow::Error {
+    /// Makes an error one.
+    pub fn wrap(cause: anyhow::Error) -> anyhow::Error {
         Self(cause).into()
     }
 
@@ -287,11 +288,19 @@ impl Session<'_> {
         Self::refuse_hidden_record(guest)
     }
 
+    /// Mounts the guest's file systems for writing; before that, unless told not to, each is checked.
+    fn open_for_writing(&self, closed: &Guest) -> Result<WritableGuest> {
+        match self.settings.fsck {
+            true => WritableGuest::open_checked(&closed.source, &closed.file_systems, self.ui),
+            false => WritableGuest::open(&closed.source, &closed.file_systems),
+        }
+    }
+
     /// Completes or discards an earlier repair that was cut off, then looks again.
     pub fn recover(&self, report: NodeReport) -> Result<(transaction::Recovered, NodeReport)> {
         Self::refuse_unready(&report.guest)?;
         let closed = report.guest.close();
-        let writable = WritableGuest::open(&closed.source, &closed.file_systems)?;
+        let writable = self.open_for_writing(&closed)?;
         let recovered = transaction::recover(&writable, self.ui).map_err(PartWay::unless_refused)?;
         writable.close().map_err(PartWay::wrap)?;
         Ok((recovered, self.look_again(&closed).map_err(PartWay::wrap)?))
@@ -311,7 +320,7 @@ impl Session<'_> {
         let done: Vec<String> = plan.steps.iter().map(|step| step.remedy.summary()).collect();
         let prepared = plan.prepared.clone();
         drop(plan);
-        let writable = WritableGuest::open(&closed.source, &closed.file_systems)?;
+        let writable = self.open_for_writing(&closed)?;
         let info = RunInfo::new(self.settings.now, done.clone());
         let run = info.id.clone();
         let applied = transaction::apply(&writable, prepared, &info, self.ui)?;
@@ -337,7 +346,7 @@ impl Session<'_> {
         Self::refuse_unready(&report.guest)?;
         let closed = report.guest.close();
         drop((report.findings, report.node));
-        let writable = WritableGuest::open(&closed.source, &closed.file_systems)?;
+        let writable = self.open_for_writing(&closed)?;
         let undone = undo::undo(&writable, run, self.ui).map_err(PartWay::unless_refused)?;
         writable.close().context("all is restored, but unmounting failed").map_err(PartWay::wrap)?;
         Ok(undone)

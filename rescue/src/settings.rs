@@ -61,6 +61,8 @@ pub struct Settings {
     pub ca: Vec<Source>,
     /// Validity of renewed CAs in days.
     pub ca_days: u32,
+    /// Check each file system before the first write.
+    pub fsck: bool,
 }
 
 impl Settings {
@@ -88,6 +90,7 @@ impl Default for Settings {
             ca: Vec::new(),
             // kubeadm's own default: CertificateAuthorityValidity = 10 * 365 * 24 h.
             ca_days: 3650,
+            fsck: true,
         }
     }
 }

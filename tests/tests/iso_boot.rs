@@ -75,11 +75,28 @@ fn under_bios_with_little_memory_it_finds_disks_on_every_controller_and_survives
     // Modules on demand, as the kernel asks for them.
     let said = shell(&mut machine, "modprobe -q -- fs-vfat && grep -c ^vfat /proc/modules")?;
     ensure!(said.lines().any(|line| line == "1"), "modprobe did not load vfat:\n{said}");
+    brings_checkers_and_ciphers(&mut machine)?;
     machine.send("exit\r")?;
     machine.expect(MENU, BOOT)?;
     ensure!(!machine.transcript().contains("Kernel panic"), "the kernel panicked");
     machine.send("6\r")?;
     machine.wait_off(ANSWER)?;
+    Ok(())
+}
+
+/// Programs with their libraries, and the kernel's side of LUKS, mirrors and btrfs, in little memory.
+fn brings_checkers_and_ciphers(machine: &mut Machine) -> Result<()> {
+    let said = shell(machine, "e2fsck -V && xfs_repair -V && btrfs --version && mdadm --version && echo all-$((6*7))")?;
+    ensure!(said.contains("all-42"), "a program does not run:\n{said}");
+    let said =
+        shell(machine, "modprobe -q -- fs-btrfs && modprobe -q raid1 && grep -cE '^(btrfs|raid1) ' /proc/modules")?;
+    ensure!(said.lines().any(|line| line == "2"), "modules are missing:\n{said}");
+    // The key derivation with the least work; the cipher is cryptsetup's own default.
+    let format = "echo -n pass | cryptsetup -q luksFormat --pbkdf-force-iterations 1000 --pbkdf pbkdf2 /dev/vda -";
+    let open = "echo -n pass | cryptsetup open --key-file - /dev/vda secret && ls -l /dev/mapper/secret";
+    let said = shell(machine, &format!("{format} && {open} && cryptsetup close secret && echo closed-$((6*7))"))?;
+    ensure!(said.contains("closed-42"), "LUKS cannot be opened:\n{said}");
+    eprintln!("{}", shell(machine, "free -m")?);
     Ok(())
 }
 

@@ -35,6 +35,8 @@ pub enum Command {
     Repair(Repair),
     /// Take a repair back.
     Undo(Undo),
+    /// The file systems' own checkers.
+    Fsck(Fsck),
     /// Earlier repairs.
     Runs(Runs),
     /// What is where.
@@ -141,6 +143,9 @@ pub struct Repair {
     /// edit the vendor's line instead of laying a drop-in beside it
     #[argh(switch)]
     pub in_place: bool,
+    /// do not check the file systems before the first write
+    #[argh(switch)]
+    pub no_fsck: bool,
     /// a control-plane disk (or its mounted folder) that is only read, for the CA key on it; may be given several times
     #[argh(option, from_str_fn(source_argument))]
     pub ca: Vec<Source>,
@@ -171,9 +176,30 @@ pub struct Undo {
     /// print one JSON object instead of text; needs --yes
     #[argh(switch)]
     pub json: bool,
+    /// do not check the file systems before the first write
+    #[argh(switch)]
+    pub no_fsck: bool,
     /// the time that counts as now (RFC 3339)
     #[argh(option, from_str_fn(time_argument))]
     pub now: Option<OffsetDateTime>,
+}
+
+/// check the file systems on disks with their own checkers, without writing; then mend, after asking, what can be mended without loss
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "fsck")]
+pub struct Fsck {
+    /// disks of the powered-off machine
+    #[argh(positional)]
+    pub src: Vec<PathBuf>,
+    /// print one JSON object instead of text; mends nothing without --yes
+    #[argh(switch)]
+    pub json: bool,
+    /// mend without asking: e2fsck -p, or xfs_repair (never -L)
+    #[argh(switch)]
+    pub yes: bool,
+    /// ext: let e2fsck answer yes to every question (-y); files that it cannot place are cut or moved to lost+found
+    #[argh(switch)]
+    pub answer_yes: bool,
 }
 
 /// list earlier repairs of a node
@@ -322,6 +348,7 @@ impl Repair {
             renew_ca: self.renew_ca,
             ca: self.ca.clone(),
             ca_days: self.ca_days,
+            fsck: !self.no_fsck,
             ..with_now(self.now)
         }
     }

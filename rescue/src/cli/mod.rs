@@ -5,6 +5,7 @@ mod certs;
 mod checks;
 mod disks;
 mod etcd;
+mod fsck;
 mod given;
 mod inspect;
 mod repair;
@@ -87,6 +88,7 @@ fn dispatch(command: &Command) -> Result<Outcome, Stop> {
         Command::Undo(command) => (undo::run(command)?, command.json),
         Command::Certs(command) => (certs::run(command)?, command.json()),
         Command::Etcd(command) => (etcd::run(command)?, command.json()),
+        Command::Fsck(command) => (fsck::run(command)?, command.json),
         Command::Runs(command) => (runs::run(command)?, command.json),
         Command::Disks(command) => (disks::run(command)?, command.json),
         Command::Checks(command) => (Ok(checks::run(command)), command.json),

@@ -8,6 +8,7 @@ use super::terminal::{Terminal, confirm};
 use crate::refusal::Refusal;
 use crate::report::{json, text};
 use crate::session::{NodeReport, Session, only_node};
+use crate::settings::Settings;
 
 /// Takes a run back.
 pub fn run(command: &Undo) -> Result<Result<Outcome>, Stop> {
@@ -15,7 +16,7 @@ pub fn run(command: &Undo) -> Result<Result<Outcome>, Stop> {
     if command.json && !command.yes {
         return Err(Stop::Usage("--json cannot ask: add --yes".to_owned()));
     }
-    let settings = args::with_now(command.now);
+    let settings = Settings { fsck: !command.no_fsck, ..args::with_now(command.now) };
     let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
     Ok(take_back(command, &session))
 }

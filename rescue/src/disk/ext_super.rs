@@ -93,6 +93,11 @@ pub struct ExtSuper {
 pub struct BadSuperblock(&'static str);
 
 impl ExtSuper {
+    /// Whether it, or its journal on the same `bytes`, says that errors were found.
+    pub fn is_flagged(&self, bytes: std::sync::Arc<dyn ReadAt>) -> bool {
+        self.has_errors || super::ext4_inode::journal_has_error(bytes, self)
+    }
+
     /// `None` where there is no ext magic number.
     pub fn parse(raw: &[u8]) -> Option<std::result::Result<Self, BadSuperblock>> {
         (raw.len() >= SIZE && has(raw, 0x38, &[0x53, 0xef])).then(|| Self::parse_valid(raw))

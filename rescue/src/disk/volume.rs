@@ -11,7 +11,6 @@ use super::ext4_tree::Ext4Tree;
 use super::partition::{self, Partition, PartitionKind, Slice, TableError};
 use super::probe::{self, Content, Probe};
 use super::source::{Disk, shown};
-use super::stack::Layer;
 use super::{ExtSuper, ReadAt, btrfs, lvm};
 use crate::guest::{Backing, Leftover, Tree, TreeError, Usage};
 use crate::refusal::Refusal;
@@ -189,9 +188,7 @@ impl Volume {
 
     /// Whether `e2fsck` has to look at it before anybody writes: the superblock or the journal says so.
     pub fn has_errors(&self) -> bool {
-        self.ext().is_some_and(|superblock| {
-            superblock.has_errors || super::ext4_inode::journal_has_error(Arc::clone(&self.bytes), superblock)
-        })
+        self.ext().is_some_and(|superblock| superblock.is_flagged(Arc::clone(&self.bytes)))
     }
 
     /// Opens its files: a clean ext in user space, everything else by the kernel over a throw-away layer.
@@ -211,26 +208,9 @@ impl Volume {
         }
     }
 
-    /// The line that checks this file system; for a piece of a larger disk, how to get at it.
+    /// The line that checks this file system.
     fn check_line(&self) -> String {
-        match &self.backing {
-            Backing::Range { block_device: true, .. } => format!("check it with e2fsck -f {}", self.name),
-            Backing::Range { path, .. } if super::image::is_formatted(path) => {
-                let number = self.number.map(|number| format!("p{number}")).unwrap_or_default();
-                let path = crate::typed::path(path);
-                format!("check it with: qemu-nbd --connect=/dev/nbd0 {path}, then e2fsck -f /dev/nbd0{number}")
-            }
-            Backing::Range { path, offset, .. } => {
-                format!("check it with: e2fsck -f \"$(losetup --show -f -o {offset} '{}')\"", shown(path))
-            }
-            Backing::Stacked(stack) => match &stack.layer {
-                Layer::Logical { name, .. } => {
-                    let (group, volume) = (&name.group, &name.volume);
-                    format!("check it on a helper VM: vgchange -ay {group}, then e2fsck -f /dev/{group}/{volume}")
-                }
-            },
-            Backing::Folder(_) => "check it with e2fsck".into(),
-        }
+        format!("next: rescue fsck {}", crate::typed::path(self.backing.first_path()))
     }
 
     fn replay(&self, kind: &str) -> Result<Opened> {

@@ -9,7 +9,7 @@ use std::path::Path;
 use super::modules::Modules;
 
 /// Not asked for by any device, but needed to look at disks. Loaded first, so that a missing one is seen early.
-const ALWAYS: &[&str] = &["loop", "fuse", "ext4", "xfs", "nls_cp437", "nls_ascii"];
+const ALWAYS: &[&str] = &["loop", "fuse", "ext4", "xfs", "nls_cp437", "nls_ascii", "dm_mod"];
 
 /// Remembers what was seen, so that a repeated walk costs little.
 #[derive(Debug)]

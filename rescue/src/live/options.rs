@@ -80,6 +80,7 @@ const FLAGS: &[Flag] = &[
     Flag { name: "node", takes: Takes::Value, commands: &["repair"] },
     Flag { name: "patch-kubelet", takes: Takes::Value, commands: &["repair"] },
     Flag { name: "in-place", takes: Takes::Nothing, commands: &["repair"] },
+    Flag { name: "no-fsck", takes: Takes::Nothing, commands: &["repair"] },
 ];
 
 impl Options {

@@ -8,6 +8,7 @@ pub mod freeing;
 pub mod in_use;
 pub mod journal;
 pub mod plan;
+pub mod preen;
 pub mod restart;
 pub mod runs;
 mod stage;

@@ -26,8 +26,13 @@ pub(super) type Claims = BTreeMap<PathBuf, Claim>;
 /// Claims each disk once, however many file systems are on it, and before any of them is opened: our own mounts must not be taken for
 /// somebody else's.
 pub(super) fn claim_disks(file_systems: &[FileSystem]) -> Result<Claims> {
+    claim_below(file_systems.iter().map(|file_system| &file_system.backing))
+}
+
+/// The same for what file systems lie on.
+pub(super) fn claim_below<'a>(backings: impl Iterator<Item = &'a Backing>) -> Result<Claims> {
     let mut claims = Claims::new();
-    for (path, block_device) in file_systems.iter().flat_map(|file_system| file_system.backing.disks()) {
+    for (path, block_device) in backings.flat_map(Backing::disks) {
         if !claims.contains_key(path) {
             claims.insert(path.to_path_buf(), Claim::take(path, block_device)?);
         }
@@ -181,41 +186,5 @@ fn read_only(name: &LogicalName) -> Refusal {
         format!("the logical volume {group}/{volume} is set read-only in its own metadata"),
         "the node itself could not write to it either; nothing was changed",
         format!("on a helper VM: `lvchange -p rw {group}/{volume}` and `vgchange -an {group}`, then run this again"),
-    )
-}
-
-/// The line that has `e2fsck` check a file system.
-pub(super) fn check_line(backing: &Backing, claims: &Claims) -> Result<String> {
-    match backing {
-        Backing::Folder(_) => Ok("`e2fsck -f` on its device, then run this again".into()),
-        Backing::Range { path, offset, length, .. } => match claim_of(claims, path)?.node_of(*offset, *length)? {
-            Some(node) => Ok(format!("`e2fsck -f {}`, then run this again", node.display())),
-            None if crate::disk::image::is_formatted(path) => Ok(format!(
-                "`qemu-nbd --connect=/dev/nbd0 {}`, `e2fsck -f` on the partition of /dev/nbd0 that it is, `qemu-nbd --disconnect /dev/nbd0`, then \
-                 run this again",
-                crate::typed::path(path)
-            )),
-            None if *offset == 0 => Ok(format!("`e2fsck -f {}`, then run this again", path.display())),
-            None => Ok(check_piece(path, *offset, *length)),
-        },
-        Backing::Stacked(stack) => match &stack.layer {
-            Layer::Logical { name: LogicalName { group, volume, .. }, layout, .. } => {
-                let run = layout.one_run().and_then(|run| Some((run, stack.below.get(run.below)?)));
-                if let Some((run, Backing::Range { path, offset, .. })) = run {
-                    return Ok(check_piece(path, offset + run.offset, layout.length()));
-                }
-                Ok(format!(
-                    "on a helper VM: `vgchange -ay {group} && e2fsck -f /dev/{group}/{volume}; vgchange -an {group}`, then run this again"
-                ))
-            }
-        },
-    }
-}
-
-/// util-linux takes both, and prints the device that it made.
-fn check_piece(path: &Path, offset: u64, length: u64) -> String {
-    format!(
-        "`L=$(losetup -f --show -o {offset} --sizelimit {length} '{}') && e2fsck -f $L; losetup -d $L`, then run this again",
-        path.display()
     )
 }

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -12,10 +13,12 @@ use rustix::io::Errno;
 use super::confined::Confined;
 use super::in_use;
 use super::write_device::{self, Claims, Devices, WriteDevice, claim_disks};
-use crate::disk::btrfs;
+use crate::disk::{ReadAt, btrfs};
 use crate::guest::{Backing, FileSystem, Guest, RealPath, Tree};
 use crate::mount::Mount;
 use crate::refusal::Refusal;
+use crate::typed;
+use crate::ui::Ui;
 
 /// How a guest is opened for writing.
 #[derive(Debug, Clone)]
@@ -54,9 +57,26 @@ impl WritableGuest {
 
     /// As [`WritableGuest::open`], with options.
     pub fn open_with(source: &str, file_systems: &[FileSystem], options: &OpenOptions) -> Result<Self> {
+        Self::open_after(source, file_systems, options, |_| Ok(()))
+    }
+
+    /// As [`WritableGuest::open`], after a look at each file system with its checker ([`crate::fsck::refuse_damaged`]).
+    pub fn open_checked(source: &str, file_systems: &[FileSystem], ui: &dyn Ui) -> Result<Self> {
+        let check = |looks: &[(&FileSystem, Arc<dyn ReadAt>)]| crate::fsck::refuse_damaged(looks, ui);
+        Self::open_after(source, file_systems, &OpenOptions::default(), check)
+    }
+
+    /// `check` is given the bytes of each file system, once all disks are claimed and before anything is mounted.
+    fn open_after(
+        source: &str,
+        file_systems: &[FileSystem],
+        options: &OpenOptions,
+        check: impl FnOnce(&[(&FileSystem, Arc<dyn ReadAt>)]) -> Result<()>,
+    ) -> Result<Self> {
         let claims = claim_disks(file_systems)?;
         refuse_damaged(file_systems, &claims)?;
         refuse_moving(file_systems, &claims, options.between_looks)?;
+        check(&looks(file_systems, &claims)?)?;
 
         let mut devices = Vec::new();
         let mut made = Devices::new(&claims);
@@ -135,6 +155,15 @@ impl WritableGuest {
     }
 }
 
+/// The bytes of each file system on a disk, as they are now.
+fn looks<'a>(file_systems: &'a [FileSystem], claims: &Claims) -> Result<Vec<(&'a FileSystem, Arc<dyn ReadAt>)>> {
+    let look = |file_system: &'a FileSystem| {
+        let bytes = write_device::look(&file_system.backing, claims).transpose()?;
+        Some(bytes.map(|bytes| (file_system, bytes)))
+    };
+    file_systems.iter().filter_map(look).collect()
+}
+
 /// Reads the flag afresh: what was seen while inspecting may be a while ago.
 fn refuse_damaged(file_systems: &[FileSystem], claims: &Claims) -> Result<()> {
     for file_system in file_systems {
@@ -146,7 +175,10 @@ fn refuse_damaged(file_systems: &[FileSystem], claims: &Claims) -> Result<()> {
         return Err(Refusal::new(
             format!("{} says of itself that it has errors", file_system.device),
             "writing to a damaged file system damages it further; it needs a check first",
-            write_device::check_line(&file_system.backing, claims)?,
+            format!(
+                "`rescue fsck {}`, which mends after asking what can be mended without loss, then run this again",
+                typed::path(file_system.backing.first_path())
+            ),
         )
         .into());
     }

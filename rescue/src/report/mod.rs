@@ -2,6 +2,7 @@
 
 pub mod certificates;
 pub mod etcd;
+pub mod fsck;
 pub mod inventory;
 pub mod json;
 pub mod raw;

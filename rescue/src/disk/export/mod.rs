@@ -3,6 +3,7 @@
 //! The kernel mounts that disk and replays the journal into the layer, so that we see exactly what the guest's next boot will see,
 //! while the source keeps every byte. From below: the source, the layer, one file served by FUSE, a loop device, the mount.
 
+mod device;
 mod layer;
 mod server;
 pub mod spill;
@@ -14,6 +15,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
 
+pub use self::device::ThrowAway;
 use self::layer::Budget;
 use self::server::{Export, Trouble};
 use super::ReadAt;
