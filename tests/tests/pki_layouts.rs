@@ -149,3 +149,56 @@ fn what_a_kubelet_asks_the_cluster_for_is_named_and_its_old_pair_is_nobodys() ->
     }
     Ok(())
 }
+
+/// A power cut may leave any first part of a file. Base64 that ends after whole words is no error by itself.
+#[test]
+fn a_kubeconfig_that_was_cut_off_anywhere_is_written_anew() -> Result<()> {
+    let cluster = Cluster::control_plane(P256, "/CN=kubernetes", CA, 3650, "1")?;
+    cluster.manifest("kube-controller-manager", &["--kubeconfig=/etc/kubernetes/controller-manager.conf"])?;
+    cluster.write(
+        "etc/systemd/system/kubelet.service",
+        "[Service]\nExecStart=/usr/bin/kubelet --kubeconfig=/etc/kubernetes/kubelet.conf\n",
+    )?;
+    let settings =
+        Settings { now: OffsetDateTime::now_utc() + Duration::minutes(10), now_given: true, ..Settings::default() };
+    let whole = [
+        ("etc/kubernetes/admin.conf", "kubernetes-admin", "/O=system:masters/CN=kubernetes-admin"),
+        (
+            "etc/kubernetes/controller-manager.conf",
+            "system:kube-controller-manager",
+            "/CN=system:kube-controller-manager",
+        ),
+        ("etc/kubernetes/kubelet.conf", "system:node:node1", "/O=system:nodes/CN=system:node:node1"),
+    ]
+    .map(|(path, user, subject)| -> Result<(&str, String)> {
+        Ok((path, cluster.kubeconfig(user, &inline(&cluster.client("ca", P256, subject)?))?))
+    });
+    let whole = whole.into_iter().collect::<Result<Vec<_>>>()?;
+    whole.iter().try_for_each(|(path, text)| cluster.write(path, text))?;
+    for (path, text) in whole {
+        let users = text.find("users:").context("users")?;
+        // Many lengths of the small parts, and a few in the long ones, of each remainder of four.
+        let cuts = (users..text.len()).filter(|at| ((at - users) < 70 && at % 3 == 0) || at % 293 < 4);
+        for cut in cuts.chain([0, 1, 40, 300, users - 30]) {
+            cluster.write(path, &text[..cut])?;
+            let (findings, _) = pki_support::plan(&cluster.guest()?, &settings)
+                .with_context(|| format!("{path} cut off after {cut} bytes"))?;
+            let lost = findings.iter().find(|found| told(std::slice::from_ref(found)).contains(path));
+            ensure!(lost.is_some_and(|lost| !lost.remedies.is_empty()), "{path} {cut}:\n{}", told(&findings));
+        }
+        cluster.write(path, &text)?;
+    }
+    // What trusts another cluster is not ours to write anew, whatever it lacks.
+    let other = Cluster::control_plane(P256, "/CN=kubernetes", CA, 3650, "1")?;
+    let pair = other.client("ca", P256, "/O=system:masters/CN=kubernetes-admin")?;
+    let foreign = other.kubeconfig("kubernetes-admin", &inline(&pair))?;
+    let cut = foreign.find("client-certificate-data: ").context("a certificate")? + 25 + 400;
+    cluster.write("etc/kubernetes/admin.conf", &foreign[..cut])?;
+    let (findings, prepared) = pki_support::plan(&cluster.guest()?, &settings)?;
+    ensure!(
+        told(&findings).contains("trusts another cluster's CA") && prepared.changes.is_empty(),
+        "{}",
+        told(&findings)
+    );
+    Ok(())
+}

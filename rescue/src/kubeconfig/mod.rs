@@ -4,7 +4,7 @@ pub mod create;
 pub mod edit;
 pub mod homes;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use base64::Engine as _;
 use serde_json::Value;
 
@@ -43,6 +43,8 @@ pub struct User {
     pub key: Material,
     /// Whether both inline data and a file are given, which clientcmd refuses ("both specified").
     pub both_specified: bool,
+    /// Whether the entry is a mapping or empty; a file that was cut off may end in its first word.
+    pub has_body: bool,
     /// Other ways to authenticate in the entry: `token`, `exec`, `auth-provider` …
     pub others: Vec<String>,
 }
@@ -91,7 +93,8 @@ impl Kubeconfig {
             let both = |key: &str| !text(&body, key).is_empty() && !text(&body, &format!("{key}-data")).is_empty();
             let both_specified = both("client-certificate") || both("client-key");
             let others = other_credentials(&body);
-            users.push(User { name, certificate, key, both_specified, others });
+            let has_body = entry.get("user").is_some_and(|body| body.is_object() || body.is_null());
+            users.push(User { name, certificate, key, both_specified, has_body, others });
         }
         let mut clusters = Vec::new();
         for entry in list("clusters") {
@@ -166,9 +169,10 @@ fn material(body: &Value, key: &str, folder: &GuestPath) -> Result<Material> {
     if !data.is_empty() {
         // Go's decoder skips line ends, which block scalars bring with them.
         let data: String = data.chars().filter(|character| !matches!(character, '\r' | '\n')).collect();
+        // The decoder's own words quote a symbol, which may be a key's.
         let bytes = base64::engine::general_purpose::STANDARD
             .decode(data.as_bytes())
-            .with_context(|| format!("{key}-data is not base64"))?;
+            .map_err(|_| anyhow!("{key}-data is not base64"))?;
         return Ok(Material::Inline(bytes));
     }
     let file = text(body, key);

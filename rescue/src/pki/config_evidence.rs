@@ -210,10 +210,11 @@ fn witness(guest: &Guest, authority: &AuthorityState, path: GuestPath, endpoint:
     if Name::of_url(&server).is_none_or(|host| host.is_loopback()) {
         return None;
     }
-    let pem = match &config.current_user()?.certificate {
-        Material::Inline(bytes) => Some(bytes.clone()),
-        Material::File(file) => guest.read(file).ok(),
-        Material::None => None,
+    // A file that was cut off among its users still says where it led.
+    let pem = match config.current_user().map(|user| &user.certificate) {
+        Some(Material::Inline(bytes)) => Some(bytes.clone()),
+        Some(Material::File(file)) => guest.read(file).ok(),
+        Some(Material::None) | None => None,
     };
     let client = pem.and_then(|pem| Certificate::all_from_pem(&pem).ok()?.into_iter().next());
     let client = client.filter(|client| authority.issued(client, &[]) == SignatureCheck::Valid);

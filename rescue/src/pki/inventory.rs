@@ -745,7 +745,7 @@ fn foreign_config(
 }
 
 /// The CA certificates of a kubeconfig's current cluster.
-pub(super) fn trusted_by(guest: &Guest, config: &Kubeconfig) -> Vec<Certificate> {
+pub fn trusted_by(guest: &Guest, config: &Kubeconfig) -> Vec<Certificate> {
     let bytes = match config.current_cluster().map(|cluster| &cluster.certificate_authority) {
         Some(Material::Inline(bytes)) => Some(bytes.clone()),
         Some(Material::File(path)) => guest.read(path).ok(),

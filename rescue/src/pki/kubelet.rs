@@ -8,7 +8,7 @@ use super::inventory::{AuthorityState, Problem, Verdict, dates, key_problem, rea
 use super::kubelet_serving::OwnPair;
 use crate::guest::{FileKind, Guest, GuestPath};
 use crate::kubeconfig::{Kubeconfig, Material, User};
-use crate::node::Node;
+use crate::node::{Node, Role};
 
 /// The prefix of every kubelet's common name and of its user in a kubeconfig that kubeadm wrote.
 pub const NODE_PREFIX: &str = "system:node:";
@@ -90,7 +90,9 @@ pub fn read(
     let kubeconfig =
         node.kubelet.kubeconfig.value.clone().unwrap_or_else(|| GuestPath::new("/etc/kubernetes/kubelet.conf"));
     let cert_dir = cert_dir(node);
-    if !guest.exists(&kubeconfig) && !guest.exists(&cert_dir) {
+    // Without either there is no kubelet that ever joined; but a control plane has one, or had.
+    let is_control_plane = node.role.value == Some(Role::ControlPlane) && node.kubelet.unit.is_some();
+    if !guest.exists(&kubeconfig) && !guest.exists(&cert_dir) && !is_control_plane {
         return None;
     }
     let mut client = KubeletClient {
@@ -108,10 +110,15 @@ pub fn read(
         foreign: None,
     };
     let config = client.parse(guest);
-    let mut user_name = None;
+    let (mut user_name, mut cut_name) = (None, None);
     if let Some(config) = &config {
         match config.current_user() {
             Some(user) if is_certificate_less(user) => return None,
+            Some(user) if !user.has_body => {
+                let saw = format!("the entry of user {} is cut off", user.name);
+                cut_name = Some(user.name.clone());
+                client.problems.push(Problem::new(Verdict::Unreadable, &client.kubeconfig, saw));
+            }
             Some(user) => {
                 user_name = Some(user.name.clone());
                 client.read_user(guest, user);
@@ -126,7 +133,7 @@ pub fn read(
     }
     let stored = client.read_store(guest);
     client.judge(guest, now, authority, config.as_ref());
-    client.node_name = client.name(node, user_name.as_deref(), stored.as_ref());
+    client.node_name = client.name(node, user_name.or(cut_name).as_deref(), stored.as_ref());
     if client.certificate.is_none() {
         client.certificate = stored;
     }

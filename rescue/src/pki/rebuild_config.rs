@@ -119,14 +119,22 @@ impl RebuildKubeconfig {
     }
 }
 
+/// What kubeadm calls the user in one of its kubeconfigs, by file name, and where it sends it.
+const USERS: [(&str, &str, Endpoint); 4] = [
+    ("admin.conf", "kubernetes-admin", Endpoint::Shared),
+    ("super-admin.conf", "kubernetes-super-admin", Endpoint::Shared),
+    ("controller-manager.conf", "system:kube-controller-manager", Endpoint::Local),
+    ("scheduler.conf", "system:kube-scheduler", Endpoint::Local),
+];
+
+/// The user in kubeadm's kubeconfig of this name.
+pub fn user_of_config(name: &str) -> Option<&'static str> {
+    USERS.iter().find(|(config, _, _)| *config == name).map(|(_, user, _)| *user)
+}
+
 fn identity(name: &str, evidence: &ConfigEvidence<'_>) -> Result<(Identity, Endpoint), String> {
-    let (user, endpoint) = match name {
-        "admin.conf" => ("kubernetes-admin", Endpoint::Shared),
-        "super-admin.conf" => ("kubernetes-super-admin", Endpoint::Shared),
-        "controller-manager.conf" => ("system:kube-controller-manager", Endpoint::Local),
-        "scheduler.conf" => ("system:kube-scheduler", Endpoint::Local),
-        other => return Err(format!("{other} is none of kubeadm's kubeconfigs")),
-    };
+    let known = USERS.iter().find(|(config, _, _)| *config == name);
+    let (_, user, endpoint) = *known.ok_or_else(|| format!("{name} is none of kubeadm's kubeconfigs"))?;
     if let Some(old) = evidence.client(user) {
         let shown = format!("{} (as in {})", old.value.subject, old.source);
         return Ok((Identity { user, subject_raw: old.value.subject_raw.clone(), shown }, endpoint));

@@ -1,6 +1,6 @@
 //! What happens to files.
 
-use super::pki_support::cluster::{P256, key};
+use super::pki_support::cluster::{P256, base64, decoded, key};
 use super::tree::{File, Kind, Tree};
 use anyhow::{Context as _, Result};
 use std::fs;
@@ -44,6 +44,7 @@ impl Damage {
             Kind::LeafCertificate => [&any[..], &of_leaf[..]].concat(),
             Kind::CaCertificate => [&any[..], &of_ca[..]].concat(),
             Kind::LeafKey | Kind::CaKey => any.to_vec(),
+            Kind::Config => [&any[..], &of_leaf[..]].concat(),
         }
     }
 }
@@ -59,9 +60,11 @@ pub fn damage(tree: &Tree, file: &File, how: Damage) -> Result<()> {
         Damage::Truncated => after(old[..old.len() / 2].to_owned()),
         Damage::Garbage => Ok(fs::write(&path, [0_u8, 0xff, 0x1b, b'[', b'2', b'J'].repeat(200))?),
         Damage::Crlf => after(old.replace('\n', "\r\n")),
+        Damage::TextBefore if file.kind == Kind::Config => after(format!("# by hand\n---\n{old}")),
         Damage::TextBefore => {
             after(format!("Certificate:\n    Data:\n        Version: 3 (0x2)\nBag Attributes\n{old}"))
         }
+        _ if file.kind == Kind::Config => damage_client(tree, file, how, &old),
         Damage::WrongKey if matches!(file.kind, Kind::LeafKey | Kind::CaKey) => key(P256, &path),
         Damage::WrongKey => tree.certify(file, |wanted| wanted, &path, false),
         Damage::WrongCa => tree.certify(file, |wanted| wanted, &path, true),
@@ -81,4 +84,25 @@ pub fn damage(tree: &Tree, file: &File, how: Damage) -> Result<()> {
 /// The key beside a certificate.
 pub fn beside(certificate: &Path) -> std::path::PathBuf {
     certificate.with_extension("key")
+}
+
+/// Exchanges the certificate (or, for [`Damage::WrongKey`], the key) in a kubeconfig.
+fn damage_client(tree: &Tree, file: &File, how: Damage, old: &str) -> Result<()> {
+    let work = tempfile::tempdir()?;
+    let made = work.path().join("made");
+    let field = if how == Damage::WrongKey { "client-key-data: " } else { "client-certificate-data: " };
+    let from = old.find(field).context("the field")? + field.len();
+    let data = old.get(from..).and_then(|rest| rest.lines().next()).context("its data")?;
+    match how {
+        Damage::WrongKey => key(P256, &made)?,
+        Damage::WrongCa => tree.certify(file, |wanted| wanted, &made, true)?,
+        Damage::Expired => tree.certify(file, |_| (-40, -10), &made, false)?,
+        Damage::NotYetValid => tree.certify(file, |_| (10, 40), &made, false)?,
+        // As some tools write it: the CA behind the leaf.
+        _ => {
+            let ca = fs::read(tree.root().join("etc/kubernetes/pki/ca.crt"))?;
+            fs::write(&made, [decoded(data)?, ca].concat())?;
+        }
+    }
+    Ok(fs::write(tree.root().join(&file.path), old.replace(data, &base64(&fs::read(&made)?)))?)
 }

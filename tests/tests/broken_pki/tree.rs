@@ -3,6 +3,7 @@
 use super::damage::beside;
 use super::pki_support::cluster::{CA, CLIENT, Cluster, P256, Wanted, certificate, inline, key, openssl_x509};
 use anyhow::{Context as _, Result, ensure};
+use base64::Engine as _;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -59,6 +60,17 @@ pub const PKI: [Pair; 10] = [
     leaf("etcd/healthcheck-client", "etcd/ca", "/O=system:masters/CN=kube-etcd-healthcheck-client", CLIENT),
 ];
 
+/// kubelet.conf, the one kubeconfig whose certificate moves to files of its own.
+pub const KUBELET: &str = "kubelet.conf";
+
+/// The kubeconfigs by file name, with the client certificate in each; users are called as their common names.
+pub const CONFIGS: [Pair; 4] = [
+    leaf("admin.conf", "ca", "/O=system:masters/CN=kubernetes-admin", CLIENT),
+    leaf("controller-manager.conf", "ca", "/CN=system:kube-controller-manager", CLIENT),
+    leaf("scheduler.conf", "ca", "/CN=system:kube-scheduler", CLIENT),
+    leaf(KUBELET, "ca", "/O=system:nodes/CN=system:node:node1", CLIENT),
+];
+
 /// What a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -70,6 +82,8 @@ pub enum Kind {
     CaCertificate,
     /// Its key.
     CaKey,
+    /// A kubeconfig with its credentials inline.
+    Config,
 }
 
 /// One file to be damaged.
@@ -78,20 +92,24 @@ pub struct File {
     pub path: String,
     /// What it is.
     pub kind: Kind,
-    pair: &'static Pair,
+    /// The certificate in question; a kubeconfig's has no file of its own.
+    pub pair: &'static Pair,
 }
 
 impl File {
-    /// Whether a changed path is this file or the other half of its pair.
+    /// Whether a changed path is this file, the other half of its pair, or what the kubelet keeps for it.
     pub fn belongs_to(&self, path: &str) -> bool {
-        path.strip_prefix(&self.pair.path()).is_some_and(|rest| rest == ".crt" || rest == ".key")
+        path == self.path
+            || path.strip_prefix(&self.pair.path()).is_some_and(|rest| rest == ".crt" || rest == ".key")
+            || (self.pair.name == KUBELET && path.starts_with("var/lib/kubelet/pki/kubelet-client-"))
     }
 }
 
-/// Every file of the pki.
+/// Every file of the pki, and the kubeconfigs.
 pub fn files() -> Vec<File> {
     let file =
         |pair: &'static Pair, extension: &str, kind| File { path: format!("{}.{extension}", pair.path()), kind, pair };
+    let config = |pair: &'static Pair| File { path: config_path(pair.name), kind: Kind::Config, pair };
     PKI.iter()
         .flat_map(|pair| {
             let kinds = if pair.is_leaf() {
@@ -101,7 +119,13 @@ pub fn files() -> Vec<File> {
             };
             [file(pair, "crt", kinds.0), file(pair, "key", kinds.1)]
         })
+        .chain(CONFIGS.iter().map(config))
         .collect()
+}
+
+/// Below the guest's root.
+pub fn config_path(name: &str) -> String {
+    format!("etc/kubernetes/{name}")
 }
 
 /// A control plane in a folder.
@@ -127,14 +151,10 @@ impl Tree {
             "var/lib/kubelet/config.yaml",
             "kind: KubeletConfiguration\nclusterDomain: cluster.local\nstaticPodPath: /etc/kubernetes/manifests\n",
         )?;
-        for (file, user, subject) in [
-            ("admin.conf", "kubernetes-admin", "/O=system:masters/CN=kubernetes-admin"),
-            ("controller-manager.conf", "system:kube-controller-manager", "/CN=system:kube-controller-manager"),
-            ("scheduler.conf", "system:kube-scheduler", "/CN=system:kube-scheduler"),
-            ("kubelet.conf", "system:node:node1", "/O=system:nodes/CN=system:node:node1"),
-        ] {
-            let pair = client(&cluster, subject)?;
-            cluster.write(&format!("etc/kubernetes/{file}"), cluster.kubeconfig(user, &inline(&pair))?)?;
+        for config in &CONFIGS {
+            let pair = client(&cluster, config.subject)?;
+            let user = config.subject.rsplit_once("CN=").context("a common name")?.1;
+            cluster.write(&config_path(config.name), cluster.kubeconfig(user, &inline(&pair))?)?;
         }
         let _ = fs::remove_dir_all(cluster.root().join("tmp"));
         Ok(Self { cluster: Some(cluster), folder: None, now: OffsetDateTime::now_utc() + Duration::minutes(10) })
@@ -149,9 +169,10 @@ impl Tree {
         }
     }
 
-    /// Another folder with the same files.
+    /// Another folder with the same files; in memory where the machine has such a place, because hundreds of repairs wait for
+    /// thousands of writes to reach a disk otherwise.
     pub fn copy(&self) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
+        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())?;
         Cmd::new("cp").arg("-a").arg(self.root().join(".")).arg(folder.path()).ok()?;
         Ok(Self { cluster: None, folder: Some(folder), now: self.now })
     }
@@ -169,7 +190,10 @@ impl Tree {
         let at = |name: &str| work.path().join(name);
         let usual = (-1, i64::from(LEAF_DAYS));
         let (from, until) = days(usual);
-        let own_key = beside(&self.root().join(&file.path));
+        let own_key = match file.kind {
+            Kind::Config => self.config_key(file, work.path())?,
+            _ => beside(&self.root().join(&file.path)),
+        };
         let subject_key = at("subject.key");
         // Undated, the damage is the key: another one than beside the certificate, except where the signer is what is wrong.
         if (from, until) == usual && !stranger {
@@ -201,6 +225,13 @@ impl Tree {
         Ok(fs::copy(at("made.crt"), to).map(drop)?)
     }
 
+    /// The key in a kubeconfig, in a file of its own.
+    fn config_key(&self, file: &File, work: &Path) -> Result<PathBuf> {
+        let to = work.join("config.key");
+        fs::write(&to, Config::read(&self.root().join(&file.path))?.key)?;
+        Ok(to)
+    }
+
     /// Insists that a leaf says what the healthy tree's says, that openssl verifies it, and that its key is its own.
     pub fn same_identity(&self, root: &Path, leaf: &Pair) -> Result<()> {
         self.same_identity_at(root, leaf, self.now)
@@ -209,20 +240,92 @@ impl Tree {
     /// The same at another time.
     pub fn same_identity_at(&self, root: &Path, leaf: &Pair, at: OffsetDateTime) -> Result<()> {
         let file = |root: &Path, extension: &str| root.join(format!("{}.{extension}", leaf.path()));
-        let (old, new) = (fs::read_to_string(file(self.root(), "crt"))?, fs::read_to_string(file(root, "crt"))?);
-        let ca = root.join(format!("etc/kubernetes/pki/{}.crt", leaf.ca.context("a leaf")?));
-        Cmd::new("openssl")
-            .args(["verify", "-attime", &at.unix_timestamp().to_string(), "-CAfile"])
-            .arg(ca)
-            .arg(file(root, "crt"))
-            .ok()?;
-        let public = Cmd::new("openssl").args(["pkey", "-pubout", "-in"]).arg(file(root, "key")).ok()?.stdout;
-        ensure!(openssl_x509(&new, &["-pubkey"])? == public, "{}: the key is another's", leaf.name);
-        if old != new {
-            ensure!(said(&old)? == said(&new)?, "{}: {:?} is not {:?}", leaf.name, said(&new)?, said(&old)?);
+        let read = |root: &Path, extension: &str| fs::read_to_string(file(root, extension));
+        let (old, new) = (read(self.root(), "crt")?, read(root, "crt")?);
+        let ca = format!("etc/kubernetes/pki/{}.crt", leaf.ca.context("a leaf")?);
+        // Byte for byte what the healthy tree has was judged there, by `the_healthy_tree_is_left_alone`.
+        let key = read(root, "key")?;
+        let same = old == new && read(self.root(), "key")? == key;
+        if same
+            && at == self.now
+            && root != self.root()
+            && fs::read(self.root().join(&ca))? == fs::read(root.join(&ca))?
+        {
+            return Ok(());
         }
-        Ok(())
+        judge(leaf.name, &root.join(ca), (&old, &new), &key, at)
     }
+
+    /// The same of a kubeconfig's client: also that it leads to the same server, trusts the same CA, and calls all things as before.
+    pub fn same_client(&self, root: &Path, config: &Pair) -> Result<()> {
+        let path = config_path(config.name);
+        if fs::read(self.root().join(&path))? == fs::read(root.join(&path))? && root != self.root() {
+            return Ok(());
+        }
+        let (old, new) = (Config::read(&self.root().join(&path))?, Config::read(&root.join(&path))?);
+        ensure!(old.server == new.server && old.user == new.user, "{path}: {} {}", new.server, new.user);
+        ensure!(old.authority == new.authority, "{path}: another CA");
+        let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(root.join(&path))?.permissions()) & 0o7777;
+        let was =
+            std::os::unix::fs::PermissionsExt::mode(&fs::metadata(self.root().join(&path))?.permissions()) & 0o7777;
+        ensure!(mode == 0o600 || mode == was, "{path}: mode {mode:o}");
+        let ca = root.join(format!("etc/kubernetes/pki/{}.crt", config.ca.context("a client")?));
+        judge(config.name, &ca, (&old.certificate, &new.certificate), &new.key, self.now)
+    }
+}
+
+/// What counts in a kubeconfig of kubeadm's form.
+struct Config {
+    server: String,
+    user: String,
+    authority: String,
+    certificate: String,
+    key: String,
+}
+
+impl Config {
+    /// Read line by line, by no code of the program's; a file that it leads to is taken for what is in it.
+    fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path)?;
+        let value = |key: &str| {
+            let mut values = text.lines().filter_map(|line| line.trim().strip_prefix(key)?.strip_prefix(':'));
+            values.next_back().map(|value| value.trim().to_owned())
+        };
+        let root = path.ancestors().nth(3).context("a guest's root")?;
+        let material = |key: &str| -> Result<String> {
+            if let Some(data) = value(&format!("{key}-data")) {
+                return Ok(String::from_utf8(base64::engine::general_purpose::STANDARD.decode(data)?)?);
+            }
+            let file = value(key).with_context(|| format!("{} has no {key}", path.display()))?;
+            let link = root.join(file.trim_start_matches('/'));
+            let target = fs::read_link(&link).with_context(|| format!("{} is no link", link.display()))?;
+            Ok(fs::read_to_string(root.join(target.strip_prefix("/")?))?)
+        };
+        let plain = |key: &str| value(key).with_context(|| format!("{} has no {key}", path.display()));
+        Ok(Self {
+            server: plain("server")?,
+            user: plain("- name")?,
+            authority: plain("certificate-authority-data")?,
+            certificate: material("client-certificate")?,
+            key: material("client-key")?,
+        })
+    }
+}
+
+/// openssl's word on a certificate with its key, and that it says what the old one said.
+fn judge(name: &str, ca: &Path, (old, new): (&str, &str), key: &str, at: OffsetDateTime) -> Result<()> {
+    Cmd::new("openssl")
+        .args(["verify", "-attime", &at.unix_timestamp().to_string(), "-CAfile"])
+        .arg(ca)
+        .stdin(new)
+        .ok()
+        .with_context(|| name.to_owned())?;
+    let public = Cmd::new("openssl").args(["pkey", "-pubout"]).stdin(key).ok()?.stdout;
+    ensure!(openssl_x509(new, &["-pubkey"])? == public, "{name}: the key is another's");
+    if old != new {
+        ensure!(said(old)? == said(new)?, "{name}: {:?} is not {:?}", said(new)?, said(old)?);
+    }
+    Ok(())
 }
 
 /// Subject, extended key usages and names, the names sorted.
@@ -330,7 +433,16 @@ fn manifests(cluster: &Cluster) -> Result<()> {
     )?;
     write(
         "kube-controller-manager",
-        &[("cluster-signing-cert-file", "PKI/ca.crt"), ("cluster-signing-key-file", "PKI/ca.key")],
+        &[
+            ("cluster-signing-cert-file", "PKI/ca.crt"),
+            ("cluster-signing-key-file", "PKI/ca.key"),
+            ("kubeconfig", "/etc/kubernetes/controller-manager.conf"),
+        ],
+    )?;
+    write("kube-scheduler", &[("kubeconfig", "/etc/kubernetes/scheduler.conf")])?;
+    cluster.write(
+        "etc/systemd/system/kubelet.service",
+        "[Service]\nExecStart=/usr/bin/kubelet --config=/var/lib/kubelet/config.yaml --kubeconfig=/etc/kubernetes/kubelet.conf\n",
     )
 }
 

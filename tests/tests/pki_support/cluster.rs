@@ -199,6 +199,11 @@ pub fn base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
+/// What [`base64`] encoded.
+pub fn decoded(text: &str) -> Result<Vec<u8>> {
+    Ok(base64::engine::general_purpose::STANDARD.decode(text)?)
+}
+
 /// Body of a user with inline credentials.
 pub fn inline(pair: &(String, String)) -> String {
     let (certificate, key) = (base64(pair.0.as_bytes()), base64(pair.1.as_bytes()));

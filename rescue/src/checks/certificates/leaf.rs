@@ -34,7 +34,7 @@ impl Judge<'_> {
             Ok(signer) => signer,
             Err(advice) => return Some(finding.with_advice(advice)),
         };
-        if leaf.place.is_none() {
+        if leaf.place.is_none() || self.is_cut_config(leaf) {
             return Some(self.lost_config(leaf, finding, signer));
         }
         if let Some(crate::pki::inventory::Place::Files { keep_key: Some(why), key, .. }) = &leaf.place
