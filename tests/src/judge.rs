@@ -137,6 +137,11 @@ pub fn root(root: &Path) -> Result<Judgement> {
     Ok(Judgement { space, leaves, kubelet, etcd: etcd(root)?, kept })
 }
 
+/// What openssl says of every certificate of a mounted control plane, today.
+pub fn certificates(root: &Path) -> Result<Vec<Leaf>> {
+    leaves(root, tempfile::tempdir()?.path())
+}
+
 /// Name, file of the certificate, file of the key, CA; kubeconfigs carry the first two inside.
 fn leaves(root: &Path, work: &Path) -> Result<Vec<Leaf>> {
     let pki = root.join("etc/kubernetes/pki");

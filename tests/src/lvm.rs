@@ -48,6 +48,14 @@ pub struct Places {
 }
 
 impl Places {
+    /// Image, first byte and length, where it is one piece.
+    pub fn one_run(&self) -> Option<(&Path, u64, u64)> {
+        match self.runs.as_slice() {
+            [(image, at, length)] => Some((image, *at, *length)),
+            _ => None,
+        }
+    }
+
     /// Asks lvm2 for the places of a volume (`group/volume`), one segment, `stripe` bytes in turn.
     pub fn of(
         volume: &str,

@@ -5,6 +5,7 @@
 
 mod device;
 mod layer;
+mod memory;
 mod server;
 pub mod spill;
 
@@ -33,7 +34,7 @@ fn budget() -> anyhow::Result<&'static Arc<Budget>> {
         return Ok(budget);
     }
     let spill = spill::Spill::from_environment(std::env::var_os(spill::VARIABLE).as_deref())?;
-    Ok(BUDGET.get_or_init(|| Arc::new(Budget::spilling(memory() / 3, spill))))
+    Ok(BUDGET.get_or_init(|| Arc::new(Budget::spilling(memory::available() / 3, spill))))
 }
 
 /// Mounts what `source` holds, a file system of `kind` (`ext2`, `ext3`, `ext4`, `xfs`, `btrfs`), with its journal replayed, and writes nothing
@@ -121,12 +122,6 @@ fn explain(error: anyhow::Error, trouble: &Trouble, budget: &Budget) -> anyhow::
         Some(reason) => error.context(format!("the disk cannot be read {reason}")),
         None => error,
     }
-}
-
-/// Size of this machine's memory in bytes.
-fn memory() -> u64 {
-    let info = rustix::system::sysinfo();
-    (info.totalram as u64).saturating_mul(u64::from(info.mem_unit))
 }
 
 /// A mounted folder and the disk below it; the fields' order is the order of taking down.
