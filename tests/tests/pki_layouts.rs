@@ -202,3 +202,21 @@ fn a_kubeconfig_that_was_cut_off_anywhere_is_written_anew() -> Result<()> {
     );
     Ok(())
 }
+
+/// A kind of key that is not made here is replaced by another, and that is said.
+#[test]
+fn a_key_of_another_kind_is_never_made_in_silence() -> Result<()> {
+    let cluster = Cluster::control_plane(P256, "/CN=kubernetes", CA, 3650, "1")?;
+    for (kind, words) in [
+        (&["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:1024"][..], "new RSA-2048 key (the old one was RSA-1024"),
+        (&["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-224"], "new RSA-2048 key (the old one was of a kind"),
+        (P256, "new ECDSA-P256 key"),
+    ] {
+        cluster.leaf("apiserver-kubelet-client", "ca", kind, "/CN=kube-apiserver-kubelet-client", CLIENT)?;
+        let (findings, _) = pki_support::plan(&cluster.guest()?, &later())?;
+        let details = finding(&findings, "apiserver-kubelet-client")?.remedies.first().context("a remedy")?.details();
+        let line = details.iter().find(|line| line.starts_with("new ")).context("a line about the key")?;
+        ensure!(line.starts_with(words) && (kind != P256 || line == words), "{line}");
+    }
+    Ok(())
+}

@@ -273,6 +273,21 @@ fn drift_is_told_from_every_side_and_nothing_is_overwritten() -> Result<()> {
 }
 
 #[test]
+fn where_two_disagree_the_place_to_ask_is_one_that_has_an_answer() -> Result<()> {
+    let (one, two) = pair()?;
+    // Workers have the cluster's own CA and no other.
+    for (base, words) in [("front-proxy-ca", "extension-apiserver-authentication"), ("etcd/ca", "quorum")] {
+        two.ca(base, P256, &format!("/CN={}", base.replace('/', "-")), CA, 3650, "1")?;
+        let (nodes, _) = look(&[&one, &two])?;
+        let title = format!("CA {} is not the same", base.replace('/', "-"));
+        let drift = nodes[0].findings.iter().find(|finding| finding.title.contains(&title)).context("drift")?;
+        let advice = drift.advice.join("\n");
+        ensure!(advice.contains(words) && !advice.contains("workers"), "{advice}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_lost_private_key_is_never_made_anew() -> Result<()> {
     let one = node("master01", 1, &[("master01", 1)])?;
     own_keys(&one)?;

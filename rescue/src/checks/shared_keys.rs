@@ -333,6 +333,22 @@ fn means(authority: Authority) -> &'static str {
     }
 }
 
+/// Where else it stands which CA the cluster uses. Workers have the cluster's own only.
+fn witness(state: &AuthorityState) -> String {
+    let certificate = &state.certificate_path;
+    match state.authority {
+        Authority::Cluster => format!("The workers' {certificate} shows which CA the cluster uses"),
+        Authority::FrontProxy => {
+            "Where the cluster still answers, requestheader-client-ca-file in the ConfigMap kube-system/extension-apiserver-authentication \
+             shows which CA it uses"
+                .to_owned()
+        }
+        Authority::Etcd => {
+            format!("{certificate} of the members that etcd still has a quorum of shows which CA the cluster uses")
+        }
+    }
+}
+
 /// `with_us`: control planes that hold what this one holds, itself included. `camps`: the others, by what they hold.
 fn what_to_do(state: &AuthorityState, with_us: usize, camps: &[Vec<&str>]) -> String {
     let (certificate, key) = (&state.certificate_path, &state.key_path);
@@ -356,8 +372,8 @@ fn what_to_do(state: &AuthorityState, with_us: usize, camps: &[Vec<&str>]) -> St
             steps("this node")
         ),
         _ => format!(
-            "Not mended: a CA is never overwritten, and the disks do not say which is right. The workers' {certificate} shows which CA the \
-             cluster uses; {}.",
+            "Not mended: a CA is never overwritten, and the disks do not say which is right. {}; {}.",
+            witness(state),
             steps("a control plane that has it")
         ),
     }

@@ -191,9 +191,21 @@ impl Conversation<'_> {
             return Err(declined().into());
         }
         let receipt = self.session.repair(node, plan)?;
-        self.say(&text::receipt(&receipt, &args::sources_as_typed(self.session.sources), &style));
+        self.say(&text::receipt(&receipt, &self.undo_words(&receipt), &style));
         told.json = json::node(&receipt.after);
         Ok((told, Some(receipt)))
+    }
+
+    /// How to name this node for `rescue undo`, which takes one node back at a time.
+    fn undo_words(&self, receipt: &Receipt) -> String {
+        let mut words = match self.session.sources {
+            [_] => args::sources_as_typed(self.session.sources),
+            _ => typed::guest(&receipt.after.guest),
+        };
+        if self.command.node.is_some() && self.session.sources.len() == 1 {
+            words.push_str(&format!(" --node {}", typed::path(std::path::Path::new(&receipt.node))));
+        }
+        words
     }
 
     fn say(&self, text: &str) {

@@ -222,6 +222,17 @@ impl RenewCertificate {
         draft.write(path, new, 0o600)
     }
 
+    /// Says so where the new key is not of the old one's kind.
+    fn another_kind(&self) -> String {
+        match self.old.as_ref().map(|old| old.algorithm) {
+            Some(Some(old)) if old != self.algorithm => format!(" (the old one was {old}, which nobody makes any more)"),
+            Some(None) => {
+                " (the old one was of a kind that Kubernetes' certificates are not made with here; this is kubeadm's default)".to_owned()
+            }
+            _ => String::new(),
+        }
+    }
+
     /// Names as before, or each with its source where they are put together.
     fn names_lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
@@ -293,7 +304,8 @@ impl Remedy for RenewCertificate {
     fn details(&self) -> Vec<String> {
         let mut lines = Vec::new();
         if let Some(old) = &self.old {
-            lines.push(format!("subject {}, as before", old.subject));
+            let subject = if old.subject.is_empty() { "(empty)" } else { &old.subject };
+            lines.push(format!("subject {subject}, as before"));
         }
         if let Some(blueprint) = &self.blueprint {
             lines.push(format!("subject {}", blueprint.subject));
@@ -305,7 +317,9 @@ impl Remedy for RenewCertificate {
         match &self.key {
             KeyPlan::Keep { why } => lines.push(format!("the key stays: {why}")),
             KeyPlan::New { why: Some(why), .. } => lines.push(format!("new {} key: {why}", self.algorithm)),
-            KeyPlan::New { .. } if self.blueprint.is_none() => lines.push(format!("new {} key", self.algorithm)),
+            KeyPlan::New { .. } if self.blueprint.is_none() => {
+                lines.push(format!("new {} key{}", self.algorithm, self.another_kind()))
+            }
             KeyPlan::New { .. } => {}
         }
         lines.extend(self.blueprint.iter().flat_map(|blueprint| blueprint.remarks.iter().cloned()));
