@@ -14,6 +14,7 @@ use crate::pki::strays::Stray;
 use crate::pki::trust;
 use crate::refusal::Refusal;
 use crate::repair::plan::{self, Plan};
+use crate::repair::prune::{self, Pruned};
 use crate::repair::restart::Restart;
 use crate::repair::runs::{self, RunState, RunSummary};
 use crate::repair::transaction::{self, Applied, RunInfo};
@@ -350,6 +351,17 @@ impl Session<'_> {
         let undone = undo::undo(&writable, run, self.ui).map_err(PartWay::unless_refused)?;
         writable.close().context("all is restored, but unmounting failed").map_err(PartWay::wrap)?;
         Ok(undone)
+    }
+
+    /// Removes all finished runs of a node but the newest `keep`.
+    pub fn prune(&self, report: NodeReport, keep: usize) -> Result<Pruned> {
+        Self::refuse_suspended(&report.guest)?;
+        let closed = report.guest.close();
+        drop((report.findings, report.node));
+        let writable = WritableGuest::open(&closed.source, &closed.file_systems)?;
+        let pruned = prune::prune(&writable, keep).map_err(PartWay::unless_refused)?;
+        writable.close().context("the old runs are gone, but unmounting failed").map_err(PartWay::wrap)?;
+        Ok(pruned)
     }
 
     /// Opens the sources anew and finds the same guest: same root file system, same device.

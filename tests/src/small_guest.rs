@@ -130,13 +130,27 @@ impl Images {
         Self { images, driver: self.driver.clone() }
     }
 
+    /// `MOUNT_POINT=KIND=IMAGE`, as the driver takes them.
+    pub fn arguments(&self) -> Vec<String> {
+        let argument = |image: &Image| format!("{}={}={}", image.mount_point, image.kind, image.path.display());
+        self.images.iter().map(argument).collect()
+    }
+
+    /// Where the `n`-th image is.
+    pub fn path(&self, n: usize) -> &Path {
+        &self.images[n].path
+    }
+
     /// Runs `transaction-driver VERB` on it.
     pub fn driver(&self, verb: &str, environment: &[(&str, String)]) -> Output {
-        let mut command = Command::new(&self.driver);
-        command.arg(verb);
-        for Image { mount_point, kind, path } in &self.images {
-            command.arg(format!("{mount_point}={kind}={}", path.display()));
-        }
+        self.driver_under(&[], verb, environment)
+    }
+
+    /// The same, started by another program, whose words come first.
+    pub fn driver_under(&self, by: &[&str], verb: &str, environment: &[(&str, String)]) -> Output {
+        let mut words = by.iter().copied().chain([text(&self.driver)]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).arg(verb).args(self.arguments());
         let output = command.envs(environment.iter().cloned()).output().unwrap();
         for image in &self.images {
             wait_until_free(&image.path).unwrap();
@@ -240,8 +254,14 @@ impl Dump {
     }
 }
 
+/// Puts the small node below a folder.
+pub fn populate_folder(root: &Path) {
+    populate(&|path| root.join(path.trim_start_matches('/')));
+}
+
 fn populate(at: &dyn Fn(&str) -> PathBuf) {
     for folder in [
+        "/bin",
         "/etc/kubernetes/pki",
         "/etc/kubernetes/manifests",
         "/etc/systemd/system",
@@ -254,6 +274,7 @@ fn populate(at: &dyn Fn(&str) -> PathBuf) {
     }
     let line = "Jan  1 00:00:00 node kubelet: an old line of a log, and then some more of it\n";
     for (path, content, mode, owner) in [
+        ("/etc/hosts", "127.0.0.1 localhost\n".to_owned(), 0o644, 0),
         ("/etc/kubernetes/pki/apiserver.key", "an old key".to_owned(), 0o600, 0),
         ("/etc/kubernetes/pki/apiserver.crt", "an old certificate".to_owned(), 0o644, 0),
         ("/etc/kubernetes/manifests/etcd.yaml", "an old manifest".to_owned(), 0o640, 0),

@@ -216,9 +216,7 @@ fn the_disk_becomes_full() {
 #[test]
 fn a_little_room_is_enough_or_nothing_happens() {
     let mut outcomes = [0, 0];
-    for (what, amounts) in
-        [("blocks", vec![0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 32, 80]), ("inodes", (0..=28).step_by(2).collect())]
-    {
+    for (what, amounts) in [("blocks", vec![0, 2, 4, 8, 12, 16, 24, 48]), ("inodes", (0..=28).step_by(4).collect())] {
         for amount in amounts {
             let folder = scratch();
             let images = Images::make(DRIVER, folder.path(), &[("/", "ext4")], Full::AllBut { what, amount });

@@ -202,7 +202,7 @@ pub struct Fsck {
     pub answer_yes: bool,
 }
 
-/// list earlier repairs of a node
+/// list earlier repairs of a node, or give up the undo of old ones
 #[derive(FromArgs, Debug)]
 #[argh(subcommand, name = "runs")]
 pub struct Runs {
@@ -212,7 +212,19 @@ pub struct Runs {
     /// a folder where the guest is mounted, instead of a disk
     #[argh(option)]
     pub root: Vec<PathBuf>,
-    /// print one JSON object instead of text
+    /// remove what is kept of finished repairs, but for the newest
+    #[argh(switch)]
+    pub prune: bool,
+    /// how many of the newest stay when the others are removed (default 1)
+    #[argh(option)]
+    pub keep: Option<usize>,
+    /// the node meant, where several are found
+    #[argh(option)]
+    pub node: Option<String>,
+    /// do not ask
+    #[argh(switch)]
+    pub yes: bool,
+    /// print one JSON object instead of text; with --prune it needs --yes
     #[argh(switch)]
     pub json: bool,
     /// the time that counts as now (RFC 3339)

@@ -4,16 +4,23 @@ use anyhow::Result;
 
 use super::Outcome;
 use super::args::{self, Runs, Stop};
-use super::terminal::Terminal;
+use super::terminal::{Terminal, confirm};
+use crate::refusal::Refusal;
 use crate::report::{json, text};
-use crate::session::Session;
+use crate::session::{Session, only_node};
 
-/// Lists earlier repairs.
+/// Lists earlier repairs, or removes what is kept of old ones.
 pub fn run(command: &Runs) -> Result<Result<Outcome>, Stop> {
     let sources = args::sources(&command.src, &command.root)?;
+    if command.prune && command.json && !command.yes {
+        return Err(Stop::Usage("--json cannot ask: add --yes".to_owned()));
+    }
+    if !command.prune && (command.keep.is_some() || command.yes) {
+        return Err(Stop::Usage("--keep and --yes belong to --prune".to_owned()));
+    }
     let settings = args::with_now(command.now);
     let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
-    Ok(list(command, &session))
+    Ok(if command.prune { prune(command, &session) } else { list(command, &session) })
 }
 
 fn list(command: &Runs, session: &Session<'_>) -> Result<Outcome> {
@@ -21,6 +28,25 @@ fn list(command: &Runs, session: &Session<'_>) -> Result<Outcome> {
     match command.json {
         true => println!("{}", json::runs(&inspection.nodes)),
         false => print!("{}", text::runs(&inspection.nodes)),
+    }
+    Ok(Outcome::Clean)
+}
+
+fn prune(command: &Runs, session: &Session<'_>) -> Result<Outcome> {
+    let node = only_node(session.inspect()?, command.node.as_deref())?;
+    let keep = command.keep.unwrap_or(1);
+    let question = format!(
+        "Remove what is kept of the finished repairs of {} but for the newest {keep}? They cannot be undone then.",
+        node.name()
+    );
+    if !command.yes && !confirm(&question) {
+        let next = "run the same command again and answer yes, or add --yes";
+        return Err(Refusal::new("the answer was not yes", "nothing was changed", next).into());
+    }
+    let pruned = session.prune(node, keep)?;
+    match command.json {
+        true => println!("{}", json::pruned(&pruned)),
+        false => print!("{}", text::pruned(&pruned)),
     }
     Ok(Outcome::Clean)
 }

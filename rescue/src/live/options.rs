@@ -11,6 +11,8 @@ pub enum Auto {
     Inspect,
     /// Mend them.
     Repair,
+    /// Take the newest repair back, or the one of `rescue.run`.
+    Undo,
 }
 
 /// What follows an unattended run.
@@ -25,7 +27,7 @@ pub enum After {
 /// The settings of the ISO.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// `rescue.auto=inspect|repair`.
+    /// `rescue.auto=inspect|repair|undo`.
     pub auto: Option<Auto>,
     /// `rescue.after=poweroff|reboot|shell`, power off when it is not said.
     pub after: After,
@@ -68,7 +70,7 @@ enum Takes {
 }
 
 const FLAGS: &[Flag] = &[
-    Flag { name: "now", takes: Takes::Value, commands: &["inspect", "repair"] },
+    Flag { name: "now", takes: Takes::Value, commands: &["inspect", "repair", "undo"] },
     Flag { name: "only", takes: Takes::List, commands: &["inspect", "repair"] },
     Flag { name: "skip", takes: Takes::List, commands: &["inspect", "repair"] },
     Flag { name: "free-target", takes: Takes::Value, commands: &["inspect", "repair"] },
@@ -77,7 +79,8 @@ const FLAGS: &[Flag] = &[
     Flag { name: "san", takes: Takes::List, commands: &["repair"] },
     Flag { name: "renew-ca", takes: Takes::Nothing, commands: &["repair"] },
     Flag { name: "ca-days", takes: Takes::Value, commands: &["repair"] },
-    Flag { name: "node", takes: Takes::Value, commands: &["repair"] },
+    Flag { name: "node", takes: Takes::Value, commands: &["repair", "undo"] },
+    Flag { name: "run", takes: Takes::Value, commands: &["undo"] },
     Flag { name: "patch-kubelet", takes: Takes::Value, commands: &["repair"] },
     Flag { name: "in-place", takes: Takes::Nothing, commands: &["repair"] },
     Flag { name: "no-fsck", takes: Takes::Nothing, commands: &["repair"] },
@@ -133,8 +136,9 @@ impl Options {
         match (name, value) {
             ("auto", "inspect") => self.auto = Some(Auto::Inspect),
             ("auto", "repair") => self.auto = Some(Auto::Repair),
+            ("auto", "undo") => self.auto = Some(Auto::Undo),
             ("auto", "no" | "none") => self.auto = None,
-            ("auto", _) => return Err("inspect, repair or none"),
+            ("auto", _) => return Err("inspect, repair, undo or none"),
             ("after", "poweroff") => self.after = After::Stop(Stop::PowerOff),
             ("after", "reboot") => self.after = After::Stop(Stop::Reboot),
             ("after", "shell") => self.after = After::Shell,

@@ -40,8 +40,9 @@ pub fn run(unattended_allowed: bool) -> Result<ExitCode> {
     }
     loop {
         match ask()? {
-            Choice::Repair if disks.is_empty() => println!("There is no disk to repair."),
+            Choice::Repair | Choice::Undo if disks.is_empty() => println!("There is no disk to repair."),
             Choice::Repair => drop(command("repair", &options, &disks)?),
+            Choice::Undo => drop(command("undo", &options, &disks)?),
             Choice::Details => drop(command_with("inspect", &["--details"], &options, &disks)?),
             Choice::Again => {
                 disks = find_disks(&options)?;
@@ -160,6 +161,7 @@ fn unattended(auto: Auto, options: &Options, disks: &[Disk]) -> Result<i32> {
         Auto::Inspect => prepare("inspect", &[], options, disks),
         // Two systems on the machine's disks: which is meant, nobody is there to say.
         Auto::Repair => prepare("repair", &["--yes", "--one-node"], options, disks),
+        Auto::Undo => prepare("undo", &["--yes"], options, disks),
     };
     // Text for a log: no colours, no bars (they are drawn on a terminal only).
     command.env("NO_COLOR", "1").stderr(Stdio::piped());
@@ -211,6 +213,7 @@ enum Choice {
     Repair,
     Details,
     Again,
+    Undo,
     Shell,
     Stop(Stop),
 }
@@ -220,6 +223,7 @@ const MENU: &[(&str, &str, Choice)] = &[
     ("repair", "show the plan, ask, then mend", Choice::Repair),
     ("details", "inspect again and show every fact and all evidence", Choice::Details),
     ("inspect", "look for disks and inspect again", Choice::Again),
+    ("undo", "take the newest repair back, after asking", Choice::Undo),
     ("shell", "a shell; `exit` comes back here", Choice::Shell),
     ("reboot", "restart the machine", Choice::Stop(Stop::Reboot)),
     ("off", "power off", Choice::Stop(Stop::PowerOff)),
@@ -267,13 +271,13 @@ mod tests {
     fn takes_numbers_and_beginnings_of_words() {
         for (answer, expected) in [
             ("1", Some(Choice::Repair)),
-            ("6", Some(Choice::Stop(Stop::PowerOff))),
+            ("7", Some(Choice::Stop(Stop::PowerOff))),
             ("rep", Some(Choice::Repair)),
             ("Shell", Some(Choice::Shell)),
             // repair or reboot? A guess could write.
             ("re", None),
             ("0", None),
-            ("7", None),
+            ("8", None),
             ("", None),
             ("yes", None),
         ] {

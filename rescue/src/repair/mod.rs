@@ -9,6 +9,7 @@ pub mod in_use;
 pub mod journal;
 pub mod plan;
 pub mod preen;
+pub mod prune;
 pub mod restart;
 pub mod runs;
 mod stage;

@@ -15,6 +15,7 @@ use super::confined::{Confined, Place, is_not_there};
 use super::fault;
 use super::freeing::{self, Freeings};
 use super::journal::{FORMAT, Finished, Freed, Journal, State, Step, is_run_id};
+use super::prune;
 use super::stage::{self, Goal};
 use super::store::{DONE, JOURNAL, Store, UNDO, UNDONE};
 use super::undo;
@@ -75,6 +76,8 @@ pub struct Applied {
     pub left_alone: Vec<String>,
     /// Changes made.
     pub changes: usize,
+    /// Old runs that gave way so that runs take a bounded space, one sentence each.
+    pub pruned: Vec<String>,
 }
 
 /// What earlier, interrupted runs came to.
@@ -171,6 +174,7 @@ pub fn apply(guest: &WritableGuest, prepared: Prepared, info: &RunInfo, ui: &dyn
             freed: freed.freed,
             left_alone: freed.left_alone,
             changes: applied,
+            pruned: prune::keep_bounded(confined, &store),
         }),
         Err(cause) => Err(part_way(&journal, applied, cause).into()),
     }
@@ -530,6 +534,21 @@ mod tests {
         assert_eq!(fs::read_to_string(root.path().join("etc/old")).unwrap(), "first");
         undo(&guest, Some("first"), &Silent).unwrap();
         assert_eq!(fs::read_to_string(root.path().join("etc/old")).unwrap(), "old");
+    }
+
+    #[test]
+    fn the_second_last_run_is_undone_alone_where_the_last_left_its_files() {
+        let root = guest_folder();
+        let guest = open(root.path());
+        for (id, path) in [("first", "/etc/old"), ("second", "/etc/gone")] {
+            let change = Change::write(guest.guest(), &path.into(), "changed", 0o600).unwrap();
+            apply(&guest, Prepared { free: vec![], changes: vec![change] }, &info(id), &Silent).unwrap();
+        }
+        undo(&guest, Some("first"), &Silent).unwrap();
+        assert_eq!(fs::read_to_string(root.path().join("etc/old")).unwrap(), "old");
+        assert_eq!(fs::read_to_string(root.path().join("etc/gone")).unwrap(), "changed");
+        undo(&guest, None, &Silent).unwrap();
+        assert_eq!(fs::read_to_string(root.path().join("etc/gone")).unwrap(), "gone");
     }
 
     #[test]

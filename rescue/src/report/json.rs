@@ -11,6 +11,7 @@ use crate::inventory::Inventory;
 use crate::node::{Fact, Node, Role};
 use crate::pki::ferry::{CertificateFile, Entry, RequestFile};
 use crate::repair::plan::Plan;
+use crate::repair::prune::Pruned;
 use crate::repair::undo::Undone;
 use crate::session::{Inspection, NodeReport, Receipt};
 use crate::survey::Survey;
@@ -88,6 +89,7 @@ pub fn receipt(receipt: &Receipt) -> Value {
         "changes": receipt.applied.changes,
         "freed": receipt.applied.freed,
         "left_alone": receipt.applied.left_alone,
+        "pruned": receipt.applied.pruned,
         "file_systems_before": file_systems(&receipt.before),
         "file_systems_after": file_systems(&receipt.after.guest.file_systems),
         "findings_before": receipt.findings_before,
@@ -140,6 +142,12 @@ pub fn undone(undone: &Undone) -> Value {
             "not_undoable": undone.not_undoable,
         },
     })
+}
+
+/// `rescue runs --prune --json`.
+pub fn pruned(pruned: &Pruned) -> Value {
+    let Pruned { removed, kept, bytes } = pruned;
+    json!({"schema": SCHEMA, "nodes": [], "pruned": {"removed": removed, "kept": kept, "bytes": bytes}})
 }
 
 /// `rescue runs --json`.

@@ -7,6 +7,7 @@ use crate::checks::{Finding, Severity, catalogue};
 use crate::guest::FileSystem;
 use crate::node::{Fact, Role};
 use crate::repair::plan::Plan;
+use crate::repair::prune::Pruned;
 use crate::repair::restart::Restart;
 use crate::repair::runs::RunState;
 use crate::repair::transaction::{Applied, Recovered};
@@ -359,6 +360,9 @@ fn applied(out: &mut String, applied: &Applied) {
     for line in &applied.left_alone {
         let _ = writeln!(out, "  left alone: {line}");
     }
+    for line in &applied.pruned {
+        let _ = writeln!(out, "  {line}");
+    }
 }
 
 /// What became of repairs that had been cut off.
@@ -402,6 +406,22 @@ pub fn undone(undone: &Undone) -> String {
     out
 }
 
+/// What pruning removed.
+pub fn pruned(pruned: &Pruned) -> String {
+    let mut out = String::new();
+    if pruned.removed.is_empty() {
+        let kept = count(pruned.kept.len(), "finished run is", "finished runs are");
+        let _ = writeln!(out, "There is nothing to remove: {kept} kept.");
+        return out;
+    }
+    let runs = count(pruned.removed.len(), "run is", "runs are");
+    let _ = writeln!(out, "{runs} removed and {} given back; they cannot be undone any more:", bytes(pruned.bytes));
+    for run in &pruned.removed {
+        let _ = writeln!(out, "  {run}");
+    }
+    out
+}
+
 /// Earlier repairs.
 pub fn runs(nodes: &[NodeReport]) -> String {
     let mut out = String::new();
@@ -422,7 +442,9 @@ pub fn runs(nodes: &[NodeReport]) -> String {
 fn state(state: &RunState) -> String {
     match state {
         RunState::Done => "done".to_owned(),
-        RunState::NotCommitted => "cut off before anything was changed: the next `rescue repair` removes it".to_owned(),
+        RunState::NotCommitted => {
+            "cut off before it changed anything, or half removed: the next `rescue repair` removes it".to_owned()
+        }
         RunState::HalfWay => "cut off half-way: `rescue repair` completes it, `rescue undo` takes it back".to_owned(),
         RunState::HalfUndone => "its undo was cut off: `rescue undo` completes it".to_owned(),
         RunState::Undone => "undone".to_owned(),
