@@ -1,6 +1,7 @@
 //! Bad input, each kind: one clear line (or a finding that says what to do), the documented exit code, and nothing changed.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
@@ -85,6 +86,24 @@ fn help_is_no_error() -> Result<()> {
         ensure!(ran.code == 0 && ran.stdout.contains("Usage: rescue"), "{words:?}: {}", ran.transcript());
     }
     Ok(())
+}
+
+#[test]
+fn a_disk_that_only_others_may_read() -> Result<()> {
+    let folder = folder()?;
+    let image = folder.path().join("secret.img");
+    fs::write(&image, [0; 4096])?;
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
+    fs::set_permissions(&image, fs::Permissions::from_mode(0o600))?;
+    // The program itself may lie where only root goes.
+    let program = folder.path().join("rescue");
+    fs::copy(tests::programs::rescue_binary(), &program)?;
+    let ran = Cmd::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .args([text(&program), "inspect", text(&image)])
+        .run()?;
+    ensure!(ran.code == 3, "{}", ran.transcript());
+    one_line_with(&ran.stderr, &["refused", "cannot be opened for reading", "Next: run the same command again as root"])
 }
 
 #[test]

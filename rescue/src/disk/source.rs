@@ -202,11 +202,20 @@ impl FileBytes {
     /// Opens it for reading, without changing its access time where the kernel allows that. As if its sectors had 512 bytes.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let shown = shown(path);
-        let mut file = open_without_access_time(path).with_context(|| format!("opening {shown} for reading"))?;
+        let mut file = open_without_access_time(path).map_err(|error| not_opened(&shown, error))?;
         // The end of a block device is its size (BLKGETSIZE64 says the same), that of a file its length.
         let length = file.seek(SeekFrom::End(0)).with_context(|| format!("asking for the size of {shown}"))?;
         Ok(Self { file, length, sector_size: 512 })
     }
+}
+
+/// Refused where more rights help, else a failure.
+fn not_opened(shown: &str, error: Error) -> anyhow::Error {
+    if error.kind() == ErrorKind::PermissionDenied {
+        let saw = format!("{shown} cannot be opened for reading");
+        return Refusal::new(saw, "this takes more rights", "run the same command again as root").into();
+    }
+    anyhow::Error::new(error).context(format!("opening {shown} for reading"))
 }
 
 impl ReadAt for FileBytes {
