@@ -396,7 +396,7 @@ pub fn only_node(inspection: Inspection, wanted: Option<&str>) -> Result<NodeRep
         (Some(_), false) => Err(Refusal::new(
             format!("{} systems were found: {}", names.len(), names.join(", ")),
             "which of them is meant cannot be guessed",
-            "name one with --node NAME, or give only its disks",
+            "name one with --node (its name, or its disk as shown in brackets), or give only its disks",
         )
         .into()),
     }

@@ -7,7 +7,7 @@ use super::args::{self, Stop, Undo};
 use super::terminal::{Terminal, confirm};
 use crate::refusal::Refusal;
 use crate::report::{json, text};
-use crate::session::{NodeReport, Session, only_node};
+use crate::session::{Inspection, NodeReport, Session, only_node};
 use crate::settings::Settings;
 
 /// Takes a run back.
@@ -22,7 +22,7 @@ pub fn run(command: &Undo) -> Result<Result<Outcome>, Stop> {
 }
 
 fn take_back(command: &Undo, session: &Session<'_>) -> Result<Outcome> {
-    let node = only_node(session.inspect()?, command.node.as_deref())?;
+    let node = only_node(with_run(session.inspect()?, command), command.node.as_deref())?;
     let question = question(command, &node)?;
     if !command.yes && !confirm(&question) {
         let next = "run the same command again and answer yes, or add --yes";
@@ -34,6 +34,16 @@ fn take_back(command: &Undo, session: &Session<'_>) -> Result<Outcome> {
         false => print!("{}", text::undone(&undone)),
     }
     Ok(Outcome::Clean)
+}
+
+/// Of several nodes the one that has the run: receipts name all disks that were given, and the run.
+fn with_run(mut inspection: Inspection, command: &Undo) -> Inspection {
+    let Some(run) = command.run.as_ref().filter(|_| command.node.is_none()) else { return inspection };
+    let has = |node: &NodeReport| node.runs.iter().any(|there| there.id == *run);
+    if inspection.nodes.iter().any(has) {
+        inspection.nodes.retain(has);
+    }
+    inspection
 }
 
 fn question(command: &Undo, node: &NodeReport) -> Result<String> {

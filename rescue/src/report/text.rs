@@ -273,7 +273,7 @@ pub fn plan(plan: &Plan, style: &Style) -> String {
             findings(&mut out, &left, style);
         }
     }
-    if !plan.is_empty() {
+    if !plan.prepared.changes.is_empty() {
         let _ = writeln!(out, "  Changed files can be brought back with `rescue undo`.");
     }
     out.push('\n');
@@ -323,7 +323,12 @@ pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
     if let Some(needed) = &receipt.restart {
         restart(&mut out, needed, style);
     }
-    let _ = writeln!(out, "To take it back: rescue undo {sources} --run {}", receipt.run);
+    match receipt.applied.changes {
+        0 => out.push_str("There is nothing to take back: what was freed stays gone.\n"),
+        _ => {
+            let _ = writeln!(out, "To take it back: rescue undo {sources} --run {}", receipt.run);
+        }
+    }
     out
 }
 
