@@ -65,7 +65,7 @@ pub(crate) fn understands(words: &[String]) -> bool {
 fn run(words: &[String]) -> Outcome {
     let outcome = given::take(words).and_then(|(words, given)| {
         let arguments = args::parse(&words)?;
-        given.set();
+        given::apply(given)?;
         dispatch(&arguments.command)
     });
     match outcome {

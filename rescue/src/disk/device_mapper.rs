@@ -16,7 +16,9 @@ use nix::errno::Errno;
 use rustix::fs::{FileType, Mode, OFlags};
 
 use super::layout::Layout;
+use super::luks::Crypt;
 use crate::sys;
+use zeroize::Zeroizing;
 
 const CONTROL: &str = "/dev/mapper/control";
 /// `MISC_MAJOR` and `MAPPER_CTRL_MINOR`: opening such a node loads the module.
@@ -38,10 +40,13 @@ const DM_TABLE_LOAD: u8 = 9;
 /// 4.27 (Linux 3.13) knows deferred removal.
 const VERSION: [u32; 3] = [4, 27, 0];
 const DEFERRED_REMOVE: u32 = 1 << 17;
+/// The kernel wipes its copy of the table.
+const SECURE_DATA: u32 = 1 << 15;
 /// libdevmapper's `DM_UDEV_DISABLE_{DM,SUBSYSTEM,DISK,OTHER}_RULES_FLAG`, above the cookie: udev looks into our devices no more than into any
 /// file of ours.
 const LEAVE_ALONE: u32 = 0xf << 16;
 const SECTOR: u64 = 512;
+const CRYPT: &str = "crypt";
 
 // Offsets in struct dm_ioctl.
 const DATA_START: usize = 16;
@@ -94,7 +99,21 @@ impl DeviceMapper {
             let metadata = std::fs::metadata(node).with_context(|| format!("looking at {}", node.display()))?;
             numbers.push((rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev())));
         }
-        let targets = targets(layout, &numbers).context("a layout that is not in whole sectors")?;
+        self.make(&targets(layout, &numbers).context("a layout that is not in whole sectors")?)
+    }
+
+    /// Makes a device that decrypts another, given by its node.
+    pub fn create_encrypted(self, crypt: &Crypt, below: &Path) -> anyhow::Result<MappedDevice> {
+        let metadata = std::fs::metadata(below).with_context(|| format!("looking at {}", below.display()))?;
+        let number = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
+        let target = crypt_target(crypt, number).context("a layout that is not in whole sectors")?;
+        let made = self.make(std::slice::from_ref(&target)).context("having dm-crypt decrypt it");
+        // The key is in it.
+        drop(Zeroizing::new(target.parameters));
+        made
+    }
+
+    fn make(self, targets: &[Target]) -> anyhow::Result<MappedDevice> {
         let unique = unique().context("reading random bytes")?;
         let (name, uuid) = (format!("{NAME_PREFIX}{unique}"), format!("{UUID_PREFIX}{unique}"));
         let mut message = Message::new(&name, &uuid);
@@ -103,8 +122,11 @@ impl DeviceMapper {
         let minor = message.minor();
         let mut made = MappedDevice { device: None, mapper: self, name: name.clone(), minor };
         let mut table = Message::new(&name, "");
-        for target in &targets {
+        for target in targets {
             table.add(target);
+        }
+        if targets.iter().any(|target| target.kind == CRYPT) {
+            table.set(FLAGS, SECURE_DATA);
         }
         made.mapper.send(DM_TABLE_LOAD, &mut table).map_err(|errno| match errno {
             Errno::EBUSY => anyhow::anyhow!("another program uses a device below it").context(errno),
@@ -242,12 +264,30 @@ fn targets(layout: &Layout, numbers: &[(u32, u32)]) -> Option<Vec<Target>> {
     Some(targets)
 }
 
-/// A `struct dm_ioctl` and the targets behind it.
-struct Message(Vec<u8>);
+/// The table line of Documentation/admin-guide/device-mapper/dm-crypt.rst. Without `iv_large_sectors`, as LUKS2 has it: vectors count sectors of
+/// 512 bytes whatever the unit of encryption is.
+fn crypt_target(crypt: &Crypt, (major, minor): (u32, u32)) -> Option<Target> {
+    let sectors = |bytes: u64| bytes.is_multiple_of(SECTOR).then_some(bytes / SECTOR);
+    let mut parameters = format!("{} ", crypt.cipher);
+    parameters.reserve_exact(2 * crypt.key.len() + 200);
+    for byte in crypt.key.bytes() {
+        let _ = write!(parameters, "{byte:02x}");
+    }
+    let _ = write!(parameters, " {} {major}:{minor} {}", crypt.iv_tweak, sectors(crypt.offset)?);
+    if crypt.sector_size != 512 {
+        let _ = write!(parameters, " 1 sector_size:{}", crypt.sector_size);
+    }
+    Some(Target { start: 0, length: sectors(crypt.length)?, kind: CRYPT, parameters })
+}
+
+/// A `struct dm_ioctl` and the targets behind it. Wiped when dropped: there may be a key in it.
+struct Message(Zeroizing<Vec<u8>>);
 
 impl Message {
     fn new(name: &str, uuid: &str) -> Self {
-        let mut message = Self(vec![0; sys::DM_HEADER]);
+        // Never moved while it grows: that would leave a copy behind.
+        let mut message = Self(Zeroizing::new(Vec::with_capacity(16 << 10)));
+        message.0.resize(sys::DM_HEADER, 0);
         for (at, number) in (0..).step_by(4).zip(VERSION) {
             message.set(at, number);
         }
@@ -289,9 +329,9 @@ impl Message {
         let mut kind = target.kind.as_bytes().to_vec();
         kind.resize(16, 0);
         self.0.extend(kind);
-        let mut parameters = target.parameters.as_bytes().to_vec();
-        parameters.resize(length - SPEC, 0);
-        self.0.extend(parameters);
+        self.0.extend(target.parameters.as_bytes());
+        let padding = length - SPEC - target.parameters.len();
+        self.0.extend(std::iter::repeat_n(0, padding));
         self.set(TARGET_COUNT, self.get(TARGET_COUNT) + 1);
     }
 }

@@ -1,4 +1,5 @@
-//! What the user said about the disks beside their names: how image files are to be read, and which files they may name.
+//! What the user said about the disks beside their names: how image files are to be read, which files they may name, what opens encrypted
+//! volumes.
 //!
 //! One value for the whole process, set once before the first disk is opened: whatever opens a disk again later (after a repair, for
 //! `undo`) must read it in the same way.
@@ -15,6 +16,8 @@ pub struct Given {
     pub format: Option<Format>,
     /// Folders beside the image's own from which an image may have files read that it names.
     pub folders: Vec<PathBuf>,
+    /// Files whose content opens LUKS volumes.
+    pub luks_key_files: Vec<PathBuf>,
 }
 
 static GIVEN: OnceLock<Given> = OnceLock::new();
@@ -35,6 +38,9 @@ impl Given {
         let mut flags = self.format.map(|format| format!(" --image-format {}", format.name())).unwrap_or_default();
         for folder in &self.folders {
             flags.push_str(&format!(" --image-folder {}", crate::typed::path(folder)));
+        }
+        for file in &self.luks_key_files {
+            flags.push_str(&format!(" --luks-key-file {}", crate::typed::path(file)));
         }
         flags
     }

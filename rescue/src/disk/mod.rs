@@ -13,6 +13,7 @@ mod gpt;
 pub mod image;
 pub mod layout;
 pub mod loop_device;
+pub mod luks;
 pub mod lvm;
 mod mbr;
 pub(crate) mod mountinfo;

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use super::layout::Layout;
+use super::luks::Crypt;
 use super::lvm::LogicalName;
 use crate::guest::Backing;
 
@@ -29,6 +30,8 @@ pub enum Layer {
         /// Whether its own permission lets anybody write.
         writable: bool,
     },
+    /// The data behind a LUKS header, with its key.
+    Encrypted(Crypt),
 }
 
 impl Backing {

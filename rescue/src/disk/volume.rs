@@ -1,5 +1,6 @@
 //! The pieces of a disk: what each partition (or the disk as a whole) holds, and how its files are opened.
 
+pub mod encrypted;
 pub mod logical;
 
 use std::rc::Rc;
@@ -39,6 +40,8 @@ pub struct Volume {
     pub backing: Backing,
     /// Its names, if it is a logical volume.
     pub logical: Option<lvm::LogicalName>,
+    /// UUID of the LUKS header that it was behind, lower case.
+    pub luks_uuid: Option<String>,
 }
 
 impl std::fmt::Debug for Volume {
@@ -137,6 +140,7 @@ fn volume(disk: &Disk, index: usize, partition: Option<&Partition>) -> Result<Vo
             block_device: disk.block_device,
         },
         logical: None,
+        luks_uuid: None,
     })
 }
 

@@ -40,8 +40,9 @@ pub fn not_read(volume: &Volume) -> Option<NotRead> {
             format!("{on_helper}: vgchange -ay, then rescue inspect /dev/VOLUME_GROUP/LOGICAL_VOLUME"),
         ),
         Content::Luks(_) => (
-            "it is encrypted, and unlocking it is not supported yet",
-            format!("{on_helper}: cryptsetup open {} guest, then rescue inspect /dev/mapper/guest", volume.name),
+            "it is encrypted, and no passphrase was given",
+            "run this again on a terminal, which asks for it, or with --luks-key-file FILE, or with the passphrase in $RESCUE_LUKS_PASSPHRASE"
+                .into(),
         ),
         Content::BitLocker => {
             ("it is an encrypted Windows volume; rescue repairs Linux nodes", "name another disk".into())

@@ -13,10 +13,11 @@ use super::{
     TimeMark, Tree, TreeError,
 };
 use crate::disk::btrfs::Subvolume;
+use crate::disk::luks::LuksError;
 use crate::disk::lvm::LogicalName;
 use crate::disk::probe::{self, Content};
 use crate::disk::volume::logical::VolumeGroup;
-use crate::disk::volume::{Opened, Volume, logical, survey};
+use crate::disk::volume::{Opened, Volume, encrypted, logical, survey};
 use crate::disk::{Disk, Source, mountinfo, partition::PartitionKind, shown, words};
 use crate::refusal::Refusal;
 
@@ -170,8 +171,36 @@ impl Disks {
                 all.volumes.push(found);
             }
         }
+        // Debian's installer puts a volume group into an encrypted partition, others encrypt logical volumes.
+        all.encrypted()?;
         all.logical_volumes()?;
+        all.encrypted()?;
         Ok(all)
+    }
+
+    /// Unlocks what is encrypted and looks into it; what stays locked is named.
+    fn encrypted(&mut self) -> Result<()> {
+        for index in 0..self.volumes.len() {
+            let Some(found) = self.volumes.get_mut(index).filter(|found| !found.used) else { continue };
+            if !encrypted::is_encrypted(&found.volume) {
+                continue;
+            }
+            match encrypted::unlock(&found.volume)? {
+                Ok(inside) => {
+                    found.used = true;
+                    let found = self.look_into(inside)?;
+                    self.volumes.push(found);
+                }
+                // Said with everything else that is not read.
+                Err(LuksError::NoKey) => {}
+                Err(error) => {
+                    found.used = true;
+                    let (device, what) = (found.volume.name.clone(), found.volume.what());
+                    self.leftovers.push(Leftover { device, what: format!("{what}: {error}") });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Puts the volume groups on all disks together and looks into their volumes.
@@ -224,7 +253,12 @@ impl Disks {
         // What is wrong with a volume group was noted, and says more.
         let is_rest = |found: &&Found| {
             let content = found.volume.probe.as_ref().map(|probe| &probe.content);
-            !matches!(content, Some(Content::Vfat(_) | Content::LvmPhysicalVolume))
+            match content {
+                Some(Content::Vfat(_) | Content::LvmPhysicalVolume) => false,
+                // Why it was not unlocked was noted, too.
+                Some(Content::Luks(_)) => !found.used,
+                _ => true,
+            }
         };
         let in_the_way: Vec<(&Found, words::NotRead)> = self
             .volumes
@@ -374,6 +408,17 @@ impl Disks {
     }
 }
 
+/// crypttab(5): name, device, key, options. Only devices given by UUID can be told.
+fn crypt_names(crypttab: &str) -> Vec<(String, String)> {
+    let of_line = |line: &str| {
+        let mut fields = line.split_whitespace();
+        let (name, device) = (fields.next()?, fields.next()?);
+        let uuid = device.strip_prefix("UUID=").or_else(|| device.strip_prefix("/dev/disk/by-uuid/"))?;
+        Some((name.to_owned(), uuid.trim_matches('"').to_ascii_lowercase()))
+    };
+    crypttab.lines().map(str::trim).filter(|line| !line.starts_with('#')).filter_map(of_line).collect()
+}
+
 /// Version 4 was the default until 2015; newer kernels are often built without it.
 fn old_xfs(volume: &Volume) -> &'static str {
     match volume.probe.as_ref().map(|probe| &probe.content) {
@@ -427,6 +472,8 @@ struct Lookup {
     root_is_logical: bool,
     /// The guest's /etc/machine-id, which journald names its folder after.
     machine_id: Option<String>,
+    /// The guest's /etc/crypttab: names in /dev/mapper, and the UUIDs of the LUKS headers that they decrypt.
+    crypt_names: Vec<(String, String)>,
 }
 
 enum NotFound {
@@ -451,13 +498,23 @@ impl Lookup {
         }
         let root_is_logical = root_volume.is_some_and(|volume| volume.logical.is_some());
         let root_partition = root_volume.and_then(|volume| volume.number);
-        Self { root, root_disk, disks, anchor: None, root_partition, root_is_logical, machine_id: None }
+        Self {
+            root,
+            root_disk,
+            disks,
+            anchor: None,
+            root_partition,
+            root_is_logical,
+            machine_id: None,
+            crypt_names: Vec::new(),
+        }
     }
 
-    /// Takes the machine-id from the root.
+    /// Takes the machine-id and the names of encrypted volumes from the root.
     fn of_machine(mut self, guest: &Guest) -> Self {
         let id = guest.read_text(&GuestPath::new("/etc/machine-id")).unwrap_or_default().trim().to_owned();
         self.machine_id = Some(id).filter(|id| id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        self.crypt_names = crypt_names(&guest.read_text(&GuestPath::new("/etc/crypttab")).unwrap_or_default());
         self
     }
 
@@ -505,7 +562,13 @@ impl Lookup {
                 _ => Err(NotFound::Because("was not found: which disk it means, only the hypervisor knows".into())),
             },
             Spec::Mapper(name) => {
-                self.pick(volumes, |v| v.logical.as_ref().is_some_and(|logical| logical.mapper() == *name))
+                // systemd's generator calls those without a name of their own luks-UUID.
+                let by_table = self.crypt_names.iter().find(|(there, _)| there == name).map(|(_, uuid)| uuid.as_str());
+                let luks_uuid = by_table.or_else(|| name.strip_prefix("luks-"));
+                self.pick(volumes, |v| {
+                    v.logical.as_ref().is_some_and(|logical| logical.mapper() == *name)
+                        || v.luks_uuid.as_deref().is_some_and(|uuid| Some(uuid) == luks_uuid)
+                })
             }
             Spec::MapperUuid(uuid) => {
                 self.pick(volumes, |v| v.logical.as_ref().is_some_and(|logical| logical.uuid == *uuid))

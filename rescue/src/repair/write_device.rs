@@ -14,6 +14,7 @@ use crate::disk::ReadAt;
 use crate::disk::device_mapper::{DeviceMapper, MappedDevice};
 use crate::disk::layout::{Laid, Layout};
 use crate::disk::loop_device::{LoopDevice, LoopOptions};
+use crate::disk::luks::{Crypt, Decrypted};
 use crate::disk::lvm::LogicalName;
 use crate::disk::partition::Slice;
 use crate::disk::stack::{Layer, Stack};
@@ -61,6 +62,11 @@ pub(super) fn look(backing: &Backing, claims: &Claims) -> Result<Option<Arc<dyn 
             }
             match &stack.layer {
                 Layer::Logical { layout, .. } => Ok(Some(Arc::new(Laid::new(layout.clone(), below)))),
+                Layer::Encrypted(crypt) => {
+                    let below = below.into_iter().next().context("nothing below an encrypted volume")?;
+                    let decrypted = Decrypted::new(below, crypt.clone()).context("an unknown cipher")?;
+                    Ok(Some(Arc::new(decrypted)))
+                }
             }
         }
     }
@@ -127,6 +133,7 @@ impl<'a> Devices<'a> {
             Backing::Stacked(stack) => match &stack.layer {
                 Layer::Logical { name, layout, writable: true } => self.logical(stack, name, layout)?,
                 Layer::Logical { name, writable: false, .. } => return Err(read_only(name).into()),
+                Layer::Encrypted(crypt) => self.encrypted(stack, crypt)?,
             },
         });
         self.made.push((backing.clone(), Rc::clone(&device)));
@@ -141,6 +148,14 @@ impl<'a> Devices<'a> {
         let nodes: Vec<PathBuf> = below.iter().map(|device| device.path()).collect();
         let nodes: Vec<&Path> = nodes.iter().map(PathBuf::as_path).collect();
         Ok(WriteDevice { made: Made::Mapped(mapper.create(layout, &nodes)?), _below: below })
+    }
+
+    /// The kernel's dm-crypt, with the key that opened the volume for reading.
+    fn encrypted(&mut self, stack: &Stack, crypt: &Crypt) -> Result<WriteDevice> {
+        let Some(mapper) = DeviceMapper::open()? else { return Err(no_crypt().into()) };
+        let below = self.open(stack.below.first().context("nothing below an encrypted volume")?)?;
+        let device = mapper.create_encrypted(crypt, &below.path())?;
+        Ok(WriteDevice { made: Made::Mapped(device), _below: vec![below] })
     }
 
     /// Without device-mapper: a volume that is one run of bytes needs none.
@@ -167,6 +182,14 @@ impl<'a> Devices<'a> {
 fn show(claim: &Claim, offset: u64, length: u64, sector_size: u32) -> Result<LoopDevice> {
     let options = LoopOptions { offset, length, sector_size, read_only: false };
     LoopDevice::attach(claim.open_for_writing()?.as_fd(), &options)
+}
+
+fn no_crypt() -> Refusal {
+    Refusal::new(
+        "the file system is encrypted, and this system's kernel has no device-mapper",
+        "it can be read here, but only dm-crypt writes to it; nothing was changed",
+        "`modprobe dm_crypt`, then run this again; or boot the rescue ISO, or use another helper",
+    )
 }
 
 fn in_pieces(name: &LogicalName) -> Refusal {

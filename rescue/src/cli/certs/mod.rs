@@ -4,7 +4,7 @@ mod bundle;
 mod install;
 mod list;
 mod output;
-mod passphrase;
+pub(super) mod passphrase;
 mod request;
 mod schedule;
 mod sign;

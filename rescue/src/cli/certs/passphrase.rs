@@ -73,6 +73,14 @@ fn typed_twice() -> Result<Zeroizing<String>> {
     Ok(first)
 }
 
+/// For what can also go without: `None` where there is no terminal, or nothing was typed.
+pub fn try_to_ask(question: &str) -> Option<Zeroizing<Vec<u8>>> {
+    if !std::io::stdin().is_terminal() {
+        return None;
+    }
+    type_in(question).ok().map(|mut typed| Zeroizing::new(std::mem::take(&mut *typed).into_bytes()))
+}
+
 fn type_in(question: &str) -> Result<Zeroizing<String>> {
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {

@@ -106,6 +106,7 @@ pub fn survey(volumes: &[Volume]) -> Result<Survey> {
             bytes,
             backing: Backing::Stacked(Box::new(Stack { below, layer })),
             logical: Some(logical.name),
+            luks_uuid: None,
         });
     }
     Ok(survey)
