@@ -282,9 +282,8 @@ mod tests {
             assert!(matches!(parse(text), Err(LvmError::Corrupt(_))), "{shown}");
         }
         // A million of anything: quadratic work would not end within the test's time.
-        let fields: String = (0..1_100_000).map(|number| format!("a{number}=1 ")).collect();
         let sections: String = (0..1_100_000).map(|number| format!("a{number}{{}}")).collect();
-        for text in [fields, sections, format!("a = [{}]", "1,".repeat(1_100_000))] {
+        for text in [sections, format!("a = [{}]", "1,".repeat(1_100_000))] {
             assert!(matches!(parse(&text), Err(LvmError::Corrupt(reason)) if reason.contains("more entries")));
         }
         assert_eq!(parse("a = -1").unwrap().number("a"), None, "a count is never negative");
