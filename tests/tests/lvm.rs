@@ -139,7 +139,16 @@ fn a_volume_over_two_disks_end_to_end() -> Result<()> {
 fn a_striped_volume() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let disks = machine(folder.path(), &["-i", "2", "-I", "64k"], CHUNK)?;
-    assert_reads(&disks)
+    assert_reads(&disks)?;
+
+    // The machine's own administrator wanted nobody to write to it.
+    lvm::on(&disks, |_, run| run(&["lvchange", "-q", "-p", "r", "my-vg/root"]).map(drop))?;
+    let guest = on(&disks)?.guests.pop().context("no guest")?;
+    let (source, file_systems) = (guest.source.clone(), guest.file_systems.clone());
+    drop(guest);
+    let refused = WritableGuest::open(&source, &file_systems).map(|_| ()).unwrap_err().downcast::<Refusal>()?;
+    ensure!(refused.next.contains("lvchange -p rw my-vg/root"), "{refused}");
+    Ok(())
 }
 
 /// A machine of the outage, whose root is a volume in one piece: no device-mapper is needed for it.

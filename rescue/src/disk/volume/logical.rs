@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use super::Volume;
 use crate::disk::ReadAt;
 use crate::disk::layout::Laid;
-use crate::disk::lvm::{self, PhysicalVolume};
+use crate::disk::lvm::{self, LvmError, PhysicalVolume};
 use crate::disk::partition::PartitionKind;
 use crate::disk::probe::{self, Content};
 use crate::disk::stack::{Layer, Stack};
@@ -82,9 +82,17 @@ pub fn survey(volumes: &[Volume]) -> Result<Survey> {
         let layout = match logical.layout {
             Ok(layout) => layout,
             Err(error) => {
-                survey
-                    .notes
-                    .push(Leftover { device: name, what: format!("a logical volume that is not read: {error}") });
+                let (group, volume) = (&logical.name.group, &logical.name.volume);
+                let next = match &error {
+                    LvmError::Unsupported(_) => {
+                        format!(
+                            "; next, on a helper VM: vgchange -ay {group}, then rescue inspect /dev/{group}/{volume}"
+                        )
+                    }
+                    _ => String::new(),
+                };
+                let what = format!("a logical volume that is not read: {error}{next}");
+                survey.notes.push(Leftover { device: name, what });
                 continue;
             }
         };
