@@ -98,6 +98,13 @@ fn a_control_plane_and_its_workers_in_one_run() -> Result<()> {
     let undone = rescue(&words)?;
     ensure!(undone.code == 0, "{}", undone.transcript());
     ensure!(current(&one)? == old, "undo did not bring the old link back");
+
+    // With all disks, the run tells which node is meant.
+    let receipt = repaired.stdout.split("Repaired worker2").nth(1).context("no receipt of worker2")?;
+    let run = receipt.split("--run ").nth(1).and_then(|rest| rest.lines().next()).context("no run")?;
+    let undone = rescue(&[&["undo", "--yes", "--now", NOW, "--run", run], &disks[..]].concat())?;
+    ensure!(undone.code == 0 && undone.stdout.contains("is taken back"), "{}", undone.transcript());
+    is_mended(&master, "k8s-master01")?;
     Ok(())
 }
 
