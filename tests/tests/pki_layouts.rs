@@ -220,3 +220,30 @@ fn a_key_of_another_kind_is_never_made_in_silence() -> Result<()> {
     }
     Ok(())
 }
+
+/// Copied through Windows: Kubernetes cannot read it, but what it said is not lost.
+#[test]
+fn a_byte_order_mark_is_named_and_no_name_is_lost() -> Result<()> {
+    let cluster = Cluster::control_plane(P256, "/CN=kubernetes", CA, 3650, "1")?;
+    let names = format!("{SERVER}subjectAltName=DNS:only-here.example.org,IP:10.0.0.9\n");
+    cluster.leaf("apiserver", "ca", P256, "/O=acme/CN=kube-apiserver", &names)?;
+    let marked = |path: std::path::PathBuf| -> Result<()> {
+        Ok(fs::write(&path, [&[0xef, 0xbb, 0xbf], &fs::read(&path)?[..]].concat())?)
+    };
+    marked(cluster.pki("apiserver.crt"))?;
+    let settings = Settings { now: OffsetDateTime::now_utc() + Duration::minutes(10), ..Settings::default() };
+    let (before, after) = repair(cluster.root(), &settings)?;
+    ensure!(told(&before).contains("byte order mark") && after.is_empty(), "{}\n{}", told(&before), told(&after));
+    let guest = cluster.guest()?;
+    let new = text(&guest, "/etc/kubernetes/pki/apiserver.crt")?;
+    let said = openssl_x509(&new, &["-subject", "-ext", "subjectAltName"])?;
+    ensure!(said.contains("acme") && said.contains("only-here.example.org") && said.contains("10.0.0.9"), "{said}");
+    verify(&guest, "/etc/kubernetes/pki/ca.crt", &new, &text(&guest, "/etc/kubernetes/pki/apiserver.key")?)?;
+    // A CA's files are never rewritten for it; the reason is said.
+    for file in ["ca.key", "ca.crt"] {
+        marked(cluster.pki(file))?;
+        let (found, prepared) = pki_support::plan(&cluster.guest()?, &later())?;
+        ensure!(told(&found).contains("byte order mark") && prepared.changes.is_empty(), "{file}: {}", told(&found));
+    }
+    Ok(())
+}

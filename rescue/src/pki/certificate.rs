@@ -129,7 +129,10 @@ impl Certificate {
     pub fn all_from_pem(bytes: &[u8]) -> Result<Vec<Self>> {
         let all = pem::certificates(bytes);
         if all.is_empty() {
-            bail!("no certificate in PEM was found in it");
+            match pem::oddity(bytes) {
+                Some(oddity) => bail!("no certificate in PEM was found in it: {oddity}"),
+                None => bail!("no certificate in PEM was found in it"),
+            }
         }
         all.iter().map(|der| Self::from_der(der)).collect()
     }

@@ -9,6 +9,7 @@ use super::key::PrivateKey;
 use super::kubelet::{self, KubeletClient};
 use super::names::{Name, NameSource};
 use super::needed_names::{Names, Needed};
+use super::pem;
 use super::profile::{Authority, BOTH, CLIENT, CONFIGS, ConfigProfile, LEAVES, Profile, Usage};
 use crate::checks::Severity;
 use crate::guest::{Guest, GuestPath, RealPath, TreeError};
@@ -582,7 +583,12 @@ impl Reader<'_> {
                     leaf.chain = all.collect();
                 }
                 Err(error) => {
-                    leaf.problems.push(Problem::new(Verdict::Unreadable, certificate_path, format!("{error:#}")))
+                    leaf.problems.push(Problem::new(Verdict::Unreadable, certificate_path, format!("{error:#}")));
+                    // What a person can read still says what it was for.
+                    let seen = pem::without_oddity(bytes).and_then(|bytes| Certificate::all_from_pem(&bytes).ok());
+                    let mut seen = seen.unwrap_or_default().into_iter();
+                    leaf.certificate = seen.next();
+                    leaf.chain = seen.collect();
                 }
             }
         }

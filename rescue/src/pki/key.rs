@@ -72,10 +72,11 @@ impl PrivateKey {
         {
             bail!("the private key is encrypted with a passphrase; Kubernetes cannot use such keys either");
         }
-        let block = blocks
-            .into_iter()
-            .find(|block| is_key(&block.label))
-            .context("the file holds no RSA or ECDSA private key in PEM")?;
+        let block =
+            blocks.into_iter().find(|block| is_key(&block.label)).with_context(|| match pem::oddity(bytes) {
+                Some(oddity) => format!("the file holds no RSA or ECDSA private key in PEM: {oddity}"),
+                None => "the file holds no RSA or ECDSA private key in PEM".to_owned(),
+            })?;
         // The cause is left out on purpose: nothing of a key may end up in a message.
         let pair = KeyPair::try_from(block.der)
             .map_err(|_| anyhow!("the private key is damaged or of a kind that is not supported (RSA from 2048 bits, P-256, P-384, P-521 are)"))?;

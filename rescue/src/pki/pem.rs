@@ -81,6 +81,42 @@ pub fn certificates(bytes: &[u8]) -> Vec<Vec<u8>> {
         .collect()
 }
 
+/// What keeps Kubernetes from seeing PEM that a person sees: Go's `pem.Decode` wants its dashes at the beginning of a line, in bytes.
+/// `None` where that is not it.
+pub fn oddity(bytes: &[u8]) -> Option<&'static str> {
+    match bytes {
+        [0xef, 0xbb, 0xbf, ..] => {
+            Some("it begins with a byte order mark, as Windows' editors write it, which Kubernetes does not skip")
+        }
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
+            Some("it is UTF-16, as PowerShell writes it, which Kubernetes does not read")
+        }
+        _ => {
+            let is_indented = |line: &&[u8]| line.starts_with(b" ") || line.starts_with(b"\t");
+            let mut lines = bytes.split(|byte| *byte == b'\n').filter(is_indented);
+            lines
+                .any(|line| line.trim_ascii_start().starts_with(b"-----BEGIN "))
+                .then_some("its lines are indented, and Kubernetes looks for the dashes at the beginning of a line")
+        }
+    }
+}
+
+/// The text without its [`oddity`]: as a witness of what a file said, where Kubernetes cannot read it.
+pub fn without_oddity(bytes: &[u8]) -> Option<Vec<u8>> {
+    oddity(bytes)?;
+    let units = |from: fn([u8; 2]) -> u16| {
+        let pairs = bytes.get(2..).unwrap_or_default().chunks_exact(2);
+        let units: Vec<u16> = pairs.filter_map(|pair| Some(from([*pair.first()?, *pair.get(1)?]))).collect();
+        String::from_utf16_lossy(&units).into_bytes()
+    };
+    Some(match bytes {
+        [0xef, 0xbb, 0xbf, rest @ ..] => rest.to_vec(),
+        [0xff, 0xfe, ..] => units(u16::from_le_bytes),
+        [0xfe, 0xff, ..] => units(u16::from_be_bytes),
+        _ => bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_start).collect::<Vec<_>>().join(&b'\n'),
+    })
+}
+
 /// One block with 64 columns, line feeds, and a final one: byte for byte what Go's `pem.Encode` writes.
 pub fn encode(label: &str, der: &[u8]) -> String {
     let body = STANDARD.encode(der);
@@ -166,6 +202,28 @@ mod tests {
         binary.extend_from_slice(one.as_bytes());
         let after = replace_certificate(&binary, |der| der == b"one", b"new").unwrap();
         assert_eq!((after.get(..3), after.get(3..)), (binary.get(..3), Some(new.as_bytes())));
+    }
+
+    #[test]
+    fn sees_what_kubernetes_does_not() {
+        let text = encode("CERTIFICATE", b"one");
+        let utf16 = |from: fn(u16) -> [u8; 2], mark: &[u8]| {
+            mark.iter().copied().chain(text.encode_utf16().flat_map(from)).collect::<Vec<u8>>()
+        };
+        let odd = [
+            [&[0xef, 0xbb, 0xbf], text.as_bytes()].concat(),
+            utf16(u16::to_le_bytes, &[0xff, 0xfe]),
+            utf16(u16::to_be_bytes, &[0xfe, 0xff]),
+            text.lines().map(|line| format!("  {line}\n")).collect::<String>().into_bytes(),
+        ];
+        for bytes in odd {
+            assert!(certificates(&bytes).is_empty() && oddity(&bytes).is_some());
+            assert_eq!(certificates(&without_oddity(&bytes).unwrap()), [b"one"]);
+        }
+        assert_eq!(oddity(text.as_bytes()), None);
+        for short in [&b""[..], &[0xef], &[0xff, 0xfe], &[0xff, 0xfe, 0x2d]] {
+            assert!(without_oddity(short).is_none_or(|bytes| certificates(&bytes).is_empty()));
+        }
     }
 
     #[test]
