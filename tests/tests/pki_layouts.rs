@@ -247,3 +247,34 @@ fn a_byte_order_mark_is_named_and_no_name_is_lost() -> Result<()> {
     }
     Ok(())
 }
+
+/// Whoever is asked whether a certificate shall be made anew sees all its names, each with where it was found.
+#[test]
+fn no_name_of_a_certificate_made_anew_is_folded_away() -> Result<()> {
+    let cluster = Cluster::control_plane(P256, "/CN=kubernetes", CA, 3650, "1")?;
+    cluster.manifest(
+        "kube-apiserver",
+        &[
+            "--client-ca-file=/etc/kubernetes/pki/ca.crt",
+            "--tls-cert-file=/etc/kubernetes/pki/apiserver.crt",
+            "--tls-private-key-file=/etc/kubernetes/pki/apiserver.key",
+            "--advertise-address=10.0.0.5",
+            "--service-cluster-ip-range=10.96.0.0/12",
+            "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+        ],
+    )?;
+    for (path, text) in [("etc/fstab", ""), ("etc/hosts", ""), ("bin/sh", "")] {
+        cluster.write(path, text)?;
+    }
+    let root = cluster.root().to_str().context("a path in UTF-8")?;
+    let words = ["repair", "--yes", "--only", "certificates", "--san", "vip.example.org", "--root", root];
+    let plan = tests::programs::rescue_faulty(0, words).run()?.stdout;
+    for name in ["vip.example.org", "kubernetes.default.svc.cluster.local", "node1", "IP:10.96.0.1", "IP:10.0.0.5"] {
+        ensure!(
+            plan.lines().any(|line| line.contains("name ") && line.contains(name) && line.contains('(')),
+            "{name}: {plan}"
+        );
+    }
+    ensure!(!plan.contains("more lines"), "{plan}");
+    Ok(())
+}

@@ -171,6 +171,11 @@ pub trait Remedy: fmt::Debug {
         true
     }
 
+    /// Whether all of the details should be seen before it is agreed to: names that were put together, each with its source.
+    fn must_be_read(&self) -> bool {
+        false
+    }
+
     /// True for what is only done in passing, when something that counts is mended too: no disk is written for it alone.
     fn is_incidental(&self) -> bool {
         false

@@ -301,6 +301,10 @@ impl Remedy for RenewCertificate {
         )
     }
 
+    fn must_be_read(&self) -> bool {
+        self.blueprint.is_some() || !self.added.is_empty()
+    }
+
     fn details(&self) -> Vec<String> {
         let mut lines = Vec::new();
         if let Some(old) = &self.old {

@@ -31,6 +31,8 @@ const EVIDENCE_SHOWN: usize = 1;
 const EVIDENCE_SHOWN_UNMENDED: usize = 12;
 /// Lines of one step shown without a dry run: a text console has 25.
 const STEP_LINES_SHOWN: usize = 8;
+/// … of one that must be read: more names than a certificate has, fewer than a hostile disk may want.
+const STEP_LINES_TO_READ: usize = 40;
 /// Freed files named by an undo.
 const FREED_SHOWN: usize = 10;
 /// Width of the label column.
@@ -246,7 +248,8 @@ pub fn plan(plan: &Plan, style: &Style) -> String {
             let irreversible = if step.remedy.can_be_undone() { "" } else { "  (cannot be undone)" };
             let _ = writeln!(out, "  {:>2}. {}{irreversible}", number + 1, step.remedy.summary());
             let details = step.remedy.details();
-            let shown = if style.details { details.len() } else { STEP_LINES_SHOWN.min(details.len()) };
+            let most = if step.remedy.must_be_read() { STEP_LINES_TO_READ } else { STEP_LINES_SHOWN };
+            let shown = if style.details { details.len() } else { most.min(details.len()) };
             for line in &details[..shown] {
                 let _ = writeln!(out, "      {line}");
             }
