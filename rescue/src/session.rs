@@ -355,10 +355,10 @@ impl Session<'_> {
 
     /// Removes all finished runs of a node but the newest `keep`.
     pub fn prune(&self, report: NodeReport, keep: usize) -> Result<Pruned> {
-        Self::refuse_suspended(&report.guest)?;
+        Self::refuse_unready(&report.guest)?;
         let closed = report.guest.close();
         drop((report.findings, report.node));
-        let writable = WritableGuest::open(&closed.source, &closed.file_systems)?;
+        let writable = self.open_for_writing(&closed)?;
         let pruned = prune::prune(&writable, keep).map_err(PartWay::unless_refused)?;
         writable.close().context("the old runs are gone, but unmounting failed").map_err(PartWay::wrap)?;
         Ok(pruned)

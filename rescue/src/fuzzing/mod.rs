@@ -9,7 +9,7 @@ mod guests;
 mod runs;
 mod shown;
 
-pub use disks::{ext_tree, lvm_disk, lvm_text, partition_tables, probes};
+pub use disks::{ext_tree, images, lvm_disk, lvm_text, partition_tables, probes};
 pub use files::{certificates, kubeconfig_edits, yaml_documents};
 pub use guests::{fstab, units};
 pub use runs::{hostile_runs, journal};
@@ -18,10 +18,11 @@ pub use runs::{hostile_runs, journal};
 pub type Target = fn(&[u8]);
 
 /// All targets by the name of their folder in `fuzz/corpus` and `fuzz/regressions`.
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("partition_tables", partition_tables),
     ("lvm_disk", lvm_disk),
     ("lvm_text", lvm_text),
+    ("images", images),
     ("ext_tree", ext_tree),
     ("probes", probes),
     ("units", units),

@@ -132,7 +132,7 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Absent => f.write_str("nothing"),
-            Self::File { sha256 } => write!(f, "a file (SHA-256 {}…)", sha256.get(..12).unwrap_or(sha256)),
+            Self::File { sha256 } => write!(f, "a file (SHA-256 {}…)", escape(sha256.get(..12).unwrap_or(sha256))),
             Self::Symlink { target } => write!(f, "a link to {target}"),
             Self::Directory => f.write_str("a folder"),
             Self::Special => f.write_str("a device, FIFO or socket"),
