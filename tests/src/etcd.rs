@@ -210,20 +210,7 @@ impl Cluster {
 
     /// Every key with its revisions: (key, create, mod, version, lease), and the revision of the whole.
     pub fn keys(&self, number: usize) -> Result<(Vec<Key>, i64)> {
-        let answer = self.ctl(number).args(["get", "", "--prefix", "-w", "json"]).ok()?.json()?;
-        let revision = answer["header"]["revision"].as_i64().context("a revision")?;
-        let number = |kv: &Value, name: &str| kv[name].as_i64().unwrap_or(0);
-        let keys = answer["kvs"].as_array().cloned().unwrap_or_default();
-        let key = |kv: &Value| {
-            Ok(Key {
-                key: decode(kv["key"].as_str().context("a key")?)?,
-                create: number(kv, "create_revision"),
-                modified: number(kv, "mod_revision"),
-                version: number(kv, "version"),
-                lease: number(kv, "lease"),
-            })
-        };
-        Ok((keys.iter().map(key).collect::<Result<_>>()?, revision))
+        listed(self.ctl(number))
     }
 
     /// `hashkv` of one member at a revision (0: the newest): hash and compacted revision.
@@ -254,6 +241,23 @@ impl Drop for Cluster {
     }
 }
 
+fn listed(ctl: Cmd) -> Result<(Vec<Key>, i64)> {
+    let answer = ctl.args(["get", "", "--prefix", "-w", "json"]).ok()?.json()?;
+    let revision = answer["header"]["revision"].as_i64().context("a revision")?;
+    let number = |kv: &Value, name: &str| kv[name].as_i64().unwrap_or(0);
+    let keys = answer["kvs"].as_array().cloned().unwrap_or_default();
+    let key = |kv: &Value| {
+        Ok(Key {
+            key: decode(kv["key"].as_str().context("a key")?)?,
+            create: number(kv, "create_revision"),
+            modified: number(kv, "mod_revision"),
+            version: number(kv, "version"),
+            lease: number(kv, "lease"),
+        })
+    };
+    Ok((keys.iter().map(key).collect::<Result<_>>()?, revision))
+}
+
 /// One key as etcd lists it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
@@ -274,8 +278,13 @@ fn decode(base64: &str) -> Result<String> {
     Ok(String::from_utf8(base64::engine::general_purpose::STANDARD.decode(base64)?)?)
 }
 
-/// Whether real etcd starts on a data folder and takes a write; what it said where it does not. The member must be its only voter.
-pub fn starts(version: &Version, data_dir: &Path) -> Result<Result<(), String>> {
+/// Starts real etcd on a data folder whose member is its only voter, and asks it something with `etcdctl` once it serves. What etcd
+/// said where it does not serve or `ask` fails.
+pub fn serve<T>(
+    version: &Version,
+    data_dir: &Path,
+    ask: impl Fn(&dyn Fn() -> Cmd) -> Result<T>,
+) -> Result<Result<T, String>> {
     let (client, peer) = (free_port()?, free_port()?);
     let url = |port: u16| format!("http://127.0.0.1:{port}");
     let mut process = Command::new(version.program("etcd"))
@@ -300,27 +309,37 @@ pub fn starts(version: &Version, data_dir: &Path) -> Result<Result<(), String>> 
     let reader =
         std::thread::spawn(move || BufReader::new(stderr).lines().map_while(Result::ok).collect::<Vec<String>>());
     let started = Instant::now();
-    let works = loop {
+    let ctl = || version.ctl().arg(format!("--endpoints=127.0.0.1:{client}")).arg("--command-timeout=2s");
+    let answer = loop {
         if process.try_wait()?.is_some() {
-            break false;
+            break None;
         }
-        let put = version.ctl().arg(format!("--endpoints=127.0.0.1:{client}")).args([
-            "--command-timeout=2s",
-            "put",
-            "after",
-            "1",
-        ]);
-        if put.run()?.code == 0 {
-            break true;
+        // A read that goes through raft, as a write does, but changes nothing.
+        if ctl().args(["get", "x"]).run()?.code == 0 {
+            break ask(&ctl).ok();
         }
         if started.elapsed() > Duration::from_secs(10) {
-            break false;
+            break None;
         }
     };
     let _ = process.kill();
     process.wait()?;
     let lines = reader.join().unwrap_or_default();
-    Ok(if works { Ok(()) } else { Err(lines[lines.len().saturating_sub(30)..].join("\n")) })
+    Ok(answer.ok_or_else(|| lines[lines.len().saturating_sub(30)..].join("\n")))
+}
+
+/// Whether real etcd starts and takes a write.
+pub fn starts(version: &Version, data_dir: &Path) -> Result<Result<(), String>> {
+    serve(version, data_dir, |ctl| ctl().args(["put", "after", "1"]).ok().map(|_| ()))
+}
+
+/// Every key and the revision as real etcd has them after a start; then it must take a write.
+pub fn holds(version: &Version, data_dir: &Path) -> Result<Result<(Vec<Key>, i64), String>> {
+    serve(version, data_dir, |ctl| {
+        let held = listed(ctl())?;
+        ctl().args(["put", "after", "1"]).ok()?;
+        Ok(held)
+    })
 }
 
 /// Copies a data folder with all that is in it.

@@ -1,11 +1,15 @@
-//! etcd: a first look at a stacked member's data. Nothing of it is mended by this version.
+//! etcd: whether the member on this node will start again, read from its log, snapshots and database.
 
 use std::os::unix::fs::MetadataExt;
+use std::rc::Rc;
 
-use super::{Check, Context, Finding, Severity};
-use crate::etcd::look::{Database, Look};
-use crate::etcd::outline::Outline;
-use crate::guest::{Backing, Guest, GuestPath};
+use super::{Check, Context, Finding, Remedy, Severity};
+use crate::etcd::boot::{self, Effect, Kind, Problem};
+use crate::etcd::locate;
+use crate::etcd::member::{MemberData, Place, Stored};
+use crate::etcd::mend::{self, Mend};
+use crate::guest::{Backing, Guest, Planned};
+use crate::repair::Prepared;
 use crate::repair::in_use::held_open::{HeldOpen, Holder};
 use crate::units;
 
@@ -18,8 +22,10 @@ const ID: &str = "etcd";
 /// `--quota-backend-bytes` where the flag is absent (etcd's DefaultQuotaBytes).
 const DEFAULT_QUOTA: u64 = 2 << 30;
 
-const COPY_FIRST: &str = "This version does not mend etcd. Before anything else copy the whole data folder away; then take the \
-                          data from a healthy member (`etcdctl member remove`, `member add`) or restore a snapshot.";
+/// Up to this size every page of the database is checked in passing; `--only etcd` and `rescue etcd status` do it for any size.
+const CHECKED_WHOLE: u64 = 64 << 20;
+
+const COPY_FIRST: &str = "Before anything else copy the whole data folder away.";
 
 impl Check for EtcdLook {
     fn id(&self) -> &'static str {
@@ -27,211 +33,237 @@ impl Check for EtcdLook {
     }
 
     fn about(&self) -> &'static str {
-        "a stacked etcd member's data: sizes, and damage that a first look shows; reports only"
+        "a stacked etcd member: whether its log, snapshots and database let it start; mends in place what loses nothing"
     }
 
     fn run(&self, context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
         let Some(pod) = context.node.static_pod("etcd") else { return Ok(Vec::new()) };
-        let data_dir = GuestPath::new(pod.flag("--data-dir").unwrap_or("/var/lib/etcd"));
+        let Some(found) = locate::on_node(context.guest, context.node) else { return Ok(Vec::new()) };
         let quota = pod.flag("--quota-backend-bytes").and_then(|bytes| bytes.parse().ok()).filter(|bytes| *bytes > 0);
-        if let Some(holder) = holder(context.guest, &data_dir) {
+        if let Some(holder) = holder(context.guest, &found.place) {
             let title = format!("etcd is running: {holder} has its database open, so it was not looked into");
-            return Ok(vec![Finding::new(ID, Severity::Note, title).with_evidence(&data_dir, "in use")]);
+            return Ok(vec![Finding::new(ID, Severity::Note, title).with_evidence(&found.place.data_dir, "in use")]);
         }
-        let look = Look::at(context.guest, data_dir);
-        Ok(vec![finding(&look, quota.unwrap_or(DEFAULT_QUOTA), &context.guest.unresolved)])
+        // Whoever asks for this check alone waits for all of it.
+        let whole = if context.settings.only == [ID] { u64::MAX } else { CHECKED_WHOLE };
+        Ok(findings(context.guest, &found.place, quota.unwrap_or(DEFAULT_QUOTA), whole))
     }
 }
 
 /// Who has the database open, where the guest is mounted on this machine. Pages that change while they are read look damaged.
-fn holder(guest: &Guest, data_dir: &GuestPath) -> Option<Holder> {
-    let real = guest.resolve(&data_dir.join("member/snap/db")).ok()?;
+fn holder(guest: &Guest, place: &Place) -> Option<Holder> {
+    let real = guest.resolve(&place.db()).ok()?;
     let Backing::Folder(folder) = &guest.file_system_of(&real)?.backing else { return None };
     let device = std::fs::metadata(folder).ok()?.dev();
     let inode = guest.tree().lstat(real.as_path()).ok()?.ino?;
     HeldOpen::scan().holder(device, inode).cloned()
 }
 
-fn finding(look: &Look, quota: u64, unresolved: &[String]) -> Finding {
-    let (severity, title) = match worst(look, quota) {
-        Some((severity, what)) => (severity, format!("etcd: {what}")),
-        None => (Severity::Note, format!("etcd: {}; not examined further nor mended by this version", summary(look))),
-    };
-    let mut finding = Finding::new(ID, severity, title).with_evidence(&look.data_dir, summary(look));
-    for file in look.wal.iter().filter(|file| !file.begins_well) {
-        finding =
-            finding.with_evidence(&file.path, format!("{}, begins with no record of a log", units::bytes(file.size)));
+/// `whole`: up to which size every page of the database is checked.
+fn findings(guest: &Guest, place: &Place, quota: u64, whole: u64) -> Vec<Finding> {
+    let data = MemberData::read(guest, place);
+    let mended = |problem: &Problem| mended(problem, guest, &data);
+    let mut problems = boot::problems(&data);
+    if let Some(problem) = check_pages(&data, whole) {
+        problems.insert(0, problem);
     }
-    for path in &look.broken {
-        finding = finding.with_evidence(path, "set aside by etcd as damaged");
+    if let Some(problem) = boot::over_quota(&data, quota) {
+        problems.push(problem);
     }
-    for (path, why) in &look.unreadable {
-        finding = finding.with_evidence(path, format!("cannot be read: {why}"));
+    let mut findings: Vec<Finding> =
+        problems.iter().filter(|problem| problem.effect != Effect::Harmless).map(mended).collect();
+    let harmless = problems.iter().filter(|problem| problem.effect == Effect::Harmless);
+    if findings.is_empty() {
+        let title = format!("etcd: {}; it will start", summary(&data));
+        findings.push(Finding::new(ID, Severity::Note, title).with_evidence(&place.data_dir, coverage(&data, whole)));
     }
-    if severity > Severity::Note {
+    if let Some(first) = findings.first_mut() {
+        first.evidence.extend(harmless.map(|problem| super::Evidence::new(&problem.path, problem.saw.clone())));
+    }
+    findings
+}
+
+fn check_pages(data: &MemberData, whole: u64) -> Option<Problem> {
+    let Stored::Open(open) = &data.stored else { return None };
+    if open.0.db.size() > whole {
+        return None;
+    }
+    let fault = open.0.db.check(&mut |_, _| {}).err()?;
+    Some(Problem::database(&data.place.db(), &fault))
+}
+
+fn coverage(data: &MemberData, whole: u64) -> String {
+    match &data.stored {
+        Stored::Open(open) if open.0.db.size() > whole => {
+            "log and snapshots read whole, the database in part (--only etcd, or rescue etcd status, reads all of it)"
+                .to_owned()
+        }
+        _ => "log, snapshots and database read whole".to_owned(),
+    }
+}
+
+/// With what mends it, or why nothing does.
+fn mended(problem: &Problem, guest: &Guest, data: &MemberData) -> Finding {
+    let finding = finding(problem, guest);
+    if problem.effect != Effect::Stops {
+        return finding;
+    }
+    match mend::mend(guest, data, problem) {
+        Ok(mend) => {
+            let remedy = MendEtcd { place: data.place.clone(), kind: problem.kind, mend };
+            Finding { advice: Vec::new(), ..finding }.with_remedy(remedy)
+        }
+        Err(why) => finding.with_advice(why),
+    }
+}
+
+/// Mends a member in place.
+#[derive(Debug)]
+struct MendEtcd {
+    place: Place,
+    kind: Kind,
+    mend: Mend,
+}
+
+impl Remedy for MendEtcd {
+    fn kind(&self) -> &'static str {
+        self.mend.name()
+    }
+
+    fn summary(&self) -> String {
+        self.mend.summary()
+    }
+
+    fn details(&self) -> Vec<String> {
+        self.mend.details()
+    }
+
+    /// Worked out against the member as it is when this is prepared: an earlier remedy may have mended it, or changed what mends it.
+    fn prepare(&self, context: &Context<'_>) -> anyhow::Result<Prepared> {
+        let guest = context.guest;
+        let data = MemberData::read(guest, &self.place);
+        let pages = check_pages(&data, u64::MAX);
+        let problems = boot::problems(&data);
+        let problem = problems.iter().chain(&pages).find(|p| p.kind == self.kind && p.effect == Effect::Stops);
+        let Some(problem) = problem else { return Ok(Prepared::default()) };
+        let mend = mend::mend(guest, &data, problem).map_err(anyhow::Error::msg)?;
+        let changes = mend.changes(guest)?;
+        let mut tree = Planned::over(guest.tree(), context.settings.now.unix_timestamp());
+        for change in &changes {
+            tree.apply(change)?;
+        }
+        mend::prove(&guest.with_tree(Rc::new(tree)), &self.place, &data, self.kind).map_err(anyhow::Error::msg)?;
+        Ok(Prepared { changes, ..Prepared::default() })
+    }
+}
+
+fn finding(problem: &Problem, guest: &Guest) -> Finding {
+    let severity = if problem.effect == Effect::Stops { Severity::StopsBoot } else { Severity::WillBreak };
+    let says = problem.etcd_says.as_ref().filter(|says| !says.is_empty());
+    let says = says.map(|says| format!("; etcd will say: {says}")).unwrap_or_default();
+    let mut finding = Finding::new(ID, severity, format!("etcd: {}", problem.saw))
+        .with_evidence(&problem.path, format!("{}{says}", problem.saw));
+    if let Some(advice) = boot::advice(problem) {
+        finding = finding.with_advice(advice);
+    }
+    if severity == Severity::StopsBoot {
         finding = finding.with_advice(COPY_FIRST);
-        for missing in unresolved {
+        finding = finding.with_advice(
+            "`rescue etcd status` with the disks of all control planes says which one holds the newest writes.",
+        );
+        for missing in &guest.unresolved {
             finding = finding.with_advice(format!("Perhaps etcd's data is on a disk that was not given: {missing}"));
         }
     }
     finding
 }
 
-/// "db 868.0 KiB (transaction 1234, 3 members), 1 WAL file of 61.0 MiB, 0 snapshots".
-fn summary(look: &Look) -> String {
-    let database = match &look.database {
-        Database::Missing => "no db".to_owned(),
-        Database::Unreadable => "db not readable".to_owned(),
-        Database::There(outline) => {
-            let mut facts = Vec::new();
-            facts.extend(outline.newest().map(|meta| format!("transaction {}", meta.transaction)));
-            facts.extend(outline.members.map(|count| format!("{count} member{}", if count == 1 { "" } else { "s" })));
-            let facts = if facts.is_empty() { String::new() } else { format!(" ({})", facts.join(", ")) };
-            format!("db {}{facts}", units::bytes(outline.size))
-        }
+/// "k8s-master01, one of 3 members, at revision 4711 of 868.0 KiB".
+fn summary(data: &MemberData) -> String {
+    let (members, _) = data.membership();
+    let own = data.log.identity.and_then(|identity| members.list.get(&identity.member));
+    let name = own.map(|member| member.name.as_str()).filter(|name| !name.is_empty()).unwrap_or("a member");
+    let of = match members.list.len() {
+        0 => String::new(),
+        1 => ", the only member".to_owned(),
+        count => format!(", one of {count} members"),
     };
-    let files = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
-    let wal = format!("{} of {}", files(look.wal.len(), "WAL file"), units::bytes(look.wal_bytes()));
-    let mut text = format!("{database}, {wal}, {}", files(look.snapshots, "snapshot"));
-    if !look.broken.is_empty() {
-        text.push_str(&format!(", {} set aside as broken", look.broken.len()));
-    }
-    text
-}
-
-/// The worst thing that a first look shows.
-fn worst(look: &Look, quota: u64) -> Option<(Severity, String)> {
-    let stops = |what: String| Some((Severity::StopsBoot, what));
-    if !look.has_member {
-        return stops(format!(
-            "{} holds no member: a first control-plane node would found an empty cluster there",
-            look.data_dir
-        ));
-    }
-    match &look.database {
-        Database::Missing => return stops("its database (member/snap/db) is not there".into()),
-        Database::Unreadable => return stops("its database (member/snap/db) cannot be read".into()),
-        Database::There(outline) => {
-            if let Some(what) = database_fault(outline) {
-                return stops(what);
-            }
-        }
-    }
-    if look.wal.is_empty() && look.unreadable.is_empty() {
-        return stops("its write-ahead log (member/wal) is empty".into());
-    }
-    let will_break = |what: String| Some((Severity::WillBreak, what));
-    if let Some(file) = look.wal.iter().find(|file| !file.begins_well) {
-        return will_break(format!("{} of its write-ahead log is damaged at its beginning", file.path));
-    }
-    if let Some(number) = look.gaps().first() {
-        return will_break(format!("number {number:x} of its write-ahead log is missing between others"));
-    }
-    match &look.database {
-        Database::There(outline) if outline.size >= quota => will_break(format!(
-            "its database has reached its quota ({} of {}): it takes no more writes",
-            units::bytes(outline.size),
-            units::bytes(quota)
-        )),
-        _ => None,
-    }
-}
-
-fn database_fault(outline: &Outline) -> Option<String> {
-    if outline.size == 0 {
-        return Some("its database (member/snap/db) is empty".into());
-    }
-    if let (Err(first), Err(second)) = (outline.first, outline.second) {
-        return Some(format!("both meta pages of its database are damaged ({first}; {second})"));
-    }
-    if outline.missing() > 0 {
-        return Some(format!("its database is cut short by {}", units::bytes(outline.missing())));
-    }
-    outline.root_fault.map(|fault| format!("the root page of its database is damaged: {fault}"))
+    let facts = data.facts().map(|facts| format!(", revision {}", facts.revision)).unwrap_or_default();
+    let size = match &data.stored {
+        Stored::Open(open) => format!(", database {}", units::bytes(open.0.db.size())),
+        _ => String::new(),
+    };
+    format!("{name}{of}{facts}{size}, last entry {} of term {}", data.log.last, data.log.last_term())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::MemoryTree;
+    use crate::etcd::sample;
+    use crate::guest::{GuestPath, MemoryTree};
 
     const DIR: &str = "/var/lib/etcd";
-    const WAL: &[u8] = &[4, 0, 0, 0, 0, 0, 0, 0x84, 0x08, 0x04, 0x10, 0, 0, 0, 0, 0];
+    const LOG: &str = "/var/lib/etcd/member/wal/0000000000000000-0000000000000000.wal";
+    const DB: &str = "/var/lib/etcd/member/snap/db";
 
-    fn healthy() -> MemoryTree {
-        MemoryTree::new()
-            .file(format!("{DIR}/member/snap/db"), crate::etcd::outline::sample(3))
-            .file(format!("{DIR}/member/snap/0000000000000002-0000000000002711.snap"), "x")
-            .file(format!("{DIR}/member/wal/0000000000000000-0000000000000000.wal"), WAL)
-            .file(format!("{DIR}/member/wal/0000000000000001-0000000000001000.wal"), WAL)
-            .file(format!("{DIR}/member/wal/0.tmp"), "")
-    }
-
-    fn look(tree: MemoryTree) -> Finding {
-        let guest: Guest = tree.into_guest();
-        finding(&Look::at(&guest, GuestPath::new(DIR)), DEFAULT_QUOTA, &[])
+    fn look(tree: MemoryTree) -> Vec<Finding> {
+        findings(&tree.into_guest(), &Place::new(GuestPath::new(DIR), None), DEFAULT_QUOTA, CHECKED_WHOLE)
     }
 
     #[test]
     fn a_healthy_member_is_a_note() {
-        let finding = look(healthy());
-        assert_eq!(finding.severity, Severity::Note);
+        let findings = look(sample::member(DIR));
+        assert_eq!(findings.len(), 1);
+        assert_eq!(findings[0].severity, Severity::Note);
         assert_eq!(
-            finding.title,
-            "etcd: db 16.0 KiB (transaction 11, 3 members), 2 WAL files of 32 B, 1 snapshot; not examined further nor mended \
-             by this version"
+            findings[0].title,
+            "etcd: master01, the only member, revision 2, database 16.0 KiB, last entry 8 of term 2; it will start"
         );
     }
 
     #[test]
-    fn clear_damage_is_told_without_a_remedy() {
-        let db = format!("{DIR}/member/snap/db");
-        let wal = format!("{DIR}/member/wal/0000000000000001-0000000000001000.wal");
-        let mut both = crate::etcd::outline::sample(3);
-        both[16] = 0;
-        both[4096 + 16] = 0;
+    fn what_stops_etcd_is_a_finding_with_advice() {
+        let mut flipped = sample::log(8);
+        let at = flipped.len() - 9;
+        flipped[at] ^= 1;
+        let mut metas = sample::sound_database(8);
+        metas[16] = 0;
+        metas[4096 + 16] = 0;
         let cases = [
-            (MemoryTree::new().dir(DIR), Severity::StopsBoot, "found an empty cluster"),
-            (healthy().without(&db), Severity::StopsBoot, "is not there"),
-            (healthy().file(&db, ""), Severity::StopsBoot, "is empty"),
-            (healthy().file(&db, both), Severity::StopsBoot, "both meta pages"),
-            (
-                healthy().file(&db, &crate::etcd::outline::sample(3)[..12_288]),
-                Severity::StopsBoot,
-                "cut short by 4.0 KiB",
-            ),
-            (
-                healthy().without(format!("{DIR}/member/wal")).dir(format!("{DIR}/member/wal")),
-                Severity::StopsBoot,
-                "log",
-            ),
-            (healthy().file(&wal, [0; 4096]), Severity::WillBreak, "damaged at its beginning"),
-            (
-                healthy().file(format!("{DIR}/member/wal/0000000000000003-0000000000002000.wal"), WAL),
-                Severity::WillBreak,
-                "number 2",
-            ),
+            (MemoryTree::new().dir(DIR), "empty cluster"),
+            (sample::member(DIR).file(DB, ""), "meta pages"),
+            (sample::member(DIR).file(DB, metas), "meta pages"),
+            (sample::member(DIR).file(DB, &sample::sound_database(8)[..3 * 4096]), "cut short"),
+            (sample::member(DIR).without(LOG), "log is empty"),
+            (sample::member(DIR).file(LOG, flipped), "checksum is wrong"),
         ];
-        for (tree, severity, words) in cases {
-            let finding = look(tree);
-            assert_eq!(finding.severity, severity, "{}", finding.title);
-            assert!(finding.title.contains(words), "{}", finding.title);
-            assert!(finding.remedies.is_empty() && !finding.advice.is_empty());
+        for (tree, words) in cases {
+            let findings = look(tree);
+            let found = findings.iter().find(|finding| finding.title.contains(words));
+            let found = found.unwrap_or_else(|| panic!("{words}: {findings:#?}"));
+            assert_eq!(found.severity, Severity::StopsBoot, "{words}");
+            assert!(!found.advice.is_empty() || !found.remedies.is_empty());
         }
     }
 
     #[test]
-    fn what_etcd_set_aside_is_named() {
-        let path = format!("{DIR}/member/wal/0000000000000000-0000000000000000.wal.broken");
-        let finding = look(healthy().file(&path, WAL));
-        assert!(finding.evidence.iter().any(|evidence| evidence.path == path));
-        assert_eq!(finding.severity, Severity::Note);
+    fn what_etcd_mends_itself_is_evidence_of_a_note() {
+        let log = sample::log(8);
+        let findings = look(sample::member(DIR).file(LOG, &log[..log.len() - 3]));
+        assert_eq!(findings[0].severity, Severity::Note, "{findings:#?}");
+        assert!(findings[0].evidence.iter().any(|evidence| evidence.saw.contains("etcd cuts it off itself")));
+    }
+
+    #[test]
+    fn a_database_ahead_of_its_log_will_break() {
+        let findings = look(sample::member(DIR).file(DB, sample::sound_database(20)));
+        assert_eq!(findings[0].severity, Severity::WillBreak, "{findings:#?}");
     }
 
     #[test]
     fn a_full_database_takes_no_writes() {
-        let guest = healthy().into_guest();
-        let finding = finding(&Look::at(&guest, GuestPath::new(DIR)), 16 << 10, &[]);
-        assert_eq!(finding.severity, Severity::WillBreak);
+        let guest = sample::member(DIR).into_guest();
+        let findings = findings(&guest, &Place::new(GuestPath::new(DIR), None), 16 << 10, CHECKED_WHOLE);
+        assert_eq!(findings[0].severity, Severity::WillBreak);
     }
 }

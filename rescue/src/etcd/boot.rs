@@ -4,7 +4,7 @@
 use super::bbolt::Fault;
 use super::member::{MemberData, Stored};
 use super::snap::SnapFault;
-use super::wal::{End, SegmentLook};
+use super::wal::{End, SegmentLook, Tear};
 use crate::guest::GuestPath;
 use crate::units;
 
@@ -171,10 +171,12 @@ fn segment(look: &SegmentLook, is_old: bool, is_last: bool) -> Option<Problem> {
     let saw = format!("the log {what}; {size} lie behind its last good record at byte {}", look.used);
     Some(match (look.end, is_old, is_last) {
         (End::Complete, ..) => return None,
+        (End::Torn(Tear::Length), _, true) => {
+            let saw = format!("{saw}; etcd cuts it off itself only from 3.5.7 on");
+            Problem::new(Kind::TailTorn, Effect::Stops, path, saw).says("wal: max entry size limit exceeded")
+        }
         (End::Torn(_), _, true) => {
-            let problem =
-                Problem::new(Kind::TailTorn, Effect::Harmless, path, format!("{saw}; etcd cuts it off itself"));
-            problem.says("wal: max entry size limit exceeded (before 3.5.7)")
+            Problem::new(Kind::TailTorn, Effect::Harmless, path, format!("{saw}; etcd cuts it off itself"))
         }
         (end, true, false) => {
             let saw = format!("{saw}; the file is not needed, but etcd reads it");
@@ -303,6 +305,17 @@ fn alarms(data: &MemberData, found: &mut Vec<Problem>) {
         let saw = format!("member {:x} has raised an alarm, {what}", alarm.member);
         found.push(Problem::new(Kind::Alarm, Effect::Breaks, &data.place.db(), saw).says(says));
     }
+}
+
+/// A database that has reached `--quota-backend-bytes`: etcd raises an alarm with the next write.
+pub fn over_quota(data: &MemberData, quota: u64) -> Option<Problem> {
+    let Stored::Open(open) = &data.stored else { return None };
+    let size = open.0.db.size();
+    (size >= quota).then(|| {
+        let saw = format!("the database has reached its quota ({} of {})", units::bytes(size), units::bytes(quota));
+        Problem::new(Kind::Alarm, Effect::Breaks, &data.place.db(), saw)
+            .says("etcdserver: mvcc: database space exceeded")
+    })
 }
 
 fn leftovers(data: &MemberData, found: &mut Vec<Problem>) {

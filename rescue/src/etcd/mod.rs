@@ -10,13 +10,14 @@ pub mod keys;
 pub mod kubernetes;
 pub mod lease;
 pub mod locate;
-pub mod look;
 pub mod member;
 pub mod members;
-pub mod outline;
+pub mod mend;
 pub mod proto;
 pub mod raft;
 pub mod request;
+#[cfg(test)]
+pub(crate) mod sample;
 pub mod snap;
 pub mod status;
 pub mod survey;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::{DirEntry, FileKind, Meta, Tree, TreeError, TreeResult};
-use crate::repair::change::{Attributes, Change, FreeAction, Freeing};
+use crate::repair::change::{Attributes, Change, Edit, FreeAction, Freeing};
 
 #[derive(Clone)]
 enum Entry {
@@ -13,6 +13,11 @@ enum Entry {
     File {
         bytes: Vec<u8>,
         meta: Meta,
+    },
+    /// The beginning of the file below with other bytes in it.
+    Patched {
+        meta: Meta,
+        edits: Vec<Edit>,
     },
     /// The last `size` bytes of the file below.
     Tail {
@@ -72,6 +77,15 @@ impl Planned {
                 meta.size = content.expose().len() as u64;
                 Entry::File { bytes: content.expose().to_vec(), meta }
             }
+            Change::Patch { edits, size, .. } => {
+                if self.overlay.contains_key(&path) {
+                    let reason = "two remedies would change it".to_owned();
+                    return Err(TreeError::Unsupported { path, reason });
+                }
+                let mut meta = self.meta(&path, FileKind::Regular, &Attributes::Keep, 0o600);
+                meta.size = *size;
+                Entry::Patched { meta, edits: edits.clone() }
+            }
             Change::Symlink { target, .. } => {
                 let meta = self.meta(&path, FileKind::Symlink, &Attributes::Set { mode: 0o777, uid: 0, gid: 0 }, 0o777);
                 Entry::Link { target: target.clone(), meta }
@@ -99,7 +113,11 @@ impl Tree for Planned {
         match self.overlay.get(path) {
             Some(Entry::Gone) => Err(TreeError::NotFound(path.to_path_buf())),
             Some(
-                Entry::File { meta, .. } | Entry::Tail { meta, .. } | Entry::Link { meta, .. } | Entry::Folder { meta },
+                Entry::File { meta, .. }
+                | Entry::Patched { meta, .. }
+                | Entry::Tail { meta, .. }
+                | Entry::Link { meta, .. }
+                | Entry::Folder { meta },
             ) => Ok(meta.clone()),
             None => self.base.lstat(path),
         }
@@ -112,6 +130,12 @@ impl Tree for Planned {
                 let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
                 let to = from.saturating_add(length).min(bytes.len());
                 Ok(bytes[from..to].to_vec())
+            }
+            Some(Entry::Patched { meta, edits }) => {
+                let left = usize::try_from(meta.size.saturating_sub(offset)).unwrap_or(usize::MAX);
+                let mut bytes = self.base.read_range(path, offset, length.min(left))?;
+                edits.iter().for_each(|edit| edit.apply(offset, &mut bytes));
+                Ok(bytes)
             }
             Some(Entry::Tail { skip, .. }) => self.base.read_range(path, offset.saturating_add(*skip), length),
             Some(Entry::Link { .. } | Entry::Folder { .. }) => Err(TreeError::NotARegularFile(path.to_path_buf())),
@@ -140,7 +164,7 @@ impl Tree for Planned {
             entries.retain(|there| there.name != name);
             let kind = match entry {
                 Entry::Gone => continue,
-                Entry::File { .. } | Entry::Tail { .. } => FileKind::Regular,
+                Entry::File { .. } | Entry::Patched { .. } | Entry::Tail { .. } => FileKind::Regular,
                 Entry::Link { .. } => FileKind::Symlink,
                 Entry::Folder { .. } => FileKind::Directory,
             };

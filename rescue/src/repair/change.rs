@@ -4,9 +4,9 @@
 use sha2::{Digest, Sha256};
 use std::ffi::OsStr;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::guest::{FileKind, Guest, GuestPath, RealPath, TreeError, TreeResult};
+use crate::guest::{FileKind, Guest, GuestPath, RealPath, Tree, TreeError, TreeResult};
 
 /// Bytes of a file to be written. May hold private keys, so it is never shown.
 #[derive(Clone, PartialEq, Eq)]
@@ -49,6 +49,51 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// Read at once of a file that is only hashed.
+const CHUNK: usize = 1 << 20;
+
+/// SHA-256 of a file of any size.
+fn hash_of(tree: &dyn Tree, path: &Path, size: u64) -> TreeResult<String> {
+    let mut hasher = Sha256::new();
+    each_chunk(tree, path, size, &mut |_, bytes| hasher.update(bytes))?;
+    Ok(hex(&hasher.finalize()))
+}
+
+fn each_chunk(tree: &dyn Tree, path: &Path, size: u64, visitor: &mut dyn FnMut(u64, &mut [u8])) -> TreeResult<()> {
+    let mut at = 0;
+    while at < size {
+        let mut bytes = tree.read_range(path, at, CHUNK.min(usize::try_from(size - at).unwrap_or(CHUNK)))?;
+        if bytes.is_empty() {
+            break;
+        }
+        visitor(at, &mut bytes);
+        at += bytes.len() as u64;
+    }
+    Ok(())
+}
+
+/// Some bytes of a file, and what they become.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edit {
+    /// Where they begin.
+    pub offset: u64,
+    /// What is written there.
+    pub bytes: Content,
+}
+
+impl Edit {
+    /// Writes what of it lies in `chunk`, which begins at `at` in the file.
+    pub fn apply(&self, at: u64, chunk: &mut [u8]) {
+        for (index, byte) in self.bytes.expose().iter().enumerate() {
+            let place =
+                self.offset.saturating_add(index as u64).checked_sub(at).and_then(|at| usize::try_from(at).ok());
+            if let Some(place) = place.and_then(|at| chunk.get_mut(at)) {
+                *place = *byte;
+            }
+        }
+    }
+}
+
 /// What must be at a path before a change touches it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -79,9 +124,7 @@ impl Expect {
             Err(error) => return Err(error),
         };
         Ok(match meta.kind {
-            FileKind::Regular => {
-                Self::File { sha256: sha256_hex(&tree.read(path.as_path(), crate::guest::READ_LIMIT)?) }
-            }
+            FileKind::Regular => Self::File { sha256: hash_of(tree.as_ref(), path.as_path(), meta.size)? },
             FileKind::Symlink => Self::Symlink { target: tree.read_link(path.as_path())? },
             FileKind::Directory => Self::Directory,
             FileKind::Special => {
@@ -123,6 +166,20 @@ pub enum Change {
         /// What is there before.
         expect: Expect,
     },
+    /// Replace a regular file, which may be of any size, by a copy of its first `size` bytes in which some are others. Owner, mode and
+    /// all else stay.
+    Patch {
+        /// Where.
+        path: RealPath,
+        /// What is written over.
+        edits: Vec<Edit>,
+        /// Length afterwards, at most what it is now.
+        size: u64,
+        /// SHA-256 afterwards.
+        sha256: String,
+        /// What is there before.
+        expect: Expect,
+    },
     /// Create or replace a symbolic link, by a temporary link and rename.
     Symlink {
         /// Where.
@@ -153,6 +210,7 @@ impl Change {
     pub fn path(&self) -> &RealPath {
         match self {
             Self::Write { path, .. }
+            | Self::Patch { path, .. }
             | Self::Symlink { path, .. }
             | Self::Remove { path, .. }
             | Self::MakeDir { path, .. } => path,
@@ -172,6 +230,26 @@ impl Change {
             _ => Attributes::Set { mode, uid: 0, gid: 0 },
         };
         Ok(Self::Write { path: real, content: Content::new(content), attributes, expect })
+    }
+
+    /// Cuts the file at `path` to its first `size` bytes and writes `edits` into it; reads it once from end to end.
+    pub fn patch(guest: &Guest, path: &GuestPath, edits: Vec<Edit>, size: u64) -> TreeResult<Self> {
+        let real = guest.resolve(path)?;
+        let tree = guest.tree();
+        let meta = tree.lstat(real.as_path())?;
+        if meta.kind != FileKind::Regular {
+            return Err(TreeError::NotARegularFile(real.as_path().to_path_buf()));
+        }
+        let size = size.min(meta.size);
+        let (mut before, mut after) = (Sha256::new(), Sha256::new());
+        each_chunk(tree.as_ref(), real.as_path(), meta.size, &mut |at, bytes| {
+            before.update(&*bytes);
+            edits.iter().for_each(|edit| edit.apply(at, bytes));
+            let kept = usize::try_from(size.saturating_sub(at)).unwrap_or(usize::MAX).min(bytes.len());
+            after.update(bytes.get(..kept).unwrap_or_default());
+        })?;
+        let expect = Expect::File { sha256: hex(&before.finalize()) };
+        Ok(Self::Patch { path: real, edits, size, sha256: hex(&after.finalize()), expect })
     }
 
     /// Points the link at `path` (its parent resolved, itself not followed) to `target`.

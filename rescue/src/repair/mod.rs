@@ -7,6 +7,7 @@ pub mod fault;
 pub mod freeing;
 pub mod in_use;
 pub mod journal;
+mod patch;
 pub mod plan;
 pub mod preen;
 pub mod prune;
@@ -21,7 +22,7 @@ mod write_device;
 pub mod write_mount;
 mod xattrs;
 
-pub use change::{Attributes, Change, Content, Expect, FreeAction, Freeing, Prepared, sha256_hex};
+pub use change::{Attributes, Change, Content, Edit, Expect, FreeAction, Freeing, Prepared, sha256_hex};
 pub use runs::{RunState, RunSummary};
 pub use transaction::{Applied, Recovered, RunInfo, TransactionError, apply, recover};
 pub use undo::{UndoError, Undone, undo};

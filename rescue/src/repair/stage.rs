@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{Gid, IFlags, Mode, Uid};
 use rustix::io::Errno;
 
-use super::change::{Attributes, Change, Content};
+use super::change::{Attributes, Change, Content, Edit};
 use super::confined::{Confined, Place, is_not_there, sync_file};
 use super::fault;
 use super::journal::{State, Step, StoredPath};
@@ -28,6 +28,7 @@ const PER_FILE: u64 = 4096;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Outcome {
     File { content: Content, attributes: Attributes },
+    Patched { edits: Vec<Edit>, size: u64, sha256: String },
     Link { target: PathBuf },
     Nothing,
     Folder { attributes: Attributes },
@@ -37,6 +38,7 @@ impl Outcome {
     fn state(&self) -> State {
         match self {
             Self::File { content, .. } => State::File { sha256: content.sha256() },
+            Self::Patched { sha256, .. } => State::File { sha256: sha256.clone() },
             Self::Link { target } => State::Symlink { target: target.clone().into() },
             Self::Nothing => State::Absent,
             Self::Folder { .. } => State::Directory,
@@ -71,6 +73,9 @@ pub(super) fn goals(changes: Vec<Change>) -> Result<Vec<Goal>> {
             Change::Write { path, content, attributes, expect } => {
                 (path, Some(State::from(&expect)), Outcome::File { content, attributes })
             }
+            Change::Patch { path, edits, size, sha256, expect } => {
+                (path, Some(State::from(&expect)), Outcome::Patched { edits, size, sha256 })
+            }
             Change::Symlink { path, target, expect } => (path, Some(State::from(&expect)), Outcome::Link { target }),
             Change::Remove { path, expect } => (path, Some(State::from(&expect)), Outcome::Nothing),
             Change::MakeDir { path, attributes } => (path, None, Outcome::Folder { attributes }),
@@ -81,6 +86,10 @@ pub(super) fn goals(changes: Vec<Change>) -> Result<Vec<Goal>> {
             continue;
         };
         match (expect, &goal.outcome) {
+            // The original's bytes are staged, not those of another remedy.
+            _ if matches!(outcome, Outcome::Patched { .. }) => {
+                bail!("the plan contradicts itself about {path}: it is changed twice")
+            }
             // A folder that an earlier remedy makes already.
             (None, Outcome::Folder { .. }) => continue,
             (Some(expect), earlier) if expect == earlier.state() => {}
@@ -193,6 +202,9 @@ pub(super) fn refuse_without_space(confined: &Confined, store: &Store<'_>, goals
         if let Outcome::File { content, .. } = &goal.outcome {
             need.0 += (content.expose().len() as u64).next_multiple_of(PER_FILE);
         }
+        if let Outcome::Patched { size, .. } = &goal.outcome {
+            need.0 = need.0.saturating_add(size.next_multiple_of(PER_FILE));
+        }
         // The name of the step in the record is longer than its path only by hashes.
         need.0 += PER_FILE + goal.path.as_path().as_os_str().len() as u64 + 512;
         need.1 += 1;
@@ -273,6 +285,10 @@ fn stage_one(confined: &Confined, goal: &Goal, original: Option<&Place>, staged:
     match &goal.outcome {
         Outcome::Nothing => return Ok(()),
         Outcome::File { content, .. } => drop(staged.create(content.expose())?),
+        Outcome::Patched { edits, size, .. } => {
+            let original = original.with_context(|| format!("{} is not there any more", goal.path))?;
+            super::patch::stage(original, staged, edits, *size)?;
+        }
         Outcome::Link { target } => staged.make_link(target)?,
         Outcome::Folder { .. } => staged.make_folder()?,
     }
@@ -293,7 +309,7 @@ fn stage_one(confined: &Confined, goal: &Goal, original: Option<&Place>, staged:
     let (mode, no_flags) = (Mode::from_raw_mode(mode), rustix::fs::AtFlags::empty());
     fault::call("chmod", || rustix::fs::chmodat(staged.folder(), staged.name(), mode, no_flags))
         .with_context(|| format!("giving the new {} its mode", goal.path))?;
-    if matches!(goal.outcome, Outcome::File { .. }) {
+    if matches!(goal.outcome, Outcome::File { .. } | Outcome::Patched { .. }) {
         sync_file(&staged.open_file()?, staged)?;
     }
     Ok(())
@@ -315,11 +331,11 @@ fn attributes(confined: &Confined, goal: &Goal, original: Option<&Place>) -> Res
             | Outcome::Folder { attributes: Attributes::Set { mode, uid, gid } },
             _,
         ) => (mode & 0o7777, *uid, *gid),
-        (Outcome::File { .. }, Some(stat)) if goal.before.is_file() => {
+        (Outcome::File { .. } | Outcome::Patched { .. }, Some(stat)) if goal.before.is_file() => {
             (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid)
         }
         // Nothing to keep: what is least seen. A key may be in it.
-        (Outcome::File { .. }, _) => (0o600, 0, 0),
+        (Outcome::File { .. } | Outcome::Patched { .. }, _) => (0o600, 0, 0),
         (Outcome::Folder { .. }, _) => {
             let parent = confined.lstat(&goal.path.parent())?;
             parent.map_or((0o755, 0, 0), |stat| (0o755, stat.st_uid, stat.st_gid))

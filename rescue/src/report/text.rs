@@ -320,7 +320,7 @@ pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
     }
     let _ = writeln!(
         out,
-        "Not mended by this version: etcd's data (looked at in passing only). Each worker and each further control plane has \
+        "Not mended by this version: etcd's members beyond what the check etcd mends in place. Each worker and each further control plane has \
          certificates of its own on its own disk: rescue repair takes several disks at once."
     );
     if let Some(needed) = &receipt.restart {

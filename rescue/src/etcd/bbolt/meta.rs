@@ -11,6 +11,9 @@ const HEADER: usize = 16;
 /// Bytes of a meta behind its page's header.
 pub const LENGTH: usize = 64;
 
+/// Bytes of a meta page that mean something: header and meta.
+pub const PAGE_BYTES: usize = HEADER + LENGTH;
+
 /// The largest page size: arm64 has 64 KiB; nothing has more.
 const LARGEST_PAGE: u64 = 64 << 10;
 

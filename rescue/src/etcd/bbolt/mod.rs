@@ -203,6 +203,7 @@ impl Database {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::etcd::sample::sound_database;
     use crate::guest::{GuestPath, MemoryTree};
 
     fn open(bytes: &[u8]) -> Result<Database, Fault> {
@@ -212,28 +213,55 @@ mod tests {
 
     #[test]
     fn reads_a_small_database() {
-        let mut db = crate::etcd::outline::sample(0);
-        let db = open(&{
-            // `sample` claims entries that it does not hold; none is honest.
-            db.truncate(4 * 4096);
-            db
-        })
-        .unwrap();
+        let db = open(&sound_database(8)).unwrap();
         assert_eq!((db.meta().transaction, db.meta().pages), (11, 4));
-        assert_eq!(db.bucket(b"members").unwrap().map(|bucket| matches!(bucket, Bucket::Inline(_))), Some(true));
+        let meta = db.bucket(b"meta").unwrap().unwrap();
+        assert_eq!(db.get(&meta, b"consistent_index").unwrap(), Some(8u64.to_be_bytes().to_vec()));
+        assert_eq!(db.get(&meta, b"other").unwrap(), None);
         assert_eq!(db.bucket(b"other").unwrap(), None);
-        let check = db.check(&mut |_, _| {}).unwrap();
-        assert_eq!((check.pages, check.free), (1, 1));
+        let mut count = 0;
+        let check = db.check(&mut |_, _| count += 1).unwrap();
+        assert_eq!((check.pages, check.free, count), (1, 1, 2));
+    }
+
+    #[test]
+    fn one_damaged_meta_leaves_the_other() {
+        for damaged in [20, 4096 + 20, 16 + 50, 4096 + 16 + 50] {
+            let mut bytes = sound_database(8);
+            bytes[damaged] ^= 0xff;
+            let db = open(&bytes).unwrap();
+            assert!(db.metas()[0].is_err() != db.metas()[1].is_err(), "{damaged}");
+        }
     }
 
     #[test]
     fn damage_names_the_page() {
-        let mut bytes = crate::etcd::outline::sample(0);
+        let mut bytes = sound_database(8);
         bytes[2 * 4096 + 8] = 7;
-        assert_eq!(open(&bytes).unwrap().bucket(b"members").unwrap_err().to_string(), "page 2: invalid page type");
-        let bytes = crate::etcd::outline::sample(3);
-        assert!(open(&bytes).unwrap().check(&mut |_, _| {}).is_err());
+        assert_eq!(open(&bytes).unwrap().bucket(b"meta").unwrap_err().to_string(), "page 2: invalid page type");
         assert!(matches!(open(&bytes[..3 * 4096]), Err(Fault::Short(4096))));
         assert!(matches!(open(b""), Err(Fault::Metas(MetaFault::Short, MetaFault::Short))));
+    }
+
+    #[test]
+    fn random_damage_neither_panics_nor_hangs() {
+        let good = sound_database(8);
+        let mut state = 5u64;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) as usize
+        };
+        for _ in 0..20_000 {
+            let mut bytes = good.clone();
+            for _ in 0..1 + random() % 4 {
+                let at = 8192 + random() % 400;
+                bytes[at] = random() as u8;
+            }
+            if let Ok(db) = open(&bytes) {
+                let _ = db.check(&mut |_, _| {});
+                let _ = db.last_key(&Bucket::Page(2));
+                let _ = db.bucket(b"meta").map(|bucket| bucket.map(|bucket| db.get(&bucket, b"term")));
+            }
+        }
     }
 }

@@ -326,6 +326,7 @@ impl SegmentLook {
         match self.end {
             End::Complete => None,
             End::Torn(Tear::Short) => Some("ends in the middle of a record"),
+            End::Torn(Tear::Length) => Some("ends with a record of an impossible length"),
             End::Torn(Tear::ZeroSector) => Some("ends with a record of which a sector is zeros"),
             End::Damaged(Damage::Checksum) => Some("holds a record whose checksum is wrong"),
             End::Damaged(Damage::Malformed) => Some("holds something that is no record"),
