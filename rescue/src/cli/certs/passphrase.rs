@@ -73,9 +73,10 @@ fn typed_twice() -> Result<Zeroizing<String>> {
     Ok(first)
 }
 
-/// For what can also go without: `None` where there is no terminal, or nothing was typed.
+/// For what can also go without: `None` where there is no terminal to show the question on (an unattended run of the ISO has its errors in a pipe) and
+/// to answer it, or nothing was typed.
 pub fn try_to_ask(question: &str) -> Option<Zeroizing<Vec<u8>>> {
-    if !std::io::stdin().is_terminal() {
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
         return None;
     }
     type_in(question).ok().map(|mut typed| Zeroizing::new(std::mem::take(&mut *typed).into_bytes()))
