@@ -48,10 +48,18 @@ pub(super) fn text(bytes: &[u8], at: usize, width: usize) -> Option<String> {
     (!text.is_empty()).then(|| escape(&text))
 }
 
-/// Text from a disk made safe to show: control characters are escaped.
+/// Whether a character of a guest may not be shown as it is: it would move the cursor, or show something else than what is there (Trojan Source,
+/// CVE-2021-42574: what turns the direction of writing, and what is not seen at all).
+pub(crate) fn misleads(character: char) -> bool {
+    let invisible = matches!(character, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}');
+    character.is_control() || invisible
+}
+
+/// Text from a disk made safe to show: what [`misleads`] is escaped.
 pub(crate) fn escape(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut safe, character| {
-        if character.is_control() {
+        if misleads(character) {
             safe.extend(character.escape_default());
         } else {
             safe.push(character);

@@ -24,7 +24,7 @@ pub mod stack;
 pub mod volume;
 pub mod words;
 
-pub(crate) use bytes::escape;
+pub(crate) use bytes::{escape, misleads};
 pub use ext_super::{BadSuperblock, ExtSuper};
 pub use ext4_tree::Ext4Tree;
 pub use fat::FatSuper;

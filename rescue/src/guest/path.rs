@@ -122,7 +122,7 @@ impl fmt::Display for RealPath {
 fn write_safely(f: &mut fmt::Formatter<'_>, path: &Path) -> fmt::Result {
     for chunk in path.as_os_str().as_bytes().utf8_chunks() {
         for character in chunk.valid().chars() {
-            if character.is_control() {
+            if crate::disk::misleads(character) {
                 write!(f, "{}", character.escape_default())?;
             } else {
                 write!(f, "{character}")?;
@@ -149,5 +149,7 @@ mod tests {
     #[test]
     fn shows_control_characters_escaped() {
         assert_eq!(GuestPath::new("/a\x1b[2J\nb").to_string(), "/a\\u{1b}[2J\\nb");
+        // Shown as it is, this would read "fdp.exe": what comes after is written from right to left.
+        assert_eq!(GuestPath::new("/\u{202e}exe.pdf\u{200b}").to_string(), "/\\u{202e}exe.pdf\\u{200b}");
     }
 }

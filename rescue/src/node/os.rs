@@ -1,6 +1,7 @@
 //! The operating system and what it calls itself.
 
 use super::Fact;
+use crate::disk::escape;
 use crate::guest::{Guest, GuestPath};
 use crate::systemd::environment;
 
@@ -22,10 +23,8 @@ pub(super) fn name(guest: &Guest) -> Fact<String> {
     };
     let get = |key: &str| pairs.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
     match (get("PRETTY_NAME"), get("NAME")) {
-        (Some(pretty), _) if !pretty.is_empty() => Fact::known(pretty.to_owned(), path),
-        (_, Some(name)) => {
-            Fact::known(format!("{name} {}", get("VERSION").unwrap_or_default()).trim().to_owned(), path)
-        }
+        (Some(pretty), _) if !pretty.is_empty() => Fact::known(escape(pretty), path),
+        (_, Some(name)) => Fact::known(escape(format!("{name} {}", get("VERSION").unwrap_or_default()).trim()), path),
         _ => Fact::unknown(format!("{path} names nothing")),
     }
 }
@@ -52,7 +51,8 @@ fn first_line(guest: &Guest, path: &str) -> Fact<String> {
         Err(error) => return Fact::unknown(error),
     };
     match text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#')) {
-        Some(line) => Fact::known(line.to_owned(), path),
+        // A host name is shown everywhere, also where a terminal would obey it.
+        Some(line) => Fact::known(escape(line), path),
         None => Fact::unknown(format!("{path} is empty")),
     }
 }

@@ -15,7 +15,7 @@ pub fn name(key: &[u8]) -> String {
     let mut shown = String::with_capacity(key.len());
     for chunk in key.utf8_chunks() {
         for character in chunk.valid().chars() {
-            if character.is_control() {
+            if crate::disk::misleads(character) {
                 let _ = write!(shown, "{}", character.escape_default());
             } else {
                 shown.push(character);
@@ -56,7 +56,7 @@ pub fn value(bytes: &[u8]) -> String {
 /// Text that a terminal shows as it is.
 fn text(bytes: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(bytes).ok()?;
-    text.chars().all(|character| !character.is_control() || matches!(character, '\n' | '\t')).then_some(text)
+    text.chars().all(|character| !crate::disk::misleads(character) || matches!(character, '\n' | '\t')).then_some(text)
 }
 
 fn is_message(bytes: &[u8], depth: usize) -> bool {

@@ -156,7 +156,8 @@ fn role_line(report: &NodeReport) -> String {
 }
 
 fn fact<T: ToString>(out: &mut String, label: &str, fact: &Fact<T>, style: &Style) {
-    let value = fact.value.as_ref().map_or_else(|| "unknown".to_owned(), ToString::to_string);
+    let value =
+        fact.value.as_ref().map_or_else(|| "unknown".to_owned(), |value| crate::disk::escape(&value.to_string()));
     let source = match style.details && !fact.source.is_empty() {
         true => format!("  ({})", fact.source),
         false => String::new(),

@@ -214,7 +214,10 @@ impl Eviction {
 }
 
 fn printable(text: &str) -> String {
-    text.chars().take(60).flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+    text.chars()
+        .take(60)
+        .flat_map(|c| if crate::disk::misleads(c) { c.escape_default().collect() } else { vec![c] })
+        .collect()
 }
 
 /// `10%`, `1Gi`, `500M`, `1e9`, `1024`.

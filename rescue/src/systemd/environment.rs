@@ -185,6 +185,10 @@ impl Reader {
     }
 }
 
+/// Most bytes of arguments that the kernel lets a program start with: a quarter of the usual stack limit of 8 MiB (execve(2)). A command line that
+/// unfolds to more cannot be started, and is not unfolded any further.
+pub const LONGEST_ARGUMENTS: usize = 2 << 20;
+
 /// The variable that a whole word of a command line names (`$FOO`), which is then split up.
 pub fn whole_word(word: &str) -> Option<&str> {
     word.strip_prefix('$').filter(|rest| !rest.starts_with(['{', '$']))
@@ -204,6 +208,9 @@ fn replace<'a>(word: &str, get: impl Fn(&str) -> Option<&'a str>) -> String {
     let mut rest = word;
     while let Some((before, after)) = rest.split_once('$') {
         out.push_str(before);
+        if out.len() > LONGEST_ARGUMENTS {
+            return out;
+        }
         if let Some(after) = after.strip_prefix('$') {
             out.push('$');
             rest = after;

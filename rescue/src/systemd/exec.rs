@@ -48,12 +48,17 @@ pub struct Template {
 impl Command {
     /// argv with variables expanded, each word with the index of its template.
     pub fn expand<'a>(&self, get: impl Fn(&str) -> Option<&'a str>) -> Vec<(usize, String)> {
-        let mut argv = Vec::new();
+        let (mut argv, mut length) = (Vec::new(), 0_usize);
         for (index, template) in self.words.iter().enumerate() {
-            if self.expands_variables {
-                argv.extend(environment::expand(&template.text, &get).into_iter().map(|word| (index, word)));
-            } else {
-                argv.push((index, template.text.clone()));
+            let words = match self.expands_variables {
+                true => environment::expand(&template.text, &get),
+                false => vec![template.text.clone()],
+            };
+            // Each with its pointer and the zero at its end, as the kernel counts.
+            length += words.iter().map(|word| word.len() + 9).sum::<usize>();
+            argv.extend(words.into_iter().map(|word| (index, word)));
+            if length > environment::LONGEST_ARGUMENTS {
+                break;
             }
         }
         argv
@@ -257,6 +262,21 @@ mod tests {
         assert_eq!(commands("-@/bin/a zero one"), [["zero", "one"]]);
         assert_eq!(commands("/bin/a x ; /bin/b \\; y"), [vec!["/bin/a", "x"], vec!["/bin/b", ";", "y"]]);
         assert!(commands("-relative/path").is_empty());
+    }
+
+    #[test]
+    fn a_line_that_unfolds_without_end_is_cut_where_the_kernel_would_refuse_it() {
+        let value = "x ".repeat(200_000);
+        for word in ["$A ", "a${A}b "] {
+            let line = format!("/bin/x {}", word.repeat(100_000));
+            let specifiers = Specifiers::default();
+            let origin = Origin { path: "/x".into(), line: 1, last_line: 1 };
+            let ExecLine::Commands(commands) = parse(&line, &origin, &specifiers, &mut Vec::new()) else {
+                panic!("refused");
+            };
+            let argv = commands[0].expand(|_| Some(value.as_str()));
+            assert!(argv.iter().map(|(_, word)| word.len()).sum::<usize>() < 4 << 20);
+        }
     }
 
     #[test]

@@ -48,6 +48,9 @@ impl Specifiers {
         let mut out = String::with_capacity(text.len());
         let mut characters = text.chars();
         while let Some(character) = characters.next() {
+            if out.len() > super::environment::LONGEST_ARGUMENTS {
+                return Err(UnknownSpecifier);
+            }
             if character != '%' {
                 out.push(character);
                 continue;
