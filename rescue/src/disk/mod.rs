@@ -19,6 +19,7 @@ mod mbr;
 pub(crate) mod mountinfo;
 pub mod partition;
 pub mod probe;
+pub mod raid;
 mod source;
 pub mod stack;
 pub mod volume;

@@ -32,6 +32,21 @@ pub enum Layer {
     },
     /// The data behind a LUKS header, with its key.
     Encrypted(Crypt),
+    /// A mirror of Linux's software RAID, read through one leg.
+    Mirror(Mirror),
+}
+
+/// One leg, and the others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mirror {
+    /// First byte of the data on the leg.
+    pub offset: u64,
+    /// Length of the data.
+    pub length: u64,
+    /// How people name the legs that were given.
+    pub legs: Vec<String>,
+    /// How many there are when it is whole.
+    pub disks: u32,
 }
 
 impl Backing {

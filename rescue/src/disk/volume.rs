@@ -2,6 +2,7 @@
 
 pub mod encrypted;
 pub mod logical;
+pub mod mirror;
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -17,7 +17,7 @@ use crate::disk::luks::LuksError;
 use crate::disk::lvm::LogicalName;
 use crate::disk::probe::{self, Content};
 use crate::disk::volume::logical::VolumeGroup;
-use crate::disk::volume::{Opened, Volume, encrypted, logical, survey};
+use crate::disk::volume::{Opened, Volume, encrypted, logical, mirror, survey};
 use crate::disk::{Disk, Source, mountinfo, partition::PartitionKind, shown, words};
 use crate::refusal::Refusal;
 
@@ -171,11 +171,27 @@ impl Disks {
                 all.volumes.push(found);
             }
         }
+        all.mirrors()?;
         // Debian's installer puts a volume group into an encrypted partition, others encrypt logical volumes.
         all.encrypted()?;
         all.logical_volumes()?;
         all.encrypted()?;
         Ok(all)
+    }
+
+    /// Puts the mirrors on all disks together and looks into them.
+    fn mirrors(&mut self) -> Result<()> {
+        let volumes: Vec<Volume> = self.volumes.iter().map(|found| found.volume.clone()).collect();
+        let mirrors = mirror::survey(&volumes)?;
+        self.leftovers.extend(mirrors.notes);
+        for found in &mut self.volumes {
+            found.used |= mirrors.used.contains(&found.volume.name);
+        }
+        for volume in mirrors.volumes {
+            let found = self.look_into(volume)?;
+            self.volumes.push(found);
+        }
+        Ok(())
     }
 
     /// Unlocks what is encrypted and looks into it; what stays locked is named.
@@ -256,7 +272,7 @@ impl Disks {
             match content {
                 Some(Content::Vfat(_) | Content::LvmPhysicalVolume) => false,
                 // Why it was not unlocked was noted, too.
-                Some(Content::Luks(_)) => !found.used,
+                Some(Content::Luks(_) | Content::MdRaid(_)) => !found.used,
                 _ => true,
             }
         };

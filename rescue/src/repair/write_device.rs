@@ -17,7 +17,7 @@ use crate::disk::loop_device::{LoopDevice, LoopOptions};
 use crate::disk::luks::{Crypt, Decrypted};
 use crate::disk::lvm::LogicalName;
 use crate::disk::partition::Slice;
-use crate::disk::stack::{Layer, Stack};
+use crate::disk::stack::{Layer, Mirror, Stack};
 use crate::guest::{Backing, FileSystem};
 use crate::refusal::Refusal;
 
@@ -62,6 +62,12 @@ pub(super) fn look(backing: &Backing, claims: &Claims) -> Result<Option<Arc<dyn 
             }
             match &stack.layer {
                 Layer::Logical { layout, .. } => Ok(Some(Arc::new(Laid::new(layout.clone(), below)))),
+                Layer::Mirror(mirror) => {
+                    let leg = below.into_iter().next().context("nothing below a mirror")?;
+                    let slice =
+                        Slice::new(leg, mirror.offset, mirror.length).context("the leg is shorter than it was")?;
+                    Ok(Some(Arc::new(slice)))
+                }
                 Layer::Encrypted(crypt) => {
                     let below = below.into_iter().next().context("nothing below an encrypted volume")?;
                     let decrypted = Decrypted::new(below, crypt.clone()).context("an unknown cipher")?;
@@ -134,6 +140,7 @@ impl<'a> Devices<'a> {
                 Layer::Logical { name, layout, writable: true } => self.logical(stack, name, layout)?,
                 Layer::Logical { name, writable: false, .. } => return Err(read_only(name).into()),
                 Layer::Encrypted(crypt) => self.encrypted(stack, crypt)?,
+                Layer::Mirror(mirror) => return Err(one_leg(mirror).into()),
             },
         });
         self.made.push((backing.clone(), Rc::clone(&device)));
@@ -182,6 +189,20 @@ impl<'a> Devices<'a> {
 fn show(claim: &Claim, offset: u64, length: u64, sector_size: u32) -> Result<LoopDevice> {
     let options = LoopOptions { offset, length, sector_size, read_only: false };
     LoopDevice::attach(claim.open_for_writing()?.as_fd(), &options)
+}
+
+/// Writing to one leg would leave the other with old files, and md would not know which is right.
+fn one_leg(mirror: &Mirror) -> Refusal {
+    let legs = mirror.legs.join(" and ");
+    let all = if mirror.legs.len() < mirror.disks as usize { " with all its disks attached" } else { "" };
+    Refusal::new(
+        format!("the file system is on a mirror of Linux's software RAID ({legs})"),
+        "written to through one leg alone, its legs would differ, and either could win at the next boot; nothing was changed",
+        format!(
+            "boot the machine{all} from the rescue ISO (or attach its disks to a helper): `mdadm --assemble --scan`, `cat /proc/mdstat`, then \
+             rescue repair /dev/md127, then `mdadm --stop /dev/md127`"
+        ),
+    )
 }
 
 fn no_crypt() -> Refusal {
