@@ -92,9 +92,10 @@ fn type_in(question: &str) -> Result<Zeroizing<String>> {
         )
         .into());
     }
+    // Hidden before it is asked for: hiding throws away what was typed until then, and who answers at once has to be heard.
+    let hidden = Hidden::new().context("hiding what is typed")?;
     eprint!("{question} (it is not shown; Enter alone stops): ");
     std::io::stderr().flush()?;
-    let hidden = Hidden::new().context("hiding what is typed")?;
     // A terminal gives one line per read; a copy of the descriptor leaves no passphrase in a buffer.
     let mut bytes = Zeroizing::new(vec![0; 4096]);
     let length = File::from(stdin.as_fd().try_clone_to_owned()?).read(&mut bytes).context("reading the passphrase")?;
