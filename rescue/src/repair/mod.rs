@@ -4,6 +4,7 @@ pub mod change;
 pub mod confined;
 mod confined_tree;
 pub mod fault;
+pub mod folder;
 pub mod freeing;
 pub mod in_use;
 pub mod journal;

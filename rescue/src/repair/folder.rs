@@ -1,0 +1,111 @@
+//! A folder that is built anew by streams: what an etcd member becomes when it is rebuilt.
+
+use std::fmt;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Seek, Write};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::guest::{Guest, GuestPath};
+
+/// Bytes that a copy holds in memory.
+const COPIED_AT_ONCE: usize = 1 << 20;
+
+/// A file that is being written. Positions are those of the file.
+pub trait SinkFile: Write + Seek {}
+
+impl<T: Write + Seek> SinkFile for T {}
+
+/// Takes what a [`BuildFolder`] makes. Paths are relative to the new folder and have no `..`; parents are made first.
+pub trait FolderSink {
+    /// Makes a folder with these permission bits.
+    ///
+    /// # Errors
+    /// What the disk says, with the path.
+    fn folder(&mut self, path: &Path, mode: u32) -> Result<()>;
+
+    /// Makes a file with these permission bits; it is synchronised before the whole folder is used.
+    ///
+    /// # Errors
+    /// What the disk says, with the path.
+    fn file(&mut self, path: &Path, mode: u32) -> Result<Box<dyn SinkFile + '_>>;
+
+    /// Copies a file of a guest, this one or another, shared by the file system where it can (reflink). Never a hard link: etcd writes
+    /// its database in place, and the original is the backup.
+    ///
+    /// # Errors
+    /// What either disk says, with the path.
+    fn copy(&mut self, path: &Path, from: &Guest, source: &GuestPath) -> Result<()>;
+}
+
+/// Makes the contents of a folder. It must give the same every time: what was planned is what is written.
+pub trait BuildFolder: fmt::Debug {
+    /// Writes everything into `sink`, the top folder itself apart.
+    ///
+    /// # Errors
+    /// What cannot be read or written.
+    fn build(&self, sink: &mut dyn FolderSink) -> Result<()>;
+
+    /// Bytes that it takes at most, for the check of free space.
+    fn bytes(&self) -> u64;
+}
+
+/// Builds into a folder of the machine that rescue runs on: `--output DIR`.
+#[derive(Debug)]
+pub struct DirectorySink {
+    top: PathBuf,
+}
+
+impl DirectorySink {
+    /// Makes `top`, which must not be there yet; its parent must.
+    ///
+    /// # Errors
+    /// What the system says, with the path.
+    pub fn create(top: &Path) -> Result<Self> {
+        make_folder(top, 0o700)?;
+        Ok(Self { top: top.to_owned() })
+    }
+
+    /// Synchronises everything that was written.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn finish(self) -> Result<()> {
+        let top = File::open(&self.top).with_context(|| format!("opening {}", self.top.display()))?;
+        rustix::fs::syncfs(&top).with_context(|| format!("synchronising {}", self.top.display()))
+    }
+}
+
+fn make_folder(path: &Path, mode: u32) -> Result<()> {
+    DirBuilder::new().mode(mode).create(path).with_context(|| format!("making {}", path.display()))
+}
+
+impl FolderSink for DirectorySink {
+    fn folder(&mut self, path: &Path, mode: u32) -> Result<()> {
+        make_folder(&self.top.join(path), mode)
+    }
+
+    fn file(&mut self, path: &Path, mode: u32) -> Result<Box<dyn SinkFile + '_>> {
+        let path = self.top.join(path);
+        let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path);
+        Ok(Box::new(file.with_context(|| format!("making {}", path.display()))?))
+    }
+
+    fn copy(&mut self, path: &Path, from: &Guest, source: &GuestPath) -> Result<()> {
+        let reading = || format!("reading {source} in the guest");
+        let real = from.resolve(source).with_context(reading)?;
+        let tree = from.tree();
+        let meta = tree.lstat(real.as_path()).with_context(reading)?;
+        let mut file = self.file(path, meta.mode & 0o7777)?;
+        let mut at = 0;
+        while at < meta.size {
+            let bytes = tree.read_range(real.as_path(), at, COPIED_AT_ONCE).with_context(reading)?;
+            ensure!(!bytes.is_empty(), "{source} in the guest ended at {at} of {} bytes", meta.size);
+            file.write_all(&bytes).with_context(|| format!("writing {}", path.display()))?;
+            at += bytes.len() as u64;
+        }
+        Ok(())
+    }
+}
