@@ -72,6 +72,27 @@ pub struct Member {
     process: Option<Child>,
 }
 
+impl Member {
+    /// Where clients reach it.
+    pub fn client_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client)
+    }
+
+    /// Where other members reach it.
+    pub fn peer_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.peer)
+    }
+
+    /// Ends it at once.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.kill()?;
+            process.wait()?;
+        }
+        Ok(())
+    }
+}
+
 /// Members that know each other.
 #[derive(Debug)]
 pub struct Cluster {
@@ -79,7 +100,7 @@ pub struct Cluster {
     pub members: Vec<Member>,
     version: Version,
     snapshot_count: u32,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
     log: PathBuf,
 }
 
@@ -90,21 +111,32 @@ fn free_port() -> Result<u16> {
 impl Cluster {
     /// Starts `size` new members and waits until they serve.
     pub fn start(version: &Version, size: usize, snapshot_count: u32) -> Result<Self> {
+        let mut cluster = Self::prepare(version, size, snapshot_count, |folder, name| folder.join(name))?;
+        cluster.run()?;
+        Ok(cluster)
+    }
+
+    /// New members that do not run yet. `place`: the data folder of the member of this name, perhaps below the cluster's own folder.
+    pub fn prepare(
+        version: &Version,
+        size: usize,
+        snapshot_count: u32,
+        place: impl Fn(&Path, &str) -> PathBuf,
+    ) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let member = |number: usize| -> Result<Member> {
-            Ok(Member {
-                name: format!("m{number}"),
-                data_dir: folder.path().join(format!("m{number}")),
-                client: free_port()?,
-                peer: free_port()?,
-                process: None,
-            })
+            let name = format!("m{number}");
+            let data_dir = place(folder.path(), &name);
+            Ok(Member { name, data_dir, client: free_port()?, peer: free_port()?, process: None })
         };
         let members = (1..=size).map(member).collect::<Result<_>>()?;
         let log = folder.path().join("etcd.log");
-        let mut cluster = Self { members, version: version.clone(), snapshot_count, _folder: folder, log };
-        cluster.run()?;
-        Ok(cluster)
+        Ok(Self { members, version: version.clone(), snapshot_count, folder, log })
+    }
+
+    /// The folder that goes when the cluster does.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Starts all members that do not run and waits until they serve.
@@ -285,6 +317,16 @@ pub fn serve<T>(
     data_dir: &Path,
     ask: impl Fn(&dyn Fn() -> Cmd) -> Result<T>,
 ) -> Result<Result<T, String>> {
+    serve_with(version, data_dir, &[], ask)
+}
+
+/// The same with further flags.
+pub fn serve_with<T>(
+    version: &Version,
+    data_dir: &Path,
+    flags: &[&str],
+    ask: impl Fn(&dyn Fn() -> Cmd) -> Result<T>,
+) -> Result<Result<T, String>> {
     let (client, peer) = (free_port()?, free_port()?);
     let url = |port: u16| format!("http://127.0.0.1:{port}");
     let mut process = Command::new(version.program("etcd"))
@@ -300,6 +342,7 @@ pub fn serve<T>(
             "--election-timeout",
             "200",
         ])
+        .args(flags)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
