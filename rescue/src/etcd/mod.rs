@@ -23,3 +23,4 @@ pub mod status;
 pub mod survey;
 pub mod v2store;
 pub mod wal;
+pub mod write;

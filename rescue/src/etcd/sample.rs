@@ -2,11 +2,39 @@
 
 use super::bbolt::meta::fnv1a;
 use super::proto::{put_bytes, put_number};
-use super::wal::segment::{CRC, ENTRY, METADATA, SNAPSHOT, STATE, Writer};
+use super::wal::segment::{CRC, ENTRY, METADATA, SNAPSHOT, STATE};
+use super::write::wal::LogWriter;
 use crate::guest::MemoryTree;
 
 /// Bytes of a page.
 const PAGE: usize = 4096;
+
+/// A file of the log in memory.
+#[derive(Debug, Clone)]
+pub struct Writer(LogWriter<Vec<u8>>);
+
+impl Default for Writer {
+    fn default() -> Self {
+        Self::continuing(0)
+    }
+}
+
+impl Writer {
+    /// Continues a file that ended with this running checksum.
+    pub fn continuing(crc: u32) -> Self {
+        Self(LogWriter::following(Vec::new(), crc))
+    }
+
+    /// Appends a record.
+    pub fn record(&mut self, kind: u64, data: &[u8]) {
+        self.0.record(kind, data).unwrap();
+    }
+
+    /// What was written.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.0.finish().unwrap()
+    }
+}
 
 /// Key and value.
 type Entry<'a> = (&'a [u8], &'a [u8]);

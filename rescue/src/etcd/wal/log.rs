@@ -338,9 +338,10 @@ impl SegmentLook {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::super::segment::{CRC, ENTRY, METADATA, SNAPSHOT, STATE, Writer};
+    use super::super::segment::{CRC, ENTRY, METADATA, SNAPSHOT, STATE};
     use super::*;
     use crate::etcd::proto::{put_bytes, put_number};
+    use crate::etcd::sample::Writer;
     use crate::guest::{GuestPath, MemoryTree};
 
     pub fn entry(term: u64, index: u64, data: &[u8]) -> Vec<u8> {

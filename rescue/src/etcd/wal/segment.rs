@@ -239,48 +239,10 @@ pub fn bytes_behind(file: &File, offset: u64) -> TreeResult<bool> {
     Ok(false)
 }
 
-/// Writes records as etcd does.
-#[derive(Debug, Clone, Default)]
-pub struct Writer {
-    bytes: Vec<u8>,
-    crc: u32,
-}
-
-impl Writer {
-    /// Continues a file that ended with this running checksum.
-    pub fn continuing(crc: u32) -> Self {
-        Self { bytes: Vec::new(), crc }
-    }
-
-    /// Appends a record.
-    pub fn record(&mut self, kind: u64, data: &[u8]) {
-        use crate::etcd::proto::{put_bytes, put_number};
-        self.crc = crc::append(self.crc, data);
-        let mut message = Vec::with_capacity(data.len() + 16);
-        put_number(&mut message, 1, kind);
-        put_number(&mut message, 2, u64::from(self.crc));
-        if kind != CRC {
-            put_bytes(&mut message, 3, data);
-        }
-        let padding = (8 - message.len() % 8) % 8;
-        let mut frame = message.len() as u64;
-        if padding != 0 {
-            frame |= (0x80 | padding as u64) << 56;
-        }
-        self.bytes.extend_from_slice(&frame.to_le_bytes());
-        self.bytes.extend_from_slice(&message);
-        self.bytes.extend(std::iter::repeat_n(0, padding));
-    }
-
-    /// What was written.
-    pub fn into_bytes(self) -> Vec<u8> {
-        self.bytes
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::etcd::sample::Writer;
     use crate::guest::{GuestPath, MemoryTree};
 
     fn read(bytes: &[u8], is_last: bool) -> (Vec<(u64, Vec<u8>)>, Stop) {
