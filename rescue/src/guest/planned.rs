@@ -31,12 +31,18 @@ enum Entry {
     Folder {
         meta: Meta,
     },
+    /// A folder that is made anew only when the plan is carried out: what will be in it cannot be shown.
+    Built {
+        meta: Meta,
+    },
 }
 
 /// `base` as it will be after some changes.
 pub struct Planned {
     base: Rc<dyn Tree>,
     overlay: BTreeMap<PathBuf, Entry>,
+    /// Folders that are not what they are in `base`: nothing below them shows through.
+    replaced: Vec<PathBuf>,
     now: i64,
 }
 
@@ -49,7 +55,7 @@ impl std::fmt::Debug for Planned {
 impl Planned {
     /// Nothing planned yet; `now` (seconds since 1970) becomes the modification time of planned files.
     pub fn over(base: Rc<dyn Tree>, now: i64) -> Self {
-        Self { base, overlay: BTreeMap::new(), now }
+        Self { base, overlay: BTreeMap::new(), replaced: Vec::new(), now }
     }
 
     /// Adds a freeing step.
@@ -94,9 +100,32 @@ impl Planned {
             Change::MakeDir { attributes, .. } => {
                 Entry::Folder { meta: self.meta(&path, FileKind::Directory, attributes, 0o755) }
             }
+            Change::ReplaceFolder { .. } => {
+                Entry::Built { meta: self.meta(&path, FileKind::Directory, &Attributes::Keep, 0o700) }
+            }
+            Change::Fence { why, .. } => {
+                let mut meta = self.meta(&path, FileKind::Regular, &Attributes::Set { mode: 0o644, uid: 0, gid: 0 }, 0);
+                meta.size = why.len() as u64;
+                Entry::File { bytes: why.clone().into_bytes(), meta }
+            }
         };
+        if matches!(change, Change::ReplaceFolder { .. } | Change::Fence { .. }) {
+            self.overlay.retain(|planned, _| !planned.starts_with(&path));
+            self.replaced.push(path.clone());
+        }
         self.overlay.insert(path, entry);
         Ok(())
+    }
+
+    /// Whether `path` lies in a folder that is replaced as a whole.
+    fn refuse_replaced(&self, path: &Path) -> TreeResult<()> {
+        let Some(top) = self.replaced.iter().find(|top| path.starts_with(top) && path != top.as_path()) else {
+            return Ok(());
+        };
+        match self.overlay.get(top) {
+            Some(Entry::Built { .. }) => Err(unbuilt(path)),
+            _ => Err(TreeError::NotADirectory(path.to_path_buf())),
+        }
     }
 
     fn meta(&self, path: &Path, kind: FileKind, attributes: &Attributes, default_mode: u32) -> Meta {
@@ -108,6 +137,11 @@ impl Planned {
     }
 }
 
+fn unbuilt(path: &Path) -> TreeError {
+    let reason = "it is made only when the plan is carried out, and read back before it is put in place".to_owned();
+    TreeError::Unsupported { path: path.to_path_buf(), reason }
+}
+
 impl Tree for Planned {
     fn lstat(&self, path: &Path) -> TreeResult<Meta> {
         match self.overlay.get(path) {
@@ -117,9 +151,13 @@ impl Tree for Planned {
                 | Entry::Patched { meta, .. }
                 | Entry::Tail { meta, .. }
                 | Entry::Link { meta, .. }
-                | Entry::Folder { meta },
+                | Entry::Folder { meta }
+                | Entry::Built { meta },
             ) => Ok(meta.clone()),
-            None => self.base.lstat(path),
+            None => {
+                self.refuse_replaced(path)?;
+                self.base.lstat(path)
+            }
         }
     }
 
@@ -138,8 +176,13 @@ impl Tree for Planned {
                 Ok(bytes)
             }
             Some(Entry::Tail { skip, .. }) => self.base.read_range(path, offset.saturating_add(*skip), length),
-            Some(Entry::Link { .. } | Entry::Folder { .. }) => Err(TreeError::NotARegularFile(path.to_path_buf())),
-            None => self.base.read_range(path, offset, length),
+            Some(Entry::Link { .. } | Entry::Folder { .. } | Entry::Built { .. }) => {
+                Err(TreeError::NotARegularFile(path.to_path_buf()))
+            }
+            None => {
+                self.refuse_replaced(path)?;
+                self.base.read_range(path, offset, length)
+            }
         }
     }
 
@@ -151,8 +194,12 @@ impl Tree for Planned {
                 Err(error) => return Err(error),
             },
             Some(Entry::Gone) => return Err(TreeError::NotFound(path.to_path_buf())),
+            Some(Entry::Built { .. }) => return Err(unbuilt(path)),
             Some(_) => return Err(TreeError::NotADirectory(path.to_path_buf())),
-            None => self.base.read_dir(path)?,
+            None => {
+                self.refuse_replaced(path)?;
+                self.base.read_dir(path)?
+            }
         };
         for (planned, entry) in &self.overlay {
             if planned.parent() != Some(path) {
@@ -166,7 +213,7 @@ impl Tree for Planned {
                 Entry::Gone => continue,
                 Entry::File { .. } | Entry::Patched { .. } | Entry::Tail { .. } => FileKind::Regular,
                 Entry::Link { .. } => FileKind::Symlink,
-                Entry::Folder { .. } => FileKind::Directory,
+                Entry::Folder { .. } | Entry::Built { .. } => FileKind::Directory,
             };
             entries.push(DirEntry { name: name.to_os_string(), kind });
         }
@@ -178,7 +225,10 @@ impl Tree for Planned {
             Some(Entry::Link { target, .. }) => Ok(target.clone()),
             Some(Entry::Gone) => Err(TreeError::NotFound(path.to_path_buf())),
             Some(_) => Err(TreeError::NotASymlink(path.to_path_buf())),
-            None => self.base.read_link(path),
+            None => {
+                self.refuse_replaced(path)?;
+                self.base.read_link(path)
+            }
         }
     }
 }

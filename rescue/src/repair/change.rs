@@ -5,7 +5,10 @@ use sha2::{Digest, Sha256};
 use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
+use super::folder::BuildFolder;
+use super::tree_hash;
 use crate::guest::{FileKind, Guest, GuestPath, RealPath, Tree, TreeError, TreeResult};
 
 /// Bytes of a file to be written. May hold private keys, so it is never shown.
@@ -59,7 +62,13 @@ fn hash_of(tree: &dyn Tree, path: &Path, size: u64) -> TreeResult<String> {
     Ok(hex(&hasher.finalize()))
 }
 
-fn each_chunk(tree: &dyn Tree, path: &Path, size: u64, visitor: &mut dyn FnMut(u64, &mut [u8])) -> TreeResult<()> {
+/// Shows a regular file of `size` bytes piece by piece, each with its place; the visitor may change its own copy.
+pub(super) fn each_chunk(
+    tree: &dyn Tree,
+    path: &Path,
+    size: u64,
+    visitor: &mut dyn FnMut(u64, &mut [u8]),
+) -> TreeResult<()> {
     let mut at = 0;
     while at < size {
         let mut bytes = tree.read_range(path, at, CHUNK.min(usize::try_from(size - at).unwrap_or(CHUNK)))?;
@@ -112,6 +121,11 @@ pub enum Expect {
     },
     /// A folder.
     Directory,
+    /// A folder with exactly this in it.
+    Tree {
+        /// See [`tree_hash::of`].
+        sha256: String,
+    },
 }
 
 impl Expect {
@@ -133,6 +147,25 @@ impl Expect {
         })
     }
 }
+
+/// What makes a folder anew. Two are equal only where they are the same one.
+#[derive(Debug, Clone)]
+pub struct Recipe(Rc<dyn BuildFolder>);
+
+impl Recipe {
+    /// The recipe itself.
+    pub fn build_folder(&self) -> &dyn BuildFolder {
+        self.0.as_ref()
+    }
+}
+
+impl PartialEq for Recipe {
+    fn eq(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Recipe {}
 
 /// Owner and mode of what a change leaves behind. Extended attributes (`security.selinux`, ACLs) are copied from the file that
 /// is replaced, else `security.selinux` alone from a sibling in the same folder, else from the folder.
@@ -203,6 +236,25 @@ pub enum Change {
         /// Owner and mode; `Keep` means 0755 and the parent's owner.
         attributes: Attributes,
     },
+    /// Put a folder that is made anew in the place of what is there, with one exchange of the two names. The old one is kept whole.
+    ReplaceFolder {
+        /// Where.
+        path: RealPath,
+        /// What makes the new one.
+        build: Recipe,
+        /// What is there before: a folder, a fence or nothing.
+        expect: Expect,
+    },
+    /// Put a file in the place of a folder, with one exchange of the two names: who would make the folder anew where it is missing (etcd
+    /// starts a new, empty member) then stops instead.
+    Fence {
+        /// Where.
+        path: RealPath,
+        /// What the file says, one sentence; the run and how to take it back are added.
+        why: String,
+        /// What is there before.
+        expect: Expect,
+    },
 }
 
 impl Change {
@@ -213,7 +265,9 @@ impl Change {
             | Self::Patch { path, .. }
             | Self::Symlink { path, .. }
             | Self::Remove { path, .. }
-            | Self::MakeDir { path, .. } => path,
+            | Self::MakeDir { path, .. }
+            | Self::ReplaceFolder { path, .. }
+            | Self::Fence { path, .. } => path,
         }
     }
 
@@ -266,6 +320,24 @@ impl Change {
         Ok(Self::Remove { path: real, expect })
     }
 
+    /// Puts what `build` makes where `path` leads (through links). Reads what is there once from end to end.
+    ///
+    /// # Errors
+    /// What cannot be read; [`TreeError::Unsupported`] where another file system is mounted in it, or would be at boot.
+    pub fn replace_folder(guest: &Guest, path: &GuestPath, build: Rc<dyn BuildFolder>) -> TreeResult<Self> {
+        let (path, expect) = whole(guest, path)?;
+        Ok(Self::ReplaceFolder { path, build: Recipe(build), expect })
+    }
+
+    /// Puts a file where `path` leads (through links). Reads what is there once from end to end.
+    ///
+    /// # Errors
+    /// As of [`Change::replace_folder`].
+    pub fn fence(guest: &Guest, path: &GuestPath, why: impl Into<String>) -> TreeResult<Self> {
+        let (path, expect) = whole(guest, path)?;
+        Ok(Self::Fence { path, why: why.into(), expect })
+    }
+
     /// The folders that are missing on the way to `path`, outermost first, then nothing. `..` in the missing part is refused
     /// by the resolver.
     pub fn make_dirs(guest: &Guest, path: &GuestPath, mode: u32) -> TreeResult<Vec<Self>> {
@@ -291,6 +363,27 @@ impl Change {
             })
             .collect())
     }
+}
+
+/// Where `path` leads and all that is there.
+fn whole(guest: &Guest, path: &GuestPath) -> TreeResult<(RealPath, Expect)> {
+    let real = match guest.resolve(path) {
+        Ok(real) => real,
+        Err(TreeError::NotFound(_)) => guest.resolve_parent(path)?,
+        Err(error) => return Err(error),
+    };
+    let mounted = guest.file_systems.iter().map(|file_system| &file_system.mount_point);
+    let missing = guest.missing.iter().map(|missing| &missing.at);
+    if let Some(inside) = mounted.chain(missing).find(|at| at.as_path().starts_with(real.as_path())) {
+        let reason =
+            format!("{inside} is a mount point, and what is mounted there cannot be exchanged with the folder");
+        return Err(TreeError::Unsupported { path: real.as_path().to_path_buf(), reason });
+    }
+    let expect = match Expect::now(guest, &real)? {
+        Expect::Directory => Expect::Tree { sha256: tree_hash::of(guest.tree().as_ref(), real.as_path())? },
+        other => other,
+    };
+    Ok((real, expect))
 }
 
 /// How one file gives back its space. Freed bytes have no undo; the plan says so before asking.

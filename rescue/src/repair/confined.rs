@@ -319,7 +319,7 @@ impl Place {
         inode_flags(self.folder.as_fd())
     }
 
-    /// Creates a regular file, 0600, that must not be there, with these bytes, and synchronises it.
+    /// Creates a regular file, 0600, that must not be there, with these bytes.
     pub fn create(&self, bytes: &[u8]) -> Result<OwnedFd> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR;
@@ -378,6 +378,13 @@ impl Place {
             Err(Errno::INVAL | Errno::NOSYS) if other.lstat()?.is_none() => self.rename_over(other),
             renamed => renamed.with_context(|| format!("moving {self} to {other}")),
         }
+    }
+
+    /// Exchanges the two names, whatever each of them is: at no time is one of them missing.
+    pub fn exchange(&self, other: &Self) -> Result<()> {
+        let flags = RenameFlags::EXCHANGE;
+        fault::call("rename", || rustix::fs::renameat_with(&self.folder, &self.name, &other.folder, &other.name, flags))
+            .with_context(|| format!("exchanging {self} and {other}"))
     }
 
     /// Removes the name; one that is already gone is fine.

@@ -40,16 +40,45 @@ pub trait FolderSink {
     fn copy(&mut self, path: &Path, from: &Guest, source: &GuestPath) -> Result<()>;
 }
 
-/// Makes the contents of a folder. It must give the same every time: what was planned is what is written.
+/// The guests that a folder is built from. A recipe names them and never keeps one: before a disk is written to, all that was opened of it
+/// for reading is closed, and the recipe then reads through what is open for writing.
+#[derive(Debug, Clone, Default)]
+pub struct Sources<'a>(Vec<&'a Guest>);
+
+impl<'a> Sources<'a> {
+    /// These guests, each known by its [`Guest::source`].
+    pub fn new(guests: impl IntoIterator<Item = &'a Guest>) -> Self {
+        Self(guests.into_iter().collect())
+    }
+
+    /// The guest that came from `source`.
+    ///
+    /// # Errors
+    /// Where it is not among those that are open.
+    pub fn get(&self, source: &str) -> Result<&'a Guest> {
+        let guest = self.0.iter().find(|guest| guest.source == source);
+        guest.copied().with_context(|| format!("{source} is needed and not open"))
+    }
+}
+
+/// Makes the contents of a folder: a recipe, which is planned, shown and then carried out. It must give the same every time. Paths in
+/// guests are to be those where the files really are (a [`crate::guest::RealPath`]): a guest that is open for writing knows no bind mounts.
 pub trait BuildFolder: fmt::Debug {
-    /// Writes everything into `sink`, the top folder itself apart.
+    /// Writes everything into `sink`, the top folder itself apart. Nothing buffers between it and the disk.
     ///
     /// # Errors
     /// What cannot be read or written.
-    fn build(&self, sink: &mut dyn FolderSink) -> Result<()>;
+    fn build(&self, sources: &Sources<'_>, sink: &mut dyn FolderSink) -> Result<()>;
 
     /// Bytes that it takes at most, for the check of free space.
     fn bytes(&self) -> u64;
+
+    /// Reads back what was built, which is `folder` in `guest`; called before anything is committed. This is the proof of the plan: a
+    /// planned tree cannot show gigabytes that nobody has written yet.
+    ///
+    /// # Errors
+    /// What is wrong with it. Then nothing is changed.
+    fn verify(&self, guest: &Guest, folder: &GuestPath) -> Result<()>;
 }
 
 /// Builds into a folder of the machine that rescue runs on: `--output DIR`.

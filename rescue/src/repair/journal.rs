@@ -9,12 +9,16 @@
 //!     undone.json               an undo is complete
 //! <mount point>/<store>/ID/     0700, one for each file system that the run changes
 //!     staged/N                  what step N puts in place, by rename
-//!     backup/N                  what step N replaced: a hard link to the original inode
+//!     backup/N                  what step N replaced: a hard link to the original inode, or the original folder itself
 //! ```
 //!
 //! `<store>` is `var/lib/rescue/runs` on the file system that holds it (so the store is the run's own folder) and `.rescue` on any
 //! other: staging and backup lie on the file system of the file they belong to, because only then a backup can be the original
 //! inode, a change is one rename, and no copy of a private key ever lies beside the file it is meant for.
+//!
+//! A whole folder (an etcd member) is replaced by exchanging `staged/N` and the folder, two names at once; then the old one, now
+//! `staged/N`, is renamed to `backup/N`. Which of the two is where is told by their inode numbers. Where a step before it in the same run put
+//! a file in that place (a fence), that file is what the step replaces.
 //!
 //! A record never holds a file's bytes: hashes, names and attributes only. It is one JSON object, written under a temporary
 //! name, synchronised and renamed, so it is there whole or not at all. Readers refuse a `format` they do not know.
@@ -106,6 +110,13 @@ pub enum State {
     },
     /// A folder.
     Directory,
+    /// A folder that is replaced, or replaces, as a whole.
+    Tree {
+        /// Its inode number, by which it is known; 0 where it is not known yet.
+        inode: u64,
+        /// All that is in it; see [`super::tree_hash::of`].
+        sha256: String,
+    },
     /// A device node, FIFO or socket: never changed.
     Special,
 }
@@ -114,6 +125,26 @@ impl State {
     /// Whether it is a regular file.
     pub fn is_file(&self) -> bool {
         matches!(self, Self::File { .. })
+    }
+
+    /// Whether it is a whole folder.
+    pub fn is_tree(&self) -> bool {
+        matches!(self, Self::Tree { .. })
+    }
+
+    /// Whether both hold the same, be it the same inode or not.
+    pub fn holds_the_same_as(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Tree { sha256: ours, .. }, Self::Tree { sha256: theirs, .. }) => ours == theirs,
+            _ => self == other,
+        }
+    }
+}
+
+impl Step {
+    /// Whether it is made by exchanging two names, because a whole folder is before or after it.
+    pub fn is_exchange(&self) -> bool {
+        self.before.is_tree() || self.after.is_tree()
     }
 }
 
@@ -124,6 +155,7 @@ impl From<&Expect> for State {
             Expect::File { sha256 } => Self::File { sha256: sha256.clone() },
             Expect::Symlink { target } => Self::Symlink { target: target.clone().into() },
             Expect::Directory => Self::Directory,
+            Expect::Tree { sha256 } => Self::Tree { inode: 0, sha256: sha256.clone() },
         }
     }
 }
@@ -135,6 +167,9 @@ impl fmt::Display for State {
             Self::File { sha256 } => write!(f, "a file (SHA-256 {}…)", escape(sha256.get(..12).unwrap_or(sha256))),
             Self::Symlink { target } => write!(f, "a link to {target}"),
             Self::Directory => f.write_str("a folder"),
+            Self::Tree { sha256, .. } => {
+                write!(f, "a folder (SHA-256 {}… of all in it)", escape(sha256.get(..12).unwrap_or(sha256)))
+            }
             Self::Special => f.write_str("a device, FIFO or socket"),
         }
     }

@@ -3,6 +3,9 @@
 pub mod change;
 pub mod confined;
 mod confined_tree;
+mod exchange;
+#[cfg(test)]
+mod exchange_tests;
 pub mod fault;
 pub mod folder;
 pub mod freeing;
@@ -15,15 +18,18 @@ pub mod prune;
 pub mod restart;
 pub mod runs;
 mod stage;
+mod staged_folder;
 mod storage_daemon;
 mod store;
 pub mod transaction;
+pub mod tree_hash;
 pub mod undo;
 mod write_device;
 pub mod write_mount;
 mod xattrs;
 
-pub use change::{Attributes, Change, Content, Edit, Expect, FreeAction, Freeing, Prepared, sha256_hex};
+pub use change::{Attributes, Change, Content, Edit, Expect, FreeAction, Freeing, Prepared, Recipe, sha256_hex};
+pub use folder::{BuildFolder, FolderSink, SinkFile, Sources};
 pub use runs::{RunState, RunSummary};
 pub use transaction::{Applied, Recovered, RunInfo, TransactionError, apply, recover};
 pub use undo::{UndoError, Undone, undo};

@@ -50,7 +50,8 @@ fn copy(from: &OwnedFd, to: &OwnedFd, size: u64) -> Result<(), Errno> {
     Ok(())
 }
 
-fn write_at(to: &OwnedFd, bytes: &[u8], offset: u64) -> Result<(), Errno> {
+/// Writes all of `bytes` at `offset`.
+pub(super) fn write_at(to: &OwnedFd, bytes: &[u8], offset: u64) -> Result<(), Errno> {
     let mut done = 0;
     while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
         let piece = fault::piece(rest, done == 0);

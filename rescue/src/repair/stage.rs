@@ -8,21 +8,31 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{Gid, IFlags, Mode, Uid};
 use rustix::io::Errno;
 
-use super::change::{Attributes, Change, Content, Edit};
-use super::confined::{Confined, Place, is_not_there, sync_file};
+use super::change::{Attributes, Change, Content, Edit, Recipe};
+use super::confined::{Confined, Place, is_folder, is_not_there, sync_file};
+use super::exchange;
 use super::fault;
+use super::folder::Sources;
 use super::journal::{State, Step, StoredPath};
+use super::staged_folder::StagedFolder;
 use super::store::Store;
 use super::xattrs;
-use crate::guest::{RealPath, Usage};
+use crate::guest::{Guest, GuestPath, RealPath, Usage};
 use crate::refusal::Refusal;
 
 /// Room for the record, our folders and what the file system itself needs for new names: an inode chunk of XFS is 32 KiB.
 const SLACK_BYTES: u64 = 256 << 10;
 /// Inodes for our folders and records.
 const SLACK_INODES: u64 = 16;
+/// Mode of a folder that replaces none.
+const NEW_FOLDER: u32 = 0o700;
+/// Inodes of a folder that is built: an etcd member has some dozen files.
+const INODES_OF_A_FOLDER: u64 = 64;
 /// What one small file takes at most besides its bytes: a block of extended attributes.
 const PER_FILE: u64 = 4096;
+
+/// What else can be done where a whole folder does not fit beside the old one.
+const OR_ELSEWHERE: &str = "; or have the new folder written to this machine with --output DIR (`rescue etcd`)";
 
 /// What is to be at a path in the end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +42,8 @@ pub(super) enum Outcome {
     Link { target: PathBuf },
     Nothing,
     Folder { attributes: Attributes },
+    Built { build: Recipe },
+    Fence { content: Content },
 }
 
 impl Outcome {
@@ -42,7 +54,14 @@ impl Outcome {
             Self::Link { target } => State::Symlink { target: target.clone().into() },
             Self::Nothing => State::Absent,
             Self::Folder { .. } => State::Directory,
+            // What is in it is not known before it is built.
+            Self::Built { .. } => State::Tree { inode: 0, sha256: String::new() },
+            Self::Fence { content } => State::File { sha256: content.sha256() },
         }
+    }
+
+    fn is_exchange(&self) -> bool {
+        matches!(self, Self::Built { .. } | Self::Fence { .. })
     }
 
     /// Owner and mode asked for outlive a second writing that keeps what it finds.
@@ -65,7 +84,9 @@ pub(super) struct Goal {
 }
 
 /// Several changes to one name become one, at the place of the first: every step of the record then stands alone.
-pub(super) fn goals(changes: Vec<Change>) -> Result<Vec<Goal>> {
+///
+/// Only a fence and the folder that replaces it stay two: other disks are changed between them.
+pub(super) fn goals(changes: Vec<Change>, run: &str) -> Result<Vec<Goal>> {
     let mut goals: Vec<Goal> = Vec::new();
     let mut known: BTreeMap<RealPath, usize> = BTreeMap::new();
     for change in changes {
@@ -79,13 +100,30 @@ pub(super) fn goals(changes: Vec<Change>) -> Result<Vec<Goal>> {
             Change::Symlink { path, target, expect } => (path, Some(State::from(&expect)), Outcome::Link { target }),
             Change::Remove { path, expect } => (path, Some(State::from(&expect)), Outcome::Nothing),
             Change::MakeDir { path, attributes } => (path, None, Outcome::Folder { attributes }),
+            Change::ReplaceFolder { path, build, expect } => {
+                (path, Some(State::from(&expect)), Outcome::Built { build })
+            }
+            Change::Fence { path, why, expect } => {
+                (path, Some(State::from(&expect)), Outcome::Fence { content: fence(&why, run) })
+            }
         };
         let Some(goal) = known.get(&path).and_then(|at| goals.get_mut(*at)) else {
             known.insert(path.clone(), goals.len());
             goals.push(Goal { path, before: expect.unwrap_or(State::Absent), outcome });
             continue;
         };
+        if let (Outcome::Built { .. }, Outcome::Fence { content }) = (&outcome, &goal.outcome)
+            && expect.as_ref() == Some(&goal.before)
+        {
+            let before = State::File { sha256: content.sha256() };
+            known.insert(path.clone(), goals.len());
+            goals.push(Goal { path, before, outcome });
+            continue;
+        }
         match (expect, &goal.outcome) {
+            _ if outcome.is_exchange() || goal.outcome.is_exchange() => {
+                bail!("the plan contradicts itself about {path}: it is replaced as a whole, and changed")
+            }
             // The original's bytes are staged, not those of another remedy.
             _ if matches!(outcome, Outcome::Patched { .. }) => {
                 bail!("the plan contradicts itself about {path}: it is changed twice")
@@ -103,15 +141,36 @@ pub(super) fn goals(changes: Vec<Change>) -> Result<Vec<Goal>> {
             bail!("the plan would replace {path}, which is {before}");
         }
     }
+    for replaced in goals.iter().filter(|goal| goal.outcome.is_exchange()) {
+        let inside =
+            |goal: &&Goal| goal.path != replaced.path && goal.path.as_path().starts_with(replaced.path.as_path());
+        if let Some(inside) = goals.iter().find(inside) {
+            bail!("the plan contradicts itself: it changes {} and replaces {} as a whole", inside.path, replaced.path);
+        }
+    }
     Ok(goals)
+}
+
+/// What the file says that stands where a folder was.
+fn fence(why: &str, run: &str) -> Content {
+    Content::new(format!(
+        "rescue moved the folder of this name away, and put this file here so that nothing starts from it or makes a new one.\n\
+         Why: {why}\n\
+         Run: {run}. The folder is kept; `rescue undo --run {run}` with all disks of that run puts it back.\n"
+    ))
 }
 
 /// Checks that every goal can be reached, and drops the folders that are there already. Changes nothing.
 pub(super) fn preflight(confined: &Confined, goals: &mut Vec<Goal>) -> Result<()> {
     let mut made: BTreeSet<RealPath> = BTreeSet::new();
     let mut there = BTreeSet::new();
-    for goal in goals.iter() {
+    let mut seen = BTreeSet::new();
+    for goal in goals.iter_mut() {
         let path = &goal.path;
+        // What stands on an earlier goal is not there yet.
+        if !seen.insert(path.clone()) {
+            continue;
+        }
         if confined.is_read_only(path)? {
             return Err(read_only(&confined.mount_point_of(path)?).into());
         }
@@ -128,7 +187,10 @@ pub(super) fn preflight(confined: &Confined, goals: &mut Vec<Goal>) -> Result<()
             }
             Err(error) => return Err(unreachable_folder(path, &error)),
         };
-        let now = place.state()?;
+        if goal.outcome.is_exchange() {
+            refuse_mounted_inside(confined, path)?;
+        }
+        let now = if goal.before.is_tree() { exchange::state(confined, path)? } else { place.state()? };
         if matches!(goal.outcome, Outcome::Folder { .. }) {
             made.insert(path.clone());
             if now == State::Directory {
@@ -136,10 +198,14 @@ pub(super) fn preflight(confined: &Confined, goals: &mut Vec<Goal>) -> Result<()
                 continue;
             }
         }
-        if now != goal.before {
+        if !now.holds_the_same_as(&goal.before) {
             return Err(changed(path, &now, &goal.before).into());
         }
         refuse_protected(&place)?;
+        if now.is_tree() {
+            refuse_protected_below(confined, path)?;
+        }
+        goal.before = now;
     }
     goals.retain(|goal| !there.contains(&goal.path));
     Ok(())
@@ -193,6 +259,31 @@ fn refuse_protected(place: &Place) -> Result<()> {
     .into())
 }
 
+/// Files that somebody protected must not be moved out of sight with the folder they are in.
+fn refuse_protected_below(confined: &Confined, folder: &RealPath) -> Result<()> {
+    for name in confined.names(folder)? {
+        let path = folder.child(&name);
+        let place = confined.place(&path).with_context(|| format!("opening {folder}"))?;
+        refuse_protected(&place)?;
+        if place.lstat()?.is_some_and(|stat| is_folder(&stat)) {
+            refuse_protected_below(confined, &path)?;
+        }
+    }
+    Ok(())
+}
+
+fn refuse_mounted_inside(confined: &Confined, folder: &RealPath) -> Result<()> {
+    let Some(inside) = confined.mount_points().find(|point| point.as_path().starts_with(folder.as_path())) else {
+        return Ok(());
+    };
+    Err(Refusal::new(
+        format!("a file system of its own is mounted at {inside} in the guest"),
+        format!("{folder} is exchanged as a whole, and what is mounted in it cannot go with it"),
+        "have that folder on the file system around it, or build the new one with --output DIR and put it in place by hand",
+    )
+    .into())
+}
+
 /// What the staged files and records need on each file system, against what is free there.
 pub(super) fn refuse_without_space(confined: &Confined, store: &Store<'_>, goals: &[Goal], id: &str) -> Result<()> {
     let mut needs: BTreeMap<RealPath, (u64, u64)> = BTreeMap::new();
@@ -204,6 +295,10 @@ pub(super) fn refuse_without_space(confined: &Confined, store: &Store<'_>, goals
         }
         if let Outcome::Patched { size, .. } = &goal.outcome {
             need.0 = need.0.saturating_add(size.next_multiple_of(PER_FILE));
+        }
+        if let Outcome::Built { build } = &goal.outcome {
+            need.0 = need.0.saturating_add(build.build_folder().bytes());
+            need.1 += INODES_OF_A_FOLDER;
         }
         // The name of the step in the record is longer than its path only by hashes.
         need.0 += PER_FILE + goal.path.as_path().as_os_str().len() as u64 + 512;
@@ -218,10 +313,16 @@ pub(super) fn refuse_without_space(confined: &Confined, store: &Store<'_>, goals
             } else {
                 (format!("{} KiB", bytes_available >> 10), format!("{} KiB", bytes.div_ceil(1024)))
             };
+            let whole = goals.iter().any(|goal| goal.outcome.is_exchange());
+            let (why, next) = if whole {
+                ("the old folder is kept whole until it is known that the new one is good", OR_ELSEWHERE)
+            } else {
+                ("nothing more may be freed", "")
+            };
             return Err(Refusal::new(
                 format!("the guest's file system for {mount_point} has {has} free"),
-                format!("the changes and their undo need {needs}, and nothing more may be freed"),
-                "free some space on it by hand or give it a larger disk, then run this again",
+                format!("the changes and their undo need {needs}, and {why}"),
+                format!("free some space on it by hand or give it a larger disk, then run this again{next}"),
             )
             .into());
         }
@@ -229,9 +330,19 @@ pub(super) fn refuse_without_space(confined: &Confined, store: &Store<'_>, goals
     Ok(())
 }
 
+/// Where things are staged, and what they are made from.
+#[derive(Debug)]
+pub(super) struct Stage<'a> {
+    pub guest: &'a Guest,
+    pub sources: &'a Sources<'a>,
+    pub confined: &'a Confined,
+    pub store: &'a Store<'a>,
+}
+
 /// Stages everything in the run's stores: what is to be put in place, ready for one rename each, and the backups. All of it is
 /// synchronised. Returns the steps of the record.
-pub(super) fn stage(confined: &Confined, store: &Store<'_>, goals: &[Goal], id: &str) -> Result<Vec<Step>> {
+pub(super) fn stage(on: &Stage<'_>, goals: &[Goal], id: &str) -> Result<Vec<Step>> {
+    let Stage { confined, store, .. } = *on;
     store.create()?;
     store.make_folder(&store.run(id))?;
     let mut mount_points = BTreeSet::new();
@@ -248,8 +359,9 @@ pub(super) fn stage(confined: &Confined, store: &Store<'_>, goals: &[Goal], id: 
         store.make_folder(&store.backup_folder(mount_point, id))?;
     }
     let mut steps = Vec::with_capacity(goals.len());
+    let mut probed = BTreeSet::new();
     for (n, goal) in goals.iter().enumerate() {
-        let step = Step {
+        let mut step = Step {
             path: StoredPath::from(&goal.path),
             before: goal.before.clone(),
             after: goal.outcome.state(),
@@ -262,10 +374,18 @@ pub(super) fn stage(confined: &Confined, store: &Store<'_>, goals: &[Goal], id: 
             Err(error) => return Err(unreachable_folder(&goal.path, &error)),
         };
         let original = original.filter(|_| goal.before != State::Absent);
-        if let Some(original) = &original {
+        if goal.outcome.is_exchange() {
+            let mount_point = confined.mount_point_of(&goal.path)?;
+            if probed.insert(mount_point.clone()) {
+                refuse_without_exchange(confined, &store.staged_folder(&mount_point, id), &goal.path)?;
+            }
+        } else if let Some(original) = &original {
             original.hard_link_to(&open(confined, &store.backup(&step, id, n)?)?)?;
         }
-        stage_one(confined, goal, original.as_ref(), &staged)?;
+        match &goal.outcome {
+            Outcome::Built { build } => step.after = stage_folder(on, goal, build, &staged)?,
+            _ => stage_one(confined, goal, original.as_ref(), &staged)?,
+        }
         steps.push(step);
     }
     for mount_point in &mount_points {
@@ -275,6 +395,41 @@ pub(super) fn stage(confined: &Confined, store: &Store<'_>, goals: &[Goal], id: 
         }
     }
     Ok(steps)
+}
+
+/// Folders given with --root may lie on a file system that cannot exchange two names; every one that we mount can.
+fn refuse_without_exchange(confined: &Confined, staged: &RealPath, path: &RealPath) -> Result<()> {
+    if !confined.is_shared(path)? {
+        return Ok(());
+    }
+    let [a, b] = ["probe-a", "probe-b"].map(|name| confined.place(&staged.child(name.as_ref())));
+    let (a, b) = (a?, b?);
+    a.make_folder()?;
+    b.create(b"")?;
+    if let Err(error) = a.exchange(&b) {
+        return Err(Refusal::new(
+            format!("the file system of {path} cannot exchange two names ({error:#})"),
+            "the folder could not be replaced without being missing for a moment",
+            "give the disk itself instead of a folder, then run this again",
+        )
+        .into());
+    }
+    a.unlink()?;
+    b.remove_folder()?;
+    Ok(())
+}
+
+/// Builds a folder and has it read back. Returns what it is then.
+fn stage_folder(on: &Stage<'_>, goal: &Goal, build: &Recipe, staged: &Place) -> Result<State> {
+    staged.make_folder()?;
+    let build = build.build_folder();
+    let mut sink = StagedFolder::new(on.confined, on.guest, staged.path().clone(), &goal.path)?;
+    build.build(on.sources, &mut sink).with_context(|| format!("making the new {}", goal.path))?;
+    sink.finish(NEW_FOLDER)?;
+    fault::point("phase: built");
+    let reading = || format!("the new {} was read back, and is not what was planned", goal.path);
+    build.verify(on.guest, &GuestPath::from(staged.path())).with_context(reading)?;
+    exchange::state(on.confined, staged.path())
 }
 
 fn open(confined: &Confined, path: &RealPath) -> Result<Place> {
@@ -291,6 +446,8 @@ fn stage_one(confined: &Confined, goal: &Goal, original: Option<&Place>, staged:
         }
         Outcome::Link { target } => staged.make_link(target)?,
         Outcome::Folder { .. } => staged.make_folder()?,
+        Outcome::Fence { content } => drop(staged.create(content.expose())?),
+        Outcome::Built { .. } => bail!("{} is made anew, not staged as one file", goal.path),
     }
     let (mode, uid, gid) = attributes(confined, goal, original)?;
     let no_follow = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
@@ -309,7 +466,7 @@ fn stage_one(confined: &Confined, goal: &Goal, original: Option<&Place>, staged:
     let (mode, no_flags) = (Mode::from_raw_mode(mode), rustix::fs::AtFlags::empty());
     fault::call("chmod", || rustix::fs::chmodat(staged.folder(), staged.name(), mode, no_flags))
         .with_context(|| format!("giving the new {} its mode", goal.path))?;
-    if matches!(goal.outcome, Outcome::File { .. } | Outcome::Patched { .. }) {
+    if matches!(goal.outcome, Outcome::File { .. } | Outcome::Patched { .. } | Outcome::Fence { .. }) {
         sync_file(&staged.open_file()?, staged)?;
     }
     Ok(())
@@ -336,7 +493,8 @@ fn attributes(confined: &Confined, goal: &Goal, original: Option<&Place>) -> Res
         }
         // Nothing to keep: what is least seen. A key may be in it.
         (Outcome::File { .. } | Outcome::Patched { .. }, _) => (0o600, 0, 0),
-        (Outcome::Folder { .. }, _) => {
+        (Outcome::Fence { .. }, _) => (0o644, 0, 0),
+        (Outcome::Folder { .. } | Outcome::Built { .. }, _) => {
             let parent = confined.lstat(&goal.path.parent())?;
             parent.map_or((0o755, 0, 0), |stat| (0o755, stat.st_uid, stat.st_gid))
         }

@@ -12,7 +12,9 @@ use time::format_description::well_known::Rfc3339;
 
 use super::change::Prepared;
 use super::confined::{Confined, Place, is_not_there};
+use super::exchange::{self, Look};
 use super::fault;
+use super::folder::Sources;
 use super::freeing::{self, Freeings};
 use super::journal::{FORMAT, Finished, Freed, Journal, State, Step, is_run_id};
 use super::prune;
@@ -20,6 +22,7 @@ use super::stage::{self, Goal};
 use super::store::{DONE, JOURNAL, Store, UNDO, UNDONE};
 use super::undo;
 use super::write_mount::WritableGuest;
+use crate::guest::Guest;
 use crate::refusal::Refusal;
 use crate::ui::Ui;
 
@@ -144,7 +147,7 @@ pub fn apply(guest: &WritableGuest, prepared: Prepared, info: &RunInfo, ui: &dyn
     anyhow::ensure!(is_run_id(&info.id), "{:?} cannot name a run", info.id);
     anyhow::ensure!(!store.ids()?.contains(&info.id), "there is a run named {} already", info.id);
 
-    let mut goals = stage::goals(prepared.changes)?;
+    let mut goals = stage::goals(prepared.changes, &info.id)?;
     // Once before freeing, because that has no undo: what is refused anyway should be refused with the logs still there.
     stage::preflight(confined, &mut goals)?;
     fault::point("phase: checked");
@@ -161,7 +164,7 @@ pub fn apply(guest: &WritableGuest, prepared: Prepared, info: &RunInfo, ui: &dyn
     if goals.is_empty() && freed.freed.is_empty() {
         return Ok(Applied { left_alone: freed.left_alone, ..Applied::default() });
     }
-    let journal = match prepare(confined, &store, &mut goals, info, &freed) {
+    let journal = match prepare(guest.guest(), confined, &store, &mut goals, info, &freed) {
         Ok(journal) => journal,
         Err(cause) => return Err(not_committed(&store, info, total, freed, cause)),
     };
@@ -182,6 +185,7 @@ pub fn apply(guest: &WritableGuest, prepared: Prepared, info: &RunInfo, ui: &dyn
 
 /// Everything between freeing and the commit record, the record included.
 fn prepare(
+    guest: &Guest,
     confined: &Confined,
     store: &Store<'_>,
     goals: &mut Vec<Goal>,
@@ -191,7 +195,8 @@ fn prepare(
     stage::preflight(confined, goals)?;
     stage::refuse_without_space(confined, store, goals, &info.id)?;
     let sequence = 1 + store.committed()?.last().map_or(0, |journal| journal.sequence);
-    let steps = stage::stage(confined, store, goals, &info.id)?;
+    let steps =
+        stage::stage(&stage::Stage { guest, sources: &Sources::new([guest]), confined, store }, goals, &info.id)?;
     fault::point("phase: staged");
     let journal = Journal {
         format: FORMAT.to_owned(),
@@ -283,7 +288,12 @@ fn roll_forward(
     let progress = ui.begin("Changing files", Some(journal.steps.len() as u64));
     for (n, step) in journal.steps.iter().enumerate() {
         progress.message(&step.path.to_string());
-        let made = make_step(confined, store, &journal.id, n, step);
+        // On the way from the plan nobody else was here; after an interruption the guest may have been used.
+        let look = if drift == Drift::Fails { Look::Inode } else { Look::Whole };
+        let made = match step.is_exchange() {
+            true => exchange::make(confined, store, &journal.id, n, step, look),
+            false => make_step(confined, store, &journal.id, n, step),
+        };
         match made.with_context(|| format!("while changing {}", step.path))? {
             Made::Now | Made::Before => *applied += 1,
             Made::Not(now) => {
@@ -308,8 +318,11 @@ pub(super) fn finished_now(left_alone: Vec<usize>) -> Finished {
     Finished { format: FORMAT.to_owned(), finished, left_alone }
 }
 
-enum Made {
+/// What became of a step.
+pub(super) enum Made {
+    /// It was made.
     Now,
+    /// It had been made before.
     Before,
     /// Not made, because this is there.
     Not(State),

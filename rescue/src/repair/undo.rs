@@ -1,9 +1,12 @@
 //! Undo: puts back the original inodes, backwards through the record of a run. Refuses when files changed since; says what has no
 //! undo.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, bail};
 
-use super::confined::Confined;
+use super::confined::{Confined, Place};
+use super::exchange::{self, Back};
 use super::fault;
 use super::journal::{Journal, State, Step};
 use super::store::{DONE, Store, UNDO, UNDONE};
@@ -150,10 +153,14 @@ fn refuse_out_of_order(runs: &[Journal], journal: &Journal) -> Result<()> {
 fn refuse_drifted(confined: &Confined, store: &Store<'_>, journal: &Journal) -> Result<()> {
     let left_alone = left_alone(store, journal)?;
     let mut reasons = Vec::new();
-    for (n, step) in journal.steps.iter().enumerate() {
-        if let Need::Trouble(reason) = need(confined, store, journal, n, step, &left_alone)? {
-            reasons.push(reason);
+    let mut over = BTreeSet::new();
+    for (n, step) in journal.steps.iter().enumerate().rev() {
+        match need(confined, store, journal, n, step, &left_alone, over.contains(&step.path))? {
+            Need::Trouble(reason) => reasons.insert(0, reason),
+            Need::Nothing => continue,
+            _ => {}
         }
+        over.insert(&step.path);
     }
     if reasons.is_empty() {
         return Ok(());
@@ -185,6 +192,10 @@ enum Need {
     Remove,
     /// The created folder goes, when it is empty.
     RemoveFolder,
+    /// The original folder, which is here, changes places with what replaced it.
+    Exchange(Place),
+    /// What was put where nothing was goes to the backups, and with them.
+    PutAside,
     /// It cannot be undone, because of this.
     Trouble(String),
 }
@@ -196,9 +207,21 @@ fn need(
     n: usize,
     step: &Step,
     left_alone: &[usize],
+    over: bool,
 ) -> Result<Need> {
     if left_alone.contains(&n) {
         return Ok(Need::Nothing);
+    }
+    if step.is_exchange() {
+        return Ok(match exchange::back(confined, store, journal, n, step, over)? {
+            Back::Nothing => Need::Nothing,
+            Back::Exchange(old) => Need::Exchange(old),
+            Back::PutAside => Need::PutAside,
+            Back::Not(Some(now)) => {
+                Need::Trouble(format!("{} holds {now} where the run left {}", step.path, step.after))
+            }
+            Back::Not(None) => Need::Trouble(format!("the backup of {} is missing", step.path)),
+        });
     }
     let id = &journal.id;
     // Still staged means never put in place.
@@ -207,7 +230,7 @@ fn need(
     }
     let path = step.path.to_real()?;
     let place = open_if_there(confined, &path)?;
-    let now = place.as_ref().map_or(Ok(State::Absent), super::confined::Place::state)?;
+    let now = place.as_ref().map_or(Ok(State::Absent), Place::state)?;
     let drifted = || Ok(Need::Trouble(format!("{path} holds {now} where the run left {}", step.after)));
     if step.before == State::Absent {
         return match &now {
@@ -262,9 +285,8 @@ fn put_all_back(
     let progress = ui.begin("Putting files back", Some(journal.steps.len() as u64));
     for (n, step) in journal.steps.iter().enumerate().rev() {
         progress.message(&step.path.to_string());
-        let backup = store.backup(step, id, n)?;
-        need(confined, store, journal, n, step, &left_alone)
-            .and_then(|need| put_one_back(confined, &backup, step, need, drift, &mut undone))
+        need(confined, store, journal, n, step, &left_alone, false)
+            .and_then(|need| put_one_back(confined, store, id, (n, step), need, drift, &mut undone))
             .with_context(|| format!("while putting back {}", step.path))?;
         *done += 1;
         progress.advance(1);
@@ -284,8 +306,9 @@ fn put_all_back(
 
 fn put_one_back(
     confined: &Confined,
-    backup: &RealPath,
-    step: &Step,
+    store: &Store<'_>,
+    id: &str,
+    (n, step): (usize, &Step),
     need: Need,
     drift: Drift,
     undone: &mut Undone,
@@ -294,7 +317,7 @@ fn put_one_back(
     match need {
         Need::Nothing => {}
         Need::Restore => {
-            restore(confined, &path, backup, step)?;
+            restore(confined, &path, &store.backup(step, id, n)?, step)?;
             undone.restored.push(path.to_string());
         }
         Need::Remove => {
@@ -311,6 +334,14 @@ fn put_one_back(
             } else {
                 undone.kept.push(format!("{path} was kept: it is not empty"));
             }
+        }
+        Need::Exchange(old) => {
+            exchange::restore(confined, &path, &old)?;
+            undone.restored.push(path.to_string());
+        }
+        Need::PutAside => {
+            exchange::put_aside(confined, store, id, n, step)?;
+            undone.removed.push(path.to_string());
         }
         Need::Trouble(reason) if drift == Drift::IsLeftAlone => undone.kept.push(reason),
         Need::Trouble(reason) => bail!("{reason}"),
@@ -329,6 +360,6 @@ fn restore(confined: &Confined, path: &RealPath, backup: &RealPath, step: &Step)
     backup.sync_folder()
 }
 
-fn place(confined: &Confined, path: &RealPath) -> Result<super::confined::Place> {
+fn place(confined: &Confined, path: &RealPath) -> Result<Place> {
     confined.place(path).with_context(|| format!("opening the folder of {path}"))
 }

@@ -41,6 +41,13 @@ pub fn copy(from: &Place, to: &Place) -> Result<()> {
     Ok(())
 }
 
+/// Copies SELinux's label alone.
+pub fn copy_label(from: &Place, to: &Place) -> Result<()> {
+    let Some(label) = label_of(from)? else { return Ok(()) };
+    fault::call("setxattr", || rustix::fs::lsetxattr(to.proc_path(), SELINUX, &label, XattrFlags::empty()))
+        .with_context(|| format!("labelling {to}"))
+}
+
 /// Gives a new file the label of its kind's first labelled sibling in the folder where it will be, else the folder's own.
 pub fn label_new(confined: &Confined, future: &RealPath, staged: &Place) -> Result<()> {
     let Some(label) = label_for(confined, future, staged)? else {
