@@ -6,6 +6,7 @@ pub mod bbolt;
 pub mod boot;
 pub mod crc;
 pub mod file;
+pub mod guarantee;
 pub mod keys;
 pub mod kubernetes;
 pub mod lease;

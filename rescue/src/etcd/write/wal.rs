@@ -145,26 +145,33 @@ pub fn add(member: &Member) -> ConfChange {
     ConfChange { kind, node: member.id, context: member.to_json() }
 }
 
-/// What comes behind a log's last entry. Everything is agreed on afterwards: the last hard state says so.
+/// What comes behind a log's last entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Addition {
-    /// Term of the new entries; not below the term that the log has seen.
+    /// A snapshot's record, for a `.snap` file that the log does not know yet.
+    pub mark: Option<SnapshotMark>,
+    /// Term of the new entries.
     pub term: u64,
-    /// Whom the member has voted for in it; 0 for nobody.
-    pub vote: u64,
     /// So many entries of nothing first, as a new leader writes one.
     pub padding: u64,
     /// Changes of the membership, one entry each.
     pub changes: Vec<ConfChange>,
+    /// The hard state that counts from now on.
+    pub state: HardState,
 }
 
 impl Addition {
-    /// The last entry afterwards.
-    pub fn last(&self, log: &Log) -> u64 {
-        log.last.saturating_add(self.padding).saturating_add(self.changes.len() as u64)
+    /// Entries of a term that all before it come to an end in: everything is agreed on afterwards. `vote` is whom the member has voted for
+    /// in it; 0 for nobody.
+    pub fn agreed(log: &Log, term: u64, vote: u64, padding: u64, changes: Vec<ConfChange>) -> Self {
+        let commit = log.last.saturating_add(padding).saturating_add(changes.len() as u64);
+        Self { mark: None, term, padding, changes, state: HardState { term, vote, commit } }
     }
 
     fn write<W: Write>(&self, writer: &mut LogWriter<W>, log: &Log) -> io::Result<()> {
+        if let Some(mark) = &self.mark {
+            writer.mark(mark)?;
+        }
         let first = log.last.saturating_add(1);
         let changes = first.saturating_add(self.padding);
         for index in first..changes {
@@ -174,7 +181,7 @@ impl Addition {
             let data = change.encode();
             writer.entry(&Entry { term: self.term, index, kind: EntryKind::ConfChange, data: &data })?;
         }
-        writer.state(&HardState { term: self.term, vote: self.vote, commit: self.last(log) })
+        writer.state(&self.state)
     }
 }
 
@@ -220,7 +227,7 @@ impl Rewrite<'_> {
         let there = kept.iter().fold(0u64, |sum, look| sum.saturating_add(look.used));
         let added = self.addition.map_or(0, |addition| {
             let contexts: u64 = addition.changes.iter().map(|change| change.context.len() as u64 + 96).sum();
-            addition.padding.saturating_mul(48).saturating_add(contexts)
+            addition.padding.saturating_mul(48).saturating_add(contexts).saturating_add(4096)
         });
         // The shortest record takes 24 bytes, and a checksum 4 more at most.
         there.saturating_add(there / 6).saturating_add(added).saturating_add(4096)
@@ -369,7 +376,7 @@ mod tests {
             let (guest, log) = guest(&sample(overwrites));
             let identity = Identity { member: u64::MAX, cluster: 1 };
             let change = ConfChange { kind: ConfChangeKind::RemoveNode, node: 8, context: Vec::new() };
-            let addition = Addition { term: 3, vote: 0, padding: 2, changes: vec![change.clone()] };
+            let addition = Addition::agreed(&log, 3, 0, 2, vec![change.clone()]);
             let rewrite = Rewrite { guest: &guest, log: &log, from: 0, identity, addition: Some(&addition) };
             let (new, _, entries) = rewritten(&rewrite);
             assert_eq!(new.identity, Some(identity));
