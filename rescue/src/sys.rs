@@ -51,6 +51,9 @@ mod request {
     nix::ioctl_readwrite!(btrfs_ino_lookup, 0x94, 18, [u8; 4096]);
     nix::ioctl_readwrite!(btrfs_dev_info, 0x94, 30, [u8; 4096]);
     nix::ioctl_read!(btrfs_fs_info, 0x94, 31, [u8; 1024]);
+    // <linux/fs.h> defines both with _IO, though they take a pointer to an int.
+    nix::ioctl_write_ptr_bad!(blkroset, nix::request_code_none!(0x12, 93), libc::c_int);
+    nix::ioctl_read_bad!(blkroget, nix::request_code_none!(0x12, 94), libc::c_int);
 }
 
 /// `BTRFS_IOC_TREE_SEARCH`: `page` is a `struct btrfs_ioctl_search_args` (104 bytes of key, then room for items).
@@ -108,6 +111,21 @@ pub(crate) fn btrfs_forget(control: BorrowedFd<'_>, device: &Path) -> Result<(),
     volume[..4095].get_mut(NAME..NAME + path.len()).ok_or(Errno::ENAMETOOLONG)?.copy_from_slice(path);
     // SAFETY: as above (`struct btrfs_ioctl_vol_args`), only read by the kernel.
     unsafe { request::btrfs_forget_dev(control.as_raw_fd(), &raw const volume) }.map(drop)
+}
+
+/// `BLKROSET`: whether the kernel refuses to write to a block device.
+pub(crate) fn set_read_only(device: BorrowedFd<'_>, read_only: bool) -> Result<(), Errno> {
+    let flag = libc::c_int::from(read_only);
+    // SAFETY: the kernel reads one int, which is alive; descriptors of other kinds answer ENOTTY.
+    unsafe { request::blkroset(device.as_raw_fd(), &raw const flag) }.map(drop)
+}
+
+/// `BLKROGET`: whether it does.
+pub(crate) fn is_read_only(device: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let mut flag = 0;
+    // SAFETY: the kernel writes one int, which is alive; descriptors of other kinds answer ENOTTY.
+    unsafe { request::blkroget(device.as_raw_fd(), &raw mut flag) }?;
+    Ok(flag != 0)
 }
 
 /// Number of a loop device that was free a moment ago (`LOOP_CTL_GET_FREE`).

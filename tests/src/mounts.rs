@@ -54,6 +54,38 @@ impl Loop {
     }
 }
 
+/// A whole disk as a block device, with its partitions as nodes of their own; gone when dropped.
+#[derive(Debug)]
+pub struct WholeDisk {
+    disk: Loop,
+}
+
+impl WholeDisk {
+    /// Shows the image; its partitions are read by partx, as not every kernel knows every table.
+    pub fn attach(image: &Path, read_only: bool) -> Result<Self> {
+        let disk = Loop::attach(image, 0, image.metadata()?.len(), 512, read_only)?;
+        // Not `--add`: a device that was cleared keeps its partitions.
+        Cmd::new("partx").arg("--update").arg(disk.device()).ok()?;
+        Ok(Self { disk })
+    }
+
+    /// The disk's path.
+    pub fn device(&self) -> &Path {
+        self.disk.device()
+    }
+
+    /// The path of one partition.
+    pub fn partition(&self, number: u32) -> PathBuf {
+        PathBuf::from(format!("{}p{number}", self.device().display()))
+    }
+}
+
+impl Drop for WholeDisk {
+    fn drop(&mut self) {
+        let _ = Cmd::new("partx").arg("--delete").arg(self.device()).run();
+    }
+}
+
 /// Waits until no loop device shows `file` any more, so that its bytes can be compared or handed on.
 pub fn wait_until_free(file: &Path) -> Result<()> {
     let started = Instant::now();

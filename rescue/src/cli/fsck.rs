@@ -8,6 +8,7 @@ use super::terminal::{Terminal, confirm};
 use crate::disk::{Disk, Source};
 use crate::fsck::{self, Checkable, Found, Verdict};
 use crate::refusal::Refusal;
+use crate::repair::in_use::read_only;
 use crate::repair::preen::{self, Extent};
 use crate::report::fsck::{Entry, json, mended, verdict};
 use crate::session::PartWay;
@@ -16,6 +17,7 @@ use crate::typed;
 /// Checks every file system on the disks.
 pub fn run(command: &Fsck) -> Result<Result<Outcome>, Stop> {
     let sources = args::sources(&command.src, &[])?;
+    read_only::protect(&sources);
     Ok(check(command, &sources))
 }
 

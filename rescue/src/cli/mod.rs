@@ -16,6 +16,7 @@ mod undo;
 use std::process::ExitCode;
 
 use crate::refusal::Refusal;
+use crate::repair::in_use::read_only;
 use crate::repair::{TransactionError, UndoError};
 use crate::session::PartWay;
 use args::{Command, Stop};
@@ -68,6 +69,7 @@ fn run(words: &[String]) -> Outcome {
         given::apply(given)?;
         dispatch(&arguments.command)
     });
+    read_only::give_all_back();
     match outcome {
         Ok(outcome) => outcome,
         Err(Stop::Help(text)) => {

@@ -7,6 +7,7 @@ use super::terminal::{Terminal, colours, confirm};
 use super::{Failure, Outcome};
 use crate::node::Role;
 use crate::refusal::Refusal;
+use crate::repair::in_use::read_only;
 use crate::report::{json, text};
 use crate::session::{Inspection, NodeReport, Receipt, Session, only_node};
 use crate::settings::Settings;
@@ -22,6 +23,7 @@ pub fn run(command: &Repair) -> Result<Result<Outcome>, Stop> {
     }
     let settings = command.settings();
     args::refuse_no_checks(&settings)?;
+    read_only::protect(sources.iter().chain(&settings.ca));
     let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
     Ok(Conversation { command, session: &session, settings: &settings }.hold())
 }

@@ -6,6 +6,7 @@ use super::Outcome;
 use super::args::{self, Runs, Stop};
 use super::terminal::{Terminal, confirm};
 use crate::refusal::Refusal;
+use crate::repair::in_use::read_only;
 use crate::report::{json, text};
 use crate::session::{Session, only_node};
 
@@ -20,6 +21,9 @@ pub fn run(command: &Runs) -> Result<Result<Outcome>, Stop> {
     }
     let settings = args::with_now(command.now);
     let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
+    if command.prune {
+        read_only::protect(&sources);
+    }
     Ok(if command.prune { prune(command, &session) } else { list(command, &session) })
 }
 

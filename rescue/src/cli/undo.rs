@@ -6,6 +6,7 @@ use super::Outcome;
 use super::args::{self, Stop, Undo};
 use super::terminal::{Terminal, confirm};
 use crate::refusal::Refusal;
+use crate::repair::in_use::read_only;
 use crate::report::{json, text};
 use crate::session::{Inspection, NodeReport, Session, only_node};
 use crate::settings::Settings;
@@ -17,6 +18,7 @@ pub fn run(command: &Undo) -> Result<Result<Outcome>, Stop> {
         return Err(Stop::Usage("--json cannot ask: add --yes".to_owned()));
     }
     let settings = Settings { fsck: !command.no_fsck, ..args::with_now(command.now) };
+    read_only::protect(&sources);
     let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
     Ok(take_back(command, &session))
 }

@@ -17,6 +17,7 @@ use crate::pki::ferry::{self, CertificateFile};
 use crate::pki::install::{InstallKubeletClient, Recipient};
 use crate::pki::{bundle, client_key};
 use crate::refusal::Refusal;
+use crate::repair::in_use::read_only;
 use crate::report::json;
 use crate::session::Session;
 use crate::typed;
@@ -63,6 +64,7 @@ pub fn run(command: &Install) -> Result<Result<Outcome>, Stop> {
     let go = Go { yes: command.yes, dry_run: command.dry_run, json: command.json };
     go.check()?;
     let settings = args::with_now(command.now);
+    read_only::protect(&sources);
     let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
     Ok(install(command, &session, file, go))
 }

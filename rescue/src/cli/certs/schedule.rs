@@ -10,6 +10,7 @@ use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::cli::terminal::{Terminal, colours, confirm};
 use crate::refusal::Refusal;
+use crate::repair::in_use::read_only;
 use crate::repair::plan::Plan;
 use crate::report::{json, schedule as report, text};
 use crate::schedule::{self, Wanted};
@@ -72,6 +73,7 @@ pub fn run(command: &Schedule) -> Result<Result<Outcome>, Stop> {
         ));
     }
     let settings = args::with_now(command.now);
+    read_only::protect(&sources);
     let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
     Ok(hold(command, &session, wanted))
 }

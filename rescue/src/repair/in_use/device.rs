@@ -73,6 +73,33 @@ fn of_node(path: &Path) -> Result<Device> {
     Device::at(Path::new(&format!("/sys/dev/block/{major}:{minor}")))
 }
 
+/// The nodes of the disk that `path` is on and of its partitions, the disk first.
+pub fn nodes(path: &Path) -> Result<Vec<PathBuf>> {
+    Ok(family(path)?.iter().map(Device::node).collect())
+}
+
+/// The number of a device, `8:17`.
+pub fn number(path: &Path) -> Result<String> {
+    of_node(path).map(|device| device.number)
+}
+
+/// The number of the disk that `path` is on, `8:16`.
+pub fn disk_number(path: &Path) -> Result<String> {
+    family(path)?.first().map(|disk| disk.number.clone()).context("a device without a disk")
+}
+
+/// Whether it is a disk, no partition.
+pub fn is_disk(path: &Path) -> bool {
+    of_node(path).is_ok_and(|device| !device.is_partition())
+}
+
+/// What tells the disk under a number from another one that has the number later: its sequence number (Linux 5.15), and its length in bytes.
+pub fn generation(path: &Path) -> Result<String> {
+    let disk = family(path)?.into_iter().next().context("a device without a disk")?;
+    let sequence = fs::read_to_string(disk.sysfs.join("diskseq")).unwrap_or_default();
+    Ok(format!("{} {}", sequence.trim(), disk.length))
+}
+
 /// The node for a range of the device at `path`.
 pub fn node_of(path: &Path, offset: u64, length: u64) -> Result<Option<PathBuf>> {
     let itself = of_node(path)?;

@@ -7,7 +7,9 @@ mod heads;
 pub mod held_open;
 mod holders;
 mod image;
+pub mod keeper;
 mod openers;
+pub mod read_only;
 
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
@@ -54,6 +56,9 @@ impl Claim {
         let itself = || image::Target { path: path.to_path_buf(), through: image::Through::Itself };
         let image::Target { path, through } = if block_device { itself() } else { image::target(path)? };
         let path = path.canonicalize().with_context(|| format!("looking for {}", path.display()))?;
+        if block_device {
+            read_only::give_back(&path);
+        }
         // A device open for writing could not be mounted on kernels that guard mounted devices (CONFIG_BLK_DEV_WRITE_MOUNTED=n).
         let write = !block_device;
         let file = File::options().read(true).write(write).open(&path).map_err(|error| cannot_write(&path, error))?;
