@@ -81,6 +81,14 @@ pub(super) fn make(
     Ok(Made::Now)
 }
 
+/// Whether a step of a committed run has been made, or begun.
+pub(super) fn is_made(confined: &Confined, store: &Store<'_>, id: &str, n: usize, step: &Step) -> Result<bool> {
+    match open_if_there(confined, &store.staged(step, id, n)?)? {
+        Some(staged) => Ok(!holds(confined, &staged, &step.after, Look::Inode)?),
+        None => Ok(true),
+    }
+}
+
 /// What taking back a step takes.
 #[derive(Debug)]
 pub(super) enum Back {

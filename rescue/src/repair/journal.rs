@@ -3,6 +3,7 @@
 //! ```text
 //! /var/lib/rescue/              0700
 //!   runs/ID/                    0700, one folder for each run
+//!     set.json                  only where several guests are changed as one: which ones; it is there before anything is staged
 //!     journal.json              the commit record: what is to be done; its being there is the commit
 //!     done.json                 all of it is done
 //!     undo.json                 an undo has begun
@@ -66,6 +67,45 @@ pub struct Journal {
     pub freed: Vec<Freed>,
     /// What is to be done, in this order.
     pub steps: Vec<Step>,
+    /// Set where other guests are changed in the same run; see [`super::set`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set: Option<SetRecord>,
+}
+
+/// The guests that one run changes together, as each of them records it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetRecord {
+    /// Which of them this is, counted from 0.
+    pub me: usize,
+    /// All of them.
+    pub guests: Vec<SetGuest>,
+    /// So many of the steps come first; all guests have made theirs before any goes on.
+    pub barrier: usize,
+}
+
+impl SetRecord {
+    /// Their names, those of a crafted record too.
+    pub fn names(&self) -> Vec<String> {
+        self.guests.iter().map(|guest| escape(&guest.name)).collect()
+    }
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetGuest {
+    /// How people call it.
+    pub name: String,
+    /// By which it is known again: file system, machine-id, hostname.
+    pub identity: String,
+}
+
+/// `set.json`: written on every guest before anything is staged on any.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enlisted {
+    /// [`FORMAT`].
+    pub format: String,
+    /// The guests.
+    pub set: SetRecord,
 }
 
 /// One file that gave back its space.
@@ -287,6 +327,16 @@ pub fn is_run_id(id: &str) -> bool {
         && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
+/// Parses `set.json`.
+pub fn parse_enlisted(bytes: &[u8]) -> Result<SetRecord> {
+    let enlisted: Enlisted = serde_json::from_slice(bytes)
+        .map_err(|error| anyhow!("a field of the record is missing or wrong: {}", escape(&error.to_string())))?;
+    if enlisted.format != FORMAT || enlisted.set.me >= enlisted.set.guests.len() {
+        bail!("the record of the guests is of no format that this version knows");
+    }
+    Ok(enlisted.set)
+}
+
 /// Parses a commit record.
 pub fn parse_journal(bytes: &[u8]) -> Result<Journal> {
     let probe: serde_json::Value = serde_json::from_slice(bytes).context("the record is not JSON")?;
@@ -300,6 +350,9 @@ pub fn parse_journal(bytes: &[u8]) -> Result<Journal> {
         .map_err(|error| anyhow!("a field of the record is missing or wrong: {}", escape(&error.to_string())))?;
     if !is_run_id(&journal.id) {
         bail!("the record has no usable name");
+    }
+    if journal.set.as_ref().is_some_and(|set| set.me >= set.guests.len() || set.barrier > journal.steps.len()) {
+        bail!("the record of the guests contradicts itself");
     }
     Ok(journal)
 }

@@ -17,6 +17,9 @@ pub mod preen;
 pub mod prune;
 pub mod restart;
 pub mod runs;
+pub mod set;
+#[cfg(test)]
+mod set_tests;
 mod stage;
 mod staged_folder;
 mod storage_daemon;

@@ -152,7 +152,7 @@ pub(super) fn goals(changes: Vec<Change>, run: &str) -> Result<Vec<Goal>> {
 }
 
 /// What the file says that stands where a folder was.
-fn fence(why: &str, run: &str) -> Content {
+pub(super) fn fence(why: &str, run: &str) -> Content {
     Content::new(format!(
         "rescue moved the folder of this name away, and put this file here so that nothing starts from it or makes a new one.\n\
          Why: {why}\n\

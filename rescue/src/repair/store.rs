@@ -4,12 +4,16 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::confined::{Confined, Place, is_folder, sync_file};
-use super::journal::{Finished, Journal, RECORD_LIMIT, RUNS, SIDE_STORE, Step, parse_journal};
+use super::journal::{
+    Finished, Journal, RECORD_LIMIT, RUNS, SIDE_STORE, SetRecord, Step, parse_enlisted, parse_journal,
+};
 use crate::guest::{Guest, GuestPath, RealPath, TreeError, TreeResult};
 use crate::refusal::Refusal;
 
 /// The commit record.
 pub(super) const JOURNAL: &str = "journal.json";
+/// The guests that are changed as one.
+pub(super) const SET: &str = "set.json";
 /// All steps are done.
 pub(super) const DONE: &str = "done.json";
 /// An undo has begun.
@@ -19,6 +23,28 @@ pub(super) const UNDONE: &str = "undone.json";
 
 const STAGED: &str = "staged";
 const BACKUP: &str = "backup";
+
+/// How far a run came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reached {
+    /// Nothing is committed.
+    Begun,
+    /// Committed; perhaps part-way.
+    Committed,
+    /// All steps are done.
+    Done,
+    /// Its undo has begun.
+    Undoing,
+    /// Undone.
+    Undone,
+}
+
+impl Reached {
+    /// Whether nothing is left to be completed.
+    pub fn is_finished(self) -> bool {
+        matches!(self, Self::Done | Self::Undone)
+    }
+}
 
 /// The places of runs on one guest.
 #[derive(Debug)]
@@ -194,6 +220,26 @@ impl<'a> Store<'a> {
         let journal = parse_journal(&place.read(RECORD_LIMIT)?).with_context(|| format!("reading {place}"))?;
         anyhow::ensure!(journal.id == id, "{place} is the record of another run");
         Ok(Some(journal))
+    }
+
+    /// The guests that are changed together with this one, committed or not; `None` where it is alone.
+    pub fn set(&self, id: &str) -> Result<Option<SetRecord>> {
+        if !self.has_record(id, SET)? {
+            return Ok(None);
+        }
+        let place = self.place(&self.run(id).child(SET.as_ref()))?;
+        parse_enlisted(&place.read(RECORD_LIMIT)?).map(Some).with_context(|| format!("reading {place}"))
+    }
+
+    /// How far a run came.
+    pub fn reached(&self, id: &str) -> Result<Reached> {
+        Ok(match () {
+            () if !self.has_record(id, JOURNAL)? => Reached::Begun,
+            () if self.has_record(id, UNDONE)? => Reached::Undone,
+            () if self.has_record(id, UNDO)? => Reached::Undoing,
+            () if self.has_record(id, DONE)? => Reached::Done,
+            () => Reached::Committed,
+        })
     }
 
     /// `done.json` or `undone.json`.

@@ -5,6 +5,7 @@
 //! is in place.
 
 use std::fmt;
+use std::ops::Range;
 
 use anyhow::{Context, Result};
 use time::OffsetDateTime;
@@ -18,6 +19,7 @@ use super::folder::Sources;
 use super::freeing::{self, Freeings};
 use super::journal::{FORMAT, Finished, Freed, Journal, State, Step, is_run_id};
 use super::prune;
+use super::set;
 use super::stage::{self, Goal};
 use super::store::{DONE, JOURNAL, Store, UNDO, UNDONE};
 use super::undo;
@@ -170,7 +172,7 @@ pub fn apply(guest: &WritableGuest, prepared: Prepared, info: &RunInfo, ui: &dyn
     };
     fault::point("phase: committed");
     let mut applied = 0;
-    let finished = roll_forward(confined, &store, &journal, Drift::Fails, &mut applied, ui);
+    let finished = roll_forward(confined, &store, &journal, Drift::Now, &mut applied, ui);
     match finished {
         Ok(_) => Ok(Applied {
             run: Some(info.id.clone()),
@@ -194,22 +196,27 @@ fn prepare(
 ) -> Result<Journal> {
     stage::preflight(confined, goals)?;
     stage::refuse_without_space(confined, store, goals, &info.id)?;
-    let sequence = 1 + store.committed()?.last().map_or(0, |journal| journal.sequence);
-    let steps =
-        stage::stage(&stage::Stage { guest, sources: &Sources::new([guest]), confined, store }, goals, &info.id)?;
+    let sources = Sources::new([guest]);
+    let steps = stage::stage(&stage::Stage { guest, sources: &sources, confined, store }, goals, &info.id)?;
     fault::point("phase: staged");
-    let journal = Journal {
+    let journal = Journal { freed: freed.freed.clone(), ..record(store, info, steps)? };
+    store.write_record(&info.id, JOURNAL, &journal)?;
+    Ok(journal)
+}
+
+/// What is to be committed.
+pub(super) fn record(store: &Store<'_>, info: &RunInfo, steps: Vec<Step>) -> Result<Journal> {
+    Ok(Journal {
         format: FORMAT.to_owned(),
         id: info.id.clone(),
-        sequence,
+        sequence: 1 + store.committed()?.last().map_or(0, |journal| journal.sequence),
         version: info.version.clone(),
         started: info.started.clone(),
         summary: info.summary.clone(),
-        freed: freed.freed.clone(),
+        freed: Vec::new(),
         steps,
-    };
-    store.write_record(&info.id, JOURNAL, &journal)?;
-    Ok(journal)
+        set: None,
+    })
 }
 
 /// Nothing but freeing happened: takes back what was staged.
@@ -268,7 +275,9 @@ fn part_way(journal: &Journal, applied: usize, cause: anyhow::Error) -> Transact
 /// What to do about a file that is neither as before nor as wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Drift {
-    /// Stop: nobody else should be here.
+    /// Stop: nobody else should be here, and what was planned a moment ago still holds.
+    Now,
+    /// Stop: nobody else should have been here since the interruption.
     Fails,
     /// Leave it alone and say so: the guest was used since the interruption.
     IsLeftAlone,
@@ -283,13 +292,28 @@ fn roll_forward(
     applied: &mut usize,
     ui: &dyn Ui,
 ) -> Result<Vec<String>> {
+    let all = 0..journal.steps.len();
+    let (sentences, left_alone) = make_steps(confined, store, journal, all, drift, applied, ui)?.into_iter().unzip();
+    finish(confined, store, journal, left_alone)?;
+    Ok(sentences)
+}
+
+/// Makes those of the steps that are not made yet. Returns what was left alone, and which step that is.
+pub(super) fn make_steps(
+    confined: &Confined,
+    store: &Store<'_>,
+    journal: &Journal,
+    steps: Range<usize>,
+    drift: Drift,
+    applied: &mut usize,
+    ui: &dyn Ui,
+) -> Result<Vec<(String, usize)>> {
     let mut left_alone = Vec::new();
-    let mut sentences = Vec::new();
-    let progress = ui.begin("Changing files", Some(journal.steps.len() as u64));
-    for (n, step) in journal.steps.iter().enumerate() {
+    let progress = ui.begin("Changing files", Some(steps.len() as u64));
+    for (n, step) in journal.steps.iter().enumerate().filter(|(n, _)| steps.contains(n)) {
         progress.message(&step.path.to_string());
         // On the way from the plan nobody else was here; after an interruption the guest may have been used.
-        let look = if drift == Drift::Fails { Look::Inode } else { Look::Whole };
+        let look = if drift == Drift::Now { Look::Inode } else { Look::Whole };
         let made = match step.is_exchange() {
             true => exchange::make(confined, store, &journal.id, n, step, look),
             false => make_step(confined, store, &journal.id, n, step),
@@ -299,18 +323,21 @@ fn roll_forward(
             Made::Not(now) => {
                 let sentence = format!("{} holds {now} where {} was expected", step.path, step.before);
                 anyhow::ensure!(drift == Drift::IsLeftAlone, "{sentence}");
-                sentences.push(format!("{sentence}; it was left alone"));
-                left_alone.push(n);
+                left_alone.push((format!("{sentence}; it was left alone"), n));
             }
         }
         progress.advance(1);
     }
+    Ok(left_alone)
+}
+
+/// Marks a run done.
+pub(super) fn finish(confined: &Confined, store: &Store<'_>, journal: &Journal, left_alone: Vec<usize>) -> Result<()> {
     fault::point("phase: changed");
     store.write_record(&journal.id, DONE, &finished_now(left_alone))?;
     fault::point("phase: done");
     store.remove_staged(&journal.id)?;
-    confined.sync_all()?;
-    Ok(sentences)
+    confined.sync_all()
 }
 
 pub(super) fn finished_now(left_alone: Vec<usize>) -> Finished {
@@ -392,6 +419,7 @@ pub fn recover(guest: &WritableGuest, ui: &dyn Ui) -> Result<Recovered> {
     let store = Store::find(guest.guest(), confined)?;
     let mut recovered = Recovered::default();
     for id in store.ids()? {
+        refuse_part_of_set(&store, &id)?;
         let journal = match store.journal(&id) {
             Ok(Some(journal)) => journal,
             Ok(None) => {
@@ -401,9 +429,12 @@ pub fn recover(guest: &WritableGuest, ui: &dyn Ui) -> Result<Recovered> {
             }
             Err(error) => return Err(unreadable(&store, &id, &error).into()),
         };
-        if store.has_record(&id, UNDONE)? {
-            store.remove_staged(&id)?;
-            store.remove_backups(&id)?;
+        if let Some(undone) = store.finished(&id, UNDONE)? {
+            // Whole folders that could not be put back are all that is left of them.
+            if undone.left_alone.is_empty() {
+                store.remove_staged(&id)?;
+                store.remove_backups(&id)?;
+            }
         } else if store.has_record(&id, UNDO)? {
             let undone = undo::put_back(confined, &store, &journal, Drift::IsLeftAlone, ui);
             let undone = undone.with_context(|| format!("continuing the undo of run {id}"))?;
@@ -420,6 +451,19 @@ pub fn recover(guest: &WritableGuest, ui: &dyn Ui) -> Result<Recovered> {
         }
     }
     Ok(recovered)
+}
+
+/// Half a set is neither completed nor taken back on its own: only all of its guests together tell how far it came.
+fn refuse_part_of_set(store: &Store<'_>, id: &str) -> Result<()> {
+    let set = match store.set(id) {
+        Ok(Some(set)) => set,
+        Ok(None) => return Ok(()),
+        Err(error) => return Err(unreadable(store, id, &error).into()),
+    };
+    if store.reached(id)?.is_finished() {
+        return Ok(());
+    }
+    Err(set::others_needed(id, &set).into())
 }
 
 /// A record that this program cannot read.

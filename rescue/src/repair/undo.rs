@@ -2,6 +2,7 @@
 //! undo.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use anyhow::{Context, Result, bail};
 
@@ -9,6 +10,7 @@ use super::confined::{Confined, Place};
 use super::exchange::{self, Back};
 use super::fault;
 use super::journal::{Journal, State, Step};
+use super::set;
 use super::store::{DONE, Store, UNDO, UNDONE};
 use super::transaction::{Drift, finished_now, open_if_there, same_inode, unreadable};
 use super::write_mount::WritableGuest;
@@ -41,19 +43,28 @@ pub fn undo(guest: &WritableGuest, run: Option<&str>, ui: &dyn Ui) -> Result<Und
     let store = Store::find(guest.guest(), confined)?;
     let open_runs = runs_to_undo(&store)?;
     let journal = choose(&store, &open_runs, run)?;
+    if let Some(set) = &journal.set {
+        return Err(set::others_needed(&journal.id, set).into());
+    }
     refuse_out_of_order(&open_runs, journal)?;
     refuse_drifted(confined, &store, journal)?;
     fault::point("undo: checked");
+    begin(&store, journal)?;
+    fault::point("undo: begun");
+    put_back(confined, &store, journal, Drift::Fails, ui)
+}
+
+/// Writes down that an undo has begun.
+pub(super) fn begin(store: &Store<'_>, journal: &Journal) -> Result<()> {
     if let Err(error) = store.write_record(&journal.id, UNDO, &finished_now(Vec::new())) {
         // On a full disk a finished run can be undone without saying so first: an interruption leaves it finished in name, and
         // undoing it again continues. A half-way run could be rolled forward instead, so there the record must be.
         let full = matches!(error.downcast_ref(), Some(&(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT)));
         if !(full && store.has_record(&journal.id, DONE)?) {
-            return Err(not_begun(&store, journal, error));
+            return Err(not_begun(store, journal, error));
         }
     }
-    fault::point("undo: begun");
-    put_back(confined, &store, journal, Drift::Fails, ui)
+    Ok(())
 }
 
 /// An undo that could not be written down.
@@ -98,7 +109,7 @@ impl std::fmt::Display for UndoError {
 impl std::error::Error for UndoError {}
 
 /// Committed runs that are not undone, oldest first.
-fn runs_to_undo(store: &Store<'_>) -> Result<Vec<Journal>> {
+pub(super) fn runs_to_undo(store: &Store<'_>) -> Result<Vec<Journal>> {
     let mut runs = Vec::new();
     for id in store.ids()? {
         match store.journal(&id) {
@@ -131,7 +142,7 @@ fn choose<'a>(store: &Store<'_>, runs: &'a [Journal], wanted: Option<&str>) -> R
     Err(Refusal::new(saw, "there is nothing to undo", "`rescue runs` with the same disks lists what was done").into())
 }
 
-fn refuse_out_of_order(runs: &[Journal], journal: &Journal) -> Result<()> {
+pub(super) fn refuse_out_of_order(runs: &[Journal], journal: &Journal) -> Result<()> {
     let later: Vec<&Journal> = runs
         .iter()
         .filter(|run| run.sequence > journal.sequence)
@@ -150,7 +161,7 @@ fn refuse_out_of_order(runs: &[Journal], journal: &Journal) -> Result<()> {
     .into())
 }
 
-fn refuse_drifted(confined: &Confined, store: &Store<'_>, journal: &Journal) -> Result<()> {
+pub(super) fn refuse_drifted(confined: &Confined, store: &Store<'_>, journal: &Journal) -> Result<()> {
     let left_alone = left_alone(store, journal)?;
     let mut reasons = Vec::new();
     let mut over = BTreeSet::new();
@@ -218,7 +229,11 @@ fn need(
             Back::Exchange(old) => Need::Exchange(old),
             Back::PutAside => Need::PutAside,
             Back::Not(Some(now)) => {
-                Need::Trouble(format!("{} holds {now} where the run left {}", step.path, step.after))
+                let left = format!("{} holds {now} where the run left {}", step.path, step.after);
+                match step.before.is_tree() {
+                    true => Need::Trouble(format!("{left} (what it replaced is kept in {})", store.run(&journal.id))),
+                    false => Need::Trouble(left),
+                }
             }
             Back::Not(None) => Need::Trouble(format!("the backup of {} is missing", step.path)),
         });
@@ -227,6 +242,10 @@ fn need(
     // Still staged means never put in place.
     if step.after != State::Absent && open_if_there(confined, &store.staged(step, id, n)?)?.is_some() {
         return Ok(Need::Nothing);
+    }
+    // What a later step of this run put over it says nothing.
+    if over {
+        return Ok(Need::Remove);
     }
     let path = step.path.to_real()?;
     let place = open_if_there(confined, &path)?;
@@ -278,20 +297,50 @@ fn put_all_back(
     ui: &dyn Ui,
     done: &mut usize,
 ) -> Result<Undone> {
+    let mut undone = Undone { run: journal.id.clone(), ..Undone::default() };
+    let kept = put_steps_back(confined, store, journal, 0..journal.steps.len(), drift, ui, (&mut undone, done))?;
+    finish(confined, store, journal, kept)?;
+    Ok(undone)
+}
+
+/// Undoes those of the steps that are made, last first. Returns which of them leave a whole folder in the store, because it cannot be put
+/// back.
+pub(super) fn put_steps_back(
+    confined: &Confined,
+    store: &Store<'_>,
+    journal: &Journal,
+    steps: Range<usize>,
+    drift: Drift,
+    ui: &dyn Ui,
+    (undone, done): (&mut Undone, &mut usize),
+) -> Result<Vec<usize>> {
     let id = &journal.id;
+    let mut kept = Vec::new();
     let left_alone = left_alone(store, journal)?;
-    let mut undone = Undone { run: id.clone(), ..Undone::default() };
     undone.not_undoable = journal.freed.iter().map(|freed| freed.path.to_string()).collect();
-    let progress = ui.begin("Putting files back", Some(journal.steps.len() as u64));
-    for (n, step) in journal.steps.iter().enumerate().rev() {
+    let progress = ui.begin("Putting files back", Some(steps.len() as u64));
+    for (n, step) in journal.steps.iter().enumerate().rev().filter(|(n, _)| steps.contains(n)) {
         progress.message(&step.path.to_string());
-        need(confined, store, journal, n, step, &left_alone, false)
-            .and_then(|need| put_one_back(confined, store, id, (n, step), need, drift, &mut undone))
-            .with_context(|| format!("while putting back {}", step.path))?;
+        let doing = || format!("while putting back {}", step.path);
+        let need = need(confined, store, journal, n, step, &left_alone, false).with_context(doing)?;
+        if matches!(need, Need::Trouble(_)) && step.is_exchange() {
+            kept.push(n);
+        }
+        put_one_back(confined, store, id, (n, step), need, drift, undone).with_context(doing)?;
         *done += 1;
         progress.advance(1);
     }
+    Ok(kept)
+}
+
+/// Marks a run undone and removes what is not needed any more: where a whole folder could not be put back, it is still needed.
+pub(super) fn finish(confined: &Confined, store: &Store<'_>, journal: &Journal, kept: Vec<usize>) -> Result<()> {
+    let id = &journal.id;
     fault::point("undo: put back");
+    if !kept.is_empty() {
+        store.write_record(id, UNDONE, &finished_now(kept))?;
+        return confined.sync_all();
+    }
     if let Err(error) = store.write_record(id, UNDONE, &finished_now(Vec::new())) {
         // On a full disk the backups' folders have to go first; they are empty but for what was not needed.
         store.remove_staged(id)?;
@@ -300,8 +349,7 @@ fn put_all_back(
     fault::point("undo: done");
     store.remove_staged(id)?;
     store.remove_backups(id)?;
-    confined.sync_all()?;
-    Ok(undone)
+    confined.sync_all()
 }
 
 fn put_one_back(
