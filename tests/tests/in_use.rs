@@ -16,6 +16,8 @@ use rescue::mount::mount_writable;
 use rescue::refusal::Refusal;
 use rescue::repair::in_use::{Uncached, head};
 use rescue::repair::{OpenOptions, WritableGuest};
+use tests::disk::{self, Disk, DiskBuilder, MIB, Partition};
+use tests::mounts::WholeDisk;
 
 const WRITABLE: LoopOptions = LoopOptions { offset: 0, length: 0, sector_size: 512, read_only: false };
 
@@ -275,4 +277,131 @@ fn the_journal_head_moves_with_every_commit() {
         std::thread::sleep(Duration::from_millis(100));
         assert_eq!(head(&disk, kind).unwrap(), rest, "{kind} at rest");
     }
+}
+
+/// A disk with a partition of swap and one with the file system, as nodes of their own.
+fn partitioned(folder: &Path, read_only: bool) -> (PathBuf, WholeDisk) {
+    let path = folder.join("whole.img");
+    let root = Partition::unmounted(disk::FileSystem::Ext4);
+    let swap = Partition::unmounted(disk::FileSystem::Swap).size(4 * MIB);
+    DiskBuilder::new(40 * MIB).partition(swap).partition(root).build(&path).unwrap();
+    let disk = WholeDisk::attach(&path, read_only).expect("this test needs root and loop devices");
+    (path, disk)
+}
+
+/// Opens the second partition of a disk for writing, through the disk's own node.
+fn open_second(image: &Path, device: &Path) -> anyhow::Result<WritableGuest> {
+    let built = Disk::open(image, 512)?;
+    let volume = &built.volumes[1];
+    let file_system = FileSystem {
+        mount_point: GuestPath::new("/"),
+        kind: "ext4".to_owned(),
+        device: device.display().to_string(),
+        uuid: None,
+        usage: Usage::default(),
+        backing: Backing::Range {
+            path: device.to_path_buf(),
+            offset: volume.offset,
+            length: volume.size,
+            sector_size: 512,
+            block_device: true,
+        },
+        subvolume: None,
+        has_errors: false,
+    };
+    WritableGuest::open_with("the disk", &[file_system], &OpenOptions { between_looks: Duration::ZERO })
+}
+
+#[track_caller]
+fn refused_with(opened: anyhow::Result<WritableGuest>, words: &[&str]) {
+    let error = opened.expect_err("it must be refused");
+    let text = error.to_string();
+    assert!(error.is::<Refusal>() && words.iter().all(|word| text.contains(word)), "{text}");
+}
+
+#[test]
+fn swap_on_another_partition_of_the_disk_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (image, disk) = partitioned(folder.path(), false);
+    let swap = disk.partition(1);
+    tests::command::Cmd::new("swapon").args(["--priority", "0"]).arg(&swap).ok().unwrap();
+    let opened = open_second(&image, disk.device());
+    tests::command::Cmd::new("swapoff").arg(&swap).ok().unwrap();
+    let swap = swap.display().to_string();
+    refused_with(opened, &[&format!("{swap} is used as swap"), &format!("swapoff {swap}")]);
+    open_second(&image, disk.device()).unwrap().close().unwrap();
+}
+
+#[test]
+fn a_read_only_device_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (image, disk) = partitioned(folder.path(), true);
+    refused_with(open_second(&image, disk.device()), &["is read-only", "attach it writable"]);
+}
+
+/// It claims nothing in the kernel.
+#[test]
+fn a_loop_device_over_a_partition_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (image, disk) = partitioned(folder.path(), false);
+    let above = LoopDevice::open(&disk.partition(2), &LoopOptions::default()).unwrap();
+    let node = disk.partition(2).display().to_string();
+    refused_with(open_second(&image, disk.device()), &[&node, "is shown as the block device /dev/loop", "losetup -d"]);
+    drop(above);
+    open_second(&image, disk.device()).unwrap().close().unwrap();
+}
+
+/// QEMU's own programs beside a machine: each takes the locks of a running machine, in its own way. (A storage daemon that holds a qcow2 image is
+/// waited for: it could be that of a killed run.)
+#[test]
+fn images_that_qemus_programs_serve_are_refused() {
+    for (format, program) in [("raw", "nbd"), ("qcow2", "nbd"), ("raw", "daemon")] {
+        let image = Image::new("ext4");
+        let served = image.folder.path().join(format!("served.{format}"));
+        let mut convert = Command::new("qemu-img");
+        convert.args(["convert", "-f", "raw", "-O", format]).arg(image.path()).arg(&served);
+        assert!(convert.status().unwrap().success());
+        let socket = image.folder.path().join("socket");
+        let mut command = match program {
+            "nbd" => {
+                let mut command = Command::new("qemu-nbd");
+                command.args(["--persistent", "--format", format, "--socket"]).arg(&socket).arg(&served);
+                command
+            }
+            _ => {
+                let mut command = Command::new("qemu-storage-daemon");
+                let file = format!("driver=file,node-name=file,filename={}", served.display());
+                command.args(["--blockdev", &file]);
+                command.args(["--blockdev", &format!("driver={format},node-name=disk,file=file")]);
+                command.args(["--nbd-server", &format!("addr.type=unix,addr.path={}", socket.display())]);
+                command.args(["--export", "type=nbd,id=disk,node-name=disk,writable=on"]);
+                command
+            }
+        };
+        let server = Running(command.stdout(Stdio::null()).spawn().expect("this test needs qemu-utils"));
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !socket.exists() {
+            assert!(Instant::now() < deadline, "{program} does not serve {format}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        let words = ["is locked the way QEMU locks", "power that machine off"];
+        image.assert_refused_at(&served, false, &words);
+        drop(server);
+        image.open(&served, false, Duration::ZERO).unwrap().close().unwrap();
+    }
+}
+
+/// VMware's locks, as they lie beside the disk of a running machine.
+#[test]
+fn a_disk_that_vmware_has_locked_is_refused() {
+    let image = Image::new("ext4");
+    let flat = image.folder.path().join("node-flat.vmdk");
+    fs::copy(image.path(), &flat).unwrap();
+    image.open(&flat, false, Duration::ZERO).unwrap().close().unwrap();
+    let lock = image.folder.path().join(".lck-61bd0c0000000000");
+    fs::write(&lock, "").unwrap();
+    image.assert_refused_at(&flat, false, &["VMware's lock .lck-61bd0c0000000000", "power it off", "mv "]);
+    fs::remove_file(lock).unwrap();
+    image.open(&flat, false, Duration::ZERO).unwrap().close().unwrap();
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{holders, openers};
+use super::{file, holders, openers};
 use crate::refusal::Refusal;
 
 /// A block device as sysfs shows it.
@@ -138,6 +138,9 @@ pub fn refuse_in_use(path: &Path) -> Result<()> {
             ));
         }
         holders::refuse_held(&device.sysfs, &device.node())?;
+        if let Some(above) = loop_device_over(device).filter(|above| !holders::is_ours_and_gone(above)) {
+            return Err(file::shown_as(&device.node(), &above).into());
+        }
     }
     let nodes: Vec<PathBuf> = devices.iter().map(Device::node).collect();
     if let Some(opener) = openers::writing(&nodes) {
@@ -162,8 +165,16 @@ pub fn used_here(path: &Path) -> Result<Option<String>> {
         if let Some(what) = holders::held_by(&device.sysfs) {
             return Ok(Some(format!("{} is {what}", node.display())));
         }
+        if let Some(above) = loop_device_over(&device) {
+            return Ok(Some(format!("{} is shown as {}", node.display(), above.display())));
+        }
     }
     Ok(None)
+}
+
+/// A loop device over this one: it claims nothing.
+fn loop_device_over(device: &Device) -> Option<PathBuf> {
+    file::loop_device_over(&fs::metadata(device.node()).ok()?)
 }
 
 fn used(saw: String, next: String) -> anyhow::Error {

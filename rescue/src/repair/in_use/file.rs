@@ -1,8 +1,8 @@
 //! Image files: loop devices, QEMU's locks, other writers.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -18,13 +18,9 @@ const QEMU_BYTES_EACH: i64 = 4;
 
 /// Refuses an image that somebody uses, and locks it the way QEMU understands.
 pub fn refuse_in_use(file: &File, path: &Path) -> Result<()> {
-    if let Some(device) = loop_device_over(file)?.filter(|device| !holders::is_ours_and_gone(device)) {
-        return Err(Refusal::new(
-            format!("{} is shown as the block device {}", path.display(), device.display()),
-            "something on this machine uses it, or did not clean up",
-            format!("umount what is mounted from it, `losetup -d {}`, then run this again", device.display()),
-        )
-        .into());
+    let metadata = file.metadata().context("looking at the image")?;
+    if let Some(device) = loop_device_over(&metadata).filter(|device| !holders::is_ours_and_gone(device)) {
+        return Err(shown_as(path, &device).into());
     }
     for start in QEMU_BYTES {
         if qemu_holds(file, start)? {
@@ -70,19 +66,31 @@ fn qemu_holds(file: &File, start: i64) -> Result<bool> {
     }
 }
 
-/// The loop device that shows this file, if any.
-fn loop_device_over(file: &File) -> Result<Option<PathBuf>> {
-    let ours = file.metadata().context("looking at the image")?;
-    let Ok(devices) = fs::read_dir("/sys/block") else {
-        return Ok(None);
-    };
-    for device in devices.flatten() {
+/// The refusal of what a loop device shows.
+pub fn shown_as(path: &Path, device: &Path) -> Refusal {
+    Refusal::new(
+        format!("{} is shown as the block device {}", path.display(), device.display()),
+        "something on this machine uses it, or did not clean up",
+        format!("umount what is mounted from it, `losetup -d {}`, then run this again", device.display()),
+    )
+}
+
+/// The loop device that shows this file or block device, if any.
+pub fn loop_device_over(ours: &Metadata) -> Option<PathBuf> {
+    for device in fs::read_dir("/sys/block").ok()?.flatten() {
         let Ok(backing) = fs::read_to_string(device.path().join("loop/backing_file")) else { continue };
         let backing = Path::new(backing.trim_end_matches('\n'));
-        let same = fs::metadata(backing).is_ok_and(|theirs| (theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino()));
-        if same {
-            return Ok(Some(Path::new("/dev").join(device.file_name())));
+        if fs::metadata(backing).is_ok_and(|theirs| is_same(&theirs, ours)) {
+            return Some(Path::new("/dev").join(device.file_name()));
         }
     }
-    Ok(None)
+    None
+}
+
+/// A device may have several nodes.
+fn is_same(theirs: &Metadata, ours: &Metadata) -> bool {
+    match ours.file_type().is_block_device() {
+        true => theirs.file_type().is_block_device() && theirs.rdev() == ours.rdev(),
+        false => (theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino()),
+    }
 }

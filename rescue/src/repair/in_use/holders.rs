@@ -145,4 +145,29 @@ mod tests {
         assert_eq!(holder("luks-1", "CRYPT-LUKS2-1").group(), None);
         assert!(holder("rescue-1", "RESCUE-1").is_ours());
     }
+
+    /// As sysfs shows a disk whose volume group udev has activated.
+    #[test]
+    fn a_group_that_was_activated_by_itself_is_refused_with_the_line() {
+        let sysfs = tempfile::tempdir().unwrap();
+        let dm = |device: &str, name: &str, uuid: &str| {
+            let folder = sysfs.path().join("holders").join(device).join("dm");
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("name"), format!("{name}\n")).unwrap();
+            fs::write(folder.join("uuid"), format!("{uuid}\n")).unwrap();
+        };
+        let node = Path::new("/dev/sdb2");
+        assert!(refuse_held(sysfs.path(), node).is_ok() && held_by(sysfs.path()).is_none(), "nothing above it");
+        dm("dm-3", "k8s--vg-root", &format!("LVM-{}", "KdQOZDc08sASZ8fmHTH3sbOSQ9qKFrE0".repeat(2)));
+        let refused = refuse_held(sysfs.path(), node).unwrap_err();
+        let refusal = refused.downcast_ref::<Refusal>().unwrap();
+        assert!(refusal.saw.contains("/dev/sdb2 is part of the volume group k8s-vg"), "{refusal}");
+        assert!(refusal.next.starts_with("`vgchange -an k8s-vg`"), "{refusal}");
+        assert!(held_by(sysfs.path()).unwrap().contains("k8s-vg"));
+
+        fs::remove_dir_all(sysfs.path().join("holders")).unwrap();
+        dm("dm-4", "luks-x", "CRYPT-LUKS2-0123");
+        let refused = refuse_held(sysfs.path(), node).unwrap_err().to_string();
+        assert!(refused.contains("/dev/dm-4") && refused.contains("cryptsetup close"), "{refused}");
+    }
 }

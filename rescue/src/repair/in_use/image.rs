@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::{file, openers};
+use super::{file, openers, vmware};
 use crate::disk::Disk;
 use crate::disk::image::{Layout, qcow2};
 use crate::refusal::Refusal;
@@ -35,6 +35,9 @@ pub enum Through {
 /// A [`Refusal`] for what is only read.
 pub fn target(path: &Path) -> Result<Target> {
     let disk = Disk::open(path)?;
+    if matches!(disk.layout, Layout::Flat(_)) || has_vmware_name(path) {
+        vmware::refuse_locked(path)?;
+    }
     match disk.layout {
         Layout::Raw => Ok(Target { path: path.to_path_buf(), through: Through::Itself }),
         Layout::Flat(flat) => Ok(Target { path: flat, through: Through::Itself }),
@@ -58,6 +61,11 @@ pub fn open(path: &Path, layout: &qcow2::Layout, length: u64) -> Result<(Storage
     // The locks that this took would keep the daemon out.
     drop(looked_at);
     StorageDaemon::start(path, layout, length)
+}
+
+/// A flat extent is raw by its content.
+fn has_vmware_name(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("vmdk"))
 }
 
 fn wait_for_last_run(path: &Path) {

@@ -10,6 +10,7 @@ mod image;
 pub mod keeper;
 mod openers;
 pub mod read_only;
+mod vmware;
 
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
