@@ -1,5 +1,9 @@
 //! One run from sources to receipt, used by the command line and by the ISO alike.
 
+mod set;
+
+pub use set::{SetReceipt, Wanted};
+
 use anyhow::{Context as _, Result};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -52,6 +56,17 @@ impl NodeReport {
     /// Whether something is left that counts for the exit code: a finding, or a repair that was cut off.
     pub fn needs_repair(&self) -> bool {
         self.findings.iter().any(counts) || self.unfinished_run().is_some()
+    }
+
+    /// An earlier repair of several nodes, this one among them, that was cut off.
+    pub fn unfinished_set(&self) -> Option<&RunSummary> {
+        let unfinished = [RunState::HalfWay, RunState::NotCommitted, RunState::HalfUndone];
+        self.runs.iter().find(|run| !run.together.is_empty() && unfinished.contains(&run.state))
+    }
+
+    /// Whether it is one of the nodes that a run changes together.
+    pub fn is_part_of(&self, run: &RunSummary) -> bool {
+        self.runs.iter().any(|own| own.id == run.id) || run.together.iter().any(|name| name == self.name())
     }
 
     /// The earlier repair that was cut off, if there is one.
@@ -253,6 +268,14 @@ impl Session<'_> {
     pub fn plan(&self, report: &NodeReport) -> Plan {
         let NodeReport { guest, node, peers, .. } = report;
         plan::plan(&Context { guest, node, settings: self.settings, peers, ui: self.ui })
+    }
+
+    /// Works out what a repair of this node would do without the remedies of some checks: what they would mend is mended otherwise.
+    pub fn plan_without(&self, report: &NodeReport, checks: &[&str]) -> Plan {
+        let NodeReport { guest, node, peers, .. } = report;
+        let skip = self.settings.skip.iter().cloned().chain(checks.iter().map(|check| (*check).to_owned()));
+        let settings = &Settings { skip: skip.collect(), ..self.settings.clone() };
+        plan::plan(&Context { guest, node, settings, peers, ui: self.ui })
     }
 
     /// Works out what the remedies of one finding would do, which the user asked for, not a check.

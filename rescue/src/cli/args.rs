@@ -147,6 +147,16 @@ pub struct Repair {
     /// do not check the file systems before the first write
     #[argh(switch)]
     pub no_fsck: bool,
+    /// with --yes: also carry out what may lose writes that etcd acknowledged (the plan says which)
+    #[argh(switch)]
+    pub accept_loss: bool,
+    /// an etcd member whose disk is lost for good: the others are repaired without it, and it must never boot again; may be given
+    /// several times
+    #[argh(option)]
+    pub declare_dead: Vec<String>,
+    /// repair versions of etcd that no repair has been proved on (3.6 and later)
+    #[argh(switch)]
+    pub unproven: bool,
     /// a control-plane disk (or its mounted folder) that is only read, for the CA key on it; may be given several times
     #[argh(option, from_str_fn(source_argument))]
     pub ca: Vec<Source>,

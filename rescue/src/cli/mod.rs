@@ -10,6 +10,7 @@ mod given;
 mod inspect;
 mod repair;
 mod runs;
+mod set;
 mod terminal;
 mod undo;
 

@@ -3,13 +3,16 @@
 use anyhow::Result;
 
 use super::args::{self, Repair, Stop};
+use super::set::{self, Answers};
 use super::terminal::{Terminal, colours, confirm};
 use super::{Failure, Outcome};
 use crate::node::Role;
 use crate::refusal::Refusal;
 use crate::repair::in_use::read_only;
-use crate::report::{json, text};
-use crate::session::{Inspection, NodeReport, Receipt, Session, only_node};
+use crate::repair::set_plan::{PLANNERS, SetWishes};
+use crate::report::json::Together;
+use crate::report::{json, set as set_report, text};
+use crate::session::{Inspection, NodeReport, Receipt, Session, Wanted, only_node};
 use crate::settings::Settings;
 use crate::typed;
 
@@ -41,6 +44,8 @@ struct NodeEnd {
     json: serde_json::Value,
     receipt: Option<serde_json::Value>,
     left: bool,
+    /// By a plan for several nodes.
+    changed: bool,
     failure: Option<Failure>,
 }
 
@@ -52,13 +57,14 @@ impl NodeEnd {
             json: told.json,
             left: receipt.as_ref().map_or(told.left, |receipt| receipt.after.needs_repair()),
             receipt: receipt.as_ref().map(json::receipt),
+            changed: false,
             failure: None,
         }
     }
 
     fn failed(json: serde_json::Value, failure: Failure) -> Self {
         let (name, source) = (String::new(), String::new());
-        Self { name, source, json, receipt: None, left: true, failure: Some(failure) }
+        Self { name, source, json, receipt: None, left: true, changed: false, failure: Some(failure) }
     }
 
     fn failure_json(&self) -> Option<serde_json::Value> {
@@ -67,20 +73,24 @@ impl NodeEnd {
     }
 
     fn words(&self) -> &'static str {
-        match (&self.failure, &self.receipt, self.left) {
+        match (&self.failure, self.was_changed(), self.left) {
             (Some(failure), ..) => failure.kind,
-            (None, Some(_), false) => "repaired",
-            (None, Some(_), true) => "repaired, but something is left",
-            (None, None, false) => "nothing to repair",
-            (None, None, true) => "not repaired, something is left",
+            (None, true, false) => "repaired",
+            (None, true, true) => "repaired, but something is left",
+            (None, false, false) => "nothing to repair",
+            (None, false, true) => "not repaired, something is left",
         }
+    }
+
+    fn was_changed(&self) -> bool {
+        self.changed || self.receipt.is_some()
     }
 }
 
 /// "Refused" promises that nothing was changed anywhere; once one node of several was, a failure of another is part-way.
 fn outcome(ends: &[NodeEnd]) -> Outcome {
     let failures: Vec<Outcome> = ends.iter().filter_map(|end| Some(end.failure.as_ref()?.outcome)).collect();
-    let changed = ends.iter().any(|end| end.receipt.is_some()) || failures.contains(&Outcome::PartWay);
+    let changed = ends.iter().any(NodeEnd::was_changed) || failures.contains(&Outcome::PartWay);
     match (failures.is_empty(), changed) {
         (false, true) => Outcome::PartWay,
         (false, false) => Outcome::Refused,
@@ -92,9 +102,10 @@ fn outcome(ends: &[NodeEnd]) -> Outcome {
 /// One line per node; the details stand above.
 fn summary(ends: &[NodeEnd], sources: &str) -> String {
     let width = ends.iter().map(|end| end.name.len()).max().unwrap_or_default();
-    let mut text = format!("{} nodes:\n", ends.len());
+    let mut text = format!("{} nodes:\n", ends.iter().filter(|end| !end.source.is_empty()).count());
     for end in ends {
-        text.push_str(&format!("  {:width$}  {} ({})\n", end.name, end.words(), end.source));
+        let source = if end.source.is_empty() { String::new() } else { format!(" ({})", end.source) };
+        text.push_str(&format!("  {:width$}  {}{source}\n", end.name, end.words()));
     }
     if ends.iter().any(|end| end.left) {
         text.push_str(&format!("Next: rescue inspect {sources}    (what is left on each, and what to do about it)\n"));
@@ -111,18 +122,27 @@ struct Conversation<'a> {
 impl Conversation<'_> {
     /// One node after the other. Where several are repaired, one that cannot be does not stop the others.
     fn hold(&self) -> Result<Outcome> {
-        let mut nodes = self.chosen(self.session.inspect()?)?;
-        if nodes.len() == 1 {
-            let (told, receipt) = self.one(nodes.remove(0))?;
-            return Ok(self.close(vec![NodeEnd::new(told, receipt)]));
+        let mut nodes = self.chosen(self.finish_earlier_sets(self.session.inspect()?)?)?;
+        let wanted = self.session.plan_sets(&nodes, &self.wishes());
+        if nodes.len() == 1 && wanted.is_empty() {
+            let (told, receipt) = self.one(nodes.remove(0), &[])?;
+            return Ok(self.close(vec![NodeEnd::new(told, receipt)], Together::default()));
         }
+        // What is mended on several nodes as one is not mended on one of them.
+        let mended_together = |source: &str| -> Vec<&'static str> {
+            let part_of = |wanted: &&Wanted| {
+                let plan = wanted.plan.as_ref();
+                plan.is_ok_and(|plan| plan.parts.iter().any(|part| part.source == source))
+            };
+            wanted.iter().filter(part_of).map(|wanted| wanted.check).collect()
+        };
         // Control planes first: what they lend to the others may be what their own repair renews.
         nodes.sort_by_key(|node| node.node.role.value != Some(Role::ControlPlane));
         let mut ends = Vec::new();
         while !nodes.is_empty() {
             let node = nodes.remove(0);
             let (name, source, before) = (node.name().to_owned(), node.guest.source.clone(), json::node(&node));
-            match self.one(node) {
+            match self.one(node, &mended_together(&source)) {
                 Ok((told, receipt)) => {
                     if let Some(receipt) = &receipt {
                         self.session.refresh(&mut nodes, &receipt.after);
@@ -139,11 +159,80 @@ impl Conversation<'_> {
             }
             self.say("\n");
         }
-        Ok(self.close(ends))
+        let together = if wanted.is_empty() { Together::default() } else { self.together(&mut ends) };
+        Ok(self.close(ends, together))
+    }
+
+    fn wishes(&self) -> SetWishes {
+        SetWishes { declare_dead: self.command.declare_dead.clone(), unproven: self.command.unproven }
+    }
+
+    /// What several nodes need as one, after what each of them needed alone: that may have given the space for it.
+    fn together(&self, ends: &mut Vec<NodeEnd>) -> Together {
+        let mut together = Together::default();
+        for check in PLANNERS.iter().map(|(check, _)| *check) {
+            if let Err(error) = self.one_set(check, ends, &mut together) {
+                let failure = Failure::of(&error);
+                let unchanged = if failure.outcome == Outcome::PartWay { "" } else { " (nothing of it was done)" };
+                eprintln!("rescue: {check}: {}{unchanged}: {}", failure.kind, failure.text);
+                let name = format!("{check} of all nodes");
+                ends.push(NodeEnd { name, ..NodeEnd::failed(serde_json::Value::Null, failure) });
+            }
+        }
+        together
+    }
+
+    fn one_set(&self, check: &str, ends: &mut [NodeEnd], together: &mut Together) -> Result<()> {
+        let nodes = self.chosen(self.session.inspect()?)?;
+        let wanted = self.session.plan_sets(&nodes, &self.wishes());
+        let Some(wanted) = wanted.into_iter().find(|wanted| wanted.check == check) else { return Ok(()) };
+        let plan = wanted.plan?;
+        let Repair { yes, accept_loss, dry_run, json, .. } = *self.command;
+        let planned = set_report::plan_json(&plan);
+        match set::carry_out(self.session, nodes, plan, Answers { yes, accept_loss, dry_run, json })? {
+            None => together.planned.push(planned),
+            Some(receipt) => {
+                together.done.push(set_report::receipt_json(&receipt));
+                for end in ends {
+                    let mut nodes = receipt.after.nodes.iter();
+                    let Some(node) = nodes.find(|node| node.guest.source == end.source) else { continue };
+                    end.left = end.failure.is_some() || node.needs_repair();
+                    end.changed = true;
+                    end.json = json::node(node);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Repairs of several nodes as one that were cut off come before everything else.
+    fn finish_earlier_sets(&self, inspection: Inspection) -> Result<Inspection> {
+        let Some(run) = inspection.nodes.iter().find_map(|node| node.unfinished_set().cloned()) else {
+            return Ok(inspection);
+        };
+        let names = run.together.join(", ");
+        if self.command.dry_run {
+            eprintln!(
+                "An earlier repair of {names} (run {}) was cut off; `rescue repair` would complete it first.",
+                run.id
+            );
+            return Ok(inspection);
+        }
+        self.say(&format!(
+            "An earlier repair of {names} (run {}) was cut off and has to be completed first.\n",
+            run.id
+        ));
+        if !self.command.yes && !confirm("Complete it?") {
+            return Err(declined().into());
+        }
+        let nodes = inspection.nodes.into_iter().filter(|node| node.is_part_of(&run)).collect();
+        let (recovered, inspection) = self.session.recover_sets(nodes)?;
+        self.say(&(text::recovered(&recovered) + "\n"));
+        Ok(inspection)
     }
 
     /// What became of each, and the exit code that stands for all.
-    fn close(&self, ends: Vec<NodeEnd>) -> Outcome {
+    fn close(&self, ends: Vec<NodeEnd>, together: Together) -> Outcome {
         let outcome = outcome(&ends);
         if ends.len() > 1 {
             self.say(&summary(&ends, &typed::with_ca(self.session.sources, &self.settings.ca)));
@@ -151,8 +240,8 @@ impl Conversation<'_> {
         if self.command.json {
             let failed = ends.iter().filter_map(NodeEnd::failure_json).collect();
             let receipts = ends.iter().filter_map(|end| end.receipt.clone()).collect();
-            let nodes = ends.into_iter().map(|end| end.json).collect();
-            println!("{}", json::repair(nodes, (!self.command.dry_run).then_some(receipts), failed));
+            let nodes = ends.into_iter().map(|end| end.json).filter(|node| !node.is_null()).collect();
+            println!("{}", json::repair_together(nodes, (!self.command.dry_run).then_some(receipts), together, failed));
         }
         outcome
     }
@@ -170,9 +259,10 @@ impl Conversation<'_> {
         Ok(inspection.nodes)
     }
 
-    fn one(&self, node: NodeReport) -> Result<(Told, Option<Receipt>)> {
+    /// `without`: checks whose remedies are not this node's alone.
+    fn one(&self, node: NodeReport, without: &[&str]) -> Result<(Told, Option<Receipt>)> {
         let node = self.finish_earlier_run(node)?;
-        let plan = self.session.plan(&node);
+        let plan = self.session.plan_without(&node, without);
         let style = text::Style { colours: colours(), details: self.command.dry_run };
         let mut told = Told { json: json::planned(&node, &plan), left: node.needs_repair() };
         self.say(&text::node(&node, self.settings.now, &style));

@@ -7,7 +7,8 @@ use super::args::{self, Stop, Undo};
 use super::terminal::{Terminal, confirm};
 use crate::refusal::Refusal;
 use crate::repair::in_use::read_only;
-use crate::report::{json, text};
+use crate::repair::{RunState, RunSummary};
+use crate::report::{json, set, text};
 use crate::session::{Inspection, NodeReport, Session, only_node};
 use crate::settings::Settings;
 
@@ -24,7 +25,11 @@ pub fn run(command: &Undo) -> Result<Result<Outcome>, Stop> {
 }
 
 fn take_back(command: &Undo, session: &Session<'_>) -> Result<Outcome> {
-    let node = only_node(with_run(session.inspect()?, command), command.node.as_deref())?;
+    let inspection = session.inspect()?;
+    if let Some(run) = set_to_undo(&inspection, command) {
+        return take_set_back(command, session, inspection, &run);
+    }
+    let node = only_node(with_run(inspection, command), command.node.as_deref())?;
     let question = question(command, &node)?;
     if !command.yes && !confirm(&question) {
         let next = "run the same command again and answer yes, or add --yes";
@@ -34,6 +39,40 @@ fn take_back(command: &Undo, session: &Session<'_>) -> Result<Outcome> {
     match command.json {
         true => println!("{}", json::undone(&undone)),
         false => print!("{}", text::undone(&undone)),
+    }
+    Ok(Outcome::Clean)
+}
+
+/// The run of several nodes that is meant: the one named, or the newest where it is the same on all of its nodes.
+fn set_to_undo(inspection: &Inspection, command: &Undo) -> Option<RunSummary> {
+    let meant = |node: &&NodeReport| {
+        command.node.as_deref().is_none_or(|name| node.name() == name || node.guest.source == name)
+    };
+    let is_named = |run: &&RunSummary| command.run.as_ref().is_some_and(|id| *id == run.id);
+    let is_open = |run: &&RunSummary| !matches!(run.state, RunState::Undone | RunState::NotCommitted);
+    let of = |node: &'_ NodeReport| match &command.run {
+        Some(_) => node.runs.iter().find(is_named).cloned(),
+        None => node.runs.iter().rfind(is_open).cloned(),
+    };
+    let runs: Vec<RunSummary> = inspection.nodes.iter().filter(meant).filter_map(of).collect();
+    let set = runs.iter().find(|run| !run.together.is_empty())?;
+    // Another repair came after it on one of them: that is undone first.
+    let same = |node: &NodeReport| of(node).is_none_or(|run| run.id == set.id);
+    let all = inspection.nodes.iter().filter(|node| node.is_part_of(set)).all(same);
+    (all || command.run.is_some()).then(|| set.clone())
+}
+
+fn take_set_back(command: &Undo, session: &Session<'_>, inspection: Inspection, run: &RunSummary) -> Result<Outcome> {
+    let question = format!("Take back run {} on {} together?", run.id, run.together.join(", "));
+    if !command.yes && !confirm(&question) {
+        let next = "run the same command again and answer yes, or add --yes";
+        return Err(Refusal::new("the answer was not yes", "nothing was changed", next).into());
+    }
+    let nodes = inspection.nodes.into_iter().filter(|node| node.is_part_of(run)).collect();
+    let undone = session.undo_set(nodes, &run.id)?;
+    match command.json {
+        true => println!("{}", set::undone_json(&undone)),
+        false => print!("{}", set::undone(&undone)),
     }
     Ok(Outcome::Clean)
 }

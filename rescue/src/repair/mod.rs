@@ -18,6 +18,7 @@ pub mod prune;
 pub mod restart;
 pub mod runs;
 pub mod set;
+pub mod set_plan;
 #[cfg(test)]
 mod set_tests;
 mod stage;

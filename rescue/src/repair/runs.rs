@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result};
 
-use super::journal::{Finished, Freed, Journal, RECORD_LIMIT, parse_journal};
-use super::store::{DONE, JOURNAL, UNDO, UNDONE, run_ids, runs_folder};
+use super::journal::{Finished, Freed, Journal, RECORD_LIMIT, parse_enlisted, parse_journal};
+use super::store::{DONE, JOURNAL, SET, UNDO, UNDONE, run_ids, runs_folder};
 use crate::disk::escape;
 use crate::guest::{Guest, RealPath, TreeError};
 
@@ -46,6 +46,8 @@ pub struct RunSummary {
     pub changed: Vec<String>,
     /// What it freed.
     pub freed: Vec<Freed>,
+    /// The nodes that it changes together, this one among them; empty where it is alone.
+    pub together: Vec<String>,
 }
 
 /// All runs on a guest, oldest first.
@@ -70,9 +72,12 @@ pub fn list(guest: &Guest) -> Result<Vec<RunSummary>> {
 }
 
 fn summary(guest: &Guest, folder: &RealPath, id: String) -> RunSummary {
-    match read(guest, folder) {
+    let together = record(guest, folder, SET).ok().flatten().and_then(|bytes| parse_enlisted(&bytes).ok());
+    let together = together.map(|set| set.names()).unwrap_or_default();
+    let found = match read(guest, folder) {
         Ok(Some((journal, state, finished))) => RunSummary {
             id,
+            together: Vec::new(),
             state,
             sequence: journal.sequence,
             // A crafted record must not move the cursor of whoever lists it.
@@ -85,7 +90,8 @@ fn summary(guest: &Guest, folder: &RealPath, id: String) -> RunSummary {
         },
         Ok(None) => without_record(id, RunState::NotCommitted),
         Err(error) => without_record(id, RunState::Unreadable(format!("{error:#}"))),
-    }
+    };
+    RunSummary { together, ..found }
 }
 
 fn without_record(id: String, state: RunState) -> RunSummary {
@@ -99,6 +105,7 @@ fn without_record(id: String, state: RunState) -> RunSummary {
         summary: Vec::new(),
         changed: Vec::new(),
         freed: Vec::new(),
+        together: Vec::new(),
     }
 }
 

@@ -99,11 +99,36 @@ pub fn receipt(receipt: &Receipt) -> Value {
     })
 }
 
+/// What was planned for several nodes as one, and what of it was done.
+#[derive(Debug, Default)]
+pub struct Together {
+    /// Plans that were shown and not carried out.
+    pub planned: Vec<Value>,
+    /// Receipts.
+    pub done: Vec<Value>,
+}
+
 /// `rescue repair --json`: the nodes as they are now, the receipt where something was carried out, and those of several that failed.
 pub fn repair(nodes: Vec<Value>, receipts: Option<Vec<Value>>, failed: Vec<Value>) -> Value {
+    repair_together(nodes, receipts, Together::default(), failed)
+}
+
+/// The same where several nodes were looked at as one, too.
+pub fn repair_together(
+    nodes: Vec<Value>,
+    receipts: Option<Vec<Value>>,
+    together: Together,
+    failed: Vec<Value>,
+) -> Value {
     let mut object = json!({"schema": SCHEMA, "nodes": nodes});
     if let Some(runs) = receipts {
         object["receipt"] = json!({"runs": runs});
+        if !together.done.is_empty() {
+            object["receipt"]["together"] = Value::Array(together.done);
+        }
+    }
+    if !together.planned.is_empty() {
+        object["plan_together"] = Value::Array(together.planned);
     }
     if !failed.is_empty() {
         object["failed"] = Value::Array(failed);
@@ -131,16 +156,17 @@ pub fn certificates(path: &Path, file: &CertificateFile) -> Value {
 
 /// `rescue undo --json`.
 pub fn undone(undone: &Undone) -> Value {
+    json!({"schema": SCHEMA, "nodes": [], "undone": undone_fields(undone)})
+}
+
+/// What became of one node's files.
+pub(super) fn undone_fields(undone: &Undone) -> Value {
     json!({
-        "schema": SCHEMA,
-        "nodes": [],
-        "undone": {
-            "run": undone.run,
-            "restored": undone.restored,
-            "removed": undone.removed,
-            "kept": undone.kept,
-            "not_undoable": undone.not_undoable,
-        },
+        "run": undone.run,
+        "restored": undone.restored,
+        "removed": undone.removed,
+        "kept": undone.kept,
+        "not_undoable": undone.not_undoable,
     })
 }
 

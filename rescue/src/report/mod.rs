@@ -7,6 +7,7 @@ pub mod inventory;
 pub mod json;
 pub mod raw;
 pub mod schedule;
+pub mod set;
 pub mod text;
 
 /// Where a unit's settings come from: its file, then the drop-ins in the order systemd applies them.

@@ -440,6 +440,9 @@ pub fn runs(nodes: &[NodeReport]) -> String {
         }
         for run in &node.runs {
             let _ = writeln!(out, "{}  {}  {}", node.name(), run.id, state(&run.state));
+            if !run.together.is_empty() {
+                let _ = writeln!(out, "    of {} together: give all of their disks", run.together.join(", "));
+            }
             for line in &run.summary {
                 let _ = writeln!(out, "    {line}");
             }

@@ -1,0 +1,72 @@
+//! Carrying out a plan for several nodes: shown, asked for once, done. Used by every command that has such a plan.
+
+use anyhow::Result;
+
+use super::terminal::{colours, confirm};
+use crate::refusal::Refusal;
+use crate::repair::set_plan::SetPlan;
+use crate::report::{set, text};
+use crate::session::{NodeReport, Session, SetReceipt};
+use crate::typed;
+
+/// What the user said beforehand.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Answers {
+    /// `--yes`.
+    pub yes: bool,
+    /// `--accept-loss`: also where acknowledged writes may be lost.
+    pub accept_loss: bool,
+    /// `--dry-run`.
+    pub dry_run: bool,
+    /// `--json`: nothing is printed for people.
+    pub json: bool,
+}
+
+impl Answers {
+    fn say(&self, text: &str) {
+        if !self.json {
+            print!("{text}");
+        }
+    }
+}
+
+/// Shows the plan, asks, carries it out. `None` after a dry run.
+///
+/// # Errors
+/// A refusal (by downcast) where the answer was no, or nothing could be changed; otherwise what says that something was.
+pub fn carry_out(
+    session: &Session<'_>,
+    nodes: Vec<NodeReport>,
+    plan: SetPlan,
+    answers: Answers,
+) -> Result<Option<SetReceipt>> {
+    let style = text::Style { colours: colours(), details: answers.dry_run };
+    answers.say(&set::plan(&plan, &style));
+    if answers.dry_run {
+        answers.say("This was a dry run: nothing was changed.\n");
+        return Ok(None);
+    }
+    refuse_silent_loss(&plan, answers)?;
+    let losses = if plan.guarantee.loses_nothing() { "" } else { " Acknowledged writes may be lost." };
+    let names: Vec<&str> = plan.parts.iter().map(|part| part.name.as_str()).collect();
+    if !answers.yes && !confirm(&format!("Carry this out on {}?{losses}", names.join(", "))) {
+        let next = "run the same command again and answer yes, or add --yes";
+        return Err(Refusal::new("the answer was not yes", "nothing was changed by this plan", next).into());
+    }
+    let receipt = session.repair_set(nodes, plan)?;
+    answers.say(&set::receipt(&receipt, &typed::sources(session.sources), &style));
+    Ok(Some(receipt))
+}
+
+/// A plan that may lose something is never carried out unasked.
+fn refuse_silent_loss(plan: &SetPlan, answers: Answers) -> Result<()> {
+    if !answers.yes || answers.accept_loss || plan.guarantee.loses_nothing() {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        format!("what is to be done may lose acknowledged writes ({})", plan.guarantee.statement()),
+        "--yes alone does not agree to that, and nothing of it was done",
+        "look at the plan with --dry-run; give the disks of all members if some are missing; else add --accept-loss",
+    )
+    .into())
+}

@@ -1,0 +1,100 @@
+//! Plans and receipts that span several nodes.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use super::text::Style;
+use crate::etcd::guarantee::EXCLUDED;
+use crate::repair::set_plan::SetPlan;
+use crate::repair::undo::Undone;
+use crate::session::SetReceipt;
+use crate::units::span;
+
+/// What is to be done to several nodes, what it promises and what may be lost.
+pub fn plan(plan: &SetPlan, style: &Style) -> String {
+    let mut out = String::new();
+    let names: Vec<&str> = plan.parts.iter().map(|part| part.name.as_str()).collect();
+    let _ = writeln!(out, "\n{}", style.heading(&format!("Plan for {} as one", names.join(", "))));
+    let _ = writeln!(out, "  {}", plan.summary);
+    let width = names.iter().map(|name| name.len()).max().unwrap_or_default();
+    for part in &plan.parts {
+        for (n, detail) in part.details.iter().enumerate() {
+            let name = if n == 0 { part.name.as_str() } else { "" };
+            let _ = writeln!(out, "    {name:width$}  {detail}");
+        }
+    }
+    for why in &plan.why {
+        let _ = writeln!(out, "  Nothing smaller: {why}");
+    }
+    let _ = writeln!(out, "  {}", plan.guarantee.statement());
+    for line in plan.guarantee.may_be_lost() {
+        let _ = writeln!(out, "  {line}");
+    }
+    let _ = writeln!(out, "  {EXCLUDED}");
+    let _ = writeln!(out, "  The old folders are kept whole, for `rescue undo`.");
+    out
+}
+
+/// What was done; `sources` as the user would type the disks again.
+pub fn receipt(receipt: &SetReceipt, sources: &str, style: &Style) -> String {
+    let SetReceipt { run, plan, applied, took, .. } = receipt;
+    let mut out = String::new();
+    let _ = writeln!(out, "\n{}", style.heading("Done on all of them"));
+    let _ = writeln!(out, "  {} ({})", plan.summary, span(time::Duration::try_from(*took).unwrap_or_default()));
+    let _ = writeln!(out, "  {}", plan.guarantee.statement());
+    for line in applied.iter().flat_map(|applied| applied.left_alone.iter().chain(&applied.pruned)) {
+        let _ = writeln!(out, "  {line}");
+    }
+    for line in &plan.afterwards {
+        let _ = writeln!(out, "  Afterwards: {line}");
+    }
+    let _ = writeln!(out, "To take it back, before any of them has booted: rescue undo {sources} --run {run}");
+    out
+}
+
+/// The plan for programs.
+pub fn plan_json(plan: &SetPlan) -> Value {
+    let nodes: Vec<Value> = plan
+        .parts
+        .iter()
+        .map(|part| json!({"name": part.name, "source": part.source, "details": part.details}))
+        .collect();
+    json!({
+        "summary": plan.summary,
+        "guarantee": plan.guarantee.level,
+        "statement": plan.guarantee.statement(),
+        "may_be_lost": plan.guarantee.may_be_lost(),
+        "revision": plan.guarantee.revision,
+        "why": plan.why,
+        "nodes": nodes,
+        "afterwards": plan.afterwards,
+    })
+}
+
+/// The receipt for programs: the plan, and which run it was.
+pub fn receipt_json(receipt: &SetReceipt) -> Value {
+    let mut object = plan_json(&receipt.plan);
+    object["run"] = json!(receipt.run);
+    object["changes"] = json!(receipt.applied.iter().map(|applied| applied.changes).sum::<usize>());
+    object["seconds"] = json!(receipt.took.as_secs_f64());
+    object
+}
+
+/// What an undo did on each node.
+pub fn undone(nodes: &[(String, Undone)]) -> String {
+    nodes.iter().fold(String::new(), |out, (name, undone)| out + &format!("{name}: {}", super::text::undone(undone)))
+}
+
+/// … for programs.
+pub fn undone_json(nodes: &[(String, Undone)]) -> Value {
+    let nodes: Vec<Value> = nodes
+        .iter()
+        .map(|(name, undone)| {
+            let mut object = super::json::undone_fields(undone);
+            object["node"] = json!(name);
+            object
+        })
+        .collect();
+    json!({"schema": super::json::SCHEMA, "nodes": [], "undone_together": nodes})
+}

@@ -1,0 +1,140 @@
+//! The part of a session that changes several nodes as one.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use super::{Inspection, NodeReport, PartWay, Session};
+use crate::guest::Guest;
+use crate::repair::set::{self, Part};
+use crate::repair::set_plan::{PLANNERS, SetPart, SetPlan, SetWishes};
+use crate::repair::transaction::{Applied, Recovered, RunInfo};
+use crate::repair::undo::Undone;
+use crate::repair::write_mount::WritableGuest;
+
+/// What was done to several nodes as one.
+#[derive(Debug)]
+pub struct SetReceipt {
+    /// Run identifier, for `rescue undo --run` with the same disks.
+    pub run: String,
+    /// The plan that was carried out; nothing is left of its changes.
+    pub plan: SetPlan,
+    /// What the transaction did to each of the plan's nodes, in their order.
+    pub applied: Vec<Applied>,
+    /// Everything as it is now.
+    pub after: Inspection,
+    /// From confirmation to receipt.
+    pub took: Duration,
+}
+
+/// A plan for several nodes, and the check whose remedies it replaces.
+#[derive(Debug)]
+pub struct Wanted {
+    /// Identifier of the check.
+    pub check: &'static str,
+    /// What is to be done, or why it cannot be.
+    pub plan: Result<SetPlan>,
+}
+
+impl Session<'_> {
+    /// What all these nodes need together, of the checks that were asked for.
+    pub fn plan_sets(&self, nodes: &[NodeReport], wishes: &SetWishes) -> Vec<Wanted> {
+        let asked = |check: &str| {
+            let settings = self.settings;
+            (settings.only.is_empty() || settings.only.iter().any(|only| only == check))
+                && !settings.skip.iter().any(|skip| skip == check)
+        };
+        let planners = PLANNERS.iter().filter(|(check, _)| asked(check));
+        let wanted = planners.filter_map(|&(check, plan)| {
+            let plan = plan(nodes, wishes).transpose()?;
+            Some(Wanted { check, plan })
+        });
+        wanted.collect()
+    }
+
+    /// Carries out a plan for several nodes and inspects all of them again. Nodes that are not changed stay open, for what is read from them.
+    ///
+    /// # Errors
+    /// A refusal (by downcast) where nothing was changed on any disk; otherwise what says that something was.
+    pub fn repair_set(&self, nodes: Vec<NodeReport>, plan: SetPlan) -> Result<SetReceipt> {
+        let started = Instant::now();
+        let SetPlan { summary, parts, .. } = &plan;
+        let (changed, others): (Vec<NodeReport>, Vec<NodeReport>) =
+            nodes.into_iter().partition(|node| parts.iter().any(|part| part.source == node.guest.source));
+        let closed = close(changed)?;
+        let read: Vec<&Guest> = others.iter().map(|node| &node.guest).collect();
+        let in_order = parts.iter().map(|part| {
+            let guest = closed.iter().find(|guest| guest.source == part.source);
+            guest.with_context(|| format!("{} is not among the nodes that were given", part.name))
+        });
+        let in_order: Vec<&Guest> = in_order.collect::<Result<_>>()?;
+        let writable: Vec<WritableGuest> =
+            in_order.into_iter().map(|guest| self.open_for_writing(guest)).collect::<Result<_>>()?;
+        let info = RunInfo::new(self.settings.now, summaries(summary, parts));
+        let changes = parts.iter().zip(&writable).map(|(part, guest)| Part {
+            guest,
+            name: part.name.clone(),
+            changes: part.changes.clone(),
+        });
+        let applied = set::apply(changes.collect(), &read, &info, self.ui)?;
+        close_all(writable)?;
+        drop(read);
+        drop(others);
+        let after = self.inspect().context("the repair is done, but inspecting the nodes again failed");
+        let after = after.map_err(PartWay::wrap)?;
+        let parts = plan.parts.into_iter().map(|part| SetPart { changes: Vec::new(), ..part }).collect();
+        Ok(SetReceipt { run: info.id, plan: SetPlan { parts, ..plan }, applied, after, took: started.elapsed() })
+    }
+
+    /// Finishes the runs of several nodes that were cut off, and looks again.
+    ///
+    /// # Errors
+    /// As of [`Session::repair_set`].
+    pub fn recover_sets(&self, nodes: Vec<NodeReport>) -> Result<(Recovered, Inspection)> {
+        let closed = close(nodes)?;
+        let writable = self.open_all(&closed)?;
+        let guests: Vec<&WritableGuest> = writable.iter().collect();
+        let recovered = set::recover(&guests, self.ui).map_err(PartWay::unless_refused)?;
+        close_all(writable)?;
+        Ok((recovered, self.inspect().map_err(PartWay::wrap)?))
+    }
+
+    /// Takes a run back on all of its nodes.
+    ///
+    /// # Errors
+    /// As of [`Session::repair_set`].
+    pub fn undo_set(&self, nodes: Vec<NodeReport>, run: &str) -> Result<Vec<(String, Undone)>> {
+        let closed = close(nodes)?;
+        let writable = self.open_all(&closed)?;
+        let guests: Vec<&WritableGuest> = writable.iter().collect();
+        let undone = set::undo(&guests, run, self.ui).map_err(PartWay::unless_refused)?;
+        close_all(writable)?;
+        Ok(undone)
+    }
+
+    fn open_all(&self, closed: &[Guest]) -> Result<Vec<WritableGuest>> {
+        closed.iter().map(|guest| self.open_for_writing(guest)).collect()
+    }
+}
+
+/// Closes the sources of nodes that are to be written to, once it is known that all of them may be.
+fn close(nodes: Vec<NodeReport>) -> Result<Vec<Guest>> {
+    for node in &nodes {
+        let what = || format!("nothing was changed on any disk, because of {}", node.name());
+        Session::refuse_unready(&node.guest).with_context(what)?;
+    }
+    Ok(nodes.into_iter().map(|node| node.guest.close()).collect())
+}
+
+fn close_all(writable: Vec<WritableGuest>) -> Result<()> {
+    for guest in writable {
+        guest.close().context("all is done, but unmounting failed").map_err(PartWay::wrap)?;
+    }
+    Ok(())
+}
+
+/// What every node's record says of it.
+fn summaries(summary: &str, parts: &[SetPart]) -> Vec<String> {
+    let details = parts.iter().flat_map(|part| part.details.iter().map(|detail| format!("{}: {detail}", part.name)));
+    std::iter::once(summary.to_owned()).chain(details).collect()
+}
