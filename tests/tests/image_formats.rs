@@ -213,6 +213,26 @@ fn vmdk_in_several_extents() -> Result<()> {
     Ok(())
 }
 
+/// As VMware's own tools write it when a disk is cut into pieces within one file, and in another order than in the file.
+#[test]
+fn vmdk_with_several_extents_in_one_file() -> Result<()> {
+    let folder = Folder::new()?;
+    let half = 9 * MIB / 2 / 512;
+    let text = format!(
+        "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"twoGbMaxExtentFlat\"\n\
+         RW {half} FLAT \"disk.raw\" {half}\nRW {half} FLAT \"disk.raw\" 0\n\
+         ddb.geometry.cylinders = \"9\"\nddb.geometry.heads = \"16\"\nddb.geometry.sectors = \"63\"\nddb.adapterType = \"ide\"\n"
+    );
+    fs::write(folder.at("pieces.vmdk"), text)?;
+    let disk = folder.compare("pieces.vmdk")?;
+    assert!(matches!(disk.layout, image::Layout::Vmdk(_)), "only read: {:?}", disk.layout);
+    // The list itself is no part of the disk.
+    let text = fs::read_to_string(folder.at("pieces.vmdk"))?.replacen("disk.raw", "pieces.vmdk", 1);
+    fs::write(folder.at("pieces.vmdk"), text)?;
+    assert!(folder.refusal("pieces.vmdk")?.saw.contains("circle"));
+    Ok(())
+}
+
 #[test]
 fn what_is_not_read_is_named() -> Result<()> {
     let folder = Folder::new()?;

@@ -97,20 +97,26 @@ impl Node {
     }
 }
 
+/// The processes that belong to the daemon of an image: itself and what holds it, by the first word of their command lines.
+fn daemons(image: &Path) -> Result<Vec<(i32, String)>> {
+    let name = image.canonicalize()?.to_string_lossy().into_owned();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        if line.contains("qemu-storage-daemon") && line.contains(&name) {
+            found.push((pid, line.split('\0').next().unwrap_or_default().to_owned()));
+        }
+    }
+    Ok(found)
+}
+
 /// Waits until no daemon has the image open any more; then nothing of it is left.
 fn nobody_has(image: &Path) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(30);
-    let name = image.canonicalize()?.to_string_lossy().into_owned();
-    let has_it = || {
-        fs::read_dir("/proc").into_iter().flatten().flatten().any(|entry| {
-            fs::read(entry.path().join("cmdline")).is_ok_and(|line| {
-                let line = String::from_utf8_lossy(&line).into_owned();
-                line.contains("qemu-storage-daemon") && line.contains(&name)
-            })
-        })
-    };
-    while has_it() {
-        ensure!(Instant::now() < deadline, "a daemon still holds {name}");
+    while !daemons(image)?.is_empty() {
+        ensure!(Instant::now() < deadline, "a daemon still holds {}", image.display());
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(())
@@ -162,6 +168,40 @@ fn a_repair_of_a_qcow2_that_was_killed_is_completed_by_the_next() -> Result<()> 
         node.is_as_before("disk.qcow2")?;
     }
     Ok(())
+}
+
+/// `kill -9` of the daemon itself, as when memory runs out: a power cut to the guest, and nothing is left behind on this machine.
+#[test]
+fn a_daemon_that_is_killed_leaves_nothing_behind() -> Result<()> {
+    let node = Node::new()?;
+    node.qemu_img("convert -O qcow2 node.raw disk.qcow2")?;
+    let disk = node.at("disk.qcow2");
+    let scratch = node.at("scratch");
+    fs::create_dir(&scratch)?;
+    let mut command = Command::new(faulty_binary());
+    command.env("RESCUE_ABORT_AT", "0").env("TMPDIR", &scratch).args(["repair", "--yes", "--now", NOW, text(&disk)]);
+    let mut repairing = Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let daemon = loop {
+        let there = daemons(&disk)?.into_iter().find(|(_, program)| program.ends_with("qemu-storage-daemon"));
+        if let Some((pid, _)) = there {
+            break pid;
+        }
+        ensure!(Instant::now() < deadline && repairing.0.try_wait()?.is_none(), "no daemon was started");
+    };
+    std::thread::sleep(Duration::from_millis(300));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon), nix::sys::signal::Signal::SIGKILL)?;
+    let ended = repairing.0.wait()?;
+    ensure!(!ended.success(), "the repair did not notice");
+    nobody_has(&disk)?;
+    let left: Vec<_> = fs::read_dir(&scratch)?.flatten().map(|entry| entry.path()).collect();
+    ensure!(left.is_empty(), "{left:?} stayed");
+
+    node.qemu_img("check -q -r all disk.qcow2")?;
+    repair(&disk, 0)?;
+    let undone = rescue(&["undo", "--yes", "--now", NOW, text(&disk)])?;
+    ensure!(undone.code == 0, "{}", undone.transcript());
+    node.is_as_before("disk.qcow2")
 }
 
 struct Running(Child);

@@ -17,7 +17,8 @@ use crate::typed;
 /// SRC is a disk of the powered-off machine: a block device (/dev/sdb) or an image file (raw, qcow2, VMDK). A folder where the guest is
 /// already mounted is given with --root DIR. With every command: --image-format raw|qcow2|vmdk says what the image files are, whatever
 /// their names say; --image-folder DIR allows images to read from files in DIR (a backing file);
-/// --luks-key-file FILE opens encrypted volumes, as $RESCUE_LUKS_PASSPHRASE does (else a terminal is asked). Exit codes: 0 nothing left to do, 1 findings left, 2 usage, 3 refused (nothing was
+/// --luks-key-file FILE opens encrypted volumes, as $RESCUE_LUKS_PASSPHRASE does (else a terminal is asked); --spill FILE names a new file for journals that
+/// are larger than memory, as $RESCUE_SPILL does. Exit codes: 0 nothing left to do, 1 findings left, 2 usage, 3 refused (nothing was
 /// changed), 4 failed part-way.
 #[derive(FromArgs, Debug)]
 pub struct Arguments {

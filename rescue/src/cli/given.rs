@@ -1,4 +1,5 @@
-//! Flags that count for every command that opens a disk, before or behind its other words: how image files are to be read, and what opens encrypted volumes.
+//! Flags that count for every command that opens a disk, before or behind its other words: how image files are to be read, what opens encrypted volumes,
+//! where to put what does not fit into memory.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -34,7 +35,7 @@ pub fn take(words: &[String]) -> Result<(Vec<String>, Given), Stop> {
             Some((flag, value)) => (flag, Some(value.to_owned())),
             None => (word.as_str(), None),
         };
-        if !matches!(flag, "--image-format" | "--image-folder" | "--luks-key-file") {
+        if !matches!(flag, "--image-format" | "--image-folder" | "--luks-key-file" | "--spill") {
             rest.push(word.clone());
             continue;
         }
@@ -42,6 +43,7 @@ pub fn take(words: &[String]) -> Result<(Vec<String>, Given), Stop> {
         let value = value.ok_or_else(|| Stop::Usage(format!("no value given for {flag}")))?;
         match flag {
             "--image-folder" => given.folders.push(PathBuf::from(value)),
+            "--spill" => given.spill = Some(PathBuf::from(value)),
             "--luks-key-file" => given.luks_key_files.push(PathBuf::from(value)),
             _ => given.format = Some(format(&value)?),
         }
@@ -96,18 +98,23 @@ mod tests {
     #[test]
     fn anywhere_on_the_line() {
         let (rest, given) =
-            taken("--image-format=qcow2 inspect a --image-folder /base b --image-folder=/other").unwrap();
+            taken("--image-format=qcow2 inspect a --image-folder /base b --image-folder=/other --spill /big/x")
+                .unwrap();
         assert_eq!(rest, "inspect a b");
         let folders = vec![PathBuf::from("/base"), PathBuf::from("/other")];
-        assert_eq!(given, Given { format: Some(Format::Qcow2), folders, ..Given::default() });
-        assert_eq!(given.as_typed(), " --image-format qcow2 --image-folder /base --image-folder /other");
+        let spill = Some(PathBuf::from("/big/x"));
+        assert_eq!(given, Given { format: Some(Format::Qcow2), folders, spill, ..Given::default() });
+        let typed = " --image-format qcow2 --image-folder /base --image-folder /other --spill /big/x";
+        assert_eq!(given.as_typed(), typed);
         let (rest, given) = taken("inspect -- --image-format").unwrap();
         assert_eq!((rest.as_str(), given), ("inspect -- --image-format", Given::default()));
     }
 
     #[test]
     fn nonsense_is_a_usage_error() {
-        for line in ["inspect --image-format", "inspect --image-format tar a", "inspect a --image-folder"] {
+        for line in
+            ["inspect --image-format", "inspect --image-format tar a", "inspect a --image-folder", "inspect a --spill"]
+        {
             assert!(matches!(taken(line), Err(Stop::Usage(_))), "{line}");
         }
     }

@@ -1,5 +1,5 @@
 //! What the user said about the disks beside their names: how image files are to be read, which files they may name, what opens encrypted
-//! volumes.
+//! volumes, where to put what does not fit into memory.
 //!
 //! One value for the whole process, set once before the first disk is opened: whatever opens a disk again later (after a repair, for
 //! `undo`) must read it in the same way.
@@ -18,6 +18,8 @@ pub struct Given {
     pub folders: Vec<PathBuf>,
     /// Files whose content opens LUKS volumes.
     pub luks_key_files: Vec<PathBuf>,
+    /// A new file for what replaying journals needs beyond memory.
+    pub spill: Option<PathBuf>,
 }
 
 static GIVEN: OnceLock<Given> = OnceLock::new();
@@ -41,6 +43,9 @@ impl Given {
         }
         for file in &self.luks_key_files {
             flags.push_str(&format!(" --luks-key-file {}", crate::typed::path(file)));
+        }
+        if let Some(file) = &self.spill {
+            flags.push_str(&format!(" --spill {}", crate::typed::path(file)));
         }
         flags
     }

@@ -83,6 +83,7 @@ const FLAGS: &[Flag] = &[
     Flag { name: "run", takes: Takes::Value, commands: &["undo"] },
     Flag { name: "patch-kubelet", takes: Takes::Value, commands: &["repair"] },
     Flag { name: "in-place", takes: Takes::Nothing, commands: &["repair"] },
+    Flag { name: "spill", takes: Takes::Value, commands: &["inspect", "repair", "undo"] },
     Flag { name: "no-fsck", takes: Takes::Nothing, commands: &["repair"] },
 ];
 

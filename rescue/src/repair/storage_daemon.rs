@@ -23,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 
 /// `$1`: the folder with the file to show the disk as; then the daemon's own words. The read ends with this program, however that ends.
+/// The last `umount` is for a daemon that was killed: its mount stays, dead, and would keep the folder.
 const HOLD: &str = r#"
 folder=$1
 shift
@@ -33,6 +34,7 @@ while kill -0 $daemon 2>/dev/null && ! umount "$folder/disk" 2>/dev/null; do sle
 kill $daemon 2>/dev/null
 wait $daemon
 status=$?
+umount -l "$folder/disk" 2>/dev/null
 rm -rf "$folder"
 exit $status
 "#;

@@ -26,14 +26,14 @@ use crate::mount::{Access, Mount};
 use crate::refusal::Refusal;
 
 /// All layers together may hold a third of the memory: a journal of 1 GiB, mke2fs's largest, must fit on any helper, and a rescue
-/// system with 256 MiB must survive. What is beyond that goes into the file that [`spill::VARIABLE`] names, made when the first layer is.
+/// system with 256 MiB must survive. What is beyond that goes into the file that the user names for it ([`spill::named`]), made when the first layer is.
 static BUDGET: OnceLock<Arc<Budget>> = OnceLock::new();
 
 fn budget() -> anyhow::Result<&'static Arc<Budget>> {
     if let Some(budget) = BUDGET.get() {
         return Ok(budget);
     }
-    let spill = spill::Spill::from_environment(std::env::var_os(spill::VARIABLE).as_deref())?;
+    let spill = spill::named().map(|path| spill::Spill::create(&path)).transpose()?;
     Ok(BUDGET.get_or_init(|| Arc::new(Budget::spilling(memory::available() / 3, spill))))
 }
 
@@ -100,21 +100,17 @@ fn explain(error: anyhow::Error, trouble: &Trouble, budget: &Budget) -> anyhow::
         if budget.spills() {
             return Refusal::new(
                 format!(
-                    "replaying the file system's journal needs more than {mebibytes} MiB of memory and what {} took",
-                    spill::VARIABLE
+                    "replaying the file system's journal needs more than {mebibytes} MiB of memory and what the file of --spill took"
                 ),
                 "the file system on which it lies is full",
-                format!("{}=FILE on one with more room, then the same command", spill::VARIABLE),
+                "the same command with --spill FILE on one with more room",
             )
             .into();
         }
         return Refusal::new(
             format!("replaying the file system's journal needs more than {mebibytes} MiB of memory"),
             "what the journal changes is kept in memory, a third of it at most, so that the disk keeps every byte",
-            format!(
-                "run this again with {}=FILE, a new file on a file system of this machine with room for the rest, or with more memory",
-                spill::VARIABLE
-            ),
+            "run this again with --spill FILE, a new file on a file system of this machine with room for the rest, or with more memory",
         )
         .into();
     }
@@ -261,7 +257,7 @@ mod tests {
         let error = mount_within(source(&image), "ext4", &Arc::new(Budget::new(64 << 10))).map(drop).unwrap_err();
         let refusal = error.downcast_ref::<Refusal>().unwrap_or_else(|| panic!("{error:#}"));
         assert!(
-            refusal.saw.contains("more than 0 MiB of memory") && refusal.next.contains("RESCUE_SPILL=FILE"),
+            refusal.saw.contains("more than 0 MiB of memory") && refusal.next.contains("--spill FILE"),
             "{refusal}"
         );
         // The rest goes into a file.

@@ -1,19 +1,25 @@
 //! Where a layer goes on when memory is used up: a file that the user names.
 
-use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::Context;
 
 use super::layer::BLOCK;
+use crate::disk::given::Given;
 use crate::refusal::Refusal;
 
-/// The environment variable that names the file.
-pub const VARIABLE: &str = "RESCUE_SPILL";
+/// Names the file where `--spill` does not.
+const VARIABLE: &str = "RESCUE_SPILL";
+
+/// The file that the user named, by flag or variable.
+pub fn named() -> Option<PathBuf> {
+    let variable = || std::env::var_os(VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
+    Given::get().spill.or_else(variable)
+}
 
 /// Blocks of all layers that did not fit into memory. Their file has no name any more: it is gone with this process.
 #[derive(Debug)]
@@ -31,15 +37,10 @@ struct Slots {
 }
 
 impl Spill {
-    /// As the environment says; `None` where it says nothing.
+    /// Makes the file, 0600 from the first byte (what spills is a guest's), and takes its name away again.
     ///
     /// # Errors
     /// [`Refusal`] (by downcast) when the file is there already or cannot be made.
-    pub fn from_environment(path: Option<&OsStr>) -> anyhow::Result<Option<Self>> {
-        path.filter(|path| !path.is_empty()).map(|path| Self::create(Path::new(path))).transpose()
-    }
-
-    /// Makes the file, 0600 from the first byte (what spills is a guest's), and takes its name away again.
     pub fn create(path: &Path) -> anyhow::Result<Self> {
         let shown = crate::disk::shown(path);
         let file =
@@ -51,7 +52,7 @@ impl Spill {
                 Refusal::new(
                     format!("{shown} cannot take what does not fit into memory"),
                     means,
-                    format!("{VARIABLE}=FILE, a new file on a file system of this machine with room"),
+                    "--spill FILE, a new file on a file system of this machine with room",
                 )
             })?;
         std::fs::remove_file(path).with_context(|| format!("taking the name of {shown} away"))?;
@@ -117,7 +118,6 @@ mod tests {
         assert_eq!(&bytes, b"\x07hello\x07");
         spill.give_back([0].into_iter());
         assert_eq!(spill.put(&[9; BLOCK]).unwrap(), 0, "used again");
-        assert!(Spill::from_environment(None).unwrap().is_none());
         assert!(Spill::create(&folder.path().join("no/such")).is_err());
     }
 }

@@ -53,6 +53,15 @@ impl Files {
     /// # Errors
     /// A [`Refusal`] when it is not there, no plain file, outside of the folders allowed, or was opened before.
     pub fn open(&mut self, by: &Path, name: &str) -> Result<Found> {
+        self.open_once_or(by, name, false)
+    }
+
+    /// As [`Files::open`], for a part of a list, which names nothing itself: several parts may lie in one file, but not in the image.
+    pub fn open_part(&mut self, by: &Path, name: &str) -> Result<Found> {
+        self.open_once_or(by, name, true)
+    }
+
+    fn open_once_or(&mut self, by: &Path, name: &str, may_be_known: bool) -> Result<Found> {
         let said = || format!("{} reads from {:?}", shown(by), escape(name));
         // QEMU's own way of naming other things: `json:{…}`, `nbd://…`, `rbd:pool/image`. A slash before the colon makes it a path.
         let is_protocol = name.split_once(':').is_some_and(|(before, _)| !before.contains('/'));
@@ -83,9 +92,18 @@ impl Files {
             )
             .into());
         }
-        self.note(&path)?;
+        if !(may_be_known && self.is_known_part(&path)) {
+            self.note(&path)?;
+        }
         let bytes = FileBytes::open(&path).with_context(|| format!("opening {} for {}", shown(&path), shown(by)))?;
         Ok(Found { path, bytes: Arc::new(bytes) })
+    }
+
+    /// Opened before, and not the image itself.
+    fn is_known_part(&self, path: &Path) -> bool {
+        let identity = |path: &Path| std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
+        let part = identity(path);
+        part != identity(&self.image) && part.is_some_and(|part| self.seen.contains(&part))
     }
 
     /// Nothing is opened twice: a chain that bites its own tail would never end.
@@ -143,6 +161,8 @@ mod tests {
         assert!(refusal(&mut files, &image, "missing").contains("a part of the disk is missing"));
         assert!(refusal(&mut files, &image, "base").contains("circle"));
         assert!(refusal(&mut files, &image, "top").contains("circle"));
+        files.open_part(&image, "./base").unwrap();
+        assert!(files.open_part(&image, "top").map(drop).unwrap_err().to_string().contains("circle"));
         assert!(refusal(&mut files, &image, "sub").contains("not a plain file"));
         let given = Given { folders: vec![other.clone()], ..Given::default() };
         Files::of(&image, &given).unwrap().open(&image, "link").unwrap();

@@ -76,7 +76,7 @@ fn extents(path: &Path, descriptor: &Descriptor, given: &Given) -> Result<(Vec<P
             parts.push(Part::Zeros(length));
             continue;
         };
-        let Found { path: extent_path, bytes } = files.open(&by, name)?;
+        let Found { path: extent_path, bytes } = files.open_part(&by, name)?;
         let bytes: Arc<dyn ReadAt> = match extent.kind {
             ExtentKind::Flat { offset } => {
                 let start = offset.checked_mul(SECTOR);
