@@ -134,6 +134,11 @@ impl Cluster {
         Ok(Self { members, version: version.clone(), snapshot_count, folder, log })
     }
 
+    /// Which etcd it is.
+    pub fn version(&self) -> &Version {
+        &self.version
+    }
+
     /// The folder that goes when the cluster does.
     pub fn folder(&self) -> &Path {
         self.folder.path()
@@ -141,12 +146,24 @@ impl Cluster {
 
     /// Starts all members that do not run and waits until they serve.
     pub fn run(&mut self) -> Result<()> {
-        for number in 0..self.members.len() {
-            self.spawn(number)?;
+        let all: Vec<usize> = (0..self.members.len()).collect();
+        self.run_only(&all)
+    }
+
+    /// Starts these members and waits until they serve.
+    pub fn run_only(&mut self, numbers: &[usize]) -> Result<()> {
+        for number in numbers {
+            self.spawn(*number)?;
         }
-        for number in 0..self.members.len() {
-            self.wait(number)?;
+        for number in numbers {
+            self.wait(*number)?;
         }
+        Ok(())
+    }
+
+    /// Gives a member that does not run another port for other members, as a machine has that comes back with another address.
+    pub fn move_peer(&mut self, number: usize) -> Result<()> {
+        self.members[number].peer = free_port()?;
         Ok(())
     }
 

@@ -94,6 +94,11 @@ impl Problem {
         self
     }
 
+    /// Whether it is an alarm that etcd itself has raised: it starts all the same.
+    pub fn is_alarm(&self) -> bool {
+        self.kind == Kind::Alarm
+    }
+
     /// A database that does not open, or that a check of all its pages found damaged.
     pub fn database(path: &GuestPath, fault: &Fault) -> Self {
         let words = match fault {

@@ -16,6 +16,7 @@ pub mod members;
 pub mod mend;
 pub mod proto;
 pub mod raft;
+pub mod rebuild;
 pub mod request;
 #[cfg(test)]
 pub(crate) mod sample;

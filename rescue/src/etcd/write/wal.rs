@@ -222,10 +222,10 @@ impl Rewrite<'_> {
     }
 
     /// Bytes that it takes at most: a record grows by its longer checksum and identity.
-    pub fn bytes(&self) -> u64 {
-        let kept = self.log.segments.get(self.from..).unwrap_or_default();
+    pub fn bytes_of(log: &Log, from: usize, addition: Option<&Addition>) -> u64 {
+        let kept = log.segments.get(from..).unwrap_or_default();
         let there = kept.iter().fold(0u64, |sum, look| sum.saturating_add(look.used));
-        let added = self.addition.map_or(0, |addition| {
+        let added = addition.map_or(0, |addition| {
             let contexts: u64 = addition.changes.iter().map(|change| change.context.len() as u64 + 96).sum();
             addition.padding.saturating_mul(48).saturating_add(contexts).saturating_add(4096)
         });
@@ -350,7 +350,8 @@ mod tests {
             std::fs::read(top.join("wal").join(segment.path.as_path().file_name().unwrap())).unwrap()
         };
         let files = list.segments.iter().map(read).collect::<Vec<_>>();
-        assert!(files.iter().map(Vec::len).sum::<usize>() as u64 <= rewrite.bytes());
+        let most = Rewrite::bytes_of(rewrite.log, rewrite.from, rewrite.addition);
+        assert!(files.iter().map(Vec::len).sum::<usize>() as u64 <= most);
         let mut entries = Vec::new();
         log.visit(&guest, 0, u64::MAX, &mut |entry| {
             entries.push((entry.index, entry.term));

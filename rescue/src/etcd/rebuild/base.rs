@@ -1,0 +1,282 @@
+//! What a member can be built upon: a log, a database that lies within it, and a snapshot that is not newer than the database.
+//!
+//! What a database holds follows from its last entry alone, so any sound database of the cluster may stand beside the best log, also an
+//! older one, as long as the log reaches back to it (server/etcdserver: entries above `consistent_index` are applied at boot).
+
+use std::rc::Rc;
+
+use super::database::DatabaseFile;
+use crate::etcd::member::MemberData;
+use crate::etcd::members::Members;
+use crate::etcd::raft::{ConfState, SnapshotMark};
+use crate::etcd::wal::Log;
+use crate::etcd::write::store;
+use crate::etcd::write::wal::Rewrite;
+use crate::guest::{Guest, GuestPath};
+
+/// More entries than this are not made up to reach a database: etcd keeps them all in memory.
+const MAX_PADDING: u64 = 1_000_000;
+
+/// Where etcd begins.
+#[derive(Debug, Clone)]
+pub enum Start {
+    /// With the first entry.
+    Nothing,
+    /// With a snapshot that is there, of so many bytes.
+    Snapshot(GuestPath, u64),
+    /// With one that is made anew: its place, and the v2 store.
+    Fresh(SnapshotMark, Vec<u8>),
+}
+
+/// See the module. Holds no guest: it is kept while disks are closed and opened anew.
+#[derive(Debug, Clone)]
+pub struct Base {
+    /// The guest that holds log and snapshots, by its source.
+    pub source: String,
+    /// The log.
+    pub log: Log,
+    /// The first file of it that is needed.
+    pub from: usize,
+    /// Where etcd begins.
+    pub start: Start,
+    /// The database.
+    pub database: DatabaseFile,
+    /// Members when every entry of the log counts.
+    pub members: Members,
+    /// Entries that the log lacks to reach the database.
+    pub missing: u64,
+}
+
+/// Why nothing can be built, as a sentence without its full stop.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NoBase(pub String);
+
+/// Bounds of what is tried.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Formats of etcd 3.6 and later, too: no such etcd could be had to prove it.
+    pub unproven: bool,
+}
+
+impl Base {
+    /// The log of `best`, whose guest is `guest`, with a database: its own, another member's (`owner`), or a copy (no owner).
+    ///
+    /// # Errors
+    /// [`NoBase`].
+    pub fn new(
+        guest: &Guest,
+        best: &MemberData,
+        database: DatabaseFile,
+        owner: Option<&MemberData>,
+        options: Options,
+    ) -> Result<Rc<Self>, NoBase> {
+        let log = real_paths(guest, best)?;
+        fits(best, &database, owner, options)?;
+        let applied = database.facts.consistent_index;
+        let missing = applied.saturating_sub(log.last);
+        let (start, from) = start(guest, best, &database, owner)?;
+        Rewrite::check(&log, from).map_err(|why| NoBase(format!("the log of {}: {why}", guest.source)))?;
+        let members = members_at(best, log.last)
+            .or_else(|| from_database(&database, best, log.last))
+            .filter(|members| members.voters().next().is_some())
+            .ok_or_else(|| NoBase("neither a snapshot nor the database says who belongs to the cluster".to_owned()))?;
+        if missing > 0 && !members.list.keys().eq(database.facts.members.list.keys()) {
+            return Err(NoBase(format!(
+                "changes of the membership were among the entries that the log of {} has lost",
+                guest.source
+            )));
+        }
+        Ok(Rc::new(Self { source: guest.source.clone(), log, from, start, database, members, missing }))
+    }
+
+    /// A snapshot made anew at the database's own last entry, for a log whose snapshots are lost, and the first file of the log that is needed.
+    ///
+    /// # Errors
+    /// [`NoBase`].
+    pub fn fresh_start(best: &MemberData, database: &DatabaseFile) -> Result<(Start, usize), NoBase> {
+        fresh(best, database, None)
+    }
+
+    /// A term in which nothing was written yet, as far as these members know.
+    pub fn next_term<'a>(&self, all: impl IntoIterator<Item = &'a MemberData>) -> u64 {
+        let seen = all.into_iter().map(|data| data.log.state.term.max(data.log.last_term()));
+        let own = self.log.state.term.max(self.log.last_term()).max(self.database.facts.term.unwrap_or(0));
+        seen.fold(own, u64::max).saturating_add(1)
+    }
+}
+
+/// The log with its files where they really are: a guest that is open for writing knows no bind mounts.
+fn real_paths(guest: &Guest, best: &MemberData) -> Result<Log, NoBase> {
+    if best.log.is_empty() {
+        return Err(NoBase(format!("{} has no log with entries", guest.source)));
+    }
+    if best.log.identity.is_none() || best.log.other_identity.is_some() {
+        return Err(NoBase(format!("the log of {} does not say whose it is", guest.source)));
+    }
+    let mut log = best.log.clone();
+    for look in &mut log.segments {
+        let real = guest.resolve(&look.segment.path).map_err(|error| NoBase(error.to_string()))?;
+        look.segment.path = GuestPath::from(&real);
+    }
+    Ok(log)
+}
+
+/// Whether log and database are of one history.
+fn fits(
+    best: &MemberData,
+    database: &DatabaseFile,
+    owner: Option<&MemberData>,
+    options: Options,
+) -> Result<(), NoBase> {
+    let (log, facts) = (&best.log, &database.facts);
+    if let Some(version) = facts.storage_version.as_ref().filter(|_| !options.unproven) {
+        return Err(NoBase(format!(
+            "the database is of format {version}, and repairing etcd 3.6 and later has not been proved (--unproven tries it)"
+        )));
+    }
+    let applied = facts.consistent_index;
+    if let Some(owner) = owner {
+        let cluster = |data: &MemberData| data.log.identity.map(|identity| identity.cluster);
+        if cluster(owner).is_some_and(|other| Some(other) != cluster(best)) {
+            return Err(NoBase(format!("the database of {} belongs to another cluster", database.source)));
+        }
+        if let (Some(one), Some(other)) = (log.term_of(applied), owner.log.term_of(applied))
+            && one != other
+        {
+            return Err(NoBase(format!(
+                "log and database are of two histories: entry {applied} is of term {one} and of term {other}"
+            )));
+        }
+    } else if !is_of_cluster(best, &facts.members) {
+        return Err(NoBase(format!(
+            "{} has no member in common with the log: it is of another cluster",
+            database.path
+        )));
+    }
+    if let (Some(one), Some(other)) = (log.term_of(applied), facts.term)
+        && one != other
+    {
+        return Err(NoBase(format!(
+            "log and database are of two histories: entry {applied} is of term {one} and of term {other}"
+        )));
+    }
+    if applied.saturating_sub(log.last) > MAX_PADDING {
+        return Err(NoBase(format!("the log ends {} entries before the database", applied - log.last)));
+    }
+    Ok(())
+}
+
+/// A copy that names no member at all is of no cluster.
+fn is_of_cluster(best: &MemberData, members: &Members) -> bool {
+    let (own, _) = best.membership();
+    let known = |id: &u64| own.list.contains_key(id) || own.removed.contains(id);
+    members.list.keys().chain(&members.removed).any(known)
+}
+
+/// A snapshot that is not newer than the database and from which on the log is whole.
+fn start(
+    guest: &Guest,
+    best: &MemberData,
+    database: &DatabaseFile,
+    owner: Option<&MemberData>,
+) -> Result<(Start, usize), NoBase> {
+    let (log, applied) = (&best.log, database.facts.consistent_index);
+    for (file, snapshot) in &best.snapshots {
+        let Ok(snapshot) = snapshot else { continue };
+        let mark = &snapshot.mark;
+        let known = |there: &&SnapshotMark| (there.term, there.index) == (mark.term, mark.index);
+        let is_valid = log.valid_marks().any(|there| known(&there)) && file.index == mark.index;
+        if !is_valid || mark.index > applied.min(log.last) || log.first > mark.index.saturating_add(1) {
+            continue;
+        }
+        // etcd looks for the snapshot's record in the files that are there.
+        let recorded = log.marks.iter().rfind(|there| known(&&there.mark)).map(|there| there.position.segment);
+        if let (Some(from), Some(recorded)) = (best.wal.start_for(mark.index), recorded) {
+            let real = guest.resolve(&file.path).map_err(|error| NoBase(error.to_string()))?;
+            let size = guest.tree().lstat(real.as_path()).map_err(|error| NoBase(error.to_string()))?.size;
+            return Ok((Start::Snapshot(GuestPath::from(&real), size), from.min(recorded)));
+        }
+    }
+    if log.first == 1 && best.wal.start_for(0).is_some() {
+        return Ok((Start::Nothing, 0));
+    }
+    fresh(best, database, owner)
+}
+
+/// A new snapshot at the database's own last entry.
+fn fresh(best: &MemberData, database: &DatabaseFile, owner: Option<&MemberData>) -> Result<(Start, usize), NoBase> {
+    let (log, facts) = (&best.log, &database.facts);
+    let index = facts.consistent_index;
+    let reach = |index: u64| (log.first.saturating_sub(1)..=log.last).contains(&index);
+    if !reach(index) {
+        return Err(NoBase(format!(
+            "the database ends with entry {index}, and the log, from {} to {}, does not reach it",
+            log.first, log.last
+        )));
+    }
+    let Some(term) = log.term_of(index).or(facts.term) else {
+        return Err(NoBase(format!("nothing says of which term entry {index} is")));
+    };
+    let from = best.wal.start_for(index).ok_or_else(|| NoBase("the log begins after the database".to_owned()))?;
+    let members = members_at(best, index)
+        .or_else(|| owner.and_then(|owner| members_at(owner, index)))
+        .or_else(|| from_database(database, best, index))
+        .ok_or_else(|| NoBase("nothing says who belonged to the cluster then".to_owned()))?;
+    let learners = members.list.values().filter(|member| member.is_learner).map(|member| member.id).collect();
+    let conf_state = ConfState { voters: members.voters().collect(), learners, ..ConfState::default() };
+    let store = store::store(&members, facts.cluster_version.as_deref());
+    Ok((Start::Fresh(SnapshotMark { index, term, conf_state: Some(conf_state) }, store), from))
+}
+
+/// Members at an entry, by the newest snapshot before it or the log's beginning, and the log's changes.
+fn members_at(data: &MemberData, index: u64) -> Option<Members> {
+    let older = data.snapshots.iter().filter_map(|(_, snapshot)| snapshot.as_ref().ok());
+    let known =
+        |mark: &SnapshotMark| data.log.valid_marks().any(|there| (there.term, there.index) == (mark.term, mark.index));
+    let snapshot =
+        older.filter(|snapshot| snapshot.mark.index <= index && known(&snapshot.mark)).max_by_key(|s| s.mark.index);
+    let (mut members, from) = match snapshot {
+        Some(snapshot) => (snapshot.members.clone()?, snapshot.mark.index),
+        None if data.log.first == 1 => (Members::default(), 0),
+        None => return None,
+    };
+    if data.log.first > from.saturating_add(1) {
+        return None;
+    }
+    apply(&mut members, data, from, index);
+    if let Some(facts) = data.facts() {
+        name(&mut members, &facts.members);
+    }
+    Some(members)
+}
+
+/// The same by the database, which holds them as of its last entry. Up to 3.4 it may still hold members that were removed.
+fn from_database(database: &DatabaseFile, best: &MemberData, index: u64) -> Option<Members> {
+    let facts = &database.facts;
+    let mut members = facts.members.clone();
+    members.list.retain(|id, _| !facts.members.removed.contains(id));
+    if let Some(state) = &facts.conf_state {
+        members.list.retain(|id, _| state.voters.contains(id) || state.learners.contains(id));
+    }
+    if members.list.is_empty() {
+        return None;
+    }
+    apply(&mut members, best, facts.consistent_index, index);
+    Some(members)
+}
+
+fn apply(members: &mut Members, data: &MemberData, from: u64, to: u64) {
+    for (_, change) in data.log.changes.iter().filter(|(index, _)| *index > from && *index <= to) {
+        members.apply(change);
+    }
+}
+
+/// Names are published later than members are added.
+fn name(members: &mut Members, named: &Members) {
+    for member in members.list.values_mut().filter(|member| member.client_urls.is_empty()) {
+        if let Some(known) = named.list.get(&member.id).filter(|known| !known.name.is_empty()) {
+            (member.name, member.client_urls) = (known.name.clone(), known.client_urls.clone());
+        }
+    }
+}

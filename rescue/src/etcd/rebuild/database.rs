@@ -1,0 +1,107 @@
+//! A database that is taken over as it is: a member's, an older copy, or what `etcdctl snapshot save` wrote.
+
+use std::io::Write as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use sha2::{Digest as _, Sha256};
+
+use crate::etcd::backend::{Backend, Facts};
+use crate::etcd::bbolt::Fault;
+use crate::etcd::file::File;
+use crate::guest::{Guest, GuestPath, TreeError};
+use crate::repair::folder::{FolderSink, Sources};
+
+/// Permissions that etcd gives it.
+const MODE: u32 = 0o600;
+/// A saved snapshot ends with the SHA-256 of all before it. Pages are multiples of this many bytes, so it shows in the length
+/// (etcdutl/snapshot/v3_snapshot.go: `hasChecksum`).
+const UNIT: u64 = 512;
+const SUM: u64 = 32;
+const READ_AT_ONCE: usize = 1 << 20;
+
+/// Which file, and what it holds.
+#[derive(Debug, Clone)]
+pub struct DatabaseFile {
+    /// The guest that holds it, by its source.
+    pub source: String,
+    /// Where in it.
+    pub path: GuestPath,
+    /// Bytes that count: without the checksum of a saved snapshot.
+    pub length: u64,
+    /// Whether such a checksum follows.
+    pub is_saved: bool,
+    /// What its small buckets say.
+    pub facts: Facts,
+}
+
+/// Why a file cannot be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    /// It cannot be read.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// It is damaged.
+    #[error("the database is damaged: {0}")]
+    Fault(#[from] Fault),
+    /// The checksum at the end of a saved snapshot is wrong.
+    #[error("its checksum is wrong: it was not copied whole, or was changed")]
+    Checksum,
+}
+
+impl DatabaseFile {
+    /// Looks at it from end to end.
+    ///
+    /// # Errors
+    /// [`Unfit`].
+    pub fn examine(guest: &Guest, path: &GuestPath) -> Result<Self, Unfit> {
+        let real = GuestPath::from(&guest.resolve(path)?);
+        let file = File::open(guest, &real)?;
+        let is_saved = file.size() % UNIT == SUM;
+        let length = if is_saved { file.size() - SUM } else { file.size() };
+        if is_saved && !sum_is_right(&file, length)? {
+            return Err(Unfit::Checksum);
+        }
+        let backend = Backend::open(file)?;
+        backend.db.check(&mut |_, _| {})?;
+        let facts = backend.facts()?;
+        Ok(Self { source: guest.source.clone(), path: real, length, is_saved, facts })
+    }
+
+    /// Copies it, without the checksum of a saved snapshot.
+    ///
+    /// # Errors
+    /// What cannot be read or written.
+    pub fn copy(&self, sources: &Sources<'_>, sink: &mut dyn FolderSink, to: &Path) -> Result<()> {
+        let guest = sources.get(&self.source)?;
+        if !self.is_saved {
+            return sink.copy(to, guest, &self.path);
+        }
+        let file = File::open(guest, &self.path)?;
+        let mut out = sink.file(to, MODE)?;
+        let mut at = 0;
+        while at < self.length {
+            let left = usize::try_from(self.length - at).unwrap_or(usize::MAX);
+            let bytes = file.read_once(at, left.min(READ_AT_ONCE))?;
+            ensure!(!bytes.is_empty(), "{} ended at {at} of {} bytes", self.path, self.length);
+            out.write_all(&bytes).with_context(|| format!("writing a copy of {}", self.path))?;
+            at += bytes.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+fn sum_is_right(file: &File, length: u64) -> Result<bool, TreeError> {
+    let mut sum = Sha256::new();
+    let mut at = 0;
+    while at < length {
+        let left = usize::try_from(length - at).unwrap_or(usize::MAX);
+        let bytes = file.read_once(at, left.min(READ_AT_ONCE))?;
+        if bytes.is_empty() {
+            return Ok(false);
+        }
+        sum.update(&bytes);
+        at += bytes.len() as u64;
+    }
+    Ok(file.read_once(length, SUM as usize)? == sum.finalize().as_slice())
+}
