@@ -4,6 +4,8 @@
 
 pub mod centos;
 pub mod command;
+#[cfg(feature = "faulty")]
+pub mod crash;
 pub mod disk;
 pub mod etcd;
 pub mod fill;

@@ -49,9 +49,11 @@ pub struct Part<'a> {
 /// By what a guest is known again: machines made from one template share some of it, copies of one disk all of it.
 fn identity(guest: &Guest) -> String {
     let text = |path: &str| guest.read_text(&GuestPath::new(path)).unwrap_or_default().trim().to_owned();
-    let root = guest.file_systems.first();
-    let root = root.map(|root| root.uuid.clone().unwrap_or_else(|| root.device.clone())).unwrap_or_default();
-    format!("{root} {} {}", text("/etc/machine-id"), text("/etc/hostname"))
+    let (root, machine, host) = (guest.file_systems.first(), text("/etc/machine-id"), text("/etc/hostname"));
+    let uuid = root.and_then(|root| root.uuid.clone());
+    // Where it is mounted says nothing, unless it is all there is.
+    let place = || if machine.is_empty() { root.map(|root| root.device.clone()) } else { None };
+    format!("{} {machine} {host}", uuid.or_else(place).unwrap_or_default())
 }
 
 /// Why a guest is not touched alone.
@@ -459,6 +461,7 @@ fn put_all_back(set: &Gathered<'_>, ui: &dyn Ui) -> Result<Vec<(String, Undone)>
     let mut left = Vec::new();
     for (place, journal) in set.journals()? {
         if place.store.reached(&set.id)? == Reached::Undone {
+            undo::tidy(&place.store, &set.id)?;
             continue;
         }
         let of = || format!("nothing more is put back on any disk, because of {}", place.name);

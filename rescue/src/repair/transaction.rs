@@ -429,12 +429,8 @@ pub fn recover(guest: &WritableGuest, ui: &dyn Ui) -> Result<Recovered> {
             }
             Err(error) => return Err(unreadable(&store, &id, &error).into()),
         };
-        if let Some(undone) = store.finished(&id, UNDONE)? {
-            // Whole folders that could not be put back are all that is left of them.
-            if undone.left_alone.is_empty() {
-                store.remove_staged(&id)?;
-                store.remove_backups(&id)?;
-            }
+        if store.has_record(&id, UNDONE)? {
+            undo::tidy(&store, &id)?;
         } else if store.has_record(&id, UNDO)? {
             let undone = undo::put_back(confined, &store, &journal, Drift::IsLeftAlone, ui);
             let undone = undone.with_context(|| format!("continuing the undo of run {id}"))?;

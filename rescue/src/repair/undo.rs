@@ -333,6 +333,15 @@ pub(super) fn put_steps_back(
     Ok(kept)
 }
 
+/// Removes what an undone run does not need any more: all but whole folders that could not be put back.
+pub(super) fn tidy(store: &Store<'_>, id: &str) -> Result<()> {
+    if store.finished(id, UNDONE)?.is_none_or(|undone| undone.left_alone.is_empty()) {
+        store.remove_staged(id)?;
+        store.remove_backups(id)?;
+    }
+    Ok(())
+}
+
 /// Marks a run undone and removes what is not needed any more: where a whole folder could not be put back, it is still needed.
 pub(super) fn finish(confined: &Confined, store: &Store<'_>, journal: &Journal, kept: Vec<usize>) -> Result<()> {
     let id = &journal.id;

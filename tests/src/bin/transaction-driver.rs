@@ -10,13 +10,9 @@
 //! systems first: what was not synchronised is lost. `CUT_POWER=late` lets their journals commit right before, so that names and
 //! sizes are there but no bytes that nobody synchronised. With `FREE_NOTHING` set, `apply` frees nothing.
 
-use std::ffi::OsStr;
-use std::fmt::Write as _;
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -32,6 +28,7 @@ use rescue::repair::{
 };
 use rescue::settings::Settings;
 use rescue::ui::Silent;
+use tests::crash::{cut_power, dump_folder};
 
 fn main() -> ExitCode {
     if std::env::var_os("CUT_POWER").is_some() {
@@ -200,33 +197,6 @@ fn write(guest: &Guest, path: &str, content: &[u8], mode: u32) -> Result<Option<
     })
 }
 
-/// Shuts down every file system that this process has a folder of open through a loop device (FS_IOC_SHUTDOWN, with or without
-/// flushing the log), so the disk keeps what it would keep when the power goes.
-fn cut_power() {
-    let late = std::env::var_os("CUT_POWER").is_some_and(|when| when == "late");
-    let shutdown = if late { "shutdown -f" } else { "shutdown" };
-    let mut done = Vec::new();
-    let Ok(descriptors) = fs::read_dir("/proc/self/fd") else { return };
-    let folders: Vec<PathBuf> = descriptors.flatten().map(|entry| entry.path()).collect();
-    for folder in folders {
-        const LOOP_MAJOR: u32 = 7;
-        let Ok(meta) = fs::metadata(&folder) else { continue };
-        if !meta.is_dir() || rustix::fs::major(meta.dev()) != LOOP_MAJOR || done.contains(&meta.dev()) {
-            continue;
-        }
-        done.push(meta.dev());
-        let theirs = Path::new("/proc").join(std::process::id().to_string());
-        let path = theirs.join(folder.strip_prefix("/proc/self").unwrap_or(&folder)).join(".");
-        let status =
-            Command::new("xfs_io").args(["-r", "-x", "-c", shutdown]).arg(&path).stdout(Stdio::null()).status();
-        assert!(
-            status.is_ok_and(|status| status.success()),
-            "cannot shut down the file system (is xfsprogs installed?)"
-        );
-    }
-    assert!(!done.is_empty(), "there is no file system to cut the power of");
-}
-
 fn dump(file_systems: &[FileSystem]) -> Result<()> {
     let mut lines = Vec::new();
     for file_system in file_systems {
@@ -239,51 +209,4 @@ fn dump(file_systems: &[FileSystem]) -> Result<()> {
     lines.sort();
     lines.iter().for_each(|line| println!("{line}"));
     Ok(())
-}
-
-/// `path|kind|mode|uid|gid|mtime|content|attributes`; folders without their times, the inode number of files and links.
-fn dump_folder(here: &Path, shown: &Path, lines: &mut Vec<String>) -> Result<()> {
-    for entry in fs::read_dir(here.join("."))? {
-        let entry = entry?;
-        let (path, shown) = (here.join(entry.file_name()), shown.join(entry.file_name()));
-        let meta = fs::symlink_metadata(&path)?;
-        let kind = meta.file_type();
-        let (letter, content) = if kind.is_dir() {
-            ('d', String::new())
-        } else if kind.is_symlink() {
-            ('l', fs::read_link(&path)?.display().to_string())
-        } else if kind.is_file() {
-            ('f', sha256_hex(&fs::read(&path)?))
-        } else {
-            (if kind.is_fifo() { 'p' } else { 's' }, String::new())
-        };
-        let time = if kind.is_dir() { String::new() } else { format!("{}.{:09}", meta.mtime(), meta.mtime_nsec()) };
-        let (mode, uid, gid) = (meta.mode() & 0o7777, meta.uid(), meta.gid());
-        let attributes = attributes(&path)?;
-        lines.push(format!("{}|{letter}|{mode:04o}|{uid}|{gid}|{time}|{content}|{attributes}", shown.display()));
-        if kind.is_dir() && entry.file_name() != "lost+found" {
-            dump_folder(&path, &shown, lines)?;
-        }
-    }
-    Ok(())
-}
-
-fn attributes(path: &Path) -> Result<String> {
-    let mut names = vec![0; 4096];
-    let length = rustix::fs::llistxattr(path, &mut names)
-        .with_context(|| format!("listing attributes of {}", path.display()))?;
-    let mut text = String::new();
-    let mut names: Vec<&[u8]> = names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
-    names.sort_unstable();
-    for name in names {
-        let mut value = vec![0; 4096];
-        let length = rustix::fs::lgetxattr(path, OsStr::from_bytes(name), &mut value)?;
-        write!(
-            text,
-            "{}={} ",
-            String::from_utf8_lossy(name),
-            sha256_hex(&value[..length]).get(..12).unwrap_or_default()
-        )?;
-    }
-    Ok(text)
 }
