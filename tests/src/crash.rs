@@ -84,3 +84,21 @@ fn attributes(path: &Path) -> Result<String> {
     }
     Ok(text)
 }
+
+/// A node with an old member and its database, which has a hole.
+///
+/// # Panics
+/// Where it cannot be made.
+pub fn old_member(root: &Path, name: &str) {
+    let member = root.join("var/lib/etcd/member");
+    for folder in ["snap", "wal"] {
+        fs::create_dir_all(member.join(folder)).unwrap();
+    }
+    fs::create_dir_all(root.join("etc")).unwrap();
+    fs::write(root.join("etc/hostname"), format!("{name}\n")).unwrap();
+    fs::write(member.join("wal/0.wal"), format!("old log of {name}")).unwrap();
+    fs::write(member.join("wal/0.tmp"), "").unwrap();
+    let mut database = vec![0; 20_000];
+    database.extend(format!("data of {name}").bytes());
+    fs::write(member.join("snap/db"), database).unwrap();
+}

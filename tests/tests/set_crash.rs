@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tests::crash::old_member;
 use tests::mounts::wait_until_free;
 use tests::small_guest::scratch;
 
@@ -31,7 +32,7 @@ impl Nodes {
         fs::create_dir_all(folder).unwrap();
         let disks = (1..=count).map(|n| {
             let (name, files) = (format!("m{n}"), folder.join(format!("m{n}")));
-            populate(&files, &name);
+            old_member(&files, &name);
             if kind == "folder" {
                 return (name, files);
             }
@@ -129,21 +130,6 @@ impl Seen {
         let kept: Vec<&String> = self.ours.iter().filter(|line| what.iter().any(|what| line.contains(what))).collect();
         assert!(kept.is_empty(), "{when}: {kept:?}");
     }
-}
-
-/// A node with an old member and its database, which has a hole.
-fn populate(root: &Path, name: &str) {
-    let member = root.join("var/lib/etcd/member");
-    for folder in ["snap", "wal"] {
-        fs::create_dir_all(member.join(folder)).unwrap();
-    }
-    fs::create_dir_all(root.join("etc")).unwrap();
-    fs::write(root.join("etc/hostname"), format!("{name}\n")).unwrap();
-    fs::write(member.join("wal/0.wal"), format!("old log of {name}")).unwrap();
-    fs::write(member.join("wal/0.tmp"), "").unwrap();
-    let mut database = vec![0; 20_000];
-    database.extend(format!("data of {name}").bytes());
-    fs::write(member.join("snap/db"), database).unwrap();
 }
 
 fn wanted(count: usize) -> Vec<String> {

@@ -39,8 +39,11 @@ fn list(command: &Runs, session: &Session<'_>) -> Result<Outcome> {
 fn prune(command: &Runs, session: &Session<'_>) -> Result<Outcome> {
     let node = only_node(session.inspect()?, command.node.as_deref())?;
     let keep = command.keep.unwrap_or(1);
+    let gone = node.runs.len().saturating_sub(keep);
+    let folders = node.runs.iter().take(gone).flat_map(|run| &run.keeps);
+    let last: String = folders.map(|kept| format!(" The old {} is among it, whole.", kept.path)).collect();
     let question = format!(
-        "Remove what is kept of the finished repairs of {} but for the newest {keep}? They cannot be undone then.",
+        "Remove what is kept of the finished repairs of {} but for the newest {keep}? They cannot be undone then.{last}",
         node.name()
     );
     if !command.yes && !confirm(&question) {

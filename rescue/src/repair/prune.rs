@@ -1,12 +1,17 @@
 //! Old runs do not pile up on a guest: a repair gives up the oldest finished ones beyond a bound, and the user all but the newest.
 //! Never the newest that can still be undone, unless the user says so, and never one that is not finished.
+//!
+//! A whole folder that was replaced (an etcd member) may be larger than any bound, and the run that replaced it keeps all that is left of it.
+//! The newest such run of each folder goes only when the user says so, and does not count.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use anyhow::{Context, Result};
 use rustix::fs::FileType;
 
 use super::confined::{Confined, is_folder};
+use super::journal::{Journal, StoredPath};
 use super::store::{DONE, Store, UNDO, UNDONE};
 use super::transaction::unreadable;
 use super::write_mount::WritableGuest;
@@ -34,6 +39,8 @@ struct Finished {
     sequence: u64,
     can_be_undone: bool,
     bytes: u64,
+    /// Whole folders that it replaced and keeps.
+    keeps: Vec<StoredPath>,
 }
 
 /// Removes all finished runs but the newest `keep`.
@@ -71,6 +78,9 @@ pub(super) fn keep_bounded(confined: &Confined, store: &Store<'_>) -> Vec<String
 fn keep_within(confined: &Confined, store: &Store<'_>, most_runs: usize, most_bytes: u64) -> Result<Vec<String>> {
     let runs = finished(confined, store)?;
     let newest = runs.iter().rfind(|run| run.can_be_undone).map(|run| run.sequence);
+    let mut kept = BTreeSet::new();
+    let mut runs: Vec<Finished> = runs.into_iter().rev().filter(|run| !keeps_the_last(run, &mut kept)).collect();
+    runs.reverse();
     let (mut count, mut bytes) = (runs.len(), runs.iter().map(|run| run.bytes).sum::<u64>());
     let mut said = Vec::new();
     for run in runs.iter().filter(|run| Some(run.sequence) != newest) {
@@ -90,6 +100,24 @@ fn keep_within(confined: &Confined, store: &Store<'_>, most_runs: usize, most_by
     Ok(said)
 }
 
+/// Whether it keeps a folder that none of the newer runs keeps; asked of the newest first.
+fn keeps_the_last(run: &Finished, kept: &mut BTreeSet<StoredPath>) -> bool {
+    let before = kept.len();
+    kept.extend(run.keeps.iter().cloned());
+    kept.len() > before
+}
+
+/// The folders that a run replaced and still has.
+fn kept_folders(confined: &Confined, store: &Store<'_>, journal: &Journal) -> Result<Vec<StoredPath>> {
+    let mut kept = Vec::new();
+    for (n, step) in journal.steps.iter().enumerate().filter(|(_, step)| step.before.is_tree()) {
+        if confined.lstat(&store.backup(step, &journal.id, n)?)?.is_some_and(|stat| is_folder(&stat)) {
+            kept.push(step.path.clone());
+        }
+    }
+    Ok(kept)
+}
+
 /// Oldest first.
 fn finished(confined: &Confined, store: &Store<'_>) -> Result<Vec<Finished>> {
     let mut runs = Vec::new();
@@ -105,7 +133,8 @@ fn finished(confined: &Confined, store: &Store<'_>) -> Result<Vec<Finished>> {
         for mount_point in confined.mount_points() {
             bytes += bytes_below(confined, &store.on(&mount_point, &id))?;
         }
-        runs.push(Finished { id, sequence: journal.sequence, can_be_undone: !undone, bytes });
+        let keeps = kept_folders(confined, store, &journal)?;
+        runs.push(Finished { id, sequence: journal.sequence, can_be_undone: !undone, bytes, keeps });
     }
     runs.sort_by_key(|run| run.sequence);
     Ok(runs)
@@ -193,6 +222,34 @@ mod tests {
         // c is the newest that can be undone; d is only a record.
         keep_within(guest.confined(), &store, 0, 0).unwrap();
         assert_eq!(ids(&guest), ["c"]);
+    }
+
+    /// A folder that was replaced, with a kept byte more than any bound allows.
+    #[test]
+    fn the_last_of_a_replaced_folder_stays_until_the_user_gives_it_up() {
+        let (root, guest) = guest_with_runs(&[]);
+        let member = root.path().join("member");
+        fs::create_dir(&member).unwrap();
+        fs::write(member.join("db"), "data").unwrap();
+        for id in ["a", "b"] {
+            let fence = Change::fence(guest.guest(), &"/member".into(), "why").unwrap();
+            let info = RunInfo { id: id.to_owned(), ..RunInfo::new(OffsetDateTime::UNIX_EPOCH, vec![]) };
+            apply(&guest, Prepared { free: vec![], changes: vec![fence] }, &info, &Silent).unwrap();
+            fs::remove_file(&member).unwrap();
+            fs::create_dir(&member).unwrap();
+        }
+        for id in ["c", "d"] {
+            let change = Change::write(guest.guest(), &"/file".into(), id, 0o600).unwrap();
+            let info = RunInfo { id: id.to_owned(), ..RunInfo::new(OffsetDateTime::UNIX_EPOCH, vec![]) };
+            apply(&guest, Prepared { free: vec![], changes: vec![change] }, &info, &Silent).unwrap();
+        }
+        let store = Store::find(guest.guest(), guest.confined()).unwrap();
+        keep_within(guest.confined(), &store, 0, 0).unwrap();
+        // b keeps the newest folder of that name; d is the newest of all.
+        assert_eq!(ids(&guest), ["b", "d"]);
+        assert_eq!(runs::list(guest.guest()).unwrap()[0].keeps[0].path, "/member");
+        prune(&guest, 0).unwrap();
+        assert!(ids(&guest).is_empty());
     }
 
     #[test]

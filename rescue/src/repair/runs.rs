@@ -1,11 +1,13 @@
 //! The runs on a guest, read through its trees: looking never writes.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 
-use super::journal::{Finished, Freed, Journal, RECORD_LIMIT, parse_enlisted, parse_journal};
+use super::journal::{Finished, Freed, Journal, RECORD_LIMIT, SIDE_STORE, parse_enlisted, parse_journal};
 use super::store::{DONE, JOURNAL, SET, UNDO, UNDONE, run_ids, runs_folder};
 use crate::disk::escape;
-use crate::guest::{Guest, RealPath, TreeError};
+use crate::guest::{FileKind, Guest, RealPath, TreeError};
 
 /// How far a run came.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -46,9 +48,23 @@ pub struct RunSummary {
     pub changed: Vec<String>,
     /// What it freed.
     pub freed: Vec<Freed>,
+    /// Whole folders that it replaced and keeps.
+    pub keeps: Vec<Kept>,
     /// The nodes that it changes together, this one among them; empty where it is alone.
     pub together: Vec<String>,
 }
+
+/// A whole folder that a run replaced and keeps.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Kept {
+    /// Where it was, as people read it.
+    pub path: String,
+    /// Bytes that it takes.
+    pub bytes: u64,
+}
+
+/// Files that are counted of a folder that is kept; an etcd member has some dozen.
+const MOST_COUNTED: usize = 10_000;
 
 /// All runs on a guest, oldest first.
 pub fn list(guest: &Guest) -> Result<Vec<RunSummary>> {
@@ -78,6 +94,7 @@ fn summary(guest: &Guest, folder: &RealPath, id: String) -> RunSummary {
         Ok(Some((journal, state, finished))) => RunSummary {
             id,
             together: Vec::new(),
+            keeps: kept(guest, folder, &journal),
             state,
             sequence: journal.sequence,
             // A crafted record must not move the cursor of whoever lists it.
@@ -94,6 +111,38 @@ fn summary(guest: &Guest, folder: &RealPath, id: String) -> RunSummary {
     RunSummary { together, ..found }
 }
 
+/// The old folders that are still there: beside the record, or on the file system that they belong to.
+fn kept(guest: &Guest, folder: &RealPath, journal: &Journal) -> Vec<Kept> {
+    let steps = journal.steps.iter().enumerate().filter(|(_, step)| step.before.is_tree());
+    let kept = steps.filter_map(|(n, step)| {
+        let side = step.mount_point.to_real().ok()?.child(SIDE_STORE.as_ref()).child(journal.id.as_ref());
+        let stores = [folder.clone(), side];
+        let backup = |store: &RealPath| store.child("backup".as_ref()).child(n.to_string().as_ref());
+        let bytes = stores.iter().find_map(|store| bytes_below(guest, backup(store).as_path(), &mut 0))?;
+        Some(Kept { path: step.path.to_string(), bytes })
+    });
+    kept.collect()
+}
+
+/// `None` where there is no such folder.
+fn bytes_below(guest: &Guest, folder: &Path, counted: &mut usize) -> Option<u64> {
+    let tree = guest.tree();
+    let entries = tree.read_dir(folder).ok()?;
+    let mut bytes = 0;
+    for entry in entries {
+        *counted += 1;
+        let path = folder.join(&entry.name);
+        if *counted > MOST_COUNTED {
+            break;
+        }
+        bytes += match entry.kind {
+            FileKind::Directory => bytes_below(guest, &path, counted).unwrap_or(0),
+            _ => tree.lstat(&path).map_or(0, |meta| meta.allocated.unwrap_or(meta.size)),
+        };
+    }
+    Some(bytes)
+}
+
 fn without_record(id: String, state: RunState) -> RunSummary {
     RunSummary {
         id,
@@ -105,6 +154,7 @@ fn without_record(id: String, state: RunState) -> RunSummary {
         summary: Vec::new(),
         changed: Vec::new(),
         freed: Vec::new(),
+        keeps: Vec::new(),
         together: Vec::new(),
     }
 }

@@ -446,6 +446,9 @@ pub fn runs(nodes: &[NodeReport]) -> String {
             for line in &run.summary {
                 let _ = writeln!(out, "    {line}");
             }
+            for kept in &run.keeps {
+                let _ = writeln!(out, "    keeps the old {} ({})", kept.path, bytes(kept.bytes));
+            }
         }
     }
     out
