@@ -31,6 +31,8 @@ pub struct Options {
     pub auto: Option<Auto>,
     /// `rescue.after=poweroff|reboot|shell`, power off when it is not said.
     pub after: After,
+    /// `rescue.all-nodes`: an unattended repair of several systems is meant, each on disks of its own.
+    pub all_nodes: bool,
     /// `rescue.wait=SECONDS`: how long to wait for a first disk.
     pub wait: Duration,
     /// Flags of the command line and their values, in the order given; see [`Options::flags_for`].
@@ -44,6 +46,7 @@ impl Default for Options {
         Self {
             auto: None,
             after: After::Stop(Stop::PowerOff),
+            all_nodes: false,
             wait: Duration::from_secs(30),
             flags: Vec::new(),
             problems: Vec::new(),
@@ -85,6 +88,9 @@ const FLAGS: &[Flag] = &[
     Flag { name: "in-place", takes: Takes::Nothing, commands: &["repair"] },
     Flag { name: "spill", takes: Takes::Value, commands: &["inspect", "repair", "undo"] },
     Flag { name: "no-fsck", takes: Takes::Nothing, commands: &["repair"] },
+    Flag { name: "accept-loss", takes: Takes::Nothing, commands: &["repair"] },
+    Flag { name: "declare-dead", takes: Takes::List, commands: &["repair"] },
+    Flag { name: "unproven", takes: Takes::Nothing, commands: &["repair"] },
 ];
 
 impl Options {
@@ -144,6 +150,9 @@ impl Options {
             ("after", "reboot") => self.after = After::Stop(Stop::Reboot),
             ("after", "shell") => self.after = After::Shell,
             ("after", _) => return Err("poweroff, reboot or shell"),
+            ("all-nodes", "" | "yes") => self.all_nodes = true,
+            ("all-nodes", "no") => self.all_nodes = false,
+            ("all-nodes", _) => return Err("yes or no"),
             ("wait", _) => self.wait = Duration::from_secs(value.parse().map_err(|_| "a number of seconds")?),
             _ => return Err("there is no such setting"),
         }
@@ -158,10 +167,11 @@ mod tests {
     #[test]
     fn reads_settings_among_the_kernels_own() {
         let options = Options::parse(
-            "BOOT_IMAGE=/boot/vmlinuz quiet console=ttyS0 rescue.auto=inspect rescue.after=reboot rescue.days=30 \
+            "BOOT_IMAGE=/boot/vmlinuz quiet console=ttyS0 rescue.all-nodes rescue.auto=inspect rescue.after=reboot rescue.days=30 \
              rescue.only=disk-full,certificates rescue.wait=5 rescue.in-place rescue.days=90 rescue.auto=repair\n",
         );
         assert_eq!(options.auto, Some(Auto::Repair));
+        assert!(options.all_nodes);
         assert_eq!(options.after, After::Stop(Stop::Reboot));
         assert_eq!(options.wait, Duration::from_secs(5));
         assert_eq!(options.flags_for("inspect"), ["--only", "disk-full", "--only", "certificates"]);

@@ -159,6 +159,7 @@ fn unattended(auto: Auto, options: &Options, disks: &[Disk]) -> Result<i32> {
     println!("=== rescue receipt");
     let mut command = match auto {
         Auto::Inspect => prepare("inspect", &[], options, disks),
+        Auto::Repair if options.all_nodes => prepare("repair", &["--yes"], options, disks),
         // Two systems on the machine's disks: which is meant, nobody is there to say.
         Auto::Repair => prepare("repair", &["--yes", "--one-node"], options, disks),
         Auto::Undo => prepare("undo", &["--yes"], options, disks),

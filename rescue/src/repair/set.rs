@@ -66,7 +66,7 @@ pub(super) fn others_needed(id: &str, set: &SetRecord) -> Refusal {
 
 fn missing(id: &str, names: &[String], others: &[&str]) -> Refusal {
     Refusal::new(
-        format!("run {id} changes {} as one, and {} was not given", names.join(", "), others.join(", ")),
+        format!("run {id} changes {} as one; not given: {}", names.join(", "), others.join(", ")),
         "how far it came is known only from all of their disks, and half of it could leave two clusters where one was",
         format!("give the disks of {} too, in one command", others.join(" and ")),
     )
