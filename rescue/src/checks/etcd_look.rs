@@ -51,7 +51,7 @@ impl Check for EtcdLook {
 }
 
 /// Who has the database open, where the guest is mounted on this machine. Pages that change while they are read look damaged.
-fn holder(guest: &Guest, place: &Place) -> Option<Holder> {
+pub(crate) fn holder(guest: &Guest, place: &Place) -> Option<Holder> {
     let real = guest.resolve(&place.db()).ok()?;
     let Backing::Folder(folder) = &guest.file_system_of(&real)?.backing else { return None };
     let device = std::fs::metadata(folder).ok()?.dev();

@@ -6,7 +6,7 @@ mod admin_kubeconfig;
 mod authorities;
 mod certificates;
 mod disk_full;
-mod etcd_look;
+pub(crate) mod etcd_look;
 mod kubelet_bootstrap;
 mod service_account_keys;
 mod shared_keys;

@@ -5,6 +5,7 @@ pub mod backend;
 pub mod bbolt;
 pub mod boot;
 pub mod crc;
+pub mod decide;
 pub mod file;
 pub mod guarantee;
 pub mod keys;

@@ -360,14 +360,27 @@ fn newest(members: &[MemberStatus]) -> Option<Newest> {
 }
 
 fn compare(one: &MemberStatus, other: &MemberStatus) -> Verdict {
-    let (Some(first), Some(second)) = (one.identity, other.identity) else { return Verdict::NotComparable };
+    let hashes = |member: &MemberStatus| member.database.as_ref().and_then(|database| database.hash);
+    match (compare_logs(&one.data, &other.data), hashes(one), hashes(other)) {
+        (Verdict::Same { .. }, Some(one), Some(other))
+            if (one.revision, one.compact_revision) == (other.revision, other.compact_revision)
+                && one.hash != other.hash =>
+        {
+            Verdict::Differ
+        }
+        (verdict, ..) => verdict,
+    }
+}
+
+/// Whether two logs are of one history: entries that both know to be agreed on have the same terms.
+pub fn compare_logs(one: &MemberData, other: &MemberData) -> Verdict {
+    let (a, b) = (&one.log, &other.log);
+    let (Some(first), Some(second)) = (a.identity, b.identity) else { return Verdict::NotComparable };
     if first.cluster != second.cluster {
         return Verdict::OtherCluster;
     }
-    let (a, b) = (&one.data.log, &other.data.log);
-    let agreed = one.data.commit().min(other.data.commit());
     let from = a.first.max(b.first);
-    let to = a.last.min(b.last).min(agreed);
+    let to = a.last.min(b.last).min(one.commit().min(other.commit()));
     if from > to {
         return Verdict::NotComparable;
     }
@@ -379,16 +392,7 @@ fn compare(one: &MemberStatus, other: &MemberStatus) -> Verdict {
             return Verdict::Fork { entry, first, second };
         }
     }
-    let hashes = |member: &MemberStatus| member.database.as_ref().and_then(|database| database.hash);
-    match (hashes(one), hashes(other)) {
-        (Some(one), Some(other))
-            if (one.revision, one.compact_revision) == (other.revision, other.compact_revision)
-                && one.hash != other.hash =>
-        {
-            Verdict::Differ
-        }
-        _ => Verdict::Same { from, to },
-    }
+    Verdict::Same { from, to }
 }
 
 /// Voters of the newest configuration that no source holds.

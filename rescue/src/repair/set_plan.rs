@@ -50,4 +50,4 @@ pub struct SetWishes {
 pub type Planner = fn(&[NodeReport], &SetWishes) -> Result<Option<SetPlan>>;
 
 /// Those that `rescue repair` asks, each with the check whose remedies it replaces on the nodes that it changes.
-pub const PLANNERS: &[(&str, Planner)] = &[];
+pub const PLANNERS: &[(&str, Planner)] = &[("etcd", crate::etcd::decide::plan_set)];

@@ -3,3 +3,4 @@
 mod damage;
 mod members;
 mod reading;
+mod together;

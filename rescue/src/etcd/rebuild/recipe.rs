@@ -13,7 +13,7 @@ use crate::etcd::members::Member;
 use crate::etcd::raft::{ConfChange, HardState, Identity, SnapshotMark};
 use crate::etcd::write::identity::{cluster_id, member_id};
 use crate::etcd::write::snap;
-use crate::etcd::write::wal::{Addition, Rewrite};
+use crate::etcd::write::wal::{Addition, Rewrite, add};
 use crate::guest::{Guest, GuestPath};
 use crate::repair::folder::{BuildFolder, FolderSink, Sources};
 
@@ -49,6 +49,17 @@ impl Recipe {
         // A vote for itself: nobody else becomes a leader in the term of these entries.
         let addition = Addition::agreed(&base.log, term, identity.member, base.missing, changes);
         Self::new(base, identity, addition)
+    }
+
+    /// Members of the same cluster that are taken in anew: `gone` lose their place, and `new`, who carry new IDs, come. The first recipe is
+    /// that of `keeper`, who stays; then one for each of `new`. Safe as [`Recipe::agreed`] is.
+    pub fn readmit(base: &Rc<Base>, keeper: Identity, gone: &[u64], new: &[Member], term: u64) -> Vec<Self> {
+        let mut changes = changes::remove(gone.iter().copied());
+        changes.extend(new.iter().map(add));
+        // All have voted for the keeper: nobody else becomes a leader in this term.
+        let addition = Addition::agreed(&base.log, term, keeper.member, base.missing, changes);
+        let identities = new.iter().map(|member| Identity { member: member.id, ..keeper });
+        std::iter::once(keeper).chain(identities).map(|identity| Self::new(base, identity, addition.clone())).collect()
     }
 
     /// Members of a new cluster with new IDs, all with the base's history, in the order of `members`: names and peer URLs count. Whoever is

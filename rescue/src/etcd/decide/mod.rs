@@ -1,0 +1,7 @@
+//! What several members need together: the smallest repair that suffices, as a plan for all their nodes.
+
+pub mod plan;
+pub mod seen;
+pub mod table;
+
+pub use plan::plan_set;

@@ -1,0 +1,421 @@
+//! From the members on the table to one plan for all their nodes.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use anyhow::{Context as _, Result};
+use aws_lc_rs::rand;
+
+use super::seen::Seen;
+use super::table::{self, Repair, Situation, State, View};
+use crate::checks::etcd_look::holder;
+use crate::etcd::guarantee::{Guarantee, Level};
+use crate::etcd::members::{Member, Members};
+use crate::etcd::rebuild::base::Options;
+use crate::etcd::rebuild::{Base, Recipe};
+use crate::etcd::status::{Verdict, compare_logs};
+use crate::etcd::write::identity::member_id;
+use crate::refusal::Refusal;
+use crate::repair::Change;
+use crate::repair::set_plan::{SetPart, SetPlan, SetWishes};
+use crate::session::NodeReport;
+
+/// What the members of a cluster need together. `None` where each starts by itself, or does once its own node's plan has mended it in place.
+///
+/// # Errors
+/// A [`Refusal`] where something must be done and cannot be.
+pub fn plan_set(nodes: &[NodeReport], wishes: &SetWishes) -> Result<Option<SetPlan>> {
+    let seen: Vec<Seen<'_>> = nodes.iter().filter_map(Seen::look).collect();
+    let (seen, _running): (Vec<_>, Vec<_>) =
+        seen.into_iter().partition(|seen| holder(seen.guest, &seen.place).is_none());
+    for cluster in clusters(&seen) {
+        if let Some(table) = Table::lay(cluster, &seen, wishes)?
+            && let Some(plan) = table.plan()?
+        {
+            return Ok(Some(plan));
+        }
+    }
+    Ok(None)
+}
+
+/// IDs of the clusters, the one with most members first.
+fn clusters(seen: &[Seen<'_>]) -> Vec<u64> {
+    let mut count: BTreeMap<u64, usize> = BTreeMap::new();
+    for cluster in seen.iter().filter_map(Seen::cluster) {
+        *count.entry(cluster).or_default() += 1;
+    }
+    let mut clusters: Vec<u64> = count.keys().copied().collect();
+    clusters.sort_by_key(|cluster| std::cmp::Reverse(count.get(cluster).copied()));
+    clusters
+}
+
+/// One cluster's members at hand.
+struct Table<'a> {
+    cluster: u64,
+    wishes: &'a SetWishes,
+    members: Members,
+    /// Which of the configuration's members each is.
+    seen: Vec<(&'a Seen<'a>, Member)>,
+    bases: Vec<Result<Rc<Base>, Vec<String>>>,
+    dead: Vec<u64>,
+}
+
+impl<'a> Table<'a> {
+    fn lay(cluster: u64, all: &'a [Seen<'a>], wishes: &'a SetWishes) -> Result<Option<Self>> {
+        let own: Vec<&Seen<'_>> = all.iter().filter(|seen| seen.cluster() == Some(cluster)).collect();
+        refuse_forks(&own)?;
+        let Some(members) = newest_members(&own) else { return Ok(None) };
+        let mut seen: Vec<(&Seen<'_>, Member)> = Vec::new();
+        for one in all {
+            let Some(member) = one.whose(cluster, &members) else { continue };
+            // A disk of another cluster belongs here only where it is the odd one out: two whole clusters may be on the table.
+            let of_its_own =
+                all.iter().filter(|other| one.cluster().is_some() && other.cluster() == one.cluster()).count();
+            if one.cluster() != Some(cluster) && of_its_own >= own.len() {
+                continue;
+            }
+            if let Some((twin, _)) = seen.iter().find(|(_, known)| known.id == member.id) {
+                return Err(Refusal::new(
+                    format!(
+                        "{} and {} hold the same etcd member, {:x}",
+                        twin.guest.source, one.guest.source, member.id
+                    ),
+                    "one of them is a copy, and only one may ever start again",
+                    "give only the disk that this member is to start from",
+                )
+                .into());
+            }
+            seen.push((one, member.clone()));
+        }
+        let dead = dead(wishes, &members, &seen)?;
+        Ok(Some(Self { cluster, wishes, members, seen, bases: Vec::new(), dead }))
+    }
+
+    fn plan(mut self) -> Result<Option<SetPlan>> {
+        let is_quiet =
+            self.seen.iter().all(|(seen, _)| seen.cluster() == Some(self.cluster) && seen.is_mended_in_place());
+        if !is_quiet {
+            let options = Options { unproven: self.wishes.unproven };
+            // Databases of another cluster are refused by the base itself.
+            let sources: Vec<&Seen<'_>> = self.seen.iter().map(|(seen, _)| *seen).collect();
+            self.bases = sources.iter().map(|seen| seen.base(&sources, options)).collect();
+        }
+        let situation = self.situation(is_quiet);
+        let decision = table::decide(&situation);
+        if self.bases.is_empty() && decision.repair != Repair::Nothing {
+            let options = Options { unproven: self.wishes.unproven };
+            let sources: Vec<&Seen<'_>> = self.seen.iter().map(|(seen, _)| *seen).collect();
+            self.bases = sources.iter().map(|seen| seen.base(&sources, options)).collect();
+        }
+        let (summary, guarantee, parts) = match decision.repair {
+            Repair::Nothing => return Ok(None),
+            Repair::Needs(disks) => return Err(self.needs(&disks, &decision.why)),
+            Repair::NoLog(members) => return Err(self.no_log(&members)),
+            Repair::Relay(members) => {
+                let parts = members.iter().map(|number| self.relaid(*number)).collect::<Result<Vec<_>>>()?;
+                (
+                    format!("give etcd on {} what it lacks beside its own log", self.names(&members)),
+                    Guarantee::new(Level::G0),
+                    parts,
+                )
+            }
+            Repair::Readmit { keeper, again, relaid } => {
+                let mut parts = self.readmitted(keeper, &again)?;
+                for number in relaid {
+                    parts.push(self.relaid(number)?);
+                }
+                let summary = format!(
+                    "take {} into the etcd cluster anew, with the history of {}",
+                    self.names(&again),
+                    self.name(keeper)
+                );
+                (summary, Guarantee::new(Level::G1), parts)
+            }
+            Repair::Clone { best, members, is_majority } => {
+                let parts = self.cloned(best, &members)?;
+                let summary = format!(
+                    "rebuild etcd on {} as a new cluster from the log of {}",
+                    self.names(&members),
+                    self.name(best)
+                );
+                (summary, self.guarantee(best, is_majority)?, parts)
+            }
+            Repair::Extend(only) => {
+                let base = self.base(only)?;
+                let identity = self.seen[only].0.data.log.identity.context("an identity")?;
+                let recipe = Recipe::agreed(base, identity, self.next_term(base), Vec::new());
+                let part = self.part(
+                    only,
+                    recipe,
+                    format!("extend etcd's log, which has lost its end, to entry {}", base.log.last + base.missing),
+                )?;
+                (format!("extend the log of etcd on {}", self.name(only)), self.guarantee(only, false)?, vec![part])
+            }
+        };
+        let afterwards = self.afterwards();
+        Ok(Some(SetPlan { summary, guarantee, why: decision.why, parts, afterwards }))
+    }
+
+    fn situation(&self, is_quiet: bool) -> Situation {
+        let members = (0..self.seen.len()).map(|number| self.view(number, is_quiet)).collect();
+        let name =
+            |member: &Member| if member.name.is_empty() { format!("{:x}", member.id) } else { member.name.clone() };
+        let voters = self.members.list.values().filter(|member| !member.is_learner);
+        Situation { members, voters: voters.map(|member| (member.id, name(member))).collect(), dead: self.dead.clone() }
+    }
+
+    fn view(&self, number: usize, is_quiet: bool) -> View {
+        let (seen, member) = &self.seen[number];
+        let (name, log) = (seen.name.clone(), &seen.data.log);
+        let view = View { name, id: member.id, votes: !member.is_learner, state: State::Lost, rank: None, agreed: 0 };
+        if seen.cluster() != Some(self.cluster) {
+            return view;
+        }
+        let rank = Some((log.last_term(), log.last));
+        let agreed = seen.data.commit();
+        if is_quiet {
+            return View { state: State::Fine, rank, agreed, ..view };
+        }
+        let base = self.bases[number].as_ref().ok();
+        let rank = base.map(|base| (log.last_term(), log.last.saturating_add(base.missing)));
+        let state = match base {
+            _ if seen.is_mended_in_place() => State::Fine,
+            Some(base) if seen.is_log_whole() && base.missing == 0 => State::Relaid,
+            _ => State::Lost,
+        };
+        View { state, rank, agreed, ..view }
+    }
+
+    fn name(&self, number: usize) -> &str {
+        &self.seen[number].0.name
+    }
+
+    fn names(&self, numbers: &[usize]) -> String {
+        numbers.iter().map(|number| self.name(*number)).collect::<Vec<_>>().join(", ")
+    }
+
+    fn base(&self, number: usize) -> Result<&Rc<Base>> {
+        self.bases[number].as_ref().map_err(|why| {
+            Refusal::new(
+                format!("nothing can be built upon the log of {}: {}", self.name(number), why.join(" ")),
+                "another member's disk, or a copy of the database, is needed",
+                "rescue etcd status with the disks of all members shows what each holds",
+            )
+            .into()
+        })
+    }
+
+    fn next_term(&self, base: &Base) -> u64 {
+        let own = self.seen.iter().map(|(seen, _)| *seen).filter(|seen| seen.cluster() == Some(self.cluster));
+        base.next_term(own.map(|seen| &seen.data))
+    }
+
+    fn relaid(&self, number: usize) -> Result<SetPart> {
+        let base = self.base(number)?;
+        let identity = self.seen[number].0.data.log.identity.context("an identity")?;
+        let from = if base.database.source == base.source { "its own database" } else { "another member's database" };
+        let details = format!(
+            "lay {from} (entry {}) beside etcd's own log, which is whole and stays",
+            base.database.facts.consistent_index
+        );
+        self.part(number, Recipe::in_place(base, identity), details)
+    }
+
+    fn readmitted(&self, keeper: usize, again: &[usize]) -> Result<Vec<SetPart>> {
+        let base = self.base(keeper)?;
+        let identity = self.seen[keeper].0.data.log.identity.context("an identity")?;
+        let token = token()?;
+        let new: Vec<Member> = again.iter().map(|number| self.anew(*number, &token)).collect();
+        let gone: Vec<u64> = again.iter().map(|number| self.seen[*number].1.id).collect();
+        let mut recipes = Recipe::readmit(base, identity, &gone, &new, self.next_term(base)).into_iter();
+        let own = recipes.next().context("the keeper's recipe")?;
+        let mut parts = vec![self.part(
+            keeper,
+            own,
+            format!(
+                "append to etcd's log that {} {} taken in anew",
+                self.names(again),
+                if again.len() == 1 { "is" } else { "are" }
+            ),
+        )?];
+        for (number, recipe) in again.iter().zip(recipes) {
+            let details = format!(
+                "give etcd the history of {} and a new member ID, {:x}",
+                self.name(keeper),
+                recipe.identity.member
+            );
+            parts.push(self.part(*number, recipe, details)?);
+        }
+        Ok(parts)
+    }
+
+    fn cloned(&self, best: usize, members: &[usize]) -> Result<Vec<SetPart>> {
+        let base = self.base(best)?;
+        let token = token()?;
+        let new: Vec<Member> = members.iter().map(|number| self.anew(*number, &token)).collect();
+        let recipes = Recipe::clones(base, &new, &token, self.next_term(base));
+        let part = |(number, recipe): (&usize, Recipe)| {
+            let identity = recipe.identity;
+            let details = format!(
+                "give etcd the history of {} and new IDs: member {:x} of cluster {:x}",
+                self.name(best),
+                identity.member,
+                identity.cluster
+            );
+            self.part(*number, recipe, details)
+        };
+        members.iter().zip(recipes).map(part).collect()
+    }
+
+    /// A member under a new ID, where it is reached by what it is started with.
+    fn anew(&self, number: usize, token: &str) -> Member {
+        let (seen, known) = &self.seen[number];
+        let peer_urls = if seen.flag_urls.is_empty() { known.peer_urls.clone() } else { seen.flag_urls.clone() };
+        let name = seen.flag_name.clone().unwrap_or_else(|| known.name.clone());
+        Member { id: member_id(&peer_urls, token), name, peer_urls, is_learner: known.is_learner, ..Member::default() }
+    }
+
+    fn part(&self, number: usize, recipe: Recipe, details: String) -> Result<SetPart> {
+        let seen = self.seen[number].0;
+        if !seen.is_in_one_folder() {
+            return Err(Refusal::new(
+                format!("etcd on {} keeps its log in {}, apart from its database", seen.name, seen.place.wal),
+                "log and database are exchanged as one folder, which cannot be done across two",
+                "rescue etcd rebuild --output DIR builds the folder elsewhere; put its parts in place by hand",
+            )
+            .into());
+        }
+        let member = seen.place.member();
+        let change = Change::replace_folder(seen.guest, &member, Rc::new(recipe))
+            .with_context(|| format!("planning what replaces {member} on {}", seen.name))?;
+        let mut all = vec![details];
+        all.extend(seen.problems.iter().map(|problem| format!("now: {}", problem.saw)));
+        all.push(format!("keep {member} as it is, whole, for undo"));
+        Ok(SetPart { source: seen.guest.source.clone(), name: seen.name.clone(), details: all, changes: vec![change] })
+    }
+
+    fn guarantee(&self, best: usize, is_majority: bool) -> Result<Guarantee> {
+        let base = self.base(best)?;
+        let level = match (base.missing, is_majority) {
+            (0, true) => Level::G1,
+            (0, false) if self.members.voters().count() > 1 => Level::G2,
+            _ => Level::G3,
+        };
+        let mut guarantee = Guarantee::new(level);
+        if level == Level::G1 {
+            return Ok(guarantee);
+        }
+        guarantee.revision = Some(base.database.facts.revision);
+        let seen = self.seen[best].0;
+        let last = seen.data.look_through_log(seen.guest, &mut self.members.clone());
+        guarantee.newest_write = last.ok().flatten().map(|write| write.time);
+        let absent = self.members.list.values().filter(|member| self.dead.contains(&member.id));
+        guarantee.missing = absent.map(|member| format!("{} ({:x})", member.name, member.id)).collect();
+        Ok(guarantee)
+    }
+
+    fn afterwards(&self) -> Vec<String> {
+        let gone = self.members.list.values().filter(|member| self.dead.contains(&member.id));
+        gone.map(|member| {
+            format!(
+                "Never start {} with its old disk: wipe it and let it join again (kubeadm reset, kubeadm join --control-plane).",
+                member.name
+            )
+        })
+        .collect()
+    }
+
+    fn needs(&self, disks: &[String], why: &[String]) -> anyhow::Error {
+        let broken: Vec<String> = self
+            .seen
+            .iter()
+            .filter_map(|(seen, _)| Some(format!("{}: {}", seen.name, seen.problems.first()?.saw)))
+            .collect();
+        Refusal::new(
+            format!(
+                "etcd cannot be repaired with what is at hand ({}). {}",
+                broken.join("; "),
+                why.join(" ").trim_end_matches('.')
+            ),
+            format!(
+                "{} may hold newer writes, and could go on with them alone: only with {} disk is it known what was acknowledged",
+                disks.join(", "),
+                if disks.len() == 1 { "its" } else { "each one's" }
+            ),
+            format!(
+                "power {} off and give the disks of all members in one run; one that is lost for good is named with --declare-dead NAME",
+                disks.join(", ")
+            ),
+        )
+        .into()
+    }
+
+    fn no_log(&self, members: &[usize]) -> anyhow::Error {
+        let why: Vec<String> =
+            members.iter().filter_map(|number| self.bases.get(*number)?.as_ref().err()).flatten().cloned().collect();
+        Refusal::new(
+            format!(
+                "no log on {} can be built upon. {}",
+                self.names(members),
+                why.join(" ").trim_end_matches('.')
+            ),
+            "what is left are databases alone, and with them the last writes are lost",
+            "rescue etcd rebuild --from-db, with the disks of all members, makes a new cluster from the newest database",
+        )
+        .into()
+    }
+}
+
+/// Two histories are never mixed.
+fn refuse_forks(own: &[&Seen<'_>]) -> Result<()> {
+    for (number, one) in own.iter().enumerate() {
+        for other in own.iter().skip(number + 1) {
+            if let Verdict::Fork { entry, first, second } = compare_logs(&one.data, &other.data) {
+                return Err(Refusal::new(
+                    format!(
+                        "{} and {} hold two histories: entry {entry}, agreed on in both, is of term {first} here and of term {second} there",
+                        one.name, other.name
+                    ),
+                    "one of them was taken back to an older state and went on from there; which one counts cannot be told from the disks",
+                    "look at both (rescue etcd keys), and give only the disks that count; the others are named with --declare-dead",
+                )
+                .into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Who belongs to the cluster, by the newest log that says it.
+fn newest_members(own: &[&Seen<'_>]) -> Option<Members> {
+    let mut ranked: Vec<&Seen<'_>> = own.to_vec();
+    ranked.sort_by_key(|seen| std::cmp::Reverse((seen.data.log.last_term(), seen.data.log.last)));
+    let lists = ranked.into_iter().map(|seen| seen.data.membership().0);
+    lists.into_iter().find(|members| members.voters().next().is_some())
+}
+
+/// IDs of the members that are given up, by name or ID. Names that this cluster does not know may be another's.
+fn dead(wishes: &SetWishes, members: &Members, seen: &[(&Seen<'_>, Member)]) -> Result<Vec<u64>> {
+    let mut dead = Vec::new();
+    for name in &wishes.declare_dead {
+        let known = members.list.values().find(|member| member.name == *name || format!("{:x}", member.id) == *name);
+        let Some(member) = known else { continue };
+        if let Some((there, _)) = seen.iter().find(|(_, known)| known.id == member.id) {
+            return Err(Refusal::new(
+                format!("{name} is declared dead, and its disk is at hand ({})", there.guest.source),
+                "a member whose disk is there is not given up for good",
+                "leave out --declare-dead, or the disk",
+            )
+            .into());
+        }
+        dead.push(member.id);
+    }
+    Ok(dead)
+}
+
+/// Never used before, so that the IDs made with it are new.
+fn token() -> Result<String> {
+    let mut bytes = [0; 8];
+    rand::fill(&mut bytes).map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
+    Ok(format!("rescue-{:x}", u64::from_be_bytes(bytes)))
+}

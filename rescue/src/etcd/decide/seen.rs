@@ -1,0 +1,144 @@
+//! What is at hand: each member's log, database and snapshots, what it is started with, and what it could be built upon.
+
+use std::rc::Rc;
+
+use crate::etcd::boot::{self, Effect, Kind, Problem};
+use crate::etcd::locate;
+use crate::etcd::member::{MemberData, Place, Stored};
+use crate::etcd::members::{Member, Members};
+use crate::etcd::mend;
+use crate::etcd::rebuild::base::Options;
+use crate::etcd::rebuild::{Base, DatabaseFile};
+use crate::etcd::wal::End;
+use crate::guest::Guest;
+use crate::session::NodeReport;
+
+/// Up to this size every page of a database is checked; a larger one is when it is needed.
+const CHECKED_WHOLE: u64 = 64 << 20;
+
+/// One member.
+#[derive(Debug)]
+pub struct Seen<'a> {
+    /// Its node's name.
+    pub name: String,
+    /// The system that holds it.
+    pub guest: &'a Guest,
+    /// Where in it.
+    pub place: Place,
+    /// What is there.
+    pub data: MemberData,
+    /// What keeps it from working, the worst first; what etcd copes with and alarms are left out.
+    pub problems: Vec<Problem>,
+    /// `--name`.
+    pub flag_name: Option<String>,
+    /// `--initial-advertise-peer-urls`.
+    pub flag_urls: Vec<String>,
+}
+
+impl<'a> Seen<'a> {
+    /// The member of a node's static pod.
+    pub fn look(report: &'a NodeReport) -> Option<Self> {
+        let pod = report.node.static_pod("etcd")?;
+        let found = locate::on_node(&report.guest, &report.node)?;
+        let data = MemberData::read(&report.guest, &found.place);
+        let mut problems = boot::problems(&data);
+        problems.extend(pages(&data));
+        problems.retain(|problem| problem.effect != Effect::Harmless && !problem.is_alarm());
+        let urls = pod.flag("--initial-advertise-peer-urls").unwrap_or_default();
+        Some(Self {
+            name: report.name().to_owned(),
+            guest: &report.guest,
+            place: found.place,
+            data,
+            problems,
+            flag_name: pod.flag("--name").map(str::to_owned),
+            flag_urls: urls.split(',').filter(|url| !url.is_empty()).map(str::to_owned).collect(),
+        })
+    }
+
+    /// The cluster whose log this is.
+    pub fn cluster(&self) -> Option<u64> {
+        self.data.log.identity.map(|identity| identity.cluster)
+    }
+
+    /// Which of `members` it is: by the ID in its log, else by what it is started with.
+    pub fn whose<'m>(&self, cluster: u64, members: &'m Members) -> Option<&'m Member> {
+        if let Some(identity) = self.data.log.identity.filter(|identity| identity.cluster == cluster) {
+            return members.list.get(&identity.member);
+        }
+        members.list.values().find(|member| member.peer_urls.iter().any(|url| self.flag_urls.contains(url)))
+    }
+
+    /// Whether the mends in place, which its own node's plan offers, are enough.
+    pub fn is_mended_in_place(&self) -> bool {
+        match self.problems.as_slice() {
+            [] => true,
+            [only] => only.effect == Effect::Stops && mend::mend(self.guest, &self.data, only).is_ok(),
+            _ => false,
+        }
+    }
+
+    /// Whether its log holds everything that it has ever promised, as far as that shows.
+    pub fn is_log_whole(&self) -> bool {
+        let log = &self.data.log;
+        let good_end = log.tail().is_some_and(|tail| matches!(tail.end, End::Complete | End::Torn(_)));
+        let gone = [
+            Kind::LogDamaged,
+            Kind::LogMissing,
+            Kind::TailDamaged,
+            Kind::LogMixed,
+            Kind::CommitBeyondLog,
+            Kind::DatabaseBeyondLog,
+        ];
+        let removed = [Kind::Removed, Kind::Unknown, Kind::Unreadable];
+        !log.is_empty()
+            && log.identity.is_some()
+            && good_end
+            && log.last >= self.data.commit()
+            && !self.problems.iter().any(|problem| gone.contains(&problem.kind) || removed.contains(&problem.kind))
+    }
+
+    /// Whether the folder of the log is part of the folder `member`, which is replaced as a whole.
+    pub fn is_in_one_folder(&self) -> bool {
+        self.place.wal == self.place.member().join("wal")
+    }
+
+    /// The database, if it is sound from end to end.
+    pub fn database(&self) -> Option<DatabaseFile> {
+        DatabaseFile::examine(self.guest, &self.place.db()).ok()
+    }
+
+    /// What a member can be built upon with this one's log: with its own database, else with that of another which reaches furthest.
+    ///
+    /// # Errors
+    /// Why nothing can, one sentence each.
+    pub fn base(&self, all: &[&Self], options: Options) -> Result<Rc<Base>, Vec<String>> {
+        let own = std::iter::once(self);
+        let mut others: Vec<&Self> = all.iter().copied().filter(|other| !std::ptr::eq(*other, self)).collect();
+        others.sort_by_key(|other| std::cmp::Reverse(other.data.consistent_index()));
+        let mut why = Vec::new();
+        for owner in own.chain(others) {
+            let database = match DatabaseFile::examine(owner.guest, &owner.place.db()) {
+                Ok(database) => database,
+                Err(unfit) => {
+                    why.push(format!("The database of {} cannot be taken: {unfit}.", owner.name));
+                    continue;
+                }
+            };
+            match Base::new(self.guest, &self.data, database, Some(&owner.data), options) {
+                Ok(base) => return Ok(base),
+                Err(no) => why.push(format!("With the database of {}: {no}.", owner.name)),
+            }
+        }
+        Err(why)
+    }
+}
+
+fn pages(data: &MemberData) -> Option<Problem> {
+    let Stored::Open(open) = &data.stored else { return None };
+    if open.0.db.size() > CHECKED_WHOLE {
+        return None;
+    }
+    let fault = open.0.db.check(&mut |_, _| {}).err()?;
+    Some(Problem::database(&data.place.db(), &fault))
+}

@@ -1,0 +1,333 @@
+//! The decision table: from what each member at hand is like to the smallest repair that suffices, and why nothing smaller does. Nothing
+//! is read here.
+//!
+//! - A member whose own log is whole keeps it: at most a database or a snapshot is laid beside it. Nothing that it has promised to the
+//!   others is forgotten, so this is safe by itself.
+//! - A member whose log is gone or has lost what it promised must never vote under its old ID again while another member may start with a
+//!   log of its own. Where a majority is whole, it is taken in anew: the member with the newest log removes its old ID and adds a new one,
+//!   and both get that history. It is safe as long as the members that are left alone are no majority of the old ones: then nobody can
+//!   become leader who does not hold those changes.
+//! - Otherwise all disks get the newest history, as a new cluster. That needs every voter's disk, or the word that a member is given up:
+//!   those left out could go on by themselves.
+
+/// What one member at hand is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It starts, or it does once it is mended in place.
+    Fine,
+    /// Its log is whole, but it needs another database or snapshot beside it.
+    Relaid,
+    /// Its log is not what it was.
+    Lost,
+}
+
+/// One member at hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// For people.
+    pub name: String,
+    /// Which member of the configuration it is.
+    pub id: u64,
+    /// Whether that one votes.
+    pub votes: bool,
+    /// What it is like.
+    pub state: State,
+    /// Term and number of the last entry that can be read of its log; none where nothing can be built upon it.
+    pub rank: Option<(u64, u64)>,
+    /// Entries up to here are known to be agreed on.
+    pub agreed: u64,
+}
+
+/// All that counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Situation {
+    /// Members at hand.
+    pub members: Vec<View>,
+    /// All voters of the configuration: ID and name.
+    pub voters: Vec<(u64, String)>,
+    /// Those that are given up.
+    pub dead: Vec<u64>,
+}
+
+/// What is done. Numbers are those of [`Situation::members`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Repair {
+    /// Nothing for several members together.
+    Nothing,
+    /// These get a database or snapshot beside their own log.
+    Relay(Vec<usize>),
+    /// `again` are taken in anew by `keeper`; `relaid` get a database or snapshot beside their own log.
+    Readmit {
+        /// Who holds the newest log and is among those that are whole.
+        keeper: usize,
+        /// Who gets a new ID and the keeper's history.
+        again: Vec<usize>,
+        /// Who else is not fine.
+        relaid: Vec<usize>,
+    },
+    /// All get the history of `best`, as a new cluster.
+    Clone {
+        /// Whose.
+        best: usize,
+        /// Who.
+        members: Vec<usize>,
+        /// Whether a majority of the voters' logs is whole, so that nothing that was acknowledged is lost.
+        is_majority: bool,
+    },
+    /// The only voter's log ends before its database: it is extended.
+    Extend(usize),
+    /// No log can be built upon.
+    NoLog(Vec<usize>),
+    /// Disks that are not at hand are needed first.
+    Needs(Vec<String>),
+}
+
+/// A repair, and why it is not a smaller one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// What is done.
+    pub repair: Repair,
+    /// Why nothing smaller suffices, one sentence each.
+    pub why: Vec<String>,
+}
+
+/// Decides.
+pub fn decide(situation: &Situation) -> Decision {
+    let table = Table { situation };
+    let (repair, why) = table.decide();
+    Decision { repair, why }
+}
+
+struct Table<'a> {
+    situation: &'a Situation,
+}
+
+impl Table<'_> {
+    fn decide(&self) -> (Repair, Vec<String>) {
+        let lost = self.of(State::Lost);
+        let relaid = self.of(State::Relaid);
+        if lost.is_empty() {
+            return self.without_loss(relaid);
+        }
+        let names = self.names(&lost);
+        let mut why = vec![format!("{names}: what is left of the log cannot be mended in place.")];
+        if let ([only], [_]) = (lost.as_slice(), self.situation.voters.as_slice()) {
+            return match self.view(*only).rank {
+                Some(_) => (Repair::Extend(*only), why),
+                None => (Repair::NoLog(lost), why),
+            };
+        }
+        let best = self.best();
+        let absent = self.absent();
+        let kept = self.voters_at_hand().filter(|number| !lost.contains(number)).count();
+        if let Some(keeper) =
+            best.filter(|best| kept >= self.majority() && !lost.contains(best) && self.holds_agreed(*best))
+        {
+            if kept - 1 + absent.len() < self.majority() {
+                let others_relaid = relaid.into_iter().filter(|number| *number != keeper).collect();
+                why.push(format!(
+                    "With its old ID {names} could have promised what it no longer holds, so it gets a new one; the others keep theirs."
+                ));
+                return (Repair::Readmit { keeper, again: lost, relaid: others_relaid }, why);
+            }
+            if absent.is_empty() {
+                why.push(
+                    "The members that would be left alone are a majority: they could go on without the change."
+                        .to_owned(),
+                );
+            }
+        } else if absent.is_empty() {
+            why.push(match kept >= self.majority() {
+                true => "What is known to be agreed on is on none of the members that are whole.".to_owned(),
+                false => format!(
+                    "Only {kept} of {} voters still have what they promised: no majority.",
+                    self.situation.voters.len()
+                ),
+            });
+        }
+        if !absent.is_empty() {
+            return (Repair::Needs(absent), why);
+        }
+        self.clone_all(best, kept, why)
+    }
+
+    fn without_loss(&self, relaid: Vec<usize>) -> (Repair, Vec<String>) {
+        let all_at_hand = self.voters_at_hand().count() == self.situation.voters.len();
+        let agreed = self.agreed();
+        let holding =
+            self.voters_at_hand().filter(|number| self.view(*number).rank.is_some_and(|rank| rank.1 >= agreed)).count();
+        if all_at_hand && holding < self.majority() {
+            let why = format!(
+                "Entries up to {agreed} are agreed on, which takes {} members, but only {holding} still hold them: others have lost the end of \
+                 their log.",
+                self.majority()
+            );
+            return self.clone_all(self.best(), holding, vec![why]);
+        }
+        match relaid.is_empty() {
+            true => (Repair::Nothing, Vec::new()),
+            false => {
+                let why =
+                    format!("{}: nothing that is left of database or snapshots lets it start.", self.names(&relaid));
+                (Repair::Relay(relaid), vec![why])
+            }
+        }
+    }
+
+    /// `whole`: how many voters have lost nothing, as far as that shows.
+    fn clone_all(&self, best: Option<usize>, whole: usize, why: Vec<String>) -> (Repair, Vec<String>) {
+        let members: Vec<usize> = (0..self.situation.members.len()).collect();
+        let Some(best) = best else { return (Repair::NoLog(members), why) };
+        let is_majority = whole >= self.majority() && self.holds_agreed(best);
+        (Repair::Clone { best, members, is_majority }, why)
+    }
+
+    fn view(&self, number: usize) -> &View {
+        &self.situation.members[number]
+    }
+
+    fn of(&self, state: State) -> Vec<usize> {
+        (0..self.situation.members.len()).filter(|number| self.view(*number).state == state).collect()
+    }
+
+    fn voters_at_hand(&self) -> impl Iterator<Item = usize> {
+        (0..self.situation.members.len()).filter(|number| self.view(*number).votes)
+    }
+
+    fn majority(&self) -> usize {
+        self.situation.voters.len() / 2 + 1
+    }
+
+    /// Everything up to here is agreed on, as far as anybody at hand knows.
+    fn agreed(&self) -> u64 {
+        self.situation.members.iter().map(|view| view.agreed).max().unwrap_or(0)
+    }
+
+    fn holds_agreed(&self, number: usize) -> bool {
+        self.view(number).rank.is_some_and(|rank| rank.1 >= self.agreed())
+    }
+
+    /// By the last entry's term, then its number (Raft, 5.4.1); between equals one that is whole.
+    fn best(&self) -> Option<usize> {
+        let ranked = (0..self.situation.members.len()).filter(|number| self.view(*number).rank.is_some());
+        ranked.max_by_key(|number| {
+            let view = self.view(*number);
+            let order = match view.state {
+                State::Fine => 2,
+                State::Relaid => 1,
+                State::Lost => 0,
+            };
+            (view.rank, order, std::cmp::Reverse(*number))
+        })
+    }
+
+    /// Voters that are neither at hand nor given up.
+    fn absent(&self) -> Vec<String> {
+        let there =
+            |id: u64| self.situation.members.iter().any(|view| view.id == id) || self.situation.dead.contains(&id);
+        let absent = self.situation.voters.iter().filter(|(id, _)| !there(*id));
+        let mut names: Vec<String> = absent.map(|(_, name)| name.clone()).collect();
+        names.sort();
+        names
+    }
+
+    fn names(&self, numbers: &[usize]) -> String {
+        numbers.iter().map(|number| self.view(*number).name.as_str()).collect::<Vec<_>>().join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::State::{Fine, Lost, Relaid};
+    use super::*;
+
+    /// Members 1, 2, … of `voters`; each with its state and its last entry, all of term 2, all agreed on up to 90.
+    fn situation(voters: u64, members: &[(State, Option<u64>)]) -> Situation {
+        let view = |(number, (state, last)): (u64, &(State, Option<u64>))| View {
+            name: format!("m{number}"),
+            id: number,
+            votes: true,
+            state: *state,
+            rank: last.map(|last| (2, last)),
+            agreed: 90,
+        };
+        Situation {
+            members: (1..).zip(members).map(view).collect(),
+            voters: (1..=voters).map(|id| (id, format!("m{id}"))).collect(),
+            dead: Vec::new(),
+        }
+    }
+
+    fn repair(situation: &Situation) -> Repair {
+        let decision = decide(situation);
+        assert_eq!(decision.why.is_empty(), decision.repair == Repair::Nothing, "{decision:?}");
+        decision.repair
+    }
+
+    #[test]
+    fn the_smallest_that_suffices() {
+        let whole = (Fine, Some(100));
+        assert_eq!(repair(&situation(3, &[whole; 3])), Repair::Nothing);
+        assert_eq!(repair(&situation(3, &[whole, (Fine, Some(95)), (Relaid, Some(100))])), Repair::Relay(vec![2]));
+        assert_eq!(
+            repair(&situation(3, &[(Lost, None), (Fine, Some(99)), whole])),
+            Repair::Readmit { keeper: 2, again: vec![0], relaid: vec![] }
+        );
+        assert_eq!(
+            repair(&situation(3, &[(Lost, Some(80)), (Relaid, Some(99)), whole])),
+            Repair::Readmit { keeper: 2, again: vec![0], relaid: vec![1] }
+        );
+        // The newest is among those that lost something.
+        assert_eq!(
+            repair(&situation(3, &[(Lost, Some(101)), (Fine, Some(99)), whole])),
+            Repair::Clone { best: 0, members: vec![0, 1, 2], is_majority: true }
+        );
+        assert_eq!(
+            repair(&situation(3, &[(Lost, None), (Lost, Some(99)), whole])),
+            Repair::Clone { best: 2, members: vec![0, 1, 2], is_majority: false }
+        );
+        assert_eq!(repair(&situation(3, &[(Lost, None); 3])), Repair::NoLog(vec![0, 1, 2]));
+    }
+
+    #[test]
+    fn with_one_of_three_nothing_is_guessed() {
+        let names = |names: &[&str]| Repair::Needs(names.iter().map(|name| (*name).to_owned()).collect());
+        assert_eq!(repair(&situation(3, &[(Lost, Some(50))])), names(&["m2", "m3"]));
+        assert_eq!(repair(&situation(3, &[(Lost, Some(50)), (Fine, Some(100))])), names(&["m3"]));
+        // What can be done beside its own log needs nobody.
+        assert_eq!(repair(&situation(3, &[(Relaid, Some(100))])), Repair::Relay(vec![0]));
+        let mut given_up = situation(3, &[(Lost, Some(50)), (Fine, Some(100))]);
+        given_up.dead = vec![3];
+        assert_eq!(repair(&given_up), Repair::Clone { best: 1, members: vec![0, 1], is_majority: false });
+    }
+
+    #[test]
+    fn of_five_the_others_may_go_on_alone() {
+        let whole = (Fine, Some(100));
+        assert_eq!(
+            repair(&situation(5, &[(Lost, None), whole, whole, whole, whole])),
+            Repair::Clone { best: 1, members: vec![0, 1, 2, 3, 4], is_majority: true }
+        );
+        assert_eq!(
+            repair(&situation(5, &[(Lost, None), (Lost, None), whole, whole, whole])),
+            Repair::Readmit { keeper: 2, again: vec![0, 1], relaid: vec![] }
+        );
+        assert_eq!(repair(&situation(5, &[(Lost, None), whole, whole, whole])), Repair::Needs(vec!["m5".to_owned()]));
+    }
+
+    #[test]
+    fn what_is_agreed_on_and_nowhere_is_noticed() {
+        // Two ends are cut so cleanly that each looks whole by itself.
+        assert_eq!(
+            repair(&situation(3, &[(Fine, Some(80)), (Fine, Some(85)), (Fine, Some(100))])),
+            Repair::Clone { best: 2, members: vec![0, 1, 2], is_majority: false }
+        );
+    }
+
+    #[test]
+    fn an_only_member_is_extended_or_made_from_its_database() {
+        assert_eq!(repair(&situation(1, &[(Lost, Some(80))])), Repair::Extend(0));
+        assert_eq!(repair(&situation(1, &[(Lost, None)])), Repair::NoLog(vec![0]));
+        assert_eq!(repair(&situation(1, &[(Relaid, Some(100))])), Repair::Relay(vec![0]));
+    }
+}

@@ -1,0 +1,164 @@
+//! `rescue repair` with the disks of three control planes, some of them broken: one command, and real etcd must run on all three with every
+//! key at its revision.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use tests::etcd::{self, Cluster, Key, Version};
+use tests::{Cmd, Ran, rescue_binary};
+
+use super::members::judge;
+
+/// Three guests whose etcd was killed.
+struct Subject {
+    cluster: Cluster,
+    whole: tempfile::TempDir,
+    held: (Vec<Key>, i64),
+}
+
+impl Subject {
+    fn new(version: &Version) -> Result<Self> {
+        let mut cluster = Cluster::prepare(version, 3, 40, |folder, name| folder.join(name).join("var/lib/etcd"))?;
+        for member in &cluster.members {
+            let root = root(&member.data_dir);
+            for folder in ["bin", "var/lib", "etc/kubernetes/manifests"] {
+                fs::create_dir_all(root.join(folder))?;
+            }
+            fs::write(root.join("etc/hostname"), format!("{}\n", member.name))?;
+            fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n")?;
+            let manifest = format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: etcd, namespace: kube-system}}\nspec:\n  containers:\n  - name: etcd\n    \
+                 image: k8s.gcr.io/etcd:3.4.13-0\n    command: [etcd, --data-dir=/var/lib/etcd, --name={}, \
+                 --initial-advertise-peer-urls={}]\n",
+                member.name,
+                member.peer_url()
+            );
+            fs::write(root.join("etc/kubernetes/manifests/etcd.yaml"), manifest)?;
+        }
+        cluster.run()?;
+        cluster.put_many("k", 100, "value")?;
+        for number in 0..100 {
+            cluster.put(&format!("small{number}"), "x")?;
+        }
+        let held = cluster.keys(0)?;
+        cluster.kill()?;
+        let whole = tempfile::tempdir()?;
+        for member in &cluster.members {
+            etcd::copy(&member.data_dir, &whole.path().join(&member.name))?;
+        }
+        Ok(Self { cluster, whole, held })
+    }
+
+    fn roots(&self) -> Vec<PathBuf> {
+        self.cluster.members.iter().map(|member| root(&member.data_dir)).collect()
+    }
+
+    fn put_back(&self) -> Result<()> {
+        for member in &self.cluster.members {
+            let root = root(&member.data_dir);
+            for left in [member.data_dir.clone(), root.join("var/lib/rescue"), root.join(".rescue")] {
+                if left.exists() {
+                    fs::remove_dir_all(left)?;
+                }
+            }
+            etcd::copy(&self.whole.path().join(&member.name), &member.data_dir)?;
+        }
+        Ok(())
+    }
+
+    fn rescue(&self, command: &str, numbers: &[usize], more: &[&str]) -> Result<Ran> {
+        let roots = self.roots();
+        let given = numbers.iter().flat_map(|number| [Path::new("--root").to_owned(), roots[*number].clone()]);
+        Cmd::new(rescue_binary()).args([command, "--yes"]).args(more).args(given).run()
+    }
+}
+
+/// The guest that holds a data folder.
+fn root(data_dir: &Path) -> PathBuf {
+    data_dir.ancestors().nth(3).unwrap_or(data_dir).to_owned()
+}
+
+/// Damages the members' data folders.
+type Damage = fn(&[PathBuf]) -> Result<()>;
+
+const CASES: &[(&str, Damage, &str)] = &[
+    ("a database is cut short", |dirs| cut(&dirs[0].join("member/snap/db"), 8192), "G0"),
+    ("the end of a log is lost", |dirs| lose_end(&dirs[1]), "G1"),
+    ("a member is wiped", |dirs| Ok(fs::remove_dir_all(dirs[2].join("member"))?), "G1"),
+    (
+        "one lost its log, another its database",
+        |dirs| {
+            fs::remove_dir_all(dirs[0].join("member/wal"))?;
+            cut(&dirs[1].join("member/snap/db"), 8192)
+        },
+        "G1",
+    ),
+    (
+        "two are wiped",
+        |dirs| {
+            fs::remove_dir_all(dirs[0].join("member"))?;
+            Ok(fs::remove_dir_all(dirs[1].join("member"))?)
+        },
+        "G2",
+    ),
+];
+
+fn cut(file: &Path, size: u64) -> Result<()> {
+    Ok(fs::OpenOptions::new().write(true).open(file)?.set_len(size)?)
+}
+
+/// The records of the last entries that are in the database, too, as a disk loses them that lies about what it has synchronised.
+fn lose_end(data_dir: &Path) -> Result<()> {
+    let (guest, data) = super::members::guest(data_dir)?;
+    let at = super::members::offset_of(&guest, &data, data.consistent_index() - 3)?;
+    let last = data.log.segments.last().context("a log")?;
+    cut(&data_dir.join(last.segment.path.as_path().strip_prefix("/")?), at)
+}
+
+#[test]
+fn three_disks_with_a_broken_member_come_back_with_one_command() -> Result<()> {
+    for version in etcd::versions_to_damage()? {
+        let mut subject = Subject::new(&version)?;
+        for (name, damage, guarantee) in CASES {
+            case(&mut subject, *damage, guarantee).with_context(|| format!("etcd {}: {name}", version.name))?;
+        }
+    }
+    Ok(())
+}
+
+fn case(subject: &mut Subject, damage: Damage, guarantee: &str) -> Result<()> {
+    subject.put_back()?;
+    let dirs: Vec<PathBuf> = subject.cluster.members.iter().map(|member| member.data_dir.clone()).collect();
+    damage(&dirs)?;
+    let loses = guarantee > "G1";
+    if loses {
+        let ran = subject.rescue("repair", &[0, 1, 2], &["--only", "etcd"])?;
+        ensure!(ran.code == 3 && ran.stderr.contains("--accept-loss"), "{}", ran.transcript());
+    }
+    let ran = subject.rescue("repair", &[0, 1, 2], &["--only", "etcd", "--accept-loss"])?;
+    ensure!(ran.code == 0 && ran.stdout.contains(&format!("{guarantee}: ")), "{}", ran.transcript());
+    let ran = subject.rescue("repair", &[0, 1, 2], &["--only", "etcd"])?;
+    ensure!(ran.code == 0 && ran.stdout.contains("othing to"), "a second time: {}", ran.transcript());
+    if loses {
+        // What the two that are wiped held alone is gone; here the third may hold everything.
+        subject.cluster.run()?;
+        let held = subject.cluster.keys(0)?;
+        ensure!(held.1 <= subject.held.1, "revision {} after {}", held.1, subject.held.1);
+        return subject.cluster.kill();
+    }
+    judge(&mut subject.cluster, &[0, 1, 2], &subject.held).with_context(|| ran.transcript())
+}
+
+#[test]
+fn with_one_of_three_disks_it_says_what_the_others_are_for() -> Result<()> {
+    let subject = Subject::new(&Version::debian())?;
+    lose_end(&subject.cluster.members[0].data_dir)?;
+    let ran = subject.rescue("repair", &[0], &["--only", "etcd"])?;
+    ensure!(
+        ran.code == 3 && ran.stderr.contains("m2, m3") && ran.stderr.contains("--declare-dead"),
+        "{}",
+        ran.transcript()
+    );
+    Ok(())
+}
