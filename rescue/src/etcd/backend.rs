@@ -13,13 +13,20 @@ use super::raft::ConfState;
 
 /// Keys and their history.
 pub const KEY: &[u8] = b"key";
-const META: &[u8] = b"meta";
-const LEASE: &[u8] = b"lease";
-const ALARM: &[u8] = b"alarm";
-const CLUSTER: &[u8] = b"cluster";
-const MEMBERS: &[u8] = b"members";
-const MEMBERS_REMOVED: &[u8] = b"members_removed";
-const AUTH: &[u8] = b"auth";
+/// The log's place, the compaction, the voters.
+pub const META: &[u8] = b"meta";
+/// Leases.
+pub const LEASE: &[u8] = b"lease";
+/// Alarms that are raised.
+pub const ALARM: &[u8] = b"alarm";
+/// The version that all members agreed on.
+pub const CLUSTER: &[u8] = b"cluster";
+/// Members.
+pub const MEMBERS: &[u8] = b"members";
+/// IDs that never come back.
+pub const MEMBERS_REMOVED: &[u8] = b"members_removed";
+/// Whether users must log in.
+pub const AUTH: &[u8] = b"auth";
 
 /// Bounds on what is kept of a crafted database.
 const MAX_KEPT: usize = 1_000_000;
@@ -106,6 +113,13 @@ pub struct RaisedAlarm {
     pub kind: AlarmKind,
 }
 
+impl RaisedAlarm {
+    /// Whether it says that the database is full.
+    pub fn is_no_space(&self) -> bool {
+        self.kind == AlarmKind::NoSpace
+    }
+}
+
 /// etcd's alarms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "UPPERCASE")]
@@ -186,8 +200,7 @@ impl Backend {
     /// # Errors
     /// The first [`Fault`] on the way.
     pub fn facts(&self) -> Result<Facts, Fault> {
-        let mut facts = Facts { compacted: -1, ..Facts::default() };
-        self.meta(&mut facts)?;
+        let mut facts = Facts::read(&mut |bucket, visitor| self.each(bucket, visitor))?;
         facts.revision = match self.db.bucket(KEY)? {
             Some(bucket) => {
                 let last = self.db.last_key(&bucket)?;
@@ -197,47 +210,7 @@ impl Backend {
         };
         // All revisions up to a compaction may be deletions, which are gone with it.
         facts.revision = facts.revision.max(facts.compacted);
-        self.each(CLUSTER, &mut |key, value| {
-            if key == b"clusterVersion" {
-                facts.cluster_version = text(value);
-            }
-        })?;
-        self.each(MEMBERS, &mut |_, value| {
-            if let Some(member) = Member::from_json(value) {
-                facts.members.list.insert(member.id, member);
-            }
-        })?;
-        self.each(MEMBERS_REMOVED, &mut |key, _| {
-            let id = std::str::from_utf8(key).ok().and_then(|id| u64::from_str_radix(id, 16).ok());
-            facts.members.removed.extend(id);
-        })?;
-        self.each(ALARM, &mut |key, _| facts.alarms.extend(alarm(key)))?;
-        self.each(LEASE, &mut |key, _| {
-            facts.leases.extend(key.try_into().ok().map(i64::from_be_bytes));
-        })?;
-        self.each(AUTH, &mut |key, value| {
-            facts.auth_enabled |= key == b"authEnabled" && value == [1];
-        })?;
         Ok(facts)
-    }
-
-    fn meta(&self, facts: &mut Facts) -> Result<(), Fault> {
-        let (mut scheduled, mut finished) = (-1, -1);
-        self.each(META, &mut |key, value| {
-            let number = || Some(u64::from_be_bytes(value.try_into().ok()?));
-            match key {
-                b"consistent_index" => facts.consistent_index = number().unwrap_or(0),
-                b"term" => facts.term = number(),
-                b"confState" => facts.conf_state = conf_state(value),
-                b"storageVersion" => facts.storage_version = text(value),
-                b"scheduledCompactRev" => scheduled = Revision::parse(value).map_or(-1, |(revision, _)| revision.main),
-                b"finishedCompactRev" => finished = Revision::parse(value).map_or(-1, |(revision, _)| revision.main),
-                _ => {}
-            }
-        })?;
-        facts.compacted = scheduled.max(finished);
-        facts.compacting = scheduled > finished;
-        Ok(())
     }
 
     fn each(&self, name: &[u8], visitor: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), Fault> {
@@ -258,6 +231,61 @@ impl Backend {
     /// A [`Fault`] on the way to it.
     pub fn keys(&self) -> Result<Option<Bucket>, Fault> {
         self.db.bucket(KEY)
+    }
+}
+
+/// Gives the elements of a small bucket to a visitor.
+type Each<'e> = dyn FnMut(&[u8], &mut dyn FnMut(&[u8], &[u8])) -> Result<(), Fault> + 'e;
+
+impl Facts {
+    /// What the small buckets say; the newest revision is not among it.
+    ///
+    /// # Errors
+    /// Those of `each`.
+    pub fn read(each: &mut Each<'_>) -> Result<Self, Fault> {
+        let mut facts = Self { compacted: -1, ..Self::default() };
+        facts.meta(each)?;
+        each(CLUSTER, &mut |key, value| {
+            if key == b"clusterVersion" {
+                facts.cluster_version = text(value);
+            }
+        })?;
+        each(MEMBERS, &mut |_, value| {
+            if let Some(member) = Member::from_json(value) {
+                facts.members.list.insert(member.id, member);
+            }
+        })?;
+        each(MEMBERS_REMOVED, &mut |key, _| {
+            let id = std::str::from_utf8(key).ok().and_then(|id| u64::from_str_radix(id, 16).ok());
+            facts.members.removed.extend(id);
+        })?;
+        each(ALARM, &mut |key, _| facts.alarms.extend(alarm(key)))?;
+        each(LEASE, &mut |key, _| {
+            facts.leases.extend(key.try_into().ok().map(i64::from_be_bytes));
+        })?;
+        each(AUTH, &mut |key, value| {
+            facts.auth_enabled |= key == b"authEnabled" && value == [1];
+        })?;
+        Ok(facts)
+    }
+
+    fn meta(&mut self, each: &mut Each<'_>) -> Result<(), Fault> {
+        let (mut scheduled, mut finished) = (-1, -1);
+        each(META, &mut |key, value| {
+            let number = || Some(u64::from_be_bytes(value.try_into().ok()?));
+            match key {
+                b"consistent_index" => self.consistent_index = number().unwrap_or(0),
+                b"term" => self.term = number(),
+                b"confState" => self.conf_state = conf_state(value),
+                b"storageVersion" => self.storage_version = text(value),
+                b"scheduledCompactRev" => scheduled = Revision::parse(value).map_or(-1, |(revision, _)| revision.main),
+                b"finishedCompactRev" => finished = Revision::parse(value).map_or(-1, |(revision, _)| revision.main),
+                _ => {}
+            }
+        })?;
+        self.compacted = scheduled.max(finished);
+        self.compacting = scheduled > finished;
+        Ok(())
     }
 }
 

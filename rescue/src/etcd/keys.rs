@@ -125,7 +125,7 @@ impl Interest {
                 Operation::Put(put) => self.key(put.key),
                 Operation::Delete(range) => self.range(range),
                 Operation::Txn(txn) => self.txn(txn),
-                Operation::Range => {}
+                Operation::Range { .. } => {}
             }
         }
     }
@@ -407,7 +407,7 @@ impl<'a> Machine<'a> {
                     true
                 }
                 Operation::Delete(range) => self.delete(range),
-                Operation::Range | Operation::Txn(_) => false,
+                Operation::Range { .. } | Operation::Txn(_) => false,
             };
         }
         if !changed {
@@ -510,7 +510,11 @@ mod tests {
         let compare = |modified| Compare { range: key(b"a"), target: Target::Mod(modified), result: Comparison::Equal };
         let txn = |modified| {
             let success = vec![Operation::Put(put(b"c", b"")), Operation::Delete(key(b"a"))];
-            Request::Txn(Txn { compare: vec![compare(modified)], success, failure: vec![Operation::Range] })
+            Request::Txn(Txn {
+                compare: vec![compare(modified)],
+                success,
+                failure: vec![Operation::Range { revision: 0 }],
+            })
         };
         machine.apply(&txn(2));
         assert_eq!(machine.revision, 4);

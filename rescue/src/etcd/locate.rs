@@ -1,6 +1,7 @@
 //! Where a node keeps etcd's data: the static pod's flags, an environment file of a service, or the place of a distribution.
 
 use super::member::Place;
+use super::rebuild::target::Target;
 use super::status::Found;
 use crate::guest::{Guest, GuestPath};
 use crate::node::Node;
@@ -35,6 +36,20 @@ pub fn on_node(guest: &Guest, node: &Node) -> Option<Found> {
         DEFAULTS.iter().find(there).map(|path| (GuestPath::new(path), None))
     })?;
     Some(found(Place::new(data_dir, wal_dir.as_deref()), None))
+}
+
+/// How etcd on this node is started: `--name` and `--initial-advertise-peer-urls` of its static pod or service, where they are there.
+pub fn flags(guest: &Guest) -> Option<Target> {
+    let urls = |text: &str| text.split(',').map(|url| url.trim().to_owned()).collect();
+    if let Some(pod) = Node::read(guest).static_pod("etcd") {
+        let (name, peer_urls) = (pod.flag("--name")?, pod.flag("--initial-advertise-peer-urls")?);
+        return Some(Target { name: name.to_owned(), peer_urls: urls(peer_urls) });
+    }
+    ENVIRONMENTS.iter().find_map(|file| {
+        let text = guest.read_text(&GuestPath::new(file)).ok()?;
+        let peer_urls = value(&text, "ETCD_INITIAL_ADVERTISE_PEER_URLS")?;
+        Some(Target { name: value(&text, "ETCD_NAME")?, peer_urls: urls(&peer_urls) })
+    })
 }
 
 fn from_environment(guest: &Guest) -> Option<(GuestPath, Option<String>)> {

@@ -8,6 +8,7 @@ pub mod crc;
 pub mod decide;
 pub mod file;
 pub mod guarantee;
+pub mod history;
 pub mod keys;
 pub mod kubernetes;
 pub mod lease;
@@ -19,6 +20,7 @@ pub mod proto;
 pub mod raft;
 pub mod rebuild;
 pub mod request;
+pub mod salvage;
 #[cfg(test)]
 pub(crate) mod sample;
 pub mod snap;

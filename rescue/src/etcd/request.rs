@@ -97,7 +97,10 @@ pub struct Txn<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operation<'a> {
     /// Changes nothing.
-    Range,
+    Range {
+        /// Of which revision the keys are wanted; 0 for the newest.
+        revision: i64,
+    },
     /// A key is written.
     Put(Put<'a>),
     /// Keys are deleted.
@@ -287,14 +290,26 @@ fn txn(message: &[u8], depth: usize) -> Result<Txn<'_>, Malformed> {
     Ok(txn)
 }
 
+/// RangeRequest {4: revision}.
+fn range_revision(message: &[u8]) -> Result<i64, Malformed> {
+    let mut revision = 0;
+    for field in fields(message) {
+        if let (4, value) = field? {
+            revision = value.signed()?;
+        }
+    }
+    Ok(revision)
+}
+
 fn operation(message: &[u8], depth: usize) -> Result<Operation<'_>, Malformed> {
-    let mut operation = Operation::Range;
+    let mut operation = Operation::Range { revision: 0 };
     for field in fields(message) {
         operation = match field? {
             (2, value) => Operation::Put(put(value.bytes()?)?),
             (3, value) => Operation::Delete(range(value.bytes()?, 1, 2)?),
             (4, value) => Operation::Txn(txn(value.bytes()?, depth + 1)?),
-            _ => Operation::Range,
+            (1, value) => Operation::Range { revision: range_revision(value.bytes()?)? },
+            _ => Operation::Range { revision: 0 },
         };
     }
     Ok(operation)

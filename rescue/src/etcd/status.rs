@@ -10,6 +10,7 @@ use super::member::{MemberData, Place, Stored};
 use super::members::{Member, as_hex};
 use super::survey::{Hash, Survey, survey};
 use crate::guest::Guest;
+use crate::ui::{Silent, Ui};
 
 /// A member on a disk, not yet looked at.
 #[derive(Debug, Clone)]
@@ -217,10 +218,15 @@ pub enum Verdict {
 
 /// Looks at all members. `deep` reads the databases from end to end.
 pub fn status(found: &[Found], deep: bool) -> Cluster {
+    status_shown(found, deep, &Silent)
+}
+
+/// [`status`], with what takes long shown.
+pub fn status_shown(found: &[Found], deep: bool, ui: &dyn Ui) -> Cluster {
     let data: Vec<MemberData> = found.iter().map(|found| MemberData::read(&found.guest, &found.place)).collect();
     let revision = common_revision(&data);
     let members: Vec<MemberStatus> =
-        found.iter().zip(data).map(|(found, data)| member(found, data, revision, deep)).collect();
+        found.iter().zip(data).map(|(found, data)| member(found, data, revision, deep, ui)).collect();
     let newest = newest(&members);
     let mut agreement = Vec::new();
     for (number, one) in members.iter().enumerate() {
@@ -240,14 +246,18 @@ fn common_revision(data: &[MemberData]) -> Option<i64> {
     one_cluster.then(|| data.iter().filter_map(MemberData::facts).map(|facts| facts.revision).min())?
 }
 
-fn member(found: &Found, data: MemberData, revision: Option<i64>, deep: bool) -> MemberStatus {
+fn member(found: &Found, data: MemberData, revision: Option<i64>, deep: bool, ui: &dyn Ui) -> MemberStatus {
     let mut problems = boot::problems(&data);
     let mut last_write = None;
     let mut database = None;
     if let Stored::Open(open) = &data.stored {
         let (backend, facts) = open.as_ref();
         let at = revision.filter(|at| *at > facts.compacted).unwrap_or(facts.revision);
-        let surveyed = deep.then(|| survey(backend, facts, at));
+        let surveyed = deep.then(|| {
+            // It is gone through twice: for its pages and for its hash.
+            let progress = ui.begin(&format!("checking {}", found.source), Some(backend.db.size() * 2));
+            survey(backend, facts, at, &*progress)
+        });
         let survey = match surveyed {
             Some(Err(fault)) => {
                 problems.insert(0, Problem::database(&data.place.db(), &fault));

@@ -3,4 +3,5 @@
 mod damage;
 mod members;
 mod reading;
+mod rebuilding;
 mod together;

@@ -1,6 +1,10 @@
 //! `rescue etcd …`: one file per sub-command, with its arguments.
 
+mod defrag;
 mod keys;
+mod making;
+mod rebuild;
+mod shown_sink;
 mod sources;
 mod status;
 
@@ -29,6 +33,12 @@ pub enum EtcdCommand {
     Keys(keys::Keys),
     /// One key.
     Get(keys::Get),
+    /// A new cluster from a database.
+    Rebuild(rebuild::Rebuild),
+    /// From a damaged one.
+    Salvage(rebuild::SalvageCommand),
+    /// Databases without their free pages.
+    Defrag(defrag::DefragCommand),
 }
 
 impl Etcd {
@@ -38,6 +48,9 @@ impl Etcd {
             EtcdCommand::Status(command) => command.json,
             EtcdCommand::Keys(command) => command.json,
             EtcdCommand::Get(command) => command.json,
+            EtcdCommand::Rebuild(command) => command.json,
+            EtcdCommand::Salvage(command) => command.json,
+            EtcdCommand::Defrag(command) => command.json,
         }
     }
 }
@@ -48,5 +61,8 @@ pub fn run(command: &Etcd) -> Result<Result<Outcome>, Stop> {
         EtcdCommand::Status(command) => status::run(command),
         EtcdCommand::Keys(command) => keys::run_keys(command),
         EtcdCommand::Get(command) => keys::run_get(command),
+        EtcdCommand::Rebuild(command) => rebuild::run(command),
+        EtcdCommand::Salvage(command) => rebuild::run_salvage(command),
+        EtcdCommand::Defrag(command) => defrag::run(command),
     }
 }

@@ -9,8 +9,8 @@ use time::OffsetDateTime;
 use super::sources::Sources;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
-use crate::cli::terminal::colours;
-use crate::etcd::status::status;
+use crate::cli::terminal::{Terminal, colours};
+use crate::etcd::status::status_shown;
 use crate::report::{etcd, json, text};
 
 /// show each etcd member's state, which one holds the newest writes, and whether each will start; writes nothing. Exit code 1 when one
@@ -46,7 +46,7 @@ pub fn run(command: &Status) -> Result<Result<Outcome>, Stop> {
 
 fn show(command: &Status, sources: &Sources) -> Result<Outcome> {
     let (found, without) = sources.members()?;
-    let cluster = status(&found, !command.quick);
+    let cluster = status_shown(&found, !command.quick, &Terminal);
     if command.json {
         println!("{}", json::etcd_status(&cluster, &without));
     } else {

@@ -5,8 +5,12 @@
 use crate::etcd::file::File;
 use crate::guest::TreeResult;
 
-const MAGIC: u32 = 0xED0C_DAED;
-const VERSION: u32 = 2;
+/// What a meta begins with.
+pub const MAGIC: u32 = 0xED0C_DAED;
+/// The format.
+pub const VERSION: u32 = 2;
+/// A meta page by its header.
+pub const FLAG: u16 = 4;
 const HEADER: usize = 16;
 /// Bytes of a meta behind its page's header.
 pub const LENGTH: usize = 64;
@@ -15,7 +19,7 @@ pub const LENGTH: usize = 64;
 pub const PAGE_BYTES: usize = HEADER + LENGTH;
 
 /// The largest page size: arm64 has 64 KiB; nothing has more.
-const LARGEST_PAGE: u64 = 64 << 10;
+pub const LARGEST_PAGE: u64 = 64 << 10;
 
 /// `freelist` where the free pages are not stored, as etcd has it on Linux.
 pub const NO_FREELIST: u64 = u64::MAX;

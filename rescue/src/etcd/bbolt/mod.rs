@@ -10,7 +10,7 @@ pub mod walk;
 
 pub use meta::{Meta, MetaFault};
 pub use page::Page;
-pub use walk::{Check, Item, Walk};
+pub use walk::{Check, Item, Seen, Walk};
 
 use std::ops::ControlFlow;
 

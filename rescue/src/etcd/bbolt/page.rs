@@ -26,7 +26,10 @@ pub struct Page {
 }
 
 /// Reads page `id` and checks what its header says.
-pub(super) fn read(file: &File, meta: &Meta, id: u64) -> Result<Page, Fault> {
+///
+/// # Errors
+/// A [`Fault`] that names the page.
+pub fn read(file: &File, meta: &Meta, id: u64) -> Result<Page, Fault> {
     let fault = |what| Err(Fault::Page { page: id, what });
     if !(2..meta.pages).contains(&id) {
         return fault("out of bounds");

@@ -7,7 +7,7 @@ use super::meta::NO_FREELIST;
 use super::{Bucket, Database, Fault, Page};
 
 /// A tree of 2^63 keys is not so deep.
-pub(super) const MAX_DEPTH: usize = 40;
+pub const MAX_DEPTH: usize = 40;
 /// etcd has 10 buckets, none of them nested.
 const MAX_BUCKETS: usize = 10_000;
 
@@ -33,18 +33,25 @@ pub struct Check {
 
 /// Pages that were reached.
 #[derive(Debug)]
-pub(super) struct Seen {
+pub struct Seen {
     bits: Vec<u64>,
     count: u64,
 }
 
 impl Seen {
     /// `pages` is bounded by the length of the file.
-    fn new(pages: u64) -> Self {
+    pub fn new(pages: u64) -> Self {
         Self { bits: vec![0; usize::try_from(pages.div_ceil(64)).unwrap_or(0)], count: 0 }
     }
 
-    fn mark(&mut self, page: u64) -> bool {
+    /// Whether it is marked.
+    pub fn has(&self, page: u64) -> bool {
+        let word = usize::try_from(page / 64).ok().and_then(|at| self.bits.get(at));
+        word.is_some_and(|word| word & (1 << (page % 64)) != 0)
+    }
+
+    /// Marks it. Whether it was not marked before.
+    pub fn mark(&mut self, page: u64) -> bool {
         let word = usize::try_from(page / 64).ok().and_then(|at| self.bits.get_mut(at));
         let Some(word) = word else { return false };
         let bit = 1 << (page % 64);

@@ -1,5 +1,6 @@
 //! etcd's files written anew, as etcd itself writes them: byte by byte the same wherever that can be compared.
 
+pub mod bbolt;
 pub mod identity;
 pub mod message;
 pub mod snap;
