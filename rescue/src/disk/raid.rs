@@ -191,17 +191,89 @@ mod tests {
         disk
     }
 
+    /// The same with a superblock of version 0.90, in the last 64 KiB, which is made of words alone (`mdp_super_t`).
+    fn old_leg() -> (usize, Vec<u8>) {
+        const WORDS: [(usize, u32); 26] = [
+            (0, 0xa92b_4efc),
+            (1, 0),
+            (2, 90),
+            (5, 0x1111_2222),
+            (6, 1_700_000_000),
+            (7, 1),
+            (8, 1024),
+            (9, 2),
+            (10, 2),
+            (13, 0x3333_4444),
+            (14, 0x5555_6666),
+            (15, 0x7777_8888),
+            (32, 1_700_000_000),
+            (33, 1),
+            (34, 2),
+            (35, 2),
+            (39, 42),
+            // Disk 0, disk 1, and the last one, which says that this is disk 1: number, major, minor, place, state.
+            (128, 0),
+            (131, 0),
+            (132, 6),
+            (160, 1),
+            (163, 1),
+            (164, 6),
+            (992, 1),
+            (995, 1),
+            (996, 6),
+        ];
+        let mut raw = vec![0; 4096];
+        for (word, value) in WORDS {
+            put(&mut raw, word * 4, &value.to_le_bytes());
+        }
+        let sum = sum(&raw);
+        put(&mut raw, 38 * 4, &sum.to_le_bytes());
+        let (at, mut disk) = ((4 << 20) - 0x1_0000, vec![0; 4 << 20]);
+        put(&mut disk, at, &raw);
+        (at, disk)
+    }
+
+    #[test]
+    fn mdadm_reads_the_same_of_the_oldest_version() {
+        let (at, disk) = old_leg();
+        let said = examine(&disk);
+        for words in [
+            "Version : 0.90.00",
+            "UUID : 11112222:33334444:55556666:77778888",
+            "Raid Level : raid1",
+            "Used Dev Size : 1024",
+            "Raid Devices : 2",
+            "State : clean",
+            "- correct",
+            "Events : 42",
+        ] {
+            assert!(said.contains(words), "{words} is not in {said}");
+        }
+        let member = Member::read(&Memory(disk.clone()), "0.90").unwrap();
+        assert_eq!(member.array, "11112222:33334444:55556666:77778888");
+        assert_eq!((member.level, member.disks, member.role, member.events), (1, 2, Some(1), 42));
+        assert_eq!((member.offset, member.length, member.clean), (0, 1 << 20, true));
+        for byte in [32, 40, 156, 33 * 4, 995 * 4] {
+            let mut disk = disk.clone();
+            disk[at + byte] ^= 1;
+            assert!(Member::read(&Memory(disk), "0.90").is_err(), "byte {byte}");
+        }
+    }
+
+    fn examine(disk: &[u8]) -> String {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), disk).unwrap();
+        let ran = Command::new("mdadm").arg("--examine").arg(file.path()).output().expect("mdadm must be installed");
+        String::from_utf8_lossy(&ran.stdout).into_owned()
+    }
+
     /// What is read here is what mdadm reads, and mdadm finds the checksum right.
     #[test]
     fn mdadm_reads_the_same() {
         let end = ((4 << 20) / 512 - 16) / 8 * 8 * 512;
         for (version, at, data) in [("1.0", end, 0), ("1.1", 0, 2048), ("1.2", 4096, 2048)] {
             let disk = leg(at, data);
-            let file = tempfile::NamedTempFile::new().unwrap();
-            std::fs::write(file.path(), &disk).unwrap();
-            let ran =
-                Command::new("mdadm").arg("--examine").arg(file.path()).output().expect("mdadm must be installed");
-            let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+            let said = examine(&disk);
             for words in [
                 &format!("Version : {version}"),
                 "- correct",

@@ -87,7 +87,7 @@ const FLAGS: &[Flag] = &[
     Flag { name: "patch-kubelet", takes: Takes::Value, commands: &["repair"] },
     Flag { name: "in-place", takes: Takes::Nothing, commands: &["repair"] },
     Flag { name: "spill", takes: Takes::Value, commands: &["inspect", "repair", "undo"] },
-    Flag { name: "no-fsck", takes: Takes::Nothing, commands: &["repair"] },
+    Flag { name: "no-fsck", takes: Takes::Nothing, commands: &["repair", "undo"] },
     Flag { name: "accept-loss", takes: Takes::Nothing, commands: &["repair"] },
     Flag { name: "declare-dead", takes: Takes::List, commands: &["repair"] },
     Flag { name: "unproven", takes: Takes::Nothing, commands: &["repair"] },

@@ -199,8 +199,8 @@ fn one_leg(mirror: &Mirror) -> Refusal {
         format!("the file system is on a mirror of Linux's software RAID ({legs})"),
         "written to through one leg alone, its legs would differ, and either could win at the next boot; nothing was changed",
         format!(
-            "boot the machine{all} from the rescue ISO (or attach its disks to a helper): `mdadm --assemble --scan`, `cat /proc/mdstat`, then \
-             rescue repair /dev/md127, then `mdadm --stop /dev/md127`"
+            "boot the machine{all} from the rescue ISO (or attach its disks to a helper): `mdadm --assemble --scan`, `cat /proc/mdstat` for the \
+             array's name (md127 where nothing gives it another), then rescue repair /dev/md127, then `mdadm --stop /dev/md127`"
         ),
     )
 }
