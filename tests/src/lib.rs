@@ -17,6 +17,7 @@ pub mod programs;
 pub mod qemu;
 #[cfg(feature = "faulty")]
 pub mod small_guest;
+pub mod snapshot;
 pub mod worker;
 pub mod x509;
 

@@ -283,6 +283,13 @@ impl Machine {
         self.input.flush().context("typing on the serial console")
     }
 
+    /// Runs a command in the machine's shell and gives its output, and the echo of the command before it.
+    pub fn shell(&mut self, command: &str, limit: Duration) -> Result<String> {
+        // The quotes keep the echo of the command line from being taken for the answer.
+        self.send(&format!("{command}; echo DO''NE\r"))?;
+        self.expect("DONE\n", limit)
+    }
+
     /// Waits until the machine is off by itself.
     pub fn wait_off(&mut self, limit: Duration) -> Result<ExitStatus> {
         let deadline = Instant::now() + limit;

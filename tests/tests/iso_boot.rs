@@ -29,9 +29,7 @@ fn empty_disk(folder: &Path, name: &str) -> Result<PathBuf> {
 
 /// Runs a command in the machine's shell and gives its output.
 fn shell(machine: &mut Machine, command: &str) -> Result<String> {
-    // The quotes keep the echo of the command line from being taken for the answer.
-    machine.send(&format!("{command}; echo DO''NE\r"))?;
-    machine.expect("DONE\n", ANSWER)
+    machine.shell(command, ANSWER)
 }
 
 #[test]
