@@ -145,9 +145,15 @@ impl Vm {
         vm
     }
 
-    /// Attaches an image.
+    /// As [`Vm::attach`], in a row.
     #[must_use]
     pub fn disk(mut self, controller: Controller, image: &Path) -> Self {
+        self.attach(controller, image);
+        self
+    }
+
+    /// Attaches an image.
+    pub fn attach(&mut self, controller: Controller, image: &Path) {
         let n = self.disks;
         self.disks += 1;
         self.add(&["-drive", &format!("if=none,id=disk{n},format=raw,file={}", image.display())]);
@@ -165,7 +171,6 @@ impl Vm {
             self.add(&["-device", &format!("{host},id=host{n}")]);
         }
         self.add(&["-device", &device]);
-        self
     }
 
     fn add(&mut self, words: &[&str]) {

@@ -21,6 +21,8 @@ use crate::sys;
 use zeroize::Zeroizing;
 
 const CONTROL: &str = "/dev/mapper/control";
+/// Where sysfs shows all block devices.
+const BLOCK: &str = "/sys/block";
 /// `MISC_MAJOR` and `MAPPER_CTRL_MINOR`: opening such a node loads the module.
 const CONTROL_NUMBER: (u32, u32) = (10, 236);
 
@@ -146,24 +148,35 @@ impl DeviceMapper {
         sys::device_mapper(self.control.as_fd(), command, &mut message.0)
     }
 
-    /// Removes a device once nobody uses it; whether it is gone.
-    fn remove(&self, name: &str, patience: Duration) -> bool {
+    /// Removes a device (`dm-3`, and its name) once nobody uses it; whether it is gone.
+    fn remove(&self, device: &str, name: &str, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         loop {
-            match self.send(DM_DEV_REMOVE, &mut Message::new(name, "")) {
-                Ok(()) | Err(Errno::ENXIO) => return true,
-                Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
-                Err(_) => return false,
+            // That it has no such name any more can mean that the kernel is still taking it down, and holds what is below it.
+            let is_nameless =
+                matches!(self.send(DM_DEV_REMOVE, &mut Message::new(name, "")), Ok(()) | Err(Errno::ENXIO));
+            if is_nameless && !is_shown(Path::new(BLOCK), device, name) {
+                return true;
             }
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 }
 
-/// Removes a device that a run of ours left behind when it was killed, by its name in `/sys/block/dm-N/dm`; whether it is gone. The caller
-/// holds the lock on the disk below, which every living run would hold.
-pub fn remove_stale(name: &str) -> bool {
+/// Whether sysfs shows this device: it gives no name of one that is being taken down.
+fn is_shown(block: &Path, device: &str, name: &str) -> bool {
+    let folder = block.join(device);
+    folder.exists() && std::fs::read_to_string(folder.join("dm/name")).map_or(true, |shown| shown.trim() == name)
+}
+
+/// Removes a device that a run of ours left behind when it was killed, by its folder in `/sys/block` (`dm-3`) and its name; whether it is gone. The
+/// caller holds the lock on the disk below, which every living run would hold.
+pub fn remove_stale(device: &str, name: &str) -> bool {
     let mapper = DeviceMapper::open().ok().flatten();
-    mapper.is_some_and(|mapper| mapper.remove(name, RELEASE_TIMEOUT))
+    mapper.is_some_and(|mapper| mapper.remove(device, name, RELEASE_TIMEOUT))
 }
 
 impl MappedDevice {
@@ -181,7 +194,7 @@ impl Drop for MappedDevice {
     fn drop(&mut self) {
         drop(self.device.take());
         // It removes itself, only not at once: the next look at the disk should not find it.
-        self.mapper.remove(&self.name, RELEASE_TIMEOUT);
+        self.mapper.remove(&format!("dm-{}", self.minor), &self.name, RELEASE_TIMEOUT);
     }
 }
 
@@ -360,6 +373,20 @@ mod tests {
         assert_eq!(next, (40_usize + "259:300 2048".len() + 1).next_multiple_of(8));
         assert_eq!(&message.0[312 + next + 24..][..8], b"striped\0");
         assert_eq!(message.0.len() % 8, 0);
+    }
+
+    #[test]
+    fn a_device_that_is_being_taken_down_is_not_gone() {
+        let block = tempfile::tempdir().unwrap();
+        let is_shown = |device| is_shown(block.path(), device, "rescue-1");
+        assert!(!is_shown("dm-0"));
+        std::fs::create_dir_all(block.path().join("dm-0/dm")).unwrap();
+        assert!(is_shown("dm-0"));
+        std::fs::write(block.path().join("dm-0/dm/name"), "rescue-1\n").unwrap();
+        assert!(is_shown("dm-0"));
+        // Its number has gone to another.
+        std::fs::write(block.path().join("dm-0/dm/name"), "centos-root\n").unwrap();
+        assert!(!is_shown("dm-0"));
     }
 
     #[test]

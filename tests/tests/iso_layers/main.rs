@@ -30,8 +30,7 @@ struct Rack {
 impl Rack {
     /// Attaches an image; its name in the machine.
     fn add(&mut self, image: &Path) -> String {
-        let vm = std::mem::replace(&mut self.vm, Vm::new(Firmware::Bios, Medium::Cd, image, 0));
-        self.vm = vm.disk(Controller::VirtioBlk, image);
+        self.vm.attach(Controller::VirtioBlk, image);
         self.disks += 1;
         format!("/dev/vd{}", char::from(b'a' + self.disks - 1))
     }

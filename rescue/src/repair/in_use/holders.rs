@@ -60,7 +60,7 @@ pub fn held_by(sysfs: &Path) -> Option<String> {
 /// lock on the disk, which the caller has, is held by every run that lives.
 pub fn refuse_held(sysfs: &Path, node: &Path) -> Result<()> {
     for holder in holders(sysfs) {
-        if holder.is_ours() && device_mapper::remove_stale(&holder.name) {
+        if holder.is_ours() && device_mapper::remove_stale(&holder.device, &holder.name) {
             continue;
         }
         let next = match holder.group() {
@@ -85,7 +85,8 @@ pub fn is_ours_and_gone(loop_device: &Path) -> bool {
     let Some(name) = loop_device.file_name() else { return false };
     let sysfs = Path::new(BLOCK).join(name);
     let holders = holders(&sysfs);
-    if holders.is_empty() || !holders.iter().all(|holder| holder.is_ours() && device_mapper::remove_stale(&holder.name))
+    if holders.is_empty()
+        || !holders.iter().all(|holder| holder.is_ours() && device_mapper::remove_stale(&holder.device, &holder.name))
     {
         return false;
     }
