@@ -260,3 +260,113 @@ fn a_plan_shows_the_fence_but_not_what_is_not_made_yet() {
     assert!(matches!(tree.read_dir(Path::new(MEMBER)), Err(TreeError::Unsupported { .. })));
     assert_eq!(tree.lstat(Path::new(MEMBER)).unwrap().mode, 0o700);
 }
+
+/// A file that some process has open is not moved away with its folder: etcd runs.
+#[test]
+fn a_folder_in_use_is_not_replaced() {
+    let root = guest_folder();
+    let database = fs::File::open(root.path().join("var/lib/etcd/member/snap/db")).unwrap();
+    let mut user = std::process::Command::new("sleep").arg("60").stdin(database).spawn().unwrap();
+    let guest = open(root.path());
+    let error = changed(&guest, vec![fenced(&guest)], "one").unwrap_err();
+    user.kill().unwrap();
+    user.wait().unwrap();
+    assert!(error.is::<Refusal>() && error.to_string().contains("sleep (process"), "{error}");
+    changed(&guest, vec![fenced(&guest)], "two").unwrap();
+}
+
+/// etcd's data on a file system of its own: everything stays on that.
+#[test]
+fn a_folder_on_another_file_system_is_exchanged_there() {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir_all(root.path().join("var/lib/etcd")).unwrap();
+    let data = tempfile::tempdir().unwrap();
+    fs::create_dir_all(data.path().join("member/snap")).unwrap();
+    fs::create_dir_all(data.path().join("member/wal")).unwrap();
+    fs::write(data.path().join("member/snap/db"), "the data").unwrap();
+    let before = all(data.path());
+    let guest =
+        WritableGuest::open("test", &[file_system("/", root.path()), file_system("/var/lib/etcd", data.path())]);
+    let guest = guest.unwrap();
+    changed(&guest, vec![replaced(&guest)], "one").unwrap();
+    assert_eq!(fs::read_to_string(data.path().join("member/wal/0.wal")).unwrap(), "a new log");
+    assert!(data.path().join(".rescue/one/backup/0/snap/db").exists());
+    assert_eq!(runs::list(guest.guest()).unwrap()[0].keeps[0].path, MEMBER);
+    undo(&guest, None, &Silent).unwrap();
+    assert_eq!(all(data.path()), before);
+}
+
+/// Owner, label and other attributes come from the old file of the same name, else from its neighbour.
+#[test]
+fn what_is_new_looks_like_what_was_there() {
+    let root = guest_folder();
+    let member = root.path().join("var/lib/etcd/member");
+    let set = |path: &str, name: &str, value: &str| {
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(member.join(path), name, value.as_bytes(), flags).unwrap();
+    };
+    let get = |path: &str, name: &str| {
+        let mut value = vec![0; 64];
+        let length = rustix::fs::getxattr(member.join(path), name, &mut value).ok()?;
+        Some(String::from_utf8_lossy(&value[..length]).into_owned())
+    };
+    const LABEL: &str = "security.selinux";
+    for path in ["", "snap", "wal", "snap/db", "wal/0.wal", "wal/0.tmp"] {
+        set(path, LABEL, &format!("label of {path}"));
+        std::os::unix::fs::chown(member.join(path), Some(52), Some(53)).unwrap();
+    }
+    set("snap/db", "security.note", "of the database");
+    set("wal/0.wal", "security.note", "of the log");
+    fs::rename(member.join("wal/0.wal"), member.join("wal/1.wal")).unwrap();
+    let guest = open(root.path());
+    changed(&guest, vec![replaced(&guest)], "one").unwrap();
+    let owner = |path: &str| fs::metadata(member.join(path)).map(|meta| (meta.uid(), meta.gid())).unwrap();
+    for path in ["", "snap", "wal", "snap/db", "wal/0.wal"] {
+        assert_eq!(owner(path), (52, 53), "{path}");
+    }
+    for path in ["", "snap", "wal", "snap/db"] {
+        assert_eq!(get(path, LABEL), Some(format!("label of {path}")), "{path}");
+    }
+    assert_eq!(get("snap/db", "security.note"), Some("of the database".to_owned()));
+    // New in name: a neighbour's label, nothing else of it.
+    assert_eq!(
+        (get("wal/0.wal", LABEL), get("wal/0.wal", "security.note")),
+        (Some("label of wal/0.tmp".to_owned()), None)
+    );
+}
+
+/// An immutable file in the folder; and a folder that does not fit beside the old one.
+#[test]
+fn protected_files_and_want_of_room_are_refused() {
+    let root = guest_folder();
+    let database = fs::File::open(root.path().join("var/lib/etcd/member/snap/db")).unwrap();
+    let guest = open(root.path());
+    let set = |flags| rustix::fs::ioctl_setflags(&database, flags);
+    match set(rustix::fs::IFlags::IMMUTABLE) {
+        Ok(()) => {
+            let error = changed(&guest, vec![replaced(&guest)], "one").unwrap_err();
+            set(rustix::fs::IFlags::empty()).unwrap();
+            assert!(error.is::<Refusal>() && error.to_string().contains("chattr"), "{error}");
+        }
+        Err(error) => println!("this file system has no such flag: {error}"),
+    }
+    #[derive(Debug)]
+    struct Huge;
+    impl BuildFolder for Huge {
+        fn build(&self, _: &Sources<'_>, _: &mut dyn FolderSink) -> Result<()> {
+            bail!("nobody asks for it")
+        }
+        fn bytes(&self) -> u64 {
+            1 << 60
+        }
+        fn verify(&self, _: &Guest, _: &GuestPath) -> Result<()> {
+            Ok(())
+        }
+    }
+    let huge = Change::replace_folder(guest.guest(), &MEMBER.into(), Rc::new(Huge)).unwrap();
+    let error = changed(&guest, vec![huge], "two").unwrap_err();
+    assert!(error.is::<Refusal>(), "{error}");
+    let said = format!("{error:#}");
+    assert!(said.contains("need 1024.0 PiB") && said.contains("--output DIR"), "{said}");
+    assert!(!root.path().join("var/lib/rescue/runs/two").exists());
+}

@@ -13,12 +13,14 @@ use super::confined::{Confined, Place, is_folder, is_not_there, sync_file};
 use super::exchange;
 use super::fault;
 use super::folder::Sources;
+use super::in_use::held_open::HeldOpen;
 use super::journal::{State, Step, StoredPath};
 use super::staged_folder::StagedFolder;
 use super::store::Store;
 use super::xattrs;
 use crate::guest::{Guest, GuestPath, RealPath, Usage};
 use crate::refusal::Refusal;
+use crate::units;
 
 /// Room for the record, our folders and what the file system itself needs for new names: an inode chunk of XFS is 32 KiB.
 const SLACK_BYTES: u64 = 256 << 10;
@@ -204,6 +206,10 @@ pub(super) fn preflight(confined: &Confined, goals: &mut Vec<Goal>) -> Result<()
         refuse_protected(&place)?;
         if now.is_tree() {
             refuse_protected_below(confined, path)?;
+            // What we mounted ourselves nobody else has open.
+            if confined.is_shared(path)? {
+                refuse_open_below(confined, path, &HeldOpen::scan())?;
+            }
         }
         goal.before = now;
     }
@@ -272,6 +278,26 @@ fn refuse_protected_below(confined: &Confined, folder: &RealPath) -> Result<()> 
     Ok(())
 }
 
+/// A process that goes on writing into the folder that was moved away: etcd that runs.
+fn refuse_open_below(confined: &Confined, folder: &RealPath, held: &HeldOpen) -> Result<()> {
+    for name in confined.names(folder)? {
+        let path = folder.child(&name);
+        let Some(stat) = confined.lstat(&path)? else { continue };
+        if let Some(holder) = held.holder(stat.st_dev, stat.st_ino) {
+            return Err(Refusal::new(
+                format!("{holder} has {path} open"),
+                format!("{folder} is to be replaced as a whole, and whoever uses it would go on with the old one"),
+                "stop it (etcd: move its static pod's manifest away), or power the node off, then run this again",
+            )
+            .into());
+        }
+        if is_folder(&stat) {
+            refuse_open_below(confined, &path, held)?;
+        }
+    }
+    Ok(())
+}
+
 fn refuse_mounted_inside(confined: &Confined, folder: &RealPath) -> Result<()> {
     let Some(inside) = confined.mount_points().find(|point| point.as_path().starts_with(folder.as_path())) else {
         return Ok(());
@@ -308,12 +334,12 @@ pub(super) fn refuse_without_space(confined: &Confined, store: &Store<'_>, goals
         let Usage { bytes_available, inodes_total, inodes_free, .. } = confined.usage(&mount_point)?;
         let inodes_short = inodes_total != 0 && inodes_free < inodes;
         if (bytes_available < bytes || inodes_short) && !fault::skips_space_check() {
-            let (has, needs) = if inodes_short {
-                (format!("{inodes_free} inodes"), format!("{inodes} inodes"))
-            } else {
-                (format!("{} KiB", bytes_available >> 10), format!("{} KiB", bytes.div_ceil(1024)))
-            };
             let whole = goals.iter().any(|goal| goal.outcome.is_exchange());
+            let (has, needs) = match inodes_short {
+                true => (format!("{inodes_free} inodes"), format!("{inodes} inodes")),
+                false if whole => (units::bytes(bytes_available), units::bytes(bytes)),
+                false => (format!("{} KiB", bytes_available >> 10), format!("{} KiB", bytes.div_ceil(1024))),
+            };
             let (why, next) = if whole {
                 ("the old folder is kept whole until it is known that the new one is good", OR_ELSEWHERE)
             } else {

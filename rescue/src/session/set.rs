@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use super::{Inspection, NodeReport, PartWay, Session};
-use crate::guest::Guest;
+use crate::guest::{Guest, GuestPath};
+use crate::refusal::Refusal;
 use crate::repair::set::{self, Part};
 use crate::repair::set_plan::{PLANNERS, SetPart, SetPlan, SetWishes};
 use crate::repair::transaction::{Applied, Recovered, RunInfo};
@@ -52,12 +53,36 @@ impl Session<'_> {
         wanted.collect()
     }
 
+    /// Whether all disks that a plan changes may be written to, and what is written there will be seen by the nodes.
+    ///
+    /// # Errors
+    /// A refusal (by downcast) that names the node.
+    pub fn refuse_unready_set(nodes: &[NodeReport], plan: &SetPlan) -> Result<()> {
+        for part in &plan.parts {
+            let node = nodes.iter().find(|node| node.guest.source == part.source);
+            let node = node.with_context(|| format!("{} is not among the nodes that were given", part.name))?;
+            let what = || format!("nothing was changed on any disk, because of {}", part.name);
+            Self::refuse_unready(&node.guest).with_context(what)?;
+            let paths = part.changes.iter().map(|change| GuestPath::from(change.path()));
+            if let Some(missing) = paths.into_iter().find_map(|path| node.guest.hidden(&path).cloned()) {
+                let refusal = Refusal::new(
+                    format!("{} is not there: {}", missing.at, missing.why),
+                    "what is written there now would be hidden at the next boot",
+                    "give the disk that holds it too",
+                );
+                return Err(refusal).with_context(what);
+            }
+        }
+        Ok(())
+    }
+
     /// Carries out a plan for several nodes and inspects all of them again. Nodes that are not changed stay open, for what is read from them.
     ///
     /// # Errors
     /// A refusal (by downcast) where nothing was changed on any disk; otherwise what says that something was.
     pub fn repair_set(&self, nodes: Vec<NodeReport>, plan: SetPlan) -> Result<SetReceipt> {
         let started = Instant::now();
+        Self::refuse_unready_set(&nodes, &plan)?;
         let SetPlan { summary, parts, .. } = &plan;
         let (changed, others): (Vec<NodeReport>, Vec<NodeReport>) =
             nodes.into_iter().partition(|node| parts.iter().any(|part| part.source == node.guest.source));
