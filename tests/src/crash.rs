@@ -11,9 +11,31 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 use rescue::repair::change::sha256_hex;
 
-/// Shuts down every file system that this process has a folder of open through a loop device (FS_IOC_SHUTDOWN, with or without
-/// flushing the log), so the disk keeps what it would keep when the power goes.
+/// So that the disk keeps what it would keep when the power goes.
 pub fn cut_power() {
+    if !keep_what_btrfs_has_written() {
+        shut_down();
+    }
+}
+
+/// btrfs knows no FS_IOC_SHUTDOWN (before Linux 6.19). What it has handed to its device until now is in the image; a copy of that (`.cut`) is what is
+/// left after a power cut, whatever is written there until we are gone. The images are among the arguments (`…=btrfs…=IMAGE`). Whether there
+/// are any.
+fn keep_what_btrfs_has_written() -> bool {
+    let arguments: Vec<String> = std::env::args().collect();
+    let images = arguments.iter().filter_map(|argument| argument.split_once("=btrfs")?.1.split_once('='));
+    let images: std::collections::BTreeSet<&str> = images.map(|(_, image)| image).collect();
+    for image in &images {
+        let cut = Path::new(image).with_extension("cut");
+        let copied = Command::new("cp").args(["--sparse=always", "--reflink=never", image]).arg(cut).status();
+        assert!(copied.is_ok_and(|status| status.success()), "cannot keep a copy of {image}");
+    }
+    !images.is_empty()
+}
+
+/// Shuts down every file system that this process has a folder of open through a loop device (FS_IOC_SHUTDOWN, with or without
+/// flushing the log).
+fn shut_down() {
     let late = std::env::var_os("CUT_POWER").is_some_and(|when| when == "late");
     let shutdown = if late { "shutdown -f" } else { "shutdown" };
     let mut done = Vec::new();

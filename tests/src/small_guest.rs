@@ -46,6 +46,21 @@ struct Image {
     path: PathBuf,
 }
 
+impl Image {
+    /// As the kernel calls it.
+    fn file_system(&self) -> &'static str {
+        self.kind.split(':').next().unwrap_or_default()
+    }
+
+    /// Its folder below the top level; empty where it is the whole file system.
+    fn subvolume(&self) -> &'static str {
+        self.kind.split(':').nth(1).unwrap_or_default()
+    }
+}
+
+/// The kinds of two subvolumes of one btrfs, as the driver takes them: `btrfs:NAME:NUMBER`. They are made in this order.
+pub const BTRFS: [&str; 2] = ["btrfs:@:256", "btrfs:@var:257"];
+
 impl Images {
     /// Makes the file systems in `folder` and puts a small node on them; `driver` is the program `transaction-driver`.
     ///
@@ -53,9 +68,15 @@ impl Images {
     /// Here and below: where a tool is missing, the test is not run by root, or what is checked does not hold.
     pub fn make(driver: &str, folder: &Path, layout: &[(&'static str, &'static str)], full: Full) -> Self {
         let images = layout.iter().enumerate().map(|(n, (mount_point, kind))| {
+            // All subvolumes are in the first image.
+            let n = if kind.starts_with("btrfs") { 0 } else { n };
             let path = folder.join(format!("{n}.img"));
             let file = fs::File::create(&path).unwrap();
             match *kind {
+                kind if kind.starts_with("btrfs") => {
+                    file.set_len(128 << 20).unwrap();
+                    run("mkfs.btrfs", &["-q", "-f", text(&path)]);
+                }
                 "ext4" => {
                     file.set_len(48 << 20).unwrap();
                     let few = matches!(full, Full::Inodes | Full::AllBut { what: "inodes", .. });
@@ -79,18 +100,24 @@ impl Images {
 
     fn populate(&self, full: Full) {
         let mounted: Vec<_> = self
-            .images
-            .iter()
+            .file_systems()
             .map(|image| {
                 let device = LoopDevice::open(&image.path, &LoopOptions { read_only: false, ..LoopOptions::default() })
                     .expect("these tests need root and loop devices");
-                (image.mount_point, mount_writable(&device.path(), image.kind).unwrap(), device)
+                (&image.path, mount_writable(&device.path(), image.file_system()).unwrap(), device)
             })
             .collect();
+        let top = |image: &Image| mounted.iter().find(|(path, ..)| **path == image.path).unwrap().1.path();
+        for image in self.images.iter().filter(|image| !image.subvolume().is_empty()) {
+            // Another process has to find it, too.
+            let top = text(&top(image)).replace("/proc/self/", &format!("/proc/{}/", std::process::id()));
+            run("btrfs", &["-q", "subvolume", "create", &format!("{top}/{}", image.subvolume())]);
+        }
         let at = |path: &str| {
             // Layouts name the root first.
-            let (point, mount, _) = mounted.iter().rfind(|(point, ..)| Path::new(path).starts_with(point)).unwrap();
-            mount.path().join(path.strip_prefix(point).unwrap().trim_start_matches('/'))
+            let image = self.images.iter().rfind(|image| Path::new(path).starts_with(image.mount_point)).unwrap();
+            let below = path.strip_prefix(image.mount_point).unwrap().trim_start_matches('/');
+            top(image).join(image.subvolume()).join(below)
         };
         populate(&at);
         match full {
@@ -115,18 +142,32 @@ impl Images {
         }
     }
 
+    /// One image for each file system: subvolumes share theirs.
+    fn file_systems(&self) -> impl Iterator<Item = &Image> {
+        let is_first = |n: usize| !self.images[..n].iter().any(|earlier| earlier.path == self.images[n].path);
+        self.images.iter().enumerate().filter(move |(n, _)| is_first(*n)).map(|(_, image)| image)
+    }
+
+    /// The kernel remembers each btrfs that it has seen, and would take an older copy for one that missed something.
+    fn forget_btrfs(&self) {
+        if self.is_btrfs() {
+            run("btrfs", &["-q", "device", "scan", "--forget"]);
+        }
+    }
+
+    /// Whether it lies on subvolumes.
+    pub fn is_btrfs(&self) -> bool {
+        self.images.iter().any(|image| image.file_system() == "btrfs")
+    }
+
     /// A copy in another folder.
     pub fn copy_to(&self, folder: &Path) -> Self {
         fs::create_dir_all(folder).unwrap();
-        let images = self
-            .images
-            .iter()
-            .map(|image| {
-                let path = folder.join(image.path.file_name().unwrap());
-                run("cp", &["--sparse=always", "--reflink=never", text(&image.path), text(&path)]);
-                Image { path, ..image.clone() }
-            })
-            .collect();
+        let to = |image: &Image| folder.join(image.path.file_name().unwrap());
+        for image in self.file_systems() {
+            run("cp", &["--sparse=always", "--reflink=never", text(&image.path), text(&to(image))]);
+        }
+        let images = self.images.iter().map(|image| Image { path: to(image), ..image.clone() }).collect();
         Self { images, driver: self.driver.clone() }
     }
 
@@ -151,9 +192,15 @@ impl Images {
         let mut words = by.iter().copied().chain([text(&self.driver)]);
         let mut command = Command::new(words.next().unwrap());
         command.args(words).arg(verb).args(self.arguments());
+        self.forget_btrfs();
         let output = command.envs(environment.iter().cloned()).output().unwrap();
-        for image in &self.images {
+        for image in self.file_systems() {
             wait_until_free(&image.path).unwrap();
+            // What the driver kept when it cut the power.
+            let cut = image.path.with_extension("cut");
+            if cut.exists() {
+                fs::rename(cut, &image.path).unwrap();
+            }
         }
         output
     }
@@ -172,19 +219,22 @@ impl Images {
         if replay {
             self.mount_and_unmount();
         }
-        for Image { kind, path, .. } in &self.images {
-            match *kind {
+        for image in self.file_systems() {
+            let path = &image.path;
+            match image.file_system() {
                 "ext4" => run("e2fsck", &["-fn", text(path)]),
+                "btrfs" => run("btrfs", &["check", "--readonly", text(path)]),
                 _ => run("xfs_repair", &["-n", text(path)]),
             }
         }
     }
 
     fn mount_and_unmount(&self) {
-        for image in &self.images {
+        self.forget_btrfs();
+        for image in self.file_systems() {
             let device =
                 LoopDevice::open(&image.path, &LoopOptions { read_only: false, ..LoopOptions::default() }).unwrap();
-            mount_writable(&device.path(), image.kind).unwrap().unmount().unwrap();
+            mount_writable(&device.path(), image.file_system()).unwrap().unmount().unwrap();
             drop(device);
             wait_until_free(&image.path).unwrap();
         }

@@ -199,6 +199,35 @@ fn a_damaged_btrfs_is_named_and_left_alone() -> Result<()> {
     Ok(())
 }
 
+/// Subvolumes share one file system: it is looked at once, and damage within one of them is found.
+#[test]
+fn a_btrfs_with_subvolumes_is_looked_at_whole() -> Result<()> {
+    const MAKE: &str = "mkfs.btrfs -q \"$1\"
+        unshare --mount sh -ec '
+            mkdir \"$1.top\"; mount -o loop \"$1\" \"$1.top\"; cd \"$1.top\"
+            btrfs -q subvolume create @; btrfs -q subvolume create @var; btrfs subvolume set-default \"$PWD/@\"
+            echo node > @/hostname; echo log > @var/syslog
+            btrfs -q subvolume snapshot -r @ @before; cd /; umount \"$1.top\"' sh \"$1\"";
+    let folder = tempfile::tempdir()?;
+    let image = bare(folder.path(), 128 * MIB, MAKE)?;
+    let ran = expect(&["fsck", text(&image)], &image, 0, &["no damage found (btrfs check --readonly"])?;
+    ensure!(ran.stdout.matches("no damage found").count() == 1, "{}", ran.transcript());
+    let mut bytes = fs::read(&image)?;
+    let id = bytes[0x1_0020..0x1_0030].to_vec();
+    let mut damaged = 0;
+    for at in (0..bytes.len() - 4096).step_by(16 << 10).filter(|at| *at != 0x1_0000 && *at != 64 << 20) {
+        // Leaves of the tree of @var, the second subvolume (256 was @).
+        if bytes[at + 0x20..at + 0x30] == id[..] && bytes[at + 0x58..at + 0x60] == 257_u64.to_le_bytes() {
+            bytes[at + 0x65..at + 0xa5].fill(0xff);
+            damaged += 1;
+        }
+    }
+    ensure!(damaged > 0, "there is no tree 257");
+    fs::write(&image, bytes)?;
+    expect(&["fsck", text(&image)], &image, 1, &["btrfs", "never run by Rescue"])?;
+    Ok(())
+}
+
 #[test]
 fn a_disk_that_somebody_uses_is_not_mended() -> Result<()> {
     let folder = tempfile::tempdir()?;

@@ -11,14 +11,14 @@
 //! sizes are there but no bytes that nobody synchronised. With `FREE_NOTHING` set, `apply` frees nothing.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rescue::disk::loop_device::{LoopDevice, LoopOptions};
-use rescue::guest::{Backing, FileSystem, Guest, GuestPath, Planned, Usage};
+use rescue::guest::{Backing, FileSystem, Guest, GuestPath, Planned, SubvolumeName, Usage};
 use rescue::mount::{Access, Mount};
 use rescue::refusal::Refusal;
 use rescue::repair::change::sha256_hex;
@@ -107,6 +107,14 @@ fn file_system(argument: &str) -> Result<FileSystem> {
         let length = fs::metadata(&path).with_context(|| format!("looking at {}", path.display()))?.len();
         Backing::Range { path: path.clone(), offset: 0, length, sector_size: 512, block_device: false }
     };
+    // `btrfs:NAME:NUMBER`: a subvolume.
+    let (kind, subvolume) = match kind.split_once(':') {
+        None => (kind, None),
+        Some((kind, subvolume)) => {
+            let (name, id) = subvolume.split_once(':').context("a subvolume without a number")?;
+            (kind, Some(SubvolumeName { id: id.parse()?, path: name.into(), snapshots: 0 }))
+        }
+    };
     Ok(FileSystem {
         mount_point: GuestPath::new(mount_point),
         kind: kind.to_owned(),
@@ -114,7 +122,7 @@ fn file_system(argument: &str) -> Result<FileSystem> {
         uuid: None,
         usage: Usage::default(),
         backing,
-        subvolume: None,
+        subvolume,
         has_errors: false,
     })
 }
@@ -203,7 +211,9 @@ fn dump(file_systems: &[FileSystem]) -> Result<()> {
         let Backing::Range { path, .. } = &file_system.backing else { anyhow::bail!("only images are dumped") };
         let device = LoopDevice::open(path, &LoopOptions::default())?;
         let mount = Mount::new(&device.path(), &file_system.kind, Access::ReadOnly)?;
-        dump_folder(&mount.path(), file_system.mount_point.as_path(), &mut lines)?;
+        let below = file_system.subvolume.as_ref().map(|subvolume| subvolume.path.as_path());
+        let root = mount.path().join(below.unwrap_or(Path::new("")));
+        dump_folder(&root, file_system.mount_point.as_path(), &mut lines)?;
         mount.unmount()?;
     }
     lines.sort();
