@@ -16,6 +16,8 @@ const MOST_ALIASES: usize = 64;
 /// The text of a file, if parsing it cannot take a machine's memory or an hour.
 fn bounded(bytes: &[u8]) -> Result<&str> {
     let text = std::str::from_utf8(bytes).context("the file is not UTF-8 text")?;
+    // As Windows' editors write it. go-yaml skips it, and so does every reader in Kubernetes.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     ensure!(
         text.len() <= LONGEST,
         "it has {} bytes, more than any YAML file that this program has use for",

@@ -244,6 +244,14 @@ fn a_byte_order_mark_is_named_and_no_name_is_lost() -> Result<()> {
         marked(cluster.pki(file))?;
         let (found, prepared) = pki_support::plan(&cluster.guest()?, &later())?;
         ensure!(told(&found).contains("byte order mark") && prepared.changes.is_empty(), "{file}: {}", told(&found));
+        // The line to type does what it says.
+        let mut lines = found.iter().flat_map(|finding| &finding.advice).flat_map(|advice| advice.lines());
+        let line = lines.find_map(|line| line.split_once("sed -i ")).context("no line to type")?.1;
+        let (expression, path) = line.rsplit_once(' ').context("no path")?;
+        let path = cluster.root().join(path.trim_start_matches('/'));
+        tests::command::Cmd::new("sed").arg("-i").arg(expression.trim_matches('\'')).arg(path).ok()?;
+        let (found, _) = pki_support::plan(&cluster.guest()?, &later())?;
+        ensure!(!told(&found).contains("byte order mark"), "{file}: {}", told(&found));
     }
     Ok(())
 }

@@ -299,6 +299,24 @@ pub fn parse(words: &[String]) -> Result<Arguments, Stop> {
     })
 }
 
+/// A usage error with what to type next, where it does not say so by itself: the help of the sub-command that was meant.
+pub fn with_next_step(text: &str, words: &[String]) -> String {
+    if text.contains("rescue ") {
+        return text.to_owned();
+    }
+    // What follows a sub-command does not show up in its help.
+    let knows = |words: &[&str]| {
+        let asked: Vec<&str> = words.iter().copied().chain(["--help"]).collect();
+        let line = ["rescue"].iter().chain(words).copied().collect::<Vec<_>>().join(" ");
+        Arguments::from_args(&["rescue"], &asked).is_err_and(|exit| exit.status.is_ok() && exit.output.contains(&line))
+    };
+    // `certs list`, `repair`, or nothing of the kind.
+    let words: Vec<&str> = words.iter().map(String::as_str).filter(|word| !word.starts_with('-')).take(2).collect();
+    let command = (0..=words.len()).rev().map(|count| &words[..count]).find(|words| knows(words)).unwrap_or_default();
+    let line: Vec<&str> = ["rescue"].into_iter().chain(command.iter().copied()).chain(["--help"]).collect();
+    format!("{text}\nNext: `{}` says what there is", line.join(" "))
+}
+
 fn help(words: &[&str]) -> String {
     Arguments::from_args(&["rescue"], words).err().map(|exit| exit.output).unwrap_or_default()
 }
@@ -483,6 +501,23 @@ mod tests {
         ] {
             assert!(matches!(parse(&words(line)), Err(Stop::Usage(_))), "{line}");
         }
+    }
+
+    #[test]
+    fn every_usage_error_names_what_to_type() {
+        for (line, next) in [
+            ("repair --bogus a", "`rescue repair --help`"),
+            ("--bogus", "`rescue --help`"),
+            ("nonsense", "`rescue --help`"),
+            ("certs sign --bogus", "`rescue certs sign --help`"),
+            ("certs --bogus", "`rescue certs --help`"),
+            ("repair --days", "`rescue repair --help`"),
+        ] {
+            let Err(Stop::Usage(text)) = parse(&words(line)) else { panic!("{line}") };
+            let said = with_next_step(&text, &words(line));
+            assert!(said.contains(next), "{line}: {said}");
+        }
+        assert_eq!(with_next_step("type `rescue checks`", &words("inspect a")), "type `rescue checks`");
     }
 
     #[test]

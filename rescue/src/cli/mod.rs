@@ -78,7 +78,7 @@ fn run(words: &[String]) -> Outcome {
             Outcome::Clean
         }
         Err(Stop::Usage(text)) => {
-            eprintln!("rescue: {text}");
+            eprintln!("rescue: {}", args::with_next_step(&text, words));
             Outcome::Usage
         }
     }

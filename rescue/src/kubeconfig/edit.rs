@@ -81,10 +81,9 @@ pub fn replace_credentials(
 
 fn replace(text: &[u8], section: Section, name: &str, new: &[(&str, NewMaterial<'_>)]) -> Result<Vec<u8>> {
     let before = yaml::parse(text)?;
-    let mut text = std::str::from_utf8(text).context("the file is not UTF-8 text")?.to_owned();
-    if text.starts_with('\u{feff}') {
-        bail!("the file begins with a byte order mark; remove it, then run this again");
-    }
+    let text = std::str::from_utf8(text).context("the file is not UTF-8 text")?;
+    // It goes: what is written is ours, and nobody needs it.
+    let mut text = text.strip_prefix('\u{feff}').unwrap_or(text).to_owned();
     let mut meant = before;
     for (key, material) in new {
         let (wanted, unwanted) = (material.key(key), material.other_key(key));
@@ -592,6 +591,11 @@ contexts: []
     }
 
     #[test]
+    fn a_byte_order_mark_goes() {
+        assert_eq!(inline(&format!("\u{feff}{BLOCK}")).unwrap(), inline(BLOCK).unwrap());
+    }
+
+    #[test]
     fn refuses_what_cannot_be_edited_safely() {
         for (text, why) in [
             (BLOCK.replace("T0xE", "&a T0xE"), "anchor"),
@@ -601,7 +605,6 @@ contexts: []
             (BLOCK.replace("    as: somebody", "    <<: {token: x}"), "merge key"),
             (BLOCK.replace("name: other", "name: admin"), "two users"),
             (BLOCK.replace("name: admin", "name: root"), "no such user"),
-            (format!("\u{feff}{BLOCK}"), "byte order mark"),
             (format!("{BLOCK}---\nx: 1\n"), "two documents"),
             ("hello".to_owned(), "no mapping"),
             (String::new(), "empty"),

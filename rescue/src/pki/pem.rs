@@ -81,22 +81,30 @@ pub fn certificates(bytes: &[u8]) -> Vec<Vec<u8>> {
         .collect()
 }
 
+const MARKED: &str = "it begins with a byte order mark, as Windows' editors write it, which Kubernetes does not skip";
+const UTF16: &str = "it is UTF-16, as PowerShell writes it, which Kubernetes does not read";
+const INDENTED: &str = "its lines are indented, and Kubernetes looks for the dashes at the beginning of a line";
+
+/// The line that takes away the [`oddity`] that `why` speaks of, on the node or where its disk is mounted.
+pub fn cure(why: &str, path: impl std::fmt::Display) -> Option<String> {
+    let lines = [
+        (MARKED, format!("sed -i '1s/^\\xEF\\xBB\\xBF//' {path}")),
+        (UTF16, format!("iconv -f UTF-16 -t UTF-8 {path} > {path}.utf8 && cat {path}.utf8 > {path}")),
+        (INDENTED, format!("sed -i 's/^[ \\t]*//' {path}")),
+    ];
+    lines.into_iter().find(|(oddity, _)| why.contains(oddity)).map(|(_, line)| line)
+}
+
 /// What keeps Kubernetes from seeing PEM that a person sees: Go's `pem.Decode` wants its dashes at the beginning of a line, in bytes.
 /// `None` where that is not it.
 pub fn oddity(bytes: &[u8]) -> Option<&'static str> {
     match bytes {
-        [0xef, 0xbb, 0xbf, ..] => {
-            Some("it begins with a byte order mark, as Windows' editors write it, which Kubernetes does not skip")
-        }
-        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
-            Some("it is UTF-16, as PowerShell writes it, which Kubernetes does not read")
-        }
+        [0xef, 0xbb, 0xbf, ..] => Some(MARKED),
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some(UTF16),
         _ => {
             let is_indented = |line: &&[u8]| line.starts_with(b" ") || line.starts_with(b"\t");
             let mut lines = bytes.split(|byte| *byte == b'\n').filter(is_indented);
-            lines
-                .any(|line| line.trim_ascii_start().starts_with(b"-----BEGIN "))
-                .then_some("its lines are indented, and Kubernetes looks for the dashes at the beginning of a line")
+            lines.any(|line| line.trim_ascii_start().starts_with(b"-----BEGIN ")).then_some(INDENTED)
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Judge, date};
 use crate::pki::inventory::{AuthorityState, Blocked, Signer};
+use crate::pki::pem;
 use crate::pki::profile::Authority;
 use crate::settings::Settings;
 use crate::typed;
@@ -35,6 +36,17 @@ impl Judge<'_> {
 /// Why nothing can be signed, and what to bring.
 pub(in crate::checks) fn advice(state: &AuthorityState, blocked: &Blocked, settings: &Settings) -> String {
     let (certificate, key) = (&state.certificate_path, &state.key_path);
+    let (path, why) = match blocked {
+        Blocked::CertificateUnreadable(why) => (certificate, why.as_str()),
+        Blocked::KeyUnreadable(why) => (key, why.as_str()),
+        _ => (key, ""),
+    };
+    if let Some(line) = pem::cure(why, path) {
+        return format!(
+            "Not mended: {path} cannot be used ({why}). Mount the disk (or use the node itself) and type there, with the folder of the mount before the \
+             path: {line}\nThen run this again."
+        );
+    }
     match blocked {
         Blocked::KeyMissing => format!(
             "Not mended: the key of the CA is not on this node ({key}); this cluster's CA is external, or its key is kept elsewhere. \
