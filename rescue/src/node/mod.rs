@@ -54,6 +54,8 @@ pub enum Role {
     ControlPlane,
     /// kubeadm worker: joined, no API server.
     Worker,
+    /// An etcd member of kubeadm's and nothing else: a static pod run by a kubelet that belongs to no cluster.
+    Etcd,
     /// k3s, RKE2, MicroK8s, OpenShift …: recognised by name; what they do by themselves is in the node's `distribution`.
     OtherDistribution,
     /// A Linux system without Kubernetes.

@@ -129,11 +129,29 @@ fn kubeadm_role(
             ));
         }
     }
+    if let Some(sign) = etcd_alone(pods, &files, kubelet) {
+        return Some(Fact::known(Role::Etcd, sign));
+    }
     [&kubelet.kubeconfig.value, &kubelet.config_path.value]
         .into_iter()
         .flatten()
         .find(|path| guest.exists(path))
         .map(|path| Fact::known(Role::Worker, format!("{path}, and no API server manifest")))
+}
+
+/// What shows that the node only runs etcd, as "Set up a High Availability etcd Cluster with kubeadm" has it: etcd's manifest, and a kubelet that
+/// is started without any kubeconfig.
+fn etcd_alone(pods: &[StaticPod], manifests: &[GuestPath], kubelet: &Kubelet) -> Option<String> {
+    if kubelet.kubeconfig.value.is_some() || kubelet.bootstrap_kubeconfig.value.is_some() {
+        return None;
+    }
+    let by_pod = pods.iter().find(|pod| pod.name == "etcd").map(|pod| pod.path.to_string());
+    let by_name = || {
+        let is_etcds = |path: &&GuestPath| path.as_path().file_name().is_some_and(|name| name == "etcd.yaml");
+        manifests.iter().find(is_etcds).map(|path| format!("{path} (which cannot be read as a pod)"))
+    };
+    let manifest = by_pod.or_else(by_name)?;
+    Some(format!("{manifest}, no API server manifest, and a kubelet without a kubeconfig"))
 }
 
 fn distribution(guest: &Guest) -> Option<(&'static str, Fact<String>)> {

@@ -291,7 +291,11 @@ impl Inventory {
             .into_iter()
             .filter_map(|authority| Some((authority, reader.authority(authority)?)))
             .collect::<BTreeMap<_, _>>();
-        let mut leaves = if reader.is_control_plane() { reader.leaves(&authorities) } else { Vec::new() };
+        let mut leaves = match (reader.is_control_plane(), reader.is_etcd_member()) {
+            (true, _) => reader.leaves(&authorities),
+            (false, true) => reader.members_leaves(&authorities),
+            (false, false) => Vec::new(),
+        };
         share_keys(guest, node, &mut leaves);
         Self {
             kubelet: kubelet::read(guest, node, now, authorities.get(&Authority::Cluster)),
@@ -374,11 +378,21 @@ impl Reader<'_> {
         use crate::node::Role;
         match self.node.role.value {
             Some(Role::ControlPlane) => true,
-            Some(Role::Worker | Role::OtherDistribution | Role::NotKubernetes) => false,
+            Some(Role::Worker | Role::Etcd | Role::OtherDistribution | Role::NotKubernetes) => false,
             None => {
                 self.node.static_pod("kube-apiserver").is_some()
                     || self.guest.exists(&self.directory.join("apiserver.crt"))
             }
+        }
+    }
+
+    /// A node that runs kubeadm's etcd without a control plane.
+    fn is_etcd_member(&self) -> bool {
+        use crate::node::Role;
+        match self.node.role.value {
+            Some(Role::Etcd) => true,
+            Some(Role::Worker) => self.node.static_pod("etcd").is_some(),
+            _ => false,
         }
     }
 
@@ -497,8 +511,27 @@ impl Reader<'_> {
             Some(Leaf { needed: names.of(profile.name), ..leaf })
         });
         let configs = CONFIGS.iter().filter_map(|profile| self.config_leaf(profile, authorities));
+        self.judged_once(files.chain(configs), authorities)
+    }
+
+    /// What etcd's CA has signed: all that a member without a control plane has.
+    fn members_leaves(&self, authorities: &BTreeMap<Authority, AuthorityState>) -> Vec<Leaf> {
+        let names = Names::new(self.guest, self.node, authorities);
+        let profiles = LEAVES.iter().filter(|profile| profile.authority == Authority::Etcd);
+        let files = profiles.filter_map(|profile| {
+            let leaf = self.file_leaf(profile)?;
+            Some(Leaf { needed: names.of(profile.name), ..leaf })
+        });
+        self.judged_once(files, authorities)
+    }
+
+    fn judged_once(
+        &self,
+        all: impl Iterator<Item = Leaf>,
+        authorities: &BTreeMap<Authority, AuthorityState>,
+    ) -> Vec<Leaf> {
         let mut leaves: Vec<Leaf> = Vec::new();
-        for leaf in files.chain(configs) {
+        for leaf in all {
             match leaves.iter_mut().find(|have| self.is_one_file(have, &leaf)) {
                 Some(have) => have.serve_also(leaf),
                 None => leaves.push(leaf),

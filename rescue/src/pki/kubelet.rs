@@ -80,13 +80,17 @@ fn cert_dir(node: &Node) -> GuestPath {
     node.kubelet.cert_dir.value.clone().unwrap_or_else(|| GuestPath::new("/var/lib/kubelet/pki"))
 }
 
-/// Reads it; `None` where there is no kubelet, or one that authenticates by other means.
+/// Reads it; `None` where there is no kubelet, or one that authenticates by other means or not at all.
 pub fn read(
     guest: &Guest,
     node: &Node,
     now: OffsetDateTime,
     authority: Option<&AuthorityState>,
 ) -> Option<KubeletClient> {
+    // A kubelet that belongs to no cluster authenticates to nobody.
+    if node.role.value == Some(Role::Etcd) {
+        return None;
+    }
     let kubeconfig =
         node.kubelet.kubeconfig.value.clone().unwrap_or_else(|| GuestPath::new("/etc/kubernetes/kubelet.conf"));
     let cert_dir = cert_dir(node);

@@ -213,6 +213,7 @@ fn role(role: Role) -> &'static str {
     match role {
         Role::ControlPlane => "control-plane",
         Role::Worker => "worker",
+        Role::Etcd => "etcd",
         Role::OtherDistribution => "other-distribution",
         Role::NotKubernetes => "not-kubernetes",
     }

@@ -147,6 +147,7 @@ fn role_line(report: &NodeReport) -> String {
     match report.node.role.value {
         Some(Role::ControlPlane) => "kubeadm control plane".to_owned(),
         Some(Role::Worker) => "kubeadm worker".to_owned(),
+        Some(Role::Etcd) => "kubeadm etcd member, without a control plane".to_owned(),
         Some(Role::OtherDistribution) => {
             report.node.distribution.value.clone().unwrap_or_else(|| "not kubeadm".to_owned())
         }

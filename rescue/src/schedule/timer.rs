@@ -212,6 +212,12 @@ fn refuse_others(node: &Node) -> Result<(), Refusal> {
             "kubeadm renews nothing on a worker: the kubelet's certificate is its only one, and the kubelet renews that by itself",
             "run this for the control planes; --logs-only adds just the log rotation",
         )),
+        Some(Role::Etcd) => Err(Refusal::new(
+            "this node runs only an etcd member",
+            "`kubeadm certs renew all` would stop at the certificates that it does not have",
+            "kubeadm certs renew etcd-server (and etcd-peer, etcd-healthcheck-client) from a timer of your own; --logs-only adds just the log \
+             rotation",
+        )),
         _ => Err(Refusal::new(
             "this node is no kubeadm control plane",
             "its certificates are not kubeadm's to renew",

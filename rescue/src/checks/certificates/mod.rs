@@ -15,8 +15,9 @@ use time::{Duration, OffsetDateTime};
 use super::{Check, Context, Finding, Severity};
 use crate::node::Role;
 use crate::pki::certificate::Certificate;
-use crate::pki::inventory::{Inventory, Problem, Signer, Verdict};
+use crate::pki::inventory::{Inventory, Leaf, Problem, Signer, Verdict};
 use crate::pki::key_pool::KeyPool;
+use crate::pki::profile::Authority;
 use crate::units;
 
 const ID: &str = "certificates";
@@ -102,7 +103,9 @@ impl Judge<'_> {
     }
 
     fn is_control_plane(&self) -> bool {
-        self.context.node.role.value == Some(Role::ControlPlane) || !self.inventory.leaves.is_empty()
+        // An etcd member may have no more of kubeadm's than etcd's.
+        let is_clusters = |leaf: &Leaf| leaf.authority != Authority::Etcd;
+        self.context.node.role.value == Some(Role::ControlPlane) || self.inventory.leaves.iter().any(is_clusters)
     }
 }
 

@@ -12,7 +12,7 @@ impl Judge<'_> {
         let state = self.inventory.authorities.get(&authority);
         let own = match state {
             // What a control plane signs must hold before its own API server and etcd, which read the file.
-            Some(state) if self.is_control_plane() => state.certificates.clone(),
+            Some(state) if self.is_control_plane() || authority == Authority::Etcd => state.certificates.clone(),
             _ if authority == Authority::Cluster => trust::cluster_authorities(self.context.guest, self.inventory),
             _ => return None,
         };
