@@ -279,7 +279,7 @@ fn repair(root: &Path) -> Result<tests::Ran> {
 }
 
 /// SHA-256 of every file below a folder.
-fn sums(folder: &Path) -> Result<String> {
+pub fn sums(folder: &Path) -> Result<String> {
     Cmd::new("sh").args(["-c", "find . -type f | sort | xargs sha256sum"]).dir(folder).ok().map(|ran| ran.stdout)
 }
 

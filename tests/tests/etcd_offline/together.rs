@@ -70,7 +70,7 @@ impl Subject {
     fn rescue(&self, command: &str, numbers: &[usize], more: &[&str]) -> Result<Ran> {
         let roots = self.roots();
         let given = numbers.iter().flat_map(|number| [Path::new("--root").to_owned(), roots[*number].clone()]);
-        Cmd::new(rescue_binary()).args([command, "--yes"]).args(more).args(given).run()
+        Cmd::new(rescue_binary()).args(command.split(' ')).arg("--yes").args(more).args(given).run()
     }
 }
 
@@ -161,4 +161,51 @@ fn with_one_of_three_disks_it_says_what_the_others_are_for() -> Result<()> {
         ran.transcript()
     );
     Ok(())
+}
+
+/// SHA-256 of every file of all members.
+fn sums(subject: &Subject) -> Result<String> {
+    let sums = subject.cluster.members.iter().map(|member| super::damage::sums(&member.data_dir));
+    sums.collect::<Result<Vec<_>>>().map(|sums| sums.concat())
+}
+
+#[test]
+fn a_member_leaves_and_its_fence_holds() -> Result<()> {
+    let mut subject = Subject::new(&Version::debian())?;
+    let before = sums(&subject)?;
+    let refused = subject.rescue("etcd remove-member m3", &[0, 1], &[])?;
+    ensure!(refused.code == 3 && refused.stderr.contains("--declare-dead m3"), "{}", refused.transcript());
+    let dry = subject.rescue("etcd remove-member m3", &[0, 1, 2], &["--dry-run"])?;
+    ensure!(dry.code == 0 && dry.stdout.contains("G1: ") && sums(&subject)? == before, "{}", dry.transcript());
+    let ran = subject.rescue("etcd remove-member m3", &[0, 1, 2], &[])?;
+    ensure!(ran.code == 0, "{}", ran.transcript());
+
+    // As the first master of a cluster is started: alone in --initial-cluster, and its state is new.
+    let fenced = &subject.cluster.members[2].data_dir;
+    for version in Version::all()? {
+        let copy = subject.whole.path().join("fenced");
+        etcd::copy(fenced, &copy)?;
+        let says = etcd::starts(&version, &copy)?.err().context("a fenced etcd starts")?;
+        ensure!(says.contains("not a directory"), "{}: {says}", version.name);
+        // What a fence is for: where the folder is only renamed, etcd starts, and is empty.
+        fs::remove_file(copy.join("member"))?;
+        let held = etcd::holds(&version, &copy)?.map_err(anyhow::Error::msg)?;
+        ensure!(held.0.is_empty(), "{}: {held:?}", version.name);
+        fs::remove_dir_all(&copy)?;
+    }
+
+    // Undone as one, byte by byte; and done again.
+    let undone = subject.rescue("undo", &[0, 1, 2], &[])?;
+    ensure!(undone.code == 0 && sums(&subject)? == before, "{}", undone.transcript());
+    let ran = subject.rescue("etcd remove-member m3", &[0, 1, 2], &[])?;
+    ensure!(ran.code == 0, "{}", ran.transcript());
+    judge(&mut subject.cluster, &[0, 1], &subject.held)?;
+
+    // All but one, whose disks are lost.
+    subject.put_back()?;
+    let ran = subject.rescue("etcd remove-member m1", &[1], &["--declare-dead", "m1", "--declare-dead", "m3"])?;
+    ensure!(ran.code == 3 && ran.stderr.contains("--accept-loss"), "{}", ran.transcript());
+    let ran = subject.rescue("etcd remove-member m1", &[0, 1], &["--declare-dead", "m3"])?;
+    ensure!(ran.code == 0 && ran.stdout.contains("G1: "), "{}", ran.transcript());
+    judge(&mut subject.cluster, &[1], &subject.held).with_context(|| ran.transcript())
 }

@@ -4,6 +4,7 @@ mod defrag;
 mod keys;
 mod making;
 mod rebuild;
+mod remove;
 mod shown_sink;
 mod sources;
 mod status;
@@ -14,7 +15,7 @@ use argh::FromArgs;
 use super::Outcome;
 use super::args::Stop;
 
-/// etcd's members on powered-off disks: which is newest, whether each will start, what keys it holds
+/// etcd's members on powered-off disks: which is newest, whether each will start, what keys it holds; a member removed
 #[derive(FromArgs, Debug)]
 #[argh(subcommand, name = "etcd")]
 pub struct Etcd {
@@ -39,6 +40,8 @@ pub enum EtcdCommand {
     Salvage(rebuild::SalvageCommand),
     /// Databases without their free pages.
     Defrag(defrag::DefragCommand),
+    /// A member leaves.
+    RemoveMember(remove::RemoveMember),
 }
 
 impl Etcd {
@@ -51,6 +54,7 @@ impl Etcd {
             EtcdCommand::Rebuild(command) => command.json,
             EtcdCommand::Salvage(command) => command.json,
             EtcdCommand::Defrag(command) => command.json,
+            EtcdCommand::RemoveMember(command) => command.json,
         }
     }
 }
@@ -64,5 +68,6 @@ pub fn run(command: &Etcd) -> Result<Result<Outcome>, Stop> {
         EtcdCommand::Rebuild(command) => rebuild::run(command),
         EtcdCommand::Salvage(command) => rebuild::run_salvage(command),
         EtcdCommand::Defrag(command) => defrag::run(command),
+        EtcdCommand::RemoveMember(command) => remove::run(command),
     }
 }

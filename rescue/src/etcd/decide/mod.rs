@@ -1,7 +1,9 @@
 //! What several members need together: the smallest repair that suffices, as a plan for all their nodes.
 
 pub mod plan;
+pub mod remove;
 pub mod seen;
 pub mod table;
 
 pub use plan::plan_set;
+pub use remove::plan_removal;

@@ -29,7 +29,7 @@ pub fn plan_set(nodes: &[NodeReport], wishes: &SetWishes) -> Result<Option<SetPl
     let (seen, _running): (Vec<_>, Vec<_>) =
         seen.into_iter().partition(|seen| holder(seen.guest, &seen.place).is_none());
     for cluster in clusters(&seen) {
-        if let Some(table) = Table::lay(cluster, &seen, wishes)?
+        if let Some(table) = Table::lay(cluster, &seen, wishes, false)?
             && let Some(plan) = table.plan()?
         {
             return Ok(Some(plan));
@@ -39,7 +39,7 @@ pub fn plan_set(nodes: &[NodeReport], wishes: &SetWishes) -> Result<Option<SetPl
 }
 
 /// IDs of the clusters, the one with most members first.
-fn clusters(seen: &[Seen<'_>]) -> Vec<u64> {
+pub(super) fn clusters(seen: &[Seen<'_>]) -> Vec<u64> {
     let mut count: BTreeMap<u64, usize> = BTreeMap::new();
     for cluster in seen.iter().filter_map(Seen::cluster) {
         *count.entry(cluster).or_default() += 1;
@@ -50,18 +50,24 @@ fn clusters(seen: &[Seen<'_>]) -> Vec<u64> {
 }
 
 /// One cluster's members at hand.
-struct Table<'a> {
+pub(super) struct Table<'a> {
     cluster: u64,
     wishes: &'a SetWishes,
-    members: Members,
+    pub(super) members: Members,
     /// Which of the configuration's members each is.
-    seen: Vec<(&'a Seen<'a>, Member)>,
+    pub(super) seen: Vec<(&'a Seen<'a>, Member)>,
     bases: Vec<Result<Rc<Base>, Vec<String>>>,
-    dead: Vec<u64>,
+    pub(super) dead: Vec<u64>,
 }
 
 impl<'a> Table<'a> {
-    fn lay(cluster: u64, all: &'a [Seen<'a>], wishes: &'a SetWishes) -> Result<Option<Self>> {
+    /// `may_be_dead`: a disk that is at hand may be declared dead: its member leaves, and is fenced.
+    pub(super) fn lay(
+        cluster: u64,
+        all: &'a [Seen<'a>],
+        wishes: &'a SetWishes,
+        may_be_dead: bool,
+    ) -> Result<Option<Self>> {
         let own: Vec<&Seen<'_>> = all.iter().filter(|seen| seen.cluster() == Some(cluster)).collect();
         refuse_forks(&own)?;
         let Some(members) = newest_members(&own) else { return Ok(None) };
@@ -87,7 +93,7 @@ impl<'a> Table<'a> {
             }
             seen.push((one, member.clone()));
         }
-        let dead = dead(wishes, &members, &seen)?;
+        let dead = dead(wishes, &members, if may_be_dead { &[] } else { &seen })?;
         Ok(Some(Self { cluster, wishes, members, seen, bases: Vec::new(), dead }))
     }
 
@@ -95,17 +101,12 @@ impl<'a> Table<'a> {
         let is_quiet =
             self.seen.iter().all(|(seen, _)| seen.cluster() == Some(self.cluster) && seen.is_mended_in_place());
         if !is_quiet {
-            let options = Options { unproven: self.wishes.unproven };
-            // Databases of another cluster are refused by the base itself.
-            let sources: Vec<&Seen<'_>> = self.seen.iter().map(|(seen, _)| *seen).collect();
-            self.bases = sources.iter().map(|seen| seen.base(&sources, options)).collect();
+            self.find_bases();
         }
         let situation = self.situation(is_quiet);
         let decision = table::decide(&situation);
         if self.bases.is_empty() && decision.repair != Repair::Nothing {
-            let options = Options { unproven: self.wishes.unproven };
-            let sources: Vec<&Seen<'_>> = self.seen.iter().map(|(seen, _)| *seen).collect();
-            self.bases = sources.iter().map(|seen| seen.base(&sources, options)).collect();
+            self.find_bases();
         }
         let (summary, guarantee, parts) = match decision.repair {
             Repair::Nothing => return Ok(None),
@@ -156,6 +157,45 @@ impl<'a> Table<'a> {
         Ok(Some(SetPlan { summary, guarantee, why: decision.why, parts, afterwards }))
     }
 
+    /// What can be built upon each one's log. Databases of another cluster are refused by the base itself.
+    pub(super) fn find_bases(&mut self) {
+        let options = Options { unproven: self.wishes.unproven };
+        let sources: Vec<&Seen<'_>> = self.seen.iter().map(|(seen, _)| *seen).collect();
+        self.bases = sources.iter().map(|seen| seen.base(&sources, options)).collect();
+    }
+
+    /// Whose log is newest of those that can be built upon.
+    pub(super) fn best(&self) -> Option<usize> {
+        self.best_of(&(0..self.seen.len()).collect::<Vec<_>>())
+    }
+
+    /// The same among some.
+    pub(super) fn best_of(&self, numbers: &[usize]) -> Option<usize> {
+        let rank = |number: &usize| {
+            let log = &self.seen[*number].0.data.log;
+            let base = self.bases.get(*number)?.as_ref().ok()?;
+            (self.seen[*number].0.cluster() == Some(self.cluster))
+                .then(|| (log.last_term(), log.last.saturating_add(base.missing)))
+        };
+        numbers
+            .iter()
+            .copied()
+            .filter(|number| rank(number).is_some())
+            .max_by_key(|number| (rank(number), std::cmp::Reverse(*number)))
+    }
+
+    /// Whether its log holds whatever is known to be agreed on.
+    pub(super) fn holds_agreed(&self, number: usize) -> bool {
+        let own = self.seen.iter().map(|(seen, _)| *seen).filter(|seen| seen.cluster() == Some(self.cluster));
+        let agreed = own.map(|seen| seen.data.commit()).max().unwrap_or(0);
+        self.seen[number].0.data.log.last >= agreed
+    }
+
+    /// Whether a member has lost nothing, and starts with what it has.
+    pub(super) fn is_whole(&self, seen: &Seen<'_>) -> bool {
+        seen.cluster() == Some(self.cluster) && seen.is_log_whole() && seen.is_mended_in_place()
+    }
+
     fn situation(&self, is_quiet: bool) -> Situation {
         let members = (0..self.seen.len()).map(|number| self.view(number, is_quiet)).collect();
         let name =
@@ -186,15 +226,15 @@ impl<'a> Table<'a> {
         View { state, rank, agreed, ..view }
     }
 
-    fn name(&self, number: usize) -> &str {
+    pub(super) fn name(&self, number: usize) -> &str {
         &self.seen[number].0.name
     }
 
-    fn names(&self, numbers: &[usize]) -> String {
+    pub(super) fn names(&self, numbers: &[usize]) -> String {
         numbers.iter().map(|number| self.name(*number)).collect::<Vec<_>>().join(", ")
     }
 
-    fn base(&self, number: usize) -> Result<&Rc<Base>> {
+    pub(super) fn base(&self, number: usize) -> Result<&Rc<Base>> {
         self.bases[number].as_ref().map_err(|why| {
             Refusal::new(
                 format!("nothing can be built upon the log of {}: {}", self.name(number), why.join(" ")),
@@ -205,7 +245,7 @@ impl<'a> Table<'a> {
         })
     }
 
-    fn next_term(&self, base: &Base) -> u64 {
+    pub(super) fn next_term(&self, base: &Base) -> u64 {
         let own = self.seen.iter().map(|(seen, _)| *seen).filter(|seen| seen.cluster() == Some(self.cluster));
         base.next_term(own.map(|seen| &seen.data))
     }
@@ -249,7 +289,7 @@ impl<'a> Table<'a> {
         Ok(parts)
     }
 
-    fn cloned(&self, best: usize, members: &[usize]) -> Result<Vec<SetPart>> {
+    pub(super) fn cloned(&self, best: usize, members: &[usize]) -> Result<Vec<SetPart>> {
         let base = self.base(best)?;
         let token = token()?;
         let new: Vec<Member> = members.iter().map(|number| self.anew(*number, &token)).collect();
@@ -275,7 +315,7 @@ impl<'a> Table<'a> {
         Member { id: member_id(&peer_urls, token), name, peer_urls, is_learner: known.is_learner, ..Member::default() }
     }
 
-    fn part(&self, number: usize, recipe: Recipe, details: String) -> Result<SetPart> {
+    pub(super) fn part(&self, number: usize, recipe: Recipe, details: String) -> Result<SetPart> {
         let seen = self.seen[number].0;
         if !seen.is_in_one_folder() {
             return Err(Refusal::new(
@@ -294,7 +334,7 @@ impl<'a> Table<'a> {
         Ok(SetPart { source: seen.guest.source.clone(), name: seen.name.clone(), details: all, changes: vec![change] })
     }
 
-    fn guarantee(&self, best: usize, is_majority: bool) -> Result<Guarantee> {
+    pub(super) fn guarantee(&self, best: usize, is_majority: bool) -> Result<Guarantee> {
         let base = self.base(best)?;
         let level = match (base.missing, is_majority) {
             (0, true) => Level::G1,
@@ -360,7 +400,7 @@ impl<'a> Table<'a> {
                 why.join(" ").trim_end_matches('.')
             ),
             "what is left are databases alone, and with them the last writes are lost",
-            "rescue etcd rebuild --from-db, with the disks of all members, makes a new cluster from the newest database",
+            "rescue etcd rebuild --db-only, with the disks of all members, makes a new cluster from the newest database",
         )
         .into()
     }

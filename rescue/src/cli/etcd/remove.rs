@@ -1,0 +1,96 @@
+//! `rescue etcd remove-member NAME|ID SRC…`: a member leaves the cluster, offline.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use argh::FromArgs;
+use time::OffsetDateTime;
+
+use crate::cli::Outcome;
+use crate::cli::args::{self, Stop};
+use crate::cli::set::{self, Answers};
+use crate::cli::terminal::Terminal;
+use crate::etcd::decide::plan_removal;
+use crate::refusal::Refusal;
+use crate::repair::in_use::read_only;
+use crate::repair::set_plan::SetWishes;
+use crate::report::json::SCHEMA;
+use crate::report::set as report;
+use crate::session::{NodeReport, Session};
+use crate::typed;
+
+/// remove a member from a cluster that is powered off: shows the plan, asks, writes. Needs the disks of all voters: the one that leaves is
+/// fenced, so that its etcd never starts again
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "remove-member")]
+pub struct RemoveMember {
+    /// the member's name or ID, as rescue etcd status shows it
+    #[argh(positional)]
+    pub member: String,
+    /// the disks of all voters' machines
+    #[argh(positional)]
+    pub src: Vec<PathBuf>,
+    /// a folder where a guest is mounted, instead of a disk; may be given several times
+    #[argh(option)]
+    pub root: Vec<PathBuf>,
+    /// a member whose disk is not at hand and never comes back; it leaves, too; may be given several times
+    #[argh(option)]
+    pub declare_dead: Vec<String>,
+    /// also databases of etcd 3.6 and later, which no repair has been proved on
+    #[argh(switch)]
+    pub unproven: bool,
+    /// do not ask
+    #[argh(switch)]
+    pub yes: bool,
+    /// with --yes: also where acknowledged writes may be lost
+    #[argh(switch)]
+    pub accept_loss: bool,
+    /// show the plan and stop
+    #[argh(switch)]
+    pub dry_run: bool,
+    /// print one JSON object (schema rescue/v1) instead of text
+    #[argh(switch)]
+    pub json: bool,
+    /// the time that counts as now (RFC 3339), instead of this machine's clock
+    #[argh(option, from_str_fn(args::time_argument))]
+    pub now: Option<OffsetDateTime>,
+}
+
+/// Plans, asks, writes.
+pub fn run(command: &RemoveMember) -> Result<Result<Outcome>, Stop> {
+    let sources = args::sources(&command.src, &command.root)?;
+    if command.json && !command.yes && !command.dry_run {
+        return Err(Stop::Usage(
+            "--json cannot ask: add --yes to carry the plan out, or --dry-run to see it".to_owned(),
+        ));
+    }
+    let settings = args::with_now(command.now);
+    read_only::protect(&sources);
+    let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
+    Ok(hold(command, &session))
+}
+
+fn hold(command: &RemoveMember, session: &Session<'_>) -> Result<Outcome> {
+    let nodes = session.inspect()?.nodes;
+    nodes.iter().try_for_each(|node| refuse_unfinished(node, session))?;
+    let wishes = SetWishes { declare_dead: command.declare_dead.clone(), unproven: command.unproven };
+    let plan = plan_removal(&nodes, &command.member, &wishes)?;
+    let planned = report::plan_json(&plan);
+    let RemoveMember { yes, accept_loss, dry_run, json, .. } = *command;
+    let receipt = set::carry_out(session, nodes, plan, Answers { yes, accept_loss, dry_run, json })?;
+    if json {
+        let done = receipt.as_ref().map(report::receipt_json);
+        println!("{}", serde_json::json!({"schema": SCHEMA, "plan": planned, "receipt": done}));
+    }
+    Ok(Outcome::Clean)
+}
+
+fn refuse_unfinished(node: &NodeReport, session: &Session<'_>) -> Result<(), Refusal> {
+    let Some(run) = node.unfinished_run() else { return Ok(()) };
+    let sources = typed::sources(session.sources);
+    Err(Refusal::new(
+        format!("an earlier repair of {} (run {}) was cut off", node.name(), run.id),
+        "it has to be completed or taken back first",
+        format!("rescue repair {sources}, or rescue undo {sources}; then run this again"),
+    ))
+}
