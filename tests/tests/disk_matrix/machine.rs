@@ -59,6 +59,11 @@ impl Machine {
         Ok(machine)
     }
 
+    /// Where its file systems lie.
+    pub fn places(&self) -> &[Place] {
+        &self.places
+    }
+
     fn make_subvolumes(&self, layout: &Layout) -> Result<()> {
         let Some((place, names, default)) = &layout.subvolumes else { return Ok(()) };
         let place = self.places.get(*place).context("no such place")?;

@@ -2,6 +2,7 @@
 //! shows of a copy, repaired, checked by fsck, judged by openssl, inspected again and undone.
 
 mod files;
+mod guestfish;
 mod layouts;
 mod machine;
 
@@ -77,6 +78,14 @@ macro_rules! matrix {
                 check(&layouts::$name())
             }
         )*
+
+        #[test]
+        fn guestfish_reads_the_same() -> Result<()> {
+            match std::env::var_os("RESCUE_GUESTFISH") {
+                Some(_) => guestfish::compare(vec![$((stringify!($name), layouts::$name())),*]),
+                None => Ok(()),
+            }
+        }
 
         #[test]
         fn there_are_at_least_25() {
