@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rescue::disk::loop_device::{LoopDevice, LoopOptions};
+use rescue::mount::mount_writable;
 use tests::crash::old_member;
 use tests::mounts::wait_until_free;
 use tests::small_guest::scratch;
@@ -37,6 +39,10 @@ impl Nodes {
                 return (name, files);
             }
             let image = folder.join(format!("m{n}.img"));
+            if kind == "xfs" {
+                make_xfs(&image, &files);
+                return (name, image);
+            }
             let status = Command::new("mkfs.ext4")
                 .args(["-q", "-F", "-b", "1024", "-J", "size=1", "-N", "256", "-E", "lazy_itable_init=0,nodiscard"])
                 .arg("-d")
@@ -88,8 +94,9 @@ impl Nodes {
     fn look(&self, when: &str) -> Seen {
         let text = self.succeed("look", when);
         if self.kind != "folder" {
+            let program = if self.kind == "xfs" { ["xfs_repair", "-n"] } else { ["e2fsck", "-fn"] };
             for (name, path) in &self.disks {
-                let check = Command::new("e2fsck").arg("-fn").arg(path).output().unwrap();
+                let check = Command::new(program[0]).arg(program[1]).arg(path).output().unwrap();
                 assert!(check.status.success(), "{name} {when}: {}", String::from_utf8_lossy(&check.stdout));
             }
         }
@@ -130,6 +137,26 @@ impl Seen {
         let kept: Vec<&String> = self.ours.iter().filter(|line| what.iter().any(|what| line.contains(what))).collect();
         assert!(kept.is_empty(), "{when}: {kept:?}");
     }
+}
+
+/// The smallest that mkfs.xfs makes, with `files` moved into it.
+fn make_xfs(image: &Path, files: &Path) {
+    fs::File::create(image).unwrap().set_len(300 << 20).unwrap();
+    let status = Command::new("mkfs.xfs").args(["-q", "-f", "-l", "size=64m"]).arg(image).status();
+    assert!(status.unwrap().success(), "mkfs.xfs");
+    let options = LoopOptions { read_only: false, ..LoopOptions::default() };
+    let device = LoopDevice::open(image, &options).expect("these tests need root and loop devices");
+    let mount = mount_writable(&device.path(), "xfs").unwrap();
+    // As another process names it.
+    let own = Path::new("/proc").join(std::process::id().to_string());
+    let to = own.join(mount.path().strip_prefix("/proc/self").unwrap()).join(".");
+    for folder in ["etc", "var"] {
+        assert!(Command::new("cp").arg("-a").arg(files.join(folder)).arg(&to).status().unwrap().success(), "cp");
+    }
+    mount.unmount().unwrap();
+    drop(device);
+    wait_until_free(image).unwrap();
+    fs::remove_dir_all(files).unwrap();
 }
 
 fn wanted(count: usize) -> Vec<String> {
@@ -281,6 +308,11 @@ fn three_folders_killed() {
 #[test]
 fn power_cut_of_two_disks() {
     survives("ext4", 2, Some("now"), 2 * THINNED, 3);
+}
+
+#[test]
+fn power_cut_of_one_xfs_after_its_log_committed() {
+    survives("xfs", 1, Some("late"), THINNED, 5);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! `rescue etcd` against real etcd: what it reads of a killed member must be what that member itself says when it runs again.
 
 mod damage;
+#[cfg(feature = "faulty")]
+mod killed;
 mod members;
 mod reading;
 mod rebuilding;

@@ -11,14 +11,14 @@ use tests::{Cmd, Ran, rescue_binary};
 use super::members::judge;
 
 /// Three guests whose etcd was killed.
-struct Subject {
-    cluster: Cluster,
+pub struct Subject {
+    pub cluster: Cluster,
     whole: tempfile::TempDir,
-    held: (Vec<Key>, i64),
+    pub held: (Vec<Key>, i64),
 }
 
 impl Subject {
-    fn new(version: &Version) -> Result<Self> {
+    pub fn new(version: &Version) -> Result<Self> {
         let mut cluster = Cluster::prepare(version, 3, 40, |folder, name| folder.join(name).join("var/lib/etcd"))?;
         for member in &cluster.members {
             let root = root(&member.data_dir);
@@ -50,11 +50,11 @@ impl Subject {
         Ok(Self { cluster, whole, held })
     }
 
-    fn roots(&self) -> Vec<PathBuf> {
+    pub fn roots(&self) -> Vec<PathBuf> {
         self.cluster.members.iter().map(|member| root(&member.data_dir)).collect()
     }
 
-    fn put_back(&self) -> Result<()> {
+    pub fn put_back(&self) -> Result<()> {
         for member in &self.cluster.members {
             let root = root(&member.data_dir);
             for left in [member.data_dir.clone(), root.join("var/lib/rescue"), root.join(".rescue")] {
@@ -67,7 +67,7 @@ impl Subject {
         Ok(())
     }
 
-    fn rescue(&self, command: &str, numbers: &[usize], more: &[&str]) -> Result<Ran> {
+    pub fn rescue(&self, command: &str, numbers: &[usize], more: &[&str]) -> Result<Ran> {
         let roots = self.roots();
         let given = numbers.iter().flat_map(|number| [Path::new("--root").to_owned(), roots[*number].clone()]);
         Cmd::new(rescue_binary()).args(command.split(' ')).arg("--yes").args(more).args(given).run()
