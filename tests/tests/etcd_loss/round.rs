@@ -1,0 +1,266 @@
+//! One round: load, kill, damage, repair, start, compare.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use fastrand::Rng;
+use serde_json::Value;
+use tests::etcd::{self, Cluster, Version};
+use tests::{Cmd, Ran, rescue_binary};
+
+use crate::damage::{self, Damage, Disk};
+use crate::load::{self, Book, Client, Held, Load};
+use crate::peers;
+use crate::record::Line;
+
+/// How a round ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every acknowledged write is there.
+    Whole,
+    /// Some are not, as the plan had said.
+    LostAsAnnounced,
+    /// Some are not, although none was to be lost, because disks had dropped synchronised bytes without a trace.
+    Silent,
+    /// Nothing was repaired.
+    Refused,
+    /// Some are not, and that is a fault of ours.
+    LostMore,
+}
+
+/// A cluster on three disks, between rounds.
+pub struct State {
+    version: Version,
+    cluster: Cluster,
+    roots: Vec<PathBuf>,
+    book: Book,
+}
+
+/// A new cluster that has been written to and stopped once, so that every disk has an earlier state.
+pub fn start(version: &Version, seed: u64) -> Result<State> {
+    // Short snapshots' distances: the log's beginning is given up soon, as on a cluster of some age.
+    let mut cluster = Cluster::prepare(version, 3, 150, |folder, name| folder.join(name).join("var/lib/etcd"))?;
+    let roots: Vec<PathBuf> = cluster.members.iter().map(|member| cluster.folder().join(&member.name)).collect();
+    for (number, root) in roots.iter().enumerate() {
+        guest(root, &cluster, number)?;
+    }
+    cluster.run()?;
+    let mut state = State { version: version.clone(), cluster, roots, book: Book::default() };
+    let mut random = Rng::with_seed(seed);
+    load_and_kill(&mut state, "start/", &mut random)?;
+    for number in 0..3 {
+        keep(&state.cluster.members[number].data_dir, &earlier(&state, number))?;
+    }
+    state.cluster.run()?;
+    Ok(state)
+}
+
+/// What kubeadm leaves of etcd on a control plane.
+fn guest(root: &Path, cluster: &Cluster, number: usize) -> Result<()> {
+    for folder in ["bin", "var/lib", "etc/kubernetes/manifests"] {
+        fs::create_dir_all(root.join(folder))?;
+    }
+    let member = &cluster.members[number];
+    fs::write(root.join("etc/hostname"), format!("{}\n", member.name))?;
+    fs::write(root.join("etc/machine-id"), format!("{:032x}\n", number + 0xa11))?;
+    fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n")?;
+    let all: Vec<String> =
+        cluster.members.iter().map(|member| format!("{}={}", member.name, member.peer_url())).collect();
+    let flags = [
+        "etcd".to_owned(),
+        "--data-dir=/var/lib/etcd".to_owned(),
+        format!("--name={}", member.name),
+        format!("--initial-advertise-peer-urls={}", member.peer_url()),
+        format!("--advertise-client-urls={}", member.client_url()),
+        format!("--initial-cluster={}", all.join(",")),
+    ];
+    let lines: String = flags.iter().map(|flag| format!("    - {flag}\n")).collect();
+    let pod = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: etcd, namespace: kube-system}}\nspec:\n  containers:\n  - name: etcd\n    \
+         image: k8s.gcr.io/etcd:3.4.13-0\n    command:\n{lines}"
+    );
+    Ok(fs::write(root.join("etc/kubernetes/manifests/etcd.yaml"), pod)?)
+}
+
+fn earlier(state: &State, number: usize) -> PathBuf {
+    state.cluster.folder().join(format!("earlier-{number}"))
+}
+
+fn keep(from: &Path, to: &Path) -> Result<()> {
+    if to.exists() {
+        fs::remove_dir_all(to)?;
+    }
+    etcd::copy(from, to)
+}
+
+/// Writes for a moment, then ends all members, sometimes one of them a moment before.
+fn load_and_kill(state: &mut State, prefix: &str, random: &mut Rng) -> Result<()> {
+    let urls: Vec<String> = state.cluster.members.iter().map(etcd::Member::client_url).collect();
+    let large = if random.u32(0..8) == 0 { 900_000 } else { 3000 };
+    let load = Load { prefix: prefix.to_owned(), large, seed: random.u64(..) };
+    let (first, second) = (random.u64(200..1500), random.u64(0..400));
+    let straggler = (random.u32(0..3) == 0).then(|| random.usize(0..3));
+    let at_least = random.usize(20..300);
+    let compaction = (random.u32(0..4) == 0).then(|| Client::new(&urls[0]));
+    let cluster = &mut state.cluster;
+    let book = load::run(&urls, &load, |count| {
+        std::thread::sleep(Duration::from_millis(first));
+        let mut patience = 200;
+        while count.load(Ordering::SeqCst) < at_least && patience > 0 {
+            std::thread::sleep(Duration::from_millis(50));
+            patience -= 1;
+        }
+        if let Some(client) = compaction {
+            let (_, revision) = client.all()?;
+            client.compact(revision - 20)?;
+        }
+        if let Some(number) = straggler {
+            cluster.members[number].kill()?;
+            std::thread::sleep(Duration::from_millis(second));
+        }
+        cluster.kill()
+    })?;
+    state.book.add(book);
+    Ok(())
+}
+
+/// What is done to which disk.
+fn choose(random: &mut Rng) -> Vec<Vec<&'static Damage>> {
+    let mut disks: Vec<Vec<&'static Damage>> = vec![Vec::new(); 3];
+    let how_many = [1, 1, 1, 1, 1, 2, 2, 2, 3, 3][random.usize(0..10)];
+    let mut order = [0, 1, 2];
+    random.shuffle(&mut order);
+    for number in &order[..how_many] {
+        disks[*number].push(&damage::ALL[random.usize(0..damage::ALL.len())]);
+    }
+    disks
+}
+
+/// Makes one round; afterwards the cluster runs again, unless nothing was repaired.
+pub fn run(state: &mut State, number: u64, compare: bool) -> Result<Line> {
+    let mut random = Rng::with_seed(number);
+    load_and_kill(state, &format!("r{number:04}/"), &mut random)?;
+    let chosen = choose(&mut random);
+    let whole: Vec<PathBuf> = (0..3).map(|disk| state.cluster.folder().join(format!("whole-{disk}"))).collect();
+    for (disk, whole) in whole.iter().enumerate() {
+        keep(&state.cluster.members[disk].data_dir, whole)?;
+    }
+    for (disk, damages) in chosen.iter().enumerate() {
+        let on = Disk {
+            data_dir: &state.cluster.members[disk].data_dir,
+            earlier: &earlier(state, disk),
+            other: &whole[(disk + 1) % 3],
+        };
+        for damage in damages {
+            (damage.make)(&on, &mut random).with_context(|| format!("{} on disk {disk}", damage.name))?;
+        }
+    }
+    for (disk, whole) in whole.iter().enumerate() {
+        keep(whole, &earlier(state, disk))?;
+    }
+    let peers = if compare { Some(compared(state)?) } else { None };
+    let names = |(disk, damages): (usize, &Vec<&Damage>)| {
+        let names: Vec<&str> = damages.iter().map(|damage| damage.name).collect();
+        format!("m{}: {}", disk + 1, if names.is_empty() { "whole".to_owned() } else { names.join(", ") })
+    };
+    let mut line = Line {
+        round: number,
+        version: state.version.name,
+        damages: chosen.iter().enumerate().map(names).collect(),
+        acknowledged: state.book.acknowledged.len(),
+        outcome: Outcome::Refused,
+        guarantee: String::new(),
+        lost: 0,
+        words: String::new(),
+        peers,
+    };
+    let repair = repair(state)?;
+    if repair.code != 0 {
+        ensure!(repair.code == 1 || repair.code == 2, "{}: {}", line.sentence(), repair.transcript());
+        line.words = refusal(&repair);
+        return Ok(line);
+    }
+    line.guarantee = guarantee(&repair)?;
+    let now = serve(state).with_context(|| format!("{}: {}", line.sentence(), repair.transcript()))?;
+    let lost = state.book.lost(&now);
+    line.lost = lost.len();
+    line.words = lost.first().cloned().unwrap_or_default();
+    line.outcome = match line.guarantee.as_str() {
+        _ if lost.is_empty() => Outcome::Whole,
+        "G2" | "G3" | "G4" => Outcome::LostAsAnnounced,
+        // A whole log elsewhere makes good for one disk; beyond that nothing can.
+        _ if chosen.iter().flatten().any(|damage| damage.silent) && chosen.iter().flatten().count() > 1 => {
+            Outcome::Silent
+        }
+        _ => Outcome::LostMore,
+    };
+    if !lost.is_empty() {
+        state.book.restart_from(now);
+    }
+    Ok(line)
+}
+
+fn compared(state: &State) -> Result<peers::Lost> {
+    let disks: Vec<PathBuf> = state.cluster.members.iter().map(|member| member.data_dir.clone()).collect();
+    peers::lost(&state.version, &disks, &state.book)
+}
+
+fn repair(state: &State) -> Result<Ran> {
+    let repair = Cmd::new(rescue_binary()).args(["repair", "--yes", "--json", "--only", "etcd"]);
+    state.roots.iter().fold(repair, |repair, root| repair.arg("--root").arg(root)).run()
+}
+
+/// The findings that are left, or the error.
+fn refusal(repair: &Ran) -> String {
+    let titles = |json: &Value| -> Vec<String> {
+        let left = json["nodes"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .flat_map(|node| node["findings"].as_array().into_iter().flatten());
+        left.filter(|finding| finding["severity"] != "note")
+            .filter_map(|finding| finding["title"].as_str().map(str::to_owned))
+            .collect()
+    };
+    match repair.json() {
+        Ok(json) if !titles(&json).is_empty() => titles(&json).join("; "),
+        _ => repair.stderr.lines().next().unwrap_or_default().to_owned(),
+    }
+}
+
+/// The worst guarantee that the receipt names.
+fn guarantee(repair: &Ran) -> Result<String> {
+    fn all(value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => {
+                found.extend(fields.get("guarantee").and_then(Value::as_str).map(str::to_owned));
+                fields.values().for_each(|value| all(value, found));
+            }
+            Value::Array(values) => values.iter().for_each(|value| all(value, found)),
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    all(&repair.json()?, &mut found);
+    Ok(found.into_iter().max().unwrap_or_else(|| "G0".to_owned()))
+}
+
+/// Starts everything; all members must hold the same and take writes.
+fn serve(state: &mut State) -> Result<BTreeMap<String, Held>> {
+    state.cluster.run()?;
+    let client = Client::new(&state.cluster.members[0].client_url());
+    let (now, revision) = client.all()?;
+    let mut hashes = Vec::new();
+    for member in 0..3 {
+        hashes.push(state.cluster.hash(member, revision)?);
+    }
+    if hashes.iter().any(|hash| hash != &hashes[0]) {
+        bail!("members differ: {hashes:?}");
+    }
+    ensure!(client.put("probe", "1")? > revision, "no new revision");
+    Ok(now)
+}
