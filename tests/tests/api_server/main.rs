@@ -3,6 +3,8 @@
 //!
 //! Runs only where `RESCUE_KUBERNETES` names a folder with `kube-apiserver` and `kubectl` (`scripts/test --with-kubernetes`); they take minutes to build.
 
+mod outage;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
