@@ -210,7 +210,7 @@ fn compared(state: &State) -> Result<peers::Lost> {
 }
 
 fn repair(state: &State) -> Result<Ran> {
-    let repair = Cmd::new(rescue_binary()).args(["repair", "--yes", "--json", "--only", "etcd"]);
+    let repair = Cmd::new(rescue_binary()).args(["repair", "--yes", "--json", "--only", "etcd", "--accept-loss"]);
     state.roots.iter().fold(repair, |repair, root| repair.arg("--root").arg(root)).run()
 }
 
