@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use tests::disk::{DiskBuilder, FileSystem, MIB, Partition, Table};
 use tests::programs::faulty_binary;
 use tests::qemu::{BOOT, Controller, Firmware, Machine, Medium, Vm, iso_of};
-use tests::{Disk, centos, fill, judge, lvm, rescue};
+use tests::{Cmd, Disk, centos, fill, judge, lvm, rescue};
 
 /// How long a repair may take in an emulated machine.
 const REPAIR: Duration = Duration::from_secs(600);
@@ -17,9 +17,7 @@ const STRIPE: u64 = 64 << 10;
 
 /// Runs a command in the machine's shell and gives its output.
 fn shell(machine: &mut Machine, command: &str) -> Result<String> {
-    // The quotes keep the echo of the command line from being taken for the answer.
-    machine.send(&format!("{command}; echo DO''NE\r"))?;
-    machine.expect("DONE\n", ANSWER)
+    machine.shell(command, ANSWER)
 }
 
 /// Makes another machine of a clone of the template: its own name and machine-id, and no node yet.
@@ -51,6 +49,8 @@ fn the_outages_machine_beside_its_clone_and_a_striped_volume_killed_at_the_worst
         DiskBuilder::new(352 * MIB).table(Table::Bare).partition(root).build(path)
     };
     bare(&file_system)?.populate_control_plane()?;
+    // The bitmap forgets blocks that files use.
+    Cmd::new("debugfs").args(["-w", "-R", "freeb 20000 2000"]).arg(&file_system).ok()?;
     for disk in &striped {
         std::fs::File::create(disk)?.set_len(200 * MIB)?;
     }
@@ -77,6 +77,11 @@ fn the_outages_machine_beside_its_clone_and_a_striped_volume_killed_at_the_worst
     vm.expect("This is a shell.", ANSWER)?;
     let left = shell(&mut vm, "ls /sys/block | grep dm-; grep -c dm_mod /proc/modules")?;
     ensure!(!left.contains("dm-0") && left.contains("\n1\n"), "{left}");
+
+    // Damaged: the checker mends it on the volume, and no repair would begin before.
+    let said = shell(&mut vm, "rescue fsck --yes /dev/vdc /dev/vdd; echo code $?; ls /sys/block/vdc/holders")?;
+    ensure!(said.contains("DAMAGED") && said.contains("e2fsck -f -p") && said.contains("code 0\n"), "{said}");
+    ensure!(said.contains("no damage found") && !said.contains("\ndm-"), "{said}");
 
     // Killed before the device was marked for removal: it stays, and does not stand in the way.
     let repair = "rescue repair --yes /dev/vdc /dev/vdd";
