@@ -94,7 +94,7 @@ impl Mirrors {
             }
             mdadm(machine, "--stop /dev/md7")?;
         }
-        // This kernel cannot run it, but mdadm has written its superblocks.
+        // The ISO has no driver for it, but mdadm has written its superblocks.
         let disks = self.legs.get(RAID5).context("too few legs")?.join(" ");
         let create = "mdadm --create /dev/md7 --run --assume-clean --level=5 --raid-devices=3";
         machine.shell(&format!("{create} {disks}; mdadm --stop /dev/md7"), ANSWER).map(drop)
