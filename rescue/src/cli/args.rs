@@ -182,6 +182,9 @@ pub struct Undo {
     /// the node meant, where several are found
     #[argh(option)]
     pub node: Option<String>,
+    /// a node of a run of several whose disk is lost for good: the run is taken back without it; may be given several times
+    #[argh(option)]
+    pub declare_dead: Vec<String>,
     /// do not ask
     #[argh(switch)]
     pub yes: bool,

@@ -226,7 +226,7 @@ impl Conversation<'_> {
             return Err(declined().into());
         }
         let nodes = inspection.nodes.into_iter().filter(|node| node.is_part_of(&run)).collect();
-        let (recovered, inspection) = self.session.recover_sets(nodes)?;
+        let (recovered, inspection) = self.session.recover_sets(nodes, &self.command.declare_dead)?;
         self.say(&(text::recovered(&recovered) + "\n"));
         Ok(inspection)
     }

@@ -69,7 +69,7 @@ fn take_set_back(command: &Undo, session: &Session<'_>, inspection: Inspection, 
         return Err(Refusal::new("the answer was not yes", "nothing was changed", next).into());
     }
     let nodes = inspection.nodes.into_iter().filter(|node| node.is_part_of(run)).collect();
-    let undone = session.undo_set(nodes, &run.id)?;
+    let undone = session.undo_set(nodes, &command.declare_dead, &run.id)?;
     match command.json {
         true => println!("{}", set::undone_json(&undone)),
         false => print!("{}", set::undone(&undone)),

@@ -89,7 +89,7 @@ const FLAGS: &[Flag] = &[
     Flag { name: "spill", takes: Takes::Value, commands: &["inspect", "repair", "undo"] },
     Flag { name: "no-fsck", takes: Takes::Nothing, commands: &["repair", "undo"] },
     Flag { name: "accept-loss", takes: Takes::Nothing, commands: &["repair"] },
-    Flag { name: "declare-dead", takes: Takes::List, commands: &["repair"] },
+    Flag { name: "declare-dead", takes: Takes::List, commands: &["repair", "undo"] },
     Flag { name: "unproven", takes: Takes::Nothing, commands: &["repair"] },
 ];
 

@@ -68,7 +68,10 @@ fn missing(id: &str, names: &[String], others: &[&str]) -> Refusal {
     Refusal::new(
         format!("run {id} changes {} as one; not given: {}", names.join(", "), others.join(", ")),
         "how far it came is known only from all of their disks, and half of it could leave two clusters where one was",
-        format!("give the disks of {} too, in one command", others.join(" and ")),
+        format!(
+            "give the disks of {} too, in one command; one that is lost for good, and will never boot again, is named with --declare-dead NAME",
+            others.join(" and ")
+        ),
     )
 }
 
@@ -308,6 +311,14 @@ impl Gathered<'_> {
         (missing, !unrecorded.is_empty())
     }
 
+    fn refuse_missing(&self, absent: &[String], dead: &[String]) -> Result<()> {
+        let names: Vec<&str> = absent.iter().filter(|name| !dead.contains(name)).map(String::as_str).collect();
+        match names.is_empty() {
+            true => Ok(()),
+            false => Err(missing(&self.id, &self.set.names(), &names).into()),
+        }
+    }
+
     fn journals(&self) -> Result<Vec<(&Place<'_>, Journal)>> {
         let mut journals = Vec::new();
         for (place, _) in self.members.values() {
@@ -369,6 +380,14 @@ fn gather<'a>(guests: &[&'a WritableGuest]) -> Result<Vec<Gathered<'a>>> {
 /// # Errors
 /// [`Refusal`] (by downcast) where guests of such a set are missing; [`TransactionError`] and [`UndoError`] where it could not be finished.
 pub fn recover(guests: &[&WritableGuest], ui: &dyn Ui) -> Result<Recovered> {
+    recover_without(guests, &[], ui)
+}
+
+/// The same without the guests of these names, which are lost and will never boot again: what they would have done does not count.
+///
+/// # Errors
+/// As of [`recover`].
+pub fn recover_without(guests: &[&WritableGuest], dead: &[String], ui: &dyn Ui) -> Result<Recovered> {
     let identities: BTreeSet<String> = guests.iter().map(|guest| identity(guest.guest())).collect();
     let mut recovered = Recovered::default();
     for gathered in gather(guests)? {
@@ -379,12 +398,10 @@ pub fn recover(guests: &[&WritableGuest], ui: &dyn Ui) -> Result<Recovered> {
                 continue;
             }
         }
-        let (missing_names, any_unrecorded) = gathered.missing(&identities);
-        if !missing_names.is_empty() {
-            let names: Vec<&str> = missing_names.iter().map(String::as_str).collect();
-            return Err(missing(&gathered.id, &gathered.set.names(), &names).into());
-        }
-        recover_one(&gathered, any_unrecorded, &mut recovered, ui)?;
+        let (absent, any_unrecorded) = gathered.missing(&identities);
+        gathered.refuse_missing(&absent, dead)?;
+        // Whether a lost one had committed cannot be known.
+        recover_one(&gathered, any_unrecorded || !absent.is_empty(), &mut recovered, ui)?;
     }
     for guest in guests {
         let own = transaction::recover(guest, ui)?;
@@ -424,6 +441,19 @@ fn recover_one(set: &Gathered<'_>, any_unrecorded: bool, recovered: &mut Recover
 /// # Errors
 /// [`Refusal`] (by downcast) when nothing was changed: no such run, guests missing, files changed since. [`UndoError`] after that.
 pub fn undo(guests: &[&WritableGuest], run: &str, ui: &dyn Ui) -> Result<Vec<(String, Undone)>> {
+    undo_without(guests, &[], run, ui)
+}
+
+/// The same without the guests of these names, which are lost and will never boot again.
+///
+/// # Errors
+/// As of [`undo`].
+pub fn undo_without(
+    guests: &[&WritableGuest],
+    dead: &[String],
+    run: &str,
+    ui: &dyn Ui,
+) -> Result<Vec<(String, Undone)>> {
     let identities: BTreeSet<String> = guests.iter().map(|guest| identity(guest.guest())).collect();
     let Some(set) = gather(guests)?.into_iter().find(|gathered| gathered.id == run) else {
         let next = "`rescue runs` with the same disks lists what was done";
@@ -434,11 +464,8 @@ pub fn undo(guests: &[&WritableGuest], run: &str, ui: &dyn Ui) -> Result<Vec<(St
         )
         .into());
     };
-    let (missing_names, any_unrecorded) = set.missing(&identities);
-    if !missing_names.is_empty() {
-        let names: Vec<&str> = missing_names.iter().map(String::as_str).collect();
-        return Err(missing(&set.id, &set.set.names(), &names).into());
-    }
+    let (absent, any_unrecorded) = set.missing(&identities);
+    set.refuse_missing(&absent, dead)?;
     let any = |wanted: Reached| set.members.values().any(|(_, reached)| *reached == wanted);
     if any_unrecorded || any(Reached::Begun) {
         return Err(Refusal::new(

@@ -178,6 +178,33 @@ fn half_a_set_is_left_alone_and_a_whole_one_completed() {
     assert_eq!(fs::read(disks[0].record("journal.json")).unwrap(), changed);
 }
 
+/// A disk that is lost for good must not hold up the others for ever.
+#[test]
+fn without_a_lost_guest_the_others_are_put_back_or_completed() {
+    let disks = disks();
+    let guests = open(&disks);
+    applied(&guests).unwrap();
+    let dead = ["m3".to_owned()];
+    let few = &all(&guests)[..2];
+    assert!(set::undo_without(few, &["m1".to_owned()], "one", &Silent).unwrap_err().is::<Refusal>());
+    let undone = set::undo_without(few, &dead, "one", &Silent).unwrap();
+    assert_eq!(undone.len(), 2);
+    assert!(disks[..2].iter().all(|disk| disk.log() == format!("the log of {}", disk.0)));
+
+    // Committed, and nobody has begun: whether the lost one had committed is not known, so it is discarded.
+    for disk in &disks[..2] {
+        for record in ["undone.json", "undo.json", "done.json"] {
+            fs::remove_file(disk.record(record)).unwrap();
+        }
+        let why = "the members of this cluster are being replaced together, and this one has not been yet";
+        fs::create_dir_all(disk.record("staged")).unwrap();
+        fs::write(disk.record("staged/0"), super::stage::fence(why, "one").expose()).unwrap();
+    }
+    assert!(set::recover(few, &Silent).unwrap_err().is::<Refusal>());
+    assert_eq!(set::recover_without(few, &dead, &Silent).unwrap().discarded, ["one"]);
+    assert!(disks[..2].iter().all(|disk| !disk.record("").exists()));
+}
+
 #[test]
 fn a_set_that_one_guest_never_committed_is_discarded_on_all() {
     let disks = disks();

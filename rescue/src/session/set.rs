@@ -111,28 +111,28 @@ impl Session<'_> {
         Ok(SetReceipt { run: info.id, plan: SetPlan { parts, ..plan }, applied, after, took: started.elapsed() })
     }
 
-    /// Finishes the runs of several nodes that were cut off, and looks again.
+    /// Finishes the runs of several nodes that were cut off, and looks again. Nodes named in `dead` are lost for good.
     ///
     /// # Errors
     /// As of [`Session::repair_set`].
-    pub fn recover_sets(&self, nodes: Vec<NodeReport>) -> Result<(Recovered, Inspection)> {
+    pub fn recover_sets(&self, nodes: Vec<NodeReport>, dead: &[String]) -> Result<(Recovered, Inspection)> {
         let closed = close(nodes)?;
         let writable = self.open_all(&closed)?;
         let guests: Vec<&WritableGuest> = writable.iter().collect();
-        let recovered = set::recover(&guests, self.ui).map_err(PartWay::unless_refused)?;
+        let recovered = set::recover_without(&guests, dead, self.ui).map_err(PartWay::unless_refused)?;
         close_all(writable)?;
         Ok((recovered, self.inspect().map_err(PartWay::wrap)?))
     }
 
-    /// Takes a run back on all of its nodes.
+    /// Takes a run back on all of its nodes, but for those in `dead`, which are lost for good.
     ///
     /// # Errors
     /// As of [`Session::repair_set`].
-    pub fn undo_set(&self, nodes: Vec<NodeReport>, run: &str) -> Result<Vec<(String, Undone)>> {
+    pub fn undo_set(&self, nodes: Vec<NodeReport>, dead: &[String], run: &str) -> Result<Vec<(String, Undone)>> {
         let closed = close(nodes)?;
         let writable = self.open_all(&closed)?;
         let guests: Vec<&WritableGuest> = writable.iter().collect();
-        let undone = set::undo(&guests, run, self.ui).map_err(PartWay::unless_refused)?;
+        let undone = set::undo_without(&guests, dead, run, self.ui).map_err(PartWay::unless_refused)?;
         close_all(writable)?;
         Ok(undone)
     }
