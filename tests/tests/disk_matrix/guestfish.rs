@@ -1,6 +1,7 @@
 //! The same disks read by guestfish: libguestfs boots a kernel of its own beside them, so that nothing of what is compared here is ours.
 //!
-//! `RESCUE_GUESTFISH=1` asks for it: one appliance with all disks takes some minutes without KVM. docs/disks.md has the results.
+//! `RESCUE_GUESTFISH=1` asks for it: one appliance with all disks takes some minutes without KVM. `RESCUE_GUESTFISH=NAME,NAME` takes only these layouts.
+//! docs/disks.md has the results.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -51,7 +52,9 @@ pub fn compare(layouts: Vec<(&'static str, Layout)>) -> Result<()> {
     let folder = tempfile::Builder::new().prefix("rescue-guestfish-").tempdir()?;
     let folder = folder.path();
     let mut all = Vec::new();
-    for (name, layout) in layouts {
+    let asked = std::env::var("RESCUE_GUESTFISH").unwrap_or_default();
+    let is_asked = |name: &str| asked == "1" || asked.split(',').any(|asked| asked == name);
+    for (name, layout) in layouts.into_iter().filter(|(name, _)| is_asked(name)) {
         let own = folder.join(name);
         fs::create_dir(&own)?;
         let machine = Machine::make(&layout, &own).context(name)?;
@@ -189,6 +192,8 @@ impl Guested {
         });
         let (place, options) = root.context("no root")?;
         let device = self.device(place, "/")?;
+        // Its inspection calls volumes by their group's folder.
+        let device = device.replace("/dev/mapper/centos-root", "/dev/centos/root");
         Ok(match options.strip_prefix("subvol=") {
             Some(subvolume) => format!("btrfsvol:{device}/{subvolume}"),
             None => device,
