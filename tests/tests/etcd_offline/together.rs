@@ -85,6 +85,7 @@ type Damage = fn(&[PathBuf]) -> Result<()>;
 const CASES: &[(&str, Damage, &str)] = &[
     ("a database is cut short", |dirs| cut(&dirs[0].join("member/snap/db"), 8192), "G0"),
     ("the end of a log is lost", |dirs| lose_end(&dirs[1]), "G1"),
+    ("a sector of a log's last entry is zeros", |dirs| zero_last(&dirs[0]), "G1"),
     ("a member is wiped", |dirs| Ok(fs::remove_dir_all(dirs[2].join("member"))?), "G1"),
     (
         "one lost its log, another its database",
@@ -114,6 +115,17 @@ fn lose_end(data_dir: &Path) -> Result<()> {
     let at = super::members::offset_of(&guest, &data, data.consistent_index() - 3)?;
     let last = data.log.segments.last().context("a log")?;
     cut(&data_dir.join(last.segment.path.as_path().strip_prefix("/")?), at)
+}
+
+/// The last entry's record keeps its length and loses what is in it.
+fn zero_last(data_dir: &Path) -> Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    let (guest, data) = super::members::guest(data_dir)?;
+    let at = super::members::offset_of(&guest, &data, data.log.last)?;
+    let last = data.log.segments.last().context("a log")?;
+    let file = data_dir.join(last.segment.path.as_path().strip_prefix("/")?);
+    let zeros = vec![0; usize::try_from(last.used - at - 8)?];
+    Ok(fs::OpenOptions::new().write(true).open(file)?.write_all_at(&zeros, at + 8)?)
 }
 
 #[test]

@@ -28,7 +28,11 @@ pub fn plan_set(nodes: &[NodeReport], wishes: &SetWishes) -> Result<Option<SetPl
     let seen: Vec<Seen<'_>> = nodes.iter().filter_map(Seen::look).collect();
     let (seen, _running): (Vec<_>, Vec<_>) =
         seen.into_iter().partition(|seen| holder(seen.guest, &seen.place).is_none());
-    for cluster in clusters(&seen) {
+    let clusters = clusters(&seen);
+    if clusters.is_empty() && seen.len() > 1 && seen.iter().any(|seen| seen.data.facts().is_some()) {
+        return Err(no_log_at_all(&seen));
+    }
+    for cluster in clusters {
         if let Some(table) = Table::lay(cluster, &seen, wishes, false)?
             && let Some(plan) = table.plan()?
         {
@@ -98,8 +102,9 @@ impl<'a> Table<'a> {
     }
 
     fn plan(mut self) -> Result<Option<SetPlan>> {
-        let is_quiet =
-            self.seen.iter().all(|(seen, _)| seen.cluster() == Some(self.cluster) && seen.is_mended_in_place());
+        let is_quiet = self.seen.iter().all(|(seen, _)| {
+            seen.cluster() == Some(self.cluster) && seen.is_mended_in_place() && !self.may_have_forgotten(seen)
+        });
         if !is_quiet {
             self.find_bases();
         }
@@ -120,7 +125,7 @@ impl<'a> Table<'a> {
                     parts,
                 )
             }
-            Repair::Readmit { keeper, again, relaid } => {
+            Repair::Readmit { keeper, again, relaid, is_majority } => {
                 let mut parts = self.readmitted(keeper, &again)?;
                 for number in relaid {
                     parts.push(self.relaid(number)?);
@@ -130,7 +135,7 @@ impl<'a> Table<'a> {
                     self.names(&again),
                     self.name(keeper)
                 );
-                (summary, Guarantee::new(Level::G1), parts)
+                (summary, self.guarantee(keeper, is_majority)?, parts)
             }
             Repair::Clone { best, members, is_majority } => {
                 let parts = self.cloned(best, &members)?;
@@ -155,6 +160,13 @@ impl<'a> Table<'a> {
         };
         let afterwards = self.afterwards();
         Ok(Some(SetPlan { summary, guarantee, why: decision.why, parts, afterwards }))
+    }
+
+    /// Whether a member may have promised an entry to the others that it no longer holds, and all others are at hand to make up for it. Alone, it is
+    /// left to etcd, which copes with it by itself.
+    fn may_have_forgotten(&self, seen: &Seen<'_>) -> bool {
+        let there = |id: u64| self.seen.iter().any(|(_, known)| known.id == id);
+        seen.has_lost_sector() && self.members.voters().count() > 1 && self.members.voters().all(there)
     }
 
     /// What can be built upon each one's log. Databases of another cluster are refused by the base itself.
@@ -207,7 +219,15 @@ impl<'a> Table<'a> {
     fn view(&self, number: usize, is_quiet: bool) -> View {
         let (seen, member) = &self.seen[number];
         let (name, log) = (seen.name.clone(), &seen.data.log);
-        let view = View { name, id: member.id, votes: !member.is_learner, state: State::Lost, rank: None, agreed: 0 };
+        let view = View {
+            name,
+            id: member.id,
+            votes: !member.is_learner,
+            state: State::Lost,
+            rank: None,
+            is_clean: seen.is_clean(),
+            agreed: 0,
+        };
         if seen.cluster() != Some(self.cluster) {
             return view;
         }
@@ -219,6 +239,7 @@ impl<'a> Table<'a> {
         let base = self.bases[number].as_ref().ok();
         let rank = base.map(|base| (log.last_term(), log.last.saturating_add(base.missing)));
         let state = match base {
+            _ if self.may_have_forgotten(seen) => State::Lost,
             _ if seen.is_mended_in_place() => State::Fine,
             Some(base) if seen.is_log_whole() && base.missing == 0 => State::Relaid,
             _ => State::Lost,
@@ -404,6 +425,16 @@ impl<'a> Table<'a> {
         )
         .into()
     }
+}
+
+fn no_log_at_all(seen: &[Seen<'_>]) -> anyhow::Error {
+    let names: Vec<&str> = seen.iter().map(|seen| seen.name.as_str()).collect();
+    Refusal::new(
+        format!("no log of etcd is left on {}", names.join(", ")),
+        "what is left are databases alone, and with them the last writes are lost",
+        "rescue etcd rebuild --db-only, with the same disks, makes a new cluster from the newest database",
+    )
+    .into()
 }
 
 /// Two histories are never mixed.

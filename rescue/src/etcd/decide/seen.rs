@@ -9,7 +9,7 @@ use crate::etcd::members::{Member, Members};
 use crate::etcd::mend;
 use crate::etcd::rebuild::base::Options;
 use crate::etcd::rebuild::{Base, DatabaseFile};
-use crate::etcd::wal::End;
+use crate::etcd::wal::{End, Tear};
 use crate::guest::Guest;
 use crate::session::NodeReport;
 
@@ -96,6 +96,16 @@ impl<'a> Seen<'a> {
             && good_end
             && log.last >= self.data.commit()
             && !self.problems.iter().any(|problem| gone.contains(&problem.kind) || removed.contains(&problem.kind))
+    }
+
+    /// Whether the log ends with a whole record.
+    pub fn is_clean(&self) -> bool {
+        self.data.log.tail().is_some_and(|tail| tail.end == End::Complete)
+    }
+
+    /// Whether the log's last record is there in its full length with a sector of zeros: etcd cuts it off, but it may have been promised.
+    pub fn has_lost_sector(&self) -> bool {
+        self.data.log.tail().is_some_and(|tail| tail.end == End::Torn(Tear::ZeroSector))
     }
 
     /// Whether the folder of the log is part of the folder `member`, which is replaced as a whole.

@@ -34,6 +34,8 @@ pub struct View {
     pub state: State,
     /// Term and number of the last entry that can be read of its log; none where nothing can be built upon it.
     pub rank: Option<(u64, u64)>,
+    /// Whether that log ends with a whole record. One that does not has lost nothing that it promised, as long as its disk keeps its word.
+    pub is_clean: bool,
     /// Entries up to here are known to be agreed on.
     pub agreed: u64,
 }
@@ -64,6 +66,8 @@ pub enum Repair {
         again: Vec<usize>,
         /// Who else is not fine.
         relaid: Vec<usize>,
+        /// As for [`Repair::Clone`].
+        is_majority: bool,
     },
     /// All get the history of `best`, as a new cluster.
     Clone {
@@ -71,7 +75,7 @@ pub enum Repair {
         best: usize,
         /// Who.
         members: Vec<usize>,
-        /// Whether a majority of the voters' logs is whole, so that nothing that was acknowledged is lost.
+        /// Whether a majority of the voters' logs is whole beyond doubt, so that nothing that was acknowledged is lost.
         is_majority: bool,
     },
     /// The only voter's log ends before its database: it is extended.
@@ -120,6 +124,9 @@ impl Table<'_> {
         let best = self.best();
         let absent = self.absent();
         let kept = self.voters_at_hand().filter(|number| !lost.contains(number)).count();
+        // Where a disk has lost something, another's torn end is no longer taken for what was never promised.
+        let clean =
+            self.voters_at_hand().filter(|number| !lost.contains(number) && self.view(*number).is_clean).count();
         if let Some(keeper) =
             best.filter(|best| kept >= self.majority() && !lost.contains(best) && self.holds_agreed(*best))
         {
@@ -128,7 +135,8 @@ impl Table<'_> {
                 why.push(format!(
                     "With its old ID {names} could have promised what it no longer holds, so it gets a new one; the others keep theirs."
                 ));
-                return (Repair::Readmit { keeper, again: lost, relaid: others_relaid }, why);
+                let is_majority = clean >= self.majority();
+                return (Repair::Readmit { keeper, again: lost, relaid: others_relaid, is_majority }, why);
             }
             if absent.is_empty() {
                 why.push(
@@ -148,7 +156,7 @@ impl Table<'_> {
         if !absent.is_empty() {
             return (Repair::Needs(absent), why);
         }
-        self.clone_all(best, kept, why)
+        self.clone_all(best, clean, why)
     }
 
     fn without_loss(&self, relaid: Vec<usize>) -> (Repair, Vec<String>) {
@@ -249,6 +257,7 @@ mod tests {
             votes: true,
             state: *state,
             rank: last.map(|last| (2, last)),
+            is_clean: true,
             agreed: 90,
         };
         Situation {
@@ -271,11 +280,11 @@ mod tests {
         assert_eq!(repair(&situation(3, &[whole, (Fine, Some(95)), (Relaid, Some(100))])), Repair::Relay(vec![2]));
         assert_eq!(
             repair(&situation(3, &[(Lost, None), (Fine, Some(99)), whole])),
-            Repair::Readmit { keeper: 2, again: vec![0], relaid: vec![] }
+            Repair::Readmit { keeper: 2, again: vec![0], relaid: vec![], is_majority: true }
         );
         assert_eq!(
             repair(&situation(3, &[(Lost, Some(80)), (Relaid, Some(99)), whole])),
-            Repair::Readmit { keeper: 2, again: vec![0], relaid: vec![1] }
+            Repair::Readmit { keeper: 2, again: vec![0], relaid: vec![1], is_majority: true }
         );
         // The newest is among those that lost something.
         assert_eq!(
@@ -287,6 +296,14 @@ mod tests {
             Repair::Clone { best: 2, members: vec![0, 1, 2], is_majority: false }
         );
         assert_eq!(repair(&situation(3, &[(Lost, None); 3])), Repair::NoLog(vec![0, 1, 2]));
+    }
+
+    #[test]
+    fn a_torn_end_beside_a_lost_log_is_no_proof() {
+        let whole = (Fine, Some(100));
+        let mut torn = situation(3, &[(Lost, Some(50)), (Fine, Some(99)), whole]);
+        torn.members[1].is_clean = false;
+        assert_eq!(repair(&torn), Repair::Readmit { keeper: 2, again: vec![0], relaid: vec![], is_majority: false });
     }
 
     #[test]
@@ -310,7 +327,7 @@ mod tests {
         );
         assert_eq!(
             repair(&situation(5, &[(Lost, None), (Lost, None), whole, whole, whole])),
-            Repair::Readmit { keeper: 2, again: vec![0, 1], relaid: vec![] }
+            Repair::Readmit { keeper: 2, again: vec![0, 1], relaid: vec![], is_majority: true }
         );
         assert_eq!(repair(&situation(5, &[(Lost, None), whole, whole, whole])), Repair::Needs(vec!["m5".to_owned()]));
     }
