@@ -280,3 +280,45 @@ fn name(members: &mut Members, named: &Members) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::etcd::member::Place;
+    use crate::etcd::sample;
+
+    fn based(database: Vec<u8>, options: Options) -> Result<Rc<Base>, String> {
+        let guest = sample::member("").file("/member/snap/db", database).into_guest();
+        let place = Place::new(GuestPath::new("/"), None);
+        let data = MemberData::read(&guest, &place);
+        let database = DatabaseFile::examine(&guest, &place.db()).unwrap();
+        Base::new(&guest, &data, database, Some(&data), options).map_err(|no| no.to_string())
+    }
+
+    #[test]
+    fn a_database_within_the_log_is_built_upon() {
+        for applied in [3, 8] {
+            let base = based(sample::sound_database(applied), Options::default()).unwrap();
+            assert_eq!((base.missing, base.from, base.log.last), (0, 0, 8));
+            assert_eq!(base.members.voters().collect::<Vec<_>>(), [7]);
+            assert!(matches!(base.start, Start::Nothing));
+            assert_eq!(base.next_term([]), 3);
+        }
+    }
+
+    #[test]
+    fn far_beyond_the_log_nothing_is_made_up() {
+        let why = based(sample::sound_database(5_000_000), Options::default()).unwrap_err();
+        assert!(why.contains("before the database"), "{why}");
+    }
+
+    #[test]
+    fn what_is_not_proved_must_be_asked_for() {
+        let index = 8u64.to_be_bytes();
+        let entries: &[(&[u8], &[u8])] = &[(b"consistent_index", &index), (b"storageVersion", b"3.6.0")];
+        let database = sample::database(&[("meta", entries)]);
+        let why = based(database.clone(), Options::default()).unwrap_err();
+        assert!(why.contains("3.6.0") && why.contains("--unproven"), "{why}");
+        assert!(based(database, Options { unproven: true }).is_ok());
+    }
+}
