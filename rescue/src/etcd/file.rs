@@ -10,6 +10,8 @@ use crate::guest::{FileKind, Guest, GuestPath, RealPath, Tree, TreeError, TreeRe
 const CHUNK: u64 = 64 << 10;
 /// 8 MiB in all.
 const MAX_CHUNKS: usize = 128;
+/// Chunks fetched together where the one before was read, too: whoever goes through a file from its beginning goes on.
+const AHEAD: u64 = 8;
 
 /// One regular file, opened for reading at any place.
 pub struct File {
@@ -93,7 +95,11 @@ impl File {
             *used = now;
             return Ok(Rc::clone(chunk));
         }
-        let bytes = self.tree.read_range(self.path.as_path(), number.saturating_mul(CHUNK), CHUNK as usize)?;
+        let before = number.checked_sub(1);
+        let goes_on = before.is_some_and(|before| chunks.by_number.contains_key(&before));
+        let wanted = if goes_on { AHEAD } else { 1 };
+        let length = usize::try_from(wanted * CHUNK).unwrap_or(usize::MAX);
+        let bytes = self.tree.read_range(self.path.as_path(), number.saturating_mul(CHUNK), length)?;
         if chunks.by_number.len() >= MAX_CHUNKS {
             // Dropping the older half at once keeps the look for the oldest rare.
             let mut ages: Vec<u64> = chunks.by_number.values().map(|(used, _)| *used).collect();
@@ -101,7 +107,11 @@ impl File {
             let middle = ages.get(ages.len() / 2).copied().unwrap_or(now);
             chunks.by_number.retain(|_, (used, _)| *used > middle);
         }
-        let chunk = Rc::new(bytes);
+        let (first, ahead) = bytes.split_at(bytes.len().min(CHUNK as usize));
+        for (next, part) in (number + 1..).zip(ahead.chunks(CHUNK as usize)) {
+            chunks.by_number.entry(next).or_insert_with(|| (now, Rc::new(part.to_vec())));
+        }
+        let chunk = Rc::new(first.to_vec());
         chunks.by_number.insert(number, (now, Rc::clone(&chunk)));
         Ok(chunk)
     }
