@@ -325,6 +325,47 @@ fn a_rebuild_in_place_asks_for_its_losses_and_can_be_taken_back() -> Result<()> 
     Ok(())
 }
 
+/// Three nodes as one change: all boot as one new cluster, and one undo with all three disks brings all back.
+#[test]
+fn three_nodes_are_rebuilt_as_one() -> Result<()> {
+    let version = Version::debian();
+    let mut cluster = Cluster::start(&version, 3, 10_000)?;
+    work(&cluster)?;
+    settle();
+    let (keys, revision) = cluster.keys(0)?;
+    cluster.kill()?;
+    let mut roots = Vec::new();
+    for (number, member) in cluster.members.iter().enumerate() {
+        let root = guest(&cluster.folder().join(format!("node{number}")), &member.data_dir, "")?;
+        let manifest = root.join("etc/kubernetes/manifests/etcd.yaml");
+        let text = fs::read_to_string(&manifest)?
+            .replace("--name=m1", &format!("--name={}", member.name))
+            .replace("http://127.0.0.1:1]", &format!("{}]", member.peer_url()));
+        fs::write(&manifest, text)?;
+        fs::write(root.join("etc/hostname"), format!("{}\n", member.name))?;
+        roots.push(root);
+    }
+    let all = |command: Cmd| roots.iter().fold(command, |command, root| command.arg("--root").arg(root));
+    let before = roots.iter().map(|root| sums(&root.join("var/lib/etcd"))).collect::<Result<Vec<_>>>()?;
+    // One of the three left out could start again beside the new cluster.
+    let alone = rescue("rebuild").args(["--db-only", "--yes", "--accept-loss", "--root"]).arg(&roots[0]).run()?;
+    ensure!(alone.code == 3 && alone.stderr.contains("--declare-dead"), "{}", alone.transcript());
+    let rebuild = || all(rescue("rebuild").args(["--db-only", "--yes", "--accept-loss"])).ok();
+    rebuild()?;
+    all(Cmd::new(rescue_binary()).args(["undo", "--yes"])).ok()?;
+    let after = roots.iter().map(|root| sums(&root.join("var/lib/etcd"))).collect::<Result<Vec<_>>>()?;
+    ensure!(after == before, "undo left something");
+    rebuild()?;
+    for (member, root) in cluster.members.iter_mut().zip(&roots) {
+        member.data_dir = root.join("var/lib/etcd");
+    }
+    cluster.run()?;
+    ensure!(cluster.keys(2)? == (keys, revision + BUMP), "keys differ");
+    let hashes = (0..3).map(|number| cluster.hash(number, 0)).collect::<Result<BTreeSet<_>>>()?;
+    ensure!(hashes.len() == 1, "{hashes:?}");
+    cluster.put("after", "1")
+}
+
 #[test]
 fn a_full_database_is_made_small_and_takes_writes_again() -> Result<()> {
     let version = Version::debian();
