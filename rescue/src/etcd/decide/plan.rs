@@ -6,6 +6,7 @@ use std::rc::Rc;
 use anyhow::{Context as _, Result};
 use aws_lc_rs::rand;
 
+use super::from_database;
 use super::seen::Seen;
 use super::table::{self, Repair, Situation, State, View};
 use crate::checks::etcd_look::holder;
@@ -29,8 +30,8 @@ pub fn plan_set(nodes: &[NodeReport], wishes: &SetWishes) -> Result<Option<SetPl
     let (seen, _running): (Vec<_>, Vec<_>) =
         seen.into_iter().partition(|seen| holder(seen.guest, &seen.place).is_none());
     let clusters = clusters(&seen);
-    if clusters.is_empty() && seen.len() > 1 && seen.iter().any(|seen| seen.data.facts().is_some()) {
-        return Err(no_log_at_all(&seen));
+    if clusters.is_empty() && seen.len() > 1 {
+        return from_database::without_any_log(&seen, wishes);
     }
     for cluster in clusters {
         if let Some(table) = Table::lay(cluster, &seen, wishes, false)?
@@ -116,7 +117,11 @@ impl<'a> Table<'a> {
         let (summary, guarantee, parts) = match decision.repair {
             Repair::Nothing => return Ok(None),
             Repair::Needs(disks) => return Err(self.needs(&disks, &decision.why)),
-            Repair::NoLog(members) => return Err(self.no_log(&members)),
+            Repair::NoLog(members) => {
+                let all: Vec<(&Seen<'_>, Member)> = self.seen.clone();
+                let plan = from_database::plan(&all, &self.members, &self.dead, self.wishes)?;
+                return plan.map(Some).ok_or_else(|| self.no_log(&members));
+            }
             Repair::Relay(members) => {
                 let parts = members.iter().map(|number| self.relaid(*number)).collect::<Result<Vec<_>>>()?;
                 (
@@ -427,16 +432,6 @@ impl<'a> Table<'a> {
     }
 }
 
-fn no_log_at_all(seen: &[Seen<'_>]) -> anyhow::Error {
-    let names: Vec<&str> = seen.iter().map(|seen| seen.name.as_str()).collect();
-    Refusal::new(
-        format!("no log of etcd is left on {}", names.join(", ")),
-        "what is left are databases alone, and with them the last writes are lost",
-        "rescue etcd rebuild --db-only, with the same disks, makes a new cluster from the newest database",
-    )
-    .into()
-}
-
 /// Two histories are never mixed.
 fn refuse_forks(own: &[&Seen<'_>]) -> Result<()> {
     for (number, one) in own.iter().enumerate() {
@@ -466,7 +461,7 @@ fn newest_members(own: &[&Seen<'_>]) -> Option<Members> {
 }
 
 /// IDs of the members that are given up, by name or ID. Names that this cluster does not know may be another's.
-fn dead(wishes: &SetWishes, members: &Members, seen: &[(&Seen<'_>, Member)]) -> Result<Vec<u64>> {
+pub(super) fn dead(wishes: &SetWishes, members: &Members, seen: &[(&Seen<'_>, Member)]) -> Result<Vec<u64>> {
     let mut dead = Vec::new();
     for name in &wishes.declare_dead {
         let known = members.list.values().find(|member| member.name == *name || format!("{:x}", member.id) == *name);
@@ -485,7 +480,7 @@ fn dead(wishes: &SetWishes, members: &Members, seen: &[(&Seen<'_>, Member)]) -> 
 }
 
 /// Never used before, so that the IDs made with it are new.
-fn token() -> Result<String> {
+pub(super) fn token() -> Result<String> {
     let mut bytes = [0; 8];
     rand::fill(&mut bytes).map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
     Ok(format!("rescue-{:x}", u64::from_be_bytes(bytes)))
