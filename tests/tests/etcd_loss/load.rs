@@ -9,6 +9,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+/// Written after each repair, and in no book.
+pub const PROBE: &str = "probe";
+
 /// What a key must hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
@@ -56,7 +59,8 @@ impl Book {
     }
 
     /// What a repair that lost something, as it announced, left: the book of the next round.
-    pub fn restart_from(&mut self, now: BTreeMap<String, Held>) {
+    pub fn restart_from(&mut self, mut now: BTreeMap<String, Held>) {
+        now.remove(PROBE);
         *self = Self { acknowledged: now, unanswered: BTreeMap::new() };
     }
 }

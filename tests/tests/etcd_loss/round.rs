@@ -261,6 +261,6 @@ fn serve(state: &mut State) -> Result<BTreeMap<String, Held>> {
     if hashes.iter().any(|hash| hash != &hashes[0]) {
         bail!("members differ: {hashes:?}");
     }
-    ensure!(client.put("probe", "1")? > revision, "no new revision");
+    ensure!(client.put(load::PROBE, "1")? > revision, "no new revision");
     Ok(now)
 }
