@@ -233,7 +233,8 @@ impl<'a> Table<'a> {
             is_clean: seen.is_clean(),
             agreed: 0,
         };
-        if seen.cluster() != Some(self.cluster) {
+        let own = seen.data.log.identity.map(|identity| (identity.cluster, identity.member));
+        if own != Some((self.cluster, member.id)) {
             return view;
         }
         let rank = Some((log.last_term(), log.last));

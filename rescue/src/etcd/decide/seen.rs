@@ -61,10 +61,12 @@ impl<'a> Seen<'a> {
         self.data.log.identity.map(|identity| identity.cluster)
     }
 
-    /// Which of `members` it is: by the ID in its log, else by what it is started with.
+    /// Which of `members` it is: by the ID in its log, else by what it is started with. A disk that was taken back to before its member was
+    /// taken in anew still has the removed ID.
     pub fn whose<'m>(&self, cluster: u64, members: &'m Members) -> Option<&'m Member> {
-        if let Some(identity) = self.data.log.identity.filter(|identity| identity.cluster == cluster) {
-            return members.list.get(&identity.member);
+        let own = self.data.log.identity.filter(|identity| identity.cluster == cluster);
+        if let Some(member) = own.and_then(|identity| members.list.get(&identity.member)) {
+            return Some(member);
         }
         members.list.values().find(|member| member.peer_urls.iter().any(|url| self.flag_urls.contains(url)))
     }
