@@ -96,7 +96,7 @@ impl Client {
     }
 
     pub fn compact(&self, revision: i64) -> Result<()> {
-        self.post("kv/compaction", &json!({"revision": revision.to_string(), "physical": true})).map(|_| ())
+        self.post("kv/compaction", &json!({"revision": revision.to_string()})).map(|_| ())
     }
 
     /// Every key, and the revision of the whole; a read that a majority agrees to.
