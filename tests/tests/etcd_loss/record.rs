@@ -84,8 +84,14 @@ impl Record {
     /// A table for docs: rounds by outcome, and the writes that each way lost where all are known.
     pub fn summary(&self) -> String {
         let mut text = format!("{} rounds\n", self.lines.len());
-        for outcome in [Outcome::Whole, Outcome::LostAsAnnounced, Outcome::Silent, Outcome::Refused, Outcome::LostMore]
-        {
+        for outcome in [
+            Outcome::Whole,
+            Outcome::LostAsAnnounced,
+            Outcome::Silent,
+            Outcome::Refused,
+            Outcome::Diverged,
+            Outcome::LostMore,
+        ] {
             let name = format!("{outcome:?}");
             text.push_str(&format!("{name}: {}\n", self.count(|line| line["outcome"] == name.as_str())));
         }
