@@ -65,6 +65,11 @@ impl Book {
     }
 }
 
+/// How long an answer may take, on a busy machine too: a write …
+const A_WRITE: Duration = Duration::from_secs(5);
+/// … and a page of keys, some of which are large.
+const A_PAGE: Duration = Duration::from_secs(60);
+
 /// One member's JSON gateway.
 #[derive(Debug)]
 pub struct Client {
@@ -74,12 +79,12 @@ pub struct Client {
 
 impl Client {
     pub fn new(url: &str) -> Self {
-        let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(5))).build();
-        Self { agent: config.into(), url: url.to_owned() }
+        Self { agent: ureq::Agent::new_with_defaults(), url: url.to_owned() }
     }
 
-    fn post(&self, path: &str, body: &Value) -> Result<Value> {
-        let answer = self.agent.post(format!("{}/v3/{path}", self.url)).send(body.to_string())?;
+    fn post(&self, path: &str, body: &Value, patience: Duration) -> Result<Value> {
+        let ask = self.agent.post(format!("{}/v3/{path}", self.url)).config().timeout_global(Some(patience)).build();
+        let answer = ask.send(body.to_string()).with_context(|| format!("asking {}/v3/{path}", self.url))?;
         Ok(serde_json::from_str(&answer.into_body().with_config().limit(256 << 20).read_to_string()?)?)
     }
 
@@ -88,15 +93,19 @@ impl Client {
     }
 
     pub fn put(&self, key: &str, value: &str) -> Result<i64> {
-        Self::revision(&self.post("kv/put", &json!({"key": STANDARD.encode(key), "value": STANDARD.encode(value)}))?)
+        Self::revision(&self.post(
+            "kv/put",
+            &json!({"key": STANDARD.encode(key), "value": STANDARD.encode(value)}),
+            A_WRITE,
+        )?)
     }
 
     pub fn delete(&self, key: &str) -> Result<i64> {
-        Self::revision(&self.post("kv/deleterange", &json!({"key": STANDARD.encode(key)}))?)
+        Self::revision(&self.post("kv/deleterange", &json!({"key": STANDARD.encode(key)}), A_WRITE)?)
     }
 
     pub fn compact(&self, revision: i64) -> Result<()> {
-        self.post("kv/compaction", &json!({"revision": revision.to_string()})).map(|_| ())
+        self.post("kv/compaction", &json!({"revision": revision.to_string()}), A_WRITE).map(|_| ())
     }
 
     /// Every key, and the revision of the whole; a read that a majority agrees to.
@@ -108,7 +117,7 @@ impl Client {
             if revision != 0 {
                 ask["revision"] = json!(i64::to_string(&revision));
             }
-            let answer = self.post("kv/range", &ask)?;
+            let answer = self.post("kv/range", &ask, A_PAGE)?;
             if revision == 0 {
                 revision = Self::revision(&answer)?;
             }
