@@ -1,4 +1,4 @@
-//! What the drivers of the crash tests share: a power cut from inside, and every file of a file system as a line.
+//! What the drivers of the crash tests share: exit codes, a power cut from inside, and every file of a file system as a line.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -6,13 +6,41 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
+use rescue::refusal::Refusal;
 use rescue::repair::change::sha256_hex;
+use rescue::repair::{TransactionError, UndoError, fault};
+
+/// Runs a driver. Exit codes: 0 done, 3 refused, 4 stopped part-way, 5 anything else. With `CUT_POWER` set, an abort cuts the power first.
+pub fn drive(run: impl FnOnce() -> Result<()>) -> ExitCode {
+    if std::env::var_os("CUT_POWER").is_some() {
+        fault::before_abort(cut_power);
+    }
+    let Err(error) = run() else { return ExitCode::SUCCESS };
+    eprintln!("{error:#}");
+    if error.is::<Refusal>() {
+        ExitCode::from(3)
+    } else if error.is::<TransactionError>() || error.is::<UndoError>() || error.is::<NotClosed>() {
+        ExitCode::from(4)
+    } else {
+        ExitCode::from(5)
+    }
+}
+
+/// All was done, but it may not be on the disk.
+#[derive(Debug, Clone, Copy)]
+pub struct NotClosed;
+
+impl std::fmt::Display for NotClosed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("all is done, but unmounting failed")
+    }
+}
 
 /// So that the disk keeps what it would keep when the power goes.
-pub fn cut_power() {
+fn cut_power() {
     if !keep_what_btrfs_has_written() {
         shut_down();
     }

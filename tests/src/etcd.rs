@@ -12,6 +12,9 @@ use serde_json::Value;
 
 use crate::Cmd;
 
+pub mod files;
+pub mod guest;
+
 /// How long a start or an election may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -73,12 +76,28 @@ impl Version {
     }
 }
 
-/// The versions that every kind of damage is tried on: 3.4, and 3.5 too where `RESCUE_ETCD_LONG` is set.
+/// Whether tests that take long are asked for (`RESCUE_ETCD_LONG`).
+pub fn long() -> bool {
+    std::env::var_os("RESCUE_ETCD_LONG").is_some()
+}
+
+/// The versions that every kind of damage is tried on: 3.4, and 3.5.1 and 3.5.16 too where [`long`] tests are asked for.
 pub fn versions_to_damage() -> Result<Vec<Version>> {
-    match std::env::var_os("RESCUE_ETCD_LONG") {
-        Some(_) => Version::all(),
-        None => Ok(vec![Version::debian()]),
+    let mut versions = vec![Version::debian()];
+    if long() {
+        versions.extend([Version::wheel()?, Version::newest()?]);
+        versions.dedup_by_key(|version| version.number);
     }
+    Ok(versions)
+}
+
+/// etcd's own look at every page of a database (`snapshot status`), on a copy.
+pub fn check_database(version: &Version, database: &Path) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("db");
+    copy(database, &file)?;
+    let tool = if version.name == "3.4" { version.ctl() } else { Cmd::new(version.program("etcdutl")) };
+    tool.args(["snapshot", "status", "-w", "json"]).arg(&file).ok().map(|_| ())
 }
 
 /// One member.
@@ -119,6 +138,8 @@ impl Member {
 pub struct Cluster {
     /// The members.
     pub members: Vec<Member>,
+    /// Further flags of all.
+    pub flags: Vec<String>,
     version: Version,
     snapshot_count: u32,
     folder: tempfile::TempDir,
@@ -152,7 +173,7 @@ impl Cluster {
         };
         let members = (1..=size).map(member).collect::<Result<_>>()?;
         let log = folder.path().join("etcd.log");
-        Ok(Self { members, version: version.clone(), snapshot_count, folder, log })
+        Ok(Self { members, flags: Vec::new(), version: version.clone(), snapshot_count, folder, log })
     }
 
     /// Which etcd it is.
@@ -203,6 +224,7 @@ impl Cluster {
             .args(["--listen-peer-urls", &url(member.peer), "--initial-advertise-peer-urls", &url(member.peer)])
             .args(["--initial-cluster", &all.join(","), "--snapshot-count", &self.snapshot_count.to_string()])
             .args(["--heartbeat-interval", "50", "--election-timeout", "1000"])
+            .args(&self.flags)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

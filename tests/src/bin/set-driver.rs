@@ -17,35 +17,16 @@ use anyhow::{Context, Result, bail, ensure};
 use rescue::disk::loop_device::{LoopDevice, LoopOptions};
 use rescue::guest::{Backing, FileKind, FileSystem, Guest, GuestPath, Usage};
 use rescue::mount::mount_writable;
-use rescue::refusal::Refusal;
 use rescue::repair::set::{self, Part};
-use rescue::repair::{
-    BuildFolder, Change, FolderSink, OpenOptions, RunInfo, RunState, Sources, TransactionError, UndoError,
-    WritableGuest, fault, runs,
-};
+use rescue::repair::{BuildFolder, Change, FolderSink, OpenOptions, RunInfo, RunState, Sources, WritableGuest, runs};
 use rescue::settings::Settings;
 use rescue::ui::Silent;
-use tests::crash::{cut_power, dump_folder};
+use tests::crash::{NotClosed, drive, dump_folder};
 
 const MEMBER: &str = "/var/lib/etcd/member";
 
 fn main() -> ExitCode {
-    if std::env::var_os("CUT_POWER").is_some() {
-        fault::before_abort(cut_power);
-    }
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:#}");
-            if error.is::<Refusal>() {
-                ExitCode::from(3)
-            } else if error.is::<TransactionError>() || error.is::<UndoError>() || error.is::<NotClosed>() {
-                ExitCode::from(4)
-            } else {
-                ExitCode::from(5)
-            }
-        }
-    }
+    drive(run)
 }
 
 fn run() -> Result<()> {
@@ -79,16 +60,6 @@ fn run() -> Result<()> {
         other => bail!("unknown verb {other}"),
     }
     guests.into_iter().try_for_each(|guest| guest.close().context(NotClosed))
-}
-
-/// All was done, but it may not be on the disk.
-#[derive(Debug)]
-struct NotClosed;
-
-impl std::fmt::Display for NotClosed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("all is done, but unmounting failed")
-    }
 }
 
 fn apply(guests: &[&WritableGuest]) -> Result<()> {

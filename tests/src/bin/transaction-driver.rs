@@ -20,33 +20,16 @@ use anyhow::{Context, Result};
 use rescue::disk::loop_device::{LoopDevice, LoopOptions};
 use rescue::guest::{Backing, FileSystem, Guest, GuestPath, Planned, SubvolumeName, Usage};
 use rescue::mount::{Access, Mount};
-use rescue::refusal::Refusal;
 use rescue::repair::change::sha256_hex;
 use rescue::repair::{
-    Change, Expect, FreeAction, Freeing, OpenOptions, Prepared, RunInfo, TransactionError, UndoError, WritableGuest,
-    apply, fault, recover, runs, undo,
+    Change, Expect, FreeAction, Freeing, OpenOptions, Prepared, RunInfo, WritableGuest, apply, recover, runs, undo,
 };
 use rescue::settings::Settings;
 use rescue::ui::Silent;
-use tests::crash::{cut_power, dump_folder};
+use tests::crash::{NotClosed, drive, dump_folder};
 
 fn main() -> ExitCode {
-    if std::env::var_os("CUT_POWER").is_some() {
-        fault::before_abort(cut_power);
-    }
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:#}");
-            if error.is::<Refusal>() {
-                ExitCode::from(3)
-            } else if error.is::<TransactionError>() || error.is::<UndoError>() || error.is::<NotClosed>() {
-                ExitCode::from(4)
-            } else {
-                ExitCode::from(5)
-            }
-        }
-    }
+    drive(run)
 }
 
 fn run() -> Result<()> {
@@ -83,16 +66,6 @@ fn run() -> Result<()> {
         other => anyhow::bail!("unknown verb {other}"),
     }
     guest.close().context(NotClosed)
-}
-
-/// All was done, but it may not be on the disk.
-#[derive(Debug)]
-struct NotClosed;
-
-impl std::fmt::Display for NotClosed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("all is done, but unmounting failed")
-    }
 }
 
 fn file_system(argument: &str) -> Result<FileSystem> {

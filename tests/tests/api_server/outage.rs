@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use tests::etcd::{Cluster, Version};
+use tests::etcd::{Cluster, Version, files, guest};
 use tests::{Cmd, programs};
 
 use crate::real_programs;
@@ -103,50 +103,20 @@ fn fill(server: &ApiServer) -> Result<()> {
     server.kubectl().args(["delete", "configmap", "config3"]).ok().map(|_| ())
 }
 
-/// What kubeadm leaves of etcd on a master.
-fn master(cluster: &Cluster, number: usize) -> Result<PathBuf> {
-    let member = &cluster.members[number];
-    let root = cluster.folder().join(&member.name);
-    for folder in ["bin", "var/lib", "etc/kubernetes/manifests"] {
-        fs::create_dir_all(root.join(folder))?;
-    }
-    fs::write(root.join("etc/hostname"), format!("{}\n", member.name))?;
-    fs::write(root.join("etc/machine-id"), format!("{:032x}\n", number + 0xa11))?;
-    fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n")?;
-    let (name, peer, client) = (&member.name, member.peer_url(), member.client_url());
-    fs::write(
-        root.join("etc/kubernetes/manifests/etcd.yaml"),
-        format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: etcd, namespace: kube-system}}\nspec:\n  containers:\n  - name: etcd\n    \
-             image: k8s.gcr.io/etcd:3.4.13-0\n    command:\n    - etcd\n    - --data-dir=/var/lib/etcd\n    - --name={name}\n    \
-             - --initial-advertise-peer-urls={peer}\n    - --advertise-client-urls={client}\n"
-        ),
-    )?;
-    Ok(root)
-}
-
 /// The outage: the power fails while objects are written, and the second master's disk comes back without its database's last pages and
 /// with a hole in its log.
 fn break_member(data_dir: &Path) -> Result<()> {
-    let db = data_dir.join("member/snap/db");
-    let size = fs::metadata(&db)?.len();
-    fs::OpenOptions::new().write(true).open(&db)?.set_len(size / 3)?;
-    let mut logs: Vec<PathBuf> =
-        fs::read_dir(data_dir.join("member/wal"))?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
-    logs.retain(|path| path.extension().is_some_and(|end| end == "wal"));
-    logs.sort();
-    let mut bytes = fs::read(logs.last().context("a log")?)?;
-    bytes[4096..6000].fill(0x55);
-    Ok(fs::write(logs.last().context("a log")?, bytes)?)
+    let db = files::database(data_dir);
+    files::cut(&db, fs::metadata(&db)?.len() / 3)?;
+    files::write_at(&files::newest_log(data_dir)?, &[0x55; 6000 - 4096], 4096)
 }
 
 /// `flags`: what the repair needs besides `--yes`; without them it must be refused.
 fn outage(broken: &[usize], flags: &[&str]) -> Result<()> {
     let Some(programs) = real_programs() else { return Ok(()) };
     let programs = fs::canonicalize(programs)?;
-    let mut cluster =
-        Cluster::prepare(&Version::debian(), 3, 10_000, |folder, name| folder.join(name).join("var/lib/etcd"))?;
-    let masters = (0..3).map(|number| master(&cluster, number)).collect::<Result<Vec<_>>>()?;
+    let mut cluster = Cluster::prepare(&Version::debian(), 3, 10_000, guest::place)?;
+    let masters = guest::make_all(&cluster, &[])?;
     cluster.run()?;
     let server = ApiServer::start(&programs, &cluster.members[0].client_url())?.context("a new API server")?;
     fill(&server)?;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use fastrand::Rng;
 use tests::etcd;
+use tests::etcd::files::{self, cut, database, newest_log, write_at};
 
 /// A member's disk at the moment of the damage.
 pub struct Disk<'a> {
@@ -46,7 +47,7 @@ pub const ALL: &[Damage] = &[
     seen("newest meta page damaged", |disk, _| meta(disk, false)),
     seen("both meta pages damaged", |disk, _| meta(disk, true)),
     seen("pages of the database zeroed", zeroed_pages),
-    seen("database cut short", |disk, _| cut(&database(disk.data_dir), |size| size / 2)),
+    seen("database cut short", |disk, _| halve(&database(disk.data_dir))),
     seen("database gone", |disk, _| Ok(fs::remove_file(database(disk.data_dir))?)),
     seen("newest snapshot empty", |disk, _| snapshots(disk, 1, |path| Ok(fs::write(path, "")?))),
     seen("newest snapshot gone", |disk, _| snapshots(disk, 1, |path| Ok(fs::remove_file(path)?))),
@@ -54,33 +55,6 @@ pub const ALL: &[Damage] = &[
     Damage { silent: true, ..seen("whole member rolled back", rolled_back) },
     seen("whole member gone", |disk, _| Ok(fs::remove_dir_all(disk.data_dir.join("member"))?)),
 ];
-
-fn database(data_dir: &Path) -> PathBuf {
-    data_dir.join("member/snap/db")
-}
-
-fn names(folder: &Path, end: &str) -> Result<Vec<PathBuf>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        names.push(entry?.path());
-    }
-    names.retain(|path| path.extension().is_some_and(|found| found == end));
-    names.sort();
-    Ok(names)
-}
-
-fn newest_log(disk: &Disk<'_>) -> Result<PathBuf> {
-    names(&disk.data_dir.join("member/wal"), "wal")?.pop().context("a log")
-}
-
-fn write_at(path: &Path, bytes: &[u8], offset: u64) -> Result<()> {
-    Ok(OpenOptions::new().write(true).open(path)?.write_all_at(bytes, offset)?)
-}
-
-fn cut(path: &Path, to: impl Fn(u64) -> u64) -> Result<()> {
-    let file = OpenOptions::new().write(true).open(path)?;
-    Ok(file.set_len(to(file.metadata()?.len()))?)
-}
 
 fn replace(from: &Path, to: &Path) -> Result<()> {
     if from.exists() {
@@ -90,7 +64,12 @@ fn replace(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn snapshots(disk: &Disk<'_>, count: usize, make: impl Fn(&Path) -> Result<()>) -> Result<()> {
-    names(&disk.data_dir.join("member/snap"), "snap")?.iter().rev().take(count).try_for_each(|path| make(path))
+    files::snapshots(disk.data_dir)?.iter().rev().take(count).try_for_each(|path| make(path))
+}
+
+/// To half its size.
+fn halve(path: &Path) -> Result<()> {
+    cut(path, fs::metadata(path)?.len() / 2)
 }
 
 /// Offsets of the records of a file of the log and the end of the last: lengths only, as the format's first word has them.
@@ -111,7 +90,7 @@ fn frames(path: &Path) -> Result<Vec<u64>> {
 }
 
 fn end_of_log(disk: &Disk<'_>) -> Result<(PathBuf, Vec<u64>)> {
-    let log = newest_log(disk)?;
+    let log = newest_log(disk.data_dir)?;
     let frames = frames(&log)?;
     Ok((log, frames))
 }
@@ -162,7 +141,7 @@ fn middle(disk: &Disk<'_>, _: &mut Rng) -> Result<()> {
 }
 
 fn old_segment(disk: &Disk<'_>, random: &mut Rng) -> Result<()> {
-    let logs = names(&disk.data_dir.join("member/wal"), "wal")?;
+    let logs = files::logs(disk.data_dir)?;
     match logs.as_slice() {
         [first, _, ..] => flip(first, random.u64(1000..fs::metadata(first)?.len() - 8)),
         _ => Ok(()),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use fastrand::Rng;
 use serde_json::Value;
-use tests::etcd::{self, Cluster, Version};
+use tests::etcd::{self, Cluster, Version, guest};
 use tests::{Cmd, Ran, rescue_binary};
 
 use crate::damage::{self, Damage, Disk};
@@ -48,11 +48,10 @@ pub struct State {
 /// A new cluster that has been written to and stopped once, so that every disk has an earlier state.
 pub fn start(version: &Version, seed: u64) -> Result<State> {
     // Short snapshots' distances: the log's beginning is given up soon, as on a cluster of some age.
-    let mut cluster = Cluster::prepare(version, 3, 150, |folder, name| folder.join(name).join("var/lib/etcd"))?;
-    let roots: Vec<PathBuf> = cluster.members.iter().map(|member| cluster.folder().join(&member.name)).collect();
-    for (number, root) in roots.iter().enumerate() {
-        guest(root, &cluster, number)?;
-    }
+    let mut cluster = Cluster::prepare(version, 3, 150, guest::place)?;
+    let all: Vec<String> =
+        cluster.members.iter().map(|member| format!("{}={}", member.name, member.peer_url())).collect();
+    let roots = guest::make_all(&cluster, &[format!("--initial-cluster={}", all.join(","))])?;
     cluster.run()?;
     let mut state = State { version: version.clone(), cluster, roots, book: Book::default(), compacted: false };
     let mut random = Rng::with_seed(seed);
@@ -62,33 +61,6 @@ pub fn start(version: &Version, seed: u64) -> Result<State> {
     }
     state.cluster.run()?;
     Ok(state)
-}
-
-/// What kubeadm leaves of etcd on a control plane.
-fn guest(root: &Path, cluster: &Cluster, number: usize) -> Result<()> {
-    for folder in ["bin", "var/lib", "etc/kubernetes/manifests"] {
-        fs::create_dir_all(root.join(folder))?;
-    }
-    let member = &cluster.members[number];
-    fs::write(root.join("etc/hostname"), format!("{}\n", member.name))?;
-    fs::write(root.join("etc/machine-id"), format!("{:032x}\n", number + 0xa11))?;
-    fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n")?;
-    let all: Vec<String> =
-        cluster.members.iter().map(|member| format!("{}={}", member.name, member.peer_url())).collect();
-    let flags = [
-        "etcd".to_owned(),
-        "--data-dir=/var/lib/etcd".to_owned(),
-        format!("--name={}", member.name),
-        format!("--initial-advertise-peer-urls={}", member.peer_url()),
-        format!("--advertise-client-urls={}", member.client_url()),
-        format!("--initial-cluster={}", all.join(",")),
-    ];
-    let lines: String = flags.iter().map(|flag| format!("    - {flag}\n")).collect();
-    let pod = format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: etcd, namespace: kube-system}}\nspec:\n  containers:\n  - name: etcd\n    \
-         image: k8s.gcr.io/etcd:3.4.13-0\n    command:\n{lines}"
-    );
-    Ok(fs::write(root.join("etc/kubernetes/manifests/etcd.yaml"), pod)?)
 }
 
 fn earlier(state: &State, number: usize) -> PathBuf {

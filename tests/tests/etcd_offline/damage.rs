@@ -2,11 +2,11 @@
 //! `rescue repair` mends it, real etcd must then hold every write that was acknowledged, at its revision.
 
 use std::fs;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use tests::etcd::{self, Cluster, Key, Version};
+use tests::etcd::files::{database, logs, snapshots, sums, write_at};
+use tests::etcd::{self, Cluster, Key, Version, guest};
 use tests::{Cmd, rescue_binary};
 
 /// A killed member with a snapshot and a log of more than one file, in a guest of its own.
@@ -15,9 +15,6 @@ struct Subject {
     /// What it held: keys, revision.
     held: (Vec<Key>, i64),
 }
-
-const MANIFEST: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: etcd, namespace: kube-system}\nspec:\n  containers:\n  \
-- name: etcd\n    image: k8s.gcr.io/etcd:3.4.13-0\n    command: [etcd, --data-dir=/var/lib/etcd, --name=m1]\n";
 
 impl Subject {
     fn new(version: &Version) -> Result<Self> {
@@ -49,38 +46,10 @@ impl Subject {
         if root.exists() {
             fs::remove_dir_all(&root)?;
         }
-        for folder in ["bin", "var/lib", "etc/kubernetes/manifests"] {
-            fs::create_dir_all(root.join(folder))?;
-        }
-        fs::write(root.join("etc/hostname"), "m1\n")?;
-        fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n")?;
-        fs::write(root.join("etc/kubernetes/manifests/etcd.yaml"), MANIFEST)?;
+        guest::make(&root, "m1", &[])?;
         etcd::copy(&self.folder.path().join("whole"), &root.join("var/lib/etcd"))?;
         Ok(root)
     }
-}
-
-fn names(folder: &Path, end: &str) -> Result<Vec<PathBuf>> {
-    let mut names: Vec<PathBuf> = fs::read_dir(folder)?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<Result<Vec<_>>>()?
-        .into_iter()
-        .filter(|path| path.to_string_lossy().ends_with(end))
-        .collect();
-    names.sort();
-    Ok(names)
-}
-
-fn logs(data_dir: &Path) -> Result<Vec<PathBuf>> {
-    names(&data_dir.join("member/wal"), ".wal")
-}
-
-fn snapshots(data_dir: &Path) -> Result<Vec<PathBuf>> {
-    names(&data_dir.join("member/snap"), ".snap")
-}
-
-fn database(data_dir: &Path) -> PathBuf {
-    data_dir.join("member/snap/db")
 }
 
 /// Where the used part of a log's file ends: behind its last byte that is not zero, whole frames.
@@ -88,10 +57,6 @@ fn used(path: &Path) -> Result<u64> {
     let bytes = fs::read(path)?;
     let end = bytes.iter().rposition(|byte| *byte != 0).context("an empty log")? + 1;
     Ok(end.next_multiple_of(8) as u64)
-}
-
-fn write_at(path: &Path, bytes: &[u8], offset: u64) -> Result<()> {
-    Ok(fs::OpenOptions::new().write(true).open(path)?.write_all_at(bytes, offset)?)
 }
 
 /// What a case may need besides the data folder: the older database.
@@ -276,11 +241,6 @@ fn case(version: &Version, subject: &Subject, damage: Damage, kind: Option<&str>
 
 fn repair(root: &Path) -> Result<tests::Ran> {
     Cmd::new(rescue_binary()).args(["repair", "--yes", "--only", "etcd", "--root"]).arg(root).run()
-}
-
-/// SHA-256 of every file below a folder.
-pub fn sums(folder: &Path) -> Result<String> {
-    Cmd::new("sh").args(["-c", "find . -type f | sort | xargs sha256sum"]).dir(folder).ok().map(|ran| ran.stdout)
 }
 
 #[test]

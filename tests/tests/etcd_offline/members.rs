@@ -11,7 +11,7 @@ use rescue::etcd::members::Member;
 use rescue::etcd::rebuild::{Base, DatabaseFile, Recipe, base, changes};
 use rescue::guest::{FolderTree, Guest, GuestPath};
 use rescue::repair::folder::{BuildFolder as _, DirectorySink, Sources};
-use tests::etcd::{self, Cluster, Key, Version};
+use tests::etcd::{self, Cluster, Key, Version, files};
 
 /// Three killed members with snapshots, an older database, and a saved one.
 struct Subject {
@@ -111,6 +111,9 @@ fn walk(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 pub fn judge(cluster: &mut Cluster, numbers: &[usize], held: &(Vec<Key>, i64)) -> Result<()> {
+    for number in numbers {
+        etcd::check_database(cluster.version(), &files::database(&cluster.members[*number].data_dir))?;
+    }
     cluster.run_only(numbers)?;
     let agree = |cluster: &Cluster| -> Result<()> {
         let revision = cluster.keys(numbers[0])?.1;

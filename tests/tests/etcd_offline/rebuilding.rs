@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use tests::etcd::{self, Cluster, Key, Version};
+use tests::etcd::files::sums;
+use tests::etcd::{self, Cluster, Key, Member, Version, guest};
 use tests::{Cmd, rescue_binary};
 
 const BUMP: i64 = 1_000_000_000;
@@ -272,25 +273,13 @@ fn compare(whole: &BTreeMap<String, Key>, found: &Salvaged, name: &str) -> Resul
     Ok(())
 }
 
-const MANIFEST: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: etcd, namespace: kube-system}\nspec:\n  containers:\n  \
-- name: etcd\n    image: k8s.gcr.io/etcd:3.4.13-0\n    command: [etcd, --data-dir=/var/lib/etcd, --name=m1, QUOTA\
---initial-advertise-peer-urls=http://127.0.0.1:1]\n";
-
-/// A guest that the member's data folder is moved into.
-fn guest(folder: &Path, data_dir: &Path, flags: &str) -> Result<PathBuf> {
+/// A guest of the member's with a copy of its data folder.
+fn guest_of(member: &Member, folder: &Path, data_dir: &Path, flags: &[&str]) -> Result<PathBuf> {
     let root = folder.join("guest");
-    for folder in ["bin", "var/lib", "etc/kubernetes/manifests"] {
-        fs::create_dir_all(root.join(folder))?;
-    }
-    fs::write(root.join("etc/hostname"), "m1\n")?;
-    fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n")?;
-    fs::write(root.join("etc/kubernetes/manifests/etcd.yaml"), MANIFEST.replace("QUOTA", flags))?;
-    etcd::copy(data_dir, &root.join("var/lib/etcd"))?;
+    let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+    guest::make(&root, &member.name, &[guest::addresses(member), flags].concat())?;
+    etcd::copy(data_dir, &root.join(guest::DATA_DIR))?;
     Ok(root)
-}
-
-fn sums(folder: &Path) -> Result<String> {
-    Cmd::new("sh").args(["-c", "find . -type f | sort | xargs sha256sum"]).dir(folder).ok().map(|ran| ran.stdout)
 }
 
 #[test]
@@ -301,7 +290,7 @@ fn a_rebuild_in_place_asks_for_its_losses_and_can_be_taken_back() -> Result<()> 
     settle();
     let (keys, revision) = cluster.keys(0)?;
     cluster.kill()?;
-    let root = guest(cluster.folder(), &cluster.members[0].data_dir, "")?;
+    let root = guest_of(&cluster.members[0], cluster.folder(), &cluster.members[0].data_dir, &[])?;
     let data_dir = root.join("var/lib/etcd");
     let before = sums(&data_dir)?;
     let rebuild = || rescue("rebuild").args(["--db-only", "--yes", "--root"]).arg(&root);
@@ -336,13 +325,7 @@ fn three_nodes_are_rebuilt_as_one() -> Result<()> {
     cluster.kill()?;
     let mut roots = Vec::new();
     for (number, member) in cluster.members.iter().enumerate() {
-        let root = guest(&cluster.folder().join(format!("node{number}")), &member.data_dir, "")?;
-        let manifest = root.join("etc/kubernetes/manifests/etcd.yaml");
-        let text = fs::read_to_string(&manifest)?
-            .replace("--name=m1", &format!("--name={}", member.name))
-            .replace("http://127.0.0.1:1]", &format!("{}]", member.peer_url()));
-        fs::write(&manifest, text)?;
-        fs::write(root.join("etc/hostname"), format!("{}\n", member.name))?;
+        let root = guest_of(member, &cluster.folder().join(format!("node{number}")), &member.data_dir, &[])?;
         roots.push(root);
     }
     let all = |command: Cmd| roots.iter().fold(command, |command, root| command.arg("--root").arg(root));
@@ -390,7 +373,7 @@ fn a_full_database_is_made_small_and_takes_writes_again() -> Result<()> {
         Ok(())
     })?;
     full.map_err(|says| anyhow::anyhow!(says))?;
-    let root = guest(folder.path(), &data_dir, "--quota-backend-bytes=25000000, ")?;
+    let root = guest_of(&cluster.members[0], folder.path(), &data_dir, &quota)?;
     let data_dir = root.join("var/lib/etcd");
     let size = |dir: &Path| Ok::<_, anyhow::Error>(fs::metadata(dir.join("member/snap/db"))?.len());
     let before = size(&data_dir)?;

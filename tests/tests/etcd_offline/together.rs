@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use tests::etcd::{self, Cluster, Key, Version};
+use tests::etcd::files::{self, cut};
+use tests::etcd::{self, Cluster, Key, Version, guest};
 use tests::{Cmd, Ran, rescue_binary};
 
 use super::members::judge;
@@ -19,23 +20,8 @@ pub struct Subject {
 
 impl Subject {
     pub fn new(version: &Version) -> Result<Self> {
-        let mut cluster = Cluster::prepare(version, 3, 40, |folder, name| folder.join(name).join("var/lib/etcd"))?;
-        for member in &cluster.members {
-            let root = root(&member.data_dir);
-            for folder in ["bin", "var/lib", "etc/kubernetes/manifests"] {
-                fs::create_dir_all(root.join(folder))?;
-            }
-            fs::write(root.join("etc/hostname"), format!("{}\n", member.name))?;
-            fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n")?;
-            let manifest = format!(
-                "apiVersion: v1\nkind: Pod\nmetadata: {{name: etcd, namespace: kube-system}}\nspec:\n  containers:\n  - name: etcd\n    \
-                 image: k8s.gcr.io/etcd:3.4.13-0\n    command: [etcd, --data-dir=/var/lib/etcd, --name={}, \
-                 --initial-advertise-peer-urls={}]\n",
-                member.name,
-                member.peer_url()
-            );
-            fs::write(root.join("etc/kubernetes/manifests/etcd.yaml"), manifest)?;
-        }
+        let mut cluster = Cluster::prepare(version, 3, 40, guest::place)?;
+        guest::make_all(&cluster, &[])?;
         cluster.run()?;
         cluster.put_many("k", 100, "value")?;
         for number in 0..100 {
@@ -51,12 +37,12 @@ impl Subject {
     }
 
     pub fn roots(&self) -> Vec<PathBuf> {
-        self.cluster.members.iter().map(|member| root(&member.data_dir)).collect()
+        self.cluster.members.iter().map(|member| guest::root_of(&member.data_dir).to_owned()).collect()
     }
 
     pub fn put_back(&self) -> Result<()> {
         for member in &self.cluster.members {
-            let root = root(&member.data_dir);
+            let root = guest::root_of(&member.data_dir);
             for left in [member.data_dir.clone(), root.join("var/lib/rescue"), root.join(".rescue")] {
                 if left.exists() {
                     fs::remove_dir_all(left)?;
@@ -72,11 +58,6 @@ impl Subject {
         let given = numbers.iter().flat_map(|number| [Path::new("--root").to_owned(), roots[*number].clone()]);
         Cmd::new(rescue_binary()).args(command.split(' ')).arg("--yes").args(more).args(given).run()
     }
-}
-
-/// The guest that holds a data folder.
-fn root(data_dir: &Path) -> PathBuf {
-    data_dir.ancestors().nth(3).unwrap_or(data_dir).to_owned()
 }
 
 /// Damages the members' data folders.
@@ -105,10 +86,6 @@ const CASES: &[(&str, Damage, &str)] = &[
     ),
     ("no log is left", |dirs| dirs.iter().try_for_each(|dir| Ok(fs::remove_dir_all(dir.join("member/wal"))?)), "G3"),
 ];
-
-fn cut(file: &Path, size: u64) -> Result<()> {
-    Ok(fs::OpenOptions::new().write(true).open(file)?.set_len(size)?)
-}
 
 /// The records of the last entries that are in the database, too, as a disk loses them that lies about what it has synchronised.
 fn lose_end(data_dir: &Path) -> Result<()> {
@@ -182,7 +159,7 @@ fn with_one_of_three_disks_it_says_what_the_others_are_for() -> Result<()> {
 
 /// SHA-256 of every file of all members.
 fn sums(subject: &Subject) -> Result<String> {
-    let sums = subject.cluster.members.iter().map(|member| super::damage::sums(&member.data_dir));
+    let sums = subject.cluster.members.iter().map(|member| files::sums(&member.data_dir));
     sums.collect::<Result<Vec<_>>>().map(|sums| sums.concat())
 }
 
