@@ -9,7 +9,7 @@ const MAX_NESTING: usize = 16;
 /// A request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request<'a> {
-    /// A new leader's first entry.
+    /// What changes nothing: a new leader's first entry, a question.
     Nothing,
     /// A key is written.
     Put(Put<'a>),
@@ -151,7 +151,7 @@ pub enum Comparison {
 /// AlarmRequest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Alarm {
-    /// Raised (true) or lifted; asking for alarms is [`Request::Other`].
+    /// Raised (true) or lifted; asking for alarms is [`Request::Nothing`].
     pub raise: bool,
     /// Whose.
     pub member: u64,
@@ -350,6 +350,8 @@ fn alarm(message: &[u8]) -> Result<Request<'_>, Malformed> {
     let raise = match number_of(message, 1)? {
         1 => true,
         2 => false,
+        // `etcdctl alarm list`: it goes through the log as the others do.
+        0 => return Ok(Request::Nothing),
         _ => return Ok(Request::Other),
     };
     Ok(Request::Alarm(Alarm { raise, member: number_of(message, 2)?, kind: number_of(message, 3)? }))

@@ -1,9 +1,11 @@
 //! `rescue etcd` against real etcd: what it reads of a killed member must be what that member itself says when it runs again.
 
 mod damage;
+mod disks;
 #[cfg(feature = "faulty")]
 mod killed;
 mod members;
 mod reading;
 mod rebuilding;
+mod space;
 mod together;

@@ -3,13 +3,16 @@
 //!
 //! Both are normally entries of the log. Doing them outside is the same only where no entry that they would have acted upon differently is
 //! applied by one member before and by another after: between the oldest and the newest database of them nothing may have been written.
+//!
+//! Under the alarm etcd refuses writes also where their entry is in the log already (applierV3Capped: put, transactions that put, lease grants), and
+//! often does not note in its database that it has done so. Such an entry must stay refused when the alarm is lifted, on all members.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use super::defrag::Defrag;
 use crate::etcd::member::MemberData;
-use crate::etcd::raft::EntryKind;
+use crate::etcd::raft::{Entry, EntryKind};
 use crate::etcd::request::{Operation, Request, Txn};
 use crate::guest::Guest;
 
@@ -38,7 +41,8 @@ pub struct Decision {
     pub lift_alarms_of: Vec<u64>,
     /// Why not, where there is one.
     pub not_lifted: Option<String>,
-    /// For each member: the entry that its database is said to hold from now on, where the log raises the alarm again behind the last one.
+    /// For each member: the entry that its database is said to hold from now on, where the log has entries behind that one which raise the
+    /// alarm, or were refused under it.
     pub passed: Vec<Option<Passed>>,
 }
 
@@ -98,7 +102,7 @@ impl Decision {
 struct Alarmed {
     /// By database and log.
     raised: BTreeSet<u64>,
-    /// The last entry about it beyond the database.
+    /// The last entry beyond the database that is about it, or that etcd refused because of it.
     last: Option<Passed>,
     /// An entry up to that one which must not be passed over, or 0 for none.
     needed: u64,
@@ -116,11 +120,14 @@ impl Alarmed {
             let request = Request::parse(entry.data);
             match request {
                 Ok(Request::Alarm(alarm)) if entry.kind == EntryKind::Normal && alarm.kind == NO_SPACE => {
-                    if alarm.raise {
-                        alarmed.raised.insert(alarm.member);
-                    }
-                    alarmed.last = Some(Passed { index: entry.index, term: entry.term });
-                    alarmed.needed = first_needed;
+                    match alarm.raise {
+                        true => alarmed.raised.insert(alarm.member),
+                        false => alarmed.raised.remove(&alarm.member),
+                    };
+                    alarmed.pass(entry, first_needed);
+                }
+                Ok(request) if entry.kind == EntryKind::Normal && !alarmed.raised.is_empty() && is_write(&request) => {
+                    alarmed.pass(entry, first_needed);
                 }
                 // What is not in the keys: etcd applies these from its snapshot on, whatever the database says, or they do nothing.
                 Ok(
@@ -138,6 +145,20 @@ impl Alarmed {
             alarmed.needed = from;
         }
         alarmed
+    }
+
+    fn pass(&mut self, entry: &Entry<'_>, first_needed: u64) {
+        self.last = Some(Passed { index: entry.index, term: entry.term });
+        self.needed = first_needed;
+    }
+}
+
+/// What etcd refuses under the alarm.
+fn is_write(request: &Request<'_>) -> bool {
+    match request {
+        Request::Put(_) | Request::LeaseGrant(_) => true,
+        Request::Txn(txn) => writes(txn),
+        _ => false,
     }
 }
 
@@ -177,6 +198,7 @@ fn may_compact(given: &[Given<'_>]) -> Result<Option<i64>, String> {
             ));
         }
     }
+    all_reach(given, newest)?;
     Ok(revision.filter(|revision| *revision > compacted))
 }
 
@@ -192,19 +214,12 @@ fn may_lift(given: &[Given<'_>], alarmed: &[Alarmed], alarms: &BTreeSet<u64>) ->
         }
         if alarmed.needed > 0 {
             return Err(format!(
-                "entry {} of the log on {} is not in its database yet, and the log raises the alarm behind it",
+                "entry {} of the log on {} is not in its database yet, and behind it are entries that raise the alarm or were refused under it",
                 alarmed.needed, one.source
             ));
         }
         let from = reached(one, alarmed);
-        let differs = in_tail(one, &mut |index, request| {
-            let is_between = index > from && index <= newest;
-            match request {
-                Request::Put(_) | Request::LeaseGrant(_) => is_between,
-                Request::Txn(txn) => is_between && writes(txn),
-                _ => false,
-            }
-        });
+        let differs = in_tail(one, &mut |index, request| index > from && index <= newest && is_write(request));
         if let Some(index) = differs {
             return Err(format!(
                 "entry {index} of the log on {} is not in its database yet, and would not be applied as the others applied it",
@@ -212,7 +227,18 @@ fn may_lift(given: &[Given<'_>], alarmed: &[Alarmed], alarms: &BTreeSet<u64>) ->
             ));
         }
     }
-    Ok(())
+    all_reach(given, newest)
+}
+
+/// Up to what any of them has applied, or passes over, the entries must be in the logs of all: what one got only later it would apply as the
+/// others did not, and what only one has may yet be given up.
+fn all_reach(given: &[Given<'_>], index: u64) -> Result<(), String> {
+    let terms: BTreeSet<u64> = given.iter().filter_map(|one| one.data.log.term_of(index)).collect();
+    match given.iter().find(|one| one.data.log.last < index) {
+        Some(one) => Err(format!("the log on {} does not reach entry {index}, which others have applied", one.source)),
+        None if terms.len() > 1 => Err(format!("entry {index} is not the same on all of them")),
+        None => Ok(()),
+    }
 }
 
 /// The first entry beyond the database of which `is_one` holds; also one that cannot be read.
