@@ -22,6 +22,8 @@ pub enum Selection {
     Prefix(Vec<u8>),
     /// One, with its value.
     Key(Vec<u8>),
+    /// Some few, with their values.
+    Keys(Vec<Vec<u8>>),
 }
 
 impl Selection {
@@ -29,11 +31,12 @@ impl Selection {
         match self {
             Self::Prefix(prefix) => key.starts_with(prefix),
             Self::Key(wanted) => key == wanted,
+            Self::Keys(wanted) => wanted.iter().any(|wanted| key == wanted),
         }
     }
 
     fn wants_values(&self) -> bool {
-        matches!(self, Self::Key(_))
+        matches!(self, Self::Key(_) | Self::Keys(_))
     }
 }
 
@@ -176,10 +179,12 @@ pub fn view(guest: &Guest, data: &MemberData, selection: &Selection) -> Result<V
     let mut failed = None;
     if continues {
         data.log.visit(guest, from, u64::MAX, &mut |entry| {
-            match Request::parse(entry.data) {
-                Ok(request) if entry.kind == super::raft::EntryKind::Normal => machine.interest.request(&request),
-                Ok(_) => {}
-                Err(_) => failed = Some(entry.index),
+            // Changes of the membership are messages of another kind.
+            if entry.kind == super::raft::EntryKind::Normal {
+                match Request::parse(entry.data) {
+                    Ok(request) => machine.interest.request(&request),
+                    Err(_) => failed = Some(entry.index),
+                }
             }
             if machine.interest.is_too_large() || failed.is_some() {
                 ControlFlow::Break(())

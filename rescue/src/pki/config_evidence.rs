@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use super::certificate::{Certificate, SignatureCheck};
 use super::inventory::{AuthorityState, Inventory, trusted_by};
+use super::kept::{Kept, SOURCE};
 use super::key::Algorithm;
 use super::names::Name;
 use super::peer::Peer;
@@ -53,6 +54,7 @@ struct Witness {
 /// The evidence of one node.
 #[derive(Debug)]
 pub struct ConfigEvidence<'a> {
+    guest: &'a Guest,
     node: &'a Node,
     inventory: &'a Inventory,
     witnesses: Vec<Witness>,
@@ -66,7 +68,7 @@ const BOOTSTRAP_CLUSTER: &str = "default-cluster";
 
 impl<'a> ConfigEvidence<'a> {
     /// Reads the other kubeconfigs; those of other clusters are no witnesses.
-    pub fn read(guest: &Guest, node: &'a Node, inventory: &'a Inventory) -> Self {
+    pub fn read(guest: &'a Guest, node: &'a Node, inventory: &'a Inventory) -> Self {
         let local = match node.kubelet_version.value {
             Some(version) if version < LOCAL_SINCE => Endpoint::Shared,
             _ => Endpoint::Local,
@@ -79,7 +81,7 @@ impl<'a> ConfigEvidence<'a> {
                 witness(guest, authority?, path, endpoint)
             })
             .collect();
-        Self { node, inventory, witnesses }
+        Self { guest, node, inventory, witnesses }
     }
 
     /// `https://host:port`; `None` where nothing says it.
@@ -87,7 +89,7 @@ impl<'a> ConfigEvidence<'a> {
         let of = |endpoint| self.witnesses.iter().find(|witness| witness.endpoint == endpoint);
         let read = |witness: &Witness| Found::new(witness.server.clone(), &witness.path);
         match endpoint {
-            Endpoint::Shared => of(Endpoint::Shared).map(read).or_else(|| {
+            Endpoint::Shared => of(Endpoint::Shared).map(read).or_else(|| self.configured_server()).or_else(|| {
                 let local = self.own_server().or_else(|| of(Endpoint::Local).map(read))?;
                 let source =
                     format!("{}: this node's own API server, the control plane's endpoint is not known", local.source);
@@ -97,6 +99,17 @@ impl<'a> ConfigEvidence<'a> {
                 of(Endpoint::Local).map(read).or_else(|| self.own_server()).or_else(|| of(Endpoint::Shared).map(read))
             }
         }
+    }
+
+    /// The control plane's endpoint by kubeadm's configuration in etcd.
+    fn configured_server(&self) -> Option<Found<String>> {
+        let port = self.node.static_pod("kube-apiserver").and_then(|pod| pod.flag("--secure-port")?.parse().ok());
+        let endpoint = self.kept().endpoint(port.unwrap_or(6443))?;
+        Some(Found::new(format!("https://{endpoint}"), format!("{SOURCE} controlPlaneEndpoint")))
+    }
+
+    fn kept(&self) -> &Kept {
+        self.inventory.kept(self.guest, self.node)
     }
 
     /// This node's API server by its own flags.
@@ -142,6 +155,9 @@ impl<'a> ConfigEvidence<'a> {
         }
         if self.inventory.leaves.iter().any(|leaf| leaf.name == "super-admin.conf") {
             return Found::new(BOUND, "kubeadm 1.29 and later, which made super-admin.conf");
+        }
+        if self.kept().binds_cluster_admins {
+            return Found::new(BOUND, format!("etcd on this disk holds the binding {BOUND}"));
         }
         Found::new(MASTERS, "what every cluster binds; nothing here shows the group of kubeadm 1.29 and later")
     }

@@ -1,10 +1,12 @@
 //! Every certificate that a kubeadm node carries, and what is wrong with each. Looks only; nothing here mends.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use time::{Duration, OffsetDateTime};
 
 use super::certificate::{Certificate, SignatureCheck, printable};
+use super::kept::Kept;
 use super::key::PrivateKey;
 use super::kubelet::{self, KubeletClient};
 use super::names::{Name, NameSource};
@@ -281,6 +283,8 @@ pub struct Inventory {
     pub kubelet: Option<KubeletClient>,
     /// The kubelet's self-signed serving certificate, with its path; nothing in a stock kubeadm cluster verifies it.
     pub kubelet_serving: Option<(GuestPath, Certificate)>,
+    /// What etcd says of the cluster, once somebody asked.
+    pub(super) kept: OnceCell<Kept>,
 }
 
 impl Inventory {
@@ -300,6 +304,7 @@ impl Inventory {
         Self {
             kubelet: kubelet::read(guest, node, now, authorities.get(&Authority::Cluster)),
             kubelet_serving: kubelet::serving(guest, node),
+            kept: OnceCell::new(),
             authorities,
             leaves,
         }

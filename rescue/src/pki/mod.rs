@@ -12,6 +12,7 @@ pub mod ferry;
 pub mod install;
 pub mod inventory;
 pub mod issue;
+pub mod kept;
 pub mod key;
 pub mod key_pool;
 pub mod kubelet;

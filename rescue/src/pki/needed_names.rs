@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::certificate::Certificate;
 use super::inventory::{AuthorityState, trusted_by};
+use super::kept::{Kept, SOURCE};
 use super::names::{Name, NameSource, in_order};
 use super::profile::{Authority, CONFIGS};
 use crate::guest::{Guest, GuestPath};
@@ -95,25 +96,47 @@ pub struct Names<'a> {
     guest: &'a Guest,
     node: &'a Node,
     authorities: &'a BTreeMap<Authority, AuthorityState>,
-    kubeadm: Vec<Value>,
+    kubeadm: Vec<Document>,
+    /// Why etcd could not say more.
+    why_not: Option<String>,
+}
+
+/// A part of kubeadm's configuration, and where it was found.
+#[derive(Debug)]
+struct Document {
+    value: Value,
+    source: &'static str,
 }
 
 impl<'a> Names<'a> {
     /// On one node with its CAs.
     pub fn new(guest: &'a Guest, node: &'a Node, authorities: &'a BTreeMap<Authority, AuthorityState>) -> Self {
         let bytes = guest.read(&GuestPath::new(KUBEADM_CONFIG)).ok();
-        let kubeadm = bytes.map(|bytes| yaml::parse_all(&bytes)).unwrap_or_default();
-        Self { guest, node, authorities, kubeadm }
+        let parsed = bytes.map(|bytes| yaml::parse_all(&bytes)).unwrap_or_default();
+        let kubeadm = parsed.into_iter().map(|value| Document { value, source: KUBEADM_CONFIG }).collect();
+        Self { guest, node, authorities, kubeadm, why_not: None }
+    }
+
+    /// With what etcd has, which counts after the node's own files.
+    #[must_use]
+    pub fn with_kept(mut self, kept: &Kept) -> Self {
+        self.kubeadm.extend(kept.documents.iter().map(|value| Document { value: value.clone(), source: SOURCE }));
+        self.why_not.clone_from(&kept.why_not);
+        self
     }
 
     /// The names of the leaf with this profile; none for clients.
     pub fn of(&self, profile: &str) -> Needed {
-        match profile {
+        let mut needed = match profile {
             "apiserver" => self.api_server(),
             "etcd-server" => self.etcd_server(),
             "etcd-peer" => self.etcd_peer(),
             _ => Needed::default(),
+        };
+        if let Some(why) = &self.why_not {
+            needed.unknown.iter_mut().for_each(|unknown| unknown.looked.push_str(&format!("; etcd: {why}")));
         }
+        needed
     }
 
     fn api_server(&self) -> Needed {
@@ -154,8 +177,9 @@ impl<'a> Names<'a> {
                 needed.used.push(server);
             }
         }
-        let endpoint = self.kubeadm_text("ClusterConfiguration", &["controlPlaneEndpoint"]);
-        needed.usual(endpoint.and_then(Name::of_endpoint), format!("{KUBEADM_CONFIG} controlPlaneEndpoint"));
+        if let Some((endpoint, source)) = self.kubeadm_text("ClusterConfiguration", &["controlPlaneEndpoint"]) {
+            needed.usual(Name::of_endpoint(endpoint), source);
+        }
         self.listed(&mut needed, &["apiServer", "certSANs"]);
         needed
     }
@@ -224,10 +248,10 @@ impl<'a> Names<'a> {
     }
 
     fn listed(&self, needed: &mut Needed, keys: &[&str]) {
-        let source = format!("{KUBEADM_CONFIG} {}", keys.join("."));
-        let list = self.kubeadm("ClusterConfiguration", keys).and_then(Value::as_array);
-        for name in list.into_iter().flatten().filter_map(Value::as_str) {
-            needed.usual(Name::parse(name), &source);
+        for (list, source) in self.kubeadm("ClusterConfiguration", keys) {
+            for name in list.as_array().into_iter().flatten().filter_map(Value::as_str) {
+                needed.usual(Name::parse(name), &source);
+            }
         }
     }
 
@@ -245,9 +269,13 @@ impl<'a> Names<'a> {
             Some(NameSource::new(name, source))
         });
         flagged.or_else(|| {
-            let keys = &["localAPIEndpoint", "advertiseAddress"];
-            let address = self.kubeadm_text("InitConfiguration", keys)?;
-            Some(NameSource::new(Name::parse(address)?, format!("{KUBEADM_CONFIG} {}", keys.join("."))))
+            let (address, source) =
+                self.kubeadm_text("InitConfiguration", &["localAPIEndpoint", "advertiseAddress"]).or_else(|| {
+                    // Up to 1.21 kubeadm wrote down the address of each control plane.
+                    let name = self.node.node_name.value.as_deref()?;
+                    self.kubeadm_text("ClusterStatus", &["apiEndpoints", name, "advertiseAddress"])
+                })?;
+            Some(NameSource::new(Name::parse(address)?, source))
         })
     }
 
@@ -255,10 +283,7 @@ impl<'a> Names<'a> {
     fn service_address(&self) -> (Option<IpAddr>, String) {
         let flag = "--service-cluster-ip-range";
         let flagged = ["kube-apiserver", "kube-controller-manager"].into_iter().find_map(|pod| self.flag(pod, flag));
-        let configured = || {
-            let keys = &["networking", "serviceSubnet"];
-            Some((self.kubeadm_text("ClusterConfiguration", keys)?, format!("{KUBEADM_CONFIG} {}", keys.join("."))))
-        };
+        let configured = || self.kubeadm_text("ClusterConfiguration", &["networking", "serviceSubnet"]);
         match flagged.or_else(configured) {
             Some((range, source)) => (first_address(range), format!("first address of {range}: {source}")),
             None => (None, format!("{flag} of kube-apiserver and kube-controller-manager")),
@@ -277,7 +302,7 @@ impl<'a> Names<'a> {
         let kubelet = yaml::text_at(&self.node.kubelet.config, &["clusterDomain"]);
         let configured = self.kubeadm_text("ClusterConfiguration", &["networking", "dnsDomain"]);
         let domain = kubelet.map(|domain| (domain, "clusterDomain of the kubelet's config".to_owned()));
-        let domain = domain.or_else(|| Some((configured?, format!("{KUBEADM_CONFIG} networking.dnsDomain"))));
+        let domain = domain.or(configured);
         if let Some((domain, source)) = domain {
             needed.usual(Name::parse(&format!("{API_SERVICE}.{domain}")), source);
         }
@@ -331,13 +356,15 @@ impl<'a> Names<'a> {
         Some((pod.flag(flag)?, format!("{} {flag}", pod.path)))
     }
 
-    fn kubeadm(&self, kind: &str, keys: &[&str]) -> Option<&Value> {
-        let document = self.kubeadm.iter().find(|document| yaml::text_at(document, &["kind"]) == Some(kind))?;
-        yaml::at(document, keys)
+    /// The values of a key of kubeadm's configuration with their sources, the most trusted first.
+    fn kubeadm<'s>(&'s self, kind: &str, keys: &[&str]) -> impl Iterator<Item = (&'s Value, String)> {
+        let of_kind = self.kubeadm.iter().filter(move |one| yaml::text_at(&one.value, &["kind"]) == Some(kind));
+        of_kind.filter_map(move |one| Some((yaml::at(&one.value, keys)?, format!("{} {}", one.source, keys.join(".")))))
     }
 
-    fn kubeadm_text(&self, kind: &str, keys: &[&str]) -> Option<&str> {
-        self.kubeadm(kind, keys).and_then(Value::as_str)
+    fn kubeadm_text(&self, kind: &str, keys: &[&str]) -> Option<(&str, String)> {
+        let texts = self.kubeadm(kind, keys).filter_map(|(value, source)| Some((value.as_str()?, source)));
+        texts.into_iter().find(|(text, _)| !text.is_empty())
     }
 }
 

@@ -9,6 +9,7 @@ use super::issue::subject;
 use super::key::Algorithm;
 use super::names::{Name, NameSource, in_order};
 use super::needed_names::Unknown;
+use crate::guest::Guest;
 use crate::node::{Node, Version};
 
 /// The group that RBAC grants everything without any binding.
@@ -52,8 +53,8 @@ impl fmt::Display for Identity {
 }
 
 /// The blueprint of one of kubeadm's leaves in files; else why it cannot be known, with what to do.
-pub fn blueprint(leaf: &Leaf, inventory: &Inventory, node: &Node) -> Result<Blueprint, Vec<String>> {
-    let from = Evidence { leaf, inventory, node };
+pub fn blueprint(leaf: &Leaf, inventory: &Inventory, guest: &Guest, node: &Node) -> Result<Blueprint, Vec<String>> {
+    let from = Evidence { leaf, inventory, guest, node };
     let unknown: Vec<String> = leaf.needed.still_unknown().map(|unknown| from.refusal(unknown)).collect();
     if !unknown.is_empty() {
         return Err(unknown);
@@ -71,10 +72,7 @@ pub fn blueprint(leaf: &Leaf, inventory: &Inventory, node: &Node) -> Result<Blue
     let names = in_order(&from.names());
     let mut remarks = vec![format!("new {algorithm} key, {like}")];
     if !names.is_empty() {
-        remarks.push(format!(
-            "names that only the lost certificate carried are lost: add them with --san {}NAME",
-            prefix(leaf.name)
-        ));
+        remarks.extend(from.what_may_be_lost());
     }
     Ok(Blueprint { subject_raw, subject: identity.to_string(), names, algorithm, remarks })
 }
@@ -87,10 +85,23 @@ pub fn prefix(leaf: &str) -> String {
 struct Evidence<'a> {
     leaf: &'a Leaf,
     inventory: &'a Inventory,
+    guest: &'a Guest,
     node: &'a Node,
 }
 
 impl Evidence<'_> {
+    /// Names that nothing tells any more, and why etcd does not tell them either.
+    fn what_may_be_lost(&self) -> Vec<String> {
+        let kept = self.inventory.kept(self.guest, self.node);
+        let elsewhere = if kept.documents.is_empty() { "" } else { ", and kubeadm-config in etcd did not," };
+        let lost = format!(
+            "names that only the lost certificate carried{elsewhere} are lost: add them with --san {}NAME",
+            prefix(self.leaf.name)
+        );
+        let why = kept.why_not.as_ref().map(|why| format!("kubeadm-config in etcd is no help: {why}"));
+        why.into_iter().chain([lost]).collect()
+    }
+
     fn refusal(&self, unknown: &Unknown) -> String {
         let value = if unknown.is_address { "ADDRESS" } else { "NAME" };
         format!(
@@ -159,6 +170,9 @@ impl Evidence<'_> {
         match version {
             Some(version) if version < CHANGED => (MASTERS, format!("as kubeadm {version} makes it")),
             _ if has(MASTERS) => (MASTERS, "the group of the administrator in admin.conf".to_owned()),
+            _ if self.inventory.kept(self.guest, self.node).binds_cluster_admins => {
+                (CLUSTER_ADMINS, format!("etcd on this disk holds the binding {CLUSTER_ADMINS}"))
+            }
             _ => (
                 MASTERS,
                 format!(

@@ -69,7 +69,7 @@ impl Judge<'_> {
         if leaf.certificate.is_some() || !is_kubeadms {
             return Ok(None);
         }
-        blueprint(leaf, self.inventory, self.context.node).map(Some)
+        blueprint(leaf, self.inventory, self.context.guest, self.context.node).map(Some)
     }
 }
 

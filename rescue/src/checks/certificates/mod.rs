@@ -44,7 +44,9 @@ impl Check for Certificates {
             return Ok(Vec::new());
         }
         let now = context.settings.now;
-        let inventory = Inventory::read(context.guest, context.node, now).with_asked_names(&context.settings.san);
+        let inventory = Inventory::read(context.guest, context.node, now)
+            .with_kept_names(context.guest, context.node)
+            .with_asked_names(&context.settings.san);
         let judge = Judge { context, inventory: &inventory, keys: Rc::new(KeyPool::default()) };
         let mut findings = Vec::new();
         findings.extend(inventory.kubelet.as_ref().and_then(|client| judge.kubelet(client)));

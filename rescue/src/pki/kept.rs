@@ -1,0 +1,187 @@
+//! What the cluster itself keeps about its names: kubeadm's configuration, read from the etcd member on this disk. It is looked for only
+//! where a certificate or kubeconfig is lost, because one pass over the whole database is needed (etcd's keys are in the order of their
+//! revisions). It comes after what the node's own files say.
+//!
+//! Source: kubeadm's phases/uploadconfig (ConfigMap `kube-system/kubeadm-config`), and apis/kubeadm/v1beta1 to v1beta4.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::certificate::Certificate;
+use super::inventory::{AuthorityState, Inventory};
+use super::needed_names::{Names, Needed};
+use super::profile::Authority;
+use crate::checks::etcd_look::holder;
+use crate::etcd::keys::{Selection, View, view};
+use crate::etcd::kubernetes::{config_map, is_encrypted};
+use crate::etcd::locate;
+use crate::etcd::member::{MemberData, Stored};
+use crate::guest::Guest;
+use crate::node::Node;
+use crate::yaml;
+
+/// `--etcd-prefix` where the flag is absent.
+const PREFIX: &str = "/registry";
+
+/// What it is called where values are shown with their source.
+pub const SOURCE: &str = "kubeadm-config in etcd,";
+
+/// A server's certificate has names, and only these three of kubeadm's are servers'.
+const SERVERS: [&str; 3] = ["apiserver", "etcd-server", "etcd-peer"];
+
+/// What etcd on this disk says of its cluster.
+#[derive(Debug, Clone, Default)]
+pub struct Kept {
+    /// ClusterConfiguration, and up to 1.21 ClusterStatus.
+    pub documents: Vec<Value>,
+    /// Whether the group that kubeadm from 1.29 on gives administrators is bound.
+    pub binds_cluster_admins: bool,
+    /// Why there are no documents; `None` too where there is no etcd on this disk.
+    pub why_not: Option<String>,
+}
+
+impl Kept {
+    /// Reads it; never fails, what cannot be read is said.
+    pub fn read(guest: &Guest, node: &Node, authorities: &BTreeMap<Authority, AuthorityState>) -> Self {
+        let not = |why: String| Self { why_not: Some(why), ..Self::default() };
+        let Some(found) = locate::on_node(guest, node) else { return Self::default() };
+        if let Some(holder) = holder(guest, &found.place) {
+            return not(format!("etcd is running: {holder} has its database open"));
+        }
+        let prefix = node.static_pod("kube-apiserver").and_then(|pod| pod.flag("--etcd-prefix")).unwrap_or(PREFIX);
+        let keys = Keys::below(prefix.trim_end_matches('/'));
+        let data = MemberData::read(guest, &found.place);
+        if let Stored::Damaged(fault) = &data.stored {
+            return not(format!("its database is damaged: {fault}"));
+        }
+        match view(guest, &data, &Selection::Keys(keys.all())) {
+            Ok(seen) => keys.taken(&seen, authorities),
+            Err(error) => not(error.to_string()),
+        }
+    }
+
+    /// The control plane's endpoint, `host:port`, as kubeadm's GetControlPlaneEndpoint makes it: without a port of its own that of the
+    /// API server.
+    pub fn endpoint(&self, port: u16) -> Option<String> {
+        let of = |document| yaml::text_at(document, &["controlPlaneEndpoint"]);
+        let endpoint = self.documents.iter().find_map(of).filter(|endpoint| !endpoint.is_empty())?;
+        super::names::Name::of_endpoint(endpoint)?;
+        let has_port = endpoint
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']')));
+        let is_bare_v6 = endpoint.parse::<std::net::Ipv6Addr>().is_ok();
+        Some(match (has_port, is_bare_v6) {
+            (true, _) => endpoint.to_owned(),
+            (false, true) => format!("[{endpoint}]:{port}"),
+            (false, false) => format!("{endpoint}:{port}"),
+        })
+    }
+}
+
+/// The keys that are of use.
+struct Keys {
+    kubeadm: String,
+    authentication: String,
+    binding: String,
+}
+
+impl Keys {
+    fn below(prefix: &str) -> Self {
+        let map = |name| format!("{prefix}/configmaps/kube-system/{name}");
+        Self {
+            kubeadm: map("kubeadm-config"),
+            // The API server writes its client CA into it at each start.
+            authentication: map("extension-apiserver-authentication"),
+            binding: format!("{prefix}/clusterrolebindings/kubeadm:cluster-admins"),
+        }
+    }
+
+    fn all(&self) -> Vec<Vec<u8>> {
+        [&self.kubeadm, &self.authentication, &self.binding].map(|key| key.clone().into_bytes()).into()
+    }
+
+    fn taken(&self, seen: &View, authorities: &BTreeMap<Authority, AuthorityState>) -> Kept {
+        let value = |key: &String| seen.keys.get(key.as_bytes())?.value.as_deref();
+        let not = |why: &str| Kept { why_not: Some(why.to_owned()), ..Kept::default() };
+        let map = |key| value(key).and_then(config_map);
+        if map(&self.authentication).is_some_and(|map| is_strange(&map, authorities)) {
+            return not("it holds another cluster: the client CA in it is not this node's");
+        }
+        let binds_cluster_admins = value(&self.binding).is_some();
+        let (documents, why_not) = match value(&self.kubeadm) {
+            None => (Vec::new(), Some(format!("it holds no {}", self.kubeadm))),
+            Some(value) if is_encrypted(value) => {
+                (Vec::new(), Some(format!("{} is encrypted at rest there (k8s:enc:)", self.kubeadm)))
+            }
+            Some(value) => match config_map(value).map(|map| documents(&map)) {
+                Some(documents) if !documents.is_empty() => (documents, None),
+                _ => (Vec::new(), Some(format!("{} cannot be read there", self.kubeadm))),
+            },
+        };
+        Kept { documents, binds_cluster_admins, why_not }
+    }
+}
+
+fn documents(map: &BTreeMap<String, String>) -> Vec<Value> {
+    let parse = |name: &str| yaml::parse(map.get(name)?.as_bytes()).ok();
+    ["ClusterConfiguration", "ClusterStatus"].into_iter().filter_map(parse).collect()
+}
+
+/// Whether the client CA that the API server wrote down is none of this node's.
+fn is_strange(map: &BTreeMap<String, String>, authorities: &BTreeMap<Authority, AuthorityState>) -> bool {
+    let Some(own) = authorities.get(&Authority::Cluster).filter(|own| !own.certificates.is_empty()) else {
+        return false;
+    };
+    let theirs = map.get("client-ca-file").and_then(|pem| Certificate::all_from_pem(pem.as_bytes()).ok());
+    theirs.is_some_and(|theirs| !theirs.is_empty() && !own.is_among(&theirs))
+}
+
+impl Inventory {
+    /// What etcd on this disk says of the cluster; read the first time that somebody asks.
+    pub fn kept(&self, guest: &Guest, node: &Node) -> &Kept {
+        self.kept.get_or_init(|| Kept::read(guest, node, &self.authorities))
+    }
+
+    /// With the names that kubeadm's configuration in etcd adds, where a server's certificate is lost.
+    #[must_use]
+    pub fn with_kept_names(mut self, guest: &Guest, node: &Node) -> Self {
+        let is_server = |name: &str| SERVERS.contains(&name);
+        let is_lost = |leaf: &super::inventory::Leaf| {
+            leaf.certificate.is_none() && (is_server(leaf.name) || leaf.also.iter().any(|name| is_server(name)))
+        };
+        if !self.leaves.iter().any(is_lost) {
+            return self;
+        }
+        let kept = self.kept(guest, node).clone();
+        let names = Names::new(guest, node, &self.authorities).with_kept(&kept);
+        for leaf in self.leaves.iter_mut().filter(|leaf| is_lost(leaf)) {
+            let mut needed = Needed { asked: std::mem::take(&mut leaf.needed.asked), ..Needed::default() };
+            for name in std::iter::once(leaf.name).chain(leaf.also.iter().copied()) {
+                needed.extend(names.of(name));
+            }
+            leaf.needed = needed;
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_gets_the_port_that_kubeadm_gives_it() {
+        let endpoint = |text: &str| {
+            let document = serde_json::json!({"kind": "ClusterConfiguration", "controlPlaneEndpoint": text});
+            Kept { documents: vec![document], ..Kept::default() }.endpoint(6443)
+        };
+        assert_eq!(endpoint("vip.example.org").as_deref(), Some("vip.example.org:6443"));
+        assert_eq!(endpoint("vip.example.org:8443").as_deref(), Some("vip.example.org:8443"));
+        assert_eq!(endpoint("10.0.0.1").as_deref(), Some("10.0.0.1:6443"));
+        assert_eq!(endpoint("fd00::1").as_deref(), Some("[fd00::1]:6443"));
+        assert_eq!(endpoint("[fd00::1]:8443").as_deref(), Some("[fd00::1]:8443"));
+        assert_eq!(endpoint(""), None);
+        assert_eq!(endpoint("a b"), None);
+    }
+}
