@@ -236,3 +236,14 @@ pub(crate) fn set_mount_attributes(root: BorrowedFd<'_>, set: u32, clear: u32) -
     };
     Errno::result(result).map(drop)
 }
+
+/// Has the kernel begin to write a range of a file to the disk, without waiting for it (`sync_file_range`). A hint: file systems that cannot
+/// do it leave everything to fsync.
+pub(crate) fn begin_writing(file: BorrowedFd<'_>, offset: u64, length: u64) {
+    let (Ok(offset), Ok(length)) = (libc::off64_t::try_from(offset), libc::off64_t::try_from(length)) else { return };
+    // A length of 0 would mean everything behind.
+    if length > 0 {
+        // SAFETY: the call takes integers and no memory; the descriptor is open for the whole call.
+        unsafe { libc::sync_file_range(file.as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE) };
+    }
+}

@@ -9,8 +9,8 @@ pub trait Ui {
     fn note(&self, text: &str);
 }
 
-/// One long step under way; dropping it ends the step.
-pub trait Progress {
+/// One long step under way; dropping it ends the step. Any thread can tell of what it did.
+pub trait Progress: Send + Sync {
     /// So much more is done.
     fn advance(&self, steps: u64);
     /// What is being worked on now.

@@ -2,9 +2,13 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use crate::guest::{FileKind, Guest, GuestPath, RealPath, Tree, TreeError, TreeResult};
+use crate::guest::{DirEntry, FileKind, Guest, GuestPath, Meta, RealPath, Tree, TreeError, TreeResult};
 
 /// Bytes fetched at once: pages of a database that are used together were mostly written together.
 const CHUNK: u64 = 64 << 10;
@@ -27,6 +31,62 @@ impl std::fmt::Debug for File {
     }
 }
 
+/// A [`File`] held open.
+#[derive(Debug)]
+pub struct Held {
+    file: fs::File,
+    path: RealPath,
+    size: u64,
+}
+
+impl Held {
+    /// Fills `buffer` from `offset` on as far as the file goes. Gives the number of bytes.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn read(&self, offset: u64, buffer: &mut [u8]) -> TreeResult<usize> {
+        let left = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let wanted = buffer.len().min(left);
+        let mut done = 0;
+        while let Some(rest) = buffer.get_mut(done..wanted).filter(|rest| !rest.is_empty()) {
+            match self.file.read_at(rest, offset.saturating_add(done as u64)) {
+                Ok(0) => break,
+                Ok(read) => done += read,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(TreeError::of_held(self.path.as_path(), error)),
+            }
+        }
+        Ok(done)
+    }
+}
+
+/// The only file of its tree: what another thread reads by itself.
+impl Tree for Held {
+    fn lstat(&self, path: &Path) -> TreeResult<Meta> {
+        Err(TreeError::NotFound(path.to_path_buf()))
+    }
+
+    fn read_range(&self, _path: &Path, offset: u64, length: usize) -> TreeResult<Vec<u8>> {
+        let left = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; length.min(left)];
+        let read = self.read(offset, &mut bytes)?;
+        bytes.truncate(read);
+        Ok(bytes)
+    }
+
+    fn hold(&self, path: &Path) -> TreeResult<Option<fs::File>> {
+        self.file.try_clone().map(Some).map_err(|error| TreeError::of_held(path, error))
+    }
+
+    fn read_dir(&self, path: &Path) -> TreeResult<Vec<DirEntry>> {
+        Err(TreeError::NotADirectory(path.to_path_buf()))
+    }
+
+    fn read_link(&self, path: &Path) -> TreeResult<PathBuf> {
+        Err(TreeError::NotASymlink(path.to_path_buf()))
+    }
+}
+
 #[derive(Default)]
 struct Chunks {
     by_number: HashMap<u64, (u64, Rc<Vec<u8>>)>,
@@ -46,6 +106,12 @@ impl File {
             return Err(TreeError::NotARegularFile(real.as_path().to_path_buf()));
         }
         Ok(Self { tree, path: real, size: meta.size, chunks: RefCell::default() })
+    }
+
+    /// What another thread held open.
+    pub fn held(held: Held) -> Self {
+        let (path, size) = (held.path.clone(), held.size);
+        Self { tree: Rc::new(held), path, size, chunks: RefCell::default() }
     }
 
     /// Length in bytes.
@@ -85,6 +151,15 @@ impl File {
             0 => Ok(Vec::new()),
             length => self.tree.read_range(self.path.as_path(), offset, length),
         }
+    }
+
+    /// Holds it open past the tree, where that can be done: then another thread can read it, too. Whoever holds it keeps its file system in use.
+    ///
+    /// # Errors
+    /// As the tree gives them.
+    pub fn hold(&self) -> TreeResult<Option<Held>> {
+        let held = self.tree.hold(self.path.as_path())?;
+        Ok(held.map(|file| Held { file, path: self.path.clone(), size: self.size }))
     }
 
     fn chunk(&self, number: u64) -> TreeResult<Rc<Vec<u8>>> {

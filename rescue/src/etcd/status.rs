@@ -2,15 +2,18 @@
 
 use serde::Serialize;
 use std::cmp::Reverse;
+use std::thread;
 
-use super::backend::{Facts, RaisedAlarm};
+use super::backend::{Backend, Facts, RaisedAlarm};
+use super::bbolt::Fault;
 use super::boot::{self, Effect, Problem};
+use super::file::File;
 use super::lease::LastWrite;
 use super::member::{MemberData, Place, Stored};
-use super::members::{Member, as_hex};
+use super::members::{Member, Members, as_hex};
 use super::survey::{Hash, Survey, survey};
 use crate::guest::Guest;
-use crate::ui::{Silent, Ui};
+use crate::ui::{Progress, Silent, Ui};
 
 /// A member on a disk, not yet looked at.
 #[derive(Debug, Clone)]
@@ -250,13 +253,15 @@ fn member(found: &Found, data: MemberData, revision: Option<i64>, deep: bool, ui
     let mut problems = boot::problems(&data);
     let mut last_write = None;
     let mut database = None;
+    let mut log = None;
     if let Stored::Open(open) = &data.stored {
         let (backend, facts) = open.as_ref();
         let at = revision.filter(|at| *at > facts.compacted).unwrap_or(facts.revision);
         let surveyed = deep.then(|| {
-            // It is gone through twice: for its pages and for its hash.
-            let progress = ui.begin(&format!("checking {}", found.source), Some(backend.db.size() * 2));
-            survey(backend, facts, at, &*progress)
+            // What was compacted is gone through twice: for its pages and for its hash.
+            let passes = if facts.compacted < 0 { 1 } else { 2 };
+            let progress = ui.begin(&format!("checking {}", found.source), Some(backend.db.size() * passes));
+            survey_beside(backend, facts, at, &*progress, || log = Some(look_through_log(found, &data)))
         });
         let survey = match surveyed {
             Some(Err(fault)) => {
@@ -269,8 +274,14 @@ fn member(found: &Found, data: MemberData, revision: Option<i64>, deep: bool, ui
         last_write = survey.as_ref().and_then(|survey| survey.last_write.clone());
         database = Some(database_status(backend.db.size(), backend.db.meta(), facts, survey.as_ref()));
     }
-    let (mut members, pending_changes) = data.membership();
-    if deep && let Ok(Some(write)) = data.look_through_log(&found.guest, &mut members) {
+    if deep && log.is_none() {
+        log = Some(look_through_log(found, &data));
+    }
+    let (members, pending_changes, written) = log.unwrap_or_else(|| {
+        let (members, pending) = data.membership();
+        (members, pending, None)
+    });
+    if let Some(write) = written {
         let newer = last_write.is_none() || write.index.is_some_and(|index| index > data.consistent_index());
         last_write = if newer { Some(write) } else { last_write };
     }
@@ -297,6 +308,37 @@ fn member(found: &Found, data: MemberData, revision: Option<i64>, deep: bool, ui
         problems,
         data,
     }
+}
+
+/// Members as the log's end has them, changes that may not count, and the newest write that carries its time.
+fn look_through_log(found: &Found, data: &MemberData) -> (Members, Vec<u64>, Option<LastWrite>) {
+    let (mut members, pending) = data.membership();
+    let written = data.look_through_log(&found.guest, &mut members).unwrap_or_default();
+    (members, pending, written)
+}
+
+/// Surveys the database while `meanwhile` is done, where another thread can read it.
+fn survey_beside(
+    backend: &Backend,
+    facts: &Facts,
+    at: i64,
+    progress: &dyn Progress,
+    meanwhile: impl FnOnce(),
+) -> Result<Survey, Fault> {
+    if let Some(held) = backend.db.hold()? {
+        let surveyed = thread::scope(|scope| {
+            let look = move || Backend::open(File::held(held)).and_then(|own| survey(&own, facts, at, progress));
+            let looking = thread::Builder::new().name("database".to_owned()).spawn_scoped(scope, look).ok()?;
+            meanwhile();
+            Some(looking.join())
+        });
+        match surveyed {
+            Some(Ok(surveyed)) => return surveyed,
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => {}
+        }
+    }
+    survey(backend, facts, at, progress)
 }
 
 fn log_status(data: &MemberData) -> Option<LogStatus> {

@@ -23,6 +23,9 @@ const CONFINED: ResolveFlags = ResolveFlags::BENEATH
 /// How often a look-up is tried again when the kernel cannot rule out a rename beside it (`EAGAIN`, see openat2(2)).
 const RACE_RETRIES: usize = 16;
 
+/// Room that is made for bytes before they come.
+const READ_AT_ONCE: usize = 1 << 20;
+
 /// The files of one file system below a folder. Every path is resolved by the kernel beneath the folder (openat2), so that
 /// a hostile tree can lead nowhere else; device nodes, FIFOs and sockets are never opened, and access times stay as they
 /// are wherever the kernel lets us (owner or root).
@@ -92,6 +95,14 @@ impl FolderTree {
         }
     }
 
+    /// Opening a device node or FIFO can have effects of its own, so the kind is looked at before and after.
+    fn open_regular(&self, path: &Path) -> TreeResult<File> {
+        expect_regular(path, &self.look(path)?.1)?;
+        let file = self.open_to_read(path, OFlags::empty()).map_err(|errno| explain(path, errno))?;
+        expect_regular(path, &rustix::fs::fstat(&file).map_err(|errno| explain(path, errno))?)?;
+        Ok(File::from(file))
+    }
+
     /// A descriptor that names the file without opening it, and its attributes.
     fn look(&self, path: &Path) -> TreeResult<(OwnedFd, Stat)> {
         let handle = self.open_at(path, OFlags::PATH).map_err(|errno| explain(path, errno))?;
@@ -112,11 +123,11 @@ impl Tree for FolderTree {
     }
 
     fn read_range(&self, path: &Path, offset: u64, length: usize) -> TreeResult<Vec<u8>> {
-        // Opening a device node or FIFO can have effects of its own, so the kind is looked at before and after.
-        expect_regular(path, &self.look(path)?.1)?;
-        let file = self.open_to_read(path, OFlags::empty()).map_err(|errno| explain(path, errno))?;
-        expect_regular(path, &rustix::fs::fstat(&file).map_err(|errno| explain(path, errno))?)?;
-        read_some(File::from(file), offset, length).map_err(|error| explain_io(path, error))
+        read_some(self.open_regular(path)?, offset, length).map_err(|error| explain_io(path, error))
+    }
+
+    fn hold(&self, path: &Path) -> TreeResult<Option<File>> {
+        self.open_regular(path).map(Some)
     }
 
     fn read_dir(&self, path: &Path) -> TreeResult<Vec<DirEntry>> {
@@ -156,9 +167,9 @@ fn below(path: &Path) -> PathBuf {
 }
 
 fn read_some(mut file: File, offset: u64, length: usize) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    file.seek(SeekFrom::Start(offset))?;
     // Grows as bytes come: a huge length or a lying size allocates nothing by itself.
+    let mut bytes = Vec::with_capacity(length.min(READ_AT_ONCE));
+    file.seek(SeekFrom::Start(offset))?;
     file.take(length as u64).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
@@ -208,7 +219,7 @@ fn explain(path: &Path, errno: Errno) -> TreeError {
     }
 }
 
-fn explain_io(path: &Path, error: std::io::Error) -> TreeError {
+pub(super) fn explain_io(path: &Path, error: std::io::Error) -> TreeError {
     match Errno::from_io_error(&error) {
         Some(errno) => explain(path, errno),
         None => TreeError::Io { path: path.to_path_buf(), source: error },

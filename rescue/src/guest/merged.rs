@@ -64,6 +64,10 @@ impl Tree for MergedTree {
         let (mount, below) = self.at(path);
         mount.tree.read_range(&below, offset, length).map_err(|error| error.below(&mount.mount_point))
     }
+    fn hold(&self, path: &Path) -> TreeResult<Option<std::fs::File>> {
+        let (mount, below) = self.at(path);
+        mount.tree.hold(&below).map_err(|error| error.below(&mount.mount_point))
+    }
     fn read_dir(&self, path: &Path) -> TreeResult<Vec<DirEntry>> {
         let (mount, below) = self.at(path);
         mount.tree.read_dir(&below).map_err(|error| error.below(&mount.mount_point))

@@ -186,6 +186,16 @@ impl Tree for Planned {
         }
     }
 
+    fn hold(&self, path: &Path) -> TreeResult<Option<std::fs::File>> {
+        match self.overlay.get(path) {
+            Some(_) => Ok(None),
+            None => {
+                self.refuse_replaced(path)?;
+                self.base.hold(path)
+            }
+        }
+    }
+
     fn read_dir(&self, path: &Path) -> TreeResult<Vec<DirEntry>> {
         let mut entries = match self.overlay.get(path) {
             Some(Entry::Folder { .. }) => match self.base.read_dir(path) {

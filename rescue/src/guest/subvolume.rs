@@ -62,6 +62,9 @@ impl Tree for Below {
     fn read_range(&self, path: &Path, offset: u64, length: usize) -> TreeResult<Vec<u8>> {
         self.tree.read_range(&self.at(path), offset, length).map_err(|error| self.renamed(error, path))
     }
+    fn hold(&self, path: &Path) -> TreeResult<Option<std::fs::File>> {
+        self.tree.hold(&self.at(path)).map_err(|error| self.renamed(error, path))
+    }
     fn read_dir(&self, path: &Path) -> TreeResult<Vec<DirEntry>> {
         self.tree.read_dir(&self.at(path)).map_err(|error| self.renamed(error, path))
     }

@@ -110,6 +110,11 @@ impl TreeError {
         matches!(self, Self::NotFound(_) | Self::NotADirectory(_))
     }
 
+    /// What reading a file that is [held](Tree::hold) gives.
+    pub fn of_held(path: &Path, error: std::io::Error) -> Self {
+        super::folder::explain_io(path, error)
+    }
+
     /// The same error of a tree that is mounted at `mount_point`: its paths become the guest's.
     pub(super) fn below(mut self, mount_point: &Path) -> Self {
         let (Self::NotFound(path)
@@ -144,6 +149,12 @@ pub trait Tree {
 
     /// Up to `length` bytes of a regular file from `offset`; short only at the end of the file.
     fn read_range(&self, path: &Path, offset: u64, length: usize) -> TreeResult<Vec<u8>>;
+
+    /// A regular file held open for reading much of it, by another thread too; `None` where files can only be read through the tree. Whoever
+    /// holds it keeps its file system in use.
+    fn hold(&self, _path: &Path) -> TreeResult<Option<std::fs::File>> {
+        Ok(None)
+    }
 
     /// Names in a folder, in any order.
     fn read_dir(&self, path: &Path) -> TreeResult<Vec<DirEntry>>;

@@ -28,14 +28,8 @@ impl Tree for Confined {
 
     fn read_range(&self, path: &Path, offset: u64, length: usize) -> TreeResult<Vec<u8>> {
         use std::os::unix::fs::FileExt;
-        let meta = Tree::lstat(self, path)?;
-        if meta.kind != FileKind::Regular {
-            return Err(TreeError::NotARegularFile(path.to_path_buf()));
-        }
-        let left = usize::try_from(meta.size.saturating_sub(offset)).unwrap_or(usize::MAX);
-        let place = place(self, path)?;
-        let file = place.open_file().map_err(|error| tree_error(path, std::io::Error::other(error)))?;
-        let file = std::fs::File::from(file);
+        let (file, size) = open(self, path)?;
+        let left = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
         let mut bytes = vec![0; length.min(left)];
         let mut done = 0;
         while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
@@ -46,6 +40,10 @@ impl Tree for Confined {
         }
         bytes.truncate(done);
         Ok(bytes)
+    }
+
+    fn hold(&self, path: &Path) -> TreeResult<Option<std::fs::File>> {
+        open(self, path).map(|(file, _)| Some(file))
     }
 
     fn read_dir(&self, path: &Path) -> TreeResult<Vec<DirEntry>> {
@@ -75,6 +73,16 @@ impl Tree for Confined {
 
 fn place(confined: &Confined, path: &Path) -> TreeResult<Place> {
     confined.place(&RealPath::new(path.to_path_buf())).map_err(|error| tree_error(path, error))
+}
+
+/// A regular file and its length.
+fn open(confined: &Confined, path: &Path) -> TreeResult<(std::fs::File, u64)> {
+    let meta = Tree::lstat(confined, path)?;
+    if meta.kind != FileKind::Regular {
+        return Err(TreeError::NotARegularFile(path.to_path_buf()));
+    }
+    let file = place(confined, path)?.open_file().map_err(|error| tree_error(path, std::io::Error::other(error)))?;
+    Ok((file.into(), meta.size))
 }
 
 fn tree_error(path: &Path, source: std::io::Error) -> TreeError {

@@ -5,18 +5,20 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Seek, Write};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::writeback::Early;
 use crate::guest::{Guest, GuestPath};
 
 /// Bytes that a copy holds in memory.
 const COPIED_AT_ONCE: usize = 1 << 20;
 
-/// A file that is being written. Positions are those of the file.
-pub trait SinkFile: Write + Seek {}
+/// A file that is being written, by any thread. Positions are those of the file.
+pub trait SinkFile: Write + Seek + Send {}
 
-impl<T: Write + Seek> SinkFile for T {}
+impl<T: Write + Seek + Send> SinkFile for T {}
 
 /// Takes what a [`BuildFolder`] makes. Paths are relative to the new folder and have no `..`; parents are made first.
 pub trait FolderSink {
@@ -105,6 +107,22 @@ impl DirectorySink {
         let top = File::open(&self.top).with_context(|| format!("opening {}", self.top.display()))?;
         rustix::fs::syncfs(&top).with_context(|| format!("synchronising {}", self.top.display()))
     }
+
+    /// Does `meanwhile` while the disk writes, and gives what it gives.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn finish_beside<T>(self, meanwhile: impl FnOnce() -> T) -> Result<T> {
+        thread::scope(|scope| {
+            let finishing =
+                thread::Builder::new().name("synchronising".to_owned()).spawn_scoped(scope, || self.finish());
+            let done = meanwhile();
+            match finishing.context("starting a thread")?.join() {
+                Ok(finished) => finished.map(|()| done),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    }
 }
 
 fn make_folder(path: &Path, mode: u32) -> Result<()> {
@@ -119,7 +137,7 @@ impl FolderSink for DirectorySink {
     fn file(&mut self, path: &Path, mode: u32) -> Result<Box<dyn SinkFile + '_>> {
         let path = self.top.join(path);
         let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path);
-        Ok(Box::new(file.with_context(|| format!("making {}", path.display()))?))
+        Ok(Box::new(Early::new(file.with_context(|| format!("making {}", path.display()))?)))
     }
 
     fn copy(&mut self, path: &Path, from: &Guest, source: &GuestPath) -> Result<()> {

@@ -21,6 +21,7 @@ pub mod set;
 pub mod set_plan;
 #[cfg(test)]
 mod set_tests;
+pub mod shown_sink;
 mod stage;
 mod staged_folder;
 mod storage_daemon;
@@ -30,6 +31,7 @@ pub mod tree_hash;
 pub mod undo;
 mod write_device;
 pub mod write_mount;
+mod writeback;
 mod xattrs;
 
 pub use change::{Attributes, Change, Content, Edit, Expect, FreeAction, Freeing, Prepared, Recipe, sha256_hex};

@@ -180,16 +180,13 @@ fn commit(planned: &[Planned<'_>], sources: &[&Guest], info: &RunInfo, ui: &dyn 
     }
     fault::point("phase: enlisted");
     let all = Sources::new(planned.iter().map(|part| part.place.guest).chain(sources.iter().copied()));
-    let progress = ui.begin("Preparing the disks", Some(planned.len() as u64));
     let mut journals = Vec::new();
     for (me, part) in planned.iter().enumerate() {
-        progress.message(&part.place.name);
         let Place { guest, confined, store, .. } = &part.place;
-        let steps = stage::stage(&Stage { guest, sources: &all, confined, store }, &part.goals, &info.id);
+        let steps = stage::stage(&Stage { guest, sources: &all, confined, store, ui }, &part.goals, &info.id);
         let steps = steps.with_context(|| of(part))?;
         let record = transaction::record(store, info, steps).with_context(|| of(part))?;
         journals.push(Journal { set: set(me, part.barrier), ..record });
-        progress.advance(1);
     }
     fault::point("phase: staged");
     for (part, journal) in planned.iter().zip(&journals) {

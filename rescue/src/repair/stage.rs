@@ -15,11 +15,13 @@ use super::fault;
 use super::folder::Sources;
 use super::in_use::held_open::HeldOpen;
 use super::journal::{State, Step, StoredPath};
+use super::shown_sink::ShownSink;
 use super::staged_folder::StagedFolder;
 use super::store::Store;
 use super::xattrs;
 use crate::guest::{Guest, GuestPath, RealPath, Usage};
 use crate::refusal::Refusal;
+use crate::ui::Ui;
 use crate::units;
 
 /// Room for the record, our folders and what the file system itself needs for new names: an inode chunk of XFS is 32 KiB.
@@ -357,12 +359,12 @@ pub(super) fn refuse_without_space(confined: &Confined, store: &Store<'_>, goals
 }
 
 /// Where things are staged, and what they are made from.
-#[derive(Debug)]
 pub(super) struct Stage<'a> {
     pub guest: &'a Guest,
     pub sources: &'a Sources<'a>,
     pub confined: &'a Confined,
     pub store: &'a Store<'a>,
+    pub ui: &'a dyn Ui,
 }
 
 /// Stages everything in the run's stores: what is to be put in place, ready for one rename each, and the backups. All of it is
@@ -450,7 +452,11 @@ fn stage_folder(on: &Stage<'_>, goal: &Goal, build: &Recipe, staged: &Place) -> 
     staged.make_folder()?;
     let build = build.build_folder();
     let mut sink = StagedFolder::new(on.confined, on.guest, staged.path().clone(), &goal.path)?;
-    build.build(on.sources, &mut sink).with_context(|| format!("making the new {}", goal.path))?;
+    let progress = on.ui.begin(&format!("{}: making the new {}", on.guest.source, goal.path), Some(build.bytes()));
+    let built = build.build(on.sources, &mut ShownSink::new(&mut sink, &*progress));
+    built.with_context(|| format!("making the new {}", goal.path))?;
+    drop(progress);
+    let _progress = on.ui.begin(&format!("{}: reading it back", on.guest.source), None);
     sink.finish(NEW_FOLDER)?;
     fault::point("phase: built");
     let reading = || format!("the new {} was read back, and is not what was planned", goal.path);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
@@ -11,6 +12,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
 use super::confined::{Confined, Place, is_folder, sync_file};
 use super::fault;
 use super::folder::{FolderSink, SinkFile};
+use super::writeback::Early;
 use super::{patch, xattrs};
 use crate::guest::{Guest, GuestPath, RealPath};
 
@@ -145,7 +147,7 @@ impl FolderSink for StagedFolder<'_> {
     fn file(&mut self, path: &Path, mode: u32) -> Result<Box<dyn SinkFile + '_>> {
         let file = self.place(path)?.create(b"")?;
         self.modes.insert(path.to_path_buf(), mode & 0o7777);
-        Ok(Box::new(StagedFile { file: File::from(file), is_first: true }))
+        Ok(Box::new(Early::new(StagedFile { file: File::from(file), is_first: true })))
     }
 
     fn copy(&mut self, path: &Path, from: &Guest, source: &GuestPath) -> Result<()> {
@@ -176,6 +178,12 @@ impl FolderSink for StagedFolder<'_> {
 struct StagedFile {
     file: File,
     is_first: bool,
+}
+
+impl AsFd for StagedFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 impl Write for StagedFile {

@@ -166,7 +166,7 @@ pub fn apply(guest: &WritableGuest, prepared: Prepared, info: &RunInfo, ui: &dyn
     if goals.is_empty() && freed.freed.is_empty() {
         return Ok(Applied { left_alone: freed.left_alone, ..Applied::default() });
     }
-    let journal = match prepare(guest.guest(), confined, &store, &mut goals, info, &freed) {
+    let journal = match prepare(guest.guest(), confined, &store, &mut goals, info, &freed, ui) {
         Ok(journal) => journal,
         Err(cause) => return Err(not_committed(&store, info, total, freed, cause)),
     };
@@ -193,11 +193,12 @@ fn prepare(
     goals: &mut Vec<Goal>,
     info: &RunInfo,
     freed: &Freeings,
+    ui: &dyn Ui,
 ) -> Result<Journal> {
     stage::preflight(confined, goals)?;
     stage::refuse_without_space(confined, store, goals, &info.id)?;
     let sources = Sources::new([guest]);
-    let steps = stage::stage(&stage::Stage { guest, sources: &sources, confined, store }, goals, &info.id)?;
+    let steps = stage::stage(&stage::Stage { guest, sources: &sources, confined, store, ui }, goals, &info.id)?;
     fault::point("phase: staged");
     let journal = Journal { freed: freed.freed.clone(), ..record(store, info, steps)? };
     store.write_record(&info.id, JOURNAL, &journal)?;

@@ -8,7 +8,6 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::shown_sink::ShownSink;
 use crate::cli::Outcome;
 use crate::cli::args::Stop;
 use crate::cli::terminal::{Terminal, confirm};
@@ -19,6 +18,7 @@ use crate::refusal::Refusal;
 use crate::repair::Change;
 use crate::repair::folder::{BuildFolder, DirectorySink, Sources};
 use crate::repair::set;
+use crate::repair::shown_sink::ShownSink;
 use crate::repair::transaction::RunInfo;
 use crate::repair::write_mount::WritableGuest;
 use crate::report::json::SCHEMA;
@@ -166,12 +166,12 @@ impl Plan {
             let mut sink = DirectorySink::create(&folder.join("member"))?;
             let progress = Terminal.begin(&format!("writing {}", part.name), Some(part.recipe.bytes()));
             part.recipe.build(&sources, &mut ShownSink::new(&mut sink, &*progress))?;
-            sink.finish()?;
             drop(progress);
             let name = folder.display().to_string();
             let guest = Guest::new(name.clone(), Rc::new(FolderTree::open(&folder)?), Vec::new());
             let progress = Terminal.begin(&format!("reading {} back", part.name), None);
-            part.recipe.verify(&guest, &GuestPath::new("/member")).with_context(|| format!("reading {name} back"))?;
+            let verify = || part.recipe.verify(&guest, &GuestPath::new("/member"));
+            sink.finish_beside(verify)?.with_context(|| format!("reading {name} back"))?;
             drop(progress);
             made.push(folder);
         }

@@ -5,7 +5,6 @@ mod keys;
 mod making;
 mod rebuild;
 mod remove;
-mod shown_sink;
 mod sources;
 mod status;
 

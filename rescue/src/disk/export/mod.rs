@@ -141,6 +141,9 @@ impl Tree for ReplayedTree {
     fn read_range(&self, path: &Path, offset: u64, length: usize) -> TreeResult<Vec<u8>> {
         self.tree.read_range(path, offset, length)
     }
+    fn hold(&self, path: &Path) -> TreeResult<Option<std::fs::File>> {
+        self.tree.hold(path)
+    }
     fn read_dir(&self, path: &Path) -> TreeResult<Vec<DirEntry>> {
         self.tree.read_dir(path)
     }

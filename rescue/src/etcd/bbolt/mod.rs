@@ -6,6 +6,7 @@
 
 pub mod meta;
 pub mod page;
+mod stream;
 pub mod walk;
 
 pub use meta::{Meta, MetaFault};
@@ -14,7 +15,7 @@ pub use walk::{Check, Item, Seen, Walk};
 
 use std::ops::ControlFlow;
 
-use super::file::File;
+use super::file::{File, Held};
 use crate::guest::TreeError;
 
 /// Why a database, or a part of it, cannot be read.
@@ -119,6 +120,14 @@ impl Database {
     /// Length of the file.
     pub fn size(&self) -> u64 {
         self.file.size()
+    }
+
+    /// The file held open, where it can be, for another thread to read.
+    ///
+    /// # Errors
+    /// As the tree gives them.
+    pub fn hold(&self) -> Result<Option<Held>, Fault> {
+        Ok(self.file.hold()?)
     }
 
     /// The bucket of that name at the top.

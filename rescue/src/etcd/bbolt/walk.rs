@@ -4,10 +4,12 @@
 use std::ops::ControlFlow;
 
 use super::meta::NO_FREELIST;
-use super::{Bucket, Database, Fault, Page};
+use super::{Bucket, Database, Fault, Page, stream};
 
 /// A tree of 2^63 keys is not so deep.
 pub const MAX_DEPTH: usize = 40;
+/// From this size on a second thread is worth its while.
+pub(super) const LARGE: u64 = 8 << 20;
 /// etcd has 10 buckets, none of them nested.
 const MAX_BUCKETS: usize = 10_000;
 
@@ -60,6 +62,17 @@ impl Seen {
         self.count += u64::from(is_new);
         is_new
     }
+
+    /// Marks a page and those that it spans beyond the first.
+    ///
+    /// # Errors
+    /// [`Fault::Page`] where one is marked already.
+    pub fn mark_all(&mut self, id: u64, overflow: u64) -> Result<(), Fault> {
+        match (id..=id.saturating_add(overflow)).find(|page| !self.mark(*page)) {
+            Some(page) => Err(Fault::Page { page, what: "multiple references" }),
+            None => Ok(()),
+        }
+    }
 }
 
 /// A walk through one or more buckets.
@@ -71,87 +84,122 @@ pub struct Walk<'a> {
     pub(super) from: Option<&'a [u8]>,
 }
 
-type Visitor<'v> = dyn FnMut(Item<'_>) -> ControlFlow<()> + 'v;
+/// Takes elements until it breaks.
+pub(super) type Visitor<'v> = dyn FnMut(Item<'_>) -> ControlFlow<()> + 'v;
+
+/// The first key that may be in a page, and the first that may not.
+pub(super) type Bounds<'k> = (Option<&'k [u8]>, Option<&'k [u8]>);
 
 impl Walk<'_> {
     pub(super) fn bucket(&mut self, bucket: &Bucket, visitor: &mut Visitor<'_>) -> Result<(), Fault> {
         match bucket {
-            Bucket::Page(id) => self.subtree(*id, (None, None), 0, visitor).map(|_| ()),
-            Bucket::Inline(bytes) => self.leaf(&Page::inline(bytes.clone()), (None, None), visitor).map(|_| ()),
+            Bucket::Page(id) => self.tree(*id, visitor).map(|_| ()),
+            Bucket::Inline(bytes) => leaf(&Page::inline(bytes.clone()), (None, None), self.from, visitor).map(|_| ()),
         }
     }
 
-    /// `bounds`: the first key that may be in it, and the first that may not.
+    /// The whole of a large tree is gone through with two threads, where the file can be held open.
+    fn tree(&mut self, id: u64, visitor: &mut Visitor<'_>) -> Result<ControlFlow<()>, Fault> {
+        let root = self.page(id)?;
+        if self.from.is_none()
+            && !root.is_leaf()
+            && self.db.size() >= LARGE
+            && let Some(held) = self.db.file.hold()?
+            && let Some(done) = stream::walk(&held, *self.db.meta(), &root, self.seen.as_mut(), visitor)
+        {
+            return done;
+        }
+        self.subtree(&root, (None, None), 0, visitor)
+    }
+
+    fn page(&mut self, id: u64) -> Result<Page, Fault> {
+        let page = self.db.page(id)?;
+        if let Some(seen) = &mut self.seen {
+            seen.mark_all(id, page.overflow())?;
+        }
+        Ok(page)
+    }
+
     fn subtree(
         &mut self,
-        id: u64,
-        bounds: (Option<&[u8]>, Option<&[u8]>),
+        page: &Page,
+        bounds: Bounds<'_>,
         depth: usize,
         visitor: &mut Visitor<'_>,
     ) -> Result<ControlFlow<()>, Fault> {
-        if depth > MAX_DEPTH {
-            return Err(Fault::Implausible(id));
-        }
-        let page = self.db.page(id)?;
-        if let Some(seen) = &mut self.seen {
-            for page in id..=id.saturating_add(page.overflow()) {
-                if !seen.mark(page) {
-                    return Err(Fault::Page { page, what: "multiple references" });
-                }
-            }
-        }
         if page.is_leaf() {
-            return self.leaf(&page, bounds, visitor);
+            return leaf(page, bounds, self.from, visitor);
         }
         if page.count() == 0 {
-            return Err(Fault::Page { page: id, what: "a branch without children" });
+            return Err(Fault::Page { page: page.id(), what: "a branch without children" });
         }
         for index in 0..page.count() {
-            let (key, child) = page.branch(index)?;
-            let next = match index + 1 < page.count() {
-                true => Some(page.branch(index + 1)?.0),
-                false => bounds.1,
-            };
-            // The first branch may be lower than what was asked for only by its own page's bounds.
-            let low = bounds.0.is_some_and(|low| key < low);
-            if low || next.is_some_and(|next| next <= key) {
-                return Err(Fault::Page { page: id, what: "its keys are out of order" });
-            }
+            let Child { key, page: id, next } = child(page, index, bounds)?;
             if self.from.is_some_and(|from| next.is_some_and(|next| next <= from)) {
                 continue;
             }
-            if self.subtree(child, (Some(key), next), depth + 1, visitor)?.is_break() {
+            if depth + 1 > MAX_DEPTH {
+                return Err(Fault::Implausible(id));
+            }
+            let below = self.page(id)?;
+            if self.subtree(&below, (Some(key), next), depth + 1, visitor)?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
         Ok(ControlFlow::Continue(()))
     }
+}
 
-    fn leaf(
-        &mut self,
-        page: &Page,
-        bounds: (Option<&[u8]>, Option<&[u8]>),
-        visitor: &mut Visitor<'_>,
-    ) -> Result<ControlFlow<()>, Fault> {
-        let mut last: Option<&[u8]> = None;
-        for index in 0..page.count() {
-            let item = page.leaf(index)?;
-            let ascends = last.is_none_or(|last| last < item.key);
-            let low = bounds.0.is_some_and(|low| item.key < low);
-            let high = bounds.1.is_some_and(|high| item.key >= high);
-            if !ascends || low || high {
-                return Err(Fault::Page { page: page.id(), what: "its keys are out of order" });
-            }
-            last = Some(item.key);
-            if self.from.is_some_and(|from| item.key < from) {
-                continue;
-            }
-            if visitor(item).is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-        }
-        Ok(ControlFlow::Continue(()))
+/// A child of a branch.
+pub(super) struct Child<'k> {
+    /// Its first key.
+    pub key: &'k [u8],
+    /// Its page.
+    pub page: u64,
+    /// The first key behind it.
+    pub next: Option<&'k [u8]>,
+}
+
+/// Child `index` of a branch, whose keys are to lie where its parent says.
+pub(super) fn child<'k>(page: &'k Page, index: usize, bounds: Bounds<'k>) -> Result<Child<'k>, Fault> {
+    let (key, child) = page.branch(index)?;
+    let next = match index + 1 < page.count() {
+        true => Some(page.branch(index + 1)?.0),
+        false => bounds.1,
+    };
+    // The first branch may be lower than what was asked for only by its own page's bounds.
+    let low = bounds.0.is_some_and(|low| key < low);
+    if low || next.is_some_and(|next| next <= key) {
+        return Err(Fault::Page { page: page.id(), what: "its keys are out of order" });
     }
+    Ok(Child { key, page: child, next })
+}
+
+/// Checks a leaf's elements and gives those from `from` on.
+pub(super) fn leaf<B: AsRef<[u8]>>(
+    page: &Page<B>,
+    bounds: Bounds<'_>,
+    from: Option<&[u8]>,
+    visitor: &mut Visitor<'_>,
+) -> Result<ControlFlow<()>, Fault> {
+    let mut last: Option<&[u8]> = None;
+    for index in 0..page.count() {
+        let item = page.leaf(index)?;
+        let ascends = last.is_none_or(|last| last < item.key);
+        let low = bounds.0.is_some_and(|low| item.key < low);
+        let high = bounds.1.is_some_and(|high| item.key >= high);
+        if !ascends || low || high {
+            return Err(Fault::Page { page: page.id(), what: "its keys are out of order" });
+        }
+        last = Some(item.key);
+        if from.is_some_and(|from| item.key < from) {
+            continue;
+        }
+        if visitor(item).is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+    }
+    Ok(ControlFlow::Continue(()))
 }
 
 pub(super) fn check(db: &Database, visitor: &mut dyn FnMut(&[u8], Item<'_>)) -> Result<Check, Fault> {

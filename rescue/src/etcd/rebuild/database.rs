@@ -4,8 +4,8 @@ use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use sha2::{Digest as _, Sha256};
 
+use super::origin::{TRAILER_BYTES, Trailer, trailer};
 use crate::etcd::backend::{Backend, Facts};
 use crate::etcd::bbolt::Fault;
 use crate::etcd::file::File;
@@ -14,10 +14,6 @@ use crate::repair::folder::{FolderSink, Sources};
 
 /// Permissions that etcd gives it.
 const MODE: u32 = 0o600;
-/// A saved snapshot ends with the SHA-256 of all before it. Pages are multiples of this many bytes, so it shows in the length
-/// (etcdutl/snapshot/v3_snapshot.go: `hasChecksum`).
-const UNIT: u64 = 512;
-const SUM: u64 = 32;
 const READ_AT_ONCE: usize = 1 << 20;
 
 /// Which file, and what it holds.
@@ -57,11 +53,11 @@ impl DatabaseFile {
     pub fn examine(guest: &Guest, path: &GuestPath) -> Result<Self, Unfit> {
         let real = GuestPath::from(&guest.resolve(path)?);
         let file = File::open(guest, &real)?;
-        let is_saved = file.size() % UNIT == SUM;
-        let length = if is_saved { file.size() - SUM } else { file.size() };
-        if is_saved && !sum_is_right(&file, length)? {
-            return Err(Unfit::Checksum);
-        }
+        let (is_saved, length) = match trailer(&file)? {
+            Trailer::None => (false, file.size()),
+            Trailer::Sound => (true, file.size() - TRAILER_BYTES),
+            Trailer::Wrong => return Err(Unfit::Checksum),
+        };
         let backend = Backend::open(file)?;
         backend.db.check(&mut |_, _| {})?;
         let facts = backend.facts()?;
@@ -89,19 +85,4 @@ impl DatabaseFile {
         }
         Ok(())
     }
-}
-
-fn sum_is_right(file: &File, length: u64) -> Result<bool, TreeError> {
-    let mut sum = Sha256::new();
-    let mut at = 0;
-    while at < length {
-        let left = usize::try_from(length - at).unwrap_or(usize::MAX);
-        let bytes = file.read_once(at, left.min(READ_AT_ONCE))?;
-        if bytes.is_empty() {
-            return Ok(false);
-        }
-        sum.update(&bytes);
-        at += bytes.len() as u64;
-    }
-    Ok(file.read_once(length, SUM as usize)? == sum.finalize().as_slice())
 }

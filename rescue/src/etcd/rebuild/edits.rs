@@ -8,7 +8,7 @@ use anyhow::{Result, bail, ensure};
 use crate::etcd::backend::{KEY, Revision};
 use crate::etcd::bbolt::{Bucket, Database};
 use crate::etcd::history::History;
-use crate::etcd::write::bbolt::DatabaseWriter;
+use crate::etcd::write::{bbolt::DatabaseWriter, behind};
 use crate::repair::folder::SinkFile;
 
 /// More buckets than etcd has.
@@ -134,6 +134,10 @@ impl Edits {
     /// # Errors
     /// What cannot be read or written.
     pub fn write(&self, contents: &dyn Contents, out: &mut dyn SinkFile) -> Result<u64> {
+        behind::write(out, |out| self.write_all(contents, out))
+    }
+
+    fn write_all(&self, contents: &dyn Contents, out: &mut dyn SinkFile) -> Result<u64> {
         let there: BTreeSet<Vec<u8>> = contents.buckets()?.into_iter().collect();
         let mut writer = DatabaseWriter::new(out, contents.page_size())?;
         let names: BTreeSet<&Vec<u8>> = there.iter().chain(self.changes.keys()).collect();

@@ -12,7 +12,8 @@ use crate::repair::folder::Sources;
 
 /// `snapshot save` appends a SHA-256 to the database, whose own length is a multiple of this.
 const SECTOR: u64 = 512;
-const SHA256_BYTES: u64 = 32;
+/// Bytes of that checksum.
+pub const TRAILER_BYTES: u64 = 32;
 const READ_AT_ONCE: usize = 1 << 20;
 
 /// A database, named so that it can be opened again.
@@ -84,7 +85,7 @@ pub enum Trailer {
 /// # Errors
 /// As the tree gives them.
 pub fn trailer(file: &File) -> TreeResult<Trailer> {
-    let Some(length) = file.size().checked_sub(SHA256_BYTES).filter(|length| length % SECTOR == 0 && *length > 0)
+    let Some(length) = file.size().checked_sub(TRAILER_BYTES).filter(|length| length % SECTOR == 0 && *length > 0)
     else {
         return Ok(Trailer::None);
     };
@@ -99,7 +100,7 @@ pub fn trailer(file: &File) -> TreeResult<Trailer> {
         digest.update(&bytes);
         at += bytes.len() as u64;
     }
-    let there = file.read_once(length, SHA256_BYTES as usize)?;
+    let there = file.read_once(length, TRAILER_BYTES as usize)?;
     Ok(if digest.finish().as_ref() == there { Trailer::Sound } else { Trailer::Wrong })
 }
 

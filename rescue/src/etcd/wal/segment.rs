@@ -1,7 +1,7 @@
 //! One file of the log: frames with a length, padded to 8 bytes, each a record with a running checksum.
 
 use crate::etcd::crc;
-use crate::etcd::file::File;
+use crate::etcd::file::{File, Held};
 use crate::etcd::proto::{Malformed, fields};
 use crate::guest::TreeResult;
 
@@ -99,6 +99,8 @@ pub struct Stop {
 #[derive(Debug)]
 pub struct Reader<'a> {
     file: &'a File,
+    /// Where it can be.
+    held: Option<Held>,
     /// Of the next frame.
     offset: u64,
     buffer: Vec<u8>,
@@ -112,7 +114,9 @@ impl<'a> Reader<'a> {
     /// `crc` is what the file before ended with; 0 takes the file's own word. Only in the last file of a log a sector of zeros is a
     /// torn write.
     pub fn new(file: &'a File, crc: u32, is_last: bool) -> Self {
-        Self { file, offset: 0, buffer: Vec::new(), buffered_from: 0, crc, is_last }
+        // What keeps it from being opened shows when it is read.
+        let held = file.hold().unwrap_or_default();
+        Self { file, held, offset: 0, buffer: Vec::new(), buffered_from: 0, crc, is_last }
     }
 
     /// The next record, or where and why there is none.
@@ -167,11 +171,26 @@ impl<'a> Reader<'a> {
         let there = from.and_then(|from| self.buffer.get(from..)).is_some_and(|rest| rest.len() >= wanted);
         if !there {
             // A frame and its record must lie in the buffer together.
-            self.buffer = self.file.read_once(offset, wanted.max(READ_AHEAD))?;
-            self.buffered_from = offset;
+            self.read(offset, wanted.max(READ_AHEAD))?;
         }
         let from = usize::try_from(offset - self.buffered_from).unwrap_or(usize::MAX);
         Ok(self.buffer.get(from..from.saturating_add(wanted)))
+    }
+}
+
+impl Reader<'_> {
+    /// Has up to `length` bytes from `offset` on in the buffer.
+    fn read(&mut self, offset: u64, length: usize) -> TreeResult<()> {
+        match &self.held {
+            Some(held) => {
+                self.buffer.resize(length, 0);
+                let read = held.read(offset, &mut self.buffer)?;
+                self.buffer.truncate(read);
+            }
+            None => self.buffer = self.file.read_once(offset, length)?,
+        }
+        self.buffered_from = offset;
+        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@
 //! has it on Linux the free pages are not stored; there are none here.
 
 use std::collections::BTreeMap;
-use std::io::{BufWriter, Seek as _, SeekFrom, Write as _};
+use std::io::SeekFrom;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -26,7 +26,6 @@ const MAX_VALUE: usize = (1 << 31) - 2;
 const FILL: (usize, usize) = (9, 10);
 /// A branch has two children at least, however long their keys.
 const MIN_CHILDREN: usize = 2;
-const WRITTEN_AT_ONCE: usize = 1 << 20;
 
 /// A page that is being filled.
 #[derive(Debug, Default)]
@@ -92,7 +91,7 @@ impl Filling {
 
 /// The file, page after page.
 struct Pages<'a> {
-    out: BufWriter<&'a mut dyn SinkFile>,
+    out: &'a mut dyn SinkFile,
     page_size: usize,
     next: u64,
     /// Reused for every page.
@@ -215,7 +214,8 @@ impl std::fmt::Debug for DatabaseWriter<'_> {
 }
 
 impl<'a> DatabaseWriter<'a> {
-    /// Begins a file of pages of this many bytes; `out` is at its beginning and empty.
+    /// Begins a file of pages of this many bytes; `out` is at its beginning and empty, and
+    /// buffers what it is given.
     ///
     /// # Errors
     /// As `out` gives them; a page size that bbolt does not have.
@@ -225,7 +225,6 @@ impl<'a> DatabaseWriter<'a> {
             "pages of {page_size} bytes"
         );
         let page_size = usize::try_from(page_size)?;
-        let mut out = BufWriter::with_capacity(WRITTEN_AT_ONCE, out);
         // The meta pages' place.
         out.write_all(&vec![0; 2 * page_size]).context("writing the database")?;
         let pages = Pages { out, page_size, next: 2, encoded: Vec::new() };
@@ -271,7 +270,7 @@ impl<'a> DatabaseWriter<'a> {
             root.put(&mut self.pages, BUCKET, name, value)?;
         }
         let root = root.finish(&mut self.pages)?;
-        let Pages { mut out, page_size, next, .. } = self.pages;
+        let Pages { out, page_size, next, .. } = self.pages;
         out.flush().context("writing the database")?;
         out.seek(SeekFrom::Start(0)).context("writing the database")?;
         // As in a database that was just made: transaction N in page N % 2.

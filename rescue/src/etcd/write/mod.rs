@@ -1,6 +1,7 @@
 //! etcd's files written anew, as etcd itself writes them: byte by byte the same wherever that can be compared.
 
 pub mod bbolt;
+pub mod behind;
 pub mod identity;
 pub mod message;
 pub mod snap;

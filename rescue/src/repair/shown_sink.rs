@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use super::folder::{FolderSink, SinkFile};
 use crate::guest::{Guest, GuestPath};
-use crate::repair::folder::{FolderSink, SinkFile};
 use crate::ui::Progress;
 
 /// Around another sink.
