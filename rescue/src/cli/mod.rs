@@ -13,6 +13,7 @@ mod runs;
 mod set;
 mod terminal;
 mod undo;
+mod unfinished;
 
 use std::process::ExitCode;
 

@@ -15,6 +15,8 @@ pub struct SetPlan {
     pub guarantee: Guarantee,
     /// Why nothing smaller will do, one sentence each.
     pub why: Vec<String>,
+    /// What else should be known, in sentences.
+    pub notes: Vec<String>,
     /// What becomes of each node that is changed.
     pub parts: Vec<SetPart>,
     /// What to do after the nodes have booted, one sentence each.

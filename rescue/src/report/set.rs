@@ -31,6 +31,9 @@ pub fn plan(plan: &SetPlan, style: &Style) -> String {
     for line in plan.guarantee.may_be_lost() {
         let _ = writeln!(out, "  {line}");
     }
+    for note in &plan.notes {
+        let _ = writeln!(out, "  {note}");
+    }
     let _ = writeln!(out, "  {EXCLUDED}");
     let _ = writeln!(out, "  The old folders are kept whole, for `rescue undo`.");
     out
@@ -67,6 +70,7 @@ pub fn plan_json(plan: &SetPlan) -> Value {
         "may_be_lost": plan.guarantee.may_be_lost(),
         "revision": plan.guarantee.revision,
         "why": plan.why,
+        "notes": plan.notes,
         "nodes": nodes,
         "afterwards": plan.afterwards,
     })

@@ -9,6 +9,7 @@ use crate::checks::Context;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::cli::terminal::{Terminal, colours, confirm};
+use crate::cli::unfinished;
 use crate::refusal::Refusal;
 use crate::repair::in_use::read_only;
 use crate::repair::plan::Plan;
@@ -85,7 +86,7 @@ fn hold(command: &Schedule, session: &Session<'_>, wanted: Wanted) -> Result<Out
         }
     };
     let node = only_node(session.inspect()?, command.node.as_deref())?;
-    refuse_unfinished(&node, session)?;
+    unfinished::refuse(&node, session)?;
     let plan = plan(session, &node, wanted)?;
     let planned = json::planned(&node, &plan);
     let style = text::Style { colours: colours(), details: command.dry_run };
@@ -116,14 +117,4 @@ fn hold(command: &Schedule, session: &Session<'_>, wanted: Wanted) -> Result<Out
 fn plan(session: &Session<'_>, node: &NodeReport, wanted: Wanted) -> Result<Plan> {
     let NodeReport { guest, node, peers, .. } = node;
     schedule::plan(&Context { guest, node, settings: session.settings, peers, ui: session.ui }, wanted)
-}
-
-fn refuse_unfinished(node: &NodeReport, session: &Session<'_>) -> Result<(), Refusal> {
-    let Some(run) = node.unfinished_run() else { return Ok(()) };
-    let sources = typed::sources(session.sources);
-    Err(Refusal::new(
-        format!("an earlier repair of this node (run {}) was cut off", run.id),
-        "it has to be completed or taken back first",
-        format!("rescue repair {sources}, or rescue undo {sources}; then run this again"),
-    ))
 }

@@ -10,6 +10,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 
 use super::making::{Manner, Part, Plan, sizes};
+use super::opened::Opened;
 use super::sources::Sources;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
@@ -76,7 +77,7 @@ pub fn run(command: &DefragCommand) -> Result<Result<Outcome>, Stop> {
         accept_loss: false,
         dry_run: command.dry_run,
         json: command.json,
-        now: args::with_now(command.now).now,
+        now: command.now,
     };
     manner.check()?;
     Ok(defrag(command, &sources, &manner))
@@ -91,7 +92,8 @@ struct Measured {
 }
 
 fn defrag(command: &DefragCommand, sources: &Sources, manner: &Manner<'_>) -> Result<Outcome> {
-    let (found, _) = sources.members()?;
+    let opened = Opened::look(sources, manner)?;
+    let found = &opened.found;
     let measured = found.iter().map(|found| measure(found, command.unproven)).collect::<Result<Vec<_>>>()?;
     let given: Vec<Given<'_>> = found
         .iter()
@@ -130,7 +132,8 @@ fn defrag(command: &DefragCommand, sources: &Sources, manner: &Manner<'_>) -> Re
         uncertain: Vec::new(),
     };
     drop(given);
-    plan.carry_out(found, manner)
+    drop(measured);
+    plan.carry_out(opened, &sources.disks, manner)
 }
 
 /// Leaves are filled to nine tenths.

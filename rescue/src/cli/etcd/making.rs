@@ -1,28 +1,32 @@
-//! What `rescue etcd rebuild`, `salvage` and `defrag` share: a plan of new folders `member`, shown, asked about, and then either written
-//! beside (`--output`) or put in the members' places.
+//! What `rescue etcd rebuild`, `salvage` and `defrag` share: a plan of new folders `member`, which are either written beside (`--output`) or
+//! put in the members' places as every plan for several nodes is.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
+use super::opened::Opened;
+use crate::checks::catalogue;
 use crate::cli::Outcome;
-use crate::cli::args::Stop;
-use crate::cli::terminal::{Terminal, confirm};
+use crate::cli::args::{self, Stop};
+use crate::cli::set::{self, Answers};
+use crate::cli::terminal::Terminal;
+use crate::disk::Source;
 use crate::etcd::guarantee::{EXCLUDED, Guarantee};
 use crate::etcd::status::Found;
 use crate::guest::{FolderTree, Guest, GuestPath};
 use crate::refusal::Refusal;
 use crate::repair::Change;
 use crate::repair::folder::{BuildFolder, DirectorySink, Sources};
-use crate::repair::set;
+use crate::repair::set_plan::{SetPart, SetPlan};
 use crate::repair::shown_sink::ShownSink;
-use crate::repair::transaction::RunInfo;
-use crate::repair::write_mount::WritableGuest;
 use crate::report::json::SCHEMA;
-use crate::session::{PartWay, Session};
+use crate::report::set as report;
+use crate::session::Session;
+use crate::settings::Settings;
 use crate::ui::Ui as _;
 use crate::units;
 
@@ -39,8 +43,8 @@ pub struct Manner<'a> {
     pub dry_run: bool,
     /// `--json`.
     pub json: bool,
-    /// The time that counts as now.
-    pub now: OffsetDateTime,
+    /// The time that counts as now, where it is not this machine's.
+    pub now: Option<OffsetDateTime>,
 }
 
 impl Manner<'_> {
@@ -51,6 +55,29 @@ impl Manner<'_> {
                 "--json cannot ask: add --yes to carry the plan out, --dry-run to see it, or --output DIR".to_owned(),
             )),
             false => Ok(()),
+        }
+    }
+
+    /// No check is asked for: what is read of etcd is read by the command itself.
+    pub fn settings(&self) -> Settings {
+        let skip = catalogue().iter().map(|check| check.id().to_owned()).collect();
+        Settings { skip, ..args::with_now(self.now) }
+    }
+
+    /// For people.
+    fn say(&self, text: &str) {
+        if !self.json {
+            print!("{text}");
+        }
+    }
+
+    /// For programs: `made` are the folders written, or the run; `receipt` is of what was changed on the disks.
+    fn close(&self, plan: &Value, outcome: &str, made: Value, receipt: Value) {
+        if self.json {
+            println!(
+                "{}",
+                json!({"schema": SCHEMA, "plan": plan, "outcome": outcome, "made": made, "receipt": receipt})
+            );
         }
     }
 }
@@ -113,49 +140,36 @@ impl Plan {
         })
     }
 
-    /// Shows it, asks, and carries it out. `found` are the members on the disks, `sources` everything else that is read.
+    /// Shows it, asks, and carries it out on what was opened for it.
     ///
     /// # Errors
     /// A [`Refusal`] where nothing was changed.
-    pub fn carry_out(self, found: Vec<Found>, manner: &Manner<'_>) -> Result<Outcome> {
-        let said = self.json();
-        if !manner.json {
-            print!("{}", self.text());
-        }
-        if manner.dry_run {
-            return Ok(close(manner, &said, "planned", Value::Null, Outcome::FindingsLeft));
-        }
-        if let Some(output) = manner.output {
-            let made = self.write_beside(&found, output)?;
-            if !manner.json {
-                made.iter().for_each(|made| println!("Written: {}", made.display()));
-                println!("It is a data folder of etcd; nothing on the disks was changed.");
+    pub fn carry_out(self, opened: Opened, disks: &[Source], manner: &Manner<'_>) -> Result<Outcome> {
+        let is_on_nodes = self.parts.iter().all(|part| self.refuse_unwritable(part, &opened.found).is_ok());
+        match manner.output {
+            Some(output) if !manner.dry_run => self.write_beside(&opened.found, output, manner),
+            None if is_on_nodes || !manner.dry_run => self.put_in_place(opened, disks, manner),
+            _ => {
+                manner.say(&format!("{}This was a dry run: nothing was changed.\n", self.text()));
+                manner.close(&self.json(), "planned", Value::Null, Value::Null);
+                Ok(Outcome::FindingsLeft)
             }
-            let made: Vec<String> = made.iter().map(|made| made.display().to_string()).collect();
-            return Ok(close(manner, &said, "written", json!(made), Outcome::Clean));
         }
-        if manner.yes && !manner.accept_loss && !self.guarantee.loses_nothing() {
-            return Err(Refusal::new(
-                format!("this repair promises no more than {:?}", self.guarantee.level),
-                "writes may be lost, and --yes alone does not say that this is accepted",
-                "see the plan with --dry-run, then add --accept-loss",
-            )
-            .into());
-        }
-        if !manner.yes && !confirm("Carry this out?") {
-            println!("Nothing was changed.");
-            return Ok(Outcome::FindingsLeft);
-        }
-        let runs = self.put_in_place(found, manner)?;
-        if !manner.json {
-            println!(
-                "Done. The old folders are kept; to take all of it back: rescue undo, with the same disks ({runs})."
-            );
-        }
-        Ok(close(manner, &said, "done", json!(runs), Outcome::Clean))
     }
 
-    fn write_beside(&self, found: &[Found], output: &Path) -> Result<Vec<PathBuf>> {
+    fn write_beside(&self, found: &[Found], output: &Path, manner: &Manner<'_>) -> Result<Outcome> {
+        manner.say(&self.text());
+        let made = self.write_folders(found, output)?;
+        for made in &made {
+            manner.say(&format!("Written: {}\n", made.display()));
+        }
+        manner.say("It is a data folder of etcd; nothing on the disks was changed.\n");
+        let made: Vec<String> = made.iter().map(|made| made.display().to_string()).collect();
+        manner.close(&self.json(), "written", json!(made), Value::Null);
+        Ok(Outcome::Clean)
+    }
+
+    fn write_folders(&self, found: &[Found], output: &Path) -> Result<Vec<PathBuf>> {
         let guests: Vec<&Guest> = found.iter().map(|found| &found.guest).collect();
         let sources = Sources::new(guests);
         drop(DirectorySink::create(output)?);
@@ -183,54 +197,60 @@ impl Plan {
         Ok(made)
     }
 
-    fn put_in_place(self, found: Vec<Found>, manner: &Manner<'_>) -> Result<String> {
-        let mut changes = Vec::new();
-        for part in self.parts {
-            let member =
-                part.found.and_then(|at| found.get(at)).with_context(|| format!("no disk of {}", part.name))?;
-            refuse_unwritable(member)?;
-            Session::refuse_unready(&member.guest)?;
-            let change = Change::replace_folder(&member.guest, &member.place.member(), part.recipe)?;
-            changes.push((part.found, part.name, change));
-        }
-        let closed: Vec<Guest> = found.into_iter().map(|found| found.guest.close()).collect();
-        let writable: Vec<WritableGuest> = closed
-            .iter()
-            .map(|guest| WritableGuest::open_checked(&guest.source, &guest.file_systems, &Terminal))
-            .collect::<Result<_>>()?;
+    /// The way of every plan for several nodes.
+    fn put_in_place(self, opened: Opened, disks: &[Source], manner: &Manner<'_>) -> Result<Outcome> {
+        let said = self.json();
+        let Opened { found, nodes } = opened;
+        let plan = self.into_set(&found)?;
+        // Whoever is to be written to must not be open any more.
+        drop(found);
+        let settings = manner.settings();
+        let session = Session { sources: disks, settings: &settings, ui: &Terminal };
+        let Manner { yes, accept_loss, dry_run, json, .. } = *manner;
+        let Some(receipt) = set::carry_out(&session, nodes, plan, Answers { yes, accept_loss, dry_run, json })? else {
+            manner.close(&said, "planned", Value::Null, Value::Null);
+            return Ok(Outcome::FindingsLeft);
+        };
+        manner.close(&said, "done", json!(format!("run {}", receipt.run)), report::receipt_json(&receipt));
+        Ok(Outcome::Clean)
+    }
+
+    fn into_set(self, found: &[Found]) -> Result<SetPlan> {
         let mut parts = Vec::new();
-        for (at, name, change) in changes {
-            let guest = at.and_then(|at| writable.get(at)).context("a guest")?;
-            parts.push(set::Part { guest, name, changes: vec![change] });
+        for part in &self.parts {
+            let member = self.refuse_unwritable(part, found)?;
+            parts.push(SetPart {
+                source: member.source.clone(),
+                name: member.node.clone().unwrap_or_else(|| part.name.clone()),
+                details: part.details.clone(),
+                changes: vec![Change::replace_folder(&member.guest, &member.place.member(), Rc::clone(&part.recipe))?],
+            });
         }
-        ensure!(!parts.is_empty(), "nothing to do");
-        let info = RunInfo::new(manner.now, vec![self.summary]);
-        set::apply(parts, &[], &info, &Terminal)?;
-        for guest in writable {
-            guest.close().context("the repair is done, but unmounting failed").map_err(PartWay::wrap)?;
+        let Self { summary, guarantee, notes, .. } = self;
+        Ok(SetPlan { summary, guarantee, why: Vec::new(), notes, parts, afterwards: Vec::new() })
+    }
+
+    /// A copy of a data folder belongs to no node: what is made of it is written beside it.
+    fn refuse_unwritable<'f>(&self, part: &Part, found: &'f [Found]) -> Result<&'f Found> {
+        let next = "add --output DIR and move what is written there yourself, or name the node's disk or --root FOLDER";
+        let Some(member) = part.found.and_then(|at| found.get(at)) else {
+            return Err(Refusal::new(
+                format!("no disk of {} was given", part.name),
+                "there is nothing that could be changed",
+                next,
+            )
+            .into());
+        };
+        if !member.guest.file_systems.is_empty() {
+            return Ok(member);
         }
-        Ok(format!("run {}", info.id))
+        Err(Refusal::new(
+            format!("{} is a data folder, not a node", member.source),
+            "there is no place for the record that makes a change safe and lets it be taken back",
+            next,
+        )
+        .into())
     }
-}
-
-/// A copy of a data folder belongs to no node: what is made of it is written beside it.
-fn refuse_unwritable(member: &Found) -> Result<()> {
-    if !member.guest.file_systems.is_empty() {
-        return Ok(());
-    }
-    Err(Refusal::new(
-        format!("{} is a data folder, not a node", member.source),
-        "there is no place for the record that makes a change safe and lets it be taken back",
-        "add --output DIR and move what is written there yourself, or name the node's disk or --root FOLDER",
-    )
-    .into())
-}
-
-fn close(manner: &Manner<'_>, plan: &Value, outcome: &str, made: Value, code: Outcome) -> Outcome {
-    if manner.json {
-        println!("{}", json!({ "schema": SCHEMA, "plan": plan, "outcome": outcome, "made": made }));
-    }
-    code
 }
 
 /// "1.2 GiB, of which 0.3 GiB are free pages".

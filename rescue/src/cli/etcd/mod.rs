@@ -3,6 +3,7 @@
 mod defrag;
 mod keys;
 mod making;
+mod opened;
 mod rebuild;
 mod remove;
 mod sources;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::making::{Manner, Part, Plan};
+use super::opened::Opened;
 use super::sources::Sources;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
@@ -184,7 +185,7 @@ pub fn run(command: &Rebuild) -> Result<Result<Outcome>, Stop> {
             accept_loss: command.accept_loss,
             dry_run: command.dry_run,
             json: command.json,
-            now: args::with_now(command.now).now,
+            now: command.now,
         },
     };
     asked.manner.check()?;
@@ -208,7 +209,7 @@ pub fn run_salvage(command: &SalvageCommand) -> Result<Result<Outcome>, Stop> {
             accept_loss: command.accept_loss,
             dry_run: command.dry_run,
             json: command.json,
-            now: args::with_now(command.now).now,
+            now: command.now,
         },
     };
     asked.manner.check()?;
@@ -230,17 +231,18 @@ fn sources(
 
 /// The members found and what is on their disks.
 struct Disks {
-    found: Vec<Found>,
+    opened: Opened,
     data: Vec<MemberData>,
     targets: Vec<Target>,
 }
 
 impl Disks {
     fn look(asked: &Asked<'_>) -> Result<Self> {
-        let found = match &asked.sources {
-            Some(sources) => sources.members()?.0,
-            None => Vec::new(),
+        let opened = match &asked.sources {
+            Some(sources) => Opened::look(sources, &asked.manner)?,
+            None => Opened::default(),
         };
+        let found = &opened.found;
         let data: Vec<MemberData> = found.iter().map(|found| MemberData::read(&found.guest, &found.place)).collect();
         for (found, data) in found.iter().zip(&data) {
             refuse_foreign_log(found, data)?;
@@ -269,7 +271,7 @@ impl Disks {
                 .into());
             }
         };
-        Ok(Self { found, data, targets })
+        Ok(Self { opened, data, targets })
     }
 
     /// Voters that none of the disks holds.
@@ -314,7 +316,7 @@ struct Chosen {
 
 fn make(asked: &Asked<'_>) -> Result<Outcome> {
     let disks = Disks::look(asked)?;
-    let guests: Vec<_> = disks.found.iter().map(|found| &found.guest).collect();
+    let guests: Vec<_> = disks.opened.found.iter().map(|found| &found.guest).collect();
     let readable = folder::Sources::new(guests);
     let mut chosen = match asked.is_salvage {
         true => salvaged(asked, &disks, &readable)?,
@@ -343,7 +345,10 @@ fn make(asked: &Asked<'_>) -> Result<Outcome> {
         ));
     }
     let plan = plan(asked, &disks, chosen)?;
-    plan.carry_out(disks.found, &asked.manner)
+    let Disks { opened, data, .. } = disks;
+    // They hold files of the disks open.
+    drop(data);
+    plan.carry_out(opened, asked.sources.as_ref().map_or(&[], |sources| &sources.disks), &asked.manner)
 }
 
 fn shown(id: u64, name: &str) -> String {
@@ -384,7 +389,7 @@ fn later_logs(disks: &Disks, facts: &Facts, is_salvage: bool) -> Vec<String> {
             if is_salvage { "" } else { " (rescue repair, given all disks, takes them over where it can)" }
         ))
     };
-    disks.found.iter().zip(&disks.data).filter_map(later).collect()
+    disks.opened.found.iter().zip(&disks.data).filter_map(later).collect()
 }
 
 fn sound(asked: &Asked<'_>, disks: &Disks, readable: &folder::Sources<'_>) -> Result<Chosen> {
@@ -449,7 +454,7 @@ fn sound(asked: &Asked<'_>, disks: &Disks, readable: &folder::Sources<'_>) -> Re
 
 /// By the last entry that is in it.
 fn newest_database(disks: &Disks) -> Result<Origin> {
-    let open = disks.found.iter().zip(&disks.data).filter(|(_, data)| matches!(data.stored, Stored::Open(_)));
+    let open = disks.opened.found.iter().zip(&disks.data).filter(|(_, data)| matches!(data.stored, Stored::Open(_)));
     let Some((found, data)) = open.max_by_key(|(_, data)| data.consistent_index()) else {
         return Err(Refusal::new(
             "no database on the disks can be opened",
@@ -462,7 +467,7 @@ fn newest_database(disks: &Disks) -> Result<Origin> {
 }
 
 fn salvaged(asked: &Asked<'_>, disks: &Disks, readable: &folder::Sources<'_>) -> Result<Chosen> {
-    let origin = match (asked.from, disks.found.first(), disks.data.first()) {
+    let origin = match (asked.from, disks.opened.found.first(), disks.data.first()) {
         (Some(path), ..) => Origin::Local(path.clone()),
         (None, Some(found), Some(data)) => Origin::in_guest(&found.guest, &data.place.db())?,
         _ => bail!("no database given"),
@@ -584,7 +589,7 @@ fn ranges(all: &[(i64, i64)]) -> String {
 }
 
 fn plan(asked: &Asked<'_>, disks: &Disks, chosen: Chosen) -> Result<Plan> {
-    let token = format!("rescue-{}", new_run_id(asked.manner.now));
+    let token = format!("rescue-{}", new_run_id(args::with_now(asked.manner.now).now));
     let cluster = NewCluster::new(&disks.targets, &token)?;
     let form = if chosen.facts.consistent_index == 0 { Form::V3_5 } else { form(&chosen.facts) };
     let parts: Vec<Part> = disks
@@ -594,7 +599,7 @@ fn plan(asked: &Asked<'_>, disks: &Disks, chosen: Chosen) -> Result<Plan> {
         .enumerate()
         .map(|(number, (target, own))| Part {
             name: target.name.clone(),
-            found: (number < disks.found.len()).then_some(number),
+            found: (number < disks.opened.found.len()).then_some(number),
             recipe: Rc::new(FromDatabase {
                 origin: chosen.origin.clone(),
                 is_salvage: asked.is_salvage,

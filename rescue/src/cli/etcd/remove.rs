@@ -10,14 +10,13 @@ use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::cli::set::{self, Answers};
 use crate::cli::terminal::Terminal;
+use crate::cli::unfinished;
 use crate::etcd::decide::plan_removal;
-use crate::refusal::Refusal;
 use crate::repair::in_use::read_only;
 use crate::repair::set_plan::SetWishes;
 use crate::report::json::SCHEMA;
 use crate::report::set as report;
-use crate::session::{NodeReport, Session};
-use crate::typed;
+use crate::session::Session;
 
 /// remove a member from a cluster that is powered off: shows the plan, asks, writes. Needs the disks of all voters: the one that leaves is
 /// fenced, so that its etcd never starts again
@@ -72,7 +71,7 @@ pub fn run(command: &RemoveMember) -> Result<Result<Outcome>, Stop> {
 
 fn hold(command: &RemoveMember, session: &Session<'_>) -> Result<Outcome> {
     let nodes = session.inspect()?.nodes;
-    nodes.iter().try_for_each(|node| refuse_unfinished(node, session))?;
+    nodes.iter().try_for_each(|node| unfinished::refuse(node, session))?;
     let wishes = SetWishes { declare_dead: command.declare_dead.clone(), unproven: command.unproven };
     let plan = plan_removal(&nodes, &command.member, &wishes)?;
     let planned = report::plan_json(&plan);
@@ -83,14 +82,4 @@ fn hold(command: &RemoveMember, session: &Session<'_>) -> Result<Outcome> {
         println!("{}", serde_json::json!({"schema": SCHEMA, "plan": planned, "receipt": done}));
     }
     Ok(Outcome::Clean)
-}
-
-fn refuse_unfinished(node: &NodeReport, session: &Session<'_>) -> Result<(), Refusal> {
-    let Some(run) = node.unfinished_run() else { return Ok(()) };
-    let sources = typed::sources(session.sources);
-    Err(Refusal::new(
-        format!("an earlier repair of {} (run {}) was cut off", node.name(), run.id),
-        "it has to be completed or taken back first",
-        format!("rescue repair {sources}, or rescue undo {sources}; then run this again"),
-    ))
 }

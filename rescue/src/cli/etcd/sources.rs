@@ -18,7 +18,8 @@ use crate::repair::in_use::held_open::HeldOpen;
 /// Sources by kind.
 #[derive(Debug)]
 pub struct Sources {
-    disks: Vec<Source>,
+    /// Disks, and folders where a guest is mounted.
+    pub disks: Vec<Source>,
     data_dirs: Vec<PathBuf>,
 }
 
@@ -42,15 +43,25 @@ impl Sources {
     /// # Errors
     /// A [`Refusal`] where there is no member at all, or where etcd is running on one.
     pub fn members(&self) -> Result<(Vec<Found>, Vec<String>)> {
+        let guests = if self.disks.is_empty() { Vec::new() } else { guest::discover(&self.disks)?.guests };
+        let nodes: Vec<Node> = guests.iter().map(Node::read).collect();
+        self.members_on(guests.iter().zip(&nodes))
+    }
+
+    /// The same on the nodes of the disks, which are open already.
+    ///
+    /// # Errors
+    /// As of [`Sources::members`].
+    pub fn members_on<'n>(
+        &self,
+        nodes: impl Iterator<Item = (&'n Guest, &'n Node)>,
+    ) -> Result<(Vec<Found>, Vec<String>)> {
         let mut found = Vec::new();
         let mut without = Vec::new();
-        if !self.disks.is_empty() {
-            for guest in guest::discover(&self.disks)?.guests {
-                let node = Node::read(&guest);
-                match locate::on_node(&guest, &node) {
-                    Some(member) => found.push(member),
-                    None => without.push(format!("{} ({})", node.name(&guest.source), guest.source)),
-                }
+        for (guest, node) in nodes {
+            match locate::on_node(guest, node) {
+                Some(member) => found.push(member),
+                None => without.push(format!("{} ({})", node.name(&guest.source), guest.source)),
             }
         }
         for data_dir in &self.data_dirs {

@@ -110,6 +110,7 @@ pub fn plan(
         summary: format!("make a new etcd cluster on {} from the database of {}", names.join(", "), owner.name),
         guarantee,
         why: vec!["No log is left on any of the disks that could be built upon.".to_owned()],
+        notes: Vec::new(),
         parts,
         afterwards: Vec::new(),
     }))

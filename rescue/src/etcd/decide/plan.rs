@@ -164,7 +164,7 @@ impl<'a> Table<'a> {
             }
         };
         let afterwards = self.afterwards();
-        Ok(Some(SetPlan { summary, guarantee, why: decision.why, parts, afterwards }))
+        Ok(Some(SetPlan { summary, guarantee, why: decision.why, notes: Vec::new(), parts, afterwards }))
     }
 
     /// Whether a member may have promised an entry to the others that it no longer holds, and all others are at hand to make up for it. Alone, it is

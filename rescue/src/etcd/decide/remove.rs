@@ -139,7 +139,7 @@ impl<'a> Removal<'a> {
                 )
             })
             .collect();
-        Ok(SetPlan { summary, guarantee, why, parts, afterwards })
+        Ok(SetPlan { summary, guarantee, why, notes: Vec::new(), parts, afterwards })
     }
 
     /// What those get that stay.
