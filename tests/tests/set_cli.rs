@@ -32,9 +32,14 @@ impl Nodes {
 
     /// Runs the set, stopped at a step where one is given. Returns how many steps there are.
     fn apply(&self, step: Option<usize>) -> usize {
+        self.drive("apply", step)
+    }
+
+    fn drive(&self, verb: &str, step: Option<usize>) -> usize {
         let count = self.0.path().join("calls");
+        let _ = fs::remove_file(&count);
         let mut command = Command::new(env!("CARGO_BIN_EXE_set-driver"));
-        command.args(["apply", "folder"]);
+        command.args([verb, "folder"]);
         command.args(NAMES.map(|name| format!("{name}={}", self.root(name).display())));
         command.env("RESCUE_COUNT_CALLS", &count).envs(step.map(|step| ("RESCUE_ABORT_AT", step.to_string())));
         let output = command.output().unwrap();
@@ -73,6 +78,12 @@ fn a_set_that_was_cut_off_is_completed_with_all_disks_and_undone_on_all() {
     // A new repair of one of them is no way around it.
     let alone = nodes.rescue(&["undo", "--yes"], &NAMES[1..2]);
     assert_eq!(alone.code, 3, "{alone:?}");
+    // Nor is any command of etcd's.
+    for words in [["etcd", "rebuild", "--db-only"], ["etcd", "defrag", "--compact"]] {
+        let other = nodes.rescue(&[&words[..], &["--yes"]].concat(), &NAMES);
+        assert_eq!(other.code, 3, "{other:?}");
+        assert!(other.stderr.contains("was cut off") && nodes.members() == before, "{other:?}");
+    }
 
     let listed = nodes.rescue(&["runs"], &NAMES);
     assert!(listed.stdout.contains("of m1, m2, m3 together"), "{}", listed.stdout);
@@ -119,4 +130,40 @@ fn a_member_that_has_run_since_is_not_put_back() {
     assert_eq!(undone.code, 3, "{undone:?}");
     assert!(undone.stderr.contains("because of m2") && undone.stderr.contains("was used since"), "{}", undone.stderr);
     assert_eq!(nodes.members(), ["new", "new", "fence"]);
+}
+
+#[test]
+fn an_undo_that_was_cut_off_goes_on_without_a_member_that_has_run_since() {
+    let whole = Nodes::new();
+    whole.apply(None);
+    let steps = whole.drive("undo", None);
+    let cut_off = |step| {
+        let nodes = Nodes::new();
+        nodes.apply(None);
+        nodes.drive("undo", Some(step));
+        nodes
+    };
+    // The last step at which the second is what the run made it; the first is fenced already.
+    let (mut new, mut fenced) = (1, steps);
+    while fenced - new > 1 {
+        let middle = new.midpoint(fenced);
+        match cut_off(middle).members()[1] {
+            "new" => new = middle,
+            _ => fenced = middle,
+        }
+    }
+    let nodes = cut_off(new);
+    assert_eq!(nodes.members()[..2], ["fence", "new"]);
+    fs::write(nodes.root("m2").join("var/lib/etcd/member/wal/1.wal"), "etcd ran").unwrap();
+    let before = nodes.members();
+    for words in [&["undo", "--yes"][..], &REPAIR] {
+        let refused = nodes.rescue(words, &NAMES);
+        assert_eq!(refused.code, 3, "{refused:?}");
+        assert!(refused.stderr.contains("m2 was started since"), "{}", refused.stderr);
+        assert!(refused.stderr.contains("--declare-dead m2"), "{}", refused.stderr);
+        assert_eq!(nodes.members(), before);
+    }
+    let undone = nodes.rescue(&["undo", "--yes", "--declare-dead", "m2"], &["m1", "m3"]);
+    assert_eq!(undone.code, 0, "{undone:?}");
+    assert_eq!(nodes.members(), ["old", "new", "old"]);
 }

@@ -19,9 +19,6 @@ pub struct EtcdLook;
 
 const ID: &str = "etcd";
 
-/// `--quota-backend-bytes` where the flag is absent (etcd's DefaultQuotaBytes).
-const DEFAULT_QUOTA: u64 = 2 << 30;
-
 /// Up to this size every page of the database is checked in passing; `--only etcd` and `rescue etcd status` do it for any size.
 const CHECKED_WHOLE: u64 = 64 << 20;
 
@@ -37,16 +34,17 @@ impl Check for EtcdLook {
     }
 
     fn run(&self, context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
-        let Some(pod) = context.node.static_pod("etcd") else { return Ok(Vec::new()) };
+        if context.node.static_pod("etcd").is_none() {
+            return Ok(Vec::new());
+        }
         let Some(found) = locate::on_node(context.guest, context.node) else { return Ok(Vec::new()) };
-        let quota = pod.flag("--quota-backend-bytes").and_then(|bytes| bytes.parse().ok()).filter(|bytes| *bytes > 0);
         if let Some(holder) = holder(context.guest, &found.place) {
             let title = format!("etcd is running: {holder} has its database open, so it was not looked into");
             return Ok(vec![Finding::new(ID, Severity::Note, title).with_evidence(&found.place.data_dir, "in use")]);
         }
         // Whoever asks for this check alone waits for all of it.
         let whole = if context.settings.only == [ID] { u64::MAX } else { CHECKED_WHOLE };
-        Ok(findings(context.guest, &found.place, quota.unwrap_or(DEFAULT_QUOTA), whole))
+        Ok(findings(context.guest, &found.place, locate::quota(context.node), whole))
     }
 }
 
@@ -113,6 +111,8 @@ fn mended(problem: &Problem, guest: &Guest, data: &MemberData) -> Finding {
             let remedy = MendEtcd { place: data.place.clone(), kind: problem.kind, mend };
             Finding { advice: Vec::new(), ..finding }.with_remedy(remedy)
         }
+        // Where there is nothing there is nothing to be mended.
+        Err(_) if matches!(problem.kind, Kind::NoMember | Kind::NoLog) => finding,
         Err(why) => finding.with_advice(why),
     }
 }
@@ -169,7 +169,8 @@ fn finding(problem: &Problem, guest: &Guest) -> Finding {
     if severity == Severity::StopsBoot {
         finding = finding.with_advice(COPY_FIRST);
         finding = finding.with_advice(
-            "`rescue etcd status` with the disks of all control planes says which one holds the newest writes.",
+            "Next: `rescue repair` with the disks of all control planes shows what can be made of them together; `rescue etcd status` with the \
+             same disks says which one holds the newest writes.",
         );
         for missing in &guest.unresolved {
             finding = finding.with_advice(format!("Perhaps etcd's data is on a disk that was not given: {missing}"));
@@ -207,7 +208,7 @@ mod tests {
     const DB: &str = "/var/lib/etcd/member/snap/db";
 
     fn look(tree: MemoryTree) -> Vec<Finding> {
-        findings(&tree.into_guest(), &Place::new(GuestPath::new(DIR), None), DEFAULT_QUOTA, CHECKED_WHOLE)
+        findings(&tree.into_guest(), &Place::new(GuestPath::new(DIR), None), locate::DEFAULT_QUOTA, CHECKED_WHOLE)
     }
 
     #[test]
@@ -243,6 +244,16 @@ mod tests {
             let found = found.unwrap_or_else(|| panic!("{words}: {findings:#?}"));
             assert_eq!(found.severity, Severity::StopsBoot, "{words}");
             assert!(!found.advice.is_empty() || !found.remedies.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_member_that_is_lost_names_the_repair_with_all_disks() {
+        for tree in [MemoryTree::new().dir(DIR), sample::member(DIR).without(LOG), sample::member(DIR).file(DB, "")] {
+            let findings = look(tree);
+            let advice = findings[0].advice.join("\n");
+            assert!(advice.contains("Next: `rescue repair` with the disks of all control planes"), "{advice}");
+            assert!(!advice.contains("whose it is"), "{advice}");
         }
     }
 

@@ -399,6 +399,22 @@ impl Repair {
     }
 }
 
+/// What answers a plan's question beforehand: whether it was given, and how to give it.
+pub fn answers(yes: bool, dry_run: bool) -> [(bool, &'static str); 2] {
+    [(yes, "--yes to carry the plan out"), (dry_run, "--dry-run to see it")]
+}
+
+/// JSON is for programs, which cannot be asked.
+pub fn refuse_asking(json: bool, answers: &[(bool, &str)]) -> Result<(), Stop> {
+    if !json || answers.iter().any(|(is_given, _)| *is_given) {
+        return Ok(());
+    }
+    let (last, others) = answers.split_last().map_or(("--yes", &[][..]), |((_, last), others)| (*last, others));
+    let others: String = others.iter().map(|(_, way)| format!("{way}, ")).collect();
+    let or = if others.is_empty() { "" } else { "or " };
+    Err(Stop::Usage(format!("--json cannot ask: add {others}{or}{last}")))
+}
+
 /// A run without any check would find nothing, and seem to say that all is well.
 pub fn refuse_no_checks(settings: &Settings) -> Result<(), Stop> {
     match crate::repair::plan::selected_checks(settings).is_empty() {
@@ -521,6 +537,24 @@ mod tests {
             assert!(said.contains(next), "{line}: {said}");
         }
         assert_eq!(with_next_step("type `rescue checks`", &words("inspect a")), "type `rescue checks`");
+    }
+
+    #[test]
+    fn programs_are_told_how_to_answer_beforehand() {
+        let says = |answers: &[(bool, &str)]| match refuse_asking(true, answers) {
+            Err(Stop::Usage(text)) => text,
+            other => format!("{other:?}"),
+        };
+        assert_eq!(says(&[(false, "--yes")]), "--json cannot ask: add --yes");
+        let two = "--json cannot ask: add --yes to carry the plan out, or --dry-run to see it";
+        assert_eq!(says(&answers(false, false)), two);
+        let three = [&answers(false, false)[..], &[(false, "--output DIR")]].concat();
+        assert_eq!(
+            says(&three),
+            "--json cannot ask: add --yes to carry the plan out, --dry-run to see it, or --output DIR"
+        );
+        assert!(refuse_asking(true, &answers(false, true)).is_ok());
+        assert!(refuse_asking(false, &answers(false, false)).is_ok());
     }
 
     #[test]

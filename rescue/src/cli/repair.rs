@@ -12,18 +12,14 @@ use crate::repair::in_use::read_only;
 use crate::repair::set_plan::{PLANNERS, SetWishes};
 use crate::report::json::Together;
 use crate::report::{json, set as set_report, text};
-use crate::session::{Inspection, NodeReport, Receipt, Session, Wanted, only_node};
+use crate::session::{Inspection, NodeReport, Receipt, Session, SetReceipt, Wanted, only_node};
 use crate::settings::Settings;
 use crate::typed;
 
 /// Repairs every node on the sources, one after the other.
 pub fn run(command: &Repair) -> Result<Result<Outcome>, Stop> {
     let sources = args::sources(&command.src, &command.root)?;
-    if command.json && !command.yes && !command.dry_run {
-        return Err(Stop::Usage(
-            "--json cannot ask: add --yes to carry the plan out, or --dry-run to see it".to_owned(),
-        ));
-    }
+    args::refuse_asking(command.json, &args::answers(command.yes, command.dry_run))?;
     let settings = command.settings();
     args::refuse_no_checks(&settings)?;
     read_only::protect(sources.iter().chain(&settings.ca));
@@ -65,6 +61,14 @@ impl NodeEnd {
     fn failed(json: serde_json::Value, failure: Failure) -> Self {
         let (name, source) = (String::new(), String::new());
         Self { name, source, json, receipt: None, left: true, changed: false, failure: Some(failure) }
+    }
+
+    /// All nodes were looked at again; those of the plan were changed.
+    fn after_set(&mut self, receipt: &SetReceipt) {
+        let Some(node) = receipt.after.nodes.iter().find(|node| node.guest.source == self.source) else { return };
+        self.left = self.failure.is_some() || node.needs_repair();
+        self.changed |= receipt.plan.parts.iter().any(|part| part.source == self.source);
+        self.json = json::node(node);
     }
 
     fn failure_json(&self) -> Option<serde_json::Value> {
@@ -193,13 +197,7 @@ impl Conversation<'_> {
             None => together.planned.push(planned),
             Some(receipt) => {
                 together.done.push(set_report::receipt_json(&receipt));
-                for end in ends {
-                    let mut nodes = receipt.after.nodes.iter();
-                    let Some(node) = nodes.find(|node| node.guest.source == end.source) else { continue };
-                    end.left = end.failure.is_some() || node.needs_repair();
-                    end.changed = true;
-                    end.json = json::node(node);
-                }
+                ends.iter_mut().for_each(|end| end.after_set(&receipt));
             }
         }
         Ok(())
@@ -266,15 +264,16 @@ impl Conversation<'_> {
         let style = text::Style { colours: colours(), details: self.command.dry_run };
         let mut told = Told { json: json::planned(&node, &plan), left: node.needs_repair() };
         self.say(&text::node(&node, self.settings.now, &style));
-        self.say(&text::plan(&plan, &style));
+        self.say(&text::plan_beside(&plan, without, &style));
         if !plan.is_empty() {
             Session::refuse_unready(&node.guest)?;
         }
         if plan.is_empty() || self.command.dry_run {
-            self.say(if plan.is_empty() {
-                "Nothing was changed.\n"
-            } else {
-                "This was a dry run: nothing was changed.\n"
+            self.say(match (plan.is_empty(), without.is_empty()) {
+                (true, true) => "Nothing was changed.\n",
+                // The plan for all nodes is still to come.
+                (true, false) => "",
+                (false, _) => "This was a dry run: nothing was changed.\n",
             });
             return Ok((told, None));
         }
@@ -359,4 +358,49 @@ fn declined() -> Refusal {
         "nothing was changed",
         "run the same command again and answer yes, or add --yes",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::etcd::guarantee::{Guarantee, Level};
+    use crate::guest::MemoryTree;
+    use crate::node::Node;
+    use crate::repair::set_plan::{SetPart, SetPlan};
+
+    fn node(source: &str) -> NodeReport {
+        let mut guest = MemoryTree::new().into_guest();
+        guest.source = source.to_owned();
+        let node = Node::read(&guest);
+        let (findings, certificates, unreferenced) = (Vec::new(), Vec::new(), Vec::new());
+        NodeReport { guest, node, findings, certificates, unreferenced, runs: Vec::new(), peers: Vec::new() }
+    }
+
+    fn end(source: &str) -> NodeEnd {
+        let told = Told { json: serde_json::Value::Null, left: true };
+        NodeEnd { name: source.to_owned(), source: source.to_owned(), ..NodeEnd::new(told, None) }
+    }
+
+    #[test]
+    fn only_nodes_of_the_plan_are_called_repaired() {
+        let part = SetPart { source: "a".into(), name: "a".into(), details: Vec::new(), changes: Vec::new() };
+        let plan = SetPlan {
+            summary: String::new(),
+            guarantee: Guarantee::new(Level::G1),
+            why: Vec::new(),
+            notes: Vec::new(),
+            parts: vec![part],
+            afterwards: Vec::new(),
+        };
+        let receipt = SetReceipt {
+            run: String::new(),
+            plan,
+            applied: Vec::new(),
+            after: Inspection { nodes: vec![node("a"), node("b")], leftovers: Vec::new() },
+            took: std::time::Duration::ZERO,
+        };
+        let mut ends = [end("a"), end("b")];
+        ends.iter_mut().for_each(|end| end.after_set(&receipt));
+        assert_eq!(ends.each_ref().map(NodeEnd::words), ["repaired", "nothing to repair"]);
+    }
 }

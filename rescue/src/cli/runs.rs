@@ -13,9 +13,7 @@ use crate::session::{Session, only_node};
 /// Lists earlier repairs, or removes what is kept of old ones.
 pub fn run(command: &Runs) -> Result<Result<Outcome>, Stop> {
     let sources = args::sources(&command.src, &command.root)?;
-    if command.prune && command.json && !command.yes {
-        return Err(Stop::Usage("--json cannot ask: add --yes".to_owned()));
-    }
+    args::refuse_asking(command.prune && command.json, &[(command.yes, "--yes")])?;
     if !command.prune && (command.keep.is_some() || command.yes) {
         return Err(Stop::Usage("--keep and --yes belong to --prune".to_owned()));
     }

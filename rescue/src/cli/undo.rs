@@ -15,9 +15,7 @@ use crate::settings::Settings;
 /// Takes a run back.
 pub fn run(command: &Undo) -> Result<Result<Outcome>, Stop> {
     let sources = args::sources(&command.src, &command.root)?;
-    if command.json && !command.yes {
-        return Err(Stop::Usage("--json cannot ask: add --yes".to_owned()));
-    }
+    args::refuse_asking(command.json, &[(command.yes, "--yes")])?;
     let settings = Settings { fsck: !command.no_fsck, ..args::with_now(command.now) };
     read_only::protect(&sources);
     let session = Session { sources: &sources, settings: &settings, ui: &Terminal };

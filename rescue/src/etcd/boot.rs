@@ -336,7 +336,8 @@ pub fn advice(problem: &Problem) -> Option<&'static str> {
     }
     Some(match problem.kind {
         Kind::NoMember | Kind::NoLog => {
-            "Do not start this node as it is. Remove the member and add it again from a healthy one, or restore a backup."
+            "Do not start this node as it is. Where other members are left, `rescue repair` with the disks of all control planes takes it into \
+             their cluster again; where none is: rescue etcd rebuild --from FILE, with a saved snapshot."
         }
         Kind::OldLogDamaged => "The file is not needed: moving it out of the folder loses nothing.",
         Kind::TailDamaged => {
@@ -350,7 +351,8 @@ pub fn advice(problem: &Problem) -> Option<&'static str> {
              loses nothing: etcd replays the log."
         }
         Kind::NoDatabase | Kind::DatabaseDamaged => {
-            "Take the database from another member, or remove this member and add it again. Copy the folder before anything else."
+            "`rescue repair` with the disks of all control planes makes it anew from another member, where one is whole; where it was the only one: \
+             a saved snapshot (rescue etcd rebuild --from FILE), or what is left (rescue etcd salvage)."
         }
         Kind::SnapshotMissing => {
             "Do not remove more files; an older snapshot or a copy of the database brings the member back."

@@ -17,6 +17,16 @@ const DEFAULTS: [&str; 4] = [
     "/var/lib/rancher/rke2/server/db/etcd",
 ];
 
+/// `--quota-backend-bytes` where the flag is absent, in bytes (etcd's DefaultQuotaBytes).
+pub const DEFAULT_QUOTA: u64 = 2 << 30;
+
+/// How large etcd's database may become on a node, in bytes: `--quota-backend-bytes` of its static pod.
+pub fn quota(node: &Node) -> u64 {
+    let flag = node.static_pod("etcd").and_then(|pod| pod.flag("--quota-backend-bytes")?.parse().ok());
+    // Zero is etcd's word for the default.
+    flag.filter(|bytes| *bytes > 0).unwrap_or(DEFAULT_QUOTA)
+}
+
 /// The member on a node, if there is one or if a manifest says that there should be.
 pub fn on_node(guest: &Guest, node: &Node) -> Option<Found> {
     let found = |place, image| Found {

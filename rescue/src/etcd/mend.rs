@@ -66,7 +66,7 @@ pub fn mend(guest: &Guest, data: &MemberData, problem: &Problem) -> Result<Mend,
         return Err(format!("The database is of format {version}: repairing etcd 3.6 and later has not been proved."));
     }
     if data.log.other_identity.is_some() || data.log.identity.is_none() {
-        return Err("The log does not say whose it is.".to_owned());
+        return Err("The log does not say which member it belongs to: nothing is mended on this disk alone.".to_owned());
     }
     match problem.kind {
         Kind::TailTorn | Kind::TailDamaged => cut_tail(data),

@@ -482,6 +482,7 @@ pub fn undo_without(
 
 /// Fences everywhere, then what was there before.
 fn put_all_back(set: &Gathered<'_>, ui: &dyn Ui) -> Result<Vec<(String, Undone)>> {
+    let is_under_way = set.members.values().any(|(_, reached)| matches!(reached, Reached::Undoing | Reached::Undone));
     let mut left = Vec::new();
     for (place, journal) in set.journals()? {
         if place.store.reached(&set.id)? == Reached::Undone {
@@ -491,7 +492,10 @@ fn put_all_back(set: &Gathered<'_>, ui: &dyn Ui) -> Result<Vec<(String, Undone)>
         let of = || format!("nothing more is put back on any disk, because of {}", place.name);
         let runs = undo::runs_to_undo(&place.store)?;
         undo::refuse_out_of_order(&runs, &journal).with_context(of)?;
-        undo::refuse_drifted(place.confined, &place.store, &journal).with_context(of)?;
+        let drifted = undo::refuse_drifted(place.confined, &place.store, &journal);
+        drifted
+            .map_err(|why| if is_under_way { has_run_since(&set.id, &place.name, why) } else { why })
+            .with_context(of)?;
         left.push((place, journal, Undone { run: set.id.clone(), ..Undone::default() }));
     }
     fault::point("undo: checked");
@@ -500,6 +504,23 @@ fn put_all_back(set: &Gathered<'_>, ui: &dyn Ui) -> Result<Vec<(String, Undone)>
     let ended = put_back(&mut left, &mut done, ui);
     ended.map_err(|cause| UndoError { run: set.id.clone(), done, total, cause })?;
     Ok(left.into_iter().map(|(place, _, undone)| (place.name.clone(), undone)).collect())
+}
+
+/// An undo was cut off, and then one of the nodes was started as it was. It can go on only without that one: what it holds belongs to the
+/// cluster that the others are leaving.
+fn has_run_since(id: &str, name: &str, why: anyhow::Error) -> anyhow::Error {
+    match why.downcast::<Refusal>() {
+        Ok(Refusal { saw, .. }) => Refusal::new(
+            format!("the undo of run {id} was cut off, and {name} was started since: {saw}"),
+            format!("what {name} wrote belongs to the cluster that the others are leaving; both must never run at the same time"),
+            format!(
+                "boot none of them; copy etcd's folder on {name} away; then, to give up what it wrote: `rescue undo --run {id} --declare-dead {name}` with \
+                 the disks of all others, without its own. Before {name} boots again, empty its etcd folder, and let it join anew"
+            ),
+        )
+        .into(),
+        Err(other) => other,
+    }
 }
 
 fn put_back(left: &mut [(&Place<'_>, Journal, Undone)], done: &mut usize, ui: &dyn Ui) -> Result<()> {

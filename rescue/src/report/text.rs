@@ -234,6 +234,16 @@ pub fn next_step(inspection: &Inspection, sources: &str, settings: &Settings) ->
     }
 }
 
+/// What will be done on one node, and what is left to the plan that follows for all nodes together: that of the checks in `together`.
+pub fn plan_beside(plan: &Plan, together: &[&str], style: &Style) -> String {
+    if together.is_empty() {
+        return self::plan(plan, style);
+    }
+    let has_own = !plan.is_empty() || !plan.dropped.is_empty() || plan.left.iter().any(counts);
+    let own = if has_own { self::plan(plan, style) } else { String::new() };
+    format!("{own}\nPlanned for all nodes together, below: {}.\n", together.join(", "))
+}
+
 /// What will be done.
 pub fn plan(plan: &Plan, style: &Style) -> String {
     let mut out = String::new();
@@ -480,6 +490,18 @@ pub fn checks() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_planned_for_all_nodes_is_not_nothing() {
+        let plan = Plan { steps: Vec::new(), dropped: Vec::new(), prepared: Default::default(), left: Vec::new() };
+        let style = Style { colours: false, details: false };
+        assert!(plan_beside(&plan, &[], &style).contains("Nothing to repair."));
+        let beside = plan_beside(&plan, &["etcd"], &style);
+        assert_eq!(beside, "\nPlanned for all nodes together, below: etcd.\n");
+        let left = vec![Finding::new("certificates", Severity::WillBreak, "over")];
+        let beside = plan_beside(&Plan { left, ..plan }, &["etcd"], &style);
+        assert!(beside.contains("nothing this version can mend") && beside.contains("below: etcd."), "{beside}");
+    }
 
     #[test]
     fn a_disk_newer_than_now_is_said_to_be_newer() {

@@ -68,11 +68,7 @@ impl Schedule {
 pub fn run(command: &Schedule) -> Result<Result<Outcome>, Stop> {
     let sources = args::sources(&command.src, &command.root)?;
     let wanted = command.wanted()?;
-    if command.json && !command.yes && !command.dry_run {
-        return Err(Stop::Usage(
-            "--json cannot ask: add --yes to carry the plan out, or --dry-run to see it".to_owned(),
-        ));
-    }
+    args::refuse_asking(command.json, &args::answers(command.yes, command.dry_run))?;
     let settings = args::with_now(command.now);
     read_only::protect(&sources);
     let session = Session { sources: &sources, settings: &settings, ui: &Terminal };

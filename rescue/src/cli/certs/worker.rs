@@ -32,11 +32,7 @@ pub struct Go {
 impl Go {
     /// JSON cannot ask.
     pub fn check(&self) -> Result<(), Stop> {
-        if self.json && !self.yes && !self.dry_run {
-            let text = "--json cannot ask: add --yes to carry the plan out, or --dry-run to see it";
-            return Err(Stop::Usage(text.to_owned()));
-        }
-        Ok(())
+        args::refuse_asking(self.json, &args::answers(self.yes, self.dry_run))
     }
 }
 

@@ -17,6 +17,7 @@ use crate::cli::args::{self, Stop};
 use crate::cli::terminal::Terminal;
 use crate::etcd::boot::{self, Effect, Kind};
 use crate::etcd::guarantee::{Guarantee, Level};
+use crate::etcd::locate;
 use crate::etcd::member::{MemberData, Stored};
 use crate::etcd::rebuild::defrag::Defrag;
 use crate::etcd::rebuild::space::{Decision, Given};
@@ -27,9 +28,6 @@ use crate::node::Node;
 use crate::refusal::Refusal;
 use crate::ui::Ui as _;
 use crate::units;
-
-/// `--quota-backend-bytes` where the flag is absent (etcd's DefaultQuotaBytes).
-const DEFAULT_QUOTA: u64 = 2 << 30;
 
 /// write etcd's databases anew without their free pages; with the disks of all members also --compact, and the lifting of the alarm
 /// that a database is full
@@ -70,7 +68,7 @@ pub struct DefragCommand {
 
 /// Plans and does it.
 pub fn run(command: &DefragCommand) -> Result<Result<Outcome>, Stop> {
-    let sources = Sources::new(&command.src, &command.root, &command.data_dir)?;
+    let sources = Sources::new(&command.src, &command.root, &command.data_dir, "defrag")?;
     let manner = Manner {
         output: command.output.as_deref(),
         yes: command.yes,
@@ -100,7 +98,7 @@ fn defrag(command: &DefragCommand, sources: &Sources, manner: &Manner<'_>) -> Re
         .zip(&measured)
         .map(|(found, measured)| Given { source: &found.source, guest: &found.guest, data: &measured.data })
         .collect();
-    let quota = measured.iter().map(|measured| measured.quota).min().unwrap_or(DEFAULT_QUOTA);
+    let quota = measured.iter().map(|measured| measured.quota).min().unwrap_or(locate::DEFAULT_QUOTA);
     let largest = measured.iter().map(|measured| after(measured.in_use)).max().unwrap_or(0);
     let decision = Decision::of(&given, command.compact, quota, largest);
     let parts = found
@@ -191,11 +189,7 @@ fn measure(found: &Found, unproven: bool) -> Result<Measured> {
     })?;
     drop(progress);
     let in_use = survey.check.pages.saturating_add(2).saturating_mul(open.0.db.meta().page_size);
-    let quota = Node::read(&found.guest)
-        .static_pod("etcd")
-        .and_then(|pod| pod.flag("--quota-backend-bytes")?.parse().ok())
-        .filter(|bytes| *bytes > 0)
-        .unwrap_or(DEFAULT_QUOTA);
+    let quota = locate::quota(&Node::read(&found.guest));
     Ok(Measured { data, quota, size, in_use })
 }
 

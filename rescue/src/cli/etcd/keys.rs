@@ -71,7 +71,7 @@ fn source(
         if root.is_some() || data_dir.is_some() { (&[], words) } else { words.split_at(words.len().min(1)) };
     let disks: Vec<PathBuf> = disks.iter().map(PathBuf::from).collect();
     let list = |path: Option<&PathBuf>| path.cloned().into_iter().collect::<Vec<_>>();
-    Ok((Sources::new(&disks, &list(root), &list(data_dir))?, rest.to_vec()))
+    Ok((Sources::new(&disks, &list(root), &list(data_dir), "keys")?, rest.to_vec()))
 }
 
 /// Lists.

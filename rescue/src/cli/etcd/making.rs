@@ -50,12 +50,8 @@ pub struct Manner<'a> {
 impl Manner<'_> {
     /// JSON is for programs, which cannot be asked.
     pub fn check(&self) -> Result<(), Stop> {
-        match self.json && !self.yes && !self.dry_run && self.output.is_none() {
-            true => Err(Stop::Usage(
-                "--json cannot ask: add --yes to carry the plan out, --dry-run to see it, or --output DIR".to_owned(),
-            )),
-            false => Ok(()),
-        }
+        let [yes, dry_run] = args::answers(self.yes, self.dry_run);
+        args::refuse_asking(self.json, &[yes, dry_run, (self.output.is_some(), "--output DIR")])
     }
 
     /// No check is asked for: what is read of etcd is read by the command itself.

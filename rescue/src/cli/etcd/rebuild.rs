@@ -171,7 +171,12 @@ pub fn run(command: &Rebuild) -> Result<Result<Outcome>, Stop> {
         ));
     }
     let asked = Asked {
-        sources: sources((&command.src, &command.root, &command.data_dir), &command.member, command.from.as_ref())?,
+        sources: sources(
+            (&command.src, &command.root, &command.data_dir),
+            &command.member,
+            command.from.as_ref(),
+            "rebuild --db-only",
+        )?,
         from: command.from.as_ref(),
         db_only: command.db_only,
         member: &command.member,
@@ -195,7 +200,12 @@ pub fn run(command: &Rebuild) -> Result<Result<Outcome>, Stop> {
 /// From a damaged one.
 pub fn run_salvage(command: &SalvageCommand) -> Result<Result<Outcome>, Stop> {
     let asked = Asked {
-        sources: sources((&command.src, &command.root, &command.data_dir), &command.member, command.from.as_ref())?,
+        sources: sources(
+            (&command.src, &command.root, &command.data_dir),
+            &command.member,
+            command.from.as_ref(),
+            "salvage",
+        )?,
         from: command.from.as_ref(),
         db_only: true,
         member: &command.member,
@@ -221,12 +231,13 @@ fn sources(
     (src, root, data_dir): (&[PathBuf], &[PathBuf], &[PathBuf]),
     member: &[Target],
     from: Option<&PathBuf>,
+    typed: &str,
 ) -> Result<Option<Sources>, Stop> {
     let none = src.is_empty() && root.is_empty() && data_dir.is_empty();
     if none && from.is_some() && !member.is_empty() {
         return Ok(None);
     }
-    Sources::new(src, root, data_dir).map(Some)
+    Sources::new(src, root, data_dir, typed).map(Some)
 }
 
 /// The members found and what is on their disks.

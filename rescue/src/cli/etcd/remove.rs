@@ -58,11 +58,7 @@ pub struct RemoveMember {
 /// Plans, asks, writes.
 pub fn run(command: &RemoveMember) -> Result<Result<Outcome>, Stop> {
     let sources = args::sources(&command.src, &command.root)?;
-    if command.json && !command.yes && !command.dry_run {
-        return Err(Stop::Usage(
-            "--json cannot ask: add --yes to carry the plan out, or --dry-run to see it".to_owned(),
-        ));
-    }
+    args::refuse_asking(command.json, &args::answers(command.yes, command.dry_run))?;
     let settings = args::with_now(command.now);
     read_only::protect(&sources);
     let session = Session { sources: &sources, settings: &settings, ui: &Terminal };

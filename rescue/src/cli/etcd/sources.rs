@@ -24,16 +24,15 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// At least one is needed.
-    pub fn new(disks: &[PathBuf], roots: &[PathBuf], data_dirs: &[PathBuf]) -> Result<Self, Stop> {
+    /// At least one is needed; `command` as the user would type it, for the example where there is none.
+    pub fn new(disks: &[PathBuf], roots: &[PathBuf], data_dirs: &[PathBuf], command: &str) -> Result<Self, Stop> {
         let disks = disks.iter().cloned().map(Source::Disk).chain(roots.iter().cloned().map(Source::Root)).collect();
         let sources = Self { disks, data_dirs: data_dirs.to_vec() };
         if sources.disks.is_empty() && sources.data_dirs.is_empty() {
-            return Err(Stop::Usage(
-                "no disk given. Name the disks of control planes (rescue etcd status /dev/sdb /dev/sdc), a mounted guest \
+            return Err(Stop::Usage(format!(
+                "no disk given. Name the disks of control planes (rescue etcd {command} /dev/sdb /dev/sdc /dev/sdd), a mounted guest \
                  (--root /mnt) or a copy of a data folder (--data-dir /backup/etcd)."
-                    .to_owned(),
-            ));
+            )));
         }
         Ok(sources)
     }

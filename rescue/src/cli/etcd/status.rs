@@ -40,7 +40,7 @@ pub struct Status {
 
 /// Looks and shows.
 pub fn run(command: &Status) -> Result<Result<Outcome>, Stop> {
-    let sources = Sources::new(&command.src, &command.root, &command.data_dir)?;
+    let sources = Sources::new(&command.src, &command.root, &command.data_dir, "status")?;
     Ok(show(command, &sources))
 }
 
