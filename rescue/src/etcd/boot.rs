@@ -46,6 +46,8 @@ pub enum Kind {
     NoDatabase,
     /// The database is damaged.
     DatabaseDamaged,
+    /// The database holds something else than those of a majority of the members.
+    DatabaseDiffers,
     /// The snapshot is newer than the database.
     SnapshotAhead,
     /// A snapshot file is damaged.
@@ -85,6 +87,11 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// A database that is the odd one out.
+    pub(super) fn differs(path: &GuestPath, saw: String) -> Self {
+        Self::new(Kind::DatabaseDiffers, Effect::Breaks, path, saw)
+    }
+
     fn new(kind: Kind, effect: Effect, path: &GuestPath, saw: impl Into<String>) -> Self {
         Self { kind, effect, path: path.clone(), saw: saw.into(), etcd_says: None }
     }
@@ -353,6 +360,9 @@ pub fn advice(problem: &Problem) -> Option<&'static str> {
         Kind::NoDatabase | Kind::DatabaseDamaged => {
             "`rescue repair` with the disks of all control planes makes it anew from another member, where one is whole; where it was the only one: \
              a saved snapshot (rescue etcd rebuild --from FILE), or what is left (rescue etcd salvage)."
+        }
+        Kind::DatabaseDiffers => {
+            "Take the database from a member that agrees with the others: give all control planes' disks."
         }
         Kind::SnapshotMissing => {
             "Do not remove more files; an older snapshot or a copy of the database brings the member back."

@@ -11,6 +11,9 @@ use tests::{Cmd, Ran, rescue_binary};
 
 use super::members::judge;
 
+/// Bytes of one value.
+const LARGE: usize = 100_000;
+
 /// Three guests whose etcd was killed.
 pub struct Subject {
     pub cluster: Cluster,
@@ -24,6 +27,7 @@ impl Subject {
         guest::make_all(&cluster, &[])?;
         cluster.run()?;
         cluster.put_many("k", 100, "value")?;
+        cluster.put_large("large", LARGE)?;
         for number in 0..100 {
             cluster.put(&format!("small{number}"), "x")?;
         }
@@ -84,8 +88,41 @@ const CASES: &[(&str, Damage, &str)] = &[
         },
         "G2",
     ),
+    ("a value is zeros in one database", |dirs| zero_in_value(&dirs[2]), "G0"),
+    (
+        "a value is zeros where the newest log is, and another's log is lost",
+        |dirs| {
+            let all = dirs.iter().map(|dir| Ok(super::members::guest(dir)?.1.log.last)).collect::<Result<Vec<_>>>()?;
+            let newest = (0..3).max_by_key(|number| all[*number]).unwrap_or(0);
+            fs::remove_dir_all(dirs[(newest + 1) % 3].join("member/wal"))?;
+            zero_in_value(&dirs[newest])
+        },
+        "G1",
+    ),
     ("no log is left", |dirs| dirs.iter().try_for_each(|dir| Ok(fs::remove_dir_all(dir.join("member/wal"))?)), "G3"),
 ];
+
+/// A value loses what is in its pages. Nothing but another member's database can tell: bbolt has no checksum of a page.
+fn zero_in_value(data_dir: &Path) -> Result<()> {
+    let db = files::database(data_dir);
+    let bytes = fs::read(&db)?;
+    let is_within = |page: &[u8]| page.iter().all(|byte| *byte == b'x');
+    let pages = bytes.chunks(4096).enumerate().filter(|(_, page)| is_within(page)).map(|(number, _)| number as u64);
+    // The value may lie in the file more than once: pages that were given up keep what they held.
+    let all: Vec<u64> = pages.collect();
+    ensure!(all.len() > 10, "the large value is not there");
+    all.into_iter().try_for_each(|page| files::write_at(&db, &[0; 4096], page * 4096))
+}
+
+/// What all members have of the large value.
+fn large_value_is_whole(cluster: &mut Cluster) -> Result<()> {
+    cluster.run()?;
+    for number in 0..3 {
+        let value = cluster.ctl(number).args(["get", "large", "--print-value-only", "--consistency=s"]).ok()?.stdout;
+        ensure!(value.trim_end() == "x".repeat(LARGE), "the value of {number} is damaged");
+    }
+    cluster.kill()
+}
 
 /// The records of the last entries that are in the database, too, as a disk loses them that lies about what it has synchronised.
 fn lose_end(data_dir: &Path) -> Result<()> {
@@ -141,7 +178,8 @@ fn case(subject: &mut Subject, damage: Damage, guarantee: &str) -> Result<()> {
         ensure!(held.0.len() + 20 > subject.held.0.len(), "{} of {} keys", held.0.len(), subject.held.0.len());
         return subject.cluster.kill();
     }
-    judge(&mut subject.cluster, &[0, 1, 2], &subject.held).with_context(|| ran.transcript())
+    judge(&mut subject.cluster, &[0, 1, 2], &subject.held).with_context(|| ran.transcript())?;
+    large_value_is_whole(&mut subject.cluster)
 }
 
 #[test]

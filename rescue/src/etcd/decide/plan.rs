@@ -6,9 +6,9 @@ use std::rc::Rc;
 use anyhow::{Context as _, Result};
 use aws_lc_rs::rand;
 
-use super::from_database;
 use super::seen::Seen;
 use super::table::{self, Repair, Situation, State, View};
+use super::{from_database, odd};
 use crate::checks::etcd_look::holder;
 use crate::etcd::guarantee::{Guarantee, Level};
 use crate::etcd::members::{Member, Members};
@@ -27,20 +27,26 @@ use crate::session::NodeReport;
 /// A [`Refusal`] where something must be done and cannot be.
 pub fn plan_set(nodes: &[NodeReport], wishes: &SetWishes) -> Result<Option<SetPlan>> {
     let seen: Vec<Seen<'_>> = nodes.iter().filter_map(Seen::look).collect();
-    let (seen, _running): (Vec<_>, Vec<_>) =
+    let (mut seen, _running): (Vec<_>, Vec<_>) =
         seen.into_iter().partition(|seen| holder(seen.guest, &seen.place).is_none());
+    let doubts = odd::mark(&mut seen);
     let clusters = clusters(&seen);
     if clusters.is_empty() && seen.len() > 1 {
-        return from_database::without_any_log(&seen, wishes);
+        return Ok(from_database::without_any_log(&seen, wishes)?.map(|plan| with_doubts(plan, doubts)));
     }
     for cluster in clusters {
         if let Some(table) = Table::lay(cluster, &seen, wishes, false)?
             && let Some(plan) = table.plan()?
         {
-            return Ok(Some(plan));
+            return Ok(Some(with_doubts(plan, doubts)));
         }
     }
     Ok(None)
+}
+
+fn with_doubts(mut plan: SetPlan, doubts: Vec<String>) -> SetPlan {
+    plan.why.extend(doubts);
+    plan
 }
 
 /// IDs of the clusters, the one with most members first.
@@ -454,7 +460,7 @@ fn refuse_forks(own: &[&Seen<'_>]) -> Result<()> {
 }
 
 /// Who belongs to the cluster, by the newest log that says it.
-fn newest_members(own: &[&Seen<'_>]) -> Option<Members> {
+pub(super) fn newest_members(own: &[&Seen<'_>]) -> Option<Members> {
     let mut ranked: Vec<&Seen<'_>> = own.to_vec();
     ranked.sort_by_key(|seen| std::cmp::Reverse((seen.data.log.last_term(), seen.data.log.last)));
     let lists = ranked.into_iter().map(|seen| seen.data.membership().0);

@@ -5,6 +5,7 @@
 
 use anyhow::{Context as _, Result};
 
+use super::odd;
 use super::plan::Table;
 use super::seen::Seen;
 use crate::checks::etcd_look::holder;
@@ -20,7 +21,8 @@ use crate::session::NodeReport;
 /// # Errors
 /// A [`Refusal`] where it cannot be done.
 pub fn plan_removal(nodes: &[NodeReport], name: &str, wishes: &SetWishes) -> Result<SetPlan> {
-    let seen: Vec<Seen<'_>> = nodes.iter().filter_map(Seen::look).collect();
+    let mut seen: Vec<Seen<'_>> = nodes.iter().filter_map(Seen::look).collect();
+    odd::mark(&mut seen);
     for seen in &seen {
         if let Some(holder) = holder(seen.guest, &seen.place) {
             return Err(Refusal::new(

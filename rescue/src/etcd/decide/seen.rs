@@ -14,7 +14,7 @@ use crate::guest::Guest;
 use crate::session::NodeReport;
 
 /// Up to this size every page of a database is checked; a larger one is when it is needed.
-const CHECKED_WHOLE: u64 = 64 << 20;
+pub(super) const CHECKED_WHOLE: u64 = 64 << 20;
 
 /// One member.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ pub struct Seen<'a> {
     pub data: MemberData,
     /// What keeps it from working, the worst first; what etcd copes with and alarms are left out.
     pub problems: Vec<Problem>,
+    /// Whether its database is not to be taken: a majority of the others holds something else.
+    pub is_odd: bool,
     /// `--name`.
     pub flag_name: Option<String>,
     /// `--initial-advertise-peer-urls`.
@@ -51,6 +53,7 @@ impl<'a> Seen<'a> {
             place: found.place,
             data,
             problems,
+            is_odd: false,
             flag_name: pod.flag("--name").map(str::to_owned),
             flag_urls: urls.split(',').filter(|url| !url.is_empty()).map(str::to_owned).collect(),
         })
@@ -117,6 +120,9 @@ impl<'a> Seen<'a> {
 
     /// The database, if it is sound from end to end.
     pub fn database(&self) -> Option<DatabaseFile> {
+        if self.is_odd {
+            return None;
+        }
         DatabaseFile::examine(self.guest, &self.place.db()).ok()
     }
 
@@ -130,6 +136,10 @@ impl<'a> Seen<'a> {
         others.sort_by_key(|other| std::cmp::Reverse(other.data.consistent_index()));
         let mut why = Vec::new();
         for owner in own.chain(others) {
+            if owner.is_odd {
+                why.push(format!("The database of {} cannot be taken: a majority holds something else.", owner.name));
+                continue;
+            }
             let database = match DatabaseFile::examine(owner.guest, &owner.place.db()) {
                 Ok(database) => database,
                 Err(unfit) => {
