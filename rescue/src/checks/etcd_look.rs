@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use super::{Check, Context, Finding, Remedy, Severity};
 use crate::etcd::boot::{self, Effect, Kind, Problem};
+use crate::etcd::launch::{By, Embedding, Launch};
 use crate::etcd::locate;
 use crate::etcd::member::{MemberData, Place, Stored};
 use crate::etcd::mend::{self, Mend};
@@ -30,13 +31,10 @@ impl Check for EtcdLook {
     }
 
     fn about(&self) -> &'static str {
-        "a stacked etcd member: whether its log, snapshots and database let it start; mends in place what loses nothing"
+        "an etcd member: whether its log, snapshots and database let it start; mends in place what loses nothing"
     }
 
     fn run(&self, context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
-        if context.node.static_pod("etcd").is_none() {
-            return Ok(Vec::new());
-        }
         let Some(found) = locate::on_node(context.guest, context.node) else { return Ok(Vec::new()) };
         if let Some(holder) = holder(context.guest, &found.place) {
             let title = format!("etcd is running: {holder} has its database open, so it was not looked into");
@@ -44,8 +42,22 @@ impl Check for EtcdLook {
         }
         // Whoever asks for this check alone waits for all of it.
         let whole = if context.settings.only == [ID] { u64::MAX } else { CHECKED_WHOLE };
-        Ok(findings(context.guest, &found.place, locate::quota(context.node), whole))
+        let quota = locate::quota(context.guest, context.node);
+        let findings = findings(context.guest, &found.place, quota, whole);
+        Ok(match Launch::of(context.guest, context.node).map(|launch| launch.by) {
+            Some(By::Embedded(embedding)) => findings.into_iter().map(|finding| left_to(finding, embedding)).collect(),
+            _ => findings,
+        })
     }
+}
+
+/// etcd inside another program is not mended here: that program keeps its own record of who belongs to the cluster.
+fn left_to(finding: Finding, embedding: Embedding) -> Finding {
+    if finding.severity == Severity::Note {
+        return finding;
+    }
+    let advice = format!("{} runs etcd inside itself and has its own way back: {}.", embedding.name, embedding.tool);
+    Finding { remedies: Vec::new(), advice: vec![COPY_FIRST.to_owned(), advice], ..finding }
 }
 
 /// Who has the database open, where the guest is mounted on this machine. Pages that change while they are read look damaged.

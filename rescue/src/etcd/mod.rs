@@ -11,6 +11,7 @@ pub mod guarantee;
 pub mod history;
 pub mod keys;
 pub mod kubernetes;
+pub mod launch;
 pub mod lease;
 pub mod locate;
 pub mod member;

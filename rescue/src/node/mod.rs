@@ -2,7 +2,7 @@
 
 mod certificate_dir;
 mod clock;
-mod flags;
+pub mod flags;
 mod kubeadm;
 mod kubelet;
 mod name;

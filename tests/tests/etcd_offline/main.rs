@@ -7,5 +7,6 @@ mod killed;
 mod members;
 mod reading;
 mod rebuilding;
+mod service;
 mod space;
 mod together;

@@ -65,7 +65,7 @@ impl Subject {
 }
 
 /// Damages the members' data folders.
-type Damage = fn(&[PathBuf]) -> Result<()>;
+pub type Damage = fn(&[PathBuf]) -> Result<()>;
 
 const CASES: &[(&str, Damage, &str)] = &[
     ("a database is cut short", |dirs| cut(&dirs[0].join("member/snap/db"), 8192), "G0"),
@@ -154,7 +154,7 @@ fn three_disks_with_a_broken_member_come_back_with_one_command() -> Result<()> {
     Ok(())
 }
 
-fn case(subject: &mut Subject, damage: Damage, guarantee: &str) -> Result<()> {
+pub fn case(subject: &mut Subject, damage: Damage, guarantee: &str) -> Result<()> {
     subject.put_back()?;
     let dirs: Vec<PathBuf> = subject.cluster.members.iter().map(|member| member.data_dir.clone()).collect();
     damage(&dirs)?;
@@ -196,7 +196,7 @@ fn with_one_of_three_disks_it_says_what_the_others_are_for() -> Result<()> {
 }
 
 /// SHA-256 of every file of all members.
-fn sums(subject: &Subject) -> Result<String> {
+pub fn sums(subject: &Subject) -> Result<String> {
     let sums = subject.cluster.members.iter().map(|member| files::sums(&member.data_dir));
     sums.collect::<Result<Vec<_>>>().map(|sums| sums.concat())
 }

@@ -189,7 +189,7 @@ fn measure(found: &Found, unproven: bool) -> Result<Measured> {
     })?;
     drop(progress);
     let in_use = survey.check.pages.saturating_add(2).saturating_mul(open.0.db.meta().page_size);
-    let quota = locate::quota(&Node::read(&found.guest));
+    let quota = locate::quota(&found.guest, &Node::read(&found.guest));
     Ok(Measured { data, quota, size, in_use })
 }
 

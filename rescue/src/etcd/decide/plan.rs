@@ -11,6 +11,7 @@ use super::table::{self, Repair, Situation, State, View};
 use super::{from_database, odd};
 use crate::checks::etcd_look::holder;
 use crate::etcd::guarantee::{Guarantee, Level};
+use crate::etcd::launch::By;
 use crate::etcd::members::{Member, Members};
 use crate::etcd::rebuild::base::Options;
 use crate::etcd::rebuild::{Base, Recipe};
@@ -59,6 +60,10 @@ pub(super) fn clusters(seen: &[Seen<'_>]) -> Vec<u64> {
     clusters.sort_by_key(|cluster| std::cmp::Reverse(count.get(cluster).copied()));
     clusters
 }
+
+/// How a member that systemd starts comes back with nothing (etcd's runtime reconfiguration).
+pub(super) const JOIN_AS_SERVICE: &str =
+    "remove its data folder; etcdctl member add; start it with --initial-cluster-state existing";
 
 /// One cluster's members at hand.
 pub(super) struct Table<'a> {
@@ -391,11 +396,17 @@ impl<'a> Table<'a> {
         let gone = self.members.list.values().filter(|member| self.dead.contains(&member.id));
         gone.map(|member| {
             format!(
-                "Never start {} with its old disk: wipe it and let it join again (kubeadm reset, kubeadm join --control-plane).",
-                member.name
+                "Never start {} with its old disk: wipe it and let it join again ({}).",
+                member.name,
+                if self.are_services() { JOIN_AS_SERVICE } else { "kubeadm reset, kubeadm join --control-plane" }
             )
         })
         .collect()
+    }
+
+    /// Whether systemd starts etcd here, and not a kubelet.
+    pub(super) fn are_services(&self) -> bool {
+        self.seen.iter().all(|(seen, _)| matches!(seen.by, By::Service(_)))
     }
 
     fn needs(&self, disks: &[String], why: &[String]) -> anyhow::Error {

@@ -6,7 +6,7 @@
 use anyhow::{Context as _, Result};
 
 use super::odd;
-use super::plan::Table;
+use super::plan::{JOIN_AS_SERVICE, Table};
 use super::seen::Seen;
 use crate::checks::etcd_look::holder;
 use crate::etcd::members::Member;
@@ -134,11 +134,12 @@ impl<'a> Removal<'a> {
         let afterwards = self
             .gone
             .iter()
-            .map(|member| {
-                format!(
+            .map(|member| match table.are_services() {
+                true => format!("{}: never start it as it is; to come back it joins anew ({JOIN_AS_SERVICE}).", member.name),
+                false => format!(
                     "{}: kubectl delete node, then wipe its machine (kubeadm reset) before it joins again; never start it as it is.",
                     member.name
-                )
+                ),
             })
             .collect();
         Ok(SetPlan { summary, guarantee, why, notes: Vec::new(), parts, afterwards })

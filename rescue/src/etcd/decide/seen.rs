@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use crate::etcd::boot::{self, Effect, Kind, Problem};
+use crate::etcd::launch::{By, Launch};
 use crate::etcd::locate;
 use crate::etcd::member::{MemberData, Place, Stored};
 use crate::etcd::members::{Member, Members};
@@ -31,6 +32,8 @@ pub struct Seen<'a> {
     pub problems: Vec<Problem>,
     /// Whether its database is not to be taken: a majority of the others holds something else.
     pub is_odd: bool,
+    /// By what it is started.
+    pub by: By,
     /// `--name`.
     pub flag_name: Option<String>,
     /// `--initial-advertise-peer-urls`.
@@ -38,15 +41,17 @@ pub struct Seen<'a> {
 }
 
 impl<'a> Seen<'a> {
-    /// The member of a node's static pod.
+    /// The member of a node's static pod or service. One inside another program is left to that: it keeps its own record of the members.
     pub fn look(report: &'a NodeReport) -> Option<Self> {
-        let pod = report.node.static_pod("etcd")?;
+        let launch = Launch::of(&report.guest, &report.node)?;
+        if let By::Embedded(_) = launch.by {
+            return None;
+        }
         let found = locate::on_node(&report.guest, &report.node)?;
         let data = MemberData::read(&report.guest, &found.place);
         let mut problems = boot::problems(&data);
         problems.extend(pages(&data));
         problems.retain(|problem| problem.effect != Effect::Harmless && !problem.is_alarm());
-        let urls = pod.flag("--initial-advertise-peer-urls").unwrap_or_default();
         Some(Self {
             name: report.name().to_owned(),
             guest: &report.guest,
@@ -54,8 +59,9 @@ impl<'a> Seen<'a> {
             data,
             problems,
             is_odd: false,
-            flag_name: pod.flag("--name").map(str::to_owned),
-            flag_urls: urls.split(',').filter(|url| !url.is_empty()).map(str::to_owned).collect(),
+            flag_name: launch.option("--name").map(str::to_owned),
+            flag_urls: launch.peer_urls(),
+            by: launch.by,
         })
     }
 

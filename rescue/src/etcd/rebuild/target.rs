@@ -3,11 +3,13 @@
 
 use anyhow::Result;
 
+use crate::etcd::launch::{By, Launch};
 use crate::etcd::locate;
 use crate::etcd::member::MemberData;
 use crate::etcd::members::{Member, Members};
 use crate::etcd::status::Found;
 use crate::etcd::write::identity::{cluster_id, member_id};
+use crate::node::Node;
 use crate::refusal::Refusal;
 
 /// One member of a new cluster, as etcd's flags name it.
@@ -25,6 +27,15 @@ impl Target {
     /// # Errors
     /// A [`Refusal`] where nothing says it.
     pub fn of(found: &Found, data: &MemberData) -> Result<Self> {
+        let launch = found.node.as_ref().and_then(|_| Launch::of(&found.guest, &Node::read(&found.guest)));
+        if let Some(By::Embedded(embedding)) = launch.map(|launch| launch.by) {
+            return Err(Refusal::new(
+                format!("{} on {} runs etcd inside itself", embedding.name, found.source),
+                "it keeps its own record of the cluster's members, which a new etcd cluster would contradict",
+                embedding.tool,
+            )
+            .into());
+        }
         if let Some(target) = locate::flags(&found.guest).filter(|target| found.node.is_some() && target.is_whole()) {
             return Ok(target);
         }
