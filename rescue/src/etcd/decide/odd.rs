@@ -1,37 +1,42 @@
 //! A database that bbolt finds sound and that holds something else than the others'. bbolt has no checksums: a page of zeros within a value, a
-//! database of another history, or an entry that etcd 3.5.0 to 3.5.2 lost (etcd#13766) show only beside the other members'. They are compared as
-//! etcd's own corruption check does it, by `hashkv` at one revision. Where a majority of the voters agrees, the odd one is taken for damaged,
-//! whatever its log is like. A compaction that a kill cut off can make a hash differ although the keys are the same (before 3.4.26 and 3.5.9); then
-//! the member gets an equal database, which is no loss.
+//! database of another history, or an entry that etcd 3.5.0 to 3.5.2 lost (etcd#13766) show only beside the other members'. Databases that were
+//! compacted alike are compared as etcd's own corruption check does it, by `hashkv` at one revision; others by the entries that both hold: what was
+//! written at one revision is the same everywhere. Where a majority of the voters agrees, the odd one is taken for damaged, whatever its log is
+//! like. A compaction that a kill cut off can make a hash differ although the keys are the same (before 3.4.26 and 3.5.9); then the member gets an
+//! equal database, which is no loss.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::ControlFlow;
 
 use super::seen::{CHECKED_WHOLE, Seen};
+use crate::etcd::backend::Backend;
+use crate::etcd::bbolt::Bucket;
 use crate::etcd::boot::Problem;
+use crate::etcd::crc;
 use crate::etcd::member::Stored;
 use crate::etcd::survey::survey;
 use crate::ui::{Silent, Ui as _};
 
+/// Entries of a database that are held in memory at once.
+const WINDOW: usize = 4096;
+/// Bytes of a key that are its revision (mvcc/revision.go); a mark for a deletion may follow.
+const REVISION: usize = 17;
+
 /// Marks those of `seen` whose database is the odd one out of their cluster. What remains open, one sentence each.
 pub fn mark(seen: &mut [Seen<'_>]) -> Vec<String> {
-    let mut doubts = Vec::new();
     let mut clusters: Vec<Option<u64>> = super::plan::clusters(seen).into_iter().map(Some).collect();
     if clusters.is_empty() {
         clusters.push(None);
     }
+    let mut doubts = Vec::new();
     for cluster in clusters {
         let voters = voters(seen, cluster);
-        let mut alike: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
-        for (number, one) in seen.iter().enumerate() {
-            // A disk without a log does not say whose it is; its database may well be a witness.
-            let belongs = one.cluster().is_none() || one.cluster() == cluster;
-            if let Some(facts) = one.data.facts().filter(|_| belongs && !one.is_odd) {
-                alike.entry(facts.compacted).or_default().push(number);
-            }
-        }
-        for numbers in alike.into_values() {
-            doubts.extend(compare(seen, &numbers, voters));
-        }
+        // A disk without a log does not say whose it is; its database may well be a witness.
+        let belongs = |one: &Seen<'_>| one.cluster().is_none() || one.cluster() == cluster;
+        let there =
+            seen.iter().enumerate().filter(|(_, one)| belongs(one) && !one.is_odd && one.data.facts().is_some());
+        let numbers: Vec<usize> = there.map(|(number, _)| number).collect();
+        doubts.extend(compare(seen, &numbers, voters));
     }
     doubts
 }
@@ -42,38 +47,45 @@ fn voters(seen: &[Seen<'_>], cluster: Option<u64>) -> usize {
     super::plan::newest_members(&own).map_or(seen.len(), |members| members.voters().count())
 }
 
-/// `numbers`: databases that are compacted at the same revision.
 fn compare(seen: &mut [Seen<'_>], numbers: &[usize], voters: usize) -> Option<String> {
-    let majority = voters / 2 + 1;
-    let is_large =
-        |number: &usize| matches!(&seen[*number].data.stored, Stored::Open(open) if open.0.db.size() > CHECKED_WHOLE);
+    let size = |seen: &Seen<'_>| opened(seen).map_or(0, |backend| backend.db.size());
     let is_quiet = seen.iter().all(Seen::is_mended_in_place);
-    if numbers.len() < 2 || (is_quiet && numbers.iter().any(is_large)) {
+    if numbers.len() < 2 || (is_quiet && numbers.iter().any(|number| size(&seen[*number]) > CHECKED_WHOLE)) {
         return None;
     }
-    let revisions = numbers.iter().filter_map(|number| seen[*number].data.facts()).map(|facts| facts.revision);
-    let revision = revisions.min()?;
-    let mut hashes: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
-    for number in numbers {
-        if let Some(hash) = hash(&seen[*number], revision) {
-            hashes.entry(hash).or_default().push(*number);
+    let hashes = hashes(seen, numbers);
+    let mut same: BTreeMap<(usize, usize), bool> = BTreeMap::new();
+    for (at, one) in numbers.iter().enumerate() {
+        for other in &numbers[at + 1..] {
+            let verdict = match (hashes.get(one), hashes.get(other)) {
+                (Some(a), Some(b)) if a.0 == b.0 => Some(a == b),
+                _ => agree(&seen[*one], &seen[*other]),
+            };
+            if let Some(verdict) = verdict {
+                same.insert((*one, *other), verdict);
+                same.insert((*other, *one), verdict);
+            }
         }
     }
-    if hashes.len() < 2 {
+    if same.values().all(|same| *same) {
         return None;
     }
-    let names =
-        |numbers: &[usize]| numbers.iter().map(|number| seen[*number].name.as_str()).collect::<Vec<_>>().join(", ");
-    let Some(agreed) = hashes.values().find(|numbers| numbers.len() >= majority).cloned() else {
-        let all: Vec<usize> = hashes.into_values().flatten().collect();
-        return Some(format!(
-            "The databases of {} differ at revision {revision}, and no majority says which one is right: what real etcd holds afterwards should \
-             be compared with what is expected.",
-            names(&all)
-        ));
+    let with = |one: &usize| -> Vec<usize> {
+        numbers.iter().copied().filter(|other| other == one || same.get(&(*one, *other)) == Some(&true)).collect()
     };
-    let saw = format!("at revision {revision} the database holds something else than that of {}", names(&agreed));
-    for number in hashes.into_values().flatten().filter(|number| !agreed.contains(number)) {
+    let agreed = numbers.iter().map(with).max_by_key(Vec::len).unwrap_or_default();
+    let contradicts = |one: usize| agreed.iter().any(|other| same.get(&(one, *other)) == Some(&false));
+    let names = |numbers: &[usize]| numbers.iter().map(|one| seen[*one].name.clone()).collect::<Vec<_>>().join(", ");
+    if agreed.len() <= voters / 2 || agreed.iter().any(|one| contradicts(*one)) {
+        return Some(format!(
+            "The databases of {} hold different things, and no majority says which one is right: compare what etcd holds afterwards with what is \
+             expected.",
+            names(numbers)
+        ));
+    }
+    let saw = format!("the database holds something else than those of {}, which agree", names(&agreed));
+    let odd: Vec<usize> = numbers.iter().copied().filter(|one| contradicts(*one)).collect();
+    for number in odd {
         let one = &mut seen[number];
         one.is_odd = true;
         one.problems.push(Problem::differs(&one.place.db(), saw.clone()));
@@ -81,10 +93,97 @@ fn compare(seen: &mut [Seen<'_>], numbers: &[usize], voters: usize) -> Option<St
     None
 }
 
-/// `None` where it is not sound, or has no hash there.
-fn hash(seen: &Seen<'_>, revision: i64) -> Option<u32> {
-    let Stored::Open(open) = &seen.data.stored else { return None };
-    let (backend, facts) = open.as_ref();
-    let progress = Silent.begin("comparing databases", None);
-    survey(backend, facts, revision, &*progress).ok()?.hash.map(|hash| hash.hash)
+fn opened<'s>(seen: &'s Seen<'_>) -> Option<&'s Backend> {
+    match &seen.data.stored {
+        Stored::Open(open) => Some(&open.0),
+        _ => None,
+    }
+}
+
+/// By number: where the hash was taken (compaction, revision), and the hash. None where a database is not sound, or has none there.
+fn hashes(seen: &[Seen<'_>], numbers: &[usize]) -> BTreeMap<usize, ((i64, i64), u32)> {
+    let facts = |number: &usize| seen[*number].data.facts();
+    let mut alike: BTreeMap<i64, i64> = BTreeMap::new();
+    for facts in numbers.iter().filter_map(facts) {
+        let revision = alike.entry(facts.compacted).or_insert(facts.revision);
+        *revision = facts.revision.min(*revision);
+    }
+    let hash = |number: &usize| {
+        let (backend, facts) = (opened(&seen[*number])?, facts(number)?);
+        let revision = *alike.get(&facts.compacted)?;
+        let progress = Silent.begin("comparing databases", None);
+        let hash = survey(backend, facts, revision, &*progress).ok()?.hash?;
+        Some((*number, ((facts.compacted, revision), hash.hash)))
+    };
+    numbers.iter().filter_map(hash).collect()
+}
+
+/// Whether two hold the same at each revision that both hold. `None` where there is none, or one cannot be read.
+fn agree(one: &Seen<'_>, other: &Seen<'_>) -> Option<bool> {
+    let (mut one, mut other) = (Entries::of(one)?, Entries::of(other)?);
+    let mut have_met = false;
+    loop {
+        one.fill()?;
+        other.fill()?;
+        let (Some(a), Some(b)) = (one.window.front(), other.window.front()) else { break };
+        let order = a.revision().cmp(b.revision());
+        if order.is_eq() && a != b {
+            return Some(false);
+        }
+        have_met |= order.is_eq();
+        if order.is_le() {
+            one.window.pop_front();
+        }
+        if order.is_ge() {
+            other.window.pop_front();
+        }
+    }
+    have_met.then_some(true)
+}
+
+/// An entry of the bucket `key`.
+#[derive(PartialEq, Eq)]
+struct Entry {
+    key: Vec<u8>,
+    sum: u32,
+}
+
+impl Entry {
+    fn revision(&self) -> &[u8] {
+        self.key.get(..REVISION).unwrap_or(&self.key)
+    }
+}
+
+/// All entries of a database in their order, some at a time.
+struct Entries<'a> {
+    backend: &'a Backend,
+    bucket: Bucket,
+    window: VecDeque<Entry>,
+    /// Where it goes on; `None` at its end.
+    next: Option<Vec<u8>>,
+}
+
+impl<'a> Entries<'a> {
+    fn of(seen: &'a Seen<'_>) -> Option<Self> {
+        let backend = opened(seen)?;
+        let bucket = backend.keys().ok()??;
+        Some(Self { backend, bucket, window: VecDeque::new(), next: Some(Vec::new()) })
+    }
+
+    /// Reads on where the window is empty, which it stays at the end. `None` where it cannot be read.
+    fn fill(&mut self) -> Option<()> {
+        if let (true, Some(from)) = (self.window.is_empty(), self.next.take()) {
+            let window = &mut self.window;
+            let walked = self.backend.db.walk(&self.bucket, Some(&from), &mut |item| {
+                window.push_back(Entry { key: item.key.to_vec(), sum: crc::append(0, item.value) });
+                if window.len() < WINDOW { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            });
+            walked.ok()?;
+            if self.window.len() == WINDOW {
+                // The first key behind the last one.
+                self.next = self.window.back().map(|last| [last.key.as_slice(), &[0]].concat());
+            }
+        }
+        Some(())
+    }
 }
