@@ -9,6 +9,7 @@ use crate::etcd::launch::{By, Embedding, Launch};
 use crate::etcd::locate;
 use crate::etcd::member::{MemberData, Place, Stored};
 use crate::etcd::mend::{self, Mend};
+use crate::etcd::moved::{Moved, moved};
 use crate::guest::{Backing, Guest, Planned};
 use crate::repair::Prepared;
 use crate::repair::in_use::held_open::{HeldOpen, Holder};
@@ -43,8 +44,12 @@ impl Check for EtcdLook {
         // Whoever asks for this check alone waits for all of it.
         let whole = if context.settings.only == [ID] { u64::MAX } else { CHECKED_WHOLE };
         let quota = locate::quota(context.guest, context.node);
-        let findings = findings(context.guest, &found.place, quota, whole);
-        Ok(match Launch::of(context.guest, context.node).map(|launch| launch.by) {
+        let data = MemberData::read(context.guest, &found.place);
+        let launch = Launch::of(context.guest, context.node);
+        let mut findings = findings(context.guest, &data, quota, whole);
+        findings
+            .extend(launch.as_ref().and_then(|launch| moved(launch, &data)).map(|moved| missed(&moved, &data.place)));
+        Ok(match launch.map(|launch| launch.by) {
             Some(By::Embedded(embedding)) => findings.into_iter().map(|finding| left_to(finding, embedding)).collect(),
             _ => findings,
         })
@@ -70,27 +75,41 @@ pub(crate) fn holder(guest: &Guest, place: &Place) -> Option<Holder> {
 }
 
 /// `whole`: up to which size every page of the database is checked.
-fn findings(guest: &Guest, place: &Place, quota: u64, whole: u64) -> Vec<Finding> {
-    let data = MemberData::read(guest, place);
-    let mended = |problem: &Problem| mended(problem, guest, &data);
-    let mut problems = boot::problems(&data);
-    if let Some(problem) = check_pages(&data, whole) {
+fn findings(guest: &Guest, data: &MemberData, quota: u64, whole: u64) -> Vec<Finding> {
+    let mended = |problem: &Problem| mended(problem, guest, data);
+    let mut problems = boot::problems(data);
+    if let Some(problem) = check_pages(data, whole) {
         problems.insert(0, problem);
     }
-    if let Some(problem) = boot::over_quota(&data, quota) {
+    if let Some(problem) = boot::over_quota(data, quota) {
         problems.push(problem);
     }
     let mut findings: Vec<Finding> =
         problems.iter().filter(|problem| problem.effect != Effect::Harmless).map(mended).collect();
     let harmless = problems.iter().filter(|problem| problem.effect == Effect::Harmless);
     if findings.is_empty() {
-        let title = format!("etcd: {}; it will start", summary(&data));
-        findings.push(Finding::new(ID, Severity::Note, title).with_evidence(&place.data_dir, coverage(&data, whole)));
+        let title = format!("etcd: {}; it will start", summary(data));
+        let evidence = coverage(data, whole);
+        findings.push(Finding::new(ID, Severity::Note, title).with_evidence(&data.place.data_dir, evidence));
     }
     if let Some(first) = findings.first_mut() {
         first.evidence.extend(harmless.map(|problem| super::Evidence::new(&problem.path, problem.saw.clone())));
     }
     findings
+}
+
+/// The machine has another address than the cluster knows.
+fn missed(moved: &Moved, place: &Place) -> Finding {
+    let (known, own) = (moved.known.join(","), moved.own.join(","));
+    let title = format!("etcd: the other members look for this one at {known}, where it does not listen any more");
+    Finding::new(ID, Severity::WillBreak, title)
+        .with_evidence(&place.data_dir, format!("member {:x} is known at {known}, and is started at {own}", moved.id))
+        .with_advice("Give the machine its old address back, in its network and in etcd's manifest or service.")
+        .with_advice(format!(
+            "Or, once a majority of the members runs: `etcdctl member update {:x} --peer-urls={own}`; its certificates must name the new \
+             address, too.",
+            moved.id
+        ))
 }
 
 fn check_pages(data: &MemberData, whole: u64) -> Option<Problem> {
@@ -219,8 +238,13 @@ mod tests {
     const LOG: &str = "/var/lib/etcd/member/wal/0000000000000000-0000000000000000.wal";
     const DB: &str = "/var/lib/etcd/member/snap/db";
 
+    fn read(guest: &Guest) -> MemberData {
+        MemberData::read(guest, &Place::new(GuestPath::new(DIR), None))
+    }
+
     fn look(tree: MemoryTree) -> Vec<Finding> {
-        findings(&tree.into_guest(), &Place::new(GuestPath::new(DIR), None), locate::DEFAULT_QUOTA, CHECKED_WHOLE)
+        let guest = tree.into_guest();
+        findings(&guest, &read(&guest), locate::DEFAULT_QUOTA, CHECKED_WHOLE)
     }
 
     #[test]
@@ -286,7 +310,7 @@ mod tests {
     #[test]
     fn a_full_database_takes_no_writes() {
         let guest = sample::member(DIR).into_guest();
-        let findings = findings(&guest, &Place::new(GuestPath::new(DIR), None), 16 << 10, CHECKED_WHOLE);
+        let findings = findings(&guest, &read(&guest), 16 << 10, CHECKED_WHOLE);
         assert_eq!(findings[0].severity, Severity::WillBreak);
     }
 }

@@ -17,6 +17,7 @@ pub mod locate;
 pub mod member;
 pub mod members;
 pub mod mend;
+pub mod moved;
 pub mod proto;
 pub mod raft;
 pub mod rebuild;

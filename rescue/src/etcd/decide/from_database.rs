@@ -1,7 +1,5 @@
 //! The last way: no log is left that could be built upon, so the newest sound database becomes a new cluster on all disks.
 
-use std::rc::Rc;
-
 use anyhow::{Context as _, Result};
 
 use super::plan::{dead, token};
@@ -13,8 +11,7 @@ use crate::etcd::rebuild::from_db::{BUMP, FromDatabase, form};
 use crate::etcd::rebuild::origin::Origin;
 use crate::etcd::rebuild::target::{NewCluster, Target};
 use crate::refusal::Refusal;
-use crate::repair::Change;
-use crate::repair::set_plan::{SetPart, SetPlan, SetWishes};
+use crate::repair::set_plan::{SetPlan, SetWishes};
 
 /// What a new database takes beside what the old one took.
 const MORE: u64 = 1 << 20;
@@ -99,7 +96,12 @@ pub fn plan(
             bump: BUMP,
             database_bytes: database.length.saturating_mul(5) / 4 + MORE,
         };
-        parts.push(part(seen, recipe, &owner.name)?);
+        let details = format!(
+            "give etcd the database of {}, with its revision raised to {}, and a new member ID, {own:x}",
+            owner.name,
+            recipe.raised()
+        );
+        parts.push(seen.part(recipe, vec![details])?);
     }
     let mut guarantee =
         Guarantee { revision: Some(facts.revision), raises_revision: true, ..Guarantee::new(Level::G3) };
@@ -114,27 +116,4 @@ pub fn plan(
         parts,
         afterwards: Vec::new(),
     }))
-}
-
-fn part(seen: &Seen<'_>, recipe: FromDatabase, owner: &str) -> Result<SetPart> {
-    if !seen.is_in_one_folder() {
-        return Err(Refusal::new(
-            format!("etcd on {} keeps its log in {}, apart from its database", seen.name, seen.place.wal),
-            "log and database are exchanged as one folder, which cannot be done across two",
-            "rescue etcd rebuild --output DIR builds the folder elsewhere; put its parts in place by hand",
-        )
-        .into());
-    }
-    let member = seen.place.member();
-    let details = vec![
-        format!(
-            "give etcd the database of {owner}, with its revision raised to {}, and a new member ID, {:x}",
-            recipe.raised(),
-            recipe.own
-        ),
-        format!("keep {member} as it is, whole, for undo"),
-    ];
-    let change = Change::replace_folder(seen.guest, &member, Rc::new(recipe))
-        .with_context(|| format!("planning what replaces {member} on {}", seen.name))?;
-    Ok(SetPart { source: seen.guest.source.clone(), name: seen.name.clone(), details, changes: vec![change] })
 }

@@ -18,7 +18,6 @@ use crate::etcd::rebuild::{Base, Recipe};
 use crate::etcd::status::{Verdict, compare_logs};
 use crate::etcd::write::identity::member_id;
 use crate::refusal::Refusal;
-use crate::repair::Change;
 use crate::repair::set_plan::{SetPart, SetPlan, SetWishes};
 use crate::session::NodeReport;
 
@@ -355,21 +354,9 @@ impl<'a> Table<'a> {
 
     pub(super) fn part(&self, number: usize, recipe: Recipe, details: String) -> Result<SetPart> {
         let seen = self.seen[number].0;
-        if !seen.is_in_one_folder() {
-            return Err(Refusal::new(
-                format!("etcd on {} keeps its log in {}, apart from its database", seen.name, seen.place.wal),
-                "log and database are exchanged as one folder, which cannot be done across two",
-                "rescue etcd rebuild --output DIR builds the folder elsewhere; put its parts in place by hand",
-            )
-            .into());
-        }
-        let member = seen.place.member();
-        let change = Change::replace_folder(seen.guest, &member, Rc::new(recipe))
-            .with_context(|| format!("planning what replaces {member} on {}", seen.name))?;
         let mut all = vec![details];
         all.extend(seen.problems.iter().map(|problem| format!("now: {}", problem.saw)));
-        all.push(format!("keep {member} as it is, whole, for undo"));
-        Ok(SetPart { source: seen.guest.source.clone(), name: seen.name.clone(), details: all, changes: vec![change] })
+        seen.part(recipe, all)
     }
 
     pub(super) fn guarantee(&self, best: usize, is_majority: bool) -> Result<Guarantee> {

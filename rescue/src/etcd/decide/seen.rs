@@ -2,6 +2,8 @@
 
 use std::rc::Rc;
 
+use anyhow::Context as _;
+
 use crate::etcd::boot::{self, Effect, Kind, Problem};
 use crate::etcd::launch::{By, Launch};
 use crate::etcd::locate;
@@ -12,6 +14,10 @@ use crate::etcd::rebuild::base::Options;
 use crate::etcd::rebuild::{Base, DatabaseFile};
 use crate::etcd::wal::{End, Tear};
 use crate::guest::Guest;
+use crate::refusal::Refusal;
+use crate::repair::Change;
+use crate::repair::folder::BuildFolder;
+use crate::repair::set_plan::SetPart;
 use crate::session::NodeReport;
 
 /// Up to this size every page of a database is checked; a larger one is when it is needed.
@@ -122,6 +128,27 @@ impl<'a> Seen<'a> {
     /// Whether the folder of the log is part of the folder `member`, which is replaced as a whole.
     pub fn is_in_one_folder(&self) -> bool {
         self.place.wal == self.place.member().join("wal")
+    }
+
+    /// What its node gets: a folder in the place of `member`, made by `recipe`. `details`: what it is and why, a line each.
+    ///
+    /// # Errors
+    /// A [`Refusal`] where that is not one folder; what keeps the old one from being read.
+    pub fn part(&self, recipe: impl BuildFolder + 'static, mut details: Vec<String>) -> anyhow::Result<SetPart> {
+        if !self.is_in_one_folder() {
+            return Err(Refusal::new(
+                format!("etcd on {} keeps its log in {}, apart from its database", self.name, self.place.wal),
+                "log and database are exchanged as one folder, which cannot be done across two",
+                "rescue etcd rebuild --output DIR builds the folder elsewhere; put its parts in place by hand",
+            )
+            .into());
+        }
+        let member = self.place.member();
+        let change = Change::replace_folder(self.guest, &member, Rc::new(recipe))
+            .with_context(|| format!("planning what replaces {member} on {}", self.name))?;
+        details.push(format!("keep {member} as it is, whole, for undo"));
+        let source = self.guest.source.clone();
+        Ok(SetPart { source, name: self.name.clone(), details, changes: vec![change] })
     }
 
     /// The database, if it is sound from end to end.
