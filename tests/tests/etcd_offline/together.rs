@@ -201,6 +201,17 @@ fn a_database_from_before_a_compaction_is_a_witness() -> Result<()> {
 #[test]
 fn with_one_of_three_disks_it_says_what_the_others_are_for() -> Result<()> {
     let subject = Subject::new(&Version::debian())?;
+    for (listens, is_told) in
+        [("http://127.0.0.1:1", true), ("http://0.0.0.0:1", true), (&*subject.cluster.members[1].peer_url(), false)]
+    {
+        let member = &subject.cluster.members[1];
+        let flags =
+            [format!("--listen-peer-urls={listens}"), "--initial-advertise-peer-urls=http://127.0.0.1:1".to_owned()];
+        guest::make(guest::root_of(&member.data_dir), &member.name, &flags)?;
+        let root = &subject.roots()[1];
+        let ran = Cmd::new(rescue_binary()).args(["inspect", "--only", "etcd", "--root"]).arg(root).run()?;
+        ensure!(ran.stdout.contains("does not listen any more") == is_told, "{listens}: {}", ran.transcript());
+    }
     lose_end(&subject.cluster.members[0].data_dir)?;
     let ran = subject.rescue("repair", &[0], &["--only", "etcd"])?;
     ensure!(
