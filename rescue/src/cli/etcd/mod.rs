@@ -3,9 +3,11 @@
 mod defrag;
 mod keys;
 mod making;
+mod new_cluster;
 mod opened;
 mod rebuild;
 mod remove;
+mod salvage;
 mod sources;
 mod status;
 
@@ -37,7 +39,7 @@ pub enum EtcdCommand {
     /// A new cluster from a database.
     Rebuild(rebuild::Rebuild),
     /// From a damaged one.
-    Salvage(rebuild::SalvageCommand),
+    Salvage(salvage::SalvageCommand),
     /// Databases without their free pages.
     Defrag(defrag::DefragCommand),
     /// A member leaves.
@@ -66,7 +68,7 @@ pub fn run(command: &Etcd) -> Result<Result<Outcome>, Stop> {
         EtcdCommand::Keys(command) => keys::run_keys(command),
         EtcdCommand::Get(command) => keys::run_get(command),
         EtcdCommand::Rebuild(command) => rebuild::run(command),
-        EtcdCommand::Salvage(command) => rebuild::run_salvage(command),
+        EtcdCommand::Salvage(command) => salvage::run(command),
         EtcdCommand::Defrag(command) => defrag::run(command),
         EtcdCommand::RemoveMember(command) => remove::run(command),
     }
