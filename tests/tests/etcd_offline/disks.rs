@@ -65,6 +65,18 @@ impl Machines {
         self.disks.iter().map(|disk| disk.mounted_read_only(|root| files::sums(&root.join(guest::DATA_DIR)))).collect()
     }
 
+    /// Runs a command, takes it back, which must bring back every byte, and runs it again.
+    fn change_undo_and_change(&self, words: &[&str]) -> Result<()> {
+        let before = self.sums()?;
+        let ran = self.rescue(words)?;
+        ensure!(ran.code == 0, "{}", ran.transcript());
+        let undone = self.rescue(&["undo"])?;
+        ensure!(undone.code == 0 && self.sums()? == before, "{}", undone.transcript());
+        let ran = self.rescue(words)?;
+        ensure!(ran.code == 0, "{}", ran.transcript());
+        Ok(())
+    }
+
     /// Puts what is on the disks where the members start from; the disks' file systems must be sound.
     fn fetch(&self) -> Result<()> {
         for (disk, member) in self.disks.iter().zip(&self.cluster.members) {
@@ -99,14 +111,7 @@ fn five_disks_are_rebuilt_as_one() -> Result<()> {
     for number in 0..5 {
         machines.damage(number, |data_dir| Ok(fs::remove_dir_all(data_dir.join("member/wal"))?))?;
     }
-    let before = machines.sums()?;
-    let words = ["etcd", "rebuild", "--db-only", "--accept-loss"];
-    let ran = machines.rescue(&words)?;
-    ensure!(ran.code == 0, "{}", ran.transcript());
-    let undone = machines.rescue(&["undo"])?;
-    ensure!(undone.code == 0 && machines.sums()? == before, "{}", undone.transcript());
-    let ran = machines.rescue(&words)?;
-    ensure!(ran.code == 0, "{}", ran.transcript());
+    machines.change_undo_and_change(&["etcd", "rebuild", "--db-only", "--accept-loss"])?;
     machines.fetch()?;
     let cluster = &mut machines.cluster;
     cluster.run()?;
@@ -163,14 +168,7 @@ fn large_members_on_btrfs_are_repaired_as_one() -> Result<()> {
         ensure!(size > 200_000_000, "{size} bytes are not many");
         files::cut(&db, size / 2)
     })?;
-    let before = machines.sums()?;
-    let words = ["repair", "--only", "etcd", "--accept-loss"];
-    let ran = machines.rescue(&words)?;
-    ensure!(ran.code == 0, "{}", ran.transcript());
-    let undone = machines.rescue(&["undo"])?;
-    ensure!(undone.code == 0 && machines.sums()? == before, "{}", undone.transcript());
-    let ran = machines.rescue(&words)?;
-    ensure!(ran.code == 0, "{}", ran.transcript());
+    machines.change_undo_and_change(&["repair", "--only", "etcd", "--accept-loss"])?;
     machines.fetch()?;
     judge(&mut machines.cluster, &[0, 1, 2], &held)
 }
