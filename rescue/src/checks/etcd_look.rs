@@ -104,10 +104,12 @@ fn missed(moved: &Moved, place: &Place) -> Finding {
     let title = format!("etcd: the other members look for this one at {known}, where it does not listen any more");
     Finding::new(ID, Severity::WillBreak, title)
         .with_evidence(&place.data_dir, format!("member {:x} is known at {known}, and is started at {own}", moved.id))
-        .with_advice("Give the machine its old address back, in its network and in etcd's manifest or service.")
+        .with_advice(
+            "`rescue repair` with the disks of all members takes this one in at its new address; its certificates must name that, too.",
+        )
+        .with_advice("Or give the machine its old address back, in its network and in etcd's manifest or service.")
         .with_advice(format!(
-            "Or, once a majority of the members runs: `etcdctl member update {:x} --peer-urls={own}`; its certificates must name the new \
-             address, too.",
+            "Or, once a majority of the members runs: `etcdctl member update {:x} --peer-urls={own}`.",
             moved.id
         ))
 }

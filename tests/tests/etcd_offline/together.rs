@@ -268,3 +268,32 @@ fn a_member_leaves_and_its_fence_holds() -> Result<()> {
     ensure!(ran.code == 0 && ran.stdout.contains("G1: "), "{}", ran.transcript());
     judge(&mut subject.cluster, &[1], &subject.held).with_context(|| ran.transcript())
 }
+
+/// Machines that came back with another address: first one of three, whose cluster then goes on, then two, which are a majority.
+#[test]
+fn members_with_new_addresses_are_found_again() -> Result<()> {
+    for version in etcd::versions_to_damage()? {
+        for moved in [1..2, 1..3] {
+            let mut subject = Subject::new(&version)?;
+            for number in moved.clone() {
+                subject.cluster.move_peer(number)?;
+            }
+            // As a person would write it into the manifest.
+            for member in &subject.cluster.members {
+                let listen = format!("--listen-peer-urls={}", member.peer_url());
+                let flags = [guest::addresses(member), vec![listen]].concat();
+                guest::make(guest::root_of(&member.data_dir), &member.name, &flags)?;
+            }
+            let alone = subject.rescue("repair", &[1], &["--only", "etcd"])?;
+            ensure!(alone.stdout.contains("does not listen any more"), "{}", alone.transcript());
+            let ran = subject.rescue("repair", &[0, 1, 2], &["--only", "etcd"])?;
+            ensure!(ran.code == 0 && ran.stdout.contains("G1: "), "{}", ran.transcript());
+            let is_clone = ran.stdout.contains("as a new cluster");
+            ensure!(is_clone == (moved.len() == 2), "{}", ran.transcript());
+            let again = subject.rescue("repair", &[0, 1, 2], &["--only", "etcd"])?;
+            ensure!(again.code == 0 && again.stdout.contains("othing to"), "{}", again.transcript());
+            judge(&mut subject.cluster, &[0, 1, 2], &subject.held).with_context(|| ran.transcript())?;
+        }
+    }
+    Ok(())
+}

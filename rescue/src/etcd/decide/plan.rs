@@ -114,7 +114,10 @@ impl<'a> Table<'a> {
 
     fn plan(mut self) -> Result<Option<SetPlan>> {
         let is_quiet = self.seen.iter().all(|(seen, _)| {
-            seen.cluster() == Some(self.cluster) && seen.is_mended_in_place() && !self.may_have_forgotten(seen)
+            seen.cluster() == Some(self.cluster)
+                && seen.is_mended_in_place()
+                && !seen.is_moved
+                && !self.may_have_forgotten(seen)
         });
         if !is_quiet {
             self.find_bases();
@@ -256,6 +259,7 @@ impl<'a> Table<'a> {
         let rank = base.map(|base| (log.last_term(), log.last.saturating_add(base.missing)));
         let state = match base {
             _ if self.may_have_forgotten(seen) => State::Lost,
+            Some(base) if seen.is_moved && seen.is_log_whole() && base.missing == 0 => State::Moved,
             _ if seen.is_mended_in_place() => State::Fine,
             Some(base) if seen.is_log_whole() && base.missing == 0 => State::Relaid,
             _ => State::Lost,

@@ -10,6 +10,7 @@ use crate::etcd::locate;
 use crate::etcd::member::{MemberData, Place, Stored};
 use crate::etcd::members::{Member, Members};
 use crate::etcd::mend;
+use crate::etcd::moved::moved;
 use crate::etcd::rebuild::base::Options;
 use crate::etcd::rebuild::{Base, DatabaseFile};
 use crate::etcd::wal::{End, Tear};
@@ -36,6 +37,8 @@ pub struct Seen<'a> {
     pub data: MemberData,
     /// What keeps it from working, the worst first; what etcd copes with and alarms are left out.
     pub problems: Vec<Problem>,
+    /// Whether the others look for it where it surely no longer is.
+    pub is_moved: bool,
     /// Whether its database is not to be taken: a majority of the others holds something else.
     pub is_odd: bool,
     /// By what it is started.
@@ -58,6 +61,7 @@ impl<'a> Seen<'a> {
         let mut problems = boot::problems(&data);
         problems.extend(pages(&data));
         problems.retain(|problem| problem.effect != Effect::Harmless && !problem.is_alarm());
+        let is_moved = moved(&launch, &data).is_some();
         Some(Self {
             name: report.name().to_owned(),
             guest: &report.guest,
@@ -65,6 +69,7 @@ impl<'a> Seen<'a> {
             data,
             problems,
             is_odd: false,
+            is_moved,
             flag_name: launch.option("--name").map(str::to_owned),
             flag_urls: launch.peer_urls(),
             by: launch.by,

@@ -7,6 +7,7 @@
 //!   log of its own. Where a majority is whole, it is taken in anew: the member with the newest log removes its old ID and adds a new one,
 //!   and both get that history. It is safe as long as the members that are left alone are no majority of the old ones: then nobody can
 //!   become leader who does not hold those changes.
+//! - A member that came back with another address than the others know is taken in anew at it. Its log is whole, and counts.
 //! - Otherwise all disks get the newest history, as a new cluster. That needs every voter's disk, or the word that a member is given up:
 //!   those left out could go on by themselves.
 
@@ -17,6 +18,8 @@ pub enum State {
     Fine,
     /// Its log is whole, but it needs another database or snapshot beside it.
     Relaid,
+    /// Its log is whole, but the others look for it at an address where it no longer is.
+    Moved,
     /// Its log is not what it was.
     Lost,
 }
@@ -110,11 +113,24 @@ impl Table<'_> {
     fn decide(&self) -> (Repair, Vec<String>) {
         let lost = self.of(State::Lost);
         let relaid = self.of(State::Relaid);
-        if lost.is_empty() {
+        let absent = self.absent();
+        // A new address is for all members to learn, so it waits for all of them.
+        let moved = if absent.is_empty() { self.of(State::Moved) } else { Vec::new() };
+        if lost.is_empty() && (moved.is_empty() || self.holding() < self.majority()) {
             return self.without_loss(relaid);
         }
-        let names = self.names(&lost);
-        let mut why = vec![format!("{names}: what is left of the log cannot be mended in place.")];
+        let mut renewed = [lost.as_slice(), moved.as_slice()].concat();
+        renewed.sort_unstable();
+        let mut why = Vec::new();
+        if !lost.is_empty() {
+            why.push(format!("{}: what is left of the log cannot be mended in place.", self.names(&lost)));
+        }
+        if !moved.is_empty() {
+            why.push(format!(
+                "{}: the others look for it where it no longer is, so it is taken in under a new ID, at the address that it is started with.",
+                self.names(&moved)
+            ));
+        }
         if let ([only], [_]) = (lost.as_slice(), self.situation.voters.as_slice()) {
             return match self.view(*only).rank {
                 Some(_) => (Repair::Extend(*only), why),
@@ -122,21 +138,23 @@ impl Table<'_> {
             };
         }
         let best = self.best();
-        let absent = self.absent();
-        let kept = self.voters_at_hand().filter(|number| !lost.contains(number)).count();
+        let kept = self.voters_at_hand().filter(|number| !renewed.contains(number)).count();
         // Where a disk has lost something, another's torn end is no longer taken for what was never promised.
         let clean =
             self.voters_at_hand().filter(|number| !lost.contains(number) && self.view(*number).is_clean).count();
         if let Some(keeper) =
-            best.filter(|best| kept >= self.majority() && !lost.contains(best) && self.holds_agreed(*best))
+            best.filter(|best| kept >= self.majority() && !renewed.contains(best) && self.holds_agreed(*best))
         {
             if kept - 1 + absent.len() < self.majority() {
                 let others_relaid = relaid.into_iter().filter(|number| *number != keeper).collect();
-                why.push(format!(
-                    "With its old ID {names} could have promised what it no longer holds, so it gets a new one; the others keep theirs."
-                ));
+                if !lost.is_empty() {
+                    why.push(format!(
+                        "With its old ID {} could have promised what it no longer holds, so it gets a new one; the others keep theirs.",
+                        self.names(&lost)
+                    ));
+                }
                 let is_majority = clean >= self.majority();
-                return (Repair::Readmit { keeper, again: lost, relaid: others_relaid, is_majority }, why);
+                return (Repair::Readmit { keeper, again: renewed, relaid: others_relaid, is_majority }, why);
             }
             if absent.is_empty() {
                 why.push(
@@ -145,12 +163,12 @@ impl Table<'_> {
                 );
             }
         } else if absent.is_empty() {
-            why.push(match kept >= self.majority() {
-                true => "What is known to be agreed on is on none of the members that are whole.".to_owned(),
-                false => format!(
-                    "Only {kept} of {} voters still have what they promised: no majority.",
-                    self.situation.voters.len()
-                ),
+            let voters = self.situation.voters.len();
+            why.push(match (kept >= self.majority(), lost.is_empty()) {
+                (true, false) => "What is known to be agreed on is on none of the members that are whole.".to_owned(),
+                (false, false) => format!("Only {kept} of {voters} voters still have what they promised: no majority."),
+                (true, true) => "The newest log is on a member that has moved.".to_owned(),
+                (false, true) => format!("Only {kept} of {voters} voters are where they were: no majority."),
             });
         }
         if !absent.is_empty() {
@@ -161,9 +179,7 @@ impl Table<'_> {
 
     fn without_loss(&self, relaid: Vec<usize>) -> (Repair, Vec<String>) {
         let all_at_hand = self.voters_at_hand().count() == self.situation.voters.len();
-        let agreed = self.agreed();
-        let holding =
-            self.voters_at_hand().filter(|number| self.view(*number).rank.is_some_and(|rank| rank.1 >= agreed)).count();
+        let (agreed, holding) = (self.agreed(), self.holding());
         if all_at_hand && holding < self.majority() {
             let why = format!(
                 "Entries up to {agreed} are agreed on, which takes {} members, but only {holding} still hold them: others have lost the end of \
@@ -211,6 +227,11 @@ impl Table<'_> {
         self.situation.members.iter().map(|view| view.agreed).max().unwrap_or(0)
     }
 
+    /// How many voters at hand hold all of that.
+    fn holding(&self) -> usize {
+        self.voters_at_hand().filter(|number| self.holds_agreed(*number)).count()
+    }
+
     fn holds_agreed(&self, number: usize) -> bool {
         self.view(number).rank.is_some_and(|rank| rank.1 >= self.agreed())
     }
@@ -222,7 +243,7 @@ impl Table<'_> {
             let view = self.view(*number);
             let order = match view.state {
                 State::Fine => 2,
-                State::Relaid => 1,
+                State::Relaid | State::Moved => 1,
                 State::Lost => 0,
             };
             (view.rank, order, std::cmp::Reverse(*number))
@@ -246,7 +267,7 @@ impl Table<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::State::{Fine, Lost, Relaid};
+    use super::State::{Fine, Lost, Moved, Relaid};
     use super::*;
 
     /// Members 1, 2, … of `voters`; each with its state and its last entry, all of term 2, all agreed on up to 90.
@@ -296,6 +317,31 @@ mod tests {
             Repair::Clone { best: 2, members: vec![0, 1, 2], is_majority: false }
         );
         assert_eq!(repair(&situation(3, &[(Lost, None); 3])), Repair::NoLog(vec![0, 1, 2]));
+    }
+
+    #[test]
+    fn who_has_moved_is_taken_in_where_it_is() {
+        let (whole, moved) = ((Fine, Some(100)), (Moved, Some(100)));
+        assert_eq!(
+            repair(&situation(3, &[moved, whole, (Relaid, Some(99))])),
+            Repair::Readmit { keeper: 1, again: vec![0], relaid: vec![2], is_majority: true }
+        );
+        assert_eq!(
+            repair(&situation(5, &[moved, (Lost, None), whole, whole, whole])),
+            Repair::Readmit { keeper: 2, again: vec![0, 1], relaid: vec![], is_majority: true }
+        );
+        // Its log counts all the same, so nothing is lost.
+        for members in [[moved, moved, whole], [moved; 3], [(Moved, Some(101)), whole, whole]] {
+            let repair = repair(&situation(3, &members));
+            assert!(matches!(repair, Repair::Clone { best: 0 | 2, is_majority: true, .. }), "{repair:?}");
+        }
+        let lost = repair(&situation(3, &[moved, (Lost, None), (Lost, Some(40))]));
+        assert_eq!(lost, Repair::Clone { best: 0, members: vec![0, 1, 2], is_majority: false });
+        // With a disk missing its address is only told of.
+        assert_eq!(repair(&situation(3, &[moved, whole])), Repair::Nothing);
+        // Logs that end before what is agreed on are noticed here, too.
+        let short = repair(&situation(3, &[(Moved, Some(80)), (Fine, Some(85)), whole]));
+        assert_eq!(short, Repair::Clone { best: 2, members: vec![0, 1, 2], is_majority: false });
     }
 
     #[test]
