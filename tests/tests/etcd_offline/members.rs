@@ -11,6 +11,7 @@ use rescue::etcd::members::Member;
 use rescue::etcd::rebuild::{Base, DatabaseFile, Recipe, base, changes};
 use rescue::guest::{FolderTree, Guest, GuestPath};
 use rescue::repair::folder::{BuildFolder as _, DirectorySink, Sources};
+use tests::Cmd;
 use tests::etcd::{self, Cluster, Key, Version, files};
 
 /// Three killed members with snapshots, an older database, and a saved one.
@@ -174,7 +175,7 @@ const CASES: &[(&str, Case)] = &[
     ("clone to one, from a saved snapshot", clone_to_one),
     ("clone to five, from another's database", clone_to_five),
     ("lost snapshots", lost_snapshots),
-    ("the log ends before the database", padded),
+    ("the log ends before the database", shortened),
     ("a learner goes", learner),
     // Last: their ports stay other ones.
     ("all came back with other addresses", moved),
@@ -283,8 +284,8 @@ fn lost_snapshots(subject: &mut Subject) -> Result<()> {
     subject.judge(&[0, 1, 2])
 }
 
-/// The only member's log has lost its end, and the database holds more.
-fn padded(subject: &mut Subject) -> Result<()> {
+/// The only member's log has lost its end, and the database holds more: the log begins anew behind that, and an older database beside it is refused.
+fn shortened(subject: &mut Subject) -> Result<()> {
     let all = subject.all()?;
     let best = Subject::newest(&all);
     let (guest, data) = &all[best];
@@ -292,10 +293,20 @@ fn padded(subject: &mut Subject) -> Result<()> {
     let base = base_of(guest, data)?;
     let others: Vec<u64> = base.members.list.keys().copied().filter(|id| *id != own.member).collect();
     let term = base.next_term(all.iter().map(|(_, data)| data));
+    let kept = tempfile::tempdir()?;
+    let older = kept.path().join("db");
+    fs::copy(subject.cluster.members[best].data_dir.join("member/snap/db"), &older)?;
     subject.put(&Recipe::agreed(&base, own, term, changes::remove(others)), &[guest], best)?;
     // It applies what is in its log and writes its database.
     subject.judge(&[best])?;
     let data_dir = subject.cluster.members[best].data_dir.clone();
+    // etcd writes its database every 100 ms.
+    let write = |ctl: &dyn Fn() -> Cmd| {
+        ctl().args(["put", "after", "0"]).ok()?;
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        Ok(())
+    };
+    etcd::serve(subject.cluster.version(), &data_dir, write)?.map_err(anyhow::Error::msg)?;
     let (whole, data) = self::guest(&data_dir)?;
     // Behind the changes of the membership.
     let cut = data.consistent_index() - 1;
@@ -312,11 +323,16 @@ fn padded(subject: &mut Subject) -> Result<()> {
     ensure!(base.missing > 0);
     let term = base.next_term([&data]);
     subject.put(&Recipe::agreed(&base, own, term, Vec::new()), &[&guest], best)?;
+    let stale = short.path().join("stale");
+    etcd::copy(&data_dir, &stale)?;
+    fs::copy(&older, stale.join("member/snap/db"))?;
+    let says = etcd::starts(subject.cluster.version(), &stale)?;
+    ensure!(says.is_err(), "an older database misses the lost entries, and etcd starts with it");
     let held = etcd::holds(subject.cluster.version(), &data_dir)?.map_err(anyhow::Error::msg)?;
-    let keys: Vec<&Key> = held.0.iter().filter(|key| key.key != "new").collect();
+    let keys: Vec<&Key> = held.0.iter().filter(|key| !["new", "after"].contains(&key.key.as_str())).collect();
     ensure!(keys == subject.held.0.iter().collect::<Vec<_>>(), "keys differ");
     let again = etcd::holds(subject.cluster.version(), &data_dir)?.map_err(anyhow::Error::msg)?;
-    ensure!(again.0.iter().any(|key| key.key == "after"), "the new write did not survive a restart");
+    ensure!(again.1 > held.1, "the new write did not survive a restart");
     Ok(())
 }
 

@@ -171,9 +171,16 @@ impl<'a> Table<'a> {
                 let part = self.part(
                     only,
                     recipe,
-                    format!("extend etcd's log, which has lost its end, to entry {}", base.log.last + base.missing),
+                    format!(
+                        "begin etcd's log, which has lost its end, anew behind entry {}, the database's last",
+                        base.last()
+                    ),
                 )?;
-                (format!("extend the log of etcd on {}", self.name(only)), self.guarantee(only, false)?, vec![part])
+                (
+                    format!("begin the log of etcd on {} anew behind its database", self.name(only)),
+                    self.guarantee(only, false)?,
+                    vec![part],
+                )
             }
         };
         let afterwards = self.afterwards();
@@ -204,8 +211,7 @@ impl<'a> Table<'a> {
         let rank = |number: &usize| {
             let log = &self.seen[*number].0.data.log;
             let base = self.bases.get(*number)?.as_ref().ok()?;
-            (self.seen[*number].0.cluster() == Some(self.cluster))
-                .then(|| (log.last_term(), log.last.saturating_add(base.missing)))
+            (self.seen[*number].0.cluster() == Some(self.cluster)).then(|| (log.last_term(), base.last()))
         };
         numbers
             .iter()
@@ -256,7 +262,7 @@ impl<'a> Table<'a> {
             return View { state: State::Fine, rank, agreed, ..view };
         }
         let base = self.bases[number].as_ref().ok();
-        let rank = base.map(|base| (log.last_term(), log.last.saturating_add(base.missing)));
+        let rank = base.map(|base| (log.last_term(), base.last()));
         let state = match base {
             _ if self.may_have_forgotten(seen) => State::Lost,
             Some(base) if seen.is_moved && seen.is_log_whole() && base.missing == 0 => State::Moved,

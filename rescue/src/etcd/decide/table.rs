@@ -81,7 +81,7 @@ pub enum Repair {
         /// Whether a majority of the voters' logs is whole beyond doubt, so that nothing that was acknowledged is lost.
         is_majority: bool,
     },
-    /// The only voter's log ends before its database: it is extended.
+    /// The only voter's log ends before its database: it begins anew behind that.
     Extend(usize),
     /// No log can be built upon.
     NoLog(Vec<usize>),

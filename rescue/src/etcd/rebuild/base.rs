@@ -6,6 +6,7 @@
 use std::rc::Rc;
 
 use super::database::DatabaseFile;
+use crate::etcd::backend::Facts;
 use crate::etcd::member::MemberData;
 use crate::etcd::members::Members;
 use crate::etcd::raft::{ConfState, SnapshotMark};
@@ -14,8 +15,8 @@ use crate::etcd::write::store;
 use crate::etcd::write::wal::Rewrite;
 use crate::guest::{Guest, GuestPath};
 
-/// More entries than this are not made up to reach a database: etcd keeps them all in memory.
-const MAX_PADDING: u64 = 1_000_000;
+/// A database that is further ahead of its log is not of its history.
+const MAX_MISSING: u64 = 1_000_000;
 
 /// Where etcd begins.
 #[derive(Debug, Clone)]
@@ -75,8 +76,6 @@ impl Base {
         fits(best, &database, owner, options)?;
         let applied = database.facts.consistent_index;
         let missing = applied.saturating_sub(log.last);
-        let (start, from) = start(guest, best, &database, owner)?;
-        Rewrite::check(&log, from).map_err(|why| NoBase(format!("the log of {}: {why}", guest.source)))?;
         let members = members_at(best, log.last)
             .or_else(|| from_database(&database, best, log.last))
             .filter(|members| members.voters().next().is_some())
@@ -87,6 +86,13 @@ impl Base {
                 guest.source
             )));
         }
+        let (start, from) = match missing {
+            0 => start(guest, best, &database, owner)?,
+            _ => (behind(&log, &database, &members), log.segments.len()),
+        };
+        if missing == 0 {
+            Rewrite::check(&log, from).map_err(|why| NoBase(format!("the log of {}: {why}", guest.source)))?;
+        }
         Ok(Rc::new(Self { source: guest.source.clone(), log, from, start, database, members, missing }))
     }
 
@@ -96,6 +102,11 @@ impl Base {
     /// [`NoBase`].
     pub fn fresh_start(best: &MemberData, database: &DatabaseFile) -> Result<(Start, usize), NoBase> {
         fresh(best, database, None)
+    }
+
+    /// The last entry that log or database hold.
+    pub fn last(&self) -> u64 {
+        self.log.last.saturating_add(self.missing)
     }
 
     /// A term in which nothing was written yet, as far as these members know.
@@ -161,7 +172,7 @@ fn fits(
             "log and database are of two histories: entry {applied} is of term {one} and of term {other}"
         )));
     }
-    if applied.saturating_sub(log.last) > MAX_PADDING {
+    if applied.saturating_sub(log.last) > MAX_MISSING {
         return Err(NoBase(format!("the log ends {} entries before the database", applied - log.last)));
     }
     Ok(())
@@ -223,10 +234,21 @@ fn fresh(best: &MemberData, database: &DatabaseFile, owner: Option<&MemberData>)
         .or_else(|| owner.and_then(|owner| members_at(owner, index)))
         .or_else(|| from_database(database, best, index))
         .ok_or_else(|| NoBase("nothing says who belonged to the cluster then".to_owned()))?;
+    Ok((snapshot(index, term, &members, facts), from))
+}
+
+/// A snapshot at the database's end, which lies behind the log's: etcd goes on from there. With entries made up for those that are lost, an older
+/// database would replay them, get nothing for them, and look sound. So the log begins behind them, and such a database is refused.
+fn behind(log: &Log, database: &DatabaseFile, members: &Members) -> Start {
+    let facts = &database.facts;
+    snapshot(facts.consistent_index, facts.term.unwrap_or(0).max(log.last_term()), members, facts)
+}
+
+fn snapshot(index: u64, term: u64, members: &Members, facts: &Facts) -> Start {
     let learners = members.list.values().filter(|member| member.is_learner).map(|member| member.id).collect();
     let conf_state = ConfState { voters: members.voters().collect(), learners, ..ConfState::default() };
-    let store = store::store(&members, facts.cluster_version.as_deref());
-    Ok((Start::Fresh(SnapshotMark { index, term, conf_state: Some(conf_state) }, store), from))
+    let store = store::store(members, facts.cluster_version.as_deref());
+    Start::Fresh(SnapshotMark { index, term, conf_state: Some(conf_state) }, store)
 }
 
 /// Members at an entry, by the newest snapshot before it or the log's beginning, and the log's changes.

@@ -1,5 +1,6 @@
 //! A member's new folder: a [`Base`], whose it becomes, and what is appended.
 
+use std::io::BufWriter;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -13,7 +14,7 @@ use crate::etcd::members::Member;
 use crate::etcd::raft::{ConfChange, HardState, Identity, SnapshotMark};
 use crate::etcd::write::identity::{cluster_id, member_id};
 use crate::etcd::write::snap;
-use crate::etcd::write::wal::{Addition, Rewrite, add};
+use crate::etcd::write::wal::{Addition, MODE, Rewrite, add, behind, file_name};
 use crate::guest::{Guest, GuestPath};
 use crate::repair::folder::{BuildFolder, FolderSink, Sources};
 
@@ -39,7 +40,13 @@ impl Recipe {
         let log = &base.log;
         let commit = log.state.commit.max(base.database.facts.consistent_index).min(log.last);
         let state = HardState { commit, ..log.state };
-        let addition = Addition { mark: None, term: log.state.term, padding: 0, changes: Vec::new(), state };
+        let addition = Addition {
+            mark: None,
+            term: log.state.term,
+            first: log.last.saturating_add(1),
+            changes: Vec::new(),
+            state,
+        };
         Self::new(base, identity, addition)
     }
 
@@ -47,7 +54,7 @@ impl Recipe {
     /// other voters get the same, are fenced, or are too few without it.
     pub fn agreed(base: &Rc<Base>, identity: Identity, term: u64, changes: Vec<ConfChange>) -> Self {
         // A vote for itself: nobody else becomes a leader in the term of these entries.
-        let addition = Addition::agreed(&base.log, term, identity.member, base.missing, changes);
+        let addition = Addition::agreed(base.last(), term, identity.member, changes);
         Self::new(base, identity, addition)
     }
 
@@ -57,7 +64,7 @@ impl Recipe {
         let mut changes = changes::remove(gone.iter().copied());
         changes.extend(new.iter().map(add));
         // All have voted for the keeper: nobody else becomes a leader in this term.
-        let addition = Addition::agreed(&base.log, term, keeper.member, base.missing, changes);
+        let addition = Addition::agreed(base.last(), term, keeper.member, changes);
         let identities = new.iter().map(|member| Identity { member: member.id, ..keeper });
         std::iter::once(keeper).chain(identities).map(|identity| Self::new(base, identity, addition.clone())).collect()
     }
@@ -76,7 +83,7 @@ impl Recipe {
             .collect();
         let cluster = cluster_id(new.iter().map(|member| member.id));
         let changes = changes::replace(&base.members, &new);
-        let addition = Addition::agreed(&base.log, term, 0, base.missing, changes);
+        let addition = Addition::agreed(base.last(), term, 0, changes);
         new.iter().map(|member| Self::new(base, Identity { member: member.id, cluster }, addition.clone())).collect()
     }
 
@@ -117,6 +124,10 @@ impl BuildFolder for Recipe {
             }
         }
         sink.folder(wal, FOLDER)?;
+        if self.base.missing > 0 {
+            let out = sink.file(&wal.join(file_name(0, self.base.last())), MODE)?;
+            return behind(BufWriter::new(out), &self.identity, &self.addition).context("writing a log");
+        }
         self.rewrite(guest).write(sink, wal)
     }
 

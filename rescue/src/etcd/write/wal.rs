@@ -152,8 +152,8 @@ pub struct Addition {
     pub mark: Option<SnapshotMark>,
     /// Term of the new entries.
     pub term: u64,
-    /// So many entries of nothing first, as a new leader writes one.
-    pub padding: u64,
+    /// Number of the first new entry.
+    pub first: u64,
     /// Changes of the membership, one entry each.
     pub changes: Vec<ConfChange>,
     /// The hard state that counts from now on.
@@ -161,28 +161,34 @@ pub struct Addition {
 }
 
 impl Addition {
-    /// Entries of a term that all before it come to an end in: everything is agreed on afterwards. `vote` is whom the member has voted for
-    /// in it; 0 for nobody.
-    pub fn agreed(log: &Log, term: u64, vote: u64, padding: u64, changes: Vec<ConfChange>) -> Self {
-        let commit = log.last.saturating_add(padding).saturating_add(changes.len() as u64);
-        Self { mark: None, term, padding, changes, state: HardState { term, vote, commit } }
+    /// Entries of a term that all before it come to an end in, behind the entry `last`: everything is agreed on afterwards. `vote` is whom
+    /// the member has voted for in it; 0 for nobody.
+    pub fn agreed(last: u64, term: u64, vote: u64, changes: Vec<ConfChange>) -> Self {
+        let commit = last.saturating_add(changes.len() as u64);
+        Self { mark: None, term, first: last.saturating_add(1), changes, state: HardState { term, vote, commit } }
     }
 
-    fn write<W: Write>(&self, writer: &mut LogWriter<W>, log: &Log) -> io::Result<()> {
+    fn write<W: Write>(&self, writer: &mut LogWriter<W>) -> io::Result<()> {
         if let Some(mark) = &self.mark {
             writer.mark(mark)?;
         }
-        let first = log.last.saturating_add(1);
-        let changes = first.saturating_add(self.padding);
-        for index in first..changes {
-            writer.entry(&Entry { term: self.term, index, kind: EntryKind::Normal, data: &[] })?;
-        }
-        for (index, change) in (changes..).zip(&self.changes) {
+        for (index, change) in (self.first..).zip(&self.changes) {
             let data = change.encode();
             writer.entry(&Entry { term: self.term, index, kind: EntryKind::ConfChange, data: &data })?;
         }
         writer.state(&self.state)
     }
+}
+
+/// A log that begins behind a snapshot, as etcd's does that has received one, with nothing but what is added: its mark comes first.
+///
+/// # Errors
+/// As the output gives them.
+pub fn behind(out: impl Write, identity: &Identity, addition: &Addition) -> io::Result<()> {
+    let mut writer = LogWriter::following(out, 0);
+    writer.begin(identity)?;
+    addition.write(&mut writer)?;
+    writer.finish().map(drop)
 }
 
 /// A log that is there, written with an identity and with more at its end. Without either the good records come out as they went in, byte
@@ -227,7 +233,7 @@ impl Rewrite<'_> {
         let there = kept.iter().fold(0u64, |sum, look| sum.saturating_add(look.used));
         let added = addition.map_or(0, |addition| {
             let contexts: u64 = addition.changes.iter().map(|change| change.context.len() as u64 + 96).sum();
-            addition.padding.saturating_mul(48).saturating_add(contexts).saturating_add(4096)
+            contexts.saturating_add(4096)
         });
         // The shortest record takes 24 bytes, and a checksum 4 more at most.
         there.saturating_add(there / 6).saturating_add(added).saturating_add(4096)
@@ -276,7 +282,7 @@ impl Rewrite<'_> {
         }
         let mut writer = writer.context("it holds no record")?;
         if let Some(addition) = self.addition.filter(|_| is_last) {
-            addition.write(&mut writer, self.log)?;
+            addition.write(&mut writer)?;
         }
         let crc = writer.crc();
         writer.finish()?;
@@ -377,17 +383,16 @@ mod tests {
             let (guest, log) = guest(&sample(overwrites));
             let identity = Identity { member: u64::MAX, cluster: 1 };
             let change = ConfChange { kind: ConfChangeKind::RemoveNode, node: 8, context: Vec::new() };
-            let addition = Addition::agreed(&log, 3, 0, 2, vec![change.clone()]);
+            let addition = Addition::agreed(log.last, 3, 0, vec![change.clone()]);
             let rewrite = Rewrite { guest: &guest, log: &log, from: 0, identity, addition: Some(&addition) };
             let (new, _, entries) = rewritten(&rewrite);
             assert_eq!(new.identity, Some(identity));
             assert_eq!(new.other_identity, None);
             assert!(new.segments.iter().all(|look| look.end == End::Complete && look.used == look.size));
-            let terms: Vec<u64> =
-                if overwrites { vec![1, 1, 1, 2, 2, 2, 2, 3, 3, 3] } else { vec![1, 1, 1, 1, 1, 2, 2, 3, 3, 3] };
-            assert_eq!(entries, (1..=10).zip(terms).collect::<Vec<_>>());
-            assert_eq!(new.state, HardState { term: 3, vote: 0, commit: 10 });
-            assert_eq!(new.changes, [(10, change)]);
+            let terms: Vec<u64> = if overwrites { vec![1, 1, 1, 2, 2, 2, 2, 3] } else { vec![1, 1, 1, 1, 1, 2, 2, 3] };
+            assert_eq!(entries, (1..=8).zip(terms).collect::<Vec<_>>());
+            assert_eq!(new.state, HardState { term: 3, vote: 0, commit: 8 });
+            assert_eq!(new.changes, [(8, change)]);
         }
     }
 
