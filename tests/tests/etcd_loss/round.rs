@@ -176,10 +176,8 @@ pub fn run(state: &mut State, number: u64, compare: bool) -> Result<Line> {
     line.outcome = match line.guarantee.as_str() {
         _ if lost.is_empty() => Outcome::Whole,
         "G2" | "G3" | "G4" => Outcome::LostAsAnnounced,
-        // A whole log elsewhere makes good for one disk; beyond that nothing can.
-        _ if chosen.iter().flatten().any(|damage| damage.silent) && chosen.iter().flatten().count() > 1 => {
-            Outcome::Silent
-        }
+        // Even on one disk: where another lagged behind, the two are a majority without the write, and no disk shows that it was agreed on.
+        _ if chosen.iter().flatten().any(|damage| damage.silent) => Outcome::Silent,
         _ => Outcome::LostMore,
     };
     if !lost.is_empty() {
