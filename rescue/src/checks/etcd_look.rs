@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::{Check, Context, Finding, Remedy, Severity};
 use crate::etcd::boot::{self, Effect, Kind, Problem};
-use crate::etcd::launch::{By, Embedding, Launch};
+use crate::etcd::launch::{By, DEFAULT_QUOTA, Embedding, Launch};
 use crate::etcd::locate;
 use crate::etcd::member::{MemberData, Place, Stored};
 use crate::etcd::mend::{self, Mend};
@@ -22,7 +22,7 @@ pub struct EtcdLook;
 const ID: &str = "etcd";
 
 /// Up to this size every page of the database is checked in passing; `--only etcd` and `rescue etcd status` do it for any size.
-const CHECKED_WHOLE: u64 = 64 << 20;
+pub(crate) const CHECKED_WHOLE: u64 = 64 << 20;
 
 const COPY_FIRST: &str = "Before anything else copy the whole data folder away.";
 
@@ -43,9 +43,9 @@ impl Check for EtcdLook {
         }
         // Whoever asks for this check alone waits for all of it.
         let whole = if context.settings.only == [ID] { u64::MAX } else { CHECKED_WHOLE };
-        let quota = locate::quota(context.guest, context.node);
         let data = MemberData::read(context.guest, &found.place);
-        let launch = Launch::of(context.guest, context.node);
+        let launch = found.launch;
+        let quota = launch.as_ref().map_or(DEFAULT_QUOTA, Launch::quota);
         let mut findings = findings(context.guest, &data, quota, whole);
         findings
             .extend(launch.as_ref().and_then(|launch| moved(launch, &data)).map(|moved| missed(&moved, &data.place)));
@@ -114,7 +114,8 @@ fn missed(moved: &Moved, place: &Place) -> Finding {
         ))
 }
 
-fn check_pages(data: &MemberData, whole: u64) -> Option<Problem> {
+/// The first fault of the database's pages, where it is not larger than `whole`.
+pub(crate) fn check_pages(data: &MemberData, whole: u64) -> Option<Problem> {
     let Stored::Open(open) = &data.stored else { return None };
     if open.0.db.size() > whole {
         return None;
@@ -246,7 +247,7 @@ mod tests {
 
     fn look(tree: MemoryTree) -> Vec<Finding> {
         let guest = tree.into_guest();
-        findings(&guest, &read(&guest), locate::DEFAULT_QUOTA, CHECKED_WHOLE)
+        findings(&guest, &read(&guest), DEFAULT_QUOTA, CHECKED_WHOLE)
     }
 
     #[test]

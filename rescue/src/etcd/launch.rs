@@ -13,6 +13,9 @@ const UNIT: &str = "etcd.service";
 /// Environment files of such units, for units that hand them on to a container (kubespray with Docker) and so are not followed.
 const ENVIRONMENTS: [&str; 3] = ["/etc/etcd.env", "/etc/default/etcd", "/etc/etcd/etcd.conf"];
 
+/// `--quota-backend-bytes` where the flag is absent, in bytes (etcd's DefaultQuotaBytes).
+pub const DEFAULT_QUOTA: u64 = 2 << 30;
+
 /// A program with etcd inside: where it keeps etcd's data, and what it offers for a broken cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Embedding {
@@ -77,6 +80,12 @@ impl Launch {
     /// The value of an option, `--name`.
     pub fn option(&self, name: &str) -> Option<&str> {
         self.options.iter().rev().find(|(option, _)| option == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The size in bytes at which etcd stops taking writes. Zero is its word for the default.
+    pub fn quota(&self) -> u64 {
+        let given = self.option("--quota-backend-bytes").and_then(|bytes| bytes.parse().ok());
+        given.filter(|bytes| *bytes > 0).unwrap_or(DEFAULT_QUOTA)
     }
 
     /// `--initial-advertise-peer-urls`.

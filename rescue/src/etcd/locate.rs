@@ -2,16 +2,12 @@
 
 use super::launch::{By, Launch};
 use super::member::Place;
-use super::rebuild::target::Target;
 use super::status::Found;
 use crate::guest::{Guest, GuestPath};
 use crate::node::Node;
 
 /// Where data is found without anything that names it: kubeadm's and Debian's default.
 const DEFAULTS: [&str; 2] = ["/var/lib/etcd", "/var/lib/etcd/default"];
-
-/// `--quota-backend-bytes` where the flag is absent (etcd's DefaultQuotaBytes).
-pub const DEFAULT_QUOTA: u64 = 2 << 30;
 
 /// The member on a node, if there is one, or if a manifest or a service says that there should be.
 pub fn on_node(guest: &Guest, node: &Node) -> Option<Found> {
@@ -35,22 +31,8 @@ pub fn on_node(guest: &Guest, node: &Node) -> Option<Found> {
         node: Some(node.name(&guest.source).to_owned()),
         guest: guest.clone(),
         place: Place::new(data_dir, wal_dir),
-        image: launch.as_ref().and_then(|launch| launch.image.clone()),
+        launch,
     })
-}
-
-/// How etcd on this node is started: `--name` and `--initial-advertise-peer-urls` of its static pod or service, where they are there.
-pub fn flags(guest: &Guest) -> Option<Target> {
-    let launch = Launch::of(guest, &Node::read(guest))?;
-    let (name, peer_urls) = (launch.option("--name")?, launch.peer_urls());
-    (!peer_urls.is_empty()).then(|| Target { name: name.to_owned(), peer_urls })
-}
-
-/// The size in bytes at which etcd on this node stops taking writes.
-pub fn quota(guest: &Guest, node: &Node) -> u64 {
-    let launch = Launch::of(guest, node);
-    let given = launch.as_ref().and_then(|launch| launch.option("--quota-backend-bytes")?.parse().ok());
-    given.filter(|bytes| *bytes > 0).unwrap_or(DEFAULT_QUOTA)
 }
 
 #[cfg(test)]

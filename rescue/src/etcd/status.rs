@@ -8,6 +8,7 @@ use super::backend::{Backend, Facts, RaisedAlarm};
 use super::bbolt::Fault;
 use super::boot::{self, Effect, Problem};
 use super::file::File;
+use super::launch::Launch;
 use super::lease::LastWrite;
 use super::member::{MemberData, Place, Stored};
 use super::members::{Member, Members, as_hex};
@@ -26,8 +27,8 @@ pub struct Found {
     pub guest: Guest,
     /// Where in it.
     pub place: Place,
-    /// The tag of etcd's image, where a manifest names one.
-    pub image: Option<String>,
+    /// How etcd is started there, where the node's files say it.
+    pub launch: Option<Launch>,
 }
 
 /// The members and what comparing them gives.
@@ -298,7 +299,7 @@ fn member(found: &Found, data: MemberData, revision: Option<i64>, deep: bool, ui
         versions: Versions {
             cluster: facts.and_then(|facts| facts.cluster_version.clone()),
             storage: facts.and_then(|facts| facts.storage_version.clone()),
-            image: found.image.clone(),
+            image: found.launch.as_ref().and_then(|launch| launch.image.clone()),
         },
         last_write,
         voters: members.list.values().filter(|member| !member.is_learner).cloned().collect(),

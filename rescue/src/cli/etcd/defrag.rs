@@ -17,14 +17,13 @@ use crate::cli::args::{self, Stop};
 use crate::cli::terminal::Terminal;
 use crate::etcd::boot::{self, Effect, Kind};
 use crate::etcd::guarantee::{Guarantee, Level};
-use crate::etcd::locate;
+use crate::etcd::launch::{DEFAULT_QUOTA, Launch};
 use crate::etcd::member::{MemberData, Stored};
 use crate::etcd::rebuild::defrag::Defrag;
 use crate::etcd::rebuild::space::{Decision, Given};
 use crate::etcd::status::Found;
 use crate::etcd::survey::survey;
 use crate::guest::GuestPath;
-use crate::node::Node;
 use crate::refusal::Refusal;
 use crate::ui::Ui as _;
 use crate::units;
@@ -98,7 +97,7 @@ fn defrag(command: &DefragCommand, sources: &Sources, manner: &Manner<'_>) -> Re
         .zip(&measured)
         .map(|(found, measured)| Given { source: &found.source, guest: &found.guest, data: &measured.data })
         .collect();
-    let quota = measured.iter().map(|measured| measured.quota).min().unwrap_or(locate::DEFAULT_QUOTA);
+    let quota = measured.iter().map(|measured| measured.quota).min().unwrap_or(DEFAULT_QUOTA);
     let largest = measured.iter().map(|measured| after(measured.in_use)).max().unwrap_or(0);
     let decision = Decision::of(&given, command.compact, quota, largest);
     let parts = found
@@ -189,7 +188,7 @@ fn measure(found: &Found, unproven: bool) -> Result<Measured> {
     })?;
     drop(progress);
     let in_use = survey.check.pages.saturating_add(2).saturating_mul(open.0.db.meta().page_size);
-    let quota = locate::quota(&found.guest, &Node::read(&found.guest));
+    let quota = found.launch.as_ref().map_or(DEFAULT_QUOTA, Launch::quota);
     Ok(Measured { data, quota, size, in_use })
 }
 

@@ -94,7 +94,7 @@ fn in_folder(data_dir: &Path) -> Result<Found> {
         )
         .into());
     }
-    Ok(Found { source: name, node: None, guest, place, image: None })
+    Ok(Found { source: name, node: None, guest, place, launch: None })
 }
 
 /// Pages that change while they are read look damaged.

@@ -8,7 +8,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 
-use super::seen::{CHECKED_WHOLE, Seen};
+use super::seen::Seen;
+use crate::checks::etcd_look::CHECKED_WHOLE;
 use crate::etcd::backend::Backend;
 use crate::etcd::bbolt::Bucket;
 use crate::etcd::boot::Problem;

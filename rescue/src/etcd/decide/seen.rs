@@ -4,10 +4,11 @@ use std::rc::Rc;
 
 use anyhow::Context as _;
 
+use crate::checks::etcd_look::{CHECKED_WHOLE, check_pages};
 use crate::etcd::boot::{self, Effect, Kind, Problem};
-use crate::etcd::launch::{By, Launch};
+use crate::etcd::launch::By;
 use crate::etcd::locate;
-use crate::etcd::member::{MemberData, Place, Stored};
+use crate::etcd::member::{MemberData, Place};
 use crate::etcd::members::{Member, Members};
 use crate::etcd::mend;
 use crate::etcd::moved::moved;
@@ -20,9 +21,6 @@ use crate::repair::Change;
 use crate::repair::folder::BuildFolder;
 use crate::repair::set_plan::SetPart;
 use crate::session::NodeReport;
-
-/// Up to this size every page of a database is checked; a larger one is when it is needed.
-pub(super) const CHECKED_WHOLE: u64 = 64 << 20;
 
 /// One member.
 #[derive(Debug)]
@@ -52,14 +50,11 @@ pub struct Seen<'a> {
 impl<'a> Seen<'a> {
     /// The member of a node's static pod or service. One inside another program is left to that: it keeps its own record of the members.
     pub fn look(report: &'a NodeReport) -> Option<Self> {
-        let launch = Launch::of(&report.guest, &report.node)?;
-        if let By::Embedded(_) = launch.by {
-            return None;
-        }
         let found = locate::on_node(&report.guest, &report.node)?;
+        let launch = found.launch.filter(|launch| !matches!(launch.by, By::Embedded(_)))?;
         let data = MemberData::read(&report.guest, &found.place);
         let mut problems = boot::problems(&data);
-        problems.extend(pages(&data));
+        problems.extend(check_pages(&data, CHECKED_WHOLE));
         problems.retain(|problem| problem.effect != Effect::Harmless && !problem.is_alarm());
         let is_moved = moved(&launch, &data).is_some();
         Some(Self {
@@ -192,13 +187,4 @@ impl<'a> Seen<'a> {
         }
         Err(why)
     }
-}
-
-fn pages(data: &MemberData) -> Option<Problem> {
-    let Stored::Open(open) = &data.stored else { return None };
-    if open.0.db.size() > CHECKED_WHOLE {
-        return None;
-    }
-    let fault = open.0.db.check(&mut |_, _| {}).err()?;
-    Some(Problem::database(&data.place.db(), &fault))
 }

@@ -4,12 +4,10 @@
 use anyhow::Result;
 
 use crate::etcd::launch::{By, Launch};
-use crate::etcd::locate;
 use crate::etcd::member::MemberData;
 use crate::etcd::members::{Member, Members};
 use crate::etcd::status::Found;
 use crate::etcd::write::identity::{cluster_id, member_id};
-use crate::node::Node;
 use crate::refusal::Refusal;
 
 /// One member of a new cluster, as etcd's flags name it.
@@ -27,8 +25,7 @@ impl Target {
     /// # Errors
     /// A [`Refusal`] where nothing says it.
     pub fn of(found: &Found, data: &MemberData) -> Result<Self> {
-        let launch = found.node.as_ref().and_then(|_| Launch::of(&found.guest, &Node::read(&found.guest)));
-        if let Some(By::Embedded(embedding)) = launch.map(|launch| launch.by) {
+        if let Some(Launch { by: By::Embedded(embedding), .. }) = &found.launch {
             return Err(Refusal::new(
                 format!("{} on {} runs etcd inside itself", embedding.name, found.source),
                 "it keeps its own record of the cluster's members, which a new etcd cluster would contradict",
@@ -36,7 +33,11 @@ impl Target {
             )
             .into());
         }
-        if let Some(target) = locate::flags(&found.guest).filter(|target| found.node.is_some() && target.is_whole()) {
+        let started = found
+            .launch
+            .as_ref()
+            .and_then(|launch| Some(Self { name: launch.option("--name")?.to_owned(), peer_urls: launch.peer_urls() }));
+        if let Some(target) = started.filter(Self::is_whole) {
             return Ok(target);
         }
         let own = data.log.identity.and_then(|identity| data.membership().0.list.get(&identity.member).cloned());
