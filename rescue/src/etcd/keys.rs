@@ -16,7 +16,7 @@ use crate::guest::{Guest, TreeError};
 const MAX_INTEREST: usize = 2_000_000;
 
 /// Which keys are asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Selection {
     /// All that begin so, without their values.
     Prefix(Vec<u8>),
@@ -24,6 +24,19 @@ pub enum Selection {
     Key(Vec<u8>),
     /// Some few, with their values.
     Keys(Vec<Vec<u8>>),
+    /// Many small ones.
+    Trimmed(Trimmed),
+}
+
+/// All keys that begin in one of some ways, and of each value only what is wanted of it.
+#[derive(Debug, Clone)]
+pub struct Trimmed {
+    /// How the keys begin.
+    pub prefixes: Vec<Vec<u8>>,
+    /// Key and value to what is kept of the value.
+    pub trim: fn(&[u8], &[u8]) -> Vec<u8>,
+    /// No more keys than these are taken.
+    pub limit: usize,
 }
 
 impl Selection {
@@ -32,11 +45,24 @@ impl Selection {
             Self::Prefix(prefix) => key.starts_with(prefix),
             Self::Key(wanted) => key == wanted,
             Self::Keys(wanted) => wanted.iter().any(|wanted| key == wanted),
+            Self::Trimmed(trimmed) => trimmed.prefixes.iter().any(|prefix| key.starts_with(prefix)),
         }
     }
 
     fn wants_values(&self) -> bool {
         matches!(self, Self::Key(_) | Self::Keys(_))
+    }
+
+    /// What is to be kept of a value that is not compared with anything.
+    fn trimmed(&self, key: &[u8], value: &[u8]) -> Option<Vec<u8>> {
+        match self {
+            Self::Trimmed(trimmed) => Some((trimmed.trim)(key, value)),
+            _ => None,
+        }
+    }
+
+    fn is_full(&self, keys: usize) -> bool {
+        matches!(self, Self::Trimmed(trimmed) if keys > trimmed.limit)
     }
 }
 
@@ -91,6 +117,9 @@ pub enum NoView {
     /// A crafted log.
     #[error("its log touches more keys than any log does")]
     Implausible,
+    /// A crafted database.
+    #[error("it holds more of these keys than any cluster does")]
+    TooMany,
 }
 
 /// Keys that the log's tail asks about or changes, for which the database's word is needed.
@@ -201,7 +230,7 @@ pub fn view(guest: &Guest, data: &MemberData, selection: &Selection) -> Result<V
     {
         open.0.db.walk(&bucket, None, &mut |item| {
             machine.load(item.key, item.value);
-            ControlFlow::Continue(())
+            if machine.is_full() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
     }
     let mut applied = facts.consistent_index;
@@ -214,8 +243,11 @@ pub fn view(guest: &Guest, data: &MemberData, selection: &Selection) -> Result<V
                 machine.apply(&request);
             }
             applied = entry.index;
-            ControlFlow::Continue(())
+            if machine.is_full() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
+    }
+    if machine.is_full() {
+        return Err(NoView::TooMany);
     }
     let mut doubts = Vec::new();
     if !continues && !data.log.is_empty() {
@@ -249,6 +281,8 @@ struct Machine<'a> {
     selection: &'a Selection,
     interest: Interest,
     keys: BTreeMap<Vec<u8>, Held>,
+    /// Selected keys that came in, those that were deleted again too.
+    taken: usize,
     leases: std::collections::BTreeSet<i64>,
     alarms: Vec<RaisedAlarm>,
     revision: i64,
@@ -262,6 +296,7 @@ impl<'a> Machine<'a> {
             selection,
             interest: Interest::default(),
             keys: BTreeMap::new(),
+            taken: 0,
             leases: facts.leases.clone(),
             alarms: facts.alarms.clone(),
             revision: facts.revision,
@@ -285,13 +320,19 @@ impl<'a> Machine<'a> {
             return;
         }
         let held = self.held(&kv);
-        self.keys.insert(kv.key.to_vec(), held);
+        self.insert(kv.key, held);
+    }
+
+    fn insert(&mut self, key: &[u8], held: Held) {
+        let is_new = self.keys.insert(key.to_vec(), held).is_none();
+        self.taken += usize::from(is_new && self.selection.contains(key));
     }
 
     fn held(&mut self, kv: &KeyValue<'_>) -> Held {
         let selected = self.selection.contains(kv.key);
         let keep = (selected && self.selection.wants_values()) || in_any(&self.interest.values, kv.key);
         let kind = if selected { kubernetes::kind(kv.value) } else { None };
+        let trimmed = if selected && !keep { self.selection.trimmed(kv.key, kv.value) } else { None };
         Held {
             create: kv.create,
             modified: kv.modified,
@@ -299,7 +340,7 @@ impl<'a> Machine<'a> {
             lease: kv.lease,
             size: kv.value.len(),
             kind: kind.map(|kind| self.interned(kind)),
-            value: keep.then(|| kv.value.to_vec()),
+            value: if keep { Some(kv.value.to_vec()) } else { trimmed },
         }
     }
 
@@ -311,6 +352,10 @@ impl<'a> Machine<'a> {
         let kind: Rc<str> = kind.into();
         self.kinds.insert(Rc::clone(&kind));
         kind
+    }
+
+    fn is_full(&self) -> bool {
+        self.selection.is_full(self.taken)
     }
 
     fn has_alarm(&self, kind: AlarmKind) -> bool {
@@ -374,7 +419,7 @@ impl<'a> Machine<'a> {
         if let Some(old) = old.filter(|_| put.ignore_value) {
             (held.size, held.kind, held.value) = (old.size, old.kind, old.value);
         }
-        self.keys.insert(put.key.to_vec(), held);
+        self.insert(put.key, held);
     }
 
     fn delete(&mut self, range: &Range<'_>) -> bool {

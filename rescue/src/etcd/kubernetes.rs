@@ -53,6 +53,11 @@ fn in_json(value: &[u8]) -> Option<(String, String)> {
     Some((meta.api_version, meta.kind))
 }
 
+/// The runtime.Unknown of a value in protobuf.
+pub(super) fn protobuf(value: &[u8]) -> Option<&[u8]> {
+    value.strip_prefix(MAGIC)
+}
+
 /// Whether the API server encrypted the value.
 pub fn is_encrypted(value: &[u8]) -> bool {
     value.starts_with(ENCRYPTED)

@@ -18,6 +18,8 @@ pub mod member;
 pub mod members;
 pub mod mend;
 pub mod moved;
+pub mod node_list;
+pub mod objects;
 pub mod proto;
 pub mod raft;
 pub mod rebuild;

@@ -4,6 +4,7 @@ mod defrag;
 mod keys;
 mod making;
 mod new_cluster;
+mod nodes;
 mod opened;
 mod rebuild;
 mod remove;
@@ -36,6 +37,8 @@ pub enum EtcdCommand {
     Keys(keys::Keys),
     /// One key.
     Get(keys::Get),
+    /// The cluster's nodes.
+    Nodes(nodes::NodesCommand),
     /// A new cluster from a database.
     Rebuild(rebuild::Rebuild),
     /// From a damaged one.
@@ -53,6 +56,7 @@ impl Etcd {
             EtcdCommand::Status(command) => command.json,
             EtcdCommand::Keys(command) => command.json,
             EtcdCommand::Get(command) => command.json,
+            EtcdCommand::Nodes(command) => command.json,
             EtcdCommand::Rebuild(command) => command.json,
             EtcdCommand::Salvage(command) => command.json,
             EtcdCommand::Defrag(command) => command.json,
@@ -67,6 +71,7 @@ pub fn run(command: &Etcd) -> Result<Result<Outcome>, Stop> {
         EtcdCommand::Status(command) => status::run(command),
         EtcdCommand::Keys(command) => keys::run_keys(command),
         EtcdCommand::Get(command) => keys::run_get(command),
+        EtcdCommand::Nodes(command) => nodes::run(command),
         EtcdCommand::Rebuild(command) => rebuild::run(command),
         EtcdCommand::Salvage(command) => salvage::run(command),
         EtcdCommand::Defrag(command) => defrag::run(command),
