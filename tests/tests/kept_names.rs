@@ -87,6 +87,22 @@ fn a_real_node_gets_back_the_names_that_only_etcd_knows() -> Result<()> {
 }
 
 #[test]
+fn an_address_that_no_flag_says_comes_from_the_node_s_own_pods() -> Result<()> {
+    let node = robbed(fixtures::unpack_control_plane)?;
+    let root = node.path();
+    for (pod, flags) in
+        [("kube-apiserver", "advertise-address"), ("etcd", "advertise-client-urls\\|advertise-peer-urls")]
+    {
+        let file = root.join(format!("etc/kubernetes/manifests/{pod}.yaml"));
+        Cmd::new("sed").arg("-i").arg(format!("/^ *- --.*\\({flags}\\)=/d")).arg(&file).ok()?;
+    }
+    let plan = said(root)?;
+    let source = "IP:10.0.2.15 (/registry/pods/kube-system/kube-apiserver-k8s-master01 in etcd, kubeadm.kubernetes.io/kube-apiserver.advertise-address.endpoint)";
+    ensure!(plan.contains(source), "{plan}");
+    Ok(())
+}
+
+#[test]
 fn where_etcd_is_no_help_it_is_said_why() -> Result<()> {
     let node = robbed(fixtures::unpack_control_plane)?;
     let root = node.path();

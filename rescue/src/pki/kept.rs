@@ -5,11 +5,13 @@
 //! Source: kubeadm's phases/uploadconfig (ConfigMap `kube-system/kubeadm-config`), and apis/kubeadm/v1beta1 to v1beta4.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde_json::Value;
 
 use super::certificate::Certificate;
 use super::inventory::{AuthorityState, Inventory};
+use super::names::Name;
 use super::needed_names::{Names, Needed};
 use super::profile::Authority;
 use crate::checks::etcd_look::holder;
@@ -17,6 +19,7 @@ use crate::etcd::keys::{Selection, View, view};
 use crate::etcd::kubernetes::{config_map, is_encrypted};
 use crate::etcd::locate;
 use crate::etcd::member::{MemberData, Stored};
+use crate::etcd::objects::{NodeObject, pod_annotations};
 use crate::guest::Guest;
 use crate::node::Node;
 use crate::yaml;
@@ -37,6 +40,8 @@ pub struct Kept {
     pub documents: Vec<Value>,
     /// Whether the group that kubeadm from 1.29 on gives administrators is bound.
     pub binds_cluster_admins: bool,
+    /// This node's address, by what its API server or etcd was started with, else by its Node object; and where that stands.
+    pub address: Option<(IpAddr, String)>,
     /// Why there are no documents; `None` too where there is no etcd on this disk.
     pub why_not: Option<String>,
 }
@@ -50,7 +55,7 @@ impl Kept {
             return not(format!("etcd is running: {holder} has its database open"));
         }
         let prefix = node.static_pod("kube-apiserver").and_then(|pod| pod.flag("--etcd-prefix")).unwrap_or(PREFIX);
-        let keys = Keys::below(prefix.trim_end_matches('/'));
+        let keys = Keys::below(prefix.trim_end_matches('/'), node.node_name.value.as_deref());
         let data = MemberData::read(guest, &found.place);
         if let Stored::Damaged(fault) = &data.stored {
             return not(format!("its database is damaged: {fault}"));
@@ -66,7 +71,7 @@ impl Kept {
     pub fn endpoint(&self, port: u16) -> Option<String> {
         let of = |document| yaml::text_at(document, &["controlPlaneEndpoint"]);
         let endpoint = self.documents.iter().find_map(of).filter(|endpoint| !endpoint.is_empty())?;
-        super::names::Name::of_endpoint(endpoint)?;
+        Name::of_endpoint(endpoint)?;
         let has_port = endpoint
             .rsplit_once(':')
             .is_some_and(|(host, port)| port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']')));
@@ -84,21 +89,27 @@ struct Keys {
     kubeadm: String,
     authentication: String,
     binding: String,
+    /// This node's API server, its etcd, and the node itself.
+    own: Option<[String; 3]>,
 }
 
 impl Keys {
-    fn below(prefix: &str) -> Self {
+    fn below(prefix: &str, node: Option<&str>) -> Self {
+        let pod = |name: &str, node: &str| format!("{prefix}/pods/kube-system/{name}-{node}");
+        let own = node.map(|node| [pod("kube-apiserver", node), pod("etcd", node), format!("{prefix}/minions/{node}")]);
         let map = |name| format!("{prefix}/configmaps/kube-system/{name}");
         Self {
             kubeadm: map("kubeadm-config"),
             // The API server writes its client CA into it at each start.
             authentication: map("extension-apiserver-authentication"),
             binding: format!("{prefix}/clusterrolebindings/kubeadm:cluster-admins"),
+            own,
         }
     }
 
     fn all(&self) -> Vec<Vec<u8>> {
-        [&self.kubeadm, &self.authentication, &self.binding].map(|key| key.clone().into_bytes()).into()
+        let fixed = [&self.kubeadm, &self.authentication, &self.binding];
+        fixed.into_iter().chain(self.own.iter().flatten()).map(|key| key.clone().into_bytes()).collect()
     }
 
     fn taken(&self, seen: &View, authorities: &BTreeMap<Authority, AuthorityState>) -> Kept {
@@ -119,7 +130,30 @@ impl Keys {
                 _ => (Vec::new(), Some(format!("{} cannot be read there", self.kubeadm))),
             },
         };
-        Kept { documents, binds_cluster_admins, why_not }
+        Kept { documents, binds_cluster_admins, address: self.address(seen), why_not }
+    }
+
+    /// Annotations as kubeadm's GetAPIEndpoint and etcd's getRawEtcdEndpointsFromPodAnnotation read them from 1.22 on, then the Node's InternalIP.
+    fn address(&self, seen: &View) -> Option<(IpAddr, String)> {
+        let value = |key: &String| seen.keys.get(key.as_bytes())?.value.as_deref();
+        let usable = |name: Option<Name>| match name {
+            Some(Name::Ip(address)) if !address.is_unspecified() && !address.is_loopback() => Some(address),
+            _ => None,
+        };
+        let [api, etcd, node] = self.own.as_ref()?;
+        let annotated = |key: &String, annotation: &str| {
+            let annotations = pod_annotations(value(key)?)?;
+            let url = annotations.get(annotation)?.split(',').find_map(|url| usable(Name::of_url(url.trim())));
+            Some((url?, format!("{key} in etcd, {annotation}")))
+        };
+        let of_node = || {
+            let object = NodeObject::parse(value(node)?)?;
+            let address = object.internal_ips.iter().find_map(|address| usable(Name::parse(address)));
+            Some((address?, format!("{node} in etcd, InternalIP")))
+        };
+        annotated(api, "kubeadm.kubernetes.io/kube-apiserver.advertise-address.endpoint")
+            .or_else(|| annotated(etcd, "kubeadm.kubernetes.io/etcd.advertise-client-urls"))
+            .or_else(of_node)
     }
 }
 

@@ -97,6 +97,8 @@ pub struct Names<'a> {
     node: &'a Node,
     authorities: &'a BTreeMap<Authority, AuthorityState>,
     kubeadm: Vec<Document>,
+    /// This node's address by etcd.
+    kept_address: Option<NameSource>,
     /// Why etcd could not say more.
     why_not: Option<String>,
 }
@@ -114,13 +116,15 @@ impl<'a> Names<'a> {
         let bytes = guest.read(&GuestPath::new(KUBEADM_CONFIG)).ok();
         let parsed = bytes.map(|bytes| yaml::parse_all(&bytes)).unwrap_or_default();
         let kubeadm = parsed.into_iter().map(|value| Document { value, source: KUBEADM_CONFIG }).collect();
-        Self { guest, node, authorities, kubeadm, why_not: None }
+        Self { guest, node, authorities, kubeadm, kept_address: None, why_not: None }
     }
 
     /// With what etcd has, which counts after the node's own files.
     #[must_use]
     pub fn with_kept(mut self, kept: &Kept) -> Self {
         self.kubeadm.extend(kept.documents.iter().map(|value| Document { value: value.clone(), source: SOURCE }));
+        let address = kept.address.as_ref();
+        self.kept_address = address.map(|(address, source)| NameSource::new(Name::Ip(*address), source));
         self.why_not.clone_from(&kept.why_not);
         self
     }
@@ -268,15 +272,18 @@ impl<'a> Names<'a> {
             let name = value.split(',').filter_map(|url| Name::of_url(url.trim())).find(usable)?;
             Some(NameSource::new(name, source))
         });
-        flagged.or_else(|| {
-            let (address, source) =
-                self.kubeadm_text("InitConfiguration", &["localAPIEndpoint", "advertiseAddress"]).or_else(|| {
-                    // Up to 1.21 kubeadm wrote down the address of each control plane.
-                    let name = self.node.node_name.value.as_deref()?;
-                    self.kubeadm_text("ClusterStatus", &["apiEndpoints", name, "advertiseAddress"])
-                })?;
+        let written = |kind, keys: &[&str]| {
+            let (address, source) = self.kubeadm_text(kind, keys)?;
             Some(NameSource::new(Name::parse(address)?, source))
-        })
+        };
+        flagged
+            .or_else(|| written("InitConfiguration", &["localAPIEndpoint", "advertiseAddress"]))
+            .or_else(|| self.kept_address.clone())
+            .or_else(|| {
+                // Up to 1.21 kubeadm wrote down the address of each control plane.
+                let name = self.node.node_name.value.as_deref()?;
+                written("ClusterStatus", &["apiEndpoints", name, "advertiseAddress"])
+            })
     }
 
     /// The first address of the first service network, as kubeadm's GetAPIServerVirtualIP; else where it was looked for.
