@@ -94,3 +94,20 @@ fn what_only_the_log_holds_counts_and_renamed_machines_are_told() -> Result<()> 
     ensure!(refused.code == 3 && refused.stderr.contains("database is damaged"), "{refused:?}");
     Ok(())
 }
+
+#[test]
+fn a_machine_that_only_runs_etcd_is_called_so() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    machine(folder.path(), "db1", OF_OTHER)?;
+    let role = || -> Result<String> {
+        Ok(Cmd::new(rescue_binary()).args(["inspect", "--root"]).arg(folder.path()).run()?.stdout)
+    };
+    let without = role()?;
+    ensure!(without.contains("a Linux system without Kubernetes"), "{without}");
+    let environment =
+        "ETCD_DATA_DIR=/var/lib/etcd\nETCD_NAME=db1\nETCD_INITIAL_ADVERTISE_PEER_URLS=http://10.0.0.1:2380\n";
+    fs::write(folder.path().join("etc/etcd.env"), environment)?;
+    let with = role()?;
+    ensure!(with.contains("etcd, run by systemd, without Kubernetes") && !with.contains("a Linux system"), "{with}");
+    Ok(())
+}

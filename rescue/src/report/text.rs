@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 use time::OffsetDateTime;
 
 use crate::checks::{Finding, Severity, catalogue};
+use crate::etcd::launch::By;
+use crate::etcd::locate;
 use crate::guest::FileSystem;
 use crate::node::{Fact, Role};
 use crate::repair::plan::Plan;
@@ -151,9 +153,16 @@ fn role_line(report: &NodeReport) -> String {
         Some(Role::OtherDistribution) => {
             report.node.distribution.value.clone().unwrap_or_else(|| "not kubeadm".to_owned())
         }
+        Some(Role::NotKubernetes) if has_etcd(report) => "etcd, run by systemd, without Kubernetes".to_owned(),
         Some(Role::NotKubernetes) => "a Linux system without Kubernetes".to_owned(),
         None => "unknown".to_owned(),
     }
+}
+
+/// Whether the system has a member that a service starts: an external etcd of kubespray's or of one's own.
+fn has_etcd(report: &NodeReport) -> bool {
+    let found = locate::on_node(&report.guest, &report.node);
+    found.and_then(|found| found.launch).is_some_and(|launch| matches!(launch.by, By::Service(_)))
 }
 
 fn fact<T: ToString>(out: &mut String, label: &str, fact: &Fact<T>, style: &Style) {
