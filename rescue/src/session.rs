@@ -17,6 +17,7 @@ use crate::pki::peer::{self, Peer};
 use crate::pki::strays::Stray;
 use crate::pki::trust;
 use crate::refusal::Refusal;
+use crate::repair::kept::KeepIn;
 use crate::repair::plan::{self, Plan};
 use crate::repair::prune::{self, Pruned};
 use crate::repair::restart::Restart;
@@ -320,11 +321,25 @@ impl Session<'_> {
         }
     }
 
+    /// The same, with the folder of this machine that was named for what does not fit.
+    fn open_keeping(&self, closed: &Guest) -> Result<WritableGuest> {
+        let keep_in = self.keep_in()?;
+        Ok(self.open_for_writing(closed)?.keeping_in(keep_in))
+    }
+
+    /// That folder, opened.
+    ///
+    /// # Errors
+    /// A refusal (by downcast) where it is none.
+    pub fn keep_in(&self) -> Result<Option<Rc<KeepIn>>> {
+        self.settings.keep_in.as_deref().map(|path| KeepIn::open(path).map(Rc::new)).transpose()
+    }
+
     /// Completes or discards an earlier repair that was cut off, then looks again.
     pub fn recover(&self, report: NodeReport) -> Result<(transaction::Recovered, NodeReport)> {
         Self::refuse_unready(&report.guest)?;
         let closed = report.guest.close();
-        let writable = self.open_for_writing(&closed)?;
+        let writable = self.open_keeping(&closed)?;
         let recovered = transaction::recover(&writable, self.ui).map_err(PartWay::unless_refused)?;
         writable.close().map_err(PartWay::wrap)?;
         Ok((recovered, self.look_again(&closed).map_err(PartWay::wrap)?))
@@ -344,7 +359,7 @@ impl Session<'_> {
         let done: Vec<String> = plan.steps.iter().map(|step| step.remedy.summary()).collect();
         let prepared = plan.prepared.clone();
         drop(plan);
-        let writable = self.open_for_writing(&closed)?;
+        let writable = self.open_keeping(&closed)?;
         let info = RunInfo::new(self.settings.now, done.clone());
         let run = info.id.clone();
         let applied = transaction::apply(&writable, prepared, &info, self.ui)?;
@@ -370,7 +385,7 @@ impl Session<'_> {
         Self::refuse_unready(&report.guest)?;
         let closed = report.guest.close();
         drop((report.findings, report.node));
-        let writable = self.open_for_writing(&closed)?;
+        let writable = self.open_keeping(&closed)?;
         let undone = undo::undo(&writable, run, self.ui).map_err(PartWay::unless_refused)?;
         writable.close().context("all is restored, but unmounting failed").map_err(PartWay::wrap)?;
         Ok(undone)

@@ -1,5 +1,7 @@
 //! One struct for what flags, kernel arguments and menus can set.
 
+use std::path::PathBuf;
+
 use time::OffsetDateTime;
 
 use crate::disk::Source;
@@ -63,6 +65,8 @@ pub struct Settings {
     pub ca_days: u32,
     /// Check each file system before the first write.
     pub fsck: bool,
+    /// A folder of this machine for an etcd member that does not fit beside the new one.
+    pub keep_in: Option<PathBuf>,
 }
 
 impl Settings {
@@ -91,6 +95,7 @@ impl Default for Settings {
             // kubeadm's own default: CertificateAuthorityValidity = 10 * 365 * 24 h.
             ca_days: 3650,
             fsck: true,
+            keep_in: None,
         }
     }
 }

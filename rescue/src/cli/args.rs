@@ -148,6 +148,9 @@ pub struct Repair {
     /// do not check the file systems before the first write
     #[argh(switch)]
     pub no_fsck: bool,
+    /// a folder of this machine where an etcd member is kept for which its disk has no room beside the new one; undo needs it
+    #[argh(option)]
+    pub keep_in: Option<PathBuf>,
     /// with --yes: also carry out what may lose writes that etcd acknowledged (the plan says which)
     #[argh(switch)]
     pub accept_loss: bool,
@@ -185,6 +188,9 @@ pub struct Undo {
     /// a node of a run of several whose disk is lost for good: the run is taken back without it; may be given several times
     #[argh(option)]
     pub declare_dead: Vec<String>,
+    /// the folder that the repair was given with --keep-in, where it is not at that path any more
+    #[argh(option)]
+    pub keep_in: Option<PathBuf>,
     /// do not ask
     #[argh(switch)]
     pub yes: bool,
@@ -394,6 +400,7 @@ impl Repair {
             ca: self.ca.clone(),
             ca_days: self.ca_days,
             fsck: !self.no_fsck,
+            keep_in: self.keep_in.clone(),
             ..with_now(self.now)
         }
     }

@@ -46,6 +46,7 @@ pub fn carry_out(
         answers.say("This was a dry run: nothing was changed.\n");
         return Ok(None);
     }
+    drop(session.keep_in()?);
     Session::refuse_unready_set(&nodes, &plan)?;
     refuse_silent_loss(&plan, answers)?;
     let losses = if plan.guarantee.loses_nothing() { "" } else { " Acknowledged writes may be lost." };

@@ -16,7 +16,7 @@ use crate::settings::Settings;
 pub fn run(command: &Undo) -> Result<Result<Outcome>, Stop> {
     let sources = args::sources(&command.src, &command.root)?;
     args::refuse_asking(command.json, &[(command.yes, "--yes")])?;
-    let settings = Settings { fsck: !command.no_fsck, ..args::with_now(command.now) };
+    let settings = Settings { fsck: !command.no_fsck, keep_in: command.keep_in.clone(), ..args::with_now(command.now) };
     read_only::protect(&sources);
     let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
     Ok(take_back(command, &session))

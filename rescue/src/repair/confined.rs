@@ -174,8 +174,34 @@ impl Confined {
         }
     }
 
+    /// Whether an open folder of this machine is on a file system of the guest, or below a folder that was given as the guest.
+    pub(super) fn holds(&self, folder: BorrowedFd<'_>) -> io::Result<bool> {
+        let device = rustix::fs::fstat(folder)?.st_dev;
+        let machine = rustix::fs::stat("/")?;
+        for mount in &self.mounts {
+            let root = rustix::fs::fstat(&mount.root)?;
+            let is_machine = (root.st_dev, root.st_ino) == (machine.st_dev, machine.st_ino);
+            // A plain folder shares its file system with this machine; one where something is mounted does not.
+            let is_mounted = mount.kind != "folder" || is_machine || is_mount_root(mount.root.as_fd())?;
+            if (is_mounted && root.st_dev == device) || (!is_machine && is_below(folder, &root)?) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Removes a folder of ours with everything in it, bottom up. Links are removed, never followed.
     pub fn remove_tree(&self, folder: &RealPath) -> Result<()> {
+        self.empty_tree(folder)?;
+        match self.place(folder) {
+            Ok(place) => place.remove_folder().map(|_| ()),
+            Err(error) if is_not_there(&error) => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("opening the parent of {folder}")),
+        }
+    }
+
+    /// Removes everything in a folder of ours; the folder itself stays.
+    pub fn empty_tree(&self, folder: &RealPath) -> Result<()> {
         for name in self.names(folder)? {
             let place = self.place(&folder.child(&name)).with_context(|| format!("opening {folder}"))?;
             match place.lstat().with_context(|| format!("looking at {place}"))? {
@@ -184,11 +210,30 @@ impl Confined {
                 None => {}
             }
         }
-        match self.place(folder) {
-            Ok(place) => place.remove_folder().map(|_| ()),
-            Err(error) if is_not_there(&error) => Ok(()),
-            Err(error) => Err(error).with_context(|| format!("opening the parent of {folder}")),
+        Ok(())
+    }
+}
+
+fn is_mount_root(folder: BorrowedFd<'_>) -> io::Result<bool> {
+    let above = rustix::fs::statat(folder, "..", AtFlags::empty())?;
+    let here = rustix::fs::fstat(folder)?;
+    Ok(above.st_dev != here.st_dev || above.st_ino == here.st_ino)
+}
+
+/// Whether `folder` is `top` or below it, across mounts.
+fn is_below(folder: BorrowedFd<'_>, top: &Stat) -> io::Result<bool> {
+    let mut at = folder.try_clone_to_owned()?;
+    loop {
+        let here = rustix::fs::fstat(&at)?;
+        if (here.st_dev, here.st_ino) == (top.st_dev, top.st_ino) {
+            return Ok(true);
         }
+        let above = rustix::fs::openat(&at, "..", FOLDER, Mode::empty())?;
+        let next = rustix::fs::fstat(&above)?;
+        if (here.st_dev, here.st_ino) == (next.st_dev, next.st_ino) {
+            return Ok(false);
+        }
+        at = above;
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) fn state(confined: &Confined, path: &RealPath) -> Result<State> {
 }
 
 /// Whether `wanted` is at `place`.
-fn holds(confined: &Confined, place: &Place, wanted: &State, look: Look) -> Result<bool> {
+pub(super) fn holds(confined: &Confined, place: &Place, wanted: &State, look: Look) -> Result<bool> {
     let State::Tree { inode, .. } = wanted else { return Ok(place.state()? == *wanted) };
     let stat = place.lstat().with_context(|| format!("looking at {place}"))?;
     let same = stat.is_some_and(|stat| is_folder(&stat) && stat.st_ino == *inode);

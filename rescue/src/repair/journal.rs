@@ -8,6 +8,7 @@
 //!     done.json                 all of it is done
 //!     undo.json                 an undo has begun
 //!     undone.json               an undo is complete
+//!     emptied-N.json            what step N replaced is being given up here, or is: it is kept elsewhere whole
 //! <mount point>/<store>/ID/     0700, one for each file system that the run changes
 //!     staged/N                  what step N puts in place, by rename
 //!     backup/N                  what step N replaced: a hard link to the original inode, or the original folder itself
@@ -39,6 +40,10 @@ use crate::guest::{GuestPath, RealPath};
 /// The format that this program writes.
 pub const FORMAT: &str = "rescue-run/1";
 
+/// The format of a record with a folder that is kept on the machine that rescue ran on: a version that does not know of it would take what is
+/// not there yet for what is done.
+pub const FORMAT_KEPT: &str = "rescue-run/2";
+
 /// Where runs live, inside the guest.
 pub const RUNS: &str = "/var/lib/rescue/runs";
 
@@ -51,7 +56,7 @@ pub const RECORD_LIMIT: u64 = 16 << 20;
 /// The commit record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Journal {
-    /// [`FORMAT`].
+    /// [`FORMAT`], or [`FORMAT_KEPT`].
     pub format: String,
     /// Name of the run and of its folder.
     pub id: String,
@@ -70,6 +75,13 @@ pub struct Journal {
     /// Set where other guests are changed in the same run; see [`super::set`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub set: Option<SetRecord>,
+}
+
+impl Journal {
+    /// Where the run keeps folders outside the guest.
+    pub fn elsewhere(&self) -> Vec<String> {
+        self.steps.iter().filter_map(|step| step.kept.as_ref()).map(KeptAt::shown).collect()
+    }
 }
 
 /// The guests that one run changes together, as each of them records it.
@@ -130,6 +142,29 @@ pub struct Step {
     pub after: State,
     /// Mount point of its file system, where its store is.
     pub mount_point: StoredPath,
+    /// Set where there was no room for both folders; see [`super::kept`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<KeptAt>,
+}
+
+/// Where the old folder, and at first the new one, is kept outside the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptAt {
+    /// The folder that was named with --keep-in, on the machine that rescue ran on.
+    pub keep_in: StoredPath,
+    /// Below it: the run's name, and what the node was called.
+    pub folder: StoredPath,
+    /// SHA-256 of the list of what was there, which has the hash of the whole in it.
+    pub old: String,
+    /// SHA-256 of the list of what takes its place.
+    pub new: String,
+}
+
+impl KeptAt {
+    /// The whole path as people read it.
+    pub fn shown(&self) -> String {
+        format!("{}/{}", self.keep_in, self.folder)
+    }
 }
 
 /// What is at a path.
@@ -341,7 +376,7 @@ pub fn parse_enlisted(bytes: &[u8]) -> Result<SetRecord> {
 pub fn parse_journal(bytes: &[u8]) -> Result<Journal> {
     let probe: serde_json::Value = serde_json::from_slice(bytes).context("the record is not JSON")?;
     match probe.get("format").and_then(serde_json::Value::as_str) {
-        Some(FORMAT) => {}
+        Some(FORMAT | FORMAT_KEPT) => {}
         Some(other) => bail!("the record has the format {other:?}, which this version does not know"),
         None => bail!("the record names no format"),
     }

@@ -11,6 +11,7 @@ pub mod folder;
 pub mod freeing;
 pub mod in_use;
 pub mod journal;
+pub mod kept;
 mod patch;
 pub mod plan;
 pub mod preen;

@@ -31,6 +31,8 @@ pub struct Pruned {
     pub kept: Vec<String>,
     /// Bytes that their going gave back.
     pub bytes: u64,
+    /// Folders on the machine that rescue ran on that nobody needs any more.
+    pub elsewhere: Vec<String>,
 }
 
 /// A run that is done or undone.
@@ -41,12 +43,14 @@ struct Finished {
     bytes: u64,
     /// Whole folders that it replaced and keeps.
     keeps: Vec<StoredPath>,
+    /// Where it keeps folders outside the guest.
+    elsewhere: Vec<String>,
 }
 
 /// Removes all finished runs but the newest `keep`.
 pub fn prune(guest: &WritableGuest, keep: usize) -> Result<Pruned> {
     let confined = guest.confined();
-    let store = Store::find(guest.guest(), confined)?;
+    let store = Store::of(guest)?;
     let runs = finished(confined, &store)?;
     let mut pruned = Pruned::default();
     let gone = runs.len().saturating_sub(keep);
@@ -64,6 +68,7 @@ pub fn prune(guest: &WritableGuest, keep: usize) -> Result<Pruned> {
         })?;
         pruned.removed.push(run.id.clone());
         pruned.bytes += run.bytes;
+        pruned.elsewhere.extend(run.elsewhere.iter().cloned());
     }
     confined.sync_all()?;
     Ok(pruned)
@@ -134,7 +139,14 @@ fn finished(confined: &Confined, store: &Store<'_>) -> Result<Vec<Finished>> {
             bytes += bytes_below(confined, &store.on(&mount_point, &id))?;
         }
         let keeps = kept_folders(confined, store, &journal)?;
-        runs.push(Finished { id, sequence: journal.sequence, can_be_undone: !undone, bytes, keeps });
+        runs.push(Finished {
+            id,
+            sequence: journal.sequence,
+            can_be_undone: !undone,
+            bytes,
+            keeps,
+            elsewhere: journal.elsewhere(),
+        });
     }
     runs.sort_by_key(|run| run.sequence);
     Ok(runs)

@@ -61,6 +61,9 @@ pub struct Kept {
     pub path: String,
     /// Bytes that it takes.
     pub bytes: u64,
+    /// Where on the machine that rescue ran on it is instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub elsewhere: Option<String>,
 }
 
 /// Files that are counted of a folder that is kept; an etcd member has some dozen.
@@ -119,7 +122,9 @@ fn kept(guest: &Guest, folder: &RealPath, journal: &Journal) -> Vec<Kept> {
         let stores = [folder.clone(), side];
         let backup = |store: &RealPath| store.child("backup".as_ref()).child(n.to_string().as_ref());
         let bytes = stores.iter().find_map(|store| bytes_below(guest, backup(store).as_path(), &mut 0))?;
-        Some(Kept { path: step.path.to_string(), bytes })
+        let later = journal.steps.iter().filter(|later| later.path == step.path);
+        let elsewhere = later.filter_map(|step| step.kept.as_ref()).map(|kept| escape(&kept.shown())).next();
+        Some(Kept { path: step.path.to_string(), bytes, elsewhere })
     });
     kept.collect()
 }

@@ -25,6 +25,7 @@ use super::exchange;
 use super::fault;
 use super::folder::Sources;
 use super::journal::{Enlisted, FORMAT, Journal, SetGuest, SetRecord, is_run_id};
+use super::kept;
 use super::stage::{self, Goal, Stage};
 use super::store::{JOURNAL, Reached, SET, Store};
 use super::transaction::{self, Applied, Drift, RunInfo, TransactionError, unreadable};
@@ -86,7 +87,7 @@ struct Place<'a> {
 impl<'a> Place<'a> {
     fn new(guest: &'a WritableGuest, name: &str) -> Result<Self> {
         let (name, confined) = (name.to_owned(), guest.confined());
-        Ok(Self { guest: guest.guest(), confined, store: Store::find(guest.guest(), confined)?, name })
+        Ok(Self { guest: guest.guest(), confined, store: Store::of(guest)?, name })
     }
 }
 
@@ -95,6 +96,8 @@ struct Planned<'a> {
     place: Place<'a>,
     goals: Vec<Goal>,
     barrier: usize,
+    /// Bytes that are kept outside the guest.
+    elsewhere: u64,
 }
 
 /// Changes several guests as one. Earlier sets of the same guests that were cut off are finished first. `sources` are further guests that
@@ -113,6 +116,9 @@ pub fn apply(parts: Vec<Part<'_>>, sources: &[&Guest], info: &RunInfo, ui: &dyn 
         let plan = plan_part(guest, &name, changes, several, info);
         planned.push(plan.with_context(|| format!("nothing was changed on any disk, because of {of}"))?);
     }
+    if let Some(first) = planned.first() {
+        kept::refuse_without_room(&first.place.store, planned.iter().map(|part| part.elsewhere).sum())?;
+    }
     fault::point("phase: checked");
     let journals = match commit(&planned, sources, info, ui) {
         Ok(journals) => journals,
@@ -125,6 +131,7 @@ pub fn apply(parts: Vec<Part<'_>>, sources: &[&Guest], info: &RunInfo, ui: &dyn 
         run: Some(info.id.clone()),
         changes: journal.steps.len(),
         pruned: prune::keep_bounded(place.confined, &place.store),
+        elsewhere: journal.elsewhere(),
         ..Applied::default()
     };
     Ok(all.iter().map(applied).collect())
@@ -144,8 +151,8 @@ fn plan_part<'a>(
     let barrier = changes.iter().filter(|change| several && matches!(change, Change::Fence { .. })).count();
     let mut goals = stage::goals(changes, &info.id)?;
     stage::preflight(place.confined, &mut goals)?;
-    stage::refuse_without_space(place.confined, &place.store, &goals, &info.id)?;
-    Ok(Planned { place, goals, barrier })
+    let elsewhere = kept::make_room(place.confined, &place.store, &mut goals, &info.id)?;
+    Ok(Planned { place, goals, barrier, elsewhere })
 }
 
 /// The fences, those before a folder that is replaced among them, then all else.
@@ -208,7 +215,8 @@ fn enlist(store: &Store<'_>, info: &RunInfo, set: Option<SetRecord>) -> Result<(
 /// Nobody has gone on to the fences: takes everything back. No commit record may outlive what says that the others were enlisted.
 fn take_back(planned: &[Planned<'_>], info: &RunInfo, cause: anyhow::Error) -> anyhow::Error {
     let places: Vec<&Place<'_>> = planned.iter().map(|part| &part.place).collect();
-    let Err(left) = discard(&places, &info.id) else {
+    let kept = || places.iter().try_for_each(|place| kept::take_back(&place.store, &info.id));
+    let Err(left) = discard(&places, &info.id).and_then(|()| kept()) else {
         if cause.is::<Refusal>() {
             return cause.context("nothing was changed on any disk");
         }
@@ -422,6 +430,10 @@ fn recover_one(set: &Gathered<'_>, any_unrecorded: bool, recovered: &mut Recover
     if all_committed || set.has_begun()? {
         let journals = set.journals()?;
         let all: Vec<(&Place<'_>, &Journal)> = journals.iter().map(|(place, journal)| (*place, journal)).collect();
+        for (place, journal) in &all {
+            kept::refuse_missing_forward(place.confined, &place.store, journal)
+                .with_context(|| format!("nothing more is done on any disk, because of {}", place.name))?;
+        }
         go_forward(&all, Drift::Fails, ui)?;
         recovered.completed.push(id);
     } else {
@@ -496,7 +508,9 @@ fn put_all_back(set: &Gathered<'_>, ui: &dyn Ui) -> Result<Vec<(String, Undone)>
         drifted
             .map_err(|why| if is_under_way { has_run_since(&set.id, &place.name, why) } else { why })
             .with_context(of)?;
-        left.push((place, journal, Undone { run: set.id.clone(), ..Undone::default() }));
+        kept::refuse_missing_back(place.confined, &place.store, &journal).with_context(of)?;
+        let elsewhere = journal.elsewhere();
+        left.push((place, journal, Undone { run: set.id.clone(), elsewhere, ..Undone::default() }));
     }
     fault::point("undo: checked");
     let total = left.iter().map(|(_, journal, _)| journal.steps.len()).sum();

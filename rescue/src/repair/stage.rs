@@ -85,6 +85,8 @@ pub(super) struct Goal {
     pub path: RealPath,
     pub before: State,
     pub outcome: Outcome,
+    /// Whether it is made outside the guest first, because it does not fit beside the old one.
+    pub elsewhere: bool,
 }
 
 /// Several changes to one name become one, at the place of the first: every step of the record then stands alone.
@@ -113,7 +115,7 @@ pub(super) fn goals(changes: Vec<Change>, run: &str) -> Result<Vec<Goal>> {
         };
         let Some(goal) = known.get(&path).and_then(|at| goals.get_mut(*at)) else {
             known.insert(path.clone(), goals.len());
-            goals.push(Goal { path, before: expect.unwrap_or(State::Absent), outcome });
+            goals.push(Goal { path, before: expect.unwrap_or(State::Absent), outcome, elsewhere: false });
             continue;
         };
         if let (Outcome::Built { .. }, Outcome::Fence { content }) = (&outcome, &goal.outcome)
@@ -121,7 +123,7 @@ pub(super) fn goals(changes: Vec<Change>, run: &str) -> Result<Vec<Goal>> {
         {
             let before = State::File { sha256: content.sha256() };
             known.insert(path.clone(), goals.len());
-            goals.push(Goal { path, before, outcome });
+            goals.push(Goal { path, before, outcome, elsewhere: false });
             continue;
         }
         match (expect, &goal.outcome) {
@@ -312,50 +314,75 @@ fn refuse_mounted_inside(confined: &Confined, folder: &RealPath) -> Result<()> {
     .into())
 }
 
-/// What the staged files and records need on each file system, against what is free there.
-pub(super) fn refuse_without_space(confined: &Confined, store: &Store<'_>, goals: &[Goal], id: &str) -> Result<()> {
+/// What the staged files and records need on each file system: bytes and inodes.
+fn needs(confined: &Confined, store: &Store<'_>, goals: &[Goal], id: &str) -> Result<BTreeMap<RealPath, (u64, u64)>> {
     let mut needs: BTreeMap<RealPath, (u64, u64)> = BTreeMap::new();
     needs.insert(confined.mount_point_of(&store.run(id))?, (SLACK_BYTES, SLACK_INODES));
     for goal in goals {
         let need = needs.entry(confined.mount_point_of(&goal.path)?).or_insert((SLACK_BYTES, SLACK_INODES));
-        if let Outcome::File { content, .. } = &goal.outcome {
-            need.0 += (content.expose().len() as u64).next_multiple_of(PER_FILE);
-        }
-        if let Outcome::Patched { size, .. } = &goal.outcome {
-            need.0 = need.0.saturating_add(size.next_multiple_of(PER_FILE));
-        }
-        if let Outcome::Built { build } = &goal.outcome {
-            need.0 = need.0.saturating_add(build.build_folder().bytes());
-            need.1 += INODES_OF_A_FOLDER;
+        match &goal.outcome {
+            Outcome::File { content, .. } => need.0 += (content.expose().len() as u64).next_multiple_of(PER_FILE),
+            Outcome::Patched { size, .. } => need.0 = need.0.saturating_add(size.next_multiple_of(PER_FILE)),
+            Outcome::Built { build } if !goal.elsewhere => {
+                need.0 = need.0.saturating_add(build.build_folder().bytes());
+                need.1 += INODES_OF_A_FOLDER;
+            }
+            _ => {}
         }
         // The name of the step in the record is longer than its path only by hashes.
         need.0 += PER_FILE + goal.path.as_path().as_os_str().len() as u64 + 512;
         need.1 += 1;
     }
-    for (mount_point, (bytes, inodes)) in needs {
+    Ok(needs)
+}
+
+/// The first file system that has too little room, by its mount point.
+pub(super) fn short_of_space(
+    confined: &Confined,
+    store: &Store<'_>,
+    goals: &[Goal],
+    id: &str,
+) -> Result<Option<RealPath>> {
+    for (mount_point, (bytes, inodes)) in needs(confined, store, goals, id)? {
         let Usage { bytes_available, inodes_total, inodes_free, .. } = confined.usage(&mount_point)?;
-        let inodes_short = inodes_total != 0 && inodes_free < inodes;
-        if (bytes_available < bytes || inodes_short) && !fault::skips_space_check() {
-            let whole = goals.iter().any(|goal| goal.outcome.is_exchange());
-            let (has, needs) = match inodes_short {
-                true => (format!("{inodes_free} inodes"), format!("{inodes} inodes")),
-                false if whole => (units::bytes(bytes_available), units::bytes(bytes)),
-                false => (format!("{} KiB", bytes_available >> 10), format!("{} KiB", bytes.div_ceil(1024))),
-            };
-            let (why, next) = if whole {
-                ("the old folder is kept whole until it is known that the new one is good", OR_ELSEWHERE)
-            } else {
-                ("nothing more may be freed", "")
-            };
-            return Err(Refusal::new(
-                format!("the guest's file system for {mount_point} has {has} free"),
-                format!("the changes and their undo need {needs}, and {why}"),
-                format!("free some space on it by hand or give it a larger disk, then run this again{next}"),
-            )
-            .into());
+        if bytes_available < bytes || (inodes_total != 0 && inodes_free < inodes) {
+            return Ok(Some(mount_point));
         }
     }
-    Ok(())
+    Ok(None)
+}
+
+/// What the staged files and records need on each file system, against what is free there.
+pub(super) fn refuse_without_space(confined: &Confined, store: &Store<'_>, goals: &[Goal], id: &str) -> Result<()> {
+    if fault::skips_space_check() {
+        return Ok(());
+    }
+    let Some(mount_point) = short_of_space(confined, store, goals, id)? else { return Ok(()) };
+    let (bytes, inodes) = needs(confined, store, goals, id)?.get(&mount_point).copied().unwrap_or_default();
+    let Usage { bytes_available, inodes_total, inodes_free, .. } = confined.usage(&mount_point)?;
+    let whole = goals.iter().any(|goal| goal.outcome.is_exchange() && !goal.elsewhere);
+    let (has, needs) = match inodes_total != 0 && inodes_free < inodes {
+        true => (format!("{inodes_free} inodes"), format!("{inodes} inodes")),
+        false if whole => (units::bytes(bytes_available), units::bytes(bytes)),
+        false => (format!("{} KiB", bytes_available >> 10), format!("{} KiB", bytes.div_ceil(1024))),
+    };
+    let free = "free some space on it by hand or give it a larger disk, then run this again";
+    let (why, next) = match whole && store.keep_in.is_none() {
+        true => (
+            "the old folder is kept whole until it is known that the new one is good",
+            format!(
+                "add --keep-in DIR, a folder of this machine with {} free, where both are kept meanwhile; or {free}{OR_ELSEWHERE}",
+                units::bytes(super::kept::needed(confined, goals)?)
+            ),
+        ),
+        false => ("nothing more may be freed", free.to_owned()),
+    };
+    Err(Refusal::new(
+        format!("the guest's file system for {mount_point} has {has} free"),
+        format!("the changes and their undo need {needs}, and {why}"),
+        next,
+    )
+    .into())
 }
 
 /// Where things are staged, and what they are made from.
@@ -394,6 +421,7 @@ pub(super) fn stage(on: &Stage<'_>, goals: &[Goal], id: &str) -> Result<Vec<Step
             before: goal.before.clone(),
             after: goal.outcome.state(),
             mount_point: StoredPath::from(&confined.mount_point_of(&goal.path)?),
+            kept: None,
         };
         let staged = open(confined, &store.staged(&step, id, n)?)?;
         let original = match confined.place(&goal.path) {
@@ -411,6 +439,11 @@ pub(super) fn stage(on: &Stage<'_>, goals: &[Goal], id: &str) -> Result<Vec<Step
             original.hard_link_to(&open(confined, &store.backup(&step, id, n)?)?)?;
         }
         match &goal.outcome {
+            Outcome::Built { .. } if goal.elsewhere => {
+                staged.make_folder()?;
+                let (after, at) = super::kept::stage(on, goals, n, id, &staged)?;
+                (step.after, step.kept) = (after, Some(at));
+            }
             Outcome::Built { build } => step.after = stage_folder(on, goal, build, &staged)?,
             _ => stage_one(confined, goal, original.as_ref(), &staged)?,
         }

@@ -1,5 +1,7 @@
 //! Where runs, staged files and backups lie on the guest; see [`super::journal`] for the picture.
 
+use std::rc::Rc;
+
 use anyhow::{Context, Result};
 use serde::Serialize;
 
@@ -7,6 +9,8 @@ use super::confined::{Confined, Place, is_folder, sync_file};
 use super::journal::{
     Finished, Journal, RECORD_LIMIT, RUNS, SIDE_STORE, SetRecord, Step, parse_enlisted, parse_journal,
 };
+use super::kept::KeepIn;
+use super::write_mount::WritableGuest;
 use crate::guest::{Guest, GuestPath, RealPath, TreeError, TreeResult};
 use crate::refusal::Refusal;
 
@@ -53,9 +57,16 @@ pub(super) struct Store<'a> {
     /// `/var/lib/rescue/runs`, its links resolved.
     runs: RealPath,
     runs_mount: RealPath,
+    /// Where to keep, or to look for, what does not fit on the guest.
+    pub keep_in: Option<Rc<KeepIn>>,
 }
 
 impl<'a> Store<'a> {
+    /// Those of a guest that is open for writing.
+    pub fn of(guest: &'a WritableGuest) -> Result<Self> {
+        Ok(Self { keep_in: guest.keep_in(), ..Self::find(guest.guest(), guest.confined())? })
+    }
+
     /// Finds them, creates nothing. Our own folders must not be links: nobody but us makes them.
     pub fn find(guest: &Guest, confined: &'a Confined) -> Result<Self> {
         let runs = runs_folder(guest).map_err(no_var_lib)?;
@@ -70,7 +81,7 @@ impl<'a> Store<'a> {
             }
         }
         let runs_mount = confined.mount_point_of(&runs)?;
-        Ok(Self { confined, runs, runs_mount })
+        Ok(Self { confined, runs, runs_mount, keep_in: None })
     }
 
     /// Creates the folders of runs, and those above that are missing, synchronised.

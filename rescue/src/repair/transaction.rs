@@ -17,7 +17,8 @@ use super::exchange::{self, Look};
 use super::fault;
 use super::folder::Sources;
 use super::freeing::{self, Freeings};
-use super::journal::{FORMAT, Finished, Freed, Journal, State, Step, is_run_id};
+use super::journal::{FORMAT, FORMAT_KEPT, Finished, Freed, Journal, State, Step, is_run_id};
+use super::kept;
 use super::prune;
 use super::set;
 use super::stage::{self, Goal};
@@ -83,6 +84,8 @@ pub struct Applied {
     pub changes: usize,
     /// Old runs that gave way so that runs take a bounded space, one sentence each.
     pub pruned: Vec<String>,
+    /// Folders on the machine that rescue runs on where what did not fit beside the new folder is kept.
+    pub elsewhere: Vec<String>,
 }
 
 /// What earlier, interrupted runs came to.
@@ -145,7 +148,7 @@ impl std::error::Error for TransactionError {}
 pub fn apply(guest: &WritableGuest, prepared: Prepared, info: &RunInfo, ui: &dyn Ui) -> Result<Applied> {
     recover(guest, ui)?;
     let confined = guest.confined();
-    let store = Store::find(guest.guest(), confined)?;
+    let store = Store::of(guest)?;
     anyhow::ensure!(is_run_id(&info.id), "{:?} cannot name a run", info.id);
     anyhow::ensure!(!store.ids()?.contains(&info.id), "there is a run named {} already", info.id);
 
@@ -180,6 +183,7 @@ pub fn apply(guest: &WritableGuest, prepared: Prepared, info: &RunInfo, ui: &dyn
             left_alone: freed.left_alone,
             changes: applied,
             pruned: prune::keep_bounded(confined, &store),
+            elsewhere: journal.elsewhere(),
         }),
         Err(cause) => Err(part_way(&journal, applied, cause).into()),
     }
@@ -196,7 +200,8 @@ fn prepare(
     ui: &dyn Ui,
 ) -> Result<Journal> {
     stage::preflight(confined, goals)?;
-    stage::refuse_without_space(confined, store, goals, &info.id)?;
+    let elsewhere = kept::make_room(confined, store, goals, &info.id)?;
+    kept::refuse_without_room(store, elsewhere)?;
     let sources = Sources::new([guest]);
     let steps = stage::stage(&stage::Stage { guest, sources: &sources, confined, store, ui }, goals, &info.id)?;
     fault::point("phase: staged");
@@ -208,7 +213,7 @@ fn prepare(
 /// What is to be committed.
 pub(super) fn record(store: &Store<'_>, info: &RunInfo, steps: Vec<Step>) -> Result<Journal> {
     Ok(Journal {
-        format: FORMAT.to_owned(),
+        format: if steps.iter().any(|step| step.kept.is_some()) { FORMAT_KEPT } else { FORMAT }.to_owned(),
         id: info.id.clone(),
         sequence: 1 + store.committed()?.last().map_or(0, |journal| journal.sequence),
         version: info.version.clone(),
@@ -228,7 +233,7 @@ fn not_committed(
     freed: Freeings,
     cause: anyhow::Error,
 ) -> anyhow::Error {
-    let left = store.take_back(&info.id).err();
+    let left = store.take_back(&info.id).and_then(|()| kept::take_back(store, &info.id)).err();
     // Only when the disk fails again and again: then what the next run will see is not known.
     let committed = left.is_some() && store.has_record(&info.id, JOURNAL).unwrap_or(true);
     let cause = match left {
@@ -316,7 +321,8 @@ pub(super) fn make_steps(
         // On the way from the plan nobody else was here; after an interruption the guest may have been used.
         let look = if drift == Drift::Now { Look::Inode } else { Look::Whole };
         let made = match step.is_exchange() {
-            true => exchange::make(confined, store, &journal.id, n, step, look),
+            true => kept::ready(confined, store, journal, n, step)
+                .and_then(|()| exchange::make(confined, store, &journal.id, n, step, look)),
             false => make_step(confined, store, &journal.id, n, step),
         };
         match made.with_context(|| format!("while changing {}", step.path))? {
@@ -338,6 +344,7 @@ pub(super) fn finish(confined: &Confined, store: &Store<'_>, journal: &Journal, 
     store.write_record(&journal.id, DONE, &finished_now(left_alone))?;
     fault::point("phase: done");
     store.remove_staged(&journal.id)?;
+    kept::give_up_new(store, journal);
     confined.sync_all()
 }
 
@@ -417,7 +424,7 @@ pub(super) fn same_inode(a: &Place, b: &Place) -> Result<bool> {
 /// when there is nothing to recover.
 pub fn recover(guest: &WritableGuest, ui: &dyn Ui) -> Result<Recovered> {
     let confined = guest.confined();
-    let store = Store::find(guest.guest(), confined)?;
+    let store = Store::of(guest)?;
     let mut recovered = Recovered::default();
     for id in store.ids()? {
         refuse_part_of_set(&store, &id)?;
@@ -433,6 +440,7 @@ pub fn recover(guest: &WritableGuest, ui: &dyn Ui) -> Result<Recovered> {
         if store.has_record(&id, UNDONE)? {
             undo::tidy(&store, &id)?;
         } else if store.has_record(&id, UNDO)? {
+            kept::refuse_missing_back(confined, &store, &journal)?;
             let undone = undo::put_back(confined, &store, &journal, Drift::IsLeftAlone, ui);
             let undone = undone.with_context(|| format!("continuing the undo of run {id}"))?;
             recovered.left_alone.extend(undone.kept);
@@ -440,6 +448,7 @@ pub fn recover(guest: &WritableGuest, ui: &dyn Ui) -> Result<Recovered> {
         } else if store.has_record(&id, DONE)? {
             store.remove_staged(&id)?;
         } else {
+            kept::refuse_missing_forward(confined, &store, &journal)?;
             let mut applied = 0;
             let left = roll_forward(confined, &store, &journal, Drift::IsLeftAlone, &mut applied, ui)
                 .map_err(|cause| part_way(&journal, applied, cause))?;

@@ -10,6 +10,7 @@ use super::confined::{Confined, Place};
 use super::exchange::{self, Back};
 use super::fault;
 use super::journal::{Journal, State, Step};
+use super::kept;
 use super::set;
 use super::store::{DONE, Store, UNDO, UNDONE};
 use super::transaction::{Drift, finished_now, open_if_there, same_inode, unreadable};
@@ -31,6 +32,8 @@ pub struct Undone {
     pub kept: Vec<String>,
     /// What was freed and has no undo.
     pub not_undoable: Vec<String>,
+    /// Folders on the machine that rescue ran on that nobody needs any more.
+    pub elsewhere: Vec<String>,
 }
 
 /// Undoes a run: the newest that is not undone, or the one named. A half-way run is undone as it is. An interrupted undo of the same
@@ -40,7 +43,7 @@ pub struct Undone {
 /// [`Refusal`] (by downcast) when nothing was changed: no such run, a later run changed the same files, files changed since.
 pub fn undo(guest: &WritableGuest, run: Option<&str>, ui: &dyn Ui) -> Result<Undone> {
     let confined = guest.confined();
-    let store = Store::find(guest.guest(), confined)?;
+    let store = Store::of(guest)?;
     let open_runs = runs_to_undo(&store)?;
     let journal = choose(&store, &open_runs, run)?;
     if let Some(set) = &journal.set {
@@ -48,6 +51,7 @@ pub fn undo(guest: &WritableGuest, run: Option<&str>, ui: &dyn Ui) -> Result<Und
     }
     refuse_out_of_order(&open_runs, journal)?;
     refuse_drifted(confined, &store, journal)?;
+    kept::refuse_missing_back(confined, &store, journal)?;
     fault::point("undo: checked");
     begin(&store, journal)?;
     fault::point("undo: begun");
@@ -60,7 +64,8 @@ pub(super) fn begin(store: &Store<'_>, journal: &Journal) -> Result<()> {
         // On a full disk a finished run can be undone without saying so first: an interruption leaves it finished in name, and
         // undoing it again continues. A half-way run could be rolled forward instead, so there the record must be.
         let full = matches!(error.downcast_ref(), Some(&(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT)));
-        if !(full && store.has_record(&journal.id, DONE)?) {
+        let kept = journal.steps.iter().any(|step| step.kept.is_some());
+        if kept || !(full && store.has_record(&journal.id, DONE)?) {
             return Err(not_begun(store, journal, error));
         }
     }
@@ -297,8 +302,11 @@ fn put_all_back(
     ui: &dyn Ui,
     done: &mut usize,
 ) -> Result<Undone> {
-    let mut undone = Undone { run: journal.id.clone(), ..Undone::default() };
+    let mut undone = Undone { run: journal.id.clone(), elsewhere: journal.elsewhere(), ..Undone::default() };
     let kept = put_steps_back(confined, store, journal, 0..journal.steps.len(), drift, ui, (&mut undone, done))?;
+    if !kept.is_empty() {
+        undone.elsewhere.clear();
+    }
     finish(confined, store, journal, kept)?;
     Ok(undone)
 }
@@ -325,6 +333,9 @@ pub(super) fn put_steps_back(
         let need = need(confined, store, journal, n, step, &left_alone, false).with_context(doing)?;
         if matches!(need, Need::Trouble(_)) && step.is_exchange() {
             kept.push(n);
+        }
+        if let Need::Exchange(old) = &need {
+            kept::bring_back(confined, store, journal, n, step, old).with_context(doing)?;
         }
         put_one_back(confined, store, id, (n, step), need, drift, undone).with_context(doing)?;
         *done += 1;

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::confined::Confined;
 use super::in_use;
+use super::kept::KeepIn;
 use super::write_device::{self, Claims, Devices, WriteDevice, claim_disks};
 use crate::disk::{ReadAt, btrfs};
 use crate::guest::{Backing, FileSystem, Guest, RealPath, Tree};
@@ -43,9 +44,21 @@ pub struct WritableGuest {
     mounts: Vec<Mount>,
     devices: Vec<Rc<WriteDevice>>,
     claims: Claims,
+    keep_in: Option<Rc<KeepIn>>,
 }
 
 impl WritableGuest {
+    /// With a folder of this machine for what does not fit on the guest.
+    #[must_use]
+    pub fn keeping_in(self, keep_in: Option<Rc<KeepIn>>) -> Self {
+        Self { keep_in, ..self }
+    }
+
+    /// Where to keep what does not fit on the guest.
+    pub(super) fn keep_in(&self) -> Option<Rc<KeepIn>> {
+        self.keep_in.clone()
+    }
+
     /// Opens the file systems of a guest for writing, after checking that nobody else uses them. Every "no" is a [`Refusal`] (by
     /// downcast).
     ///
@@ -120,7 +133,7 @@ impl WritableGuest {
         let tree: Rc<dyn Tree> = Rc::<Confined>::clone(&confined);
         let guest = Guest::new(source, tree, file_systems.to_vec());
         let mounts = mounts.into_iter().map(|(_, mount)| mount).collect();
-        Ok(Self { guest, confined, mounts, devices, claims })
+        Ok(Self { guest, confined, mounts, devices, claims, keep_in: None })
     }
 
     /// The guest's files as they are now, through the same mounts. Clones of it and of its tree must be dropped before
@@ -136,7 +149,8 @@ impl WritableGuest {
 
     /// Synchronises, unmounts, and forgets what is cached of the disks, so that they can be read again.
     pub fn close(self) -> Result<()> {
-        let Self { guest, confined, mounts, devices, claims } = self;
+        let Self { guest, confined, mounts, devices, claims, keep_in } = self;
+        drop(keep_in);
         confined.sync_all()?;
         let is_btrfs = guest.file_systems.iter().any(|file_system| file_system.kind == "btrfs");
         drop(guest);

@@ -1,5 +1,6 @@
 //! Extended attributes: SELinux labels, ACLs, whatever else a file carries.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 
 use anyhow::{Context, Result};
@@ -39,6 +40,42 @@ pub fn copy(from: &Place, to: &Place) -> Result<()> {
             .with_context(|| format!("copying the attribute {name:?} of {from}"))?;
     }
     Ok(())
+}
+
+/// All attributes of a name by theirs, but for what is bound to an inode.
+pub(super) fn read(place: &Place) -> Result<BTreeMap<String, Vec<u8>>> {
+    let mut all = BTreeMap::new();
+    for name in names(place)? {
+        let mut value = Vec::with_capacity(LARGEST);
+        match rustix::fs::lgetxattr(place.proc_path(), name.as_c_str(), rustix::buffer::spare_capacity(&mut value)) {
+            Ok(_) => {}
+            Err(Errno::NODATA) => continue,
+            Err(error) => return Err(error).with_context(|| format!("reading the attribute {name:?} of {place}")),
+        }
+        if name.as_bytes() != b"security.evm" {
+            let name = name.into_string().with_context(|| format!("an attribute of {place} has a strange name"))?;
+            all.insert(name, value);
+        }
+    }
+    Ok(all)
+}
+
+/// Gives a name attributes that were [`read`].
+pub(super) fn write(place: &Place, all: &BTreeMap<String, Vec<u8>>) -> Result<()> {
+    for (name, value) in all {
+        fault::call("setxattr", || rustix::fs::lsetxattr(place.proc_path(), name, value, XattrFlags::empty()))
+            .with_context(|| format!("giving {place} its attribute {name}"))?;
+    }
+    Ok(())
+}
+
+/// Of these attributes those that fit a file that is new in name, or else in its bytes.
+pub(super) fn that_fit(all: &BTreeMap<String, Vec<u8>>, same_name: bool) -> BTreeMap<String, Vec<u8>> {
+    let fits = |name: &str| match same_name {
+        true => !OF_THE_BYTES.contains(&name.as_bytes()),
+        false => name == SELINUX,
+    };
+    all.iter().filter(|(name, _)| fits(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 /// Copies SELinux's label alone.

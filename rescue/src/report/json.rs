@@ -90,6 +90,7 @@ pub fn receipt(receipt: &Receipt) -> Value {
         "freed": receipt.applied.freed,
         "left_alone": receipt.applied.left_alone,
         "pruned": receipt.applied.pruned,
+        "elsewhere": receipt.applied.elsewhere,
         "file_systems_before": file_systems(&receipt.before),
         "file_systems_after": file_systems(&receipt.after.guest.file_systems),
         "findings_before": receipt.findings_before,
@@ -167,13 +168,15 @@ pub(super) fn undone_fields(undone: &Undone) -> Value {
         "removed": undone.removed,
         "kept": undone.kept,
         "not_undoable": undone.not_undoable,
+        "elsewhere": undone.elsewhere,
     })
 }
 
 /// `rescue runs --prune --json`.
 pub fn pruned(pruned: &Pruned) -> Value {
-    let Pruned { removed, kept, bytes } = pruned;
-    json!({"schema": SCHEMA, "nodes": [], "pruned": {"removed": removed, "kept": kept, "bytes": bytes}})
+    let Pruned { removed, kept, bytes, elsewhere } = pruned;
+    let pruned = json!({"removed": removed, "kept": kept, "bytes": bytes, "elsewhere": elsewhere});
+    json!({"schema": SCHEMA, "nodes": [], "pruned": pruned})
 }
 
 /// `rescue runs --json`.

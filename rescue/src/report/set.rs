@@ -49,6 +49,9 @@ pub fn receipt(receipt: &SetReceipt, sources: &str, style: &Style) -> String {
     for line in applied.iter().flat_map(|applied| applied.left_alone.iter().chain(&applied.pruned)) {
         let _ = writeln!(out, "  {line}");
     }
+    for folder in applied.iter().flat_map(|applied| &applied.elsewhere) {
+        let _ = writeln!(out, "{}", super::text::kept_elsewhere(folder));
+    }
     for line in &plan.afterwards {
         let _ = writeln!(out, "  Afterwards: {line}");
     }
@@ -81,6 +84,7 @@ pub fn receipt_json(receipt: &SetReceipt) -> Value {
     let mut object = plan_json(&receipt.plan);
     object["run"] = json!(receipt.run);
     object["changes"] = json!(receipt.applied.iter().map(|applied| applied.changes).sum::<usize>());
+    object["elsewhere"] = json!(receipt.applied.iter().flat_map(|applied| &applied.elsewhere).collect::<Vec<_>>());
     object["seconds"] = json!(receipt.took.as_secs_f64());
     object
 }

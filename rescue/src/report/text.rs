@@ -392,6 +392,26 @@ fn applied(out: &mut String, applied: &Applied) {
     for line in &applied.pruned {
         let _ = writeln!(out, "  {line}");
     }
+    for folder in &applied.elsewhere {
+        let _ = writeln!(out, "{}", kept_elsewhere(folder));
+    }
+}
+
+/// What did not fit, and is needed for undo.
+pub(super) fn kept_elsewhere(folder: &str) -> String {
+    format!(
+        "  The old folder is kept in {folder} on this machine: undo needs it. It holds every Secret of the cluster; delete it once the node runs"
+    )
+}
+
+/// What nobody needs any more.
+fn may_go(out: &mut String, folders: &[String]) {
+    for folder in folders {
+        let _ = writeln!(
+            out,
+            "  {folder} on the machine that rescue ran on is not needed any more: delete it, it holds Secrets"
+        );
+    }
 }
 
 /// What became of repairs that had been cut off.
@@ -432,6 +452,7 @@ pub fn undone(undone: &Undone) -> String {
                 writeln!(out, "            and {} more (--json names all)", undone.not_undoable.len() - FREED_SHOWN);
         }
     }
+    may_go(&mut out, &undone.elsewhere);
     out
 }
 
@@ -448,6 +469,7 @@ pub fn pruned(pruned: &Pruned) -> String {
     for run in &pruned.removed {
         let _ = writeln!(out, "  {run}");
     }
+    may_go(&mut out, &pruned.elsewhere);
     out
 }
 
@@ -467,7 +489,12 @@ pub fn runs(nodes: &[NodeReport]) -> String {
                 let _ = writeln!(out, "    {line}");
             }
             for kept in &run.keeps {
-                let _ = writeln!(out, "    keeps the old {} ({})", kept.path, bytes(kept.bytes));
+                let _ = match &kept.elsewhere {
+                    Some(folder) => {
+                        writeln!(out, "    keeps the old {} in {folder} on the machine that rescue ran on", kept.path)
+                    }
+                    None => writeln!(out, "    keeps the old {} ({})", kept.path, bytes(kept.bytes)),
+                };
             }
         }
     }

@@ -93,8 +93,7 @@ impl Session<'_> {
             guest.with_context(|| format!("{} is not among the nodes that were given", part.name))
         });
         let in_order: Vec<&Guest> = in_order.collect::<Result<_>>()?;
-        let writable: Vec<WritableGuest> =
-            in_order.into_iter().map(|guest| self.open_for_writing(guest)).collect::<Result<_>>()?;
+        let writable = self.open_all(in_order)?;
         let info = RunInfo::new(self.settings.now, summaries(summary, parts));
         let changes = parts.iter().zip(&writable).map(|(part, guest)| Part {
             guest,
@@ -137,8 +136,10 @@ impl Session<'_> {
         Ok(undone)
     }
 
-    fn open_all(&self, closed: &[Guest]) -> Result<Vec<WritableGuest>> {
-        closed.iter().map(|guest| self.open_for_writing(guest)).collect()
+    fn open_all<'g>(&self, closed: impl IntoIterator<Item = &'g Guest>) -> Result<Vec<WritableGuest>> {
+        let keep_in = self.keep_in()?;
+        let open = |guest: &Guest| Ok(self.open_for_writing(guest)?.keeping_in(keep_in.clone()));
+        closed.into_iter().map(open).collect()
     }
 }
 

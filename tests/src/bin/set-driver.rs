@@ -5,6 +5,8 @@
 //! - `undo`: takes the newest run back on all of them
 //! - `look`: prints what each guest's member is (`old`, `new`, `fence`, `missing`), then every file of it, a line each
 //!
+//! With `KEEP_IN` set, what does not fit is kept in that folder; a new member says that it takes `MEMBER_BYTES`.
+//!
 //! Exit codes and environment as of `transaction-driver`.
 
 use std::fs;
@@ -17,6 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rescue::disk::loop_device::{LoopDevice, LoopOptions};
 use rescue::guest::{Backing, FileKind, FileSystem, Guest, GuestPath, Usage};
 use rescue::mount::mount_writable;
+use rescue::repair::kept::KeepIn;
 use rescue::repair::set::{self, Part};
 use rescue::repair::{BuildFolder, Change, FolderSink, OpenOptions, RunInfo, RunState, Sources, WritableGuest, runs};
 use rescue::settings::Settings;
@@ -40,8 +43,11 @@ fn run() -> Result<()> {
         return look(kind, &disks);
     }
     let options = OpenOptions { between_looks: Duration::from_millis(2) };
-    let open =
-        |(name, path): &(&str, PathBuf)| WritableGuest::open_with(name, &[file_system(name, kind, path)?], &options);
+    let keep_in = std::env::var_os("KEEP_IN").map(|path| KeepIn::open(Path::new(&path)).map(Rc::new)).transpose()?;
+    let open = |(name, path): &(&str, PathBuf)| -> Result<WritableGuest> {
+        let guest = WritableGuest::open_with(name, &[file_system(name, kind, path)?], &options)?;
+        Ok(guest.keeping_in(keep_in.clone()))
+    };
     let guests: Vec<WritableGuest> = disks.iter().map(open).collect::<Result<_>>()?;
     let all: Vec<&WritableGuest> = guests.iter().collect();
     match verb.as_str() {
@@ -98,7 +104,7 @@ impl BuildFolder for FromTheFirst {
     }
 
     fn bytes(&self) -> u64 {
-        64 << 10
+        std::env::var("MEMBER_BYTES").ok().and_then(|bytes| bytes.parse().ok()).unwrap_or(64 << 10)
     }
 
     fn verify(&self, guest: &Guest, folder: &GuestPath) -> Result<()> {

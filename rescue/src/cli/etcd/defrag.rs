@@ -51,6 +51,9 @@ pub struct DefragCommand {
     /// show the plan and stop
     #[argh(switch)]
     pub dry_run: bool,
+    /// a folder of this machine where an etcd member is kept for which its disk has no room beside the new one; undo needs it
+    #[argh(option)]
+    pub keep_in: Option<PathBuf>,
     /// do not ask
     #[argh(switch)]
     pub yes: bool,
@@ -74,6 +77,7 @@ pub fn run(command: &DefragCommand) -> Result<Result<Outcome>, Stop> {
         accept_loss: false,
         dry_run: command.dry_run,
         json: command.json,
+        keep_in: command.keep_in.as_deref(),
         now: command.now,
     };
     manner.check()?;

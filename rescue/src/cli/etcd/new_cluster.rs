@@ -78,6 +78,7 @@ macro_rules! asked {
                 accept_loss: $command.accept_loss,
                 dry_run: $command.dry_run,
                 json: $command.json,
+                keep_in: $command.keep_in.as_deref(),
                 now: $command.now,
             },
         }

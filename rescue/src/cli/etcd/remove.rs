@@ -17,6 +17,7 @@ use crate::repair::set_plan::SetWishes;
 use crate::report::json::SCHEMA;
 use crate::report::set as report;
 use crate::session::Session;
+use crate::settings::Settings;
 
 /// remove a member from a cluster that is powered off: shows the plan, asks, writes. Needs the disks of all voters: the one that leaves is
 /// fenced, so that its etcd never starts again
@@ -38,6 +39,9 @@ pub struct RemoveMember {
     /// also databases of etcd 3.6 and later, which no repair has been proved on
     #[argh(switch)]
     pub unproven: bool,
+    /// a folder of this machine where an etcd member is kept for which its disk has no room beside the new one; undo needs it
+    #[argh(option)]
+    pub keep_in: Option<PathBuf>,
     /// do not ask
     #[argh(switch)]
     pub yes: bool,
@@ -59,7 +63,7 @@ pub struct RemoveMember {
 pub fn run(command: &RemoveMember) -> Result<Result<Outcome>, Stop> {
     let sources = args::sources(&command.src, &command.root)?;
     args::refuse_asking(command.json, &args::answers(command.yes, command.dry_run))?;
-    let settings = args::with_now(command.now);
+    let settings = Settings { keep_in: command.keep_in.clone(), ..args::with_now(command.now) };
     read_only::protect(&sources);
     let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
     Ok(hold(command, &session))

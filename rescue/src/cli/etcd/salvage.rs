@@ -61,6 +61,9 @@ pub struct SalvageCommand {
     /// show the plan and stop
     #[argh(switch)]
     pub dry_run: bool,
+    /// a folder of this machine where an etcd member is kept for which its disk has no room beside the new one; undo needs it
+    #[argh(option)]
+    pub keep_in: Option<PathBuf>,
     /// do not ask
     #[argh(switch)]
     pub yes: bool,

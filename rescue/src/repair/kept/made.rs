@@ -1,0 +1,125 @@
+//! A folder that is built outside the guest, with what its files will be on it: as [`crate::repair::staged_folder`] does it in place.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::keep_in::KeepIn;
+use super::list::{Entries, Entry, Kind};
+use crate::guest::{Guest, GuestPath, RealPath};
+use crate::repair::confined::Place;
+use crate::repair::folder::{FolderSink, SinkFile};
+use crate::repair::writeback::Early;
+use crate::repair::{fault, xattrs};
+
+/// Bytes that a copy holds in memory.
+const COPIED_AT_ONCE: usize = 1 << 20;
+
+/// Takes what is built.
+pub(super) struct MadeFolder<'a> {
+    keep: &'a KeepIn,
+    top: RealPath,
+    old: &'a Entries,
+    made: Vec<(PathBuf, Kind, u32)>,
+}
+
+impl<'a> MadeFolder<'a> {
+    /// Into `top`, which is empty; it will replace what `old` lists.
+    pub fn new(keep: &'a KeepIn, top: RealPath, old: &'a Entries) -> Self {
+        Self { keep, top, old, made: Vec::new() }
+    }
+
+    fn place(&mut self, below: &Path, kind: Kind, mode: u32) -> Result<Place> {
+        let plain = below.components().all(|component| matches!(component, Component::Normal(_)));
+        ensure!(plain && !below.as_os_str().is_empty(), "{} is not a path below the new folder", below.display());
+        self.made.push((below.to_path_buf(), kind, mode & 0o7777));
+        self.keep.place(&super::moving::join(&self.top, below))
+    }
+
+    /// What everything in it will be on the guest.
+    pub fn entries(self) -> Result<Entries> {
+        let top = self.old.get(Path::new("")).context("the old folder is not known")?;
+        let mut entries = Entries::from([(PathBuf::new(), fitting(Path::new(""), Kind::Folder, top.mode, top, true)?)]);
+        for (below, kind, mode) in self.made {
+            let like = like(self.old, &below, kind).unwrap_or(top);
+            let same = like.path.as_path().file_name() == below.file_name();
+            entries.insert(below.clone(), fitting(&below, kind, mode, like, same)?);
+        }
+        Ok(entries)
+    }
+}
+
+/// What a new file takes its attributes from: the old one of the same name, else one of its kind beside it.
+fn like<'a>(old: &'a Entries, below: &Path, kind: Kind) -> Option<&'a Entry> {
+    let beside = old.iter().filter(|(path, _)| !path.as_os_str().is_empty() && path.parent() == below.parent());
+    let same = old.get(below).filter(|entry| entry.kind == kind);
+    same.or_else(|| beside.map(|(_, entry)| entry).find(|entry| entry.kind == kind))
+}
+
+fn fitting(below: &Path, kind: Kind, mode: u32, like: &Entry, same: bool) -> Result<Entry> {
+    let mut entry = Entry::new(below, kind, mode, (like.uid, like.gid));
+    entry.set_attributes(&xattrs::that_fit(&like.values()?, same));
+    Ok(entry)
+}
+
+impl FolderSink for MadeFolder<'_> {
+    fn folder(&mut self, path: &Path, mode: u32) -> Result<()> {
+        self.place(path, Kind::Folder, mode)?.make_folder()
+    }
+
+    fn file(&mut self, path: &Path, mode: u32) -> Result<Box<dyn SinkFile + '_>> {
+        let file = self.place(path, Kind::File, mode)?.create(b"")?;
+        Ok(Box::new(Early::new(MadeFile { file: File::from(file), is_first: true })))
+    }
+
+    fn copy(&mut self, path: &Path, from: &Guest, source: &GuestPath) -> Result<()> {
+        let reading = || format!("reading {source} in the guest");
+        let real = from.resolve(source).with_context(reading)?;
+        let meta = from.tree().lstat(real.as_path()).with_context(reading)?;
+        let place = self.place(path, Kind::File, meta.mode)?;
+        let file = place.create(b"")?;
+        let mut at = 0;
+        while at < meta.size {
+            let bytes = from.tree().read_range(real.as_path(), at, COPIED_AT_ONCE).with_context(reading)?;
+            ensure!(!bytes.is_empty(), "{source} in the guest ended at {at} of {} bytes", meta.size);
+            if bytes.iter().any(|byte| *byte != 0) {
+                crate::repair::patch::write_at(&file, &bytes, at).with_context(|| format!("writing {place}"))?;
+            }
+            at += bytes.len() as u64;
+        }
+        fault::call("ftruncate", || rustix::fs::ftruncate(&file, meta.size))
+            .with_context(|| format!("setting the length of {place}"))
+    }
+}
+
+struct MadeFile {
+    file: File,
+    is_first: bool,
+}
+
+impl AsFd for MadeFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl Write for MadeFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let piece = fault::piece(bytes, self.is_first);
+        self.is_first = false;
+        Ok(fault::call("write", || rustix::io::write(&self.file, piece))?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Seek for MadeFile {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
+    }
+}
