@@ -93,12 +93,13 @@ pub struct Edit {
 impl Edit {
     /// Writes what of it lies in `chunk`, which begins at `at` in the file.
     pub fn apply(&self, at: u64, chunk: &mut [u8]) {
-        for (index, byte) in self.bytes.expose().iter().enumerate() {
-            let place =
-                self.offset.saturating_add(index as u64).checked_sub(at).and_then(|at| usize::try_from(at).ok());
-            if let Some(place) = place.and_then(|at| chunk.get_mut(at)) {
-                *place = *byte;
-            }
+        let bytes = self.bytes.expose();
+        let within = |from: u64, length: usize| usize::try_from(from).unwrap_or(usize::MAX).min(length);
+        let (skipped, place) =
+            (within(at.saturating_sub(self.offset), bytes.len()), within(self.offset.saturating_sub(at), chunk.len()));
+        let rest = chunk.get_mut(place..).unwrap_or_default();
+        for (place, byte) in rest.iter_mut().zip(bytes.get(skipped..).unwrap_or_default()) {
+            *place = *byte;
         }
     }
 }

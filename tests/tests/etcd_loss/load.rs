@@ -9,6 +9,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use crate::witness::Witness;
+
 /// Written after each repair, and in no book.
 pub const PROBE: &str = "probe";
 
@@ -38,9 +40,9 @@ impl Book {
         }
     }
 
-    /// Acknowledged writes that `now` has not, each as a line.
-    pub fn lost(&self, now: &BTreeMap<String, Held>) -> Vec<String> {
-        let missing = self.acknowledged.iter().filter(|(key, held)| {
+    /// Acknowledged writes that `now` has not.
+    fn missing<'a>(&'a self, now: &'a BTreeMap<String, Held>) -> impl Iterator<Item = (&'a String, &'a Held)> {
+        self.acknowledged.iter().filter(|(key, held)| {
             let found = now.get(*key);
             let as_acknowledged = match held.value {
                 Some(_) => found == Some(held),
@@ -50,12 +52,21 @@ impl Book {
             let now = found.and_then(|now| now.value.clone());
             let replaced = self.unanswered.get(*key).is_some_and(|values| values.contains(&now));
             !as_acknowledged && !replaced
-        });
-        missing
-            .map(|(key, held)| {
-                format!("{key} of revision {}: {:?}", held.revision, now.get(key).map(|now| now.revision))
-            })
-            .collect()
+        })
+    }
+
+    /// The same, each as a line.
+    pub fn lost(&self, now: &BTreeMap<String, Held>) -> Vec<String> {
+        let line = |(key, held): (&String, &Held)| {
+            format!("{key} of revision {}: {:?}", held.revision, now.get(key).map(|now| now.revision))
+        };
+        self.missing(now).map(line).collect()
+    }
+
+    /// The first of them that a log held when the disks were given.
+    pub fn squandered(&self, now: &BTreeMap<String, Held>, witness: &Witness) -> Option<String> {
+        let mut missing = self.missing(now).filter(|(key, held)| witness.has(key, held.value.as_deref()));
+        missing.next().map(|(key, held)| format!("{key} of revision {}", held.revision))
     }
 
     /// What a repair that lost something, as it announced, left: the book of the next round.

@@ -10,6 +10,7 @@ mod load;
 mod peers;
 mod record;
 mod round;
+mod witness;
 
 use anyhow::{Result, ensure};
 use tests::etcd::Version;

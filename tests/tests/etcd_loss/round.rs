@@ -16,6 +16,7 @@ use crate::damage::{self, Damage, Disk};
 use crate::load::{self, Book, Client, Held, Load};
 use crate::peers;
 use crate::record::Line;
+use crate::witness::Witness;
 
 /// How a round ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +25,7 @@ pub enum Outcome {
     Whole,
     /// Some are not, as the plan had said.
     LostAsAnnounced,
-    /// Some are not, although none was to be lost, because disks had dropped synchronised bytes without a trace.
+    /// Some are not, although none was to be lost, because disks had dropped synchronised bytes without a trace: no log held them any more.
     Silent,
     /// Nothing was repaired.
     Refused,
@@ -156,6 +157,10 @@ pub fn run(state: &mut State, number: u64, compare: bool) -> Result<Line> {
         words: String::new(),
         peers,
     };
+    let mut witness = Witness::default();
+    for member in &state.cluster.members {
+        witness.hear(&member.data_dir).with_context(|| format!("reading what {} holds", member.name))?;
+    }
     let repair = repair(state)?;
     if repair.code != 0 {
         ensure!(repair.code == 1 || repair.code == 2, "{}: {}", line.sentence(), repair.transcript());
@@ -176,7 +181,11 @@ pub fn run(state: &mut State, number: u64, compare: bool) -> Result<Line> {
     line.outcome = match line.guarantee.as_str() {
         _ if lost.is_empty() => Outcome::Whole,
         "G2" | "G3" | "G4" => Outcome::LostAsAnnounced,
-        // Even on one disk: where another lagged behind, the two are a majority without the write, and no disk shows that it was agreed on.
+        _ if let Some(still) = state.book.squandered(&now, &witness) => {
+            line.words = format!("a log held it: {still}");
+            Outcome::LostMore
+        }
+        // No log holds it, even where one disk alone is damaged: another lagged behind.
         _ if chosen.iter().flatten().any(|damage| damage.silent) => Outcome::Silent,
         _ => Outcome::LostMore,
     };

@@ -278,7 +278,7 @@ fn lost_snapshots(subject: &mut Subject) -> Result<()> {
         let mut base = Base::clone(&*base_of(&guest, &data)?);
         let whole = Base::fresh_start(&data, &base.database)?;
         (base.start, base.from) = whole;
-        let recipe = Recipe::in_place(&Rc::new(base), data.log.identity.context("an identity")?);
+        let recipe = Recipe::in_place(&Rc::new(base), data.log.identity.context("an identity")?, None);
         subject.put(&recipe, &[&guest], number)?;
     }
     subject.judge(&[0, 1, 2])

@@ -1,6 +1,8 @@
 //! What several members need together: the smallest repair that suffices, as a plan for all their nodes.
 
 pub mod from_database;
+pub mod level;
+mod levelled;
 pub mod odd;
 pub mod plan;
 pub mod remove;

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use anyhow::{Context as _, Result};
 use aws_lc_rs::rand;
 
+use super::level::Tail;
 use super::seen::Seen;
 use super::table::{self, Repair, Situation, State, View};
 use super::{from_database, odd};
@@ -66,8 +67,8 @@ pub(super) const JOIN_AS_SERVICE: &str =
 
 /// One cluster's members at hand.
 pub(super) struct Table<'a> {
-    cluster: u64,
-    wishes: &'a SetWishes,
+    pub(super) cluster: u64,
+    pub(super) wishes: &'a SetWishes,
     pub(super) members: Members,
     /// Which of the configuration's members each is.
     pub(super) seen: Vec<(&'a Seen<'a>, Member)>,
@@ -127,16 +128,21 @@ impl<'a> Table<'a> {
         if self.bases.is_empty() && decision.repair != Repair::Nothing {
             self.find_bases();
         }
+        let mut why = decision.why;
         let (summary, guarantee, parts) = match decision.repair {
-            Repair::Nothing => return Ok(None),
-            Repair::Needs(disks) => return Err(self.needs(&disks, &decision.why)),
+            Repair::Nothing => return self.level(),
+            Repair::Needs(disks) => return Err(self.needs(&disks, &why)),
             Repair::NoLog(members) => {
                 let all: Vec<(&Seen<'_>, Member)> = self.seen.clone();
                 let plan = from_database::plan(&all, &self.members, &self.dead, self.wishes)?;
                 return plan.map(Some).ok_or_else(|| self.no_log(&members));
             }
             Repair::Relay(members) => {
-                let parts = members.iter().map(|number| self.relaid(*number)).collect::<Result<Vec<_>>>()?;
+                let level = self.levelled(&members)?;
+                let relaid = members.iter().map(|number| self.relaid(*number, level.tail_of(*number)));
+                let mut parts = relaid.collect::<Result<Vec<_>>>()?;
+                parts.extend(level.parts);
+                why.extend(level.why);
                 (
                     format!("give etcd on {} what it lacks beside its own log", self.names(&members)),
                     Guarantee::new(Level::G0),
@@ -146,7 +152,7 @@ impl<'a> Table<'a> {
             Repair::Readmit { keeper, again, relaid, is_majority } => {
                 let mut parts = self.readmitted(keeper, &again)?;
                 for number in relaid {
-                    parts.push(self.relaid(number)?);
+                    parts.push(self.relaid(number, None)?);
                 }
                 let summary = format!(
                     "take {} into the etcd cluster anew, with the history of {}",
@@ -184,7 +190,7 @@ impl<'a> Table<'a> {
             }
         };
         let afterwards = self.afterwards();
-        Ok(Some(SetPlan { summary, guarantee, why: decision.why, notes: Vec::new(), parts, afterwards }))
+        Ok(Some(SetPlan { summary, guarantee, why, notes: Vec::new(), parts, afterwards }))
     }
 
     /// Whether a member may have promised an entry to the others that it no longer holds, and all others are at hand to make up for it. Alone, it is
@@ -297,15 +303,18 @@ impl<'a> Table<'a> {
         base.next_term(own.map(|seen| &seen.data))
     }
 
-    fn relaid(&self, number: usize) -> Result<SetPart> {
+    fn relaid(&self, number: usize, tail: Option<&Tail>) -> Result<SetPart> {
         let base = self.base(number)?;
         let identity = self.seen[number].0.data.log.identity.context("an identity")?;
         let from = if base.database.source == base.source { "its own database" } else { "another member's database" };
-        let details = format!(
+        let mut details = format!(
             "lay {from} (entry {}) beside etcd's own log, which is whole and stays",
             base.database.facts.consistent_index
         );
-        self.part(number, Recipe::in_place(base, identity), details)
+        if let Some(tail) = tail {
+            details.push_str(&format!("; append entries {} to {} to it", tail.first, tail.last()));
+        }
+        self.part(number, Recipe::in_place(base, identity, tail), details)
     }
 
     fn readmitted(&self, keeper: usize, again: &[usize]) -> Result<Vec<SetPart>> {

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::base::{Base, Start};
 use super::changes;
 use crate::etcd::boot::{self, Effect};
+use crate::etcd::decide::level::Tail;
 use crate::etcd::member::{MemberData, Place};
 use crate::etcd::members::Member;
 use crate::etcd::raft::{ConfChange, HardState, Identity, SnapshotMark};
@@ -35,17 +36,19 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// The member keeps its identity and its log, to which nothing is added: only a snapshot or a database is laid beside it.
-    pub fn in_place(base: &Rc<Base>, identity: Identity) -> Self {
+    /// The member keeps its identity and its log: only a snapshot or a database is laid beside it. To the log nothing is added but what it lacks of
+    /// the newest one, if that is given; it must begin behind the log's end.
+    pub fn in_place(base: &Rc<Base>, identity: Identity, tail: Option<&Tail>) -> Self {
         let log = &base.log;
         let commit = log.state.commit.max(base.database.facts.consistent_index).min(log.last);
         let state = HardState { commit, ..log.state };
         let addition = Addition {
             mark: None,
+            entries: tail.map(|tail| tail.entries.clone()).unwrap_or_default(),
             term: log.state.term,
             first: log.last.saturating_add(1),
             changes: Vec::new(),
-            state,
+            state: tail.map_or(state, |tail| tail.state(state)),
         };
         Self::new(base, identity, addition)
     }

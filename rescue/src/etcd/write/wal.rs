@@ -1,8 +1,10 @@
 //! The log, written as streams: one anew, as `snapshot restore` makes it, or one that is there with another identity and more at its end.
 //! Memory is bounded by the longest record.
 
+use std::fmt;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
+use std::rc::Rc;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -145,11 +147,52 @@ pub fn add(member: &Member) -> ConfChange {
     ConfChange { kind, node: member.id, context: member.to_json() }
 }
 
+/// Entries as a log has them, in their order. They hold what users wrote, so they are never shown.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Entries(Rc<[Vec<u8>]>);
+
+impl Entries {
+    /// Encoded ones.
+    pub fn new(entries: Vec<Vec<u8>>) -> Self {
+        Self(entries.into())
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.0.iter().map(|entry| entry.len() as u64 + 32).sum()
+    }
+
+    /// Appends them to a log.
+    ///
+    /// # Errors
+    /// As the output gives them.
+    pub fn write<W: Write>(&self, writer: &mut LogWriter<W>) -> io::Result<()> {
+        self.0.iter().try_for_each(|entry| writer.record(segment::ENTRY, entry))
+    }
+}
+
+impl fmt::Debug for Entries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Entries({})", self.len())
+    }
+}
+
 /// What comes behind a log's last entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Addition {
     /// A snapshot's record, for a `.snap` file that the log does not know yet.
     pub mark: Option<SnapshotMark>,
+    /// Entries of another member's log that come first, as they are there.
+    pub entries: Entries,
     /// Term of the new entries.
     pub term: u64,
     /// Number of the first new entry.
@@ -165,13 +208,15 @@ impl Addition {
     /// the member has voted for in it; 0 for nobody.
     pub fn agreed(last: u64, term: u64, vote: u64, changes: Vec<ConfChange>) -> Self {
         let commit = last.saturating_add(changes.len() as u64);
-        Self { mark: None, term, first: last.saturating_add(1), changes, state: HardState { term, vote, commit } }
+        let (entries, state) = (Entries::default(), HardState { term, vote, commit });
+        Self { mark: None, entries, term, first: last.saturating_add(1), changes, state }
     }
 
     fn write<W: Write>(&self, writer: &mut LogWriter<W>) -> io::Result<()> {
         if let Some(mark) = &self.mark {
             writer.mark(mark)?;
         }
+        self.entries.write(writer)?;
         for (index, change) in (self.first..).zip(&self.changes) {
             let data = change.encode();
             writer.entry(&Entry { term: self.term, index, kind: EntryKind::ConfChange, data: &data })?;
@@ -233,7 +278,7 @@ impl Rewrite<'_> {
         let there = kept.iter().fold(0u64, |sum, look| sum.saturating_add(look.used));
         let added = addition.map_or(0, |addition| {
             let contexts: u64 = addition.changes.iter().map(|change| change.context.len() as u64 + 96).sum();
-            contexts.saturating_add(4096)
+            contexts.saturating_add(addition.entries.bytes()).saturating_add(4096)
         });
         // The shortest record takes 24 bytes, and a checksum 4 more at most.
         there.saturating_add(there / 6).saturating_add(added).saturating_add(4096)
@@ -349,7 +394,7 @@ mod tests {
         sink.folder(Path::new("wal"), 0o700).unwrap();
         rewrite.write(&mut sink, Path::new("wal")).unwrap();
         sink.finish().unwrap();
-        let guest = Guest::new("new", std::rc::Rc::new(FolderTree::open(&top).unwrap()), Vec::new());
+        let guest = Guest::new("new", Rc::new(FolderTree::open(&top).unwrap()), Vec::new());
         let list = Folder::list(&guest, &GuestPath::new("/wal")).unwrap();
         let log = Log::read(&guest, &list).unwrap();
         let read = |segment: &crate::etcd::wal::Segment| {

@@ -1,0 +1,163 @@
+//! Entries that one disk alone holds: `rescue repair` gives them to the others, and real etcd must have them when only those start.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use tests::etcd::files::cut;
+use tests::etcd::{self, Cluster, Version, guest};
+use tests::{Cmd, Ran, rescue_binary};
+
+use super::members::judge;
+
+/// Writes that the leader alone gets.
+const MORE: usize = 5;
+
+fn cluster(version: &Version, size: usize) -> Result<Cluster> {
+    let mut cluster = Cluster::prepare(version, size, 40, guest::place)?;
+    guest::make_all(&cluster, &[])?;
+    cluster.run()?;
+    cluster.put_many("k", 100, "value")?;
+    for number in 0..60 {
+        cluster.put(&format!("small{number}"), "x")?;
+    }
+    // All databases get what is agreed on.
+    std::thread::sleep(Duration::from_millis(400));
+    Ok(cluster)
+}
+
+/// Who leads of those that run.
+fn leader(cluster: &Cluster, running: &[usize]) -> Result<usize> {
+    for number in running {
+        let status = cluster.ctl(*number).args(["endpoint", "status", "-w", "json"]).ok()?.json()?;
+        let status = &status[0]["Status"];
+        if status["leader"].is_u64() && status["leader"] == status["header"]["member_id"] {
+            return Ok(*number);
+        }
+    }
+    anyhow::bail!("nobody leads")
+}
+
+/// Ends all but the leader of those that run, and writes through it: it keeps the entries in its log, which nobody else gets.
+fn write_alone(cluster: &mut Cluster, running: &[usize], prefix: &str) -> Result<usize> {
+    let leader = leader(cluster, running)?;
+    for number in running.iter().filter(|number| **number != leader) {
+        cluster.members[*number].kill()?;
+    }
+    std::thread::scope(|scope| {
+        for number in 0..MORE {
+            let put = cluster.ctl(leader).args(["--command-timeout=900ms", "put", &format!("{prefix}{number}"), "x"]);
+            scope.spawn(move || put.run());
+        }
+    });
+    cluster.kill()?;
+    Ok(leader)
+}
+
+fn repair(cluster: &Cluster, command: &str) -> Result<Ran> {
+    let repair = Cmd::new(rescue_binary()).args(command.split(' ')).arg("--yes");
+    cluster
+        .members
+        .iter()
+        .fold(repair, |repair, member| repair.arg("--root").arg(guest::root_of(&member.data_dir)))
+        .run()
+}
+
+fn sums(cluster: &Cluster) -> Result<String> {
+    let sums = cluster.members.iter().map(|member| etcd::files::sums(&member.data_dir));
+    sums.collect::<Result<Vec<_>>>().map(|sums| sums.concat())
+}
+
+/// How many keys begin so.
+fn count(cluster: &Cluster, number: usize, prefix: &str) -> Result<usize> {
+    Ok(cluster.keys(number)?.0.iter().filter(|key| key.key.starts_with(prefix)).count())
+}
+
+/// Repairs, and starts only those that had not held the entries; at last all, which must be the same.
+fn level(cluster: &mut Cluster, newest: usize, says: &[&str]) -> Result<()> {
+    let before = sums(cluster)?;
+    let one = Cmd::new(rescue_binary()).args(["repair", "--only", "etcd", "--dry-run", "--root"]);
+    let one = one.arg(guest::root_of(&cluster.members[newest].data_dir)).run()?;
+    ensure!(!one.stdout.contains("level etcd"), "with one disk nothing is levelled: {}", one.transcript());
+    for round in 0..2 {
+        let ran = repair(cluster, "repair --only etcd")?;
+        let is_told = says.iter().all(|says| ran.stdout.contains(says));
+        ensure!(ran.code == 0 && ran.stdout.contains("G0: ") && is_told, "{}", ran.transcript());
+        if round == 0 {
+            let undone = repair(cluster, "undo")?;
+            ensure!(undone.code == 0 && sums(cluster)? == before, "{}", undone.transcript());
+        }
+    }
+    let again = repair(cluster, "repair --only etcd")?;
+    ensure!(again.code == 0 && again.stdout.contains("othing to"), "a second time: {}", again.transcript());
+    let all: Vec<usize> = (0..cluster.members.len()).collect();
+    let others: Vec<usize> = all.iter().copied().filter(|number| *number != newest).take(all.len() / 2 + 1).collect();
+    cluster.run_only(&others)?;
+    let held = cluster.keys(others[0])?;
+    let more = count(cluster, others[0], "more")?;
+    ensure!(more == MORE, "{more} of {MORE} writes are there\n{}", cluster.last_words());
+    ensure!(count(cluster, others[0], "ghost")? == 0, "what was overwritten came back");
+    cluster.kill()?;
+    judge(cluster, &all, &held)
+}
+
+#[test]
+fn what_one_disk_alone_holds_is_given_to_the_others() -> Result<()> {
+    for version in [Version::debian(), Version::newest()?] {
+        for size in [3, 5] {
+            let mut cluster = cluster(&version, size)?;
+            let all: Vec<usize> = (0..size).collect();
+            let newest = write_alone(&mut cluster, &all, "more")?;
+            if size == 3 {
+                // Without a repair the two elect one another, and drop what the third holds.
+                let kept = tempfile::tempdir()?;
+                let dirs: Vec<PathBuf> = cluster.members.iter().map(|member| member.data_dir.clone()).collect();
+                for (number, dir) in dirs.iter().enumerate() {
+                    etcd::copy(dir, &kept.path().join(number.to_string()))?;
+                }
+                let others: Vec<usize> = all.iter().copied().filter(|number| *number != newest).collect();
+                cluster.run_only(&others)?;
+                ensure!(count(&cluster, others[0], "more")? == 0, "the others had it already");
+                cluster.kill()?;
+                for (number, dir) in dirs.iter().enumerate() {
+                    fs::remove_dir_all(dir)?;
+                    etcd::copy(&kept.path().join(number.to_string()), dir)?;
+                }
+            }
+            level(&mut cluster, newest, &["level etcd's logs"])
+                .with_context(|| format!("etcd {}, {size} members", version.number))?;
+        }
+    }
+    Ok(())
+}
+
+/// A leader of an older term wrote what nobody else got; then the others went on without it.
+#[test]
+fn what_contradicts_the_newest_log_is_replaced() -> Result<()> {
+    for version in [Version::debian(), Version::newest()?] {
+        let mut cluster = cluster(&version, 3)?;
+        let old = write_alone(&mut cluster, &[0, 1, 2], "ghost")?;
+        let others: Vec<usize> = (0..3).filter(|number| *number != old).collect();
+        cluster.run_only(&others)?;
+        cluster.ctl(others[0]).args(["put", "kept", "x"]).ok()?;
+        std::thread::sleep(Duration::from_millis(400));
+        let newest = write_alone(&mut cluster, &others, "more")?;
+        level(&mut cluster, newest, &["level etcd's logs", "in the place of"])
+            .with_context(|| format!("etcd {}", version.number))?;
+    }
+    Ok(())
+}
+
+/// One of the members that lag needs another database as well.
+#[test]
+fn a_member_that_is_relaid_gets_the_entries_too() -> Result<()> {
+    for version in [Version::debian(), Version::newest()?] {
+        let mut cluster = cluster(&version, 3)?;
+        let newest = write_alone(&mut cluster, &[0, 1, 2], "more")?;
+        cut(&cluster.members[(newest + 1) % 3].data_dir.join("member/snap/db"), 8192)?;
+        level(&mut cluster, newest, &["beside its own log", "append"])
+            .with_context(|| format!("etcd {}", version.number))?;
+    }
+    Ok(())
+}
