@@ -12,6 +12,8 @@ use crate::checks::{Context, Finding, Severity};
 use crate::disk::Source;
 use crate::guest::{self, FileSystem, Guest, GuestPath, Leftover};
 use crate::node::{self, Node, Role};
+use crate::pki::kept::Kept;
+use crate::pki::lent::Lent;
 use crate::pki::listing::{Listing, Row};
 use crate::pki::peer::{self, Peer};
 use crate::pki::strays::Stray;
@@ -82,6 +84,26 @@ struct Met {
     guest: Guest,
     node: Node,
     peer: Rc<Peer>,
+}
+
+/// Has those whose own etcd does not help told what the etcd of the others says of the cluster.
+fn lend(nodes: &mut [Met]) {
+    if nodes.len() < 2 {
+        return;
+    }
+    let needs = |met: &&Met| {
+        let Met { guest, node, peer } = met;
+        peer.may_need_lent && Kept::read(guest, node, &peer.authorities).documents.is_empty()
+    };
+    let needy: Vec<&Met> = nodes.iter().filter(needs).collect();
+    let names: Vec<String> = needy.iter().filter_map(|met| met.node.node_name.value.clone()).collect();
+    if needy.is_empty() {
+        return;
+    }
+    for met in nodes {
+        let lent = Lent::read(&met.guest, &met.node, &names).map(Rc::new);
+        met.peer = Rc::new(Peer { lent, ..Peer::clone(&met.peer) });
+    }
 }
 
 /// `--root /` typed on the helper machine instead of the node: nothing of it is to be freed or changed.
@@ -220,7 +242,9 @@ impl Session<'_> {
 
     /// Tells the nodes that are still to be repaired what this one holds now: its CA may just have got a later end.
     pub fn refresh(&self, rest: &mut [NodeReport], repaired: &NodeReport) {
-        let fresh = Rc::new(Peer::read(&repaired.guest, &repaired.node, self.settings));
+        let known = rest.iter().flat_map(|report| &report.peers).find(|peer| peer.source == repaired.guest.source);
+        let lent = known.and_then(|peer| peer.lent.clone());
+        let fresh = Rc::new(Peer { lent, ..Peer::read(&repaired.guest, &repaired.node, self.settings) });
         for report in rest {
             for peer in report.peers.iter_mut().filter(|peer| peer.source == fresh.source) {
                 *peer = Rc::clone(&fresh);
@@ -233,7 +257,9 @@ impl Session<'_> {
 
     /// Facts of each guest, and what the others may need of it.
     fn meet(&self, guests: Vec<Guest>) -> Result<Vec<Met>> {
-        guests.into_iter().map(|guest| self.meet_one(guest)).collect()
+        let mut nodes = guests.into_iter().map(|guest| self.meet_one(guest)).collect::<Result<Vec<_>>>()?;
+        lend(&mut nodes);
+        Ok(nodes)
     }
 
     fn meet_one(&self, guest: Guest) -> Result<Met> {

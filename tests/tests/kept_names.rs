@@ -176,3 +176,49 @@ fn what_only_the_log_holds_counts_and_what_is_encrypted_does_not() -> Result<()>
     ensure!(!names(root, "apiserver")?.contains("example.org"));
     Ok(())
 }
+
+/// What is planned for two nodes at once.
+fn said_of_both(one: &Path, other: &Path) -> Result<String> {
+    let ran = Cmd::new(tests::rescue_binary())
+        .args(["repair", "--dry-run", "--only", "certificates", "--root"])
+        .arg(one)
+        .arg("--root")
+        .arg(other)
+        .run()?;
+    ensure!(ran.code == 1, "{}", ran.transcript());
+    Ok(ran.stdout)
+}
+
+#[test]
+fn another_control_plane_s_etcd_tells_what_the_own_one_cannot() -> Result<()> {
+    const NAMES: [&str; 2] = [
+        "DNS:k8s-vip.example.internal (kubeadm-config in the etcd of k8s-master01, controlPlaneEndpoint)",
+        "server https://k8s-vip.example.internal:6443 (kubeadm-config in the etcd of k8s-master01, controlPlaneEndpoint)",
+    ];
+    let whole = tempfile::tempdir()?;
+    fixtures::unpack_control_plane(whole.path())?;
+    let node = robbed(fixtures::unpack_control_plane)?;
+    let root = node.path();
+    // A node of its own: by its name, its machine ID, and what its kubelet and its pods are called.
+    fs::write(root.join("etc/hostname"), "k8s-master02\n")?;
+    fs::write(root.join("etc/machine-id"), "58ac18b487514229975ebcbf998b9998\n")?;
+    fs::remove_dir_all(root.join("var/lib/kubelet/pki"))?;
+    Cmd::new("sed")
+        .args(["-i", "s/k8s-master01/k8s-master02/g"])
+        .arg(root.join("etc/kubernetes/manifests/etcd.yaml"))
+        .ok()?;
+    fs::remove_dir_all(root.join("var/lib/etcd/member"))?;
+    let said = said_of_both(whole.path(), root)?;
+    for words in NAMES {
+        ensure!(said.contains(words), "{words} is not in\n{said}");
+    }
+
+    // Of a cluster with another CA nothing is taken.
+    cluster::key(cluster::P256, &root.join(PKI).join("ca.key"))?;
+    let wanted = ["req", "-x509", "-new", "-days", "3650", "-subj", "/CN=kubernetes", "-key"];
+    let (ca, key) = (root.join(PKI).join("ca.crt"), root.join(PKI).join("ca.key"));
+    Cmd::new("openssl").args(wanted).arg(key).arg("-out").arg(ca).ok()?;
+    let strange = said_of_both(whole.path(), root)?;
+    ensure!(!strange.contains("the etcd of"), "{strange}");
+    Ok(())
+}

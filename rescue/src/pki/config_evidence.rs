@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use super::certificate::{Certificate, SignatureCheck};
 use super::inventory::{AuthorityState, Inventory, trusted_by};
-use super::kept::{Kept, SOURCE};
+use super::kept::Kept;
 use super::key::Algorithm;
 use super::names::Name;
 use super::peer::Peer;
@@ -105,7 +105,7 @@ impl<'a> ConfigEvidence<'a> {
     fn configured_server(&self) -> Option<Found<String>> {
         let port = self.node.static_pod("kube-apiserver").and_then(|pod| pod.flag("--secure-port")?.parse().ok());
         let endpoint = self.kept().endpoint(port.unwrap_or(6443))?;
-        Some(Found::new(format!("https://{endpoint}"), format!("{SOURCE} controlPlaneEndpoint")))
+        Some(Found::new(format!("https://{endpoint}"), format!("{} controlPlaneEndpoint", self.kept().source())))
     }
 
     fn kept(&self) -> &Kept {
@@ -157,7 +157,7 @@ impl<'a> ConfigEvidence<'a> {
             return Found::new(BOUND, "kubeadm 1.29 and later, which made super-admin.conf");
         }
         if self.kept().binds_cluster_admins {
-            return Found::new(BOUND, format!("etcd on this disk holds the binding {BOUND}"));
+            return Found::new(BOUND, format!("{} holds the binding {BOUND}", self.kept().place));
         }
         Found::new(MASTERS, "what every cluster binds; nothing here shows the group of kubeadm 1.29 and later")
     }

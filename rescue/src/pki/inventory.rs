@@ -9,6 +9,7 @@ use super::certificate::{Certificate, SignatureCheck, printable};
 use super::kept::Kept;
 use super::key::PrivateKey;
 use super::kubelet::{self, KubeletClient};
+use super::lent::Lent;
 use super::names::{Name, NameSource};
 use super::needed_names::{Names, Needed};
 use super::pem;
@@ -285,6 +286,8 @@ pub struct Inventory {
     pub kubelet_serving: Option<(GuestPath, Certificate)>,
     /// What etcd says of the cluster, once somebody asked.
     pub(super) kept: OnceCell<Kept>,
+    /// What the etcd of other nodes says.
+    pub(super) lent: Vec<Rc<Lent>>,
 }
 
 impl Inventory {
@@ -305,6 +308,7 @@ impl Inventory {
             kubelet: kubelet::read(guest, node, now, authorities.get(&Authority::Cluster)),
             kubelet_serving: kubelet::serving(guest, node),
             kept: OnceCell::new(),
+            lent: Vec::new(),
             authorities,
             leaves,
         }

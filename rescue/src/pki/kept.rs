@@ -1,11 +1,12 @@
-//! What the cluster itself keeps about its names: kubeadm's configuration, read from the etcd member on this disk. It is looked for only
-//! where a certificate or kubeconfig is lost, because one pass over the whole database is needed (etcd's keys are in the order of their
-//! revisions). It comes after what the node's own files say.
+//! What the cluster itself keeps about its names: kubeadm's configuration, read from the etcd member on this disk, else from that of another
+//! node of the run ([`super::lent`]). It is looked for only where a certificate or kubeconfig is lost, because one pass over the whole
+//! database is needed (etcd's keys are in the order of their revisions). It comes after what the node's own files say.
 //!
 //! Source: kubeadm's phases/uploadconfig (ConfigMap `kube-system/kubeadm-config`), and apis/kubeadm/v1beta1 to v1beta4.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::rc::Rc;
 
 use serde_json::Value;
 
@@ -13,9 +14,10 @@ use super::certificate::Certificate;
 use super::inventory::{AuthorityState, Inventory};
 use super::names::Name;
 use super::needed_names::{Names, Needed};
+use super::peer::Peer;
 use super::profile::Authority;
 use crate::checks::etcd_look::holder;
-use crate::etcd::keys::{Selection, View, view};
+use crate::etcd::keys::{Selection, view};
 use crate::etcd::kubernetes::{config_map, is_encrypted};
 use crate::etcd::locate;
 use crate::etcd::member::{MemberData, Stored};
@@ -27,15 +29,17 @@ use crate::yaml;
 /// `--etcd-prefix` where the flag is absent.
 const PREFIX: &str = "/registry";
 
-/// What it is called where values are shown with their source.
-pub const SOURCE: &str = "kubeadm-config in etcd,";
+/// What the member on the node's own disk is called where values are shown with their source.
+const OWN: &str = "etcd";
 
 /// A server's certificate has names, and only these three of kubeadm's are servers'.
 const SERVERS: [&str; 3] = ["apiserver", "etcd-server", "etcd-peer"];
 
-/// What etcd on this disk says of its cluster.
+/// What etcd says of this node's cluster.
 #[derive(Debug, Clone, Default)]
 pub struct Kept {
+    /// Which etcd: "etcd" is the one on the node's own disk.
+    pub place: String,
     /// ClusterConfiguration, and up to 1.21 ClusterStatus.
     pub documents: Vec<Value>,
     /// Whether the group that kubeadm from 1.29 on gives administrators is bound.
@@ -49,21 +53,30 @@ pub struct Kept {
 impl Kept {
     /// Reads it; never fails, what cannot be read is said.
     pub fn read(guest: &Guest, node: &Node, authorities: &BTreeMap<Authority, AuthorityState>) -> Self {
-        let not = |why: String| Self { why_not: Some(why), ..Self::default() };
-        let Some(found) = locate::on_node(guest, node) else { return Self::default() };
-        if let Some(holder) = holder(guest, &found.place) {
-            return not(format!("etcd is running: {holder} has its database open"));
+        let keys = Keys::below(prefix(node), node.node_name.value.as_deref());
+        match values(guest, node, keys.all()) {
+            None => Self { place: OWN.to_owned(), ..Self::default() },
+            Some(Err(why)) => Self { place: OWN.to_owned(), why_not: Some(why), ..Self::default() },
+            Some(Ok(values)) => keys.taken(&values, OWN, authorities),
         }
-        let prefix = node.static_pod("kube-apiserver").and_then(|pod| pod.flag("--etcd-prefix")).unwrap_or(PREFIX);
-        let keys = Keys::below(prefix.trim_end_matches('/'), node.node_name.value.as_deref());
-        let data = MemberData::read(guest, &found.place);
-        if let Stored::Damaged(fault) = &data.stored {
-            return not(format!("its database is damaged: {fault}"));
-        }
-        match view(guest, &data, &Selection::Keys(keys.all())) {
-            Ok(seen) => keys.taken(&seen, authorities),
-            Err(error) => not(error.to_string()),
-        }
+    }
+
+    /// What these values, of the etcd called `place`, say of a node. `None` where they do not show that it is of the node's cluster.
+    pub(super) fn of(
+        values: &Values,
+        prefix: &str,
+        place: &str,
+        node: &Node,
+        authorities: &BTreeMap<Authority, AuthorityState>,
+    ) -> Option<Self> {
+        let keys = Keys::below(prefix, node.node_name.value.as_deref());
+        let map = values.get(keys.authentication.as_bytes()).and_then(|value| config_map(value))?;
+        trusts_the_same(&map, authorities)?.then(|| keys.taken(values, place, authorities))
+    }
+
+    /// How a value of kubeadm's configuration is shown with its source, before its name.
+    pub fn source(&self) -> String {
+        format!("kubeadm-config in {},", self.place)
     }
 
     /// The control plane's endpoint, `host:port`, as kubeadm's GetControlPlaneEndpoint makes it: without a port of its own that of the
@@ -82,6 +95,43 @@ impl Kept {
             (false, false) => format!("{endpoint}:{port}"),
         })
     }
+}
+
+/// Keys with their values.
+pub(super) type Values = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// Below what a control plane's API server keeps its objects.
+pub(super) fn prefix(node: &Node) -> &str {
+    let flag = node.static_pod("kube-apiserver").and_then(|pod| pod.flag("--etcd-prefix"));
+    flag.unwrap_or(PREFIX).trim_end_matches('/')
+}
+
+/// The values of some keys in the etcd member on a node's disk, log included. `None` where there is none; else why they cannot be read.
+pub(super) fn values(guest: &Guest, node: &Node, keys: Vec<Vec<u8>>) -> Option<Result<Values, String>> {
+    let found = locate::on_node(guest, node)?;
+    if let Some(holder) = holder(guest, &found.place) {
+        return Some(Err(format!("etcd is running: {holder} has its database open")));
+    }
+    let data = MemberData::read(guest, &found.place);
+    if let Stored::Damaged(fault) = &data.stored {
+        return Some(Err(format!("its database is damaged: {fault}")));
+    }
+    let seen = match view(guest, &data, &Selection::Keys(keys)) {
+        Ok(seen) => seen,
+        Err(error) => return Some(Err(error.to_string())),
+    };
+    let held = seen.keys.into_iter().filter_map(|(key, held)| Some((key, held.value?.to_vec())));
+    Some(Ok(held.collect()))
+}
+
+/// The keys that are of use to some nodes.
+pub(super) fn keys_for(prefix: &str, nodes: &[String]) -> Vec<Vec<u8>> {
+    let all: BTreeSet<Vec<u8>> = nodes
+        .iter()
+        .flat_map(|node| Keys::below(prefix, Some(node)).all())
+        .chain(Keys::below(prefix, None).all())
+        .collect();
+    all.into_iter().collect()
 }
 
 /// The keys that are of use.
@@ -112,11 +162,12 @@ impl Keys {
         fixed.into_iter().chain(self.own.iter().flatten()).map(|key| key.clone().into_bytes()).collect()
     }
 
-    fn taken(&self, seen: &View, authorities: &BTreeMap<Authority, AuthorityState>) -> Kept {
-        let value = |key: &String| seen.keys.get(key.as_bytes())?.value.as_deref();
-        let not = |why: &str| Kept { why_not: Some(why.to_owned()), ..Kept::default() };
+    fn taken(&self, values: &Values, place: &str, authorities: &BTreeMap<Authority, AuthorityState>) -> Kept {
+        let value = |key: &String| values.get(key.as_bytes()).map(Vec::as_slice);
+        let place = place.to_owned();
+        let not = |why: &str| Kept { place: place.clone(), why_not: Some(why.to_owned()), ..Kept::default() };
         let map = |key| value(key).and_then(config_map);
-        if map(&self.authentication).is_some_and(|map| is_strange(&map, authorities)) {
+        if map(&self.authentication).and_then(|map| trusts_the_same(&map, authorities)) == Some(false) {
             return not("it holds another cluster: the client CA in it is not this node's");
         }
         let binds_cluster_admins = value(&self.binding).is_some();
@@ -130,12 +181,13 @@ impl Keys {
                 _ => (Vec::new(), Some(format!("{} cannot be read there", self.kubeadm))),
             },
         };
-        Kept { documents, binds_cluster_admins, address: self.address(seen), why_not }
+        let address = self.address(values, &place);
+        Kept { place, documents, binds_cluster_admins, address, why_not }
     }
 
     /// Annotations as kubeadm's GetAPIEndpoint and etcd's getRawEtcdEndpointsFromPodAnnotation read them from 1.22 on, then the Node's InternalIP.
-    fn address(&self, seen: &View) -> Option<(IpAddr, String)> {
-        let value = |key: &String| seen.keys.get(key.as_bytes())?.value.as_deref();
+    fn address(&self, values: &Values, place: &str) -> Option<(IpAddr, String)> {
+        let value = |key: &String| values.get(key.as_bytes()).map(Vec::as_slice);
         let usable = |name: Option<Name>| match name {
             Some(Name::Ip(address)) if !address.is_unspecified() && !address.is_loopback() => Some(address),
             _ => None,
@@ -144,12 +196,12 @@ impl Keys {
         let annotated = |key: &String, annotation: &str| {
             let annotations = pod_annotations(value(key)?)?;
             let url = annotations.get(annotation)?.split(',').find_map(|url| usable(Name::of_url(url.trim())));
-            Some((url?, format!("{key} in etcd, {annotation}")))
+            Some((url?, format!("{key} in {place}, {annotation}")))
         };
         let of_node = || {
             let object = NodeObject::parse(value(node)?)?;
             let address = object.internal_ips.iter().find_map(|address| usable(Name::parse(address)));
-            Some((address?, format!("{node} in etcd, InternalIP")))
+            Some((address?, format!("{node} in {place}, InternalIP")))
         };
         annotated(api, "kubeadm.kubernetes.io/kube-apiserver.advertise-address.endpoint")
             .or_else(|| annotated(etcd, "kubeadm.kubernetes.io/etcd.advertise-client-urls"))
@@ -162,19 +214,30 @@ fn documents(map: &BTreeMap<String, String>) -> Vec<Value> {
     ["ClusterConfiguration", "ClusterStatus"].into_iter().filter_map(parse).collect()
 }
 
-/// Whether the client CA that the API server wrote down is none of this node's.
-fn is_strange(map: &BTreeMap<String, String>, authorities: &BTreeMap<Authority, AuthorityState>) -> bool {
-    let Some(own) = authorities.get(&Authority::Cluster).filter(|own| !own.certificates.is_empty()) else {
-        return false;
-    };
-    let theirs = map.get("client-ca-file").and_then(|pem| Certificate::all_from_pem(pem.as_bytes()).ok());
-    theirs.is_some_and(|theirs| !theirs.is_empty() && !own.is_among(&theirs))
+/// Whether the client CA that the API server wrote down is this node's; `None` where there is nothing to compare.
+fn trusts_the_same(map: &BTreeMap<String, String>, authorities: &BTreeMap<Authority, AuthorityState>) -> Option<bool> {
+    let own = authorities.get(&Authority::Cluster).filter(|own| !own.certificates.is_empty())?;
+    let theirs = Certificate::all_from_pem(map.get("client-ca-file")?.as_bytes()).ok()?;
+    (!theirs.is_empty()).then(|| own.is_among(&theirs))
 }
 
 impl Inventory {
-    /// What etcd on this disk says of the cluster; read the first time that somebody asks.
+    /// What etcd says of the cluster: the one on this disk, else another node's of the run; read the first time that somebody asks.
     pub fn kept(&self, guest: &Guest, node: &Node) -> &Kept {
-        self.kept.get_or_init(|| Kept::read(guest, node, &self.authorities))
+        self.kept.get_or_init(|| {
+            let own = Kept::read(guest, node, &self.authorities);
+            match own.documents.is_empty() {
+                true => self.lent.iter().find_map(|lent| lent.kept(node, &self.authorities)).unwrap_or(own),
+                false => own,
+            }
+        })
+    }
+
+    /// With what the etcd of other nodes of the run says.
+    #[must_use]
+    pub fn with_lent(mut self, peers: &[Rc<Peer>]) -> Self {
+        self.lent = peers.iter().filter_map(|peer| peer.lent.clone()).collect();
+        self
     }
 
     /// With the names that kubeadm's configuration in etcd adds, where a server's certificate is lost.

@@ -18,6 +18,7 @@ pub mod key_pool;
 pub mod kubelet;
 mod kubelet_files;
 pub mod kubelet_serving;
+pub mod lent;
 pub mod listing;
 pub mod membership;
 pub mod names;

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::certificate::Certificate;
 use super::inventory::{AuthorityState, trusted_by};
-use super::kept::{Kept, SOURCE};
+use super::kept::Kept;
 use super::names::{Name, NameSource, in_order};
 use super::profile::{Authority, CONFIGS};
 use crate::guest::{Guest, GuestPath};
@@ -107,7 +107,7 @@ pub struct Names<'a> {
 #[derive(Debug)]
 struct Document {
     value: Value,
-    source: &'static str,
+    source: String,
 }
 
 impl<'a> Names<'a> {
@@ -115,14 +115,15 @@ impl<'a> Names<'a> {
     pub fn new(guest: &'a Guest, node: &'a Node, authorities: &'a BTreeMap<Authority, AuthorityState>) -> Self {
         let bytes = guest.read(&GuestPath::new(KUBEADM_CONFIG)).ok();
         let parsed = bytes.map(|bytes| yaml::parse_all(&bytes)).unwrap_or_default();
-        let kubeadm = parsed.into_iter().map(|value| Document { value, source: KUBEADM_CONFIG }).collect();
+        let kubeadm = parsed.into_iter().map(|value| Document { value, source: KUBEADM_CONFIG.to_owned() }).collect();
         Self { guest, node, authorities, kubeadm, kept_address: None, why_not: None }
     }
 
     /// With what etcd has, which counts after the node's own files.
     #[must_use]
     pub fn with_kept(mut self, kept: &Kept) -> Self {
-        self.kubeadm.extend(kept.documents.iter().map(|value| Document { value: value.clone(), source: SOURCE }));
+        self.kubeadm
+            .extend(kept.documents.iter().map(|value| Document { value: value.clone(), source: kept.source() }));
         let address = kept.address.as_ref();
         self.kept_address = address.map(|(address, source)| NameSource::new(Name::Ip(*address), source));
         self.why_not.clone_from(&kept.why_not);

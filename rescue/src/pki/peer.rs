@@ -7,6 +7,7 @@ use std::rc::Rc;
 use super::certificate::Certificate;
 use super::inventory::{AuthorityState, Inventory};
 use super::key::PrivateKey;
+use super::lent::{self, Lent};
 use super::membership::Membership;
 use super::profile::Authority;
 use super::service_account::ServiceAccounts;
@@ -36,6 +37,10 @@ pub struct Peer {
     pub encryption: Option<Encryption>,
     /// What says which cluster it belongs to.
     pub membership: Membership,
+    /// What its etcd says of the cluster, where another node of the run needs it.
+    pub lent: Option<Rc<Lent>>,
+    /// Whether it has lost something of which etcd may know the names.
+    pub may_need_lent: bool,
 }
 
 /// The API server's `--encryption-provider-config`. It holds keys; only a hash of it is kept.
@@ -92,6 +97,8 @@ impl Peer {
             membership: Membership::read(guest, node, &inventory),
             service_accounts: ServiceAccounts::read(guest, node),
             encryption: Encryption::read(guest, node),
+            lent: None,
+            may_need_lent: lent::may_need(&inventory),
             authority_files: inventory
                 .authorities
                 .iter()

@@ -171,7 +171,8 @@ impl Evidence<'_> {
             Some(version) if version < CHANGED => (MASTERS, format!("as kubeadm {version} makes it")),
             _ if has(MASTERS) => (MASTERS, "the group of the administrator in admin.conf".to_owned()),
             _ if self.inventory.kept(self.guest, self.node).binds_cluster_admins => {
-                (CLUSTER_ADMINS, format!("etcd on this disk holds the binding {CLUSTER_ADMINS}"))
+                let place = &self.inventory.kept(self.guest, self.node).place;
+                (CLUSTER_ADMINS, format!("{place} holds the binding {CLUSTER_ADMINS}"))
             }
             _ => (
                 MASTERS,

@@ -45,6 +45,7 @@ impl Check for Certificates {
         }
         let now = context.settings.now;
         let inventory = Inventory::read(context.guest, context.node, now)
+            .with_lent(context.peers)
             .with_kept_names(context.guest, context.node)
             .with_asked_names(&context.settings.san);
         let judge = Judge { context, inventory: &inventory, keys: Rc::new(KeyPool::default()) };
