@@ -161,6 +161,12 @@ pub fn run(state: &mut State, number: u64, compare: bool) -> Result<Line> {
     for member in &state.cluster.members {
         witness.hear(&member.data_dir).with_context(|| format!("reading what {} holds", member.name))?;
     }
+    // The newest writes are in the log of a disk that nothing was done to; a witness that hears none of them is deaf.
+    let is_whole = chosen.iter().any(Vec::is_empty);
+    let of_round = |(key, _): &(&String, &Held)| key.starts_with(&format!("r{number:04}/"));
+    let mut written = state.book.acknowledged.iter().filter(of_round);
+    let heard = written.any(|(key, held)| witness.has(key, held.value.as_deref()));
+    ensure!(heard || !is_whole, "{}: no log holds any of the writes", line.sentence());
     let repair = repair(state)?;
     if repair.code != 0 {
         ensure!(repair.code == 1 || repair.code == 2, "{}: {}", line.sentence(), repair.transcript());
@@ -168,6 +174,7 @@ pub fn run(state: &mut State, number: u64, compare: bool) -> Result<Line> {
         return Ok(line);
     }
     line.guarantee = guarantee(&repair)?;
+    let is_levelled = is_levelled(&repair)?;
     let (now, differ) = serve(state).with_context(|| format!("{}: {}", line.sentence(), repair.transcript()))?;
     if let Some(differ) = differ {
         let alone = undamaged(state, &whole)?;
@@ -177,7 +184,8 @@ pub fn run(state: &mut State, number: u64, compare: bool) -> Result<Line> {
     }
     let lost = state.book.lost(&now);
     line.lost = lost.len();
-    line.words = lost.first().cloned().unwrap_or_default();
+    let words = lost.first().map(String::as_str);
+    line.words = words.unwrap_or(if is_levelled { "logs levelled" } else { "" }).to_owned();
     line.outcome = match line.guarantee.as_str() {
         _ if lost.is_empty() => Outcome::Whole,
         "G2" | "G3" | "G4" => Outcome::LostAsAnnounced,
@@ -238,6 +246,14 @@ fn guarantee(repair: &Ran) -> Result<String> {
     let mut found = Vec::new();
     all(&repair.json()?, &mut found);
     Ok(found.into_iter().max().unwrap_or_else(|| "G0".to_owned()))
+}
+
+/// Whether logs were levelled, and nothing else done to several members as one.
+fn is_levelled(repair: &Ran) -> Result<bool> {
+    let json = repair.json()?;
+    let summary =
+        |plan: &Value| plan["summary"].as_str().is_some_and(|summary| summary.starts_with("level etcd's logs"));
+    Ok(json["receipt"]["together"].as_array().into_iter().flatten().any(summary))
 }
 
 /// Starts everything, which must take writes; what is held, and in what members differ.
