@@ -209,6 +209,24 @@ impl Cluster {
         Ok(())
     }
 
+    /// Adds a learner to the members, which all run. `data_dir`: where it is to keep its data. It is not started.
+    pub fn add_learner(&mut self, data_dir: PathBuf) -> Result<()> {
+        let name = format!("m{}", self.members.len() + 1);
+        let learner = Member { name, data_dir, client: free_port()?, peer: free_port()?, process: None };
+        // etcd adds nobody before all have been connected for five seconds.
+        let started = Instant::now();
+        let add =
+            || self.ctl(0).args(["member", "add", &learner.name, "--learner", "--peer-urls", &learner.peer_url()]);
+        while add().run()?.code != 0 {
+            ensure!(started.elapsed() < PATIENCE, "no learner is taken\n{}", self.last_words());
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        self.members.push(learner);
+        // Of no meaning where there is data already.
+        self.flags.push("--initial-cluster-state=existing".to_owned());
+        Ok(())
+    }
+
     fn spawn(&mut self, number: usize) -> Result<()> {
         if self.members[number].process.is_some() {
             return Ok(());
@@ -242,7 +260,9 @@ impl Cluster {
                 self.members[number].process = None;
                 bail!("etcd {} ended with {status}\n{}", self.members[number].name, self.last_words());
             }
-            if self.ctl(number).args(["--command-timeout=1s", "get", "x"]).run()?.code == 0 {
+            // A learner answers that it has no such service.
+            let asked = self.ctl(number).args(["--command-timeout=1s", "get", "x"]).run()?;
+            if asked.code == 0 || asked.stderr.contains("for learner") {
                 return Ok(());
             }
             ensure!(started.elapsed() < PATIENCE, "etcd does not serve\n{}", self.last_words());

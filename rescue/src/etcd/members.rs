@@ -66,6 +66,24 @@ impl Member {
     pub fn from_json(json: &[u8]) -> Option<Self> {
         serde_json::from_slice::<Json>(json).ok().map(Self::from)
     }
+
+    /// Whether it has ever been started: a member publishes its name when it joins, and `member add` leaves it empty.
+    pub fn has_joined(&self) -> bool {
+        !self.name.is_empty()
+    }
+
+    /// What names it on a command line: its name, or its ID where it has none.
+    pub fn handle(&self) -> String {
+        if self.name.is_empty() { format!("{:x}", self.id) } else { self.name.clone() }
+    }
+
+    /// For people: name and ID.
+    pub fn shown(&self) -> String {
+        match self.name.as_str() {
+            "" => format!("{:x}, which has never joined", self.id),
+            name => format!("{name} ({:x})", self.id),
+        }
+    }
 }
 
 impl From<Json> for Member {

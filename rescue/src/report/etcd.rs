@@ -147,7 +147,7 @@ fn comparison(out: &mut String, cluster: &Cluster, style: &Style) {
         let _ = writeln!(out, "{one} and {other} {words}.");
     }
     for member in &cluster.absent_voters {
-        let name = if member.name.is_empty() { format!("{:x}", member.id) } else { member.name.clone() };
+        let name = member.handle();
         let _ = writeln!(
             out,
             "Not on the table: voter {name} ({}). Its disk may hold newer writes.",
@@ -158,13 +158,22 @@ fn comparison(out: &mut String, cluster: &Cluster, style: &Style) {
 
 fn membership(out: &mut String, member: &MemberStatus, style: &Style) {
     let line = |member: &Member| {
-        let name = if member.name.is_empty() { "(unnamed)" } else { &member.name };
+        let name = if member.has_joined() { &member.name } else { "(never joined)" };
         format!("{name} {:x} {}", member.id, member.peer_urls.join(","))
     };
     let all = member.voters.iter().map(line).chain(member.learners.iter().map(|m| format!("{} (learner)", line(m))));
     let all: Vec<String> = all.collect();
     if !all.is_empty() {
         let _ = writeln!(out, "{} {}", style.heading("Members:"), all.join("; "));
+    }
+    for learner in member.learners.iter().filter(|learner| !learner.has_joined()) {
+        let _ = writeln!(
+            out,
+            "Learner {:x} ({}) was added and has never joined; to take it out: rescue etcd remove-member {:x}, with the disks of all voters.",
+            learner.id,
+            learner.peer_urls.join(","),
+            learner.id
+        );
     }
     if !member.pending_changes.is_empty() {
         let entries: Vec<String> = member.pending_changes.iter().map(u64::to_string).collect();

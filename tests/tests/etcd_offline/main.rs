@@ -4,6 +4,7 @@ mod damage;
 mod disks;
 #[cfg(feature = "faulty")]
 mod killed;
+mod learners;
 mod level;
 mod members;
 mod reading;

@@ -14,6 +14,7 @@ use crate::checks::etcd_look::holder;
 use crate::etcd::guarantee::{Guarantee, Level};
 use crate::etcd::launch::By;
 use crate::etcd::members::{Member, Members};
+use crate::etcd::raft::Identity;
 use crate::etcd::rebuild::base::Options;
 use crate::etcd::rebuild::{Base, Recipe};
 use crate::etcd::status::{Verdict, compare_logs};
@@ -148,6 +149,17 @@ impl<'a> Table<'a> {
                     Guarantee::new(Level::G0),
                     parts,
                 )
+            }
+            Repair::Refill { from, learners, relaid } => {
+                let level = self.levelled(&relaid)?;
+                let refilled = learners.iter().map(|number| self.refilled(from, *number));
+                let relays = relaid.iter().map(|number| self.relaid(*number, level.tail_of(*number)));
+                let mut parts = refilled.chain(relays).collect::<Result<Vec<_>>>()?;
+                parts.extend(level.parts);
+                why.extend(level.why);
+                let all = [learners.as_slice(), relaid.as_slice()].concat();
+                let summary = format!("give etcd on {} what it lacks", self.names(&all));
+                (summary, Guarantee::new(Level::G0), parts)
             }
             Repair::Readmit { keeper, again, relaid, is_majority } => {
                 let mut parts = self.readmitted(keeper, &again)?;
@@ -315,6 +327,15 @@ impl<'a> Table<'a> {
             details.push_str(&format!("; append entries {} to {} to it", tail.first, tail.last()));
         }
         self.part(number, Recipe::in_place(base, identity, tail), details)
+    }
+
+    /// A learner under its own ID.
+    fn refilled(&self, from: usize, number: usize) -> Result<SetPart> {
+        let base = self.base(from)?;
+        let identity = Identity { cluster: self.cluster, member: self.seen[number].1.id };
+        let details =
+            format!("give etcd the history of {}; it stays the learner {:x}", self.name(from), identity.member);
+        self.part(number, Recipe::in_place(base, identity, None), details)
     }
 
     fn readmitted(&self, keeper: usize, again: &[usize]) -> Result<Vec<SetPart>> {

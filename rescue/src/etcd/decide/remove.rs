@@ -63,8 +63,7 @@ impl<'a> Removal<'a> {
             |member: &&Member| member.name == name || format!("{:x}", member.id) == name.trim_start_matches("0x");
         let by_node = table.seen.iter().find(|(seen, _)| seen.name == name).map(|(_, member)| member.clone());
         let Some(named) = table.members.list.values().find(is_named).cloned().or(by_node) else {
-            let known: Vec<String> =
-                table.members.list.values().map(|member| format!("{} ({:x})", member.name, member.id)).collect();
+            let known: Vec<String> = table.members.list.values().map(Member::shown).collect();
             return Err(Refusal::new(
                 format!("the cluster has no member {name}"),
                 format!("its members are {}", known.join(", ")),
@@ -105,7 +104,7 @@ impl<'a> Removal<'a> {
         if absent.is_empty() {
             return Ok(());
         }
-        let names: Vec<&str> = absent.iter().map(|member| member.name.as_str()).collect();
+        let names: Vec<String> = absent.iter().map(|member| member.handle()).collect();
         let dead: Vec<String> = names.iter().map(|name| format!("--declare-dead {name}")).collect();
         Err(Refusal::new(
             format!("the disks of {} are not at hand", names.join(", ")),
@@ -125,7 +124,7 @@ impl<'a> Removal<'a> {
         for number in &self.fenced {
             parts.push(self.fence(*number)?);
         }
-        let gone: Vec<String> = self.gone.iter().map(|member| format!("{} ({:x})", member.name, member.id)).collect();
+        let gone: Vec<String> = self.gone.iter().map(Member::shown).collect();
         let summary = format!(
             "remove {} from the etcd cluster, which goes on with {}",
             gone.join(", "),
@@ -134,6 +133,7 @@ impl<'a> Removal<'a> {
         let afterwards = self
             .gone
             .iter()
+            .filter(|member| member.has_joined())
             .map(|member| match table.are_services() {
                 true => format!("{}: never start it as it is; to come back it joins anew ({JOIN_AS_SERVICE}).", member.name),
                 false => format!(
@@ -158,9 +158,11 @@ impl<'a> Removal<'a> {
         let term = table.next_term(base);
         let leave = changes::remove(self.gone.iter().map(|member| member.id));
         // Who has the newest log of those that stay, the best itself if it does.
-        let keeper = table.best_of(&self.stays).context("none of those that stay has a log that can be built upon")?;
-        let voters_alone =
-            self.stays.iter().filter(|number| **number != keeper && !table.seen[**number].1.is_learner).count();
+        // A learner cannot lead, so the others would never learn of the change from one.
+        let voters: Vec<usize> =
+            self.stays.iter().copied().filter(|number| !table.seen[*number].1.is_learner).collect();
+        let keeper = table.best_of(&voters).context("none of those that stay has a log that can be built upon")?;
+        let voters_alone = voters.iter().filter(|number| **number != keeper).count();
         let (changed, why) = if voters_alone < majority {
             let why = "Those that stay and are not changed are too few to go on without the change, and take it over when they start.";
             (vec![keeper], if voters_alone > 0 { vec![why.to_owned()] } else { Vec::new() })
@@ -181,7 +183,7 @@ impl<'a> Removal<'a> {
     fn fence(&self, number: usize) -> Result<SetPart> {
         let (seen, member) = &self.table.seen[number];
         let path = seen.place.member();
-        let why = format!("etcd member {} ({:x}) was removed from its cluster", member.name, member.id);
+        let why = format!("etcd member {} was removed from its cluster", member.shown());
         let change =
             Change::fence(seen.guest, &path, why).with_context(|| format!("planning a fence on {}", seen.name))?;
         let details = vec![

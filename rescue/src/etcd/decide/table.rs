@@ -7,6 +7,8 @@
 //!   log of its own. Where a majority is whole, it is taken in anew: the member with the newest log removes its old ID and adds a new one,
 //!   and both get that history. It is safe as long as the members that are left alone are no majority of the old ones: then nobody can
 //!   become leader who does not hold those changes.
+//! - A learner has promised nothing that counts. Where a majority of the voters is whole it gets the newest history under its own ID, and nobody
+//!   else is touched.
 //! - A member that came back with another address than the others know is taken in anew at it. Its log is whole, and counts.
 //! - Otherwise all disks get the newest history, as a new cluster. That needs every voter's disk, or the word that a member is given up:
 //!   those left out could go on by themselves.
@@ -61,6 +63,15 @@ pub enum Repair {
     Nothing,
     /// These get a database or snapshot beside their own log.
     Relay(Vec<usize>),
+    /// These learners get the history of the voter `from` under their own IDs; `relaid` get a database or snapshot beside their own log.
+    Refill {
+        /// Whose.
+        from: usize,
+        /// Who.
+        learners: Vec<usize>,
+        /// Who else is not fine.
+        relaid: Vec<usize>,
+    },
     /// `again` are taken in anew by `keeper`; `relaid` get a database or snapshot beside their own log.
     Readmit {
         /// Who holds the newest log and is among those that are whole.
@@ -142,9 +153,18 @@ impl Table<'_> {
         // Where a disk has lost something, another's torn end is no longer taken for what was never promised.
         let clean =
             self.voters_at_hand().filter(|number| !lost.contains(number) && self.view(*number).is_clean).count();
-        if let Some(keeper) =
-            best.filter(|best| kept >= self.majority() && !renewed.contains(best) && self.holds_agreed(*best))
+        // Only a voter becomes the leader that the others learn of the change from.
+        let keeps = |best: &usize| self.view(*best).votes && !renewed.contains(best) && self.holds_agreed(*best);
+        let has_learners_only = moved.is_empty() && lost.iter().all(|number| !self.view(*number).votes);
+        if let Some(from) = best.filter(keeps)
+            && has_learners_only
+            && kept >= self.majority()
+            && self.holding() >= self.majority()
         {
+            why.push("It is a learner, whose word counts nowhere, so it keeps its ID.".to_owned());
+            return (Repair::Refill { from, learners: lost, relaid }, why);
+        }
+        if let Some(keeper) = best.filter(|best| kept >= self.majority() && keeps(best)) {
             if kept - 1 + absent.len() < self.majority() {
                 let others_relaid = relaid.into_iter().filter(|number| *number != keeper).collect();
                 if !lost.is_empty() {
@@ -165,6 +185,9 @@ impl Table<'_> {
         } else if absent.is_empty() {
             let voters = self.situation.voters.len();
             why.push(match (kept >= self.majority(), lost.is_empty()) {
+                _ if best.is_some_and(|best| kept >= self.majority() && !self.view(best).votes) => {
+                    "The newest log is on a learner.".to_owned()
+                }
                 (true, false) => "What is known to be agreed on is on none of the members that are whole.".to_owned(),
                 (false, false) => format!("Only {kept} of {voters} voters still have what they promised: no majority."),
                 (true, true) => "The newest log is on a member that has moved.".to_owned(),
@@ -202,7 +225,10 @@ impl Table<'_> {
     fn clone_all(&self, best: Option<usize>, whole: usize, why: Vec<String>) -> (Repair, Vec<String>) {
         let members: Vec<usize> = (0..self.situation.members.len()).collect();
         let Some(best) = best else { return (Repair::NoLog(members), why) };
-        let is_majority = whole >= self.majority() && self.holds_agreed(best);
+        // Who has lost its log may have held what is agreed on; where even that does not make a majority, others have lost it, too.
+        let may_have_held = self.voters_at_hand().filter(|number| self.view(*number).state == State::Lost).count();
+        let is_plausible = self.holding() + may_have_held >= self.majority();
+        let is_majority = whole >= self.majority() && self.holds_agreed(best) && is_plausible;
         (Repair::Clone { best, members, is_majority }, why)
     }
 
@@ -246,7 +272,7 @@ impl Table<'_> {
                 State::Relaid | State::Moved => 1,
                 State::Lost => 0,
             };
-            (view.rank, order, std::cmp::Reverse(*number))
+            (view.rank, order, view.votes, std::cmp::Reverse(*number))
         })
     }
 
@@ -342,6 +368,25 @@ mod tests {
         // Logs that end before what is agreed on are noticed here, too.
         let short = repair(&situation(3, &[(Moved, Some(80)), (Fine, Some(85)), whole]));
         assert_eq!(short, Repair::Clone { best: 2, members: vec![0, 1, 2], is_majority: false });
+    }
+
+    #[test]
+    fn a_learner_is_taken_in_again_and_takes_nobody_in() {
+        let whole = (Fine, Some(100));
+        let with_learner = |members: &[(State, Option<u64>)]| {
+            let mut situation = situation(3, members);
+            situation.members[3].votes = false;
+            situation
+        };
+        let wiped = repair(&with_learner(&[whole, whole, whole, (Lost, None)]));
+        assert_eq!(wiped, Repair::Refill { from: 0, learners: vec![3], relaid: vec![] });
+        let short = repair(&with_learner(&[(Fine, Some(80)), (Fine, Some(80)), whole, (Lost, None)]));
+        assert_eq!(short, Repair::Clone { best: 2, members: vec![0, 1, 2, 3], is_majority: false });
+        // Equal logs: the voter's. The newest on the learner alone: nobody would lead.
+        let equal = repair(&with_learner(&[(Lost, None), (Fine, Some(99)), whole, whole]));
+        assert_eq!(equal, Repair::Readmit { keeper: 2, again: vec![0], relaid: vec![], is_majority: true });
+        let newest = repair(&with_learner(&[(Lost, None), whole, whole, (Fine, Some(101))]));
+        assert_eq!(newest, Repair::Clone { best: 3, members: vec![0, 1, 2, 3], is_majority: true });
     }
 
     #[test]

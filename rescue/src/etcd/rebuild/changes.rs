@@ -20,14 +20,16 @@ pub fn update(member: &Member, peer_urls: Vec<String>) -> ConfChange {
 }
 
 /// All members go and others come in their place, perhaps with the same URLs. One of the old stays until a new one is there, under a URL
-/// that is in nobody's way.
+/// that is in nobody's way. Voters come first: etcd takes a learner only where there is a voter.
 pub fn replace(old: &Members, new: &[Member]) -> Vec<ConfChange> {
-    let Some(stays) = old.voters().next() else { return new.iter().map(add).collect() };
+    let (learners, voters): (Vec<&Member>, Vec<&Member>) = new.iter().partition(|member| member.is_learner);
+    let added = || voters.iter().chain(&learners).map(|member| add(member));
+    let Some(stays) = old.voters().next() else { return added().collect() };
     let mut changes = remove(old.list.keys().copied().filter(|id| *id != stays));
     if let Some(member) = old.list.get(&stays) {
         changes.push(update(member, vec![NOWHERE.to_owned()]));
     }
-    changes.extend(new.iter().map(add));
+    changes.extend(added());
     changes.extend(remove([stays]));
     changes
 }
@@ -62,6 +64,21 @@ mod tests {
             }
             assert_eq!(now.list, wanted.list);
         }
+    }
+
+    #[test]
+    fn a_learner_is_replaced_by_a_learner_behind_the_voters() {
+        let mut now = members(&[1, 2]);
+        now.list.insert(3, Member { id: 3, is_learner: true, ..Member::default() });
+        let mut wanted = members(&[11, 12, 13]);
+        wanted.list.entry(11).and_modify(|member| member.is_learner = true);
+        let added: Vec<Member> = wanted.list.values().cloned().collect();
+        for change in replace(&now, &added) {
+            now.apply(&change);
+            assert!(now.voters().count() > 0);
+            assert!(now.list.values().filter(|member| member.is_learner).count() < 2);
+        }
+        assert_eq!(now.list, wanted.list);
     }
 
     #[test]

@@ -74,10 +74,13 @@ impl Recipe {
 
     /// Members of a new cluster with new IDs, all with the base's history, in the order of `members`: names and peer URLs count. Whoever is
     /// left of the old cluster, copies and backups among them, is refused by them ("cluster ID mismatch"). `token` must never have been used.
+    /// A learner stays one, unless there are only learners: then all of them vote.
     pub fn clones(base: &Rc<Base>, members: &[Member], token: &str, term: u64) -> Vec<Self> {
+        let has_voter = members.iter().any(|member| !member.is_learner);
         let new: Vec<Member> = members
             .iter()
             .map(|member| Member {
+                is_learner: member.is_learner && has_voter,
                 id: member_id(&member.peer_urls, token),
                 name: member.name.clone(),
                 peer_urls: member.peer_urls.clone(),
