@@ -5,11 +5,13 @@ use std::net::IpAddr;
 
 use super::launch::Launch;
 use super::member::MemberData;
+use super::members::as_hex;
 
 /// A member that the others do not find.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Moved {
     /// Its ID.
+    #[serde(serialize_with = "as_hex")]
     pub id: u64,
     /// Where the others look for it, as the membership says.
     pub known: Vec<String>,

@@ -12,6 +12,7 @@ use super::launch::Launch;
 use super::lease::LastWrite;
 use super::member::{MemberData, Place, Stored};
 use super::members::{Member, Members, as_hex};
+use super::moved::{Moved, moved};
 use super::survey::{Hash, Survey, survey};
 use crate::guest::Guest;
 use crate::ui::{Progress, Silent, Ui};
@@ -81,6 +82,9 @@ pub struct MemberStatus {
     pub problems: Vec<Problem>,
     /// Whether etcd will start on it.
     pub boots: bool,
+    /// Where the others look for it, if it surely is not there any more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moved: Option<Moved>,
     /// For the comparison.
     #[serde(skip)]
     pub data: MemberData,
@@ -305,6 +309,7 @@ fn member(found: &Found, data: MemberData, revision: Option<i64>, deep: bool, ui
         voters: members.list.values().filter(|member| !member.is_learner).cloned().collect(),
         learners: members.list.values().filter(|member| member.is_learner).cloned().collect(),
         pending_changes,
+        moved: found.launch.as_ref().and_then(|launch| moved(launch, &data)),
         boots: problems.iter().all(|problem| problem.effect != Effect::Stops),
         problems,
         data,
@@ -456,10 +461,12 @@ fn absent(members: &[MemberStatus], newest: usize) -> Vec<Member> {
 }
 
 impl Cluster {
-    /// Whether all start and none contradicts another.
+    /// Whether all start where the others look for them, and none contradicts another.
     pub fn is_healthy(&self) -> bool {
         let agree = |agreement: &Agreement| matches!(agreement.verdict, Verdict::Same { .. } | Verdict::NotComparable);
-        let well = |member: &MemberStatus| member.problems.iter().all(|problem| problem.effect == Effect::Harmless);
+        let well = |member: &MemberStatus| {
+            member.moved.is_none() && member.problems.iter().all(|problem| problem.effect == Effect::Harmless)
+        };
         self.members.iter().all(well) && self.agreement.iter().all(agree)
     }
 }

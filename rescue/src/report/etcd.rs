@@ -146,6 +146,15 @@ fn comparison(out: &mut String, cluster: &Cluster, style: &Style) {
         };
         let _ = writeln!(out, "{one} and {other} {words}.");
     }
+    for (source, moved) in cluster.members.iter().filter_map(|member| Some((&member.source, member.moved.as_ref()?))) {
+        let _ = writeln!(
+            out,
+            "MOVED: the other members look for {source} at {}, where it does not listen any more; it is started at {}. `rescue repair` with the disks \
+             of all members takes it in there; or give the machine its old address back.",
+            moved.known.join(","),
+            moved.own.join(",")
+        );
+    }
     for member in &cluster.absent_voters {
         let name = member.handle();
         let _ = writeln!(

@@ -210,7 +210,7 @@ impl Plan {
             return Ok(Outcome::FindingsLeft);
         };
         manner.close(&said, "done", json!(format!("run {}", receipt.run)), report::receipt_json(&receipt));
-        Ok(Outcome::Clean)
+        Ok(set::outcome(Some(&receipt)))
     }
 
     fn into_set(self, found: &[Found]) -> Result<SetPlan> {

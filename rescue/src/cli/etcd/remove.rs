@@ -81,5 +81,5 @@ fn hold(command: &RemoveMember, session: &Session<'_>) -> Result<Outcome> {
         let done = receipt.as_ref().map(report::receipt_json);
         println!("{}", serde_json::json!({"schema": SCHEMA, "plan": planned, "receipt": done}));
     }
-    Ok(Outcome::Clean)
+    Ok(set::outcome(receipt.as_ref()))
 }
