@@ -148,6 +148,15 @@ impl Confined {
         })
     }
 
+    /// Bytes that the file system counts as free and gives to nobody: ext4 sets aside 2 % of its clusters, at most 4096, for its own extents
+    /// (`ext4_calculate_resv_clusters`).
+    pub(super) fn set_aside(&self, path: &RealPath) -> Result<u64> {
+        let (mount, _) = self.mount_of(path.as_path())?;
+        let stat = rustix::fs::fstatvfs(&mount.root).with_context(|| format!("asking for the free space of {path}"))?;
+        let blocks = if mount.kind.starts_with("ext") { (stat.f_blocks / 50).min(4096) } else { 0 };
+        Ok(blocks.saturating_mul(stat.f_frsize))
+    }
+
     /// Whether the file system that holds `path` is mounted read-only.
     pub fn is_read_only(&self, path: &RealPath) -> Result<bool> {
         let (mount, _) = self.mount_of(path.as_path())?;

@@ -336,16 +336,18 @@ fn needs(confined: &Confined, store: &Store<'_>, goals: &[Goal], id: &str) -> Re
     Ok(needs)
 }
 
-/// The first file system that has too little room, by its mount point.
+/// The first file system that has too little room, by its mount point; `is_exact`: without what only seems to be free.
 pub(super) fn short_of_space(
     confined: &Confined,
     store: &Store<'_>,
     goals: &[Goal],
     id: &str,
+    is_exact: bool,
 ) -> Result<Option<RealPath>> {
     for (mount_point, (bytes, inodes)) in needs(confined, store, goals, id)? {
         let Usage { bytes_available, inodes_total, inodes_free, .. } = confined.usage(&mount_point)?;
-        if bytes_available < bytes || (inodes_total != 0 && inodes_free < inodes) {
+        let aside = if is_exact { confined.set_aside(&mount_point)? } else { 0 };
+        if bytes_available.saturating_sub(aside) < bytes || (inodes_total != 0 && inodes_free < inodes) {
             return Ok(Some(mount_point));
         }
     }
@@ -357,7 +359,7 @@ pub(super) fn refuse_without_space(confined: &Confined, store: &Store<'_>, goals
     if fault::skips_space_check() {
         return Ok(());
     }
-    let Some(mount_point) = short_of_space(confined, store, goals, id)? else { return Ok(()) };
+    let Some(mount_point) = short_of_space(confined, store, goals, id, false)? else { return Ok(()) };
     let (bytes, inodes) = needs(confined, store, goals, id)?.get(&mount_point).copied().unwrap_or_default();
     let Usage { bytes_available, inodes_total, inodes_free, .. } = confined.usage(&mount_point)?;
     let whole = goals.iter().any(|goal| goal.outcome.is_exchange() && !goal.elsewhere);

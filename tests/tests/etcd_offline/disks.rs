@@ -15,15 +15,15 @@ use super::members::judge;
 const BUMP: i64 = 1_000_000_000;
 
 /// Control planes that are off, each with a disk of its own.
-struct Machines {
-    cluster: Cluster,
+pub struct Machines {
+    pub cluster: Cluster,
     disks: Vec<Disk>,
     images: Vec<PathBuf>,
 }
 
 impl Machines {
     /// Writes what `load` does to new members, kills them, and moves them to disks of this size.
-    fn new(
+    pub fn new(
         version: &Version,
         count: usize,
         (kind, size): (FileSystem, u64),
@@ -51,22 +51,27 @@ impl Machines {
         Ok((Self { cluster, disks, images }, held))
     }
 
+    /// The disks.
+    pub fn images(&self) -> &[PathBuf] {
+        &self.images
+    }
+
     /// Does something to the data folder on one disk.
-    fn damage(&self, number: usize, damage: impl FnOnce(PathBuf) -> Result<()> + Send) -> Result<()> {
+    pub fn damage(&self, number: usize, damage: impl FnOnce(PathBuf) -> Result<()> + Send) -> Result<()> {
         self.disks[number].mounted(|root| damage(root.join(guest::DATA_DIR)))
     }
 
-    fn rescue(&self, words: &[&str]) -> Result<Ran> {
+    pub fn rescue(&self, words: &[&str]) -> Result<Ran> {
         Cmd::new(rescue_binary()).args(words).arg("--yes").args(&self.images).run()
     }
 
     /// SHA-256 of every file of all members.
-    fn sums(&self) -> Result<Vec<String>> {
+    pub fn sums(&self) -> Result<Vec<String>> {
         self.disks.iter().map(|disk| disk.mounted_read_only(|root| files::sums(&root.join(guest::DATA_DIR)))).collect()
     }
 
     /// Runs a command, takes it back, which must bring back every byte, and runs it again.
-    fn change_undo_and_change(&self, words: &[&str]) -> Result<()> {
+    pub fn change_undo_and_change(&self, words: &[&str]) -> Result<()> {
         let before = self.sums()?;
         let ran = self.rescue(words)?;
         ensure!(ran.code == 0, "{}", ran.transcript());
@@ -78,7 +83,7 @@ impl Machines {
     }
 
     /// Puts what is on the disks where the members start from; the disks' file systems must be sound.
-    fn fetch(&self) -> Result<()> {
+    pub fn fetch(&self) -> Result<()> {
         for (disk, member) in self.disks.iter().zip(&self.cluster.members) {
             disk.assert_clean()?;
             if member.data_dir.exists() {
@@ -96,7 +101,7 @@ impl Machines {
     }
 }
 
-fn some_keys(cluster: &Cluster) -> Result<()> {
+pub fn some_keys(cluster: &Cluster) -> Result<()> {
     cluster.put_many("/registry/pods/default/p", 300, "one")?;
     cluster.put_many("/registry/pods/default/p", 60, "two")?;
     cluster.ctl(0).args(["del", "/registry/pods/default/p1"]).ok()?;

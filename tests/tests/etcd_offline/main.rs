@@ -2,6 +2,7 @@
 
 mod damage;
 mod disks;
+mod full_disk;
 #[cfg(feature = "faulty")]
 mod killed;
 mod learners;

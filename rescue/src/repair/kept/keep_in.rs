@@ -162,6 +162,23 @@ mod tests {
         }
     }
 
+    /// A plain folder given as the guest shares its file system with this machine; what is below it is the guest's.
+    #[test]
+    fn what_is_the_guest_s_is_refused() {
+        let (guest, beside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::create_dir_all(guest.path().join("a/b")).unwrap();
+        let root = std::fs::File::open(guest.path()).unwrap();
+        let confined = Confined::new(vec![(top(), root.as_fd(), "folder".to_owned())]).unwrap();
+        for inside in ["", "a", "a/b"] {
+            let error = KeepIn::open(&guest.path().join(inside)).unwrap().refuse_on(&confined).unwrap_err();
+            assert!(error.is::<Refusal>() && error.to_string().contains("is on the guest"), "{error}");
+        }
+        KeepIn::open(beside.path()).unwrap().refuse_on(&confined).unwrap();
+        // Its own disk, mounted by us, and somewhere else on this machine.
+        let confined = Confined::new(vec![(top(), root.as_fd(), "ext4".to_owned())]).unwrap();
+        KeepIn::open(beside.path()).unwrap().refuse_on(&confined).unwrap_err();
+    }
+
     #[test]
     fn what_is_no_folder_is_refused() {
         let folder = tempfile::tempdir().unwrap();

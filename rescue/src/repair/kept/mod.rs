@@ -21,6 +21,7 @@ mod list;
 mod made;
 mod moving;
 mod room;
+mod sparse;
 mod tree;
 
 pub use keep_in::KeepIn;

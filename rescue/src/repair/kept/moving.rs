@@ -9,8 +9,8 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, Timespec, Timestamps, UTIME_OMIT,
 use super::keep_in::{KeepIn, top};
 use super::list::{Entries, Entry, Kind, LIST_LIMIT, List};
 use super::made::MadeFolder;
-use super::room;
 use super::tree::{KeptTree, SHOWN};
+use super::{room, sparse};
 use crate::guest::{Guest, GuestPath, RealPath, TreeResult};
 use crate::refusal::Refusal;
 use crate::repair::change::sha256_hex;
@@ -21,7 +21,7 @@ use crate::repair::shown_sink::ShownSink;
 use crate::repair::stage::{Goal, Outcome, Stage};
 use crate::repair::store::Store;
 use crate::repair::transaction::{finished_now, open_if_there};
-use crate::repair::{fault, patch, tree_hash, xattrs};
+use crate::repair::{fault, tree_hash, xattrs};
 
 /// The old folder, or the new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,7 +154,7 @@ fn keep_folder(
             FileType::Directory => keep_folder(from, &path, keep, (&to, &below), entries)?,
             FileType::RegularFile => {
                 let size = u64::try_from(stat.st_size).unwrap_or(0);
-                patch::stage(&place, &keep.place(&to)?, &[], size)?;
+                sparse::copy(&place, &keep.place(&to)?, size)?;
                 entries.insert(below.clone(), entry(&place, &below, Kind::File)?);
             }
             FileType::Symlink => {
@@ -398,7 +398,7 @@ pub(in crate::repair) fn refuse_missing_back(confined: &Confined, store: &Store<
             confined,
             &step.path.to_real()?,
             (gives, 0),
-            room::allocated(&kept.confined, &kept.folder)?,
+            sparse::needed(&kept.confined, &kept.folder)?,
         )?;
     }
     Ok(())
@@ -422,7 +422,7 @@ fn fill(confined: &Confined, kept: &KeptTree, top: &RealPath) -> Result<()> {
             Kind::File => {
                 let from = kept.confined.place(&join(&kept.folder, below)).context("opening what is kept")?;
                 let size = from.lstat()?.context("what is kept is gone")?.st_size;
-                patch::stage(&from, &to, &[], u64::try_from(size).unwrap_or(0))?;
+                sparse::copy(&from, &to, u64::try_from(size).unwrap_or(0))?;
             }
         }
     }

@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use super::keep_in::KeepIn;
+use super::sparse;
 use crate::guest::RealPath;
 use crate::refusal::Refusal;
 use crate::repair::change::Content;
@@ -27,7 +28,7 @@ pub(in crate::repair) fn make_room(
         return stage::refuse_without_space(confined, store, goals, id).map(|()| 0);
     };
     let mut bytes = 0;
-    while let Some(mount_point) = stage::short_of_space(confined, store, goals, id)? {
+    while let Some(mount_point) = stage::short_of_space(confined, store, goals, id, true)? {
         let mut largest = None;
         for (n, goal) in goals.iter().enumerate() {
             let Outcome::Built { build } = &goal.outcome else { continue };
@@ -127,7 +128,7 @@ pub(super) fn allocated(confined: &Confined, folder: &RealPath) -> Result<(u64, 
 
 /// The new folder, which is made, must fit once the old one is gone.
 pub(super) fn refuse_without_return(confined: &Confined, old: &RealPath, keep: &KeepIn, new: &RealPath) -> Result<()> {
-    refuse_without_room(confined, old, allocated(confined, old)?, allocated(keep.confined(), new)?)
+    refuse_without_room(confined, old, allocated(confined, old)?, sparse::needed(keep.confined(), new)?)
 }
 
 pub(super) fn refuse_without_room(
@@ -137,7 +138,8 @@ pub(super) fn refuse_without_room(
     needs: (u64, u64),
 ) -> Result<()> {
     let usage = confined.usage(path)?;
-    let (has, needed) = (usage.bytes_available.saturating_add(gives.0), needs.0.saturating_add(SLACK.0));
+    let free = usage.bytes_available.saturating_sub(confined.set_aside(path)?);
+    let (has, needed) = (free.saturating_add(gives.0), needs.0.saturating_add(SLACK.0));
     let inodes = usage.inodes_total == 0 || usage.inodes_free + gives.1 >= needs.1.saturating_sub(gives.1) + SLACK.1;
     if (has >= needed && inodes) || fault::skips_space_check() {
         return Ok(());
@@ -150,7 +152,7 @@ pub(super) fn refuse_without_room(
     Err(Refusal::new(
         format!(
             "the guest's file system for {mount_point} has {} free, and what is replaced gives back {}",
-            units::bytes(usage.bytes_available),
+            units::bytes(free),
             units::bytes(gives.0)
         ),
         format!("what is to be in {path} needs {} there: {what}", units::bytes(needed)),
