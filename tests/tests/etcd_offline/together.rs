@@ -263,6 +263,9 @@ fn a_member_leaves_and_its_fence_holds() -> Result<()> {
     ensure!(undone.code == 0 && sums(&subject)? == before, "{}", undone.transcript());
     let ran = subject.rescue("etcd remove-member m3", &[0, 1, 2], &[])?;
     ensure!(ran.code == 0, "{}", ran.transcript());
+    // Who left held what was agreed on with it: those that stay have lost nothing.
+    let again = subject.rescue("repair", &[0, 1], &["--only", "etcd"])?;
+    ensure!(again.code == 0 && !again.stdout.contains("new cluster"), "{}", again.transcript());
     judge(&mut subject.cluster, &[0, 1], &subject.held)?;
 
     // All but one, whose disks are lost.

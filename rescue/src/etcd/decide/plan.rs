@@ -255,7 +255,10 @@ impl<'a> Table<'a> {
         let name =
             |member: &Member| if member.name.is_empty() { format!("{:x}", member.id) } else { member.name.clone() };
         let voters = self.members.list.values().filter(|member| !member.is_learner);
-        Situation { members, voters: voters.map(|member| (member.id, name(member))).collect(), dead: self.dead.clone() }
+        let voters = voters.map(|member| (member.id, name(member))).collect();
+        let own = self.seen.iter().map(|(seen, _)| *seen).filter(|seen| seen.cluster() == Some(self.cluster));
+        let changed_at = own.filter_map(|seen| seen.data.log.changes.last()).map(|(entry, _)| *entry).max();
+        Situation { members, voters, dead: self.dead.clone(), changed_at: changed_at.unwrap_or(0) }
     }
 
     fn view(&self, number: usize, is_quiet: bool) -> View {

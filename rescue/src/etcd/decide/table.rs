@@ -54,6 +54,8 @@ pub struct Situation {
     pub voters: Vec<(u64, String)>,
     /// Those that are given up.
     pub dead: Vec<u64>,
+    /// The entry of the newest change of the membership.
+    pub changed_at: u64,
 }
 
 /// What is done. Numbers are those of [`Situation::members`].
@@ -203,7 +205,7 @@ impl Table<'_> {
     fn without_loss(&self, relaid: Vec<usize>) -> (Repair, Vec<String>) {
         let all_at_hand = self.voters_at_hand().count() == self.situation.voters.len();
         let (agreed, holding) = (self.agreed(), self.holding());
-        if all_at_hand && holding < self.majority() {
+        if all_at_hand && holding < self.majority() && !self.is_changed_beyond_one() {
             let why = format!(
                 "Entries up to {agreed} are agreed on, which takes {} members, but only {holding} still hold them: others have lost the end of \
                  their log.",
@@ -256,6 +258,13 @@ impl Table<'_> {
     /// How many voters at hand hold all of that.
     fn holding(&self) -> usize {
         self.voters_at_hand().filter(|number| self.holds_agreed(*number)).count()
+    }
+
+    /// Whether a change of the membership lies beyond some voter's log. It is agreed on by a majority of those that were members before it, of
+    /// whom some may have left with it, so how many hold it now says nothing.
+    fn is_changed_beyond_one(&self) -> bool {
+        let last = |number: usize| self.view(number).rank.map_or(0, |rank| rank.1);
+        self.voters_at_hand().any(|number| last(number) < self.situation.changed_at)
     }
 
     fn holds_agreed(&self, number: usize) -> bool {
@@ -311,6 +320,7 @@ mod tests {
             members: (1..).zip(members).map(view).collect(),
             voters: (1..=voters).map(|id| (id, format!("m{id}"))).collect(),
             dead: Vec::new(),
+            changed_at: 3,
         }
     }
 
@@ -343,6 +353,14 @@ mod tests {
             Repair::Clone { best: 2, members: vec![0, 1, 2], is_majority: false }
         );
         assert_eq!(repair(&situation(3, &[(Lost, None); 3])), Repair::NoLog(vec![0, 1, 2]));
+    }
+
+    #[test]
+    fn a_member_that_left_may_have_held_what_was_agreed_on() {
+        let mut two = situation(2, &[(Fine, Some(100)), (Fine, Some(89))]);
+        assert!(matches!(repair(&two), Repair::Clone { best: 0, is_majority: false, .. }));
+        two.changed_at = 90;
+        assert_eq!(repair(&two), Repair::Nothing);
     }
 
     #[test]
