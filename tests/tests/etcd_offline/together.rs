@@ -114,6 +114,29 @@ fn zero_in_value(data_dir: &Path) -> Result<()> {
     all.into_iter().try_for_each(|page| files::write_at(&db, &[0; 4096], page * 4096))
 }
 
+/// The same for one of these pages.
+fn zero_one_page(data_dir: &Path) -> Result<()> {
+    let db = files::database(data_dir);
+    let bytes = fs::read(&db)?;
+    let pages = bytes.chunks(4096).enumerate().filter(|(_, page)| page.iter().all(|byte| *byte == b'x'));
+    let all: Vec<usize> = pages.map(|(number, _)| number).collect();
+    // In each copy of the value one: that which counts may be any.
+    all.into_iter().step_by(7).try_for_each(|page| files::write_at(&db, &[0; 4096], page as u64 * 4096))
+}
+
+#[test]
+fn three_databases_that_contradict_one_another_are_told_of_and_left() -> Result<()> {
+    let subject = Subject::new(&Version::debian())?;
+    let dirs: Vec<PathBuf> = subject.cluster.members.iter().map(|member| member.data_dir.clone()).collect();
+    zero_in_value(&dirs[0])?;
+    zero_one_page(&dirs[1])?;
+    let before = sums(&subject)?;
+    let ran = subject.rescue("repair", &[0, 1, 2], &["--only", "etcd"])?;
+    ensure!(ran.code == 3 && ran.stderr.contains("no majority says which one is right"), "{}", ran.transcript());
+    ensure!(ran.stderr.contains("rescue etcd rebuild --from") && sums(&subject)? == before, "{}", ran.transcript());
+    Ok(())
+}
+
 /// What all members have of the large value.
 fn large_value_is_whole(cluster: &mut Cluster) -> Result<()> {
     cluster.run()?;

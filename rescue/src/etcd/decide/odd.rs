@@ -23,8 +23,17 @@ const WINDOW: usize = 4096;
 /// Bytes of a key that are its revision (mvcc/revision.go); a mark for a deletion may follow.
 const REVISION: usize = 17;
 
-/// Marks those of `seen` whose database is the odd one out of their cluster. What remains open, one sentence each.
-pub fn mark(seen: &mut [Seen<'_>]) -> Vec<String> {
+/// What no majority decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Doubt {
+    /// A sentence.
+    pub saw: String,
+    /// Whether two hold different things at one revision. Else only hashes differ, which a compaction that was cut off can do, too.
+    pub is_certain: bool,
+}
+
+/// Marks those of `seen` whose database is the odd one out of their cluster. What remains open is given.
+pub fn mark(seen: &mut [Seen<'_>]) -> Vec<Doubt> {
     let mut clusters: Vec<Option<u64>> = super::plan::clusters(seen).into_iter().map(Some).collect();
     if clusters.is_empty() {
         clusters.push(None);
@@ -48,7 +57,7 @@ fn voters(seen: &[Seen<'_>], cluster: Option<u64>) -> usize {
     super::plan::newest_members(&own).map_or(seen.len(), |members| members.voters().count())
 }
 
-fn compare(seen: &mut [Seen<'_>], numbers: &[usize], voters: usize) -> Option<String> {
+fn compare(seen: &mut [Seen<'_>], numbers: &[usize], voters: usize) -> Option<Doubt> {
     let size = |seen: &Seen<'_>| opened(seen).map_or(0, |backend| backend.db.size());
     let is_quiet = seen.iter().all(Seen::is_mended_in_place);
     if numbers.len() < 2 || (is_quiet && numbers.iter().any(|number| size(&seen[*number]) > CHECKED_WHOLE)) {
@@ -78,11 +87,14 @@ fn compare(seen: &mut [Seen<'_>], numbers: &[usize], voters: usize) -> Option<St
     let contradicts = |one: usize| agreed.iter().any(|other| same.get(&(one, *other)) == Some(&false));
     let names = |numbers: &[usize]| numbers.iter().map(|one| seen[*one].name.clone()).collect::<Vec<_>>().join(", ");
     if agreed.len() <= voters / 2 || agreed.iter().any(|one| contradicts(*one)) {
-        return Some(format!(
+        let mut differ = same.iter().filter(|(pair, same)| pair.0 < pair.1 && !**same).map(|(pair, _)| *pair);
+        let is_certain = differ.any(|(one, other)| agree(&seen[one], &seen[other]) == Some(false));
+        let saw = format!(
             "The databases of {} hold different things, and no majority says which one is right: compare what etcd holds afterwards with what is \
              expected.",
             names(numbers)
-        ));
+        );
+        return Some(Doubt { saw, is_certain });
     }
     let saw = format!("the database holds something else than those of {}, which agree", names(&agreed));
     let odd: Vec<usize> = numbers.iter().copied().filter(|one| contradicts(*one)).collect();

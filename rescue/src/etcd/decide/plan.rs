@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use aws_lc_rs::rand;
 
 use super::level::Tail;
+use super::odd::Doubt;
 use super::seen::Seen;
 use super::table::{self, Repair, Situation, State, View};
 use super::{from_database, odd};
@@ -43,12 +44,26 @@ pub fn plan_set(nodes: &[NodeReport], wishes: &SetWishes) -> Result<Option<SetPl
             return Ok(Some(with_doubts(plan, doubts)));
         }
     }
-    Ok(None)
+    match doubts.into_iter().find(|doubt| doubt.is_certain) {
+        Some(doubt) => Err(contradicting(&doubt).into()),
+        None => Ok(None),
+    }
 }
 
-fn with_doubts(mut plan: SetPlan, doubts: Vec<String>) -> SetPlan {
-    plan.why.extend(doubts);
+fn with_doubts(mut plan: SetPlan, doubts: Vec<Doubt>) -> SetPlan {
+    plan.why.extend(doubts.into_iter().map(|doubt| doubt.saw));
     plan
+}
+
+/// Each would start, and which key has which value would depend on who is asked.
+fn contradicting(doubt: &Doubt) -> Refusal {
+    Refusal::new(
+        doubt.saw.trim_end_matches('.').to_owned(),
+        "each of them starts by itself, and what a key holds would then depend on which member is asked; none is replaced, because that could \
+         drop the right one",
+        "compare them: `rescue etcd keys` and `rescue etcd get` with one disk at a time; then `rescue etcd rebuild --from FILE` with all disks and a copy of the \
+         database that is right makes all of them from that one",
+    )
 }
 
 /// IDs of the clusters, the one with most members first.
