@@ -12,6 +12,7 @@ pub mod freeing;
 pub mod in_use;
 pub mod journal;
 pub mod kept;
+mod new_file;
 mod patch;
 pub mod plan;
 pub mod preen;

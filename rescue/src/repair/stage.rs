@@ -359,9 +359,13 @@ pub(super) fn refuse_without_space(confined: &Confined, store: &Store<'_>, goals
     if fault::skips_space_check() {
         return Ok(());
     }
-    let Some(mount_point) = short_of_space(confined, store, goals, id, false)? else { return Ok(()) };
+    // Small things fit into what the file system holds back; a whole folder would run out of it half-way.
+    let builds = goals.iter().any(|goal| matches!(goal.outcome, Outcome::Built { .. }) && !goal.elsewhere);
+    let Some(mount_point) = short_of_space(confined, store, goals, id, builds)? else { return Ok(()) };
     let (bytes, inodes) = needs(confined, store, goals, id)?.get(&mount_point).copied().unwrap_or_default();
     let Usage { bytes_available, inodes_total, inodes_free, .. } = confined.usage(&mount_point)?;
+    let aside = if builds { confined.set_aside(&mount_point)? } else { 0 };
+    let bytes_available = bytes_available.saturating_sub(aside);
     let whole = goals.iter().any(|goal| goal.outcome.is_exchange() && !goal.elsewhere);
     let (has, needs) = match inodes_total != 0 && inodes_free < inodes {
         true => (format!("{inodes_free} inodes"), format!("{inodes} inodes")),

@@ -1,9 +1,6 @@
 //! A folder that is built in the store, to be put in place as a whole: owners, labels and other attributes as in the folder it replaces.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,12 +9,10 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
 use super::confined::{Confined, Place, is_folder, sync_file};
 use super::fault;
 use super::folder::{FolderSink, SinkFile};
+use super::new_file::{self, NewFile};
 use super::writeback::Early;
 use super::{patch, xattrs};
 use crate::guest::{Guest, GuestPath, RealPath};
-
-/// Bytes that a copy from another file system holds in memory.
-const COPIED_AT_ONCE: usize = 1 << 20;
 
 /// Owner and group.
 type Owner = (u32, u32);
@@ -147,7 +142,7 @@ impl FolderSink for StagedFolder<'_> {
     fn file(&mut self, path: &Path, mode: u32) -> Result<Box<dyn SinkFile + '_>> {
         let file = self.place(path)?.create(b"")?;
         self.modes.insert(path.to_path_buf(), mode & 0o7777);
-        Ok(Box::new(Early::new(StagedFile { file: File::from(file), is_first: true })))
+        Ok(Box::new(Early::new(NewFile::new(file))))
     }
 
     fn copy(&mut self, path: &Path, from: &Guest, source: &GuestPath) -> Result<()> {
@@ -159,47 +154,6 @@ impl FolderSink for StagedFolder<'_> {
         if from.source == self.guest.source {
             return patch::stage(&open(self.confined, &real)?, &staged, &[], meta.size);
         }
-        let file = staged.create(b"")?;
-        let mut at = 0;
-        while at < meta.size {
-            let bytes = from.tree().read_range(real.as_path(), at, COPIED_AT_ONCE).with_context(reading)?;
-            ensure!(!bytes.is_empty(), "{source} in the guest ended at {at} of {} bytes", meta.size);
-            if bytes.iter().any(|byte| *byte != 0) {
-                patch::write_at(&file, &bytes, at).with_context(|| format!("writing {staged}"))?;
-            }
-            at += bytes.len() as u64;
-        }
-        fault::call("ftruncate", || rustix::fs::ftruncate(&file, meta.size))
-            .with_context(|| format!("setting the length of {staged}"))
-    }
-}
-
-/// A file that is being written; every call that writes can be made to fail.
-struct StagedFile {
-    file: File,
-    is_first: bool,
-}
-
-impl AsFd for StagedFile {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
-    }
-}
-
-impl Write for StagedFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let piece = fault::piece(bytes, self.is_first);
-        self.is_first = false;
-        Ok(fault::call("write", || rustix::io::write(&self.file, piece))?)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Seek for StagedFile {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.file.seek(to)
+        new_file::copy_into(&staged, from, &real, meta.size)
     }
 }

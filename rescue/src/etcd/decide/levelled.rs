@@ -5,8 +5,10 @@ use anyhow::{Context as _, Result};
 use super::level::{Lag, Levelling, Tail, Voter, needed};
 use super::plan::Table;
 use super::seen::Seen;
+use crate::etcd::file::File;
 use crate::etcd::guarantee::{Guarantee, Level};
 use crate::etcd::mend::{self, Mend};
+use crate::etcd::write::wal::MODE;
 use crate::repair::set_plan::{SetPart, SetPlan};
 use crate::repair::{Change, Content, Edit};
 
@@ -115,9 +117,9 @@ impl Table<'_> {
         } else {
             // Nothing was set aside in it.
             let length = usize::try_from(file.used).context("a file of the log that fits into memory")?;
-            let mut bytes = crate::etcd::file::File::open(seen.guest, path)?.read(0, length)?;
+            let mut bytes = File::open(seen.guest, path)?.read(0, length)?;
             bytes.extend(records);
-            Change::write(seen.guest, path, bytes, crate::etcd::write::wal::MODE)?
+            Change::write(seen.guest, path, bytes, MODE)?
         };
         let what = entries(tail.first, tail.last());
         let mut details = vec![match lag.replaced {

@@ -1,8 +1,5 @@
 //! A folder that is built outside the guest, with what its files will be on it: as [`crate::repair::staged_folder`] does it in place.
 
-use std::fs::File;
-use std::io::{self, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,11 +9,9 @@ use super::list::{Entries, Entry, Kind};
 use crate::guest::{Guest, GuestPath, RealPath};
 use crate::repair::confined::Place;
 use crate::repair::folder::{FolderSink, SinkFile};
+use crate::repair::new_file::{self, NewFile};
 use crate::repair::writeback::Early;
-use crate::repair::{fault, xattrs};
-
-/// Bytes that a copy holds in memory.
-const COPIED_AT_ONCE: usize = 1 << 20;
+use crate::repair::xattrs;
 
 /// Takes what is built.
 pub(super) struct MadeFolder<'a> {
@@ -72,7 +67,7 @@ impl FolderSink for MadeFolder<'_> {
 
     fn file(&mut self, path: &Path, mode: u32) -> Result<Box<dyn SinkFile + '_>> {
         let file = self.place(path, Kind::File, mode)?.create(b"")?;
-        Ok(Box::new(Early::new(MadeFile { file: File::from(file), is_first: true })))
+        Ok(Box::new(Early::new(NewFile::new(file))))
     }
 
     fn copy(&mut self, path: &Path, from: &Guest, source: &GuestPath) -> Result<()> {
@@ -80,46 +75,6 @@ impl FolderSink for MadeFolder<'_> {
         let real = from.resolve(source).with_context(reading)?;
         let meta = from.tree().lstat(real.as_path()).with_context(reading)?;
         let place = self.place(path, Kind::File, meta.mode)?;
-        let file = place.create(b"")?;
-        let mut at = 0;
-        while at < meta.size {
-            let bytes = from.tree().read_range(real.as_path(), at, COPIED_AT_ONCE).with_context(reading)?;
-            ensure!(!bytes.is_empty(), "{source} in the guest ended at {at} of {} bytes", meta.size);
-            if bytes.iter().any(|byte| *byte != 0) {
-                crate::repair::patch::write_at(&file, &bytes, at).with_context(|| format!("writing {place}"))?;
-            }
-            at += bytes.len() as u64;
-        }
-        fault::call("ftruncate", || rustix::fs::ftruncate(&file, meta.size))
-            .with_context(|| format!("setting the length of {place}"))
-    }
-}
-
-struct MadeFile {
-    file: File,
-    is_first: bool,
-}
-
-impl AsFd for MadeFile {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
-    }
-}
-
-impl Write for MadeFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let piece = fault::piece(bytes, self.is_first);
-        self.is_first = false;
-        Ok(fault::call("write", || rustix::io::write(&self.file, piece))?)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Seek for MadeFile {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.file.seek(to)
+        new_file::copy_into(&place, from, &real, meta.size)
     }
 }
