@@ -151,6 +151,14 @@ fn mended(problem: &Problem, guest: &Guest, data: &MemberData) -> Finding {
     }
 }
 
+/// What keeps a member from working: what etcd copes with by itself, and alarms, are left out. Databases up to `limit` bytes are checked page by page.
+pub fn troubles(data: &MemberData, limit: u64) -> Vec<Problem> {
+    let mut problems = boot::problems(data);
+    problems.extend(check_pages(data, limit));
+    problems.retain(|problem| problem.effect != Effect::Harmless && !problem.is_alarm());
+    problems
+}
+
 /// Mends a member in place.
 #[derive(Debug)]
 struct MendEtcd {

@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 
-use super::boot::{self, Effect};
+use super::boot::Effect;
 use super::locate;
 use super::member::{MemberData, Stored};
-use crate::checks::etcd_look::{CHECKED_WHOLE, check_pages};
+use crate::checks::etcd_look::{CHECKED_WHOLE, troubles};
 use crate::guest::FileKind;
 use crate::session::NodeReport;
 
@@ -61,9 +61,7 @@ fn stands_on(node: &NodeReport) -> Option<Stands> {
 
 /// Alarms stay until they are disarmed, and keep nobody from starting.
 fn look(data: &MemberData) -> (State, String) {
-    let mut problems = boot::problems(data);
-    problems.extend(check_pages(data, CHECKED_WHOLE));
-    problems.retain(|problem| problem.effect != Effect::Harmless && !problem.is_alarm());
+    let problems = troubles(data, CHECKED_WHOLE);
     let worst = problems.iter().find(|problem| problem.effect == Effect::Stops).or_else(|| problems.first());
     match worst {
         Some(problem) if problem.effect == Effect::Stops => (State::Stops, problem.saw.clone()),

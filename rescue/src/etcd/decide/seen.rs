@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use anyhow::Context as _;
 
-use crate::checks::etcd_look::{CHECKED_WHOLE, check_pages};
-use crate::etcd::boot::{self, Effect, Kind, Problem};
+use crate::checks::etcd_look::{CHECKED_WHOLE, troubles};
+use crate::etcd::boot::{Effect, Kind, Problem};
 use crate::etcd::launch::By;
 use crate::etcd::locate;
 use crate::etcd::member::{MemberData, Place};
@@ -53,9 +53,7 @@ impl<'a> Seen<'a> {
         let found = locate::on_node(&report.guest, &report.node)?;
         let launch = found.launch.filter(|launch| !matches!(launch.by, By::Embedded(_)))?;
         let data = MemberData::read(&report.guest, &found.place);
-        let mut problems = boot::problems(&data);
-        problems.extend(check_pages(&data, CHECKED_WHOLE));
-        problems.retain(|problem| problem.effect != Effect::Harmless && !problem.is_alarm());
+        let problems = troubles(&data, CHECKED_WHOLE);
         let is_moved = moved(&launch, &data).is_some();
         Some(Self {
             name: report.name().to_owned(),
