@@ -10,9 +10,11 @@ use crate::etcd::locate;
 use crate::etcd::member::{MemberData, Place, Stored};
 use crate::etcd::mend::{self, Mend};
 use crate::etcd::moved::{Moved, moved};
+use crate::etcd::soundness::soundness;
 use crate::guest::{Backing, Guest, Planned};
 use crate::repair::Prepared;
 use crate::repair::in_use::held_open::{HeldOpen, Holder};
+use crate::ui::Ui;
 use crate::units;
 
 /// See the module.
@@ -20,9 +22,6 @@ use crate::units;
 pub struct EtcdLook;
 
 const ID: &str = "etcd";
-
-/// Up to this size every page of the database is checked in passing; `--only etcd` and `rescue etcd status` do it for any size.
-pub(crate) const CHECKED_WHOLE: u64 = 64 << 20;
 
 const COPY_FIRST: &str = "Before anything else copy the whole data folder away.";
 
@@ -41,12 +40,10 @@ impl Check for EtcdLook {
             let title = format!("etcd is running: {holder} has its database open, so it was not looked into");
             return Ok(vec![Finding::new(ID, Severity::Note, title).with_evidence(&found.place.data_dir, "in use")]);
         }
-        // Whoever asks for this check alone waits for all of it.
-        let whole = if context.settings.only == [ID] { u64::MAX } else { CHECKED_WHOLE };
         let data = MemberData::read(context.guest, &found.place);
         let launch = found.launch;
         let quota = launch.as_ref().map_or(DEFAULT_QUOTA, Launch::quota);
-        let mut findings = findings(context.guest, &data, quota, whole);
+        let mut findings = findings(context.guest, &data, quota, context.ui);
         findings
             .extend(launch.as_ref().and_then(|launch| moved(launch, &data)).map(|moved| missed(&moved, &data.place)));
         Ok(match launch.map(|launch| launch.by) {
@@ -74,11 +71,10 @@ pub(crate) fn holder(guest: &Guest, place: &Place) -> Option<Holder> {
     HeldOpen::scan().holder(device, inode).cloned()
 }
 
-/// `whole`: up to which size every page of the database is checked.
-fn findings(guest: &Guest, data: &MemberData, quota: u64, whole: u64) -> Vec<Finding> {
+fn findings(guest: &Guest, data: &MemberData, quota: u64, ui: &dyn Ui) -> Vec<Finding> {
     let mended = |problem: &Problem| mended(problem, guest, data);
     let mut problems = boot::problems(data);
-    if let Some(problem) = check_pages(data, whole) {
+    if let Some(problem) = check_pages(guest, data, ui) {
         problems.insert(0, problem);
     }
     if let Some(problem) = boot::over_quota(data, quota) {
@@ -89,7 +85,7 @@ fn findings(guest: &Guest, data: &MemberData, quota: u64, whole: u64) -> Vec<Fin
     let harmless = problems.iter().filter(|problem| problem.effect == Effect::Harmless);
     if findings.is_empty() {
         let title = format!("etcd: {}; it will start", summary(data));
-        let evidence = coverage(data, whole);
+        let evidence = "log, snapshots and database read whole";
         findings.push(Finding::new(ID, Severity::Note, title).with_evidence(&data.place.data_dir, evidence));
     }
     if let Some(first) = findings.first_mut() {
@@ -114,24 +110,15 @@ fn missed(moved: &Moved, place: &Place) -> Finding {
         ))
 }
 
-/// The first fault of the database's pages, where it is not larger than `whole`.
-pub(crate) fn check_pages(data: &MemberData, whole: u64) -> Option<Problem> {
+/// The first fault of the database's pages, all of which are read.
+fn check_pages(guest: &Guest, data: &MemberData, ui: &dyn Ui) -> Option<Problem> {
     let Stored::Open(open) = &data.stored else { return None };
-    if open.0.db.size() > whole {
-        return None;
-    }
-    let fault = open.0.db.check(&mut |_, _| {}).err()?;
-    Some(Problem::database(&data.place.db(), &fault))
-}
-
-fn coverage(data: &MemberData, whole: u64) -> String {
-    match &data.stored {
-        Stored::Open(open) if open.0.db.size() > whole => {
-            "log and snapshots read whole, the database in part (--only etcd, or rescue etcd status, reads all of it)"
-                .to_owned()
-        }
-        _ => "log, snapshots and database read whole".to_owned(),
-    }
+    let db = data.place.db();
+    let checked = match guest.resolve(&db) {
+        Ok(real) => soundness(guest, &real, &open.0.db, ui),
+        Err(error) => Rc::new(Err(error.into())),
+    };
+    checked.as_ref().as_ref().err().map(|fault| Problem::database(&db, fault))
 }
 
 /// With what mends it, or why nothing does.
@@ -151,10 +138,10 @@ fn mended(problem: &Problem, guest: &Guest, data: &MemberData) -> Finding {
     }
 }
 
-/// What keeps a member from working: what etcd copes with by itself, and alarms, are left out. Databases up to `limit` bytes are checked page by page.
-pub fn troubles(data: &MemberData, limit: u64) -> Vec<Problem> {
+/// What keeps a member from working, each page of its database checked: what etcd copes with by itself, and alarms, are left out.
+pub fn troubles(guest: &Guest, data: &MemberData, ui: &dyn Ui) -> Vec<Problem> {
     let mut problems = boot::problems(data);
-    problems.extend(check_pages(data, limit));
+    problems.extend(check_pages(guest, data, ui));
     problems.retain(|problem| problem.effect != Effect::Harmless && !problem.is_alarm());
     problems
 }
@@ -184,7 +171,7 @@ impl Remedy for MendEtcd {
     fn prepare(&self, context: &Context<'_>) -> anyhow::Result<Prepared> {
         let guest = context.guest;
         let data = MemberData::read(guest, &self.place);
-        let pages = check_pages(&data, u64::MAX);
+        let pages = check_pages(guest, &data, context.ui);
         let problems = boot::problems(&data);
         let problem = problems.iter().chain(&pages).find(|p| p.kind == self.kind && p.effect == Effect::Stops);
         let Some(problem) = problem else { return Ok(Prepared::default()) };
@@ -244,6 +231,7 @@ mod tests {
     use super::*;
     use crate::etcd::sample;
     use crate::guest::{GuestPath, MemoryTree};
+    use crate::ui::Silent;
 
     const DIR: &str = "/var/lib/etcd";
     const LOG: &str = "/var/lib/etcd/member/wal/0000000000000000-0000000000000000.wal";
@@ -255,7 +243,7 @@ mod tests {
 
     fn look(tree: MemoryTree) -> Vec<Finding> {
         let guest = tree.into_guest();
-        findings(&guest, &read(&guest), DEFAULT_QUOTA, CHECKED_WHOLE)
+        findings(&guest, &read(&guest), DEFAULT_QUOTA, &Silent)
     }
 
     #[test]
@@ -321,7 +309,7 @@ mod tests {
     #[test]
     fn a_full_database_takes_no_writes() {
         let guest = sample::member(DIR).into_guest();
-        let findings = findings(&guest, &read(&guest), 16 << 10, CHECKED_WHOLE);
+        let findings = findings(&guest, &read(&guest), 16 << 10, &Silent);
         assert_eq!(findings[0].severity, Severity::WillBreak);
     }
 }

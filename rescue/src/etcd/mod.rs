@@ -28,6 +28,7 @@ pub mod salvage;
 #[cfg(test)]
 pub(crate) mod sample;
 pub mod snap;
+pub mod soundness;
 pub mod stands;
 pub mod status;
 pub mod survey;

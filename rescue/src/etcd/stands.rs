@@ -5,9 +5,10 @@ use serde::Serialize;
 use super::boot::Effect;
 use super::locate;
 use super::member::{MemberData, Stored};
-use crate::checks::etcd_look::{CHECKED_WHOLE, troubles};
-use crate::guest::FileKind;
+use crate::checks::etcd_look::troubles;
+use crate::guest::{FileKind, Guest};
 use crate::session::NodeReport;
+use crate::ui::Silent;
 
 /// One member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -54,14 +55,14 @@ fn stands_on(node: &NodeReport) -> Option<Stands> {
         Ok(meta) if meta.kind == FileKind::Regular => {
             (State::Fenced, format!("{} is a file, so that etcd does not start", found.place.member()))
         }
-        _ => look(&MemberData::read(&node.guest, &found.place)),
+        _ => look(&node.guest, &MemberData::read(&node.guest, &found.place)),
     };
     Some(Stands { name: node.name().to_owned(), source: node.guest.source.clone(), state, saw })
 }
 
-/// Alarms stay until they are disarmed, and keep nobody from starting.
-fn look(data: &MemberData) -> (State, String) {
-    let problems = troubles(data, CHECKED_WHOLE);
+/// Alarms stay until they are disarmed, and keep nobody from starting. The node was inspected, so the database is not read once more.
+fn look(guest: &Guest, data: &MemberData) -> (State, String) {
+    let problems = troubles(guest, data, &Silent);
     let worst = problems.iter().find(|problem| problem.effect == Effect::Stops).or_else(|| problems.first());
     match worst {
         Some(problem) if problem.effect == Effect::Stops => (State::Stops, problem.saw.clone()),
@@ -98,7 +99,10 @@ mod tests {
 
     #[test]
     fn what_is_read_anew_is_told() {
-        let of = |tree: MemoryTree| look(&MemberData::read(&tree.into_guest(), &Place::new(GuestPath::new("/"), None)));
+        let of = |tree: MemoryTree| {
+            let guest = tree.into_guest();
+            look(&guest, &MemberData::read(&guest, &Place::new(GuestPath::new("/"), None)))
+        };
         let (state, saw) = of(sample::member(""));
         assert_eq!((state, saw.as_str()), (State::Starts, "revision 2, last entry 8 of term 2"));
         assert_eq!(of(sample::member("").file("/member/snap/db", "")).0, State::Stops);

@@ -42,7 +42,7 @@ pub struct Hash {
 /// # Errors
 /// The first [`Fault`].
 pub fn survey(backend: &Backend, facts: &Facts, revision: i64, progress: &dyn Progress) -> Result<Survey, Fault> {
-    let mut meter = Meter { progress, bytes: 0 };
+    let mut meter = Meter::new(progress);
     let mut history = History::new(facts.compacted, revision);
     // Where nothing was ever compacted nothing is left out of the hash, so it need not wait for what later entries say.
     let is_simple = facts.compacted < 0 && revision > 0;
@@ -83,13 +83,19 @@ pub fn survey(backend: &Backend, facts: &Facts, revision: i64, progress: &dyn Pr
 /// Bytes at once that are worth a word.
 const STEP: u64 = 4 << 20;
 
-struct Meter<'a> {
+/// Tells of bytes that were gone through, in steps.
+pub(super) struct Meter<'a> {
     progress: &'a dyn Progress,
     bytes: u64,
 }
 
-impl Meter<'_> {
-    fn count(&mut self, item: Item<'_>) {
+impl<'a> Meter<'a> {
+    pub(super) fn new(progress: &'a dyn Progress) -> Self {
+        Self { progress, bytes: 0 }
+    }
+
+    /// One more element.
+    pub(super) fn count(&mut self, item: Item<'_>) {
         self.bytes += (item.key.len() + item.value.len()) as u64;
         if self.bytes >= STEP {
             self.progress.advance(std::mem::take(&mut self.bytes));

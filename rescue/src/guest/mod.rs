@@ -5,6 +5,7 @@ mod discover;
 mod folder;
 pub(crate) mod fstab;
 mod live;
+mod memo;
 mod memory;
 mod merged;
 mod missing;
@@ -113,6 +114,7 @@ pub struct Guest {
     tree: Rc<dyn Tree>,
     /// Bind mounts: what is asked for below the first path really is below the second. Both free of symbolic links.
     binds: Vec<(PathBuf, PathBuf)>,
+    memo: memo::Memo,
 }
 
 /// A time that a file system's superblock holds: its last mount, write or check, whichever is newest.
@@ -146,6 +148,7 @@ impl Guest {
             live: false,
             tree,
             binds: Vec::new(),
+            memo: memo::Memo::default(),
         }
     }
 
@@ -157,12 +160,12 @@ impl Guest {
 
     /// The same guest seen through another tree, usually [`Planned`] over this one's.
     pub fn with_tree(&self, tree: Rc<dyn Tree>) -> Self {
-        Self { tree, ..self.clone() }
+        Self { tree, memo: memo::Memo::default(), ..self.clone() }
     }
 
     /// The same guest with its sources closed: its file systems can still be named and mounted, nothing can be read.
     pub fn close(self) -> Self {
-        Self { tree: Rc::new(closed::ClosedTree), ..self }
+        Self { tree: Rc::new(closed::ClosedTree), memo: memo::Memo::default(), ..self }
     }
 
     /// The merged tree itself; its paths must be symlink-free, see [`Guest::resolve`].

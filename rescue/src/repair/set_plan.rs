@@ -5,6 +5,7 @@ use anyhow::Result;
 use super::change::Change;
 use crate::etcd::guarantee::Guarantee;
 use crate::session::NodeReport;
+use crate::ui::Ui;
 
 /// What several nodes need together.
 #[derive(Debug, Clone)]
@@ -49,7 +50,7 @@ pub struct SetWishes {
 ///
 /// # Errors
 /// Where something must be done and cannot be: a [`crate::refusal::Refusal`] that says what is missing.
-pub type Planner = fn(&[NodeReport], &SetWishes) -> Result<Option<SetPlan>>;
+pub type Planner = fn(&[NodeReport], &SetWishes, &dyn Ui) -> Result<Option<SetPlan>>;
 
 /// Those that `rescue repair` asks, each with the check whose remedies it replaces on the nodes that it changes.
 pub const PLANNERS: &[(&str, Planner)] = &[("etcd", crate::etcd::decide::plan_set)];

@@ -47,7 +47,7 @@ impl Session<'_> {
         };
         let planners = PLANNERS.iter().filter(|(check, _)| asked(check));
         let wanted = planners.filter_map(|&(check, plan)| {
-            let plan = plan(nodes, wishes).transpose()?;
+            let plan = plan(nodes, wishes, self.ui).transpose()?;
             Some(Wanted { check, plan })
         });
         wanted.collect()

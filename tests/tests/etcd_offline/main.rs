@@ -5,6 +5,7 @@ mod disks;
 mod full_disk;
 #[cfg(feature = "faulty")]
 mod killed;
+mod large;
 mod learners;
 mod level;
 mod members;

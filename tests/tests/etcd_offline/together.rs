@@ -23,6 +23,11 @@ pub struct Subject {
 
 impl Subject {
     pub fn new(version: &Version) -> Result<Self> {
+        Self::with_more(version, |_| Ok(()))
+    }
+
+    /// `more` is written, too.
+    pub fn with_more(version: &Version, more: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<Self> {
         let mut cluster = Cluster::prepare(version, 3, 40, guest::place)?;
         guest::make_all(&cluster, &[])?;
         cluster.run()?;
@@ -31,6 +36,7 @@ impl Subject {
         for number in 0..100 {
             cluster.put(&format!("small{number}"), "x")?;
         }
+        more(&mut cluster)?;
         let held = cluster.keys(0)?;
         cluster.kill()?;
         let whole = tempfile::tempdir()?;

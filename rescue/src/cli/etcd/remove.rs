@@ -73,7 +73,7 @@ fn hold(command: &RemoveMember, session: &Session<'_>) -> Result<Outcome> {
     let nodes = session.inspect()?.nodes;
     nodes.iter().try_for_each(|node| unfinished::refuse(node, session))?;
     let wishes = SetWishes { declare_dead: command.declare_dead.clone(), unproven: command.unproven };
-    let plan = plan_removal(&nodes, &command.member, &wishes)?;
+    let plan = plan_removal(&nodes, &command.member, &wishes, session.ui)?;
     let planned = report::plan_json(&plan);
     let RemoveMember { yes, accept_loss, dry_run, json, .. } = *command;
     let receipt = set::carry_out(session, nodes, plan, Answers { yes, accept_loss, dry_run, json })?;

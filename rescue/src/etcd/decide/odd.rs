@@ -9,14 +9,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 
 use super::seen::Seen;
-use crate::checks::etcd_look::CHECKED_WHOLE;
 use crate::etcd::backend::Backend;
 use crate::etcd::bbolt::Bucket;
 use crate::etcd::boot::Problem;
 use crate::etcd::crc;
 use crate::etcd::member::Stored;
 use crate::etcd::survey::survey;
-use crate::ui::{Silent, Ui as _};
+use crate::ui::Ui;
 
 /// Entries of a database that are held in memory at once.
 const WINDOW: usize = 4096;
@@ -33,7 +32,7 @@ pub struct Doubt {
 }
 
 /// Marks those of `seen` whose database is the odd one out of their cluster. What remains open is given.
-pub fn mark(seen: &mut [Seen<'_>]) -> Vec<Doubt> {
+pub fn mark(seen: &mut [Seen<'_>], ui: &dyn Ui) -> Vec<Doubt> {
     let mut clusters: Vec<Option<u64>> = super::plan::clusters(seen).into_iter().map(Some).collect();
     if clusters.is_empty() {
         clusters.push(None);
@@ -46,7 +45,7 @@ pub fn mark(seen: &mut [Seen<'_>]) -> Vec<Doubt> {
         let there =
             seen.iter().enumerate().filter(|(_, one)| belongs(one) && !one.is_odd && one.data.facts().is_some());
         let numbers: Vec<usize> = there.map(|(number, _)| number).collect();
-        doubts.extend(compare(seen, &numbers, voters));
+        doubts.extend(compare(seen, &numbers, voters, ui));
     }
     doubts
 }
@@ -57,13 +56,11 @@ fn voters(seen: &[Seen<'_>], cluster: Option<u64>) -> usize {
     super::plan::newest_members(&own).map_or(seen.len(), |members| members.voters().count())
 }
 
-fn compare(seen: &mut [Seen<'_>], numbers: &[usize], voters: usize) -> Option<Doubt> {
-    let size = |seen: &Seen<'_>| opened(seen).map_or(0, |backend| backend.db.size());
-    let is_quiet = seen.iter().all(Seen::is_mended_in_place);
-    if numbers.len() < 2 || (is_quiet && numbers.iter().any(|number| size(&seen[*number]) > CHECKED_WHOLE)) {
+fn compare(seen: &mut [Seen<'_>], numbers: &[usize], voters: usize, ui: &dyn Ui) -> Option<Doubt> {
+    if numbers.len() < 2 {
         return None;
     }
-    let hashes = hashes(seen, numbers);
+    let hashes = hashes(seen, numbers, ui);
     let mut same: BTreeMap<(usize, usize), bool> = BTreeMap::new();
     for (at, one) in numbers.iter().enumerate() {
         for other in &numbers[at + 1..] {
@@ -114,7 +111,7 @@ fn opened<'s>(seen: &'s Seen<'_>) -> Option<&'s Backend> {
 }
 
 /// By number: where the hash was taken (compaction, revision), and the hash. None where a database is not sound, or has none there.
-fn hashes(seen: &[Seen<'_>], numbers: &[usize]) -> BTreeMap<usize, ((i64, i64), u32)> {
+fn hashes(seen: &[Seen<'_>], numbers: &[usize], ui: &dyn Ui) -> BTreeMap<usize, ((i64, i64), u32)> {
     let facts = |number: &usize| seen[*number].data.facts();
     let mut alike: BTreeMap<i64, i64> = BTreeMap::new();
     for facts in numbers.iter().filter_map(facts) {
@@ -124,7 +121,8 @@ fn hashes(seen: &[Seen<'_>], numbers: &[usize]) -> BTreeMap<usize, ((i64, i64), 
     let hash = |number: &usize| {
         let (backend, facts) = (opened(&seen[*number])?, facts(number)?);
         let revision = *alike.get(&facts.compacted)?;
-        let progress = Silent.begin("comparing databases", None);
+        let what = format!("comparing the database of {} with the others'", seen[*number].name);
+        let progress = ui.begin(&what, Some(backend.db.size()));
         let hash = survey(backend, facts, revision, &*progress).ok()?.hash?;
         Some((*number, ((facts.compacted, revision), hash.hash)))
     };

@@ -23,16 +23,17 @@ use crate::etcd::write::identity::member_id;
 use crate::refusal::Refusal;
 use crate::repair::set_plan::{SetPart, SetPlan, SetWishes};
 use crate::session::NodeReport;
+use crate::ui::Ui;
 
 /// What the members of a cluster need together. `None` where each starts by itself, or does once its own node's plan has mended it in place.
 ///
 /// # Errors
 /// A [`Refusal`] where something must be done and cannot be.
-pub fn plan_set(nodes: &[NodeReport], wishes: &SetWishes) -> Result<Option<SetPlan>> {
-    let seen: Vec<Seen<'_>> = nodes.iter().filter_map(Seen::look).collect();
+pub fn plan_set(nodes: &[NodeReport], wishes: &SetWishes, ui: &dyn Ui) -> Result<Option<SetPlan>> {
+    let seen: Vec<Seen<'_>> = nodes.iter().filter_map(|node| Seen::look(node, ui)).collect();
     let (mut seen, _running): (Vec<_>, Vec<_>) =
         seen.into_iter().partition(|seen| holder(seen.guest, &seen.place).is_none());
-    let doubts = odd::mark(&mut seen);
+    let doubts = odd::mark(&mut seen, ui);
     let clusters = clusters(&seen);
     if clusters.is_empty() && seen.len() > 1 {
         return Ok(from_database::without_any_log(&seen, wishes)?.map(|plan| with_doubts(plan, doubts)));

@@ -15,14 +15,15 @@ use crate::refusal::Refusal;
 use crate::repair::Change;
 use crate::repair::set_plan::{SetPart, SetPlan, SetWishes};
 use crate::session::NodeReport;
+use crate::ui::Ui;
 
 /// Plans that the member called `name` (or of this ID) leaves, and whoever is declared dead with it.
 ///
 /// # Errors
 /// A [`Refusal`] where it cannot be done.
-pub fn plan_removal(nodes: &[NodeReport], name: &str, wishes: &SetWishes) -> Result<SetPlan> {
-    let mut seen: Vec<Seen<'_>> = nodes.iter().filter_map(Seen::look).collect();
-    odd::mark(&mut seen);
+pub fn plan_removal(nodes: &[NodeReport], name: &str, wishes: &SetWishes, ui: &dyn Ui) -> Result<SetPlan> {
+    let mut seen: Vec<Seen<'_>> = nodes.iter().filter_map(|node| Seen::look(node, ui)).collect();
+    odd::mark(&mut seen, ui);
     for seen in &seen {
         if let Some(holder) = holder(seen.guest, &seen.place) {
             return Err(Refusal::new(

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use anyhow::Context as _;
 
-use crate::checks::etcd_look::{CHECKED_WHOLE, troubles};
+use crate::checks::etcd_look::troubles;
 use crate::etcd::boot::{Effect, Kind, Problem};
 use crate::etcd::launch::By;
 use crate::etcd::locate;
@@ -21,6 +21,7 @@ use crate::repair::Change;
 use crate::repair::folder::BuildFolder;
 use crate::repair::set_plan::SetPart;
 use crate::session::NodeReport;
+use crate::ui::Ui;
 
 /// One member.
 #[derive(Debug)]
@@ -49,11 +50,11 @@ pub struct Seen<'a> {
 
 impl<'a> Seen<'a> {
     /// The member of a node's static pod or service. One inside another program is left to that: it keeps its own record of the members.
-    pub fn look(report: &'a NodeReport) -> Option<Self> {
+    pub fn look(report: &'a NodeReport, ui: &dyn Ui) -> Option<Self> {
         let found = locate::on_node(&report.guest, &report.node)?;
         let launch = found.launch.filter(|launch| !matches!(launch.by, By::Embedded(_)))?;
         let data = MemberData::read(&report.guest, &found.place);
-        let problems = troubles(&data, CHECKED_WHOLE);
+        let problems = troubles(&report.guest, &data, ui);
         let is_moved = moved(&launch, &data).is_some();
         Some(Self {
             name: report.name().to_owned(),

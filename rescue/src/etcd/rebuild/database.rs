@@ -9,8 +9,10 @@ use super::origin::{TRAILER_BYTES, Trailer, trailer};
 use crate::etcd::backend::{Backend, Facts};
 use crate::etcd::bbolt::Fault;
 use crate::etcd::file::File;
+use crate::etcd::soundness::soundness;
 use crate::guest::{Guest, GuestPath, TreeError};
 use crate::repair::folder::{FolderSink, Sources};
+use crate::ui::Silent;
 
 /// Permissions that etcd gives it.
 const MODE: u32 = 0o600;
@@ -40,6 +42,9 @@ pub enum Unfit {
     /// It is damaged.
     #[error("the database is damaged: {0}")]
     Fault(#[from] Fault),
+    /// A page of it is.
+    #[error("the database is damaged: {0}")]
+    Unsound(String),
     /// The checksum at the end of a saved snapshot is wrong.
     #[error("its checksum is wrong: it was not copied whole, or was changed")]
     Checksum,
@@ -51,7 +56,8 @@ impl DatabaseFile {
     /// # Errors
     /// [`Unfit`].
     pub fn examine(guest: &Guest, path: &GuestPath) -> Result<Self, Unfit> {
-        let real = GuestPath::from(&guest.resolve(path)?);
+        let resolved = guest.resolve(path)?;
+        let real = GuestPath::from(&resolved);
         let file = File::open(guest, &real)?;
         let (is_saved, length) = match trailer(&file)? {
             Trailer::None => (false, file.size()),
@@ -59,7 +65,9 @@ impl DatabaseFile {
             Trailer::Wrong => return Err(Unfit::Checksum),
         };
         let backend = Backend::open(file)?;
-        backend.db.check(&mut |_, _| {})?;
+        if let Err(fault) = soundness(guest, &resolved, &backend.db, &Silent).as_ref() {
+            return Err(Unfit::Unsound(fault.to_string()));
+        }
         let facts = backend.facts()?;
         Ok(Self { source: guest.source.clone(), path: real, length, is_saved, facts })
     }
