@@ -3,11 +3,11 @@
 
 use std::ops::ControlFlow;
 
-use super::backend::{Backend, Facts, KEY, Revision};
+use super::backend::{Backend, Facts, KEY, KeyValue, Revision};
 use super::bbolt::{Bucket, Check, Fault, Item};
 use super::crc;
 use super::history::History;
-use super::lease::LastWrite;
+use super::lease::{self, LastWrite};
 use crate::ui::Progress;
 
 /// What reading all of it gives.
@@ -78,6 +78,22 @@ pub fn survey(backend: &Backend, facts: &Facts, revision: i64, progress: &dyn Pr
         hash,
         last_write: history.last_write,
     })
+}
+
+/// The newest write behind revision `from` that carries its time; reads no more than that.
+///
+/// # Errors
+/// The first [`Fault`].
+pub fn last_written(backend: &Backend, from: i64) -> Result<Option<LastWrite>, Fault> {
+    let mut last = None;
+    let Some(bucket) = backend.keys()? else { return Ok(None) };
+    backend.db.walk(&bucket, Some(&Revision { main: from, sub: 0 }.to_key()), &mut |item| {
+        if let Ok(kv) = KeyValue::parse(item.value) {
+            last = lease::in_value(kv.key, kv.value).or_else(|| last.take());
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(last)
 }
 
 /// Bytes at once that are worth a word.

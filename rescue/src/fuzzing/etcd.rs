@@ -8,7 +8,6 @@ use crate::etcd::backend::{Backend, KEY, KeyValue, META, Revision};
 use crate::etcd::bbolt::meta::{PAGE_BYTES, fnv1a};
 use crate::etcd::bbolt::{Database, Fault};
 use crate::etcd::file::File;
-use crate::etcd::kubernetes;
 use crate::etcd::members::Member;
 use crate::etcd::proto::{fields, put_bytes, put_number};
 use crate::etcd::raft::{ConfChange, ConfState, Entry, HardState, Identity, SnapshotMark};
@@ -20,7 +19,8 @@ use crate::etcd::survey::survey;
 use crate::etcd::wal::{Folder, Log};
 use crate::etcd::write::bbolt::DatabaseWriter;
 use crate::etcd::write::wal::LogWriter;
-use crate::etcd::{lease, snap, v2store};
+use crate::etcd::objects::NodeObject;
+use crate::etcd::{kubernetes, lease, objects, snap, v2store};
 use crate::guest::{GuestPath, MemoryTree};
 use crate::ui::Silent;
 
@@ -118,6 +118,31 @@ pub fn etcd_messages(data: &[u8]) {
     if let Some((revision, _)) = Revision::parse(data) {
         assert_eq!(data.get(..17), Some(revision.to_key().as_slice()));
     }
+    kubernetes_object(data);
+    ["Node", "Pod", "ConfigMap"].iter().for_each(|kind| kubernetes_object(&in_protobuf(kind, data)));
+}
+
+/// As the API server keeps it: runtime.Unknown {1: TypeMeta {1: apiVersion, 2: kind}, 2: raw} behind its mark.
+fn in_protobuf(kind: &str, raw: &[u8]) -> Vec<u8> {
+    let (mut meta, mut object) = (Vec::new(), b"k8s\0".to_vec());
+    put_bytes(&mut meta, 1, b"v1");
+    put_bytes(&mut meta, 2, kind.as_bytes());
+    put_bytes(&mut object, 1, &meta);
+    put_bytes(&mut object, 2, raw);
+    object
+}
+
+/// What is taken of one is no more than is given.
+fn kubernetes_object(value: &[u8]) {
+    if let Some(node) = NodeObject::parse(value) {
+        assert!(!node.name.is_empty() && node.name.len() <= 253);
+        assert!(node.internal_ips.len() <= 16 && node.pod_cidrs.len() <= 16 && node.roles.len() <= 16);
+    }
+    for texts in [objects::pod_annotations(value), kubernetes::config_map(value)].into_iter().flatten() {
+        let bytes: usize = texts.iter().map(|(key, text)| key.len() + text.len()).sum();
+        assert!(bytes <= value.len());
+    }
+    let _ = kubernetes::is_encrypted(value);
 }
 
 /// 600 writes to 200 keys, some of them deletions, and a page's worth of history beside it that was freed.

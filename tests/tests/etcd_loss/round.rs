@@ -171,6 +171,7 @@ pub fn run(state: &mut State, number: u64, compare: bool) -> Result<Line> {
     if repair.code != 0 {
         ensure!(repair.code == 1 || repair.code == 2, "{}: {}", line.sentence(), repair.transcript());
         line.words = refusal(&repair);
+        println!("{}", repair.transcript());
         return Ok(line);
     }
     line.guarantee = guarantee(&repair)?;

@@ -25,6 +25,17 @@ fn heads_of_large_values(db: &Path) -> Result<Vec<u64>> {
     Ok((0u64..).zip(bytes.chunks_exact(4096)).filter(is_head).map(|(number, _)| number).collect())
 }
 
+/// The check is done while the new database is written: nothing of that stays.
+fn refuses_to_build_from(db: &Path) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let output = folder.path().join("made");
+    let rebuild = Cmd::new(rescue_binary()).args(["etcd", "rebuild", "--member", "m1=http://127.0.0.1:2380", "--from"]);
+    let refused = rebuild.arg(db).arg("--output").arg(&output).run()?;
+    let is_told = refused.stderr.contains("the database is damaged") && refused.stderr.contains("rescue etcd salvage");
+    ensure!(refused.code == 3 && is_told && !output.exists(), "{}", refused.transcript());
+    Ok(())
+}
+
 #[test]
 fn damage_within_a_large_database_is_found_and_mended() -> Result<()> {
     let mut subject = Subject::with_more(&Version::debian(), |cluster| {
@@ -46,6 +57,7 @@ fn damage_within_a_large_database_is_found_and_mended() -> Result<()> {
     }
     let ill = inspect()?;
     ensure!(ill.stdout.contains("the database is damaged: page"), "{}", ill.transcript());
+    refuses_to_build_from(&db)?;
     let ran = subject.rescue("repair", &[0, 1, 2], &["--only", "etcd"])?;
     ensure!(ran.code == 0 && ran.stdout.contains("G0: "), "{}", ran.transcript());
     judge(&mut subject.cluster, &[0, 1, 2], &subject.held)?;

@@ -157,7 +157,9 @@ impl Plan {
 
     fn write_beside(&self, found: &[Found], output: &Path, manner: &Manner<'_>) -> Result<Outcome> {
         manner.say(&self.text());
-        let made = self.write_folders(found, output)?;
+        drop(DirectorySink::create(output)?);
+        // What is not whole is of no use, and stands in the way of the next attempt.
+        let made = self.write_folders(found, output).inspect_err(|_| drop(std::fs::remove_dir_all(output)))?;
         for made in &made {
             manner.say(&format!("Written: {}\n", made.display()));
         }
@@ -170,7 +172,6 @@ impl Plan {
     fn write_folders(&self, found: &[Found], output: &Path) -> Result<Vec<PathBuf>> {
         let guests: Vec<&Guest> = found.iter().map(|found| &found.guest).collect();
         let sources = Sources::new(guests);
-        drop(DirectorySink::create(output)?);
         let mut made = Vec::new();
         for part in &self.parts {
             let folder = output.join(&part.name);

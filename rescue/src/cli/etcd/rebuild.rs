@@ -11,16 +11,21 @@ use super::new_cluster::{Chosen, Disks, asked, bump_argument, make, member_argum
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::cli::terminal::Terminal;
-use crate::etcd::backend::Backend;
+use crate::etcd::backend::{Backend, Facts};
+use crate::etcd::bbolt::Fault;
 use crate::etcd::guarantee::{Guarantee, Level};
+use crate::etcd::lease::LastWrite;
 use crate::etcd::member::Stored;
-use crate::etcd::rebuild::from_db::BUMP;
+use crate::etcd::rebuild::from_db::{BUMP, Damaged};
 use crate::etcd::rebuild::origin::{Origin, Trailer, trailer};
 use crate::etcd::rebuild::target::Target;
-use crate::etcd::survey::{Survey, survey};
+use crate::etcd::survey::{Survey, last_written, survey};
 use crate::refusal::Refusal;
 use crate::repair::folder;
 use crate::ui::Ui as _;
+
+/// Among so many of the newest revisions Kubernetes has renewed a Lease: each node does it every ten seconds.
+const NEWEST_REVISIONS: i64 = 20_000;
 
 /// make a new etcd cluster on the disks given, from one database alone: a member's own, an old copy, or what `etcdctl snapshot save`
 /// wrote. What only logs hold is lost: rescue repair with all control planes' disks keeps it, where it can
@@ -86,7 +91,11 @@ pub fn run(command: &Rebuild) -> Result<Result<Outcome>, Stop> {
     }
     let asked = asked!(command, false, "rebuild --db-only");
     asked.manner.check()?;
-    Ok(make(&asked, |disks, readable| sound(command, disks, readable)))
+    let made = make(&asked, |disks, readable| sound(command, disks, readable));
+    Ok(made.map_err(|error| match error.downcast::<Damaged>() {
+        Ok(Damaged { origin, fault }) => damaged(&origin, &fault).into(),
+        Err(error) => error,
+    }))
 }
 
 fn sound(command: &Rebuild, disks: &Disks, readable: &folder::Sources<'_>) -> Result<Chosen> {
@@ -103,7 +112,6 @@ fn sound(command: &Rebuild, disks: &Disks, readable: &folder::Sources<'_>) -> Re
         }
     };
     let file = origin.open(readable)?;
-    let size = file.size();
     let mut notes = Vec::new();
     match trailer(&file)? {
         Trailer::Sound => notes.push(format!("{origin} is a saved snapshot, and its checksum is right.")),
@@ -117,20 +125,16 @@ fn sound(command: &Rebuild, disks: &Disks, readable: &folder::Sources<'_>) -> Re
             .into());
         }
     }
-    let checked = Backend::open(file).and_then(|backend| {
+    let looked = Backend::open(file).and_then(|backend| {
         let facts = backend.facts()?;
-        let progress = Terminal.begin(&format!("checking {origin}"), Some(size));
-        let survey = survey(&backend, &facts, facts.compacted, &*progress)?;
-        Ok((facts, survey, backend.db.meta().page_size))
+        let seen = match command.output.is_some() && !command.dry_run {
+            true => glanced_at(&backend, &facts)?,
+            false => read_whole(&backend, &facts, &origin)?,
+        };
+        Ok((facts, seen))
     });
-    let (facts, survey, page_size) = checked.map_err(|fault| {
-        Refusal::new(
-            format!("{origin}: {fault}"),
-            "the database is damaged",
-            "take that of another member, or a saved snapshot; the last resort is rescue etcd salvage",
-        )
-    })?;
-    let Survey { check, keys, revisions, last_write, .. } = survey;
+    let (facts, seen) = looked.map_err(|fault| damaged(&origin.to_string(), &fault))?;
+    let Contained { keys, revisions, last_write, bytes } = seen;
     let guarantee = Guarantee {
         revision: Some(facts.revision),
         newest_write: last_write.as_ref().map(|write| write.time),
@@ -145,8 +149,38 @@ fn sound(command: &Rebuild, disks: &Disks, readable: &folder::Sources<'_>) -> Re
         "revisions": revisions,
         "last_write": last_write,
     });
-    let bytes = check.pages.saturating_mul(page_size).saturating_mul(5) / 4 + (1 << 20);
+    let bytes = bytes.saturating_mul(5) / 4 + (1 << 20);
     Ok(Chosen { origin, revision: facts.revision, facts, bytes, guarantee, notes, json, uncertain: Vec::new() })
+}
+
+/// What is in the database, as far as it was read.
+struct Contained {
+    keys: Option<u64>,
+    revisions: Option<u64>,
+    last_write: Option<LastWrite>,
+    /// Of the pages in use, or of all.
+    bytes: u64,
+}
+
+fn read_whole(backend: &Backend, facts: &Facts, origin: &Origin) -> Result<Contained, Fault> {
+    let progress = Terminal.begin(&format!("checking {origin}"), Some(backend.db.size()));
+    let Survey { check, keys, revisions, last_write, .. } = survey(backend, facts, facts.compacted, &*progress)?;
+    let bytes = check.pages.saturating_mul(backend.db.meta().page_size);
+    Ok(Contained { keys, revisions: Some(revisions), last_write, bytes })
+}
+
+/// Where nobody is asked and nothing is replaced, one reading is enough: every page is checked while the new database is written from it.
+fn glanced_at(backend: &Backend, facts: &Facts) -> Result<Contained, Fault> {
+    let last_write = last_written(backend, facts.revision.saturating_sub(NEWEST_REVISIONS))?;
+    Ok(Contained { keys: None, revisions: None, last_write, bytes: backend.db.size() })
+}
+
+fn damaged(origin: &str, fault: &Fault) -> Refusal {
+    Refusal::new(
+        format!("{origin}: {fault}"),
+        "the database is damaged",
+        "take that of another member, or a saved snapshot; the last resort is rescue etcd salvage",
+    )
 }
 
 /// By the last entry that is in it.

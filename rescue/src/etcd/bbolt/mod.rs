@@ -194,6 +194,23 @@ impl Database {
         Walk { db: self, seen: None, from }.bucket(bucket, visitor)
     }
 
+    /// Gives every element of a bucket to `visitor` and marks its pages in `seen`, which may hold those of others: it is a fault where two lead to
+    /// one page.
+    ///
+    /// # Errors
+    /// The first [`Fault`].
+    pub fn walk_marking(
+        &self,
+        bucket: &Bucket,
+        seen: &mut Seen,
+        visitor: &mut dyn FnMut(Item<'_>) -> ControlFlow<()>,
+    ) -> Result<(), Fault> {
+        let mut walk = Walk { db: self, seen: Some(std::mem::replace(seen, Seen::new(0))), from: None };
+        let done = walk.bucket(bucket, visitor);
+        *seen = walk.seen.unwrap_or_else(|| Seen::new(0));
+        done
+    }
+
     /// Goes through every page that can be reached and checks what bbolt checks, giving the elements of top buckets to `visitor`
     /// with the bucket's name.
     ///

@@ -1,12 +1,13 @@
 //! A database written anew with a few things changed: read bucket by bucket, element by element, and written as it is read.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use anyhow::{Result, bail, ensure};
 
 use crate::etcd::backend::{KEY, Revision};
-use crate::etcd::bbolt::{Bucket, Database};
+use crate::etcd::bbolt::{Bucket, Database, Fault, Item, Seen};
 use crate::etcd::history::History;
 use crate::etcd::write::{bbolt::DatabaseWriter, behind};
 use crate::repair::folder::SinkFile;
@@ -41,34 +42,82 @@ impl Contents for Database {
     }
 
     fn buckets(&self) -> Result<Vec<Vec<u8>>> {
-        let (mut names, mut strange) = (Vec::new(), false);
-        self.walk(&Bucket::Page(self.meta().root), None, &mut |item| {
-            strange |= !item.is_bucket || names.len() >= MAX_BUCKETS;
-            names.push(item.key.to_vec());
-            if strange { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
-        ensure!(!strange, "the database's root holds something that is no bucket of etcd's");
-        Ok(names)
+        names(|root, visitor| self.walk(root, None, visitor), self)
     }
 
     fn each(&self, name: &[u8], visitor: &mut Visitor<'_>) -> Result<()> {
-        let Some(bucket) = self.bucket(name)? else { return Ok(()) };
-        let mut failed = None;
-        self.walk(&bucket, None, &mut |item| {
-            let done = match item.is_bucket {
-                true => Err(anyhow::anyhow!("bucket {} holds another one", name.escape_ascii())),
-                false => visitor(item.key, item.value),
-            };
-            match done {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(error) => {
-                    failed = Some(error);
-                    ControlFlow::Break(())
-                }
-            }
-        })?;
-        failed.map_or(Ok(()), Err)
+        elements(|bucket, visitor| self.walk(bucket, None, visitor), self, name, visitor)
     }
+}
+
+/// A database that is gone through once, and of which everything that is given is checked as bbolt checks it.
+#[derive(Debug)]
+pub struct Checked<'a> {
+    db: &'a Database,
+    seen: RefCell<Seen>,
+}
+
+impl<'a> Checked<'a> {
+    /// Nothing of it was given yet.
+    pub fn new(db: &'a Database) -> Self {
+        Self { db, seen: RefCell::new(Seen::new(db.meta().pages)) }
+    }
+
+    fn walk(&self, bucket: &Bucket, visitor: &mut Items<'_>) -> Result<(), Fault> {
+        self.db.walk_marking(bucket, &mut self.seen.borrow_mut(), visitor)
+    }
+}
+
+impl Contents for Checked<'_> {
+    fn page_size(&self) -> u64 {
+        self.db.page_size()
+    }
+
+    fn buckets(&self) -> Result<Vec<Vec<u8>>> {
+        names(|root, visitor| self.walk(root, visitor), self.db)
+    }
+
+    fn each(&self, name: &[u8], visitor: &mut Visitor<'_>) -> Result<()> {
+        elements(|bucket, visitor| self.walk(bucket, visitor), self.db, name, visitor)
+    }
+}
+
+/// Takes an element as it is in a page.
+type Items<'v> = dyn FnMut(Item<'_>) -> ControlFlow<()> + 'v;
+
+fn names(walk: impl FnOnce(&Bucket, &mut Items<'_>) -> Result<(), Fault>, db: &Database) -> Result<Vec<Vec<u8>>> {
+    let (mut names, mut strange) = (Vec::new(), false);
+    walk(&Bucket::Page(db.meta().root), &mut |item| {
+        strange |= !item.is_bucket || names.len() >= MAX_BUCKETS;
+        names.push(item.key.to_vec());
+        if strange { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    ensure!(!strange, "the database's root holds something that is no bucket of etcd's");
+    Ok(names)
+}
+
+fn elements(
+    walk: impl FnOnce(&Bucket, &mut Items<'_>) -> Result<(), Fault>,
+    db: &Database,
+    name: &[u8],
+    visitor: &mut Visitor<'_>,
+) -> Result<()> {
+    let Some(bucket) = db.bucket(name)? else { return Ok(()) };
+    let mut failed = None;
+    walk(&bucket, &mut |item| {
+        let done = match item.is_bucket {
+            true => Err(anyhow::anyhow!("bucket {} holds another one", name.escape_ascii())),
+            false => visitor(item.key, item.value),
+        };
+        match done {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                failed = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    })?;
+    failed.map_or(Ok(()), Err)
 }
 
 /// By key: the new value, or none.
@@ -198,6 +247,30 @@ mod tests {
             .unwrap();
         }
         all
+    }
+
+    #[test]
+    fn a_page_that_two_buckets_lead_to_is_a_fault() {
+        let mut out = Cursor::new(Vec::new());
+        let mut writer = DatabaseWriter::new(&mut out, 4096).unwrap();
+        for name in [b"a", b"b"] {
+            writer.bucket(name).unwrap();
+            writer.put(b"key", &[7; 3000]).unwrap();
+        }
+        writer.finish().unwrap();
+        let mut bytes = out.into_inner();
+        let db = open(&bytes);
+        let root = |name: &[u8]| match db.bucket(name).unwrap().unwrap() {
+            Bucket::Page(root) => root,
+            Bucket::Inline(_) => panic!("a small bucket"),
+        };
+        let (a, b) = (root(b"a").to_le_bytes(), root(b"b").to_le_bytes());
+        let write = |bytes: &[u8]| Edits::default().write(&Checked::new(&open(bytes)), &mut Cursor::new(Vec::new()));
+        write(&bytes).unwrap();
+        // The root's page holds the buckets' names, each with its own root behind it.
+        let at = bytes.windows(9).position(|bytes| bytes[0] == b'b' && bytes[1..] == b).unwrap();
+        bytes[at + 1..at + 9].copy_from_slice(&a);
+        assert!(write(&bytes).unwrap_err().to_string().contains("multiple references"));
     }
 
     #[test]

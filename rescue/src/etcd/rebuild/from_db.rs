@@ -9,12 +9,12 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::edits::{Contents, Edits};
+use super::edits::{Checked, Contents, Edits};
 use super::origin::Origin;
 use super::target::NewCluster;
 use super::{DB, DB_MODE, FOLDER_MODE, SNAP, WAL, in_snap, read_back};
 use crate::etcd::backend::{ALARM, Facts, KEY, LEASE, MEMBERS, MEMBERS_REMOVED, META, Revision};
-use crate::etcd::bbolt::Database;
+use crate::etcd::bbolt::{Database, Fault};
 use crate::etcd::proto::put_number;
 use crate::etcd::raft::Identity;
 use crate::etcd::salvage::Salvage;
@@ -101,6 +101,15 @@ impl FromDatabase {
         edits
     }
 
+    /// Where it is the database's own fault, so that it can be told from those of what is written.
+    fn blame(&self, error: anyhow::Error) -> anyhow::Error {
+        let origin = self.origin.to_string();
+        match error.downcast::<Fault>() {
+            Ok(fault) => Damaged { origin, fault }.into(),
+            Err(error) => error.context(format!("reading {origin}")),
+        }
+    }
+
     fn log_and_snapshot(&self, sink: &mut dyn FolderSink) -> Result<()> {
         let name = Path::new(WAL).join(wal::file_name(0, 0));
         let log = BufWriter::new(sink.file(&name, wal::MODE)?);
@@ -110,6 +119,16 @@ impl FromDatabase {
         snap::write(&mut out, &mark, &store).context("writing the snapshot")?;
         out.flush().context("writing the snapshot")
     }
+}
+
+/// What a member was to be built from is damaged.
+#[derive(Debug, thiserror::Error)]
+#[error("{origin}: {fault}")]
+pub struct Damaged {
+    /// Which database.
+    pub origin: String,
+    /// In what.
+    pub fault: Fault,
 }
 
 fn database(edits: &Edits, contents: &dyn Contents, sink: &mut dyn FolderSink) -> Result<()> {
@@ -146,7 +165,9 @@ impl BuildFolder for FromDatabase {
             }
             database(&edits, &salvage, sink)
         } else {
-            database(&edits, &Database::open(file).with_context(reading)?, sink)
+            let checked = Database::open(file).map_err(anyhow::Error::from);
+            let written = checked.and_then(|db| database(&edits, &Checked::new(&db), sink));
+            written.map_err(|error| self.blame(error))
         }
     }
 
