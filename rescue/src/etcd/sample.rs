@@ -30,6 +30,11 @@ impl Writer {
         self.0.record(kind, data).unwrap();
     }
 
+    /// The running checksum.
+    pub fn crc(&self) -> u32 {
+        self.0.crc()
+    }
+
     /// What was written.
     pub fn into_bytes(self) -> Vec<u8> {
         self.0.finish().unwrap()

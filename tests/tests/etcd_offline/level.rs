@@ -162,3 +162,31 @@ fn a_member_that_is_relaid_gets_the_entries_too() -> Result<()> {
     }
     Ok(())
 }
+
+/// The only log that holds the last entries is damaged before them.
+#[test]
+fn what_lies_behind_damage_is_taken_over() -> Result<()> {
+    for version in [Version::debian(), Version::newest()?] {
+        let mut cluster = cluster(&version, 3)?;
+        let newest = write_alone(&mut cluster, &[0, 1, 2], "more")?;
+        let dir = cluster.members[newest].data_dir.clone();
+        let (guest, data) = super::members::guest(&dir)?;
+        let last = data.log.tail().context("a log")?;
+        let at = super::members::offset_of(&guest, &data, data.log.last - 15)?;
+        etcd::files::write_at(&dir.join(last.segment.path.as_path().strip_prefix("/")?), &[0x55; 64], at)?;
+        let before = sums(&cluster)?;
+        let ran = repair(&cluster, "repair --only etcd")?;
+        let is_told = ran.stdout.contains("Behind its damage the log of") && ran.stdout.contains("G1: ");
+        ensure!(ran.code == 0 && is_told, "etcd {}: {}", version.number, ran.transcript());
+        let undone = repair(&cluster, "undo")?;
+        ensure!(undone.code == 0 && sums(&cluster)? == before, "{}", undone.transcript());
+        ensure!(repair(&cluster, "repair --only etcd")?.code == 0, "a second time");
+        cluster.run()?;
+        let held = cluster.keys(newest)?;
+        let more = count(&cluster, newest, "more")?;
+        ensure!(more == MORE, "etcd {}: {more} of {MORE} writes are there", version.number);
+        cluster.kill()?;
+        judge(&mut cluster, &[0, 1, 2], &held)?;
+    }
+    Ok(())
+}

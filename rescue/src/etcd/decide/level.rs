@@ -11,8 +11,9 @@ use std::ops::ControlFlow;
 
 use anyhow::{Result, ensure};
 
-use crate::etcd::raft::HardState;
+use crate::etcd::raft::{Entry, EntryKind, HardState};
 use crate::etcd::wal::Log;
+use crate::etcd::wal::behind_damage::entries_behind_damage;
 use crate::etcd::write::wal::{Entries, LogWriter};
 use crate::guest::Guest;
 
@@ -121,6 +122,25 @@ impl Tail {
         let is_whole = in_order && next == newest.last.saturating_add(1) && term == newest.last_term();
         ensure!(is_whole, "entries {first} to {} of {} do not follow one another", newest.last, guest.source);
         Ok(Some(Self { first, entries: Entries::new(entries), term }))
+    }
+
+    /// What another member's log holds behind damage, and the newest one lacks behind its own last entry. `None` where that is nothing, or where
+    /// the membership changes in it.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub fn behind_damage(guest: &Guest, damaged: &Log, newest: (u64, u64)) -> Result<Option<Self>> {
+        let (mut entries, mut term) = (Vec::new(), newest.1);
+        for (own, entry) in entries_behind_damage(guest, damaged, newest)? {
+            let is_change = Entry::parse(&entry).is_ok_and(|entry| entry.kind != EntryKind::Normal);
+            if is_change || own < term {
+                return Ok(None);
+            }
+            term = own;
+            entries.push(entry);
+        }
+        let first = newest.0.saturating_add(1);
+        Ok((!entries.is_empty()).then(|| Self { first, entries: Entries::new(entries), term }))
     }
 
     /// The last entry.

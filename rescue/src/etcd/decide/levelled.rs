@@ -145,6 +145,6 @@ fn mends(seen: &Seen<'_>) -> Vec<Mend> {
 }
 
 /// For people.
-fn entries(first: u64, last: u64) -> String {
+pub(super) fn entries(first: u64, last: u64) -> String {
     if first == last { format!("entry {last}") } else { format!("entries {first} to {last}") }
 }

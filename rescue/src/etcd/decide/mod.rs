@@ -1,5 +1,6 @@
 //! What several members need together: the smallest repair that suffices, as a plan for all their nodes.
 
+mod behind_damage;
 pub mod from_database;
 pub mod level;
 mod levelled;

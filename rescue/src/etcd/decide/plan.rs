@@ -89,7 +89,9 @@ pub(super) struct Table<'a> {
     pub(super) members: Members,
     /// Which of the configuration's members each is.
     pub(super) seen: Vec<(&'a Seen<'a>, Member)>,
-    bases: Vec<Result<Rc<Base>, Vec<String>>>,
+    pub(super) bases: Vec<Result<Rc<Base>, Vec<String>>>,
+    /// Sentences.
+    pub(super) found_behind_damage: Vec<String>,
     pub(super) dead: Vec<u64>,
 }
 
@@ -127,7 +129,7 @@ impl<'a> Table<'a> {
             seen.push((one, member.clone()));
         }
         let dead = dead(wishes, &members, if may_be_dead { &[] } else { &seen })?;
-        Ok(Some(Self { cluster, wishes, members, seen, bases: Vec::new(), dead }))
+        Ok(Some(Self { cluster, wishes, members, seen, bases: Vec::new(), found_behind_damage: Vec::new(), dead }))
     }
 
     fn plan(mut self) -> Result<Option<SetPlan>> {
@@ -146,6 +148,9 @@ impl<'a> Table<'a> {
             self.find_bases();
         }
         let mut why = decision.why;
+        if matches!(decision.repair, Repair::Readmit { .. } | Repair::Clone { .. }) {
+            why.append(&mut self.found_behind_damage);
+        }
         let (summary, guarantee, parts) = match decision.repair {
             Repair::Nothing => return self.level(),
             Repair::Needs(disks) => return Err(self.needs(&disks, &why)),
@@ -233,6 +238,7 @@ impl<'a> Table<'a> {
         let options = Options { unproven: self.wishes.unproven };
         let sources: Vec<&Seen<'_>> = self.seen.iter().map(|(seen, _)| *seen).collect();
         self.bases = sources.iter().map(|seen| seen.base(&sources, options)).collect();
+        self.look_behind_damage();
     }
 
     /// Whose log is newest of those that can be built upon.
@@ -243,9 +249,8 @@ impl<'a> Table<'a> {
     /// The same among some.
     pub(super) fn best_of(&self, numbers: &[usize]) -> Option<usize> {
         let rank = |number: &usize| {
-            let log = &self.seen[*number].0.data.log;
             let base = self.bases.get(*number)?.as_ref().ok()?;
-            (self.seen[*number].0.cluster() == Some(self.cluster)).then(|| (log.last_term(), base.last()))
+            (self.seen[*number].0.cluster() == Some(self.cluster)).then(|| (base.last_term(), base.last()))
         };
         numbers
             .iter()
@@ -299,7 +304,7 @@ impl<'a> Table<'a> {
             return View { state: State::Fine, rank, agreed, ..view };
         }
         let base = self.bases[number].as_ref().ok();
-        let rank = base.map(|base| (log.last_term(), base.last()));
+        let rank = base.map(|base| (base.last_term(), base.last()));
         let state = match base {
             _ if self.may_have_forgotten(seen) => State::Lost,
             Some(base) if seen.is_moved && seen.is_log_whole() && base.missing == 0 => State::Moved,

@@ -121,7 +121,8 @@ impl<'a> Removal<'a> {
         let whole = table.seen.iter().filter(|(seen, member)| !member.is_learner && table.is_whole(seen)).count();
         let majority = table.members.voters().count() / 2 + 1;
         let guarantee = table.guarantee(best, whole >= majority && table.holds_agreed(best))?;
-        let (mut parts, why) = self.kept(best, majority)?;
+        let (mut parts, mut why) = self.kept(best, majority)?;
+        why.extend(table.found_behind_damage.iter().cloned());
         for number in &self.fenced {
             parts.push(self.fence(*number)?);
         }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use super::database::DatabaseFile;
 use crate::etcd::backend::Facts;
+use crate::etcd::decide::level::Tail;
 use crate::etcd::member::MemberData;
 use crate::etcd::members::Members;
 use crate::etcd::raft::{ConfState, SnapshotMark};
@@ -46,6 +47,8 @@ pub struct Base {
     pub members: Members,
     /// Entries that the log lacks to reach the database.
     pub missing: u64,
+    /// Entries behind the log's end, from another member's log.
+    pub tail: Option<Tail>,
 }
 
 /// Why nothing can be built, as a sentence without its full stop.
@@ -93,7 +96,7 @@ impl Base {
         if missing == 0 {
             Rewrite::check(&log, from).map_err(|why| NoBase(format!("the log of {}: {why}", guest.source)))?;
         }
-        Ok(Rc::new(Self { source: guest.source.clone(), log, from, start, database, members, missing }))
+        Ok(Rc::new(Self { source: guest.source.clone(), log, from, start, database, members, missing, tail: None }))
     }
 
     /// A snapshot made anew at the database's own last entry, for a log whose snapshots are lost, and the first file of the log that is needed.
@@ -104,15 +107,25 @@ impl Base {
         fresh(best, database, None)
     }
 
-    /// The last entry that log or database hold.
+    /// The same with entries that follow the log's own last one.
+    pub fn with_tail(&self, tail: Tail) -> Rc<Self> {
+        Rc::new(Self { tail: Some(tail), ..self.clone() })
+    }
+
+    /// The last entry that log, database or what another log has behind it hold.
     pub fn last(&self) -> u64 {
-        self.log.last.saturating_add(self.missing)
+        self.tail.as_ref().map_or(self.log.last.saturating_add(self.missing), Tail::last)
+    }
+
+    /// Its term, as far as logs say.
+    pub fn last_term(&self) -> u64 {
+        self.tail.as_ref().map_or(self.log.last_term(), |tail| tail.term)
     }
 
     /// A term in which nothing was written yet, as far as these members know.
     pub fn next_term<'a>(&self, all: impl IntoIterator<Item = &'a MemberData>) -> u64 {
         let seen = all.into_iter().map(|data| data.log.state.term.max(data.log.last_term()));
-        let own = self.log.state.term.max(self.log.last_term()).max(self.database.facts.term.unwrap_or(0));
+        let own = self.log.state.term.max(self.last_term()).max(self.database.facts.term.unwrap_or(0));
         seen.fold(own, u64::max).saturating_add(1)
     }
 }

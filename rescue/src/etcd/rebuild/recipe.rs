@@ -96,6 +96,9 @@ impl Recipe {
     fn new(base: &Rc<Base>, identity: Identity, mut addition: Addition) -> Self {
         let mut members = base.members.clone();
         addition.changes.iter().for_each(|change| members.apply(change));
+        if let Some(tail) = base.tail.as_ref().filter(|tail| addition.first == tail.last().saturating_add(1)) {
+            addition.entries = tail.entries.clone();
+        }
         if let Start::Fresh(mark, _) = &base.start {
             // As the version writes it that the database is of.
             let conf_state = mark.conf_state.clone().filter(|_| base.database.facts.term.is_some());

@@ -2,6 +2,7 @@
 //!
 //! Rules from server/storage/wal (encoder.go, decoder.go, wal.go, repair.go) of etcd 3.3 to 3.7.
 
+pub mod behind_damage;
 pub mod log;
 pub mod segment;
 

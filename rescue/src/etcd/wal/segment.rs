@@ -13,6 +13,8 @@ const OLD_LIMIT: u64 = 10 << 20;
 const SECTOR: u64 = 512;
 const READ_AHEAD: usize = 256 << 10;
 const FRAME: u64 = 8;
+/// Times that a file may be read in search of records behind damage.
+const PATIENCE: u64 = 16;
 
 /// Record types (wal.go).
 pub const METADATA: u64 = 1;
@@ -159,6 +161,49 @@ impl<'a> Reader<'a> {
                 Ok(Ok(Record { offset, kind, crc, data }))
             }
         }
+    }
+
+    /// Goes on behind damage: with the next two records of which the second continues the first one's checksum, and from that second one on.
+    /// Whether there are any.
+    ///
+    /// # Errors
+    /// As the tree gives them.
+    pub fn resume(&mut self) -> TreeResult<bool> {
+        let mut at = self.offset.next_multiple_of(FRAME);
+        // What a crafted file may have looked at in vain.
+        let mut patience = self.file.size().saturating_mul(PATIENCE);
+        while at < self.file.size() {
+            if let Some((next, crc)) = self.record_at(at, &mut patience)? {
+                (self.offset, self.crc) = (next, crc);
+                let proves = |record: Record<'_>| record.kind != CRC && !record.data.is_empty();
+                if self.next_record()?.is_ok_and(proves) {
+                    (self.offset, self.crc) = (next, crc);
+                    return Ok(true);
+                }
+            }
+            at = at.saturating_add(FRAME);
+        }
+        Ok(false)
+    }
+
+    /// Where the record that may be at `at` ends, and the running checksum that it says is there.
+    fn record_at(&mut self, at: u64, patience: &mut u64) -> TreeResult<Option<(u64, u32)>> {
+        let Some(bytes) = self.bytes(at, FRAME + 3)? else { return Ok(None) };
+        let (frame, head) = bytes.split_at(8);
+        let field = u64::from_le_bytes(frame.try_into().unwrap_or_default());
+        let length = field & ((1 << 56) - 1);
+        let padding = (FRAME - length % FRAME) % FRAME;
+        let expected = length | if padding == 0 { 0 } else { (0x80 | padding) << 56 };
+        let is_head = matches!(head, [0x08, kind, 0x10] if (METADATA..=SNAPSHOT).contains(&u64::from(*kind)));
+        let (start, body) = (at.saturating_add(FRAME), length.saturating_add(padding));
+        let fits = body <= self.file.size().saturating_sub(start).min(MAX_RECORD).min(*patience);
+        if field != expected || !is_head || !fits {
+            return Ok(None);
+        }
+        *patience -= body;
+        let Some(bytes) = self.bytes(start, body)? else { return Ok(None) };
+        let payload = bytes.get(..usize::try_from(length).unwrap_or(0)).unwrap_or_default();
+        Ok(parse(payload).ok().map(|raw| (start.saturating_add(body), raw.crc)))
     }
 
     /// `None` where the file ends before.

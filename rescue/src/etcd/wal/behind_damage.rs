@@ -1,0 +1,211 @@
+//! What a damaged log still holds behind its damage. Each record's checksum runs on from the one before it, so two records in a row prove one
+//! another wherever they are found; and what follows them up to the log's end is what the member had, as if nothing had happened.
+//!
+//! Only what reaches the log's end is taken: a value within a damaged record may itself look like records, but other bytes follow it.
+
+use std::collections::BTreeMap;
+
+use super::Log;
+use super::segment::{self, End, Reader, bytes_behind};
+use crate::etcd::file::File;
+use crate::etcd::raft::Entry;
+use crate::guest::{Guest, TreeResult};
+
+/// Entries that are held in memory, in bytes.
+const MOST_BYTES: usize = 32 << 20;
+
+/// An entry's term, and the entry as it is in the log.
+pub type Kept = (u64, Vec<u8>);
+
+/// Entries that follow one another.
+#[derive(Debug)]
+struct Run {
+    /// Lower numbers are not kept.
+    from: u64,
+    entries: BTreeMap<u64, Kept>,
+    bytes: usize,
+}
+
+impl Run {
+    fn clear(&mut self) {
+        self.entries.clear();
+        self.bytes = 0;
+    }
+
+    /// An entry drops those of its own number and above.
+    fn add(&mut self, entry: &Entry<'_>) {
+        let dropped = self.entries.split_off(&entry.index);
+        self.bytes = self.bytes.saturating_sub(dropped.values().map(|(_, bytes)| bytes.len()).sum());
+        let last = self.entries.keys().next_back();
+        if last.is_some_and(|last| last.checked_add(1) != Some(entry.index)) {
+            self.clear();
+        }
+        if entry.index >= self.from {
+            let encoded = entry.encode();
+            self.bytes = self.bytes.saturating_add(encoded.len());
+            self.entries.insert(entry.index, (entry.term, encoded));
+        }
+    }
+
+    /// Takes a file's records, those behind damage too. `before`: the running checksum that it continues. Gives that at its end; `None` where
+    /// the run does not reach it.
+    fn file(&mut self, file: &File, before: Option<u32>, is_last: bool) -> TreeResult<Option<u32>> {
+        let mut reader = Reader::new(file, 0, is_last);
+        loop {
+            match reader.next_record()? {
+                Ok(record) if record.kind == segment::CRC && before != Some(record.crc) => self.clear(),
+                Ok(record) if record.kind == segment::ENTRY => match Entry::parse(record.data) {
+                    Ok(entry) => self.add(&entry),
+                    Err(_) => self.clear(),
+                },
+                Ok(_) => {}
+                Err(stop) if stop.end == End::Complete && !bytes_behind(file, stop.offset)? => {
+                    return Ok(Some(stop.crc));
+                }
+                Err(_) => {
+                    self.clear();
+                    if !reader.resume()? {
+                        return Ok(None);
+                    }
+                }
+            }
+            if self.bytes > MOST_BYTES {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// The entries behind entry `index` of `term`, up to the end of a log that is damaged somewhere before: in their order, from `index + 1` on.
+/// Empty where the log does not hold that very entry behind its damage, too: then nothing proves that they follow it.
+///
+/// # Errors
+/// As the tree gives them.
+pub fn entries_behind_damage(guest: &Guest, log: &Log, (index, term): (u64, u64)) -> TreeResult<Vec<Kept>> {
+    let mut run = Run { from: index, entries: BTreeMap::new(), bytes: 0 };
+    let (mut crc, mut next) = (None, None);
+    for (number, look) in log.segments.iter().enumerate() {
+        if next != Some(look.segment.sequence) {
+            crc = None;
+        }
+        let file = File::open(guest, &look.segment.path)?;
+        crc = run.file(&file, crc, number + 1 == log.segments.len())?;
+        if crc.is_none() {
+            run.clear();
+        }
+        next = look.segment.sequence.checked_add(1);
+    }
+    let meets = run.entries.remove(&index).is_some_and(|(known, _)| known == term);
+    Ok(if meets { run.entries.into_values().collect() } else { Vec::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::etcd::raft::EntryKind;
+    use crate::etcd::sample::Writer;
+    use crate::etcd::wal::Folder;
+    use crate::guest::{GuestPath, MemoryTree};
+
+    fn name(sequence: u64, index: u64) -> String {
+        format!("/wal/{sequence:016x}-{index:016x}.wal")
+    }
+
+    fn entry(writer: &mut Writer, index: u64, term: u64) {
+        let data = format!("value of {index}");
+        writer.record(segment::ENTRY, &Entry { term, index, kind: EntryKind::Normal, data: data.as_bytes() }.encode());
+    }
+
+    /// Entries 1 to 40: 21 of them in a second file. Where each file's entries begin.
+    fn files() -> [(Vec<u8>, Vec<usize>); 2] {
+        let (mut writer, mut starts, mut files) = (Writer::default(), Vec::new(), Vec::new());
+        writer.record(segment::CRC, b"");
+        for index in 1..=40 {
+            if index == 21 {
+                let following = Writer::continuing(writer.crc());
+                let bytes = std::mem::replace(&mut writer, following).into_bytes();
+                files.push((bytes, std::mem::take(&mut starts)));
+                writer.record(segment::CRC, b"");
+            }
+            starts.push(writer.clone().into_bytes().len());
+            entry(&mut writer, index, 2 + index / 30);
+        }
+        let mut bytes = writer.into_bytes();
+        bytes.resize(16 << 10, 0);
+        files.push((bytes, starts));
+        files.try_into().unwrap()
+    }
+
+    /// Numbers and terms of what is found behind an entry.
+    fn found(files: &[Vec<u8>], after: (u64, u64)) -> Vec<(u64, u64)> {
+        let mut tree = MemoryTree::new();
+        for (number, bytes) in files.iter().enumerate() {
+            tree = tree.file(&name(number as u64, number as u64 * 20 + 1), bytes);
+        }
+        let guest = tree.into_guest();
+        let log = Log::read(&guest, &Folder::list(&guest, &GuestPath::new("/wal")).unwrap()).unwrap();
+        let kept = entries_behind_damage(&guest, &log, after).unwrap();
+        kept.iter().map(|(term, bytes)| (Entry::parse(bytes).unwrap().index, *term)).collect()
+    }
+
+    fn upto_40(from: u64) -> Vec<(u64, u64)> {
+        (from..=40).map(|index| (index, 2 + index / 30)).collect()
+    }
+
+    #[test]
+    fn records_behind_damage_are_found_from_the_second_on() {
+        let [first, second] = files();
+        for damaged in [0, 7, 15] {
+            for length in [1, 30, 64] {
+                let mut bytes = second.0.clone();
+                let at = second.1[damaged] + 10;
+                bytes[at..at + length].fill(0x55);
+                let files = [first.0.clone(), bytes];
+                let index = 21 + damaged as u64;
+                assert_eq!(found(&files, (36, 3)), if index < 34 { upto_40(37) } else { Vec::new() });
+                assert_eq!(found(&files, (40, 3)), []);
+                assert_eq!(found(&files, (39, 3)), [(40, 3)]);
+                assert_eq!(found(&files, (39, 2)), [], "another term");
+                assert_eq!(found(&files, (index, 2 + index / 30)), [], "the damaged one itself");
+            }
+        }
+        // In the file before: what is behind goes on in the next one.
+        let mut bytes = first.0.clone();
+        bytes[first.1[10] + 10..first.1[10] + 70].fill(0);
+        assert_eq!(found(&[bytes, second.0.clone()], (15, 2)), upto_40(16));
+    }
+
+    #[test]
+    fn what_does_not_reach_the_end_is_left() {
+        let [first, second] = files();
+        let mut bytes = second.0.clone();
+        for damaged in [3, 12] {
+            bytes[second.1[damaged] + 20] ^= 1;
+        }
+        assert_eq!(found(&[first.0.clone(), bytes.clone()], (36, 3)), upto_40(37));
+        assert_eq!(found(&[first.0.clone(), bytes], (28, 2)), [], "between two damages");
+        let mut garbage = second.0.clone();
+        let end = garbage.len() - 5;
+        garbage[end] = 1;
+        garbage[second.1[3] + 20] ^= 1;
+        assert_eq!(found(&[first.0, garbage], (36, 3)), []);
+    }
+
+    #[test]
+    fn an_entry_that_was_written_again_counts_once() {
+        let mut writer = Writer::default();
+        writer.record(segment::CRC, b"");
+        let mut at = 0;
+        for (index, term) in [(1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (6, 1), (4, 2), (5, 2)] {
+            if index == 2 {
+                at = writer.clone().into_bytes().len();
+            }
+            entry(&mut writer, index, term);
+        }
+        let mut bytes = writer.into_bytes();
+        bytes[at + 20] ^= 1;
+        bytes.resize(4096, 0);
+        assert_eq!(found(&[bytes.clone()], (3, 1)), [(4, 2), (5, 2)]);
+        assert_eq!(found(&[bytes], (5, 1)), []);
+    }
+}
