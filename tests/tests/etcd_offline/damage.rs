@@ -71,7 +71,7 @@ enum Fate {
     Breaks,
     /// It does not start.
     Stops,
-    /// It does not start, and `rescue repair` mends it without a loss.
+    /// It does not start, or takes no writes, and `rescue repair` mends it without a loss.
     Mended,
 }
 
@@ -96,7 +96,7 @@ const CASES: &[(&str, Damage, Option<&str>, Fate)] = &[
             write_at(&last, b"LATER", at as u64)
         },
         Some("tail-damaged"),
-        Fate::Stops,
+        Fate::Mended,
     ),
     (
         "an old file of the log is damaged",

@@ -190,3 +190,42 @@ fn what_lies_behind_damage_is_taken_over() -> Result<()> {
     }
     Ok(())
 }
+
+/// The only log that is left is damaged before the database's last entry: what follows that is in neither of the two parts that can be read alone.
+#[test]
+fn a_log_that_is_damaged_before_its_database_goes_on_behind_it() -> Result<()> {
+    for version in [Version::debian(), Version::newest()?] {
+        for size in [1, 3] {
+            let mut cluster = cluster(&version, size)?;
+            let dir = cluster.members[0].data_dir.clone();
+            let db = etcd::files::database(&dir);
+            let earlier = fs::read(&db)?;
+            for number in 0..MORE {
+                cluster.put(&format!("more{number}"), "x")?;
+            }
+            // So that it has them all.
+            std::thread::sleep(Duration::from_millis(400));
+            cluster.kill()?;
+            fs::write(&db, earlier)?;
+            for member in &cluster.members[1..] {
+                fs::remove_dir_all(member.data_dir.join("member"))?;
+            }
+            let (guest, data) = super::members::guest(&dir)?;
+            let last = data.log.tail().context("a log")?;
+            let at = super::members::offset_of(&guest, &data, data.log.last - 15)?;
+            etcd::files::write_at(&dir.join(last.segment.path.as_path().strip_prefix("/")?), &[0x55; 64], at)?;
+            ensure!(super::members::guest(&dir)?.1.log.last < data.consistent_index(), "the log does not end before");
+            let ran = repair(&cluster, "repair --only etcd --accept-loss")?;
+            let promised = if size == 1 { "G1: " } else { "G2: " };
+            let is_told = ran.stdout.contains("Behind its damage the log of") && ran.stdout.contains(promised);
+            ensure!(ran.code == 0 && is_told, "etcd {}: {}", version.number, ran.transcript());
+            cluster.run()?;
+            let held = cluster.keys(0)?;
+            let more = count(&cluster, 0, "more")?;
+            ensure!(more == MORE, "etcd {}: {more} of {MORE} writes are there", version.number);
+            cluster.kill()?;
+            judge(&mut cluster, &(0..size).collect::<Vec<_>>(), &held)?;
+        }
+    }
+    Ok(())
+}

@@ -124,14 +124,18 @@ impl Tail {
         Ok(Some(Self { first, entries: Entries::new(entries), term }))
     }
 
-    /// What another member's log holds behind damage, and the newest one lacks behind its own last entry. `None` where that is nothing, or where
-    /// the membership changes in it.
+    /// What a log holds behind damage and behind entry `index` of `term`, if that is known. `None` where nothing proves that it follows that entry,
+    /// or where the membership changes in it.
     ///
     /// # Errors
     /// What cannot be read.
-    pub fn behind_damage(guest: &Guest, damaged: &Log, newest: (u64, u64)) -> Result<Option<Self>> {
-        let (mut entries, mut term) = (Vec::new(), newest.1);
-        for (own, entry) in entries_behind_damage(guest, damaged, newest)? {
+    pub fn behind_damage(guest: &Guest, damaged: &Log, index: u64, term: Option<u64>) -> Result<Option<Self>> {
+        let Some((known, kept)) = entries_behind_damage(guest, damaged, index)? else { return Ok(None) };
+        if term.is_some_and(|term| term != known) {
+            return Ok(None);
+        }
+        let (mut entries, mut term) = (Vec::new(), known);
+        for (own, entry) in kept {
             let is_change = Entry::parse(&entry).is_ok_and(|entry| entry.kind != EntryKind::Normal);
             if is_change || own < term {
                 return Ok(None);
@@ -139,8 +143,7 @@ impl Tail {
             term = own;
             entries.push(entry);
         }
-        let first = newest.0.saturating_add(1);
-        Ok((!entries.is_empty()).then(|| Self { first, entries: Entries::new(entries), term }))
+        Ok(Some(Self { first: index.saturating_add(1), entries: Entries::new(entries), term }))
     }
 
     /// The last entry.

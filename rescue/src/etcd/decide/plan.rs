@@ -148,7 +148,7 @@ impl<'a> Table<'a> {
             self.find_bases();
         }
         let mut why = decision.why;
-        if matches!(decision.repair, Repair::Readmit { .. } | Repair::Clone { .. }) {
+        if matches!(decision.repair, Repair::Readmit { .. } | Repair::Clone { .. } | Repair::Extend(_)) {
             why.append(&mut self.found_behind_damage);
         }
         let (summary, guarantee, parts) = match decision.repair {
@@ -212,12 +212,12 @@ impl<'a> Table<'a> {
                     recipe,
                     format!(
                         "begin etcd's log, which has lost its end, anew behind entry {}, the database's last",
-                        base.last()
+                        base.own_last()
                     ),
                 )?;
                 (
                     format!("begin the log of etcd on {} anew behind its database", self.name(only)),
-                    self.guarantee(only, false)?,
+                    self.guarantee(only, !base.lacks_entries())?,
                     vec![part],
                 )
             }
@@ -425,9 +425,9 @@ impl<'a> Table<'a> {
 
     pub(super) fn guarantee(&self, best: usize, is_majority: bool) -> Result<Guarantee> {
         let base = self.base(best)?;
-        let level = match (base.missing, is_majority) {
-            (0, true) => Level::G1,
-            (0, false) if self.members.voters().count() > 1 => Level::G2,
+        let level = match (base.lacks_entries(), is_majority) {
+            (false, true) => Level::G1,
+            (false, false) if self.members.voters().count() > 1 => Level::G2,
             _ => Level::G3,
         };
         let mut guarantee = Guarantee::new(level);

@@ -47,7 +47,7 @@ pub struct Base {
     pub members: Members,
     /// Entries that the log lacks to reach the database.
     pub missing: u64,
-    /// Entries behind the log's end, from another member's log.
+    /// Entries behind those of log and database, from a log that is damaged before them. It may be empty: then that log ended there.
     pub tail: Option<Tail>,
 }
 
@@ -107,14 +107,24 @@ impl Base {
         fresh(best, database, None)
     }
 
-    /// The same with entries that follow the log's own last one.
+    /// The same with what follows.
     pub fn with_tail(&self, tail: Tail) -> Rc<Self> {
         Rc::new(Self { tail: Some(tail), ..self.clone() })
     }
 
-    /// The last entry that log, database or what another log has behind it hold.
+    /// The last entry that log or database hold.
+    pub fn own_last(&self) -> u64 {
+        self.log.last.saturating_add(self.missing)
+    }
+
+    /// The last entry of all.
     pub fn last(&self) -> u64 {
-        self.tail.as_ref().map_or(self.log.last.saturating_add(self.missing), Tail::last)
+        self.tail.as_ref().map_or(self.own_last(), Tail::last)
+    }
+
+    /// Whether entries are lost that were in the log: it ends before the database, and nobody knows where it ended.
+    pub fn lacks_entries(&self) -> bool {
+        self.missing > 0 && self.tail.is_none()
     }
 
     /// Its term, as far as logs say.

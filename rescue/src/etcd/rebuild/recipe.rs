@@ -134,7 +134,7 @@ impl BuildFolder for Recipe {
         }
         sink.folder(wal, FOLDER)?;
         if self.base.missing > 0 {
-            let out = sink.file(&wal.join(file_name(0, self.base.last())), MODE)?;
+            let out = sink.file(&wal.join(file_name(0, self.base.own_last())), MODE)?;
             return behind(BufWriter::new(out), &self.identity, &self.addition).context("writing a log");
         }
         self.rewrite(guest).write(sink, wal)

@@ -76,12 +76,12 @@ impl Run {
     }
 }
 
-/// The entries behind entry `index` of `term`, up to the end of a log that is damaged somewhere before: in their order, from `index + 1` on.
-/// Empty where the log does not hold that very entry behind its damage, too: then nothing proves that they follow it.
+/// What follows entry `index` in a log that is damaged somewhere before it: that entry's term, and the entries behind it up to the log's end, in their
+/// order. `None` where the log does not hold that entry behind its damage.
 ///
 /// # Errors
 /// As the tree gives them.
-pub fn entries_behind_damage(guest: &Guest, log: &Log, (index, term): (u64, u64)) -> TreeResult<Vec<Kept>> {
+pub fn entries_behind_damage(guest: &Guest, log: &Log, index: u64) -> TreeResult<Option<(u64, Vec<Kept>)>> {
     let mut run = Run { from: index, entries: BTreeMap::new(), bytes: 0 };
     let (mut crc, mut next) = (None, None);
     for (number, look) in log.segments.iter().enumerate() {
@@ -95,8 +95,7 @@ pub fn entries_behind_damage(guest: &Guest, log: &Log, (index, term): (u64, u64)
         }
         next = look.segment.sequence.checked_add(1);
     }
-    let meets = run.entries.remove(&index).is_some_and(|(known, _)| known == term);
-    Ok(if meets { run.entries.into_values().collect() } else { Vec::new() })
+    Ok(run.entries.remove(&index).map(|(term, _)| (term, run.entries.into_values().collect())))
 }
 
 #[cfg(test)]
@@ -136,20 +135,21 @@ mod tests {
         files.try_into().unwrap()
     }
 
-    /// Numbers and terms of what is found behind an entry.
-    fn found(files: &[Vec<u8>], after: (u64, u64)) -> Vec<(u64, u64)> {
+    /// Numbers and terms of what is found behind an entry, if that is found.
+    fn found(files: &[Vec<u8>], (index, term): (u64, u64)) -> Option<Vec<(u64, u64)>> {
         let mut tree = MemoryTree::new();
         for (number, bytes) in files.iter().enumerate() {
             tree = tree.file(&name(number as u64, number as u64 * 20 + 1), bytes);
         }
         let guest = tree.into_guest();
         let log = Log::read(&guest, &Folder::list(&guest, &GuestPath::new("/wal")).unwrap()).unwrap();
-        let kept = entries_behind_damage(&guest, &log, after).unwrap();
-        kept.iter().map(|(term, bytes)| (Entry::parse(bytes).unwrap().index, *term)).collect()
+        let (known, kept) = entries_behind_damage(&guest, &log, index).unwrap()?;
+        assert_eq!(known, term);
+        Some(kept.iter().map(|(term, bytes)| (Entry::parse(bytes).unwrap().index, *term)).collect())
     }
 
-    fn upto_40(from: u64) -> Vec<(u64, u64)> {
-        (from..=40).map(|index| (index, 2 + index / 30)).collect()
+    fn upto_40(from: u64) -> Option<Vec<(u64, u64)>> {
+        Some((from..=40).map(|index| (index, 2 + index / 30)).collect())
     }
 
     #[test]
@@ -162,11 +162,10 @@ mod tests {
                 bytes[at..at + length].fill(0x55);
                 let files = [first.0.clone(), bytes];
                 let index = 21 + damaged as u64;
-                assert_eq!(found(&files, (36, 3)), if index < 34 { upto_40(37) } else { Vec::new() });
-                assert_eq!(found(&files, (40, 3)), []);
-                assert_eq!(found(&files, (39, 3)), [(40, 3)]);
-                assert_eq!(found(&files, (39, 2)), [], "another term");
-                assert_eq!(found(&files, (index, 2 + index / 30)), [], "the damaged one itself");
+                assert_eq!(found(&files, (36, 3)), if index < 34 { upto_40(37) } else { None });
+                assert_eq!(found(&files, (40, 3)), Some(Vec::new()));
+                assert_eq!(found(&files, (39, 3)), upto_40(40));
+                assert_eq!(found(&files, (index, 2 + index / 30)), None, "the damaged one itself");
             }
         }
         // In the file before: what is behind goes on in the next one.
@@ -183,12 +182,12 @@ mod tests {
             bytes[second.1[damaged] + 20] ^= 1;
         }
         assert_eq!(found(&[first.0.clone(), bytes.clone()], (36, 3)), upto_40(37));
-        assert_eq!(found(&[first.0.clone(), bytes], (28, 2)), [], "between two damages");
+        assert_eq!(found(&[first.0.clone(), bytes], (28, 2)), None, "between two damages");
         let mut garbage = second.0.clone();
         let end = garbage.len() - 5;
         garbage[end] = 1;
         garbage[second.1[3] + 20] ^= 1;
-        assert_eq!(found(&[first.0, garbage], (36, 3)), []);
+        assert_eq!(found(&[first.0, garbage], (36, 3)), None);
     }
 
     #[test]
@@ -205,7 +204,7 @@ mod tests {
         let mut bytes = writer.into_bytes();
         bytes[at + 20] ^= 1;
         bytes.resize(4096, 0);
-        assert_eq!(found(&[bytes.clone()], (3, 1)), [(4, 2), (5, 2)]);
-        assert_eq!(found(&[bytes], (5, 1)), []);
+        assert_eq!(found(&[bytes.clone()], (3, 1)), Some(vec![(4, 2), (5, 2)]));
+        assert_eq!(found(&[bytes], (5, 2)), Some(Vec::new()));
     }
 }
