@@ -348,7 +348,7 @@ pub fn advice(problem: &Problem) -> Option<&'static str> {
         }
         Kind::OldLogDamaged => "The file is not needed: moving it out of the folder loses nothing.",
         Kind::TailDamaged => {
-            "What lies behind the last good record is lost to this member; where other members are whole they still have it."
+            "etcd reads nothing behind the last good record; where other members are whole they still have it, and what can be proved of it here is taken over."
         }
         Kind::LogDamaged | Kind::LogMissing => {
             "Entries that this member needs are gone. Take them from another member: give all control planes' disks."

@@ -17,6 +17,7 @@ use crate::etcd::request::Request;
 use crate::etcd::salvage::Salvage;
 use crate::etcd::salvage::report::Report;
 use crate::etcd::survey::survey;
+use crate::etcd::wal::behind_damage::entries_behind_damage;
 use crate::etcd::wal::{Folder, Log};
 use crate::etcd::write::bbolt::DatabaseWriter;
 use crate::etcd::write::wal::LogWriter;
@@ -79,6 +80,15 @@ pub fn etcd_log(data: &[u8]) {
         let _ = Request::parse(entry.data).map(|request| lease::in_request(&request));
         ControlFlow::Continue(())
     });
+    for index in [0, 1, log.first, log.last, log.last.saturating_add(2)] {
+        let Ok(Some((term, kept))) = entries_behind_damage(&guest, &log, index) else { continue };
+        for (number, (own, entry)) in (1..).zip(&kept) {
+            let entry = Entry::parse(entry);
+            assert!(entry.is_ok_and(|entry| entry.term == *own && entry.index == index.saturating_add(number)));
+        }
+        // Nothing is made up where there is no damage.
+        assert!(index != log.last || log.tail().is_none_or(|tail| tail.used < tail.size) || kept.is_empty(), "{term}");
+    }
 }
 
 /// A snapshot's file as it is, or (flag 1) what is behind its checksum, or (flag 2) the store in it alone.
