@@ -5,8 +5,9 @@ use anyhow::Result;
 use super::Outcome;
 use super::args::{self, Inspect, Stop};
 use super::terminal::{Terminal, colours};
-use crate::report::{json, text};
-use crate::session::{NodeReport, Session, only_node};
+use crate::repair::set_plan::SetWishes;
+use crate::report::{json, set, text};
+use crate::session::{Inspection, NodeReport, Session, Wanted, only_node};
 use crate::typed;
 
 /// Looks and shows.
@@ -22,18 +23,30 @@ fn show(command: &Inspect, session: &Session<'_>) -> Result<Outcome> {
     let mut inspection = session.inspect()?;
     if command.one_node {
         let leftovers = std::mem::take(&mut inspection.leftovers);
-        inspection = crate::session::Inspection { nodes: vec![only_node(inspection, None)?], leftovers };
+        inspection = Inspection { nodes: vec![only_node(inspection, None)?], leftovers };
     }
+    let together = together(session, &inspection);
     if command.json {
-        println!("{}", json::inspection(&inspection));
+        let mut object = json::inspection(&inspection);
+        object["together"] = together.iter().map(set::outlook_json).collect();
+        println!("{object}");
     } else {
         let style = text::Style { colours: colours(), details: command.details };
         print!("{}", text::inspection(&inspection, session.settings.now, &style));
-        println!(
-            "{}",
-            text::next_step(&inspection, &typed::with_ca(session.sources, &session.settings.ca), session.settings)
-        );
+        print!("{}", set::outlook(&together, &style));
+        let sources = typed::with_ca(session.sources, &session.settings.ca);
+        let is_planned = together.iter().any(|wanted| wanted.plan.is_ok());
+        println!("{}", text::next_step(&inspection, is_planned, &sources, session.settings));
     }
     let findings = inspection.nodes.iter().any(NodeReport::needs_repair);
-    Ok(if findings { Outcome::FindingsLeft } else { Outcome::Clean })
+    Ok(if findings || !together.is_empty() { Outcome::FindingsLeft } else { Outcome::Clean })
+}
+
+/// What a repair of all these nodes would do as one. Why it could do nothing for an only one is among that one's findings.
+fn together(session: &Session<'_>, inspection: &Inspection) -> Vec<Wanted> {
+    let mut wanted = session.plan_sets(&inspection.nodes, &SetWishes::default());
+    if inspection.nodes.len() < 2 {
+        wanted.retain(|wanted| wanted.plan.is_ok());
+    }
+    wanted
 }

@@ -9,7 +9,7 @@ use crate::etcd::guarantee::EXCLUDED;
 use crate::etcd::stands::{line, stands};
 use crate::repair::set_plan::SetPlan;
 use crate::repair::undo::Undone;
-use crate::session::SetReceipt;
+use crate::session::{SetReceipt, Wanted};
 use crate::units::span;
 
 /// What is to be done to several nodes, what it promises and what may be lost.
@@ -61,6 +61,27 @@ pub fn receipt(receipt: &SetReceipt, sources: &str, style: &Style) -> String {
     }
     let _ = writeln!(out, "To take it back, before any of them has booted: rescue undo {sources} --run {run}");
     out
+}
+
+/// What `rescue repair` would do to the nodes as one, in short; empty where that is nothing.
+pub fn outlook(together: &[Wanted], style: &Style) -> String {
+    let mut out = String::new();
+    if !together.is_empty() {
+        let _ = writeln!(out, "\n{}", style.heading("For all nodes together"));
+    }
+    for Wanted { check, plan } in together {
+        let _ = match plan {
+            Ok(plan) => writeln!(out, "  {check}: {}\n  {}", plan.summary, plan.guarantee.statement()),
+            Err(error) => writeln!(out, "  {check}: {error:#}"),
+        };
+    }
+    out
+}
+
+/// The same for programs.
+pub fn outlook_json(wanted: &Wanted) -> Value {
+    let error = wanted.plan.as_ref().err().map(|error| format!("{error:#}"));
+    json!({"check": wanted.check, "plan": wanted.plan.as_ref().ok().map(plan_json), "refused": error})
 }
 
 /// The plan for programs.

@@ -225,11 +225,12 @@ fn evidence_shown(finding: &Finding, style: &Style) -> usize {
     }
 }
 
-/// The last line of an inspection: what to type next.
-pub fn next_step(inspection: &Inspection, sources: &str, settings: &Settings) -> String {
-    let mendable = inspection.nodes.iter().any(|node| {
-        node.unfinished_run().is_some() || node.findings.iter().any(|f| counts(f) && !f.remedies.is_empty())
-    });
+/// The last line of an inspection: what to type next. `is_planned`: whether something would be done to all nodes as one.
+pub fn next_step(inspection: &Inspection, is_planned: bool, sources: &str, settings: &Settings) -> String {
+    let mendable = is_planned
+        || inspection.nodes.iter().any(|node| {
+            node.unfinished_run().is_some() || node.findings.iter().any(|f| counts(f) && !f.remedies.is_empty())
+        });
     let findings = inspection.nodes.iter().any(NodeReport::needs_repair);
     if !settings.all_checks() && !mendable && !findings {
         return format!(

@@ -56,12 +56,12 @@ fn write_alone(cluster: &mut Cluster, running: &[usize], prefix: &str) -> Result
 }
 
 fn repair(cluster: &Cluster, command: &str) -> Result<Ran> {
-    let repair = Cmd::new(rescue_binary()).args(command.split(' ')).arg("--yes");
-    cluster
-        .members
-        .iter()
-        .fold(repair, |repair, member| repair.arg("--root").arg(guest::root_of(&member.data_dir)))
-        .run()
+    with_roots(cluster, Cmd::new(rescue_binary()).args(command.split(' ')).arg("--yes")).run()
+}
+
+fn with_roots(cluster: &Cluster, command: Cmd) -> Cmd {
+    let members = cluster.members.iter();
+    members.fold(command, |command, member| command.arg("--root").arg(guest::root_of(&member.data_dir)))
 }
 
 fn sums(cluster: &Cluster) -> Result<String> {
@@ -80,6 +80,11 @@ fn level(cluster: &mut Cluster, newest: usize, says: &[&str]) -> Result<()> {
     let one = Cmd::new(rescue_binary()).args(["repair", "--only", "etcd", "--dry-run", "--root"]);
     let one = one.arg(guest::root_of(&cluster.members[newest].data_dir)).run()?;
     ensure!(!one.stdout.contains("level etcd"), "with one disk nothing is levelled: {}", one.transcript());
+    let inspect = Cmd::new(rescue_binary()).args(["inspect", "--only", "etcd"]);
+    let inspected = with_roots(cluster, inspect).run()?;
+    let is_shown =
+        inspected.stdout.contains("For all nodes together") && inspected.stdout.contains("Next: rescue repair");
+    ensure!(inspected.code == 1 && is_shown && inspected.stdout.contains("G0: "), "{}", inspected.transcript());
     let ran = repair(cluster, "repair --only etcd")?;
     let is_told = says.iter().all(|says| ran.stdout.contains(says));
     ensure!(ran.code == 0 && ran.stdout.contains("G0: ") && is_told, "{}", ran.transcript());
@@ -92,6 +97,13 @@ fn level(cluster: &mut Cluster, newest: usize, says: &[&str]) -> Result<()> {
     ensure!(ran.code == 0 && done["guarantee"] == "G0" && is_levelled, "{}", ran.transcript());
     let again = repair(cluster, "repair --only etcd")?;
     ensure!(again.code == 0 && again.stdout.contains("othing to"), "a second time: {}", again.transcript());
+    let inspect = Cmd::new(rescue_binary()).args(["inspect", "--only", "etcd", "--json"]);
+    let inspected = with_roots(cluster, inspect).run()?;
+    ensure!(
+        inspected.code == 0 && inspected.json()?["together"] == serde_json::json!([]),
+        "{}",
+        inspected.transcript()
+    );
     let all: Vec<usize> = (0..cluster.members.len()).collect();
     let others: Vec<usize> = all.iter().copied().filter(|number| *number != newest).take(all.len() / 2 + 1).collect();
     cluster.run_only(&others)?;

@@ -148,9 +148,8 @@ impl<'a> Table<'a> {
             self.find_bases();
         }
         let mut why = decision.why;
-        if matches!(decision.repair, Repair::Readmit { .. } | Repair::Clone { .. } | Repair::Extend(_)) {
-            why.append(&mut self.found_behind_damage);
-        }
+        let takes_newest = matches!(decision.repair, Repair::Readmit { .. } | Repair::Clone { .. } | Repair::Extend(_));
+        let notes = if takes_newest { std::mem::take(&mut self.found_behind_damage) } else { Vec::new() };
         let (summary, guarantee, parts) = match decision.repair {
             Repair::Nothing => return self.level(),
             Repair::Needs(disks) => return Err(self.needs(&disks, &why)),
@@ -223,7 +222,7 @@ impl<'a> Table<'a> {
             }
         };
         let afterwards = self.afterwards();
-        Ok(Some(SetPlan { summary, guarantee, why, notes: Vec::new(), parts, afterwards }))
+        Ok(Some(SetPlan { summary, guarantee, why, notes, parts, afterwards }))
     }
 
     /// Whether a member may have promised an entry to the others that it no longer holds, and all others are at hand to make up for it. Alone, it is

@@ -121,8 +121,7 @@ impl<'a> Removal<'a> {
         let whole = table.seen.iter().filter(|(seen, member)| !member.is_learner && table.is_whole(seen)).count();
         let majority = table.members.voters().count() / 2 + 1;
         let guarantee = table.guarantee(best, whole >= majority && table.holds_agreed(best))?;
-        let (mut parts, mut why) = self.kept(best, majority)?;
-        why.extend(table.found_behind_damage.iter().cloned());
+        let (mut parts, why) = self.kept(best, majority)?;
         for number in &self.fenced {
             parts.push(self.fence(*number)?);
         }
@@ -144,7 +143,8 @@ impl<'a> Removal<'a> {
                 ),
             })
             .collect();
-        Ok(SetPlan { summary, guarantee, why, notes: Vec::new(), parts, afterwards })
+        let notes = table.found_behind_damage.clone();
+        Ok(SetPlan { summary, guarantee, why, notes, parts, afterwards })
     }
 
     /// What those get that stay.
