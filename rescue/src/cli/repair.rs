@@ -396,6 +396,7 @@ mod tests {
             run: String::new(),
             plan,
             applied: Vec::new(),
+            etcd: Vec::new(),
             after: Inspection { nodes: vec![node("a"), node("b")], leftovers: Vec::new() },
             took: std::time::Duration::ZERO,
         };

@@ -4,7 +4,6 @@ use anyhow::Result;
 
 use super::Outcome;
 use super::terminal::{colours, confirm};
-use crate::etcd::stands::stands;
 use crate::refusal::Refusal;
 use crate::repair::set_plan::SetPlan;
 use crate::report::{set, text};
@@ -65,7 +64,7 @@ pub fn carry_out(
 /// What the exit code says of a command that is such a plan and nothing else: after a dry run it is still to be done; afterwards everything is
 /// done where each member given starts, or is fenced.
 pub fn outcome(receipt: Option<&SetReceipt>) -> Outcome {
-    let is_well = |receipt: &SetReceipt| stands(&receipt.after.nodes).iter().all(|stands| stands.state.is_well());
+    let is_well = |receipt: &SetReceipt| receipt.etcd.iter().all(|stands| stands.state.is_well());
     if receipt.is_some_and(is_well) { Outcome::Clean } else { Outcome::FindingsLeft }
 }
 

@@ -8,7 +8,7 @@ use super::member::{MemberData, Stored};
 use crate::checks::etcd_look::troubles;
 use crate::guest::{FileKind, Guest};
 use crate::session::NodeReport;
-use crate::ui::Silent;
+use crate::ui::Ui;
 
 /// One member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -45,24 +45,24 @@ impl State {
 }
 
 /// The members on these nodes, which are as they are now: also of those that a plan did not change, because they stand together.
-pub fn stands(nodes: &[NodeReport]) -> Vec<Stands> {
-    nodes.iter().filter_map(stands_on).collect()
+pub fn stands(nodes: &[NodeReport], ui: &dyn Ui) -> Vec<Stands> {
+    nodes.iter().filter_map(|node| stands_on(node, ui)).collect()
 }
 
-fn stands_on(node: &NodeReport) -> Option<Stands> {
+fn stands_on(node: &NodeReport, ui: &dyn Ui) -> Option<Stands> {
     let found = locate::on_node(&node.guest, &node.node)?;
     let (state, saw) = match node.guest.lstat(&found.place.member()) {
         Ok(meta) if meta.kind == FileKind::Regular => {
             (State::Fenced, format!("{} is a file, so that etcd does not start", found.place.member()))
         }
-        _ => look(&node.guest, &MemberData::read(&node.guest, &found.place)),
+        _ => look(&node.guest, &MemberData::read(&node.guest, &found.place), ui),
     };
     Some(Stands { name: node.name().to_owned(), source: node.guest.source.clone(), state, saw })
 }
 
-/// Alarms stay until they are disarmed, and keep nobody from starting. The node was inspected, so the database is not read once more.
-fn look(guest: &Guest, data: &MemberData) -> (State, String) {
-    let problems = troubles(guest, data, &Silent);
+/// Alarms stay until they are disarmed, and keep nobody from starting.
+fn look(guest: &Guest, data: &MemberData, ui: &dyn Ui) -> (State, String) {
+    let problems = troubles(guest, data, ui);
     let worst = problems.iter().find(|problem| problem.effect == Effect::Stops).or_else(|| problems.first());
     match worst {
         Some(problem) if problem.effect == Effect::Stops => (State::Stops, problem.saw.clone()),
@@ -96,12 +96,13 @@ mod tests {
     use crate::etcd::member::Place;
     use crate::etcd::sample;
     use crate::guest::{GuestPath, MemoryTree};
+    use crate::ui::Silent;
 
     #[test]
     fn what_is_read_anew_is_told() {
         let of = |tree: MemoryTree| {
             let guest = tree.into_guest();
-            look(&guest, &MemberData::read(&guest, &Place::new(GuestPath::new("/"), None)))
+            look(&guest, &MemberData::read(&guest, &Place::new(GuestPath::new("/"), None)), &Silent)
         };
         let (state, saw) = of(sample::member(""));
         assert_eq!((state, saw.as_str()), (State::Starts, "revision 2, last entry 8 of term 2"));

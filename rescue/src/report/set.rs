@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::text::Style;
 use crate::etcd::guarantee::EXCLUDED;
-use crate::etcd::stands::{line, stands};
+use crate::etcd::stands::line;
 use crate::repair::set_plan::SetPlan;
 use crate::repair::undo::Undone;
 use crate::session::{SetReceipt, Wanted};
@@ -53,7 +53,7 @@ pub fn receipt(receipt: &SetReceipt, sources: &str, style: &Style) -> String {
     for folder in applied.iter().flat_map(|applied| &applied.elsewhere) {
         let _ = writeln!(out, "{}", super::text::kept_elsewhere(folder));
     }
-    for stands in &stands(&receipt.after.nodes) {
+    for stands in &receipt.etcd {
         let _ = writeln!(out, "  {}", line(stands));
     }
     for line in &plan.afterwards {
@@ -108,7 +108,7 @@ pub fn plan_json(plan: &SetPlan) -> Value {
 pub fn receipt_json(receipt: &SetReceipt) -> Value {
     let mut object = plan_json(&receipt.plan);
     object["run"] = json!(receipt.run);
-    object["etcd"] = json!(stands(&receipt.after.nodes));
+    object["etcd"] = json!(receipt.etcd);
     object["changes"] = json!(receipt.applied.iter().map(|applied| applied.changes).sum::<usize>());
     object["elsewhere"] = json!(receipt.applied.iter().flat_map(|applied| &applied.elsewhere).collect::<Vec<_>>());
     object["seconds"] = json!(receipt.took.as_secs_f64());

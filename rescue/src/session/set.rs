@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use super::{Inspection, NodeReport, PartWay, Session};
+use crate::etcd::stands::{Stands, stands};
 use crate::guest::{Guest, GuestPath};
 use crate::refusal::Refusal;
 use crate::repair::set::{self, Part};
@@ -24,6 +25,8 @@ pub struct SetReceipt {
     pub applied: Vec<Applied>,
     /// Everything as it is now.
     pub after: Inspection,
+    /// How each etcd member stands now.
+    pub etcd: Vec<Stands>,
     /// From confirmation to receipt.
     pub took: Duration,
 }
@@ -106,8 +109,10 @@ impl Session<'_> {
         drop(others);
         let after = self.inspect().context("the repair is done, but inspecting the nodes again failed");
         let after = after.map_err(PartWay::wrap)?;
+        let etcd = stands(&after.nodes, self.ui);
         let parts = plan.parts.into_iter().map(|part| SetPart { changes: Vec::new(), ..part }).collect();
-        Ok(SetReceipt { run: info.id, plan: SetPlan { parts, ..plan }, applied, after, took: started.elapsed() })
+        let plan = SetPlan { parts, ..plan };
+        Ok(SetReceipt { run: info.id, plan, applied, after, etcd, took: started.elapsed() })
     }
 
     /// Finishes the runs of several nodes that were cut off, and looks again. Nodes named in `dead` are lost for good.

@@ -171,7 +171,7 @@ fn read_whole(backend: &Backend, facts: &Facts, origin: &Origin) -> Result<Conta
 
 /// Where nobody is asked and nothing is replaced, one reading is enough: every page is checked while the new database is written from it.
 fn glanced_at(backend: &Backend, facts: &Facts) -> Result<Contained, Fault> {
-    let last_write = last_written(backend, facts.revision.saturating_sub(NEWEST_REVISIONS))?;
+    let last_write = last_written(backend, facts.revision.saturating_sub(NEWEST_REVISIONS).max(0))?;
     Ok(Contained { keys: None, revisions: None, last_write, bytes: backend.db.size() })
 }
 

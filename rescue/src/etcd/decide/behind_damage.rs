@@ -21,7 +21,7 @@ impl Table<'_> {
         let (whose, to) = (self.name(number), self.name(best));
         let saw = match tail.entries.is_empty() {
             true => {
-                format!("ends with entry {}, which the database of {to} holds: nothing of it is lost.", tail.last())
+                format!("ends with entry {}, which the database holds: nothing of it is lost.", tail.last())
             }
             false => format!(
                 "goes on with {}, which follow what {to} has: they are taken over.",
@@ -45,6 +45,7 @@ impl Table<'_> {
             let is_proved = term.is_some() || base.database.source == seen.guest.source;
             (*number != best || is_behind)
                 && own == Some((self.cluster, member.id))
+                && seen.data.log.other_identity.is_none()
                 && (!seen.is_log_whole() || seen.has_lost_sector())
                 && is_proved
         });

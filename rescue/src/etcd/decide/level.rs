@@ -96,6 +96,8 @@ pub struct Tail {
     pub entries: Entries,
     /// Term of the last one.
     pub term: u64,
+    /// Term of the entry before the first one.
+    pub term_before: u64,
 }
 
 impl Tail {
@@ -106,7 +108,8 @@ impl Tail {
     pub fn read(guest: &Guest, newest: &Log, same: u64) -> Result<Option<Self>> {
         let first = same.saturating_add(1);
         let mut entries = Vec::new();
-        let (mut bytes, mut next, mut term) = (0usize, first, newest.term_of(same).unwrap_or(0));
+        let term_before = newest.term_of(same).unwrap_or(0);
+        let (mut bytes, mut next, mut term) = (0usize, first, term_before);
         let mut in_order = true;
         newest.visit(guest, first, newest.last, &mut |entry| {
             in_order &= entry.index == next && entry.term >= term;
@@ -121,7 +124,7 @@ impl Tail {
         }
         let is_whole = in_order && next == newest.last.saturating_add(1) && term == newest.last_term();
         ensure!(is_whole, "entries {first} to {} of {} do not follow one another", newest.last, guest.source);
-        Ok(Some(Self { first, entries: Entries::new(entries), term }))
+        Ok(Some(Self { first, entries: Entries::new(entries), term, term_before }))
     }
 
     /// What a log holds behind damage and behind entry `index` of `term`, if that is known. `None` where nothing proves that it follows that entry,
@@ -143,7 +146,7 @@ impl Tail {
             term = own;
             entries.push(entry);
         }
-        Ok(Some(Self { first: index.saturating_add(1), entries: Entries::new(entries), term }))
+        Ok(Some(Self { first: index.saturating_add(1), entries: Entries::new(entries), term, term_before: known }))
     }
 
     /// The last entry.
@@ -259,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_vote_is_kept_in_its_own_term_and_no_longer() {
-        let tail = Tail { first: 5, entries: Entries::new(vec![Vec::new(); 3]), term: 4 };
+        let tail = Tail { first: 5, entries: Entries::new(vec![Vec::new(); 3]), term: 4, term_before: 4 };
         assert_eq!(tail.last(), 7);
         let state = |term, vote| HardState { term, vote, commit: 3 };
         assert_eq!(tail.state(state(3, 9)), state(4, 0));

@@ -11,7 +11,6 @@ use super::odd::Doubt;
 use super::seen::Seen;
 use super::table::{self, Repair, Situation, State, View};
 use super::{from_database, odd};
-use crate::checks::etcd_look::holder;
 use crate::etcd::guarantee::{Guarantee, Level};
 use crate::etcd::launch::By;
 use crate::etcd::members::{Member, Members};
@@ -31,8 +30,7 @@ use crate::ui::Ui;
 /// A [`Refusal`] where something must be done and cannot be.
 pub fn plan_set(nodes: &[NodeReport], wishes: &SetWishes, ui: &dyn Ui) -> Result<Option<SetPlan>> {
     let seen: Vec<Seen<'_>> = nodes.iter().filter_map(|node| Seen::look(node, ui)).collect();
-    let (mut seen, _running): (Vec<_>, Vec<_>) =
-        seen.into_iter().partition(|seen| holder(seen.guest, &seen.place).is_none());
+    let (mut seen, _running): (Vec<_>, Vec<_>) = seen.into_iter().partition(|seen| seen.holder.is_none());
     let doubts = odd::mark(&mut seen, ui);
     let clusters = clusters(&seen);
     if clusters.is_empty() && seen.len() > 1 {
@@ -216,7 +214,7 @@ impl<'a> Table<'a> {
                 )?;
                 (
                     format!("begin the log of etcd on {} anew behind its database", self.name(only)),
-                    self.guarantee(only, !base.lacks_entries())?,
+                    self.guarantee(only, base.tail.is_some())?,
                     vec![part],
                 )
             }
@@ -290,6 +288,7 @@ impl<'a> Table<'a> {
             votes: !member.is_learner,
             state: State::Lost,
             rank: None,
+            own_last: None,
             is_clean: seen.is_clean(),
             agreed: 0,
         };
@@ -300,10 +299,11 @@ impl<'a> Table<'a> {
         let rank = Some((log.last_term(), log.last));
         let agreed = seen.data.commit();
         if is_quiet {
-            return View { state: State::Fine, rank, agreed, ..view };
+            return View { state: State::Fine, rank, own_last: Some(log.last), agreed, ..view };
         }
         let base = self.bases[number].as_ref().ok();
         let rank = base.map(|base| (base.last_term(), base.last()));
+        let own_last = base.map(|base| base.own_last());
         let state = match base {
             _ if self.may_have_forgotten(seen) => State::Lost,
             Some(base) if seen.is_moved && seen.is_log_whole() && base.missing == 0 => State::Moved,
@@ -311,7 +311,7 @@ impl<'a> Table<'a> {
             Some(base) if seen.is_log_whole() && base.missing == 0 => State::Relaid,
             _ => State::Lost,
         };
-        View { state, rank, agreed, ..view }
+        View { state, rank, own_last, agreed, ..view }
     }
 
     pub(super) fn name(&self, number: usize) -> &str {

@@ -8,7 +8,6 @@ use anyhow::{Context as _, Result};
 use super::odd;
 use super::plan::{JOIN_AS_SERVICE, Table};
 use super::seen::Seen;
-use crate::checks::etcd_look::holder;
 use crate::etcd::members::Member;
 use crate::etcd::rebuild::{Recipe, changes};
 use crate::refusal::Refusal;
@@ -23,9 +22,8 @@ use crate::ui::Ui;
 /// A [`Refusal`] where it cannot be done.
 pub fn plan_removal(nodes: &[NodeReport], name: &str, wishes: &SetWishes, ui: &dyn Ui) -> Result<SetPlan> {
     let mut seen: Vec<Seen<'_>> = nodes.iter().filter_map(|node| Seen::look(node, ui)).collect();
-    odd::mark(&mut seen, ui);
     for seen in &seen {
-        if let Some(holder) = holder(seen.guest, &seen.place) {
+        if let Some(holder) = &seen.holder {
             return Err(Refusal::new(
                 format!("{holder} has the database of {} open", seen.name),
                 "etcd is running, and members of a running cluster are removed by itself",
@@ -34,6 +32,7 @@ pub fn plan_removal(nodes: &[NodeReport], name: &str, wishes: &SetWishes, ui: &d
             .into());
         }
     }
+    odd::mark(&mut seen, ui);
     let clusters = super::plan::clusters(&seen);
     let [cluster] = clusters.as_slice() else {
         return Err(Refusal::new(

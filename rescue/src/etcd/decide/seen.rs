@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use anyhow::Context as _;
 
-use crate::checks::etcd_look::troubles;
+use crate::checks::etcd_look::{holder, troubles};
 use crate::etcd::boot::{Effect, Kind, Problem};
 use crate::etcd::launch::By;
 use crate::etcd::locate;
@@ -19,6 +19,7 @@ use crate::guest::Guest;
 use crate::refusal::Refusal;
 use crate::repair::Change;
 use crate::repair::folder::BuildFolder;
+use crate::repair::in_use::held_open::Holder;
 use crate::repair::set_plan::SetPart;
 use crate::session::NodeReport;
 use crate::ui::Ui;
@@ -34,6 +35,8 @@ pub struct Seen<'a> {
     pub place: Place,
     /// What is there.
     pub data: MemberData,
+    /// Who has its database open: then it is not read, because what changes meanwhile looks damaged.
+    pub holder: Option<Holder>,
     /// What keeps it from working, the worst first; what etcd copes with and alarms are left out.
     pub problems: Vec<Problem>,
     /// Whether the others look for it where it surely no longer is.
@@ -54,13 +57,15 @@ impl<'a> Seen<'a> {
         let found = locate::on_node(&report.guest, &report.node)?;
         let launch = found.launch.filter(|launch| !matches!(launch.by, By::Embedded(_)))?;
         let data = MemberData::read(&report.guest, &found.place);
-        let problems = troubles(&report.guest, &data, ui);
+        let holder = holder(&report.guest, &found.place);
+        let problems = if holder.is_none() { troubles(&report.guest, &data, ui) } else { Vec::new() };
         let is_moved = moved(&launch, &data).is_some();
         Some(Self {
             name: report.name().to_owned(),
             guest: &report.guest,
             place: found.place,
             data,
+            holder,
             problems,
             is_odd: false,
             is_moved,

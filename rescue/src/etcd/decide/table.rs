@@ -39,6 +39,8 @@ pub struct View {
     pub state: State,
     /// Term and number of the last entry that can be read of its log; none where nothing can be built upon it.
     pub rank: Option<(u64, u64)>,
+    /// The last entry that its own disk holds: without what it would get of another's log.
+    pub own_last: Option<u64>,
     /// Whether that log ends with a whole record. One that does not has lost nothing that it promised, as long as its disk keeps its word.
     pub is_clean: bool,
     /// Entries up to here are known to be agreed on.
@@ -144,7 +146,9 @@ impl Table<'_> {
                 self.names(&moved)
             ));
         }
-        if let ([only], [_]) = (lost.as_slice(), self.situation.voters.as_slice()) {
+        if let ([only], [_]) = (lost.as_slice(), self.situation.voters.as_slice())
+            && self.view(*only).votes
+        {
             return match self.view(*only).rank {
                 Some(_) => (Repair::Extend(*only), why),
                 None => (Repair::NoLog(lost), why),
@@ -175,7 +179,7 @@ impl Table<'_> {
                         self.names(&lost)
                     ));
                 }
-                let is_majority = clean >= self.majority();
+                let is_majority = clean >= self.majority() && self.is_plausible();
                 return (Repair::Readmit { keeper, again: renewed, relaid: others_relaid, is_majority }, why);
             }
             if absent.is_empty() {
@@ -227,10 +231,7 @@ impl Table<'_> {
     fn clone_all(&self, best: Option<usize>, whole: usize, why: Vec<String>) -> (Repair, Vec<String>) {
         let members: Vec<usize> = (0..self.situation.members.len()).collect();
         let Some(best) = best else { return (Repair::NoLog(members), why) };
-        // Who has lost its log may have held what is agreed on; where even that does not make a majority, others have lost it, too.
-        let may_have_held = self.voters_at_hand().filter(|number| self.view(*number).state == State::Lost).count();
-        let is_plausible = self.holding() + may_have_held >= self.majority();
-        let is_majority = whole >= self.majority() && self.holds_agreed(best) && is_plausible;
+        let is_majority = whole >= self.majority() && self.holds_agreed(best) && self.is_plausible();
         (Repair::Clone { best, members, is_majority }, why)
     }
 
@@ -255,15 +256,25 @@ impl Table<'_> {
         self.situation.members.iter().map(|view| view.agreed).max().unwrap_or(0)
     }
 
-    /// How many voters at hand hold all of that.
+    /// How many voters at hand hold all of that by themselves.
     fn holding(&self) -> usize {
-        self.voters_at_hand().filter(|number| self.holds_agreed(*number)).count()
+        self.voters_at_hand().filter(|number| self.holds_itself(*number)).count()
+    }
+
+    /// Who has lost its log may have held what is agreed on; where even that does not make a majority, others have lost it, too.
+    fn is_plausible(&self) -> bool {
+        let has_lost_it = |number: &usize| self.view(*number).state == State::Lost && !self.holds_itself(*number);
+        self.holding() + self.voters_at_hand().filter(has_lost_it).count() >= self.majority()
+    }
+
+    fn holds_itself(&self, number: usize) -> bool {
+        self.view(number).own_last.is_some_and(|last| last >= self.agreed())
     }
 
     /// Whether a change of the membership lies beyond some voter's log. It is agreed on by a majority of those that were members before it, of
     /// whom some may have left with it, so how many hold it now says nothing.
     fn is_changed_beyond_one(&self) -> bool {
-        let last = |number: usize| self.view(number).rank.map_or(0, |rank| rank.1);
+        let last = |number: usize| self.view(number).own_last.unwrap_or(0);
         self.voters_at_hand().any(|number| last(number) < self.situation.changed_at)
     }
 
@@ -313,6 +324,7 @@ mod tests {
             votes: true,
             state: *state,
             rank: last.map(|last| (2, last)),
+            own_last: *last,
             is_clean: true,
             agreed: 90,
         };
@@ -405,6 +417,28 @@ mod tests {
         assert_eq!(equal, Repair::Readmit { keeper: 2, again: vec![0], relaid: vec![], is_majority: true });
         let newest = repair(&with_learner(&[(Lost, None), whole, whole, (Fine, Some(101))]));
         assert_eq!(newest, Repair::Clone { best: 3, members: vec![0, 1, 2, 3], is_majority: true });
+    }
+
+    #[test]
+    fn beside_an_only_voter_a_learner_is_refilled() {
+        let mut two = situation(1, &[(Fine, Some(100)), (Lost, None)]);
+        two.members[1].votes = false;
+        assert_eq!(repair(&two), Repair::Refill { from: 0, learners: vec![1], relaid: vec![] });
+    }
+
+    #[test]
+    fn what_another_log_lends_is_not_held_by_oneself() {
+        // The third one's database is at 105, and its damaged log goes on to 110: the others have lost what was agreed on.
+        let mut lent = situation(3, &[(Fine, Some(100)), (Fine, Some(100)), (Lost, Some(110))]);
+        (lent.members[2].agreed, lent.members[2].own_last) = (105, Some(105));
+        assert_eq!(repair(&lent), Repair::Clone { best: 2, members: vec![0, 1, 2], is_majority: false });
+        // Lent to one of them: it takes the third one in, but is one of one that held it.
+        (lent.members[2].rank, lent.members[0].rank) = (Some((1, 60)), Some((2, 110)));
+        let readmit = repair(&lent);
+        assert!(
+            !matches!(readmit, Repair::Readmit { is_majority: true, .. } | Repair::Clone { is_majority: true, .. }),
+            "{readmit:?}"
+        );
     }
 
     #[test]

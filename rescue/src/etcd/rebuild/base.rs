@@ -109,7 +109,15 @@ impl Base {
 
     /// The same with what follows.
     pub fn with_tail(&self, tail: Tail) -> Rc<Self> {
-        Rc::new(Self { tail: Some(tail), ..self.clone() })
+        let mut base = self.clone();
+        if let Start::Fresh(mark, _) = &mut base.start
+            && base.missing > 0
+        {
+            // That log says of which term the database's last entry is, also where the database does not.
+            mark.term = tail.term_before;
+        }
+        base.tail = Some(tail);
+        Rc::new(base)
     }
 
     /// The last entry that log or database hold.

@@ -106,7 +106,7 @@ impl FromDatabase {
         let origin = self.origin.to_string();
         match error.downcast::<Fault>() {
             Ok(fault) => Damaged { origin, fault }.into(),
-            Err(error) => error.context(format!("reading {origin}")),
+            Err(error) => error.context(format!("building from {origin}")),
         }
     }
 

@@ -8,11 +8,16 @@ use std::collections::BTreeMap;
 use super::Log;
 use super::segment::{self, End, Reader, bytes_behind};
 use crate::etcd::file::File;
-use crate::etcd::raft::Entry;
+use crate::etcd::raft::{Entry, Identity, SnapshotMark};
 use crate::guest::{Guest, TreeResult};
 
-/// Entries that are held in memory, in bytes.
+/// Entries that are held in memory, in bytes, with what keeping one of them takes.
 const MOST_BYTES: usize = 32 << 20;
+const ONE: usize = 96;
+/// A longer log is none of etcd's, which begins a new file every 64 MiB and keeps five: a sparse file of any length costs nothing to make.
+const MOST_SEARCHED: u64 = 4 << 30;
+/// Bytes of what may be records that are looked at in vain.
+const PATIENCE: u64 = 2 << 30;
 
 /// An entry's term, and the entry as it is in the log.
 pub type Kept = (u64, Vec<u8>);
@@ -24,6 +29,9 @@ struct Run {
     from: u64,
     entries: BTreeMap<u64, Kept>,
     bytes: usize,
+    /// Whose log it is.
+    identity: Option<Identity>,
+    patience: u64,
 }
 
 impl Run {
@@ -35,15 +43,23 @@ impl Run {
     /// An entry drops those of its own number and above.
     fn add(&mut self, entry: &Entry<'_>) {
         let dropped = self.entries.split_off(&entry.index);
-        self.bytes = self.bytes.saturating_sub(dropped.values().map(|(_, bytes)| bytes.len()).sum());
+        self.bytes = self.bytes.saturating_sub(dropped.values().map(|(_, bytes)| bytes.len() + ONE).sum());
         let last = self.entries.keys().next_back();
         if last.is_some_and(|last| last.checked_add(1) != Some(entry.index)) {
             self.clear();
         }
         if entry.index >= self.from {
             let encoded = entry.encode();
-            self.bytes = self.bytes.saturating_add(encoded.len());
+            self.bytes = self.bytes.saturating_add(encoded.len() + ONE);
             self.entries.insert(entry.index, (entry.term, encoded));
+        }
+    }
+
+    /// A snapshot that the member was sent drops the entries that contradict it, and those behind its own end.
+    fn mark(&mut self, mark: &SnapshotMark) {
+        let contradicts = self.entries.get(&mark.index).is_none_or(|(term, _)| *term != mark.term);
+        if mark.index >= self.from && contradicts {
+            self.clear();
         }
     }
 
@@ -58,13 +74,22 @@ impl Run {
                     Ok(entry) => self.add(&entry),
                     Err(_) => self.clear(),
                 },
+                Ok(record) if record.kind == segment::SNAPSHOT => match SnapshotMark::parse_record(record.data) {
+                    Ok(mark) => self.mark(&mark),
+                    Err(_) => self.clear(),
+                },
+                Ok(record) if record.kind == segment::METADATA => {
+                    if Identity::parse(record.data).ok() != self.identity {
+                        return Ok(None);
+                    }
+                }
                 Ok(_) => {}
                 Err(stop) if stop.end == End::Complete && !bytes_behind(file, stop.offset)? => {
                     return Ok(Some(stop.crc));
                 }
                 Err(_) => {
                     self.clear();
-                    if !reader.resume()? {
+                    if !reader.resume(&mut self.patience)? {
                         return Ok(None);
                     }
                 }
@@ -82,7 +107,11 @@ impl Run {
 /// # Errors
 /// As the tree gives them.
 pub fn entries_behind_damage(guest: &Guest, log: &Log, index: u64) -> TreeResult<Option<(u64, Vec<Kept>)>> {
-    let mut run = Run { from: index, entries: BTreeMap::new(), bytes: 0 };
+    let length = log.segments.iter().fold(0u64, |sum, look| sum.saturating_add(look.size));
+    if length > MOST_SEARCHED {
+        return Ok(None);
+    }
+    let mut run = Run { from: index, entries: BTreeMap::new(), bytes: 0, identity: log.identity, patience: PATIENCE };
     let (mut crc, mut next) = (None, None);
     for (number, look) in log.segments.iter().enumerate() {
         if next != Some(look.segment.sequence) {
@@ -188,6 +217,50 @@ mod tests {
         garbage[end] = 1;
         garbage[second.1[3] + 20] ^= 1;
         assert_eq!(found(&[first.0, garbage], (36, 3)), None);
+    }
+
+    #[test]
+    fn a_snapshot_that_was_sent_drops_what_contradicts_it() {
+        let after = |mark: (u64, u64), last: u64| {
+            let mut writer = Writer::default();
+            writer.record(segment::CRC, b"");
+            let at = writer.clone().into_bytes().len();
+            (1..=10).for_each(|index| entry(&mut writer, index, 1));
+            let mark = SnapshotMark { index: mark.0, term: mark.1, conf_state: None };
+            writer.record(segment::SNAPSHOT, &mark.encode_record());
+            (9..=last).for_each(|index| entry(&mut writer, index, 2));
+            let mut bytes = writer.into_bytes();
+            bytes[at + 20] ^= 1;
+            bytes.resize(4096, 0);
+            found(&[bytes], (5, 1))
+        };
+        let all = |to: u64| (6..=to).map(|index| (index, if index < 9 { 1 } else { 2 })).collect::<Vec<_>>();
+        assert_eq!(after((8, 1), 12), Some(all(12)), "its own");
+        assert_eq!(after((3, 7), 12), Some(all(12)), "what is not asked for");
+        assert_eq!(after((8, 2), 12), None);
+        assert_eq!(after((8, 2), 0), None, "what was there before it does not count any more");
+        assert_eq!(after((20, 2), 0), None);
+    }
+
+    #[test]
+    fn another_member_s_file_gives_nothing() {
+        let damaged = |second: u64| {
+            let (mut files, mut at) = (Vec::new(), 0);
+            for (member, first) in [(7, 1), (second, 11)] {
+                let mut writer = Writer::default();
+                writer.record(segment::CRC, b"");
+                writer.record(segment::METADATA, &Identity { member, cluster: 9 }.encode());
+                at = writer.clone().into_bytes().len();
+                (first..first + 10).for_each(|index| entry(&mut writer, index, 1));
+                let mut bytes = writer.into_bytes();
+                bytes.resize(4096, 0);
+                files.push(bytes);
+            }
+            files[1][at + 20] ^= 1;
+            found(&files, (15, 1)).map(|entries| entries.len())
+        };
+        assert_eq!(damaged(7), Some(5));
+        assert_eq!(damaged(8), None);
     }
 
     #[test]

@@ -13,8 +13,6 @@ const OLD_LIMIT: u64 = 10 << 20;
 const SECTOR: u64 = 512;
 const READ_AHEAD: usize = 256 << 10;
 const FRAME: u64 = 8;
-/// Times that a file may be read in search of records behind damage.
-const PATIENCE: u64 = 16;
 
 /// Record types (wal.go).
 pub const METADATA: u64 = 1;
@@ -164,16 +162,16 @@ impl<'a> Reader<'a> {
     }
 
     /// Goes on behind damage: with the next two records of which the second continues the first one's checksum, and from that second one on.
-    /// Whether there are any.
+    /// Whether there are any. `patience`: how many bytes of what is none may still be looked at.
     ///
     /// # Errors
     /// As the tree gives them.
-    pub fn resume(&mut self) -> TreeResult<bool> {
+    pub fn resume(&mut self, patience: &mut u64) -> TreeResult<bool> {
         let mut at = self.offset.next_multiple_of(FRAME);
-        // What a crafted file may have looked at in vain.
-        let mut patience = self.file.size().saturating_mul(PATIENCE);
         while at < self.file.size() {
-            if let Some((next, crc)) = self.record_at(at, &mut patience)? {
+            if let Some((next, crc)) = self.record_at(at, patience)?
+                && self.record_at(next, patience)?.is_some()
+            {
                 (self.offset, self.crc) = (next, crc);
                 let proves = |record: Record<'_>| record.kind != CRC && !record.data.is_empty();
                 if self.next_record()?.is_ok_and(proves) {
