@@ -14,6 +14,7 @@ use super::bbolt::{Database, meta};
 use super::boot::{self, Effect, Kind, Problem};
 use super::file::File;
 use super::member::{MemberData, Place, Stored};
+use super::wal::behind_damage::agreed_behind_damage;
 use super::wal::{End, Tear};
 use crate::guest::{Guest, GuestPath};
 use crate::repair::{Change, Content, Edit};
@@ -69,7 +70,7 @@ pub fn mend(guest: &Guest, data: &MemberData, problem: &Problem) -> Result<Mend,
         return Err("The log does not say which member it belongs to: nothing is mended on this disk alone.".to_owned());
     }
     match problem.kind {
-        Kind::TailTorn | Kind::TailDamaged => cut_tail(data),
+        Kind::TailTorn | Kind::TailDamaged => cut_tail(guest, data),
         Kind::OldLogDamaged => drop_old_log(data),
         Kind::SnapshotAhead => hide_snapshots(data, data.consistent_index())
             .map(|files| Mend::HideSnapshots { files, database: data.consistent_index() }),
@@ -78,14 +79,15 @@ pub fn mend(guest: &Guest, data: &MemberData, problem: &Problem) -> Result<Mend,
     }
 }
 
-fn cut_tail(data: &MemberData) -> Result<Mend, String> {
+fn cut_tail(guest: &Guest, data: &MemberData) -> Result<Mend, String> {
     let log = &data.log;
     let tail = log.tail().ok_or("There is no log.")?;
-    let needed = data.commit().max(data.snapshot_index());
+    let behind = agreed_behind_damage(guest, log).map_err(|error| format!("The log cannot be read: {error}."))?;
+    let needed = data.commit().max(data.snapshot_index()).max(behind);
     if log.is_empty() || log.last < needed {
         return Err(format!(
             "Cut there, the log would end with entry {}, but entries up to {needed} are agreed on: one that was acknowledged would be \
-             lost. Another member's disk has it.",
+             lost. Another member's disk has it, if there is one.",
             log.last
         ));
     }

@@ -241,3 +241,35 @@ fn a_log_that_is_damaged_before_its_database_goes_on_behind_it() -> Result<()> {
     }
     Ok(())
 }
+
+/// An only member answers when an entry is on its own disk. What says behind a damaged one that it was agreed on proves that it was no torn write, and
+/// it is not cut off as one.
+#[test]
+fn an_only_member_s_log_is_not_cut_where_it_was_whole_once() -> Result<()> {
+    for version in [Version::debian(), Version::newest()?] {
+        let mut cluster = cluster(&version, 1)?;
+        let dir = cluster.members[0].data_dir.clone();
+        let db = etcd::files::database(&dir);
+        let earlier = fs::read(&db)?;
+        for number in 0..MORE {
+            cluster.put(&format!("more{number}"), "x")?;
+        }
+        cluster.kill()?;
+        fs::write(&db, earlier)?;
+        let (guest, data) = super::members::guest(&dir)?;
+        let last = data.log.tail().context("a log")?;
+        let at = super::members::offset_of(&guest, &data, data.log.last - 3)?;
+        etcd::files::write_at(&dir.join(last.segment.path.as_path().strip_prefix("/")?), &[0x55; 4], at + 20)?;
+        let before = sums(&cluster)?;
+        let refused = repair(&cluster, "repair --only etcd")?;
+        let is_told = refused.stderr.contains("--accept-loss") && refused.stdout.contains("G3: ");
+        ensure!(refused.code == 3 && is_told && sums(&cluster)? == before, "{}", refused.transcript());
+        let ran = repair(&cluster, "repair --only etcd --accept-loss")?;
+        ensure!(ran.code == 0 && ran.stdout.contains("before its damage"), "{}", ran.transcript());
+        cluster.run()?;
+        let more = count(&cluster, 0, "more")?;
+        ensure!((1..MORE).contains(&more), "etcd {}: {more} of {MORE} writes are there", version.number);
+        cluster.kill()?;
+    }
+    Ok(())
+}

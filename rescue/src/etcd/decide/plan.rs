@@ -204,19 +204,21 @@ impl<'a> Table<'a> {
                 let base = self.base(only)?;
                 let identity = self.seen[only].0.data.log.identity.context("an identity")?;
                 let recipe = Recipe::agreed(base, identity, self.next_term(base), Vec::new());
-                let part = self.part(
-                    only,
-                    recipe,
-                    format!(
-                        "begin etcd's log, which has lost its end, anew behind entry {}, the database's last",
-                        base.own_last()
+                let (last, name) = (base.own_last(), self.name(only));
+                let (details, summary) = match base.missing {
+                    0 => (
+                        format!("end etcd's log with entry {last}, the last before its damage"),
+                        format!("end the log of etcd on {name} before its damage"),
                     ),
-                )?;
-                (
-                    format!("begin the log of etcd on {} anew behind its database", self.name(only)),
-                    self.guarantee(only, base.tail.is_some())?,
-                    vec![part],
-                )
+                    _ => (
+                        format!(
+                            "begin etcd's log, which has lost its end, anew behind entry {last}, the database's last"
+                        ),
+                        format!("begin the log of etcd on {name} anew behind its database"),
+                    ),
+                };
+                let part = self.part(only, recipe, details)?;
+                (summary, self.guarantee(only, base.tail.is_some())?, vec![part])
             }
         };
         let afterwards = self.afterwards();

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::Log;
 use super::segment::{self, End, Reader, bytes_behind};
 use crate::etcd::file::File;
-use crate::etcd::raft::{Entry, Identity, SnapshotMark};
+use crate::etcd::raft::{Entry, HardState, Identity, SnapshotMark};
 use crate::guest::{Guest, TreeResult};
 
 /// Entries that are held in memory, in bytes, with what keeping one of them takes.
@@ -127,6 +127,33 @@ pub fn entries_behind_damage(guest: &Guest, log: &Log, index: u64) -> TreeResult
     Ok(run.entries.remove(&index).map(|(term, _)| (term, run.entries.into_values().collect())))
 }
 
+/// Up to which entry those records of the log's last file say that entries are agreed on which lie behind its damage; 0 where none does. What is
+/// damaged before them is then no torn end: it was whole once.
+///
+/// # Errors
+/// As the tree gives them.
+pub fn agreed_behind_damage(guest: &Guest, log: &Log) -> TreeResult<u64> {
+    let Some(look) = log.tail().filter(|look| look.size <= MOST_SEARCHED) else { return Ok(0) };
+    let file = File::open(guest, &look.segment.path)?;
+    let mut reader = Reader::new(&file, 0, true);
+    let (mut agreed, mut is_behind, mut patience) = (0, false, PATIENCE);
+    loop {
+        match reader.next_record()? {
+            Ok(record) if is_behind && record.kind == segment::STATE => {
+                agreed = HardState::parse(record.data).map_or(agreed, |state| agreed.max(state.commit));
+            }
+            Ok(_) => {}
+            Err(stop) if stop.end == End::Complete && !bytes_behind(&file, stop.offset)? => return Ok(agreed),
+            Err(_) => {
+                is_behind = reader.resume(&mut patience)?;
+                if !is_behind {
+                    return Ok(agreed);
+                }
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,6 +267,28 @@ mod tests {
         assert_eq!(after((8, 2), 12), None);
         assert_eq!(after((8, 2), 0), None, "what was there before it does not count any more");
         assert_eq!(after((20, 2), 0), None);
+    }
+
+    #[test]
+    fn what_is_agreed_on_is_heard_behind_damage() {
+        let mut writer = Writer::default();
+        let mut starts = Vec::new();
+        writer.record(segment::CRC, b"");
+        for index in 1..=10 {
+            starts.push(writer.clone().into_bytes().len());
+            entry(&mut writer, index, 1);
+            writer.record(segment::STATE, &HardState { term: 1, vote: 7, commit: index - 1 }.encode());
+        }
+        let whole = writer.into_bytes();
+        let agreed = |damaged: usize| {
+            let mut bytes = whole.clone();
+            bytes[starts[damaged] + 20] ^= 1;
+            let guest = MemoryTree::new().file(&name(0, 1), bytes).into_guest();
+            let log = Log::read(&guest, &Folder::list(&guest, &GuestPath::new("/wal")).unwrap()).unwrap();
+            (log.last, agreed_behind_damage(&guest, &log).unwrap())
+        };
+        assert_eq!(agreed(5), (5, 9));
+        assert_eq!(agreed(9), (9, 9), "its own state is behind it, and says nothing of it");
     }
 
     #[test]
