@@ -8,9 +8,12 @@ use std::rc::Rc;
 
 use super::{Guest, RealPath};
 
-/// Answers by what they are about. Clones share them.
+/// By the answer's kind and the file's path.
+type Answers = BTreeMap<(TypeId, PathBuf), Rc<dyn Any>>;
+
+/// What is known. Clones share it.
 #[derive(Clone, Default)]
-pub(super) struct Memo(Rc<RefCell<BTreeMap<(TypeId, PathBuf), Rc<dyn Any>>>>);
+pub(super) struct Memo(Rc<RefCell<Answers>>);
 
 impl Guest {
     /// What `find_out` says of the file at `path`, which is asked once for each kind of answer. Of a system that is running every time: its files

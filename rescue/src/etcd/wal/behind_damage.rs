@@ -195,7 +195,7 @@ mod tests {
     fn found(files: &[Vec<u8>], (index, term): (u64, u64)) -> Option<Vec<(u64, u64)>> {
         let mut tree = MemoryTree::new();
         for (number, bytes) in files.iter().enumerate() {
-            tree = tree.file(&name(number as u64, number as u64 * 20 + 1), bytes);
+            tree = tree.file(name(number as u64, number as u64 * 20 + 1), bytes);
         }
         let guest = tree.into_guest();
         let log = Log::read(&guest, &Folder::list(&guest, &GuestPath::new("/wal")).unwrap()).unwrap();
@@ -283,7 +283,7 @@ mod tests {
         let agreed = |damaged: usize| {
             let mut bytes = whole.clone();
             bytes[starts[damaged] + 20] ^= 1;
-            let guest = MemoryTree::new().file(&name(0, 1), bytes).into_guest();
+            let guest = MemoryTree::new().file(name(0, 1), bytes).into_guest();
             let log = Log::read(&guest, &Folder::list(&guest, &GuestPath::new("/wal")).unwrap()).unwrap();
             (log.last, agreed_behind_damage(&guest, &log).unwrap())
         };
