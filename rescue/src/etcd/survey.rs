@@ -80,20 +80,35 @@ pub fn survey(backend: &Backend, facts: &Facts, revision: i64, progress: &dyn Pr
     })
 }
 
-/// The newest write behind revision `from` that carries its time; reads no more than that.
+/// Newest revisions among which a write with its time is looked for; each node renews a Lease every ten seconds.
+const NEWEST: [i64; 4] = [16, 256, 4096, 65_536];
+/// Entries that are read for that at most, each time.
+const MOST_ENTRIES: u32 = 50_000;
+
+/// The newest write that carries its time, where there is one among the last few; reads no more than these.
 ///
 /// # Errors
 /// The first [`Fault`].
-pub fn last_written(backend: &Backend, from: i64) -> Result<Option<LastWrite>, Fault> {
-    let mut last = None;
+pub fn last_written(backend: &Backend, facts: &Facts) -> Result<Option<LastWrite>, Fault> {
     let Some(bucket) = backend.keys()? else { return Ok(None) };
-    backend.db.walk(&bucket, Some(&Revision { main: from, sub: 0 }.to_key()), &mut |item| {
-        if let Ok(kv) = KeyValue::parse(item.value) {
-            last = lease::in_value(kv.key, kv.value).or_else(|| last.take());
+    for newest in NEWEST {
+        let from = facts.revision.saturating_sub(newest).max(0);
+        let (mut last, mut count) = (None, 0);
+        backend.db.walk(&bucket, Some(&Revision { main: from, sub: 0 }.to_key()), &mut |item| {
+            count += 1;
+            if let Ok(kv) = KeyValue::parse(item.value) {
+                last = lease::in_value(kv.key, kv.value).or_else(|| last.take());
+            }
+            if count > MOST_ENTRIES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        if count > MOST_ENTRIES {
+            return Ok(None);
         }
-        ControlFlow::Continue(())
-    })?;
-    Ok(last)
+        if last.is_some() || from == 0 {
+            return Ok(last);
+        }
+    }
+    Ok(None)
 }
 
 /// Bytes at once that are worth a word.

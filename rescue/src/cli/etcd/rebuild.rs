@@ -24,9 +24,6 @@ use crate::refusal::Refusal;
 use crate::repair::folder;
 use crate::ui::Ui as _;
 
-/// Among so many of the newest revisions Kubernetes has renewed a Lease: each node does it every ten seconds.
-const NEWEST_REVISIONS: i64 = 20_000;
-
 /// make a new etcd cluster on the disks given, from one database alone: a member's own, an old copy, or what `etcdctl snapshot save`
 /// wrote. What only logs hold is lost: rescue repair with all control planes' disks keeps it, where it can
 #[derive(FromArgs, Debug)]
@@ -171,7 +168,7 @@ fn read_whole(backend: &Backend, facts: &Facts, origin: &Origin) -> Result<Conta
 
 /// Where nobody is asked and nothing is replaced, one reading is enough: every page is checked while the new database is written from it.
 fn glanced_at(backend: &Backend, facts: &Facts) -> Result<Contained, Fault> {
-    let last_write = last_written(backend, facts.revision.saturating_sub(NEWEST_REVISIONS).max(0))?;
+    let last_write = last_written(backend, facts)?;
     Ok(Contained { keys: None, revisions: None, last_write, bytes: backend.db.size() })
 }
 
