@@ -161,3 +161,50 @@ fn hash(
     })?;
     Ok(Hash { revision, compact_revision: compacted, hash: sum })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+    use crate::etcd::backend::META;
+    use crate::etcd::file::File;
+    use crate::etcd::proto::put_bytes;
+    use crate::etcd::write::bbolt::DatabaseWriter;
+    use crate::guest::{GuestPath, MemoryTree};
+
+    /// The second of the newest Lease, one of which is written at each of `leases`, among `revisions` of `each` keys.
+    fn last_second(revisions: i64, each: i64, leases: &[i64]) -> Option<u8> {
+        let mut out = Cursor::new(Vec::new());
+        let mut writer = DatabaseWriter::new(&mut out, 4096).unwrap();
+        writer.bucket(META).unwrap();
+        writer.put(b"consistent_index", &9u64.to_be_bytes()).unwrap();
+        writer.bucket(KEY).unwrap();
+        for main in 2..=revisions {
+            for sub in 0..each {
+                let (mut value, is_lease) = (Vec::new(), leases.contains(&main));
+                put_bytes(&mut value, 1, if is_lease { b"/registry/leases/n/one" } else { b"/registry/pods/n/one" });
+                let second = leases.iter().position(|lease| *lease == main).unwrap_or(0);
+                let object = format!(r#"{{"spec":{{"renewTime":"2026-11-25T10:00:0{second}.000000Z"}}}}"#);
+                put_bytes(&mut value, 5, object.as_bytes());
+                writer.put(&Revision { main, sub }.to_key(), &value).unwrap();
+            }
+        }
+        writer.finish().unwrap();
+        let guest = MemoryTree::new().file("/db", out.into_inner()).into_guest();
+        let backend = Backend::open(File::open(&guest, &GuestPath::new("/db")).unwrap()).unwrap();
+        let facts = backend.facts().unwrap();
+        assert_eq!(facts.revision, revisions);
+        last_written(&backend, &facts).unwrap().map(|write| write.time.second())
+    }
+
+    #[test]
+    fn the_time_of_the_last_write_is_looked_for_at_the_end() {
+        assert_eq!(last_second(10, 1, &[3, 5]), Some(1), "of a young cluster");
+        assert_eq!(last_second(600, 1, &[100, 500, 590]), Some(2));
+        assert_eq!(last_second(600, 1, &[100]), Some(0), "further back");
+        assert_eq!(last_second(600, 1, &[]), None);
+        assert_eq!(last_second(200, 1000, &[5]), None, "so much is not read");
+        assert_eq!(last_second(200, 1000, &[5, 199]), Some(1));
+    }
+}

@@ -130,14 +130,14 @@ impl Base {
         self.tail.as_ref().map_or(self.own_last(), Tail::last)
     }
 
-    /// Whether entries are lost that were in the log: it ends before the database, and nobody knows where it ended.
-    pub fn lacks_entries(&self) -> bool {
-        self.missing > 0 && self.tail.is_none()
-    }
-
     /// Its term, as far as logs say.
     pub fn last_term(&self) -> u64 {
         self.tail.as_ref().map_or(self.log.last_term(), |tail| tail.term)
+    }
+
+    /// Whether entries are lost that were in the log: it ends before the database, and nobody knows where it ended.
+    pub fn lacks_entries(&self) -> bool {
+        self.missing > 0 && self.tail.is_none()
     }
 
     /// A term in which nothing was written yet, as far as these members know.

@@ -4,9 +4,10 @@
 //! Only what reaches the log's end is taken: a value within a damaged record may itself look like records, but other bytes follow it.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use super::Log;
-use super::segment::{self, End, Reader, bytes_behind};
+use super::segment::{self, End, Reader, Record, bytes_behind};
 use crate::etcd::file::File;
 use crate::etcd::raft::{Entry, HardState, Identity, SnapshotMark};
 use crate::guest::{Guest, TreeResult};
@@ -66,37 +67,65 @@ impl Run {
     /// Takes a file's records, those behind damage too. `before`: the running checksum that it continues. Gives that at its end; `None` where
     /// the run does not reach it.
     fn file(&mut self, file: &File, before: Option<u32>, is_last: bool) -> TreeResult<Option<u32>> {
-        let mut reader = Reader::new(file, 0, is_last);
-        loop {
-            match reader.next_record()? {
-                Ok(record) if record.kind == segment::CRC && before != Some(record.crc) => self.clear(),
-                Ok(record) if record.kind == segment::ENTRY => match Entry::parse(record.data) {
-                    Ok(entry) => self.add(&entry),
-                    Err(_) => self.clear(),
-                },
-                Ok(record) if record.kind == segment::SNAPSHOT => match SnapshotMark::parse_record(record.data) {
-                    Ok(mark) => self.mark(&mark),
-                    Err(_) => self.clear(),
-                },
-                Ok(record) if record.kind == segment::METADATA => {
-                    if Identity::parse(record.data).ok() != self.identity {
-                        return Ok(None);
-                    }
-                }
-                Ok(_) => {}
-                Err(stop) if stop.end == End::Complete && !bytes_behind(file, stop.offset)? => {
-                    return Ok(Some(stop.crc));
-                }
-                Err(_) => {
-                    self.clear();
-                    if !reader.resume(&mut self.patience)? {
-                        return Ok(None);
-                    }
-                }
+        let mut patience = self.patience;
+        let end = go_through(file, is_last, &mut patience, &mut |step| {
+            match step {
+                Step::Damage => self.clear(),
+                Step::Record(record) => return self.record(&record, before),
             }
-            if self.bytes > MOST_BYTES {
-                return Ok(None);
+            ControlFlow::Continue(())
+        });
+        self.patience = patience;
+        end
+    }
+
+    fn record(&mut self, record: &Record<'_>, before: Option<u32>) -> ControlFlow<()> {
+        match record.kind {
+            segment::CRC if before != Some(record.crc) => self.clear(),
+            segment::ENTRY => match Entry::parse(record.data) {
+                Ok(entry) => self.add(&entry),
+                Err(_) => self.clear(),
+            },
+            segment::SNAPSHOT => match SnapshotMark::parse_record(record.data) {
+                Ok(mark) => self.mark(&mark),
+                Err(_) => self.clear(),
+            },
+            segment::METADATA if Identity::parse(record.data).ok() != self.identity => return ControlFlow::Break(()),
+            _ => {}
+        }
+        if self.bytes > MOST_BYTES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+/// What is met on the way through a damaged file.
+enum Step<'a> {
+    /// A record whose checksum is right.
+    Record(Record<'a>),
+    /// Something between two of these.
+    Damage,
+}
+
+/// Gives a file's records, those behind damage too, to `visitor`. Gives the running checksum at the file's end; `None` where that is not reached.
+fn go_through(
+    file: &File,
+    is_last: bool,
+    patience: &mut u64,
+    visitor: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>,
+) -> TreeResult<Option<u32>> {
+    let mut reader = Reader::new(file, 0, is_last);
+    loop {
+        let step = match reader.next_record()? {
+            Ok(record) => visitor(Step::Record(record)),
+            Err(stop) if stop.end == End::Complete && !bytes_behind(file, stop.offset)? => return Ok(Some(stop.crc)),
+            Err(_) => {
+                if !reader.resume(patience)? {
+                    return Ok(None);
+                }
+                visitor(Step::Damage)
             }
+        };
+        if step.is_break() {
+            return Ok(None);
         }
     }
 }
@@ -135,23 +164,18 @@ pub fn entries_behind_damage(guest: &Guest, log: &Log, index: u64) -> TreeResult
 pub fn agreed_behind_damage(guest: &Guest, log: &Log) -> TreeResult<u64> {
     let Some(look) = log.tail().filter(|look| look.size <= MOST_SEARCHED) else { return Ok(0) };
     let file = File::open(guest, &look.segment.path)?;
-    let mut reader = Reader::new(&file, 0, true);
     let (mut agreed, mut is_behind, mut patience) = (0, false, PATIENCE);
-    loop {
-        match reader.next_record()? {
-            Ok(record) if is_behind && record.kind == segment::STATE => {
+    go_through(&file, true, &mut patience, &mut |step| {
+        match step {
+            Step::Damage => is_behind = true,
+            Step::Record(record) if is_behind && record.kind == segment::STATE => {
                 agreed = HardState::parse(record.data).map_or(agreed, |state| agreed.max(state.commit));
             }
-            Ok(_) => {}
-            Err(stop) if stop.end == End::Complete && !bytes_behind(&file, stop.offset)? => return Ok(agreed),
-            Err(_) => {
-                is_behind = reader.resume(&mut patience)?;
-                if !is_behind {
-                    return Ok(agreed);
-                }
-            }
+            Step::Record(_) => {}
         }
-    }
+        ControlFlow::Continue(())
+    })?;
+    Ok(agreed)
 }
 
 #[cfg(test)]
