@@ -33,6 +33,7 @@ pub mod space;
 pub mod survey;
 pub mod sys;
 pub mod systemd;
+pub mod trust;
 pub mod typed;
 pub mod ui;
 pub mod units;

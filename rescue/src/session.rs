@@ -28,6 +28,7 @@ use crate::repair::transaction::{self, Applied, RunInfo};
 use crate::repair::undo::{self, Undone};
 use crate::repair::write_mount::WritableGuest;
 use crate::settings::Settings;
+use crate::trust::Party;
 use crate::typed;
 use crate::ui::Ui;
 
@@ -48,6 +49,8 @@ pub struct NodeReport {
     pub runs: Vec<RunSummary>,
     /// The other nodes of the run.
     pub peers: Vec<Rc<Peer>>,
+    /// What its disk proves to the others.
+    pub party: Party,
 }
 
 impl NodeReport {
@@ -279,7 +282,9 @@ impl Session<'_> {
         let findings = plan::findings(&context);
         let Listing { rows: certificates, unreferenced } = Listing::read(guest, node, self.settings.now);
         let runs = runs::list(guest).unwrap_or_default();
-        Ok(NodeReport { guest: guest.clone(), node: node.clone(), findings, certificates, unreferenced, runs, peers })
+        let party = nodes[index].peer.party.clone();
+        let (guest, node) = (guest.clone(), node.clone());
+        Ok(NodeReport { guest, node, findings, certificates, unreferenced, runs, peers, party })
     }
 
     /// Certificates judged, or made, by a clock that is behind the disk would be wrong.

@@ -67,12 +67,19 @@ pub struct Settings {
     pub fsck: bool,
     /// A folder of this machine for an etcd member that does not fit beside the new one.
     pub keep_in: Option<PathBuf>,
+    /// Nodes, by name or source, that the user vouches for: what their disks say of themselves is believed without proof.
+    pub trust: Vec<String>,
 }
 
 impl Settings {
     /// Whether all checks are asked for: only then may anybody be told that nothing is left.
     pub fn all_checks(&self) -> bool {
         self.only.is_empty() && self.skip.is_empty()
+    }
+
+    /// Whether the user vouches for the node of this name on this source.
+    pub fn trusts(&self, name: &str, source: &str) -> bool {
+        self.trust.iter().any(|trusted| trusted == name || trusted == source)
     }
 }
 
@@ -96,6 +103,7 @@ impl Default for Settings {
             ca_days: 3650,
             fsck: true,
             keep_in: None,
+            trust: Vec::new(),
         }
     }
 }

@@ -84,6 +84,10 @@ pub struct Inspect {
     /// a control-plane disk (or its mounted folder) that is only read, for the CA key on it; may be given several times
     #[argh(option, from_str_fn(source_argument))]
     pub ca: Vec<Source>,
+    /// a node, by name or disk, that is believed what its disk says of itself without proof: it may then get the cluster's keys; may be
+    /// given several times
+    #[argh(option)]
+    pub trust: Vec<String>,
     /// refuse when more than one system is found
     #[argh(switch, hidden_help)]
     pub one_node: bool,
@@ -164,6 +168,10 @@ pub struct Repair {
     /// a control-plane disk (or its mounted folder) that is only read, for the CA key on it; may be given several times
     #[argh(option, from_str_fn(source_argument))]
     pub ca: Vec<Source>,
+    /// a node, by name or disk, that is believed what its disk says of itself without proof: it may then get the cluster's keys; may be
+    /// given several times
+    #[argh(option)]
+    pub trust: Vec<String>,
     /// refuse when more than one system is found
     #[argh(switch, hidden_help)]
     pub one_node: bool,
@@ -379,6 +387,7 @@ impl Inspect {
             skip: self.skip.clone(),
             free_target: self.free_target,
             ca: self.ca.clone(),
+            trust: self.trust.clone(),
             ..with_now(self.now)
         }
     }
@@ -401,6 +410,7 @@ impl Repair {
             ca_days: self.ca_days,
             fsck: !self.no_fsck,
             keep_in: self.keep_in.clone(),
+            trust: self.trust.clone(),
             ..with_now(self.now)
         }
     }

@@ -373,7 +373,8 @@ mod tests {
         guest.source = source.to_owned();
         let node = Node::read(&guest);
         let (findings, certificates, unreferenced) = (Vec::new(), Vec::new(), Vec::new());
-        NodeReport { guest, node, findings, certificates, unreferenced, runs: Vec::new(), peers: Vec::new() }
+        let (runs, peers, party) = (Vec::new(), Vec::new(), Default::default());
+        NodeReport { guest, node, findings, certificates, unreferenced, runs, peers, party }
     }
 
     fn end(source: &str) -> NodeEnd {

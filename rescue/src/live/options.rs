@@ -91,6 +91,7 @@ const FLAGS: &[Flag] = &[
     Flag { name: "accept-loss", takes: Takes::Nothing, commands: &["repair"] },
     Flag { name: "declare-dead", takes: Takes::List, commands: &["repair", "undo"] },
     Flag { name: "unproven", takes: Takes::Nothing, commands: &["repair"] },
+    Flag { name: "trust", takes: Takes::List, commands: &["inspect", "repair"] },
 ];
 
 impl Options {

@@ -18,6 +18,7 @@ use crate::checks::Severity;
 use crate::guest::{Guest, GuestPath, RealPath, TreeError};
 use crate::kubeconfig::{Kubeconfig, Material};
 use crate::node::Node;
+use crate::trust::possession::proves;
 use crate::units;
 use crate::yaml;
 
@@ -152,6 +153,8 @@ pub struct Leaf {
     pub certificate: Option<Certificate>,
     /// What followed it in the file (intermediate CAs).
     pub chain: Vec<Certificate>,
+    /// Whether its private key is on the disk: it makes signatures that the certificate verifies.
+    pub has_key: bool,
     /// What is wrong, worst first.
     pub problems: Vec<Problem>,
     /// Why it must be left alone although something is wrong with it.
@@ -584,6 +587,7 @@ impl Reader<'_> {
             needed: Needed::default(),
             certificate: None,
             chain: Vec::new(),
+            has_key: false,
             problems: Vec::new(),
             foreign: None,
         };
@@ -634,6 +638,8 @@ impl Reader<'_> {
                 }
             }
         }
+        let private = key.ok().and_then(|key| PrivateKey::from_pem(key).ok());
+        leaf.has_key = leaf.certificate.as_ref().zip(private).is_some_and(|(leaf, key)| proves(&key, leaf));
         if let Some(problem) = key_problem(leaf.certificate.as_ref(), key, key_path) {
             leaf.problems.push(problem);
         }
@@ -661,6 +667,7 @@ impl Reader<'_> {
             needed: Needed::default(),
             certificate: None,
             chain: Vec::new(),
+            has_key: false,
             problems: Vec::new(),
             foreign: None,
         };

@@ -16,6 +16,7 @@ use crate::node::{Node, Role};
 use crate::repair::Content;
 use crate::repair::change::sha256_hex;
 use crate::settings::Settings;
+use crate::trust::Party;
 use crate::yaml;
 
 /// One other node of the run.
@@ -41,6 +42,8 @@ pub struct Peer {
     pub lent: Option<Rc<Lent>>,
     /// Whether it has lost something of which etcd may know the names.
     pub may_need_lent: bool,
+    /// What it proves, and what it merely says.
+    pub party: Party,
 }
 
 /// The API server's `--encryption-provider-config`. It holds keys; only a hash of it is kept.
@@ -99,6 +102,7 @@ impl Peer {
             encryption: Encryption::read(guest, node),
             lent: None,
             may_need_lent: lent::may_need(&inventory),
+            party: Party::read(guest, node, &inventory, settings),
             authority_files: inventory
                 .authorities
                 .iter()
