@@ -29,6 +29,8 @@ use crate::repair::undo::{self, Undone};
 use crate::repair::write_mount::WritableGuest;
 use crate::settings::Settings;
 use crate::trust::Party;
+use crate::trust::claims::doubted_by;
+use crate::trust::record;
 use crate::typed;
 use crate::ui::Ui;
 
@@ -89,24 +91,37 @@ struct Met {
     peer: Rc<Peer>,
 }
 
-/// Has those whose own etcd does not help told what the etcd of the others says of the cluster.
-fn lend(nodes: &mut [Met]) {
-    if nodes.len() < 2 {
-        return;
-    }
+/// The names of those who need what the etcd of another node says of the cluster, because their own does not help; `None` where nobody does.
+fn needed_names(nodes: &[Met]) -> Option<Vec<String>> {
     let needs = |met: &&Met| {
         let Met { guest, node, peer } = met;
         peer.may_need_lent && Kept::read(guest, node, &peer.authorities).documents.is_empty()
     };
+    let names = |met: &Met| [met.node.node_name.value.clone(), met.peer.party.kubelet_name.clone()];
     let needy: Vec<&Met> = nodes.iter().filter(needs).collect();
-    let names: Vec<String> = needy.iter().filter_map(|met| met.node.node_name.value.clone()).collect();
-    if needy.is_empty() {
-        return;
-    }
+    let mut all: Vec<String> = needy.iter().copied().flat_map(names).flatten().collect();
+    all.sort();
+    all.dedup();
+    (!needy.is_empty()).then_some(all)
+}
+
+/// Has the etcd of each of `nodes` say what it knows of the nodes `names`. One pass over a database, so only where somebody needs it.
+fn lend_to(nodes: &mut [Met], names: Option<&[String]>) {
+    let Some(names) = names else { return };
     for met in nodes {
-        let lent = Lent::read(&met.guest, &met.node, &names).map(Rc::new);
+        let lent = Lent::read(&met.guest, &met.node, names).map(Rc::new);
         met.peer = Rc::new(Peer { lent, ..Peer::clone(&met.peer) });
     }
+}
+
+/// By node: who makes its claim to be a control plane doubtful.
+fn doubts(nodes: &[Met], parties: &[&Party]) -> Vec<Option<String>> {
+    let doubt = |met: &Met| {
+        let own = &met.peer.party;
+        let others: Vec<&Party> = parties.iter().copied().filter(|other| other.source != own.source).collect();
+        doubted_by(own, &others).map(Party::shown)
+    };
+    nodes.iter().map(doubt).collect()
 }
 
 /// `--root /` typed on the helper machine instead of the node: nothing of it is to be freed or changed.
@@ -204,26 +219,87 @@ impl std::fmt::Debug for Session<'_> {
 impl Session<'_> {
     /// Opens the sources read-only and runs the checks on every guest found.
     pub fn inspect(&self) -> Result<Inspection> {
-        let lenders = self.lenders()?;
-        let discovery = guest::discover(self.sources)?;
-        let nodes = self.meet(discovery.guests)?;
+        let (nodes, lenders, leftovers) = self.meet_all()?;
         let reports = (0..nodes.len()).map(|index| self.look_at(&nodes, index, &lenders));
-        Ok(Inspection { nodes: reports.collect::<Result<_>>()?, leftovers: discovery.leftovers })
+        Ok(Inspection { nodes: reports.collect::<Result<_>>()?, leftovers })
     }
 
-    /// The nodes whose disks are only read, for their CA keys. The disks are closed again when this returns.
-    pub fn lenders(&self) -> Result<Vec<Rc<Peer>>> {
+    /// Everything on the sources, and the nodes whose disks are only read. What their disks say of themselves is weighed.
+    fn meet_all(&self) -> Result<(Vec<Met>, Vec<Rc<Peer>>, Vec<Leftover>)> {
+        self.refuse_named_twice()?;
+        let discovery = guest::discover(self.sources)?;
+        let mut nodes = self.meet(discovery.guests)?;
+        let lenders = self.lenders(needed_names(&nodes).as_deref())?;
+        let parties: Vec<&Party> = nodes.iter().map(|met| &met.peer).chain(&lenders).map(|peer| &peer.party).collect();
+        self.refuse_unclear_trust(&parties)?;
+        let doubts = doubts(&nodes, &parties);
+        for (met, by) in nodes.iter_mut().zip(doubts) {
+            let Some(by) = by else { continue };
+            met.node = met.node.clone().doubted(&by);
+            let lent = met.peer.lent.clone();
+            met.peer = Rc::new(Peer { lent, ..Peer::read(&met.guest, &met.node, self.settings) });
+        }
+        Ok((nodes, lenders, discovery.leftovers))
+    }
+
+    /// The nodes whose disks are only read, for their CA keys, and what their etcd says of the nodes `names`. The disks are closed again
+    /// when this returns.
+    pub fn lenders(&self, names: Option<&[String]>) -> Result<Vec<Rc<Peer>>> {
         let ca = &self.settings.ca;
         if ca.is_empty() {
             return Ok(Vec::new());
         }
-        self.refuse_named_twice()?;
-        let met = self.meet(guest::discover(ca).context("looking for a CA key")?.guests)?;
-        let peers: Vec<Rc<Peer>> = met.into_iter().map(|met| met.peer).collect();
+        let mut met = self.meet(guest::discover(ca).context("looking for a CA key")?.guests)?;
+        lend_to(&mut met, names);
+        self.only_signing(met.into_iter().map(|met| Peer::clone(&met.peer)).collect())
+    }
+
+    /// The same for signing without the disks of those that are signed for: with the names of the control planes that their etcd knows.
+    pub fn signers(&self) -> Result<Vec<Rc<Peer>>> {
+        let met = self.meet(guest::discover(&self.settings.ca).context("looking for a CA key")?.guests)?;
+        let known = |met: Met| {
+            let control_planes = record::control_planes(&met.guest, &met.node);
+            Peer { control_planes, ..Peer::clone(&met.peer) }
+        };
+        self.only_signing(met.into_iter().map(known).collect())
+    }
+
+    /// Marks them as named with `--ca`.
+    fn only_signing(&self, peers: Vec<Peer>) -> Result<Vec<Rc<Peer>>> {
+        let ca = &self.settings.ca;
+        let only_signs = |peer: Peer| Rc::new(Peer { party: Party { only_signs: true, ..peer.party.clone() }, ..peer });
+        let peers: Vec<Rc<Peer>> = peers.into_iter().map(only_signs).collect();
         match trust::has_key(&peers) {
             true => Ok(peers),
             false => Err(trust::no_key(&peers, &typed::sources(ca)).into()),
         }
+    }
+
+    /// `--trust` is the user's word for one disk, and another must not be able to take it by calling itself the same.
+    fn refuse_unclear_trust(&self, parties: &[&Party]) -> Result<()> {
+        for trusted in &self.settings.trust {
+            let named: Vec<String> = parties
+                .iter()
+                .filter(|party| party.source == *trusted || party.name == *trusted)
+                .map(|party| party.shown())
+                .collect();
+            let names: Vec<String> = parties.iter().map(|party| party.shown()).collect();
+            let (saw, next) = match named.as_slice() {
+                [_] => continue,
+                [] => (
+                    format!("no node named {trusted} among: {}", names.join(", ")),
+                    "name one of them, by its name or its disk",
+                ),
+                _ => (
+                    format!("{} are all called {trusted}", named.join(" and ")),
+                    "name the one that you mean by its disk, as shown in brackets",
+                ),
+            };
+            return Err(
+                Refusal::new(saw, "whom --trust vouches for is not clear, and nothing was changed", next).into()
+            );
+        }
+        Ok(())
     }
 
     /// `--ca` promises not to write to a disk; naming it as one to be repaired says the opposite.
@@ -261,7 +337,10 @@ impl Session<'_> {
     /// Facts of each guest, and what the others may need of it.
     fn meet(&self, guests: Vec<Guest>) -> Result<Vec<Met>> {
         let mut nodes = guests.into_iter().map(|guest| self.meet_one(guest)).collect::<Result<Vec<_>>>()?;
-        lend(&mut nodes);
+        if nodes.len() > 1 {
+            let names = needed_names(&nodes);
+            lend_to(&mut nodes, names.as_deref());
+        }
         Ok(nodes)
     }
 
@@ -436,9 +515,7 @@ impl Session<'_> {
     /// Opens the sources anew and finds the same guest: same root file system, same device.
     fn look_again(&self, closed: &Guest) -> Result<NodeReport> {
         let root = |guest: &Guest| guest.file_systems.first().map(|fs| (fs.device.clone(), fs.uuid.clone()));
-        let lenders = self.lenders()?;
-        let discovery = guest::discover(self.sources)?;
-        let nodes = self.meet(discovery.guests)?;
+        let (nodes, lenders, _) = self.meet_all()?;
         let again = nodes.iter().position(|met| root(&met.guest) == root(closed));
         let again = again.with_context(|| format!("{} was not found again", closed.source))?;
         self.look_at(&nodes, again, &lenders)

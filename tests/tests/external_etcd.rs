@@ -133,12 +133,23 @@ fn the_others_borrow_the_key_of_the_first() -> Result<()> {
     let names = other.all_names()?;
     let alone = other.rescue("repair", &["--yes"])?;
     ensure!(alone.code == 1, "{}", alone.transcript());
-    for said in ["the key of the CA is not on this node", "--ca DISK"] {
+    for said in ["the key of the CA is not on this node", "rescue repair --node"] {
         ensure!(alone.stdout.contains(said), "{said}\n{}", alone.transcript());
     }
     let lent = first.root().display().to_string();
-    let repaired = other.rescue("repair", &["--yes", "--ca", &lent])?;
+    // With --ca a disk signs for kubelets and for nothing else.
+    let refused = other.rescue("repair", &["--yes", "--ca", &lent])?;
+    ensure!(refused.code == 1, "{}", refused.transcript());
+    ensure!(
+        refused.stdout.contains("named with --ca") && refused.stdout.contains("--node"),
+        "{}",
+        refused.transcript()
+    );
+    let before = fs::read(first.certificate("etcd/server"))?;
+    let own = other.root().display().to_string();
+    let repaired = other.rescue("repair", &["--yes", "--node", &own, "--root", &lent])?;
     ensure!(repaired.code == 0, "{}", repaired.transcript());
+    ensure!(fs::read(first.certificate("etcd/server"))? == before, "the other node was changed");
     other.is_good(&names)?;
     ensure!(!other.at("etc/kubernetes/pki/etcd/ca.key").exists(), "the key was copied");
     Ok(())

@@ -276,8 +276,13 @@ fn a_lost_key_is_made_anew_on_the_disk() -> Result<()> {
         Ok(())
     })?;
 
-    let ran =
-        rescue(&["certs", "sign", "--now", NOW, "--ca", text(master.path()), text(&request), "-o", text(&signed)])?;
+    // With a new key nothing in the request proves whose it is: who signs has to know.
+    ensure!(asked.stdout.contains("--trust worker1"), "{}", asked.transcript());
+    let sign = ["certs", "sign", "--now", NOW, "--ca", text(master.path()), text(&request), "-o", text(&signed)];
+    let unproven = rescue(&sign)?;
+    ensure!(unproven.code == 3 && unproven.stderr.contains("--trust worker1"), "{}", unproven.transcript());
+    ensure!(!signed.exists(), "a request without proof was signed");
+    let ran = rescue(&[&sign[..], &["--trust", "worker1"]].concat())?;
     ensure!(ran.code == 0, "{}", ran.transcript());
     let installed = rescue(&["certs", "install", "--yes", "--now", NOW, text(&one.path), text(&signed)])?;
     ensure!(installed.code == 0, "{}", installed.transcript());

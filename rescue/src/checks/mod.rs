@@ -5,6 +5,7 @@
 mod admin_kubeconfig;
 mod authorities;
 mod certificates;
+mod claimed_role;
 mod disk_full;
 pub(crate) mod etcd_look;
 mod kubelet_bootstrap;
@@ -26,6 +27,7 @@ use crate::ui::Ui;
 pub fn catalogue() -> Vec<Box<dyn Check>> {
     vec![
         Box::new(disk_full::DiskFull),
+        Box::new(claimed_role::ClaimedRole),
         Box::new(shared_keys::SharedKeys),
         Box::new(service_account_keys::ServiceAccountKeys),
         Box::new(authorities::Authorities),

@@ -2,13 +2,13 @@
 //! The public key is worked out from the private one; a lost private key comes from another control plane's disk or not at all:
 //! a new one would end every token in the cluster.
 
-use super::shared_keys::{Sibling, siblings};
+use super::shared_keys::{Sibling, copy, siblings};
 use super::{Check, Context, Finding, Severity};
 use crate::guest::GuestPath;
 use crate::node::Role;
 use crate::pki::peer::Peer;
 use crate::pki::service_account::{KeyFile, ServiceAccounts, SigningKey, Trouble, VerifyingKeys};
-use crate::pki::shared_copy::{CopyShared, DerivePublicKey, SharedFile};
+use crate::pki::shared_copy::{DerivePublicKey, SharedFile};
 use crate::repair::Content;
 
 const ID: &str = "service-account-keys";
@@ -58,11 +58,25 @@ struct Found<'a> {
     content: &'a Content,
 }
 
+impl Found<'_> {
+    /// `finding` with this key as its remedy, where it may cross.
+    fn mend(&self, finding: Finding, path: &GuestPath, proof: String) -> Finding {
+        let file = SharedFile { path: path.clone(), content: self.content.clone(), is_secret: true };
+        copy(finding, &self.sibling.peer, vec![file], proof, &self.sibling.permit)
+    }
+}
+
 impl Judge<'_> {
-    /// The private keys of the siblings.
+    /// The private keys of the siblings: of those that one may be copied from, where there are any.
     fn found(&self) -> Vec<Found<'_>> {
+        let (permitted, refused): (Vec<_>, Vec<_>) = self.siblings.iter().partition(|sibling| sibling.permit.is_ok());
+        let found = Self::keys_of(&permitted);
+        if found.is_empty() { Self::keys_of(&refused) } else { found }
+    }
+
+    fn keys_of<'s>(siblings: &[&'s Sibling]) -> Vec<Found<'s>> {
         let mut found = Vec::new();
-        for sibling in &self.siblings {
+        for &sibling in siblings {
             let keys = sibling.peer.service_accounts.signing.iter().filter_map(|signing| signing.key.as_ref().ok());
             found.extend(keys.map(|(key, content)| Found { sibling, public_key: key.public_key(), content }));
         }
@@ -107,15 +121,7 @@ impl Judge<'_> {
         let trouble = file.key.as_ref().err()?;
         let finding = broken(&file.file, "the service accounts' private key", trouble);
         Some(match self.replacement() {
-            Ok((found, proof)) => finding.with_remedy(CopyShared {
-                from: found.sibling.peer.shown(),
-                files: vec![SharedFile {
-                    path: file.file.path.clone(),
-                    content: found.content.clone(),
-                    is_secret: true,
-                }],
-                proof,
-            }),
+            Ok((found, proof)) => found.mend(finding, &file.file.path, proof),
             Err(why) => finding.with_advice(LOST).with_advice(format!("Refused: {why}")),
         })
     }
@@ -128,7 +134,8 @@ impl Judge<'_> {
         });
         here.or_else(|| {
             let path = self.keys.signing.first()?.file.path.clone();
-            self.replacement().ok().map(|(found, _)| (path, found.public_key.to_vec()))
+            let (found, _) = self.replacement().ok()?;
+            found.sibling.permit.is_ok().then(|| (path, found.public_key.to_vec()))
         })
     }
 
@@ -152,11 +159,11 @@ impl Judge<'_> {
             return Some(finding.with_remedy(DerivePublicKey { key, path: file.file.path.clone(), proof }));
         }
         Some(match self.same_file_elsewhere(file) {
-            Some((sibling, content)) => finding.with_remedy(CopyShared {
-                from: sibling.peer.shown(),
-                files: vec![SharedFile { path: file.file.path.clone(), content, is_secret: true }],
-                proof: format!("one cluster: {}; the API server there names the same file", sibling.kinship.words),
-            }),
+            Some((sibling, content)) => {
+                let files = vec![SharedFile { path: file.file.path.clone(), content, is_secret: true }];
+                let proof = format!("one cluster: {}; the API server there names the same file", sibling.kinship.words);
+                copy(finding, &sibling.peer, files, proof, &sibling.permit)
+            }
             None => finding.with_advice(
                 "Refused: it is not the public half of the key that signs now, but of an earlier one, which cannot be known from this disk. \
                  Restore the file, or take its --service-account-key-file out of the API server's manifest: tokens signed with the \
@@ -188,15 +195,13 @@ impl Judge<'_> {
             .with_evidence(&file.path, format!("its public half is not in {public}"));
         let found = self.found();
         if let Some(right) = found.iter().find(|found| self.keys.accepts(found.public_key)) {
-            return Some(finding.with_remedy(CopyShared {
-                from: right.sibling.peer.shown(),
-                files: vec![SharedFile { path: file.path.clone(), content: right.content.clone(), is_secret: true }],
-                proof: format!("{public} on this node is the other half of that key"),
-            }));
+            let proof = format!("{public} on this node is the other half of that key");
+            return Some(right.mend(finding, &file.path, proof));
         }
         let confirmed = found.iter().find(|found| {
             let there = &found.sibling.peer.service_accounts;
-            found.public_key == key.public_key() && there.accepts(found.public_key)
+            let is_proven = found.sibling.permit.is_ok();
+            is_proven && found.public_key == key.public_key() && there.accepts(found.public_key)
         });
         if let (Some(confirmed), 1) = (confirmed, self.keys.verifying.len()) {
             return Some(finding.with_remedy(DerivePublicKey {

@@ -16,6 +16,7 @@ use crate::pki::peer::{AuthorityFiles, Encryption, Peer};
 use crate::pki::profile::Authority;
 use crate::pki::shared_copy::{CopyShared, SharedFile};
 use crate::repair::change::sha256_hex;
+use crate::trust::{Permit, Unproven, crossing};
 use crate::units;
 
 const ID: &str = "shared-keys";
@@ -52,6 +53,8 @@ impl Check for SharedKeys {
 pub(super) struct Sibling {
     pub(super) peer: Rc<Peer>,
     pub(super) kinship: Kinship,
+    /// Whether what all control planes share may cross between the two disks.
+    pub(super) permit: Result<Permit, Unproven>,
 }
 
 /// The control planes among `peers` that are proved to be of the same cluster as `own`.
@@ -59,7 +62,10 @@ pub(super) fn siblings(own: &Peer, peers: &[Rc<Peer>]) -> Vec<Sibling> {
     let all: Vec<&Peer> = peers.iter().map(Rc::as_ref).chain([own]).collect();
     let control_planes = peers.iter().filter(|peer| peer.role == Some(Role::ControlPlane));
     control_planes
-        .filter_map(|peer| Some(Sibling { peer: Rc::clone(peer), kinship: kinship(own, peer, &all)? }))
+        .filter_map(|peer| {
+            let permit = crossing::control_planes(&own.party, &peer.party);
+            Some(Sibling { peer: Rc::clone(peer), kinship: kinship(own, peer, &all)?, permit })
+        })
         .collect()
 }
 
@@ -74,6 +80,34 @@ struct Holder<'a> {
     sibling: &'a Sibling,
     certificate: &'a Certificate,
     files: &'a AuthorityFiles,
+    permit: Result<Permit, Unproven>,
+}
+
+impl Holder<'_> {
+    /// Where the user vouches for this disk: what else shows that the two are of one cluster.
+    fn by_word(&self) -> Option<String> {
+        let is_trusted = matches!(&self.permit, Ok(permit) if permit.is_trusted());
+        (is_trusted && self.sibling.kinship.by_key).then(|| format!("one cluster: {}", self.sibling.kinship.words))
+    }
+
+    /// `finding` with the files as its remedy, where they may cross.
+    fn mend(&self, finding: Finding, files: Vec<SharedFile>, proof: String) -> Finding {
+        copy(finding, &self.sibling.peer, files, proof, &self.permit)
+    }
+}
+
+/// `finding` with these files of `peer` as its remedy; without `permit`, with what is missing.
+pub(super) fn copy(
+    finding: Finding,
+    peer: &Peer,
+    files: Vec<SharedFile>,
+    proof: String,
+    permit: &Result<Permit, Unproven>,
+) -> Finding {
+    match permit {
+        Ok(permit) => finding.with_remedy(CopyShared { from: peer.shown(), files, proof, permit: permit.clone() }),
+        Err(unproven) => finding.with_advice(unproven.advice("copied")),
+    }
 }
 
 impl Comparison<'_> {
@@ -93,12 +127,19 @@ impl Comparison<'_> {
         }
     }
 
+    /// The siblings that have it: those that it may be copied from, where there are any. What another disk holds counts for nothing then.
     fn holders<'s>(&'s self, authority: Authority) -> Vec<Holder<'s>> {
         let holder = |sibling: &'s Sibling| {
             let files = sibling.peer.authority_files.get(&authority)?;
-            Some(Holder { sibling, certificate: &files.pair, files })
+            let permit = match authority {
+                Authority::Etcd => crossing::etcd_members(&self.own.party, &sibling.peer.party, &files.pair),
+                _ => sibling.permit.clone(),
+            };
+            Some(Holder { sibling, certificate: &files.pair, files, permit })
         };
-        self.siblings.iter().filter_map(holder).collect()
+        let (permitted, refused): (Vec<_>, Vec<_>) =
+            self.siblings.iter().filter_map(holder).partition(|holder| holder.permit.is_ok());
+        if permitted.is_empty() { refused } else { permitted }
     }
 
     /// The one that all siblings hold; `None` where they have none or differ.
@@ -116,7 +157,7 @@ impl Comparison<'_> {
         let by_key = key.as_ref().is_some_and(|key| holder.certificate.matches(key));
         let proof = match by_key {
             true => Some(format!("{} is the key of that certificate", state.key_path)),
-            false => self.own.membership.knows(state.authority, holder.certificate),
+            false => self.own.membership.knows(state.authority, holder.certificate).or_else(|| holder.by_word()),
         };
         let title = format!("CA {} is lost here, and {} has it", state.authority.name(), holder.sibling.peer.name);
         let finding = Finding::new(ID, Severity::StopsBoot, title)
@@ -132,7 +173,7 @@ impl Comparison<'_> {
         if !by_key {
             files.push(key_file(state, &holder));
         }
-        Some(finding.with_remedy(CopyShared { from, files, proof }))
+        Some(holder.mend(finding, files, proof))
     }
 
     /// The certificate is here and says which key is missing.
@@ -140,7 +181,6 @@ impl Comparison<'_> {
         let own = state.certificate()?;
         let holders = self.holders(state.authority);
         let holder = holders.into_iter().find(|holder| holder.certificate.public_key == own.public_key)?;
-        let from = holder.sibling.peer.shown();
         let title =
             format!("the key of CA {} is lost here, and {} has it", state.authority.name(), holder.sibling.peer.name);
         let finding = Finding::new(ID, Severity::WillBreak, title)
@@ -150,7 +190,7 @@ impl Comparison<'_> {
                 state.authority.name()
             ));
         let proof = format!("it is the key of {} on this node", state.certificate_path);
-        Some(finding.with_remedy(CopyShared { from, files: vec![key_file(state, &holder)], proof }))
+        Some(holder.mend(finding, vec![key_file(state, &holder)], proof))
     }
 
     /// Of certificate and key one is wrong; the siblings' pair says which.
@@ -178,7 +218,7 @@ impl Comparison<'_> {
         let (file, wrong, right) = wrong;
         let saw = format!("not what {} has; {right} is", holder.sibling.peer.name);
         let proof = format!("{right} on this node is the other half of the pair on {from}");
-        Some(finding(wrong, saw).with_remedy(CopyShared { from, files: vec![file], proof }))
+        Some(holder.mend(finding(wrong, saw), vec![file], proof))
     }
 
     fn drift(&self, state: &AuthorityState) -> Option<Finding> {

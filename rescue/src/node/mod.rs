@@ -143,6 +143,17 @@ pub struct Node {
     pub kubelet: Kubelet,
     /// Newest time on the disk.
     pub clock: Option<ClockEvidence>,
+    /// Why its claim to be a control plane is not believed in this run; its role is that of a worker then.
+    pub doubt: Option<Doubt>,
+}
+
+/// A disk says that it is a control plane, and holds none of the keys that only control planes have.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Doubt {
+    /// Where it says so.
+    pub claim: String,
+    /// The control plane of the run whose cluster it says it is of.
+    pub by: String,
 }
 
 /// One static pod manifest.
@@ -208,7 +219,25 @@ impl Node {
             clock: known.map_or_else(|| clock::evidence(guest, &static_pods, &kubelet), |known| known.clock.clone()),
             static_pods,
             kubelet,
+            doubt: None,
         }
+        .doubted_as(known)
+    }
+
+    /// A doubt stays, whatever was planned since.
+    fn doubted_as(self, known: Option<&Self>) -> Self {
+        match known.and_then(|known| known.doubt.as_ref()) {
+            Some(doubt) if self.role.value == Some(Role::ControlPlane) => self.doubted(&doubt.by),
+            _ => self,
+        }
+    }
+
+    /// The same, its claim to be a control plane not believed because of `by`.
+    #[must_use]
+    pub fn doubted(mut self, by: &str) -> Self {
+        self.doubt = Some(Doubt { claim: self.role.source, by: by.to_owned() });
+        self.role = Fact::known(Role::Worker, "no private key of a control plane is on this disk");
+        self
     }
 
     /// The static pod whose `metadata.name` is `name` (`kube-apiserver`, `etcd` …). Of several files with that name the

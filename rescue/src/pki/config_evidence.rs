@@ -16,6 +16,8 @@ use super::profile::Authority;
 use crate::guest::{Guest, GuestPath};
 use crate::kubeconfig::{Kubeconfig, Material};
 use crate::node::{Node, Version};
+use crate::trust::Party;
+use crate::trust::crossing::may_lend_names;
 
 /// A value and where it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -169,14 +171,14 @@ impl<'a> ConfigEvidence<'a> {
         (!pem.is_empty()).then(|| Found::new(pem, &state.certificate_path))
     }
 
-    /// The server that other nodes of this cluster in the run are sent to, where they agree.
-    pub fn servers_of(&self, peers: &[Rc<Peer>]) -> Option<Found<String>> {
+    /// The server that control planes of this cluster in the run are sent to, where they agree.
+    pub fn servers_of(&self, party: &Party, peers: &[Rc<Peer>]) -> Option<Found<String>> {
         let own = self.inventory.authorities.get(&Authority::Cluster)?;
         let same = |peer: &&Rc<Peer>| {
             peer.authorities.get(&Authority::Cluster).is_some_and(|theirs| own.is_among(&theirs.certificates))
         };
         let mut found: Option<Found<String>> = None;
-        for peer in peers.iter().filter(same) {
+        for peer in peers.iter().filter(same).filter(|peer| may_lend_names(party, &peer.party)) {
             for server in peer.membership.servers.iter().filter(|server| server.starts_with("https://")) {
                 if found.as_ref().is_some_and(|found| found.value != *server) {
                     return None;

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use super::certificate::{Certificate, printable};
+use super::certificate::{Certificate, SignatureCheck, printable};
 use super::csr::{self, NODES};
 use super::inventory::Signer;
 use super::issue::{Issuer, Request, Validity, issue, subject};
@@ -17,6 +17,7 @@ use super::peer::Peer;
 use super::profile::{Authority, CLIENT};
 use super::trust;
 use crate::report::json::SCHEMA;
+use crate::trust::standing::node_of;
 use crate::units;
 
 /// A CA, as a file names it.
@@ -62,6 +63,9 @@ pub struct RequestFile {
     pub ca: Vec<CaName>,
     /// PKCS#10 in PEM.
     pub csr: String,
+    /// The certificate that the cluster's CA signed for this node and this key before, in PEM: it proves the name. None with a new key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
 }
 
 /// What comes back, and what a bundle holds.
@@ -128,6 +132,25 @@ impl RequestFile {
             public_key: trust::hash_of(&key.public_key_info()),
             ca: own.iter().map(CaName::of).collect(),
             csr: csr::make(node, key)?,
+            certificate: None,
+        })
+    }
+
+    /// The same with the certificate that the key had before, where it is that key's.
+    #[must_use]
+    pub fn with_proof(mut self, old: Option<&Certificate>, key: &PrivateKey) -> Self {
+        self.certificate = old.filter(|old| old.matches(key)).map(Certificate::to_pem);
+        self
+    }
+
+    /// Whether it brings a certificate that `ca` signed for this node and the key of the request. That the key is there, the request's own
+    /// signature proves.
+    pub fn proves_its_name(&self, request: &csr::NodeRequest, ca: &Certificate) -> bool {
+        let old = self.certificate.as_ref().and_then(|pem| Certificate::all_from_pem(pem.as_bytes()).ok());
+        old.and_then(|all| all.into_iter().next()).is_some_and(|old| {
+            old.public_key_info == request.public_key_info
+                && node_of(&old) == Some(request.node.as_str())
+                && old.signed_by(ca) == SignatureCheck::Valid
         })
     }
 

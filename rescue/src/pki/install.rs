@@ -20,6 +20,8 @@ use crate::checks::{Context, Remedy};
 use crate::guest::GuestPath;
 use crate::refusal::Refusal;
 use crate::repair::Prepared;
+use crate::trust::names::node_signature;
+use crate::trust::{Party, Permit, Unproven};
 use crate::units;
 
 /// Two clocks may differ by a time zone.
@@ -36,6 +38,8 @@ pub struct Recipient<'a> {
     pub keys: &'a [ClientKey],
     /// What it takes for its cluster's CA.
     pub own: &'a [Certificate],
+    /// What its disk proves.
+    pub party: &'a Party,
     /// The time that counts as now.
     pub now: OffsetDateTime,
     /// How its disks are named on a command line.
@@ -70,7 +74,11 @@ impl Recipient<'_> {
     ) -> Result<InstallKubeletClient, Refusal> {
         self.prove(certificate, from)?;
         let (key, pending, remark) = match key {
-            Some(pem) => (self.brought(certificate, pem, from)?, false, "with the key that came with it".to_owned()),
+            Some(pem) => {
+                let permit = self.may_have_key(certificate)?;
+                let remark = format!("with the key that came with it; {}", permit.words());
+                (self.brought(certificate, pem, from)?, false, remark)
+            }
             None => {
                 let key =
                     self.keys.iter().find(|key| certificate.matches(&key.key)).ok_or_else(|| self.no_key(from))?;
@@ -147,6 +155,28 @@ impl Recipient<'_> {
             );
         }
         Ok(())
+    }
+
+    /// A key crosses to this disk, so the disk must prove to be the node that it is for: by a certificate of the same CA for that name, with
+    /// its private key.
+    fn may_have_key(&self, certificate: &Certificate) -> Result<Permit, Refusal> {
+        let signers = self.own.iter().filter(|ca| certificate.signed_by(ca) == SignatureCheck::Valid);
+        let mut refused = None;
+        for ca in signers {
+            match node_signature(self.party, self.node, ca, &[], &[]) {
+                Ok(permit) => return Ok(permit),
+                Err(unproven) => refused = Some(unproven),
+            }
+        }
+        let Unproven { saw, next } = refused.unwrap_or_else(|| Unproven {
+            saw: format!("{} does not prove to be node {}", self.party.shown(), self.node),
+            next: self.request(),
+        });
+        Err(Refusal::new(
+            saw.trim_end_matches('.').to_owned(),
+            "the bundle's key would make whoever holds this disk that node, so it is not put there",
+            next,
+        ))
     }
 
     fn brought(

@@ -24,6 +24,8 @@ use crate::etcd::member::{MemberData, Stored};
 use crate::etcd::objects::{NodeObject, pod_annotations};
 use crate::guest::Guest;
 use crate::node::Node;
+use crate::trust::Party;
+use crate::trust::crossing::may_lend_names;
 use crate::yaml;
 
 /// `--etcd-prefix` where the flag is absent.
@@ -233,10 +235,11 @@ impl Inventory {
         })
     }
 
-    /// With what the etcd of other nodes of the run says.
+    /// With what the etcd of other nodes of the run says, where they prove to be control planes of this node's cluster.
     #[must_use]
-    pub fn with_lent(mut self, peers: &[Rc<Peer>]) -> Self {
-        self.lent = peers.iter().filter_map(|peer| peer.lent.clone()).collect();
+    pub fn with_lent(mut self, party: &Party, peers: &[Rc<Peer>]) -> Self {
+        let lenders = peers.iter().filter(|peer| may_lend_names(party, &peer.party));
+        self.lent = lenders.filter_map(|peer| peer.lent.clone()).collect();
         self
     }
 

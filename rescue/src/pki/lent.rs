@@ -6,8 +6,11 @@ use std::collections::BTreeMap;
 use super::inventory::{AuthorityState, Inventory};
 use super::kept::{Kept, Values, keys_for, prefix, values};
 use super::profile::Authority;
+use crate::etcd::objects::NodeObject;
 use crate::guest::Guest;
 use crate::node::Node;
+use crate::trust::Party;
+use crate::trust::names::Recorded;
 
 /// The values, and whose they are.
 #[derive(Debug, Clone)]
@@ -32,8 +35,19 @@ impl Lent {
     }
 }
 
-/// Whether a node has lost something of which etcd may know the names.
-pub fn may_need(inventory: &Inventory) -> bool {
+impl Lent {
+    /// The Node object of this name, if it is among what was read.
+    pub fn node(&self, name: &str) -> Option<Recorded> {
+        let value = self.values.get(format!("{}/minions/{name}", self.prefix).as_bytes())?;
+        Some(Recorded { object: NodeObject::parse(value)?, place: self.place.clone() })
+    }
+}
+
+/// Whether a node has lost something of which etcd may know the names, or cannot prove its own.
+pub fn may_need(inventory: &Inventory, party: &Party) -> bool {
     let leaf_is_lost = inventory.leaves.iter().any(|leaf| leaf.certificate.is_none());
-    leaf_is_lost || inventory.kubelet.as_ref().is_some_and(|kubelet| kubelet.config_is_lost)
+    let has_no_name = |name: &String| !party.cluster.iter().any(|ca| party.standing.nodes(ca).contains(name));
+    leaf_is_lost
+        || inventory.kubelet.as_ref().is_some_and(|kubelet| kubelet.config_is_lost)
+        || party.kubelet_name.as_ref().is_some_and(has_no_name)
 }

@@ -1,7 +1,7 @@
 //! What the other nodes of the same run hold: their CAs, with which a worker's certificate can be signed, and the keys that all
 //! control planes of a cluster share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use super::certificate::Certificate;
@@ -42,6 +42,8 @@ pub struct Peer {
     pub lent: Option<Rc<Lent>>,
     /// Whether it has lost something of which etcd may know the names.
     pub may_need_lent: bool,
+    /// Names of control planes that its etcd knows; read only where kubelets of other nodes are signed for without their disks.
+    pub control_planes: BTreeSet<String>,
     /// What it proves, and what it merely says.
     pub party: Party,
 }
@@ -93,6 +95,7 @@ impl Peer {
     /// Reads what a node holds.
     pub fn read(guest: &Guest, node: &Node, settings: &Settings) -> Self {
         let inventory = Inventory::read(guest, node, settings.now);
+        let party = Party::read(guest, node, &inventory, settings);
         Self {
             name: node.name(&guest.source).to_owned(),
             source: guest.source.clone(),
@@ -101,8 +104,9 @@ impl Peer {
             service_accounts: ServiceAccounts::read(guest, node),
             encryption: Encryption::read(guest, node),
             lent: None,
-            may_need_lent: lent::may_need(&inventory),
-            party: Party::read(guest, node, &inventory, settings),
+            control_planes: BTreeSet::new(),
+            may_need_lent: lent::may_need(&inventory, &party),
+            party,
             authority_files: inventory
                 .authorities
                 .iter()

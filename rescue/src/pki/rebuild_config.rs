@@ -18,6 +18,7 @@ use crate::guest::GuestPath;
 use crate::kubeconfig::create::{Credentials, Parts, create};
 use crate::repair::Prepared;
 use crate::settings::Settings;
+use crate::trust::Party;
 use crate::units;
 
 /// Where a kubeconfig leads.
@@ -35,9 +36,10 @@ impl Target {
         path: GuestPath,
         evidence: &ConfigEvidence<'_>,
         endpoint: Endpoint,
-        peers: &[Rc<Peer>],
+        others: Option<(&Party, &[Rc<Peer>])>,
     ) -> Result<Self, String> {
-        let server = evidence.server(endpoint).or_else(|| evidence.servers_of(peers));
+        let of_others = || others.and_then(|(party, peers)| evidence.servers_of(party, peers));
+        let server = evidence.server(endpoint).or_else(of_others);
         Ok(Self {
             server: server.ok_or("the address of the API server is said nowhere on this disk")?,
             cluster: evidence.cluster_name(),
@@ -108,7 +110,7 @@ impl RebuildKubeconfig {
         let (identity, endpoint) = identity(leaf.name, evidence)?;
         let algorithm = evidence.algorithm();
         Ok(Self {
-            target: Target::new(path, evidence, endpoint, &[])?,
+            target: Target::new(path, evidence, endpoint, None)?,
             identity,
             signer: signer.clone(),
             validity: Validity::control_plane(&signer.certificate, settings.now, settings.days),
@@ -213,11 +215,11 @@ impl RebuildKubeletConfig {
     pub fn new(
         client: &KubeletClient,
         evidence: &ConfigEvidence<'_>,
-        peers: &[Rc<Peer>],
+        others: (&Party, &[Rc<Peer>]),
         renewal: Option<RenewKubeletClient>,
     ) -> Result<Self, String> {
         Ok(Self {
-            target: Target::new(client.kubeconfig.clone(), evidence, Endpoint::Shared, peers)?,
+            target: Target::new(client.kubeconfig.clone(), evidence, Endpoint::Shared, Some(others))?,
             user: user_of(client)?,
             current: client.current(),
             renewal,

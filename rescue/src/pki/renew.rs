@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use std::rc::Rc;
 use time::OffsetDateTime;
 
-use super::certificate::{AlternativeNames, Certificate};
+use super::certificate::{AlternativeNames, Certificate, SignatureCheck};
 use super::inventory::{Leaf, Place, Signer, Verdict};
 use super::issue::{Issuer, Request, Validity, issue, subject};
 use super::key::{Algorithm, PrivateKey};
@@ -91,7 +91,7 @@ pub struct RenewCertificate {
     added: Vec<NameSource>,
     usages: &'static [Usage],
     signer: Signer,
-    lent: Option<String>,
+    remarks: Vec<String>,
     validity: Validity,
     now: OffsetDateTime,
     algorithm: Algorithm,
@@ -117,15 +117,15 @@ enum KeyPlan {
 }
 
 impl RenewCertificate {
-    /// For `leaf`, which must have a place; a lost one needs a blueprint. `None` where its names cannot be known. `lent`: whose key
-    /// signs, where it is not this node's.
+    /// For `leaf`, which must have a place; a lost one needs a blueprint. `None` where its names cannot be known. `remarks`:
+    /// further lines for the plan.
     pub fn new(
         leaf: &Leaf,
         signer: &Signer,
         keys: &Rc<KeyPool>,
         settings: &Settings,
         blueprint: Option<Blueprint>,
-        lent: Option<String>,
+        remarks: Vec<String>,
     ) -> Option<Self> {
         let now = settings.now;
         let (subject_raw, algorithm, added) = match (&leaf.certificate, &blueprint) {
@@ -151,7 +151,7 @@ impl RenewCertificate {
             subject_raw,
             usages: leaf.usages,
             signer: signer.clone(),
-            lent,
+            remarks,
             validity: Validity::control_plane(&signer.certificate, now, settings.days),
             now,
             algorithm,
@@ -327,7 +327,7 @@ impl Remedy for RenewCertificate {
             KeyPlan::New { .. } => {}
         }
         lines.extend(self.blueprint.iter().flat_map(|blueprint| blueprint.remarks.iter().cloned()));
-        lines.extend(self.lent.clone());
+        lines.extend(self.remarks.iter().cloned());
         lines.extend(self.old.as_ref().and_then(|old| differences(old, self.usages)));
         if self.validity.not_after == self.signer.certificate.not_after {
             lines.push(format!("ends with its CA ({})", self.signer.certificate.subject));
@@ -453,11 +453,15 @@ impl RenewKubeletClient {
         })
     }
 
-    /// The old subject as it stands where it is a kubelet's, else the one that the signer of the API server would issue.
+    /// The old subject as it stands where the same CA signed it for a kubelet, else the one that the signer of the API server would issue.
+    /// Nothing else is taken over: a crafted subject may hold names that others read out of it and we do not.
     fn subject(&self) -> Result<Vec<u8>> {
         let name = format!("system:node:{}", self.node_name);
-        let is_kubelets =
-            |old: &&Certificate| old.common_name.as_deref() == Some(&name) && old.organizations == ["system:nodes"];
+        let is_kubelets = |old: &&Certificate| {
+            old.common_name.as_deref() == Some(&name)
+                && old.organizations == ["system:nodes"]
+                && old.signed_by(&self.signer.certificate) == SignatureCheck::Valid
+        };
         match self.old.as_ref().filter(is_kubelets) {
             Some(old) => Ok(old.subject_raw.clone()),
             None => subject(&["system:nodes"], &name),

@@ -10,6 +10,7 @@ use super::service_account::public_pem;
 use crate::checks::{Context, Remedy};
 use crate::guest::{FileKind, Guest, GuestPath, Planned, TreeError};
 use crate::repair::{Attributes, Change, Content, Expect, Prepared};
+use crate::trust::Permit;
 
 /// One file to be copied.
 #[derive(Debug, Clone)]
@@ -31,6 +32,8 @@ pub struct CopyShared {
     pub files: Vec<SharedFile>,
     /// Why they belong here, in words.
     pub proof: String,
+    /// Why this disk may get them.
+    pub permit: Permit,
 }
 
 impl Remedy for CopyShared {
@@ -43,7 +46,15 @@ impl Remedy for CopyShared {
     }
 
     fn details(&self) -> Vec<String> {
-        vec![format!("it belongs here: {}", self.proof)]
+        let why = match &self.permit {
+            Permit::Proved(words) => format!("this disk may have it: {words}"),
+            Permit::Trusted(words) => format!("THIS DISK GETS IT {words}"),
+        };
+        vec![format!("it belongs here: {}", self.proof), why]
+    }
+
+    fn must_be_read(&self) -> bool {
+        self.permit.is_trusted()
     }
 
     fn fields(&self) -> Map<String, Value> {
@@ -51,6 +62,8 @@ impl Remedy for CopyShared {
         fields.insert("from".to_owned(), json!(self.from));
         fields.insert("paths".to_owned(), json!(paths(&self.files)));
         fields.insert("proof".to_owned(), json!(self.proof));
+        fields.insert("permit".to_owned(), json!(self.permit.words()));
+        fields.insert("trusted".to_owned(), json!(self.permit.is_trusted()));
         fields
     }
 

@@ -69,14 +69,6 @@ pub struct Found<'a> {
     pub peer: &'a Peer,
 }
 
-/// The first peer that holds the key of one of `own`.
-pub fn find<'a>(own: &[Certificate], authority: Authority, peers: &'a [Rc<Peer>]) -> Option<Found<'a>> {
-    peers.iter().find_map(|peer| {
-        let signer = peer.authorities.get(&authority)?.signer.as_ref().ok()?;
-        own.iter().any(|own| is_same(own, &signer.certificate)).then_some(Found { signer, peer })
-    })
-}
-
 /// The peers that hold the key of a CA of this kind.
 pub fn holders(authority: Authority, peers: &[Rc<Peer>]) -> impl Iterator<Item = Found<'_>> {
     peers.iter().filter_map(move |peer| {

@@ -52,8 +52,14 @@ impl Unproven {
 pub fn control_planes(receiver: &Party, donor: &Party) -> Result<Permit, Unproven> {
     if donor.only_signs {
         return Err(Unproven {
-            saw: format!("{} was named with --ca, and such a disk lends signatures for kubelets and nothing else.", donor.shown()),
-            next: "Give it without --ca, among the disks to repair, to have from it what the control planes of a cluster share.".to_owned(),
+            saw: format!(
+                "{} was named with --ca, and such a disk lends signatures for kubelets and nothing else.",
+                donor.shown()
+            ),
+            next: format!(
+                "To have more from it, name it as a disk without --ca; with --node {} no other node is changed.",
+                receiver.typed_source()
+            ),
         });
     }
     let is_shared =
@@ -107,15 +113,20 @@ pub fn leaf_signature(
     }
 }
 
+/// Whether `receiver` may take names and addresses from `lender`: what it says of the cluster goes into certificates and kubeconfigs. The
+/// lender must be a control plane of the cluster whose CA the receiver trusts.
+pub fn may_lend_names(receiver: &Party, lender: &Party) -> bool {
+    let files = receiver.authorities.iter().filter(|(authority, _)| *authority == Authority::Cluster);
+    let mut own = receiver.cluster.iter().chain(files.map(|(_, certificate)| certificate));
+    own.any(|ca| ca.may_sign() && (lender.is_trusted || lender.standing.is_control_plane_of(ca)))
+}
+
 /// The user's word for all of `unproven`, else what is missing.
-fn trusted_or(unproven: &[&Party], saw: impl FnOnce() -> String) -> Result<Permit, Unproven> {
+pub(super) fn trusted_or(unproven: &[&Party], saw: impl FnOnce() -> String) -> Result<Permit, Unproven> {
     let doubted: Vec<&&Party> = unproven.iter().filter(|party| !party.is_trusted).collect();
     if doubted.is_empty() {
         let names: Vec<String> = unproven.iter().map(|party| party.shown()).collect();
-        return Ok(Permit::Trusted(format!(
-            "on your word alone: {} with --trust, without any proof",
-            names.join(" and ")
-        )));
+        return Ok(Permit::Trusted(format!("on your word alone (--trust): {} proves nothing", names.join(" and "))));
     }
     let flags: Vec<String> = doubted.iter().map(|party| party.trust_flag()).collect();
     Err(Unproven {

@@ -5,9 +5,12 @@
 //! cluster's own CA signed ([`standing`]), or what the etcd of a proven control plane says. Where that is missing, only the user's word
 //! (`--trust NODE`) lets anything cross, and the plan says so.
 
+pub mod claims;
 pub mod crossing;
+pub mod names;
 pub mod party;
 pub mod possession;
+pub mod record;
 pub mod standing;
 
 pub use crossing::{Permit, Unproven};

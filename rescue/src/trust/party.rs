@@ -62,7 +62,12 @@ impl Party {
 
     /// How `--trust` names it: by its disk, which no other disk can claim.
     pub fn trust_flag(&self) -> String {
-        format!("--trust {}", crate::typed::path(std::path::Path::new(&self.source)))
+        format!("--trust {}", self.typed_source())
+    }
+
+    /// The source, to be typed.
+    pub fn typed_source(&self) -> String {
+        crate::typed::path(std::path::Path::new(&self.source))
     }
 
     /// The certificates of CAs in its files whose cluster it proves to be a control plane of.

@@ -1,7 +1,11 @@
 //! Why a CA cannot sign, and what to bring.
 
+use std::path::Path;
+
+use super::worker::Signing;
 use super::{Judge, date};
 use crate::pki::inventory::{AuthorityState, Blocked, Signer};
+use crate::pki::kubelet::KubeletClient;
 use crate::pki::pem;
 use crate::pki::profile::Authority;
 use crate::settings::Settings;
@@ -9,26 +13,47 @@ use crate::typed;
 use crate::units;
 
 impl Judge<'_> {
-    /// With what to sign: the key on this node, else the same CA's key on another node of the run.
-    pub(super) fn signer(&self, authority: Authority) -> Result<&Signer, String> {
+    /// With what to sign a leaf: the key on this node, else the same CA's key on another node of the run.
+    pub(super) fn leaf_signer(&self, authority: Authority) -> Result<Signing<'_>, String> {
+        match self.own_signer(authority) {
+            Some(signer) => Ok(Signing::own(signer)),
+            None => self.lent_for_leaf(authority).unwrap_or_else(|| Err(self.no_signer(authority))),
+        }
+    }
+
+    /// With what to sign the kubelet's client certificate.
+    ///
+    /// # Errors
+    /// Why not; `None` where a key is at hand and the node's name is not known.
+    pub(super) fn kubelet_signer(&self, client: &KubeletClient) -> Result<Signing<'_>, Option<String>> {
+        if let Some(signer) = self.own_signer(Authority::Cluster) {
+            return Ok(Signing::own(signer));
+        }
+        if client.node_name.is_err() && !self.lenders(Authority::Cluster).is_empty() {
+            return Err(None);
+        }
+        let lent = self.lent_for_kubelet(client);
+        lent.unwrap_or_else(|| Err(self.no_signer(Authority::Cluster))).map_err(Some)
+    }
+
+    fn own_signer(&self, authority: Authority) -> Option<&Signer> {
+        self.inventory.authorities.get(&authority)?.signer.as_ref().ok()
+    }
+
+    pub(super) fn no_signer(&self, authority: Authority) -> String {
         let state = self.inventory.authorities.get(&authority);
         let own = state.map(|state| state.signer.as_ref());
-        if let Some(Ok(signer)) = own {
-            return Ok(signer);
-        }
-        if let Some(found) = self.lent(authority) {
-            return Ok(found.signer);
-        }
         let is_workers = authority == Authority::Cluster && !self.is_control_plane();
         match (state, own) {
-            (None | Some(_), None | Some(Err(Blocked::KeyMissing))) if is_workers => Err(self.worker_advice(state)),
-            (Some(state), Some(Err(blocked @ Blocked::KeyMissing))) => Err(format!(
-                "{}\nWith the disk of a node of this cluster that has the key: rescue repair {} --ca DISK",
+            (None | Some(_), None | Some(Err(Blocked::KeyMissing))) if is_workers => self.worker_advice(state),
+            (Some(state), Some(Err(blocked @ Blocked::KeyMissing))) => format!(
+                "{}\nWith the disk of a node of this cluster that has the key, which is only read: rescue repair --node {} {} DISK",
                 advice(state, blocked, self.context.settings),
+                typed::path(Path::new(&self.context.guest.source)),
                 typed::guest(self.context.guest)
-            )),
-            (Some(state), Some(Err(blocked))) => Err(advice(state, blocked, self.context.settings)),
-            _ => Err(format!("Not mended: there is no {} certificate on this node.", authority.name())),
+            ),
+            (Some(state), Some(Err(blocked))) => advice(state, blocked, self.context.settings),
+            _ => format!("Not mended: there is no {} certificate on this node.", authority.name()),
         }
     }
 }

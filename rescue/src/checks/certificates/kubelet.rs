@@ -1,5 +1,6 @@
 //! The kubelet's client certificate, which `kubeadm certs renew` never touches.
 
+use super::worker::Signing;
 use super::{CLOCK_ADVICE, ENDS_WITH_CA, ID, Judge, ends_with_ca, with_problems};
 use crate::checks::{Finding, Severity};
 use crate::node::Version;
@@ -40,17 +41,21 @@ impl Judge<'_> {
         if client.user.is_none() && client.config_is_lost && self.store_is_good(client) {
             return Some(self.rebuilt(finding, client, None));
         }
-        let signer = match self.signer(Authority::Cluster) {
-            Ok(signer) => signer,
-            Err(advice) => return Some(finding.with_advice(advice)),
-        };
-        if let Err(why) = &client.node_name {
-            return Some(finding.with_advice(format!(
+        let no_name = |why: &String| {
+            format!(
                 "Not mended: {why}. Put it right there (the user in {}, or the name in /etc/hostname) and run this again, or join the node \
                  again.",
                 client.kubeconfig
-            )));
-        }
+            )
+        };
+        let Signing { signer, remarks } = match (self.kubelet_signer(client), &client.node_name) {
+            (Ok(_) | Err(None), Err(why)) => return Some(finding.with_advice(no_name(why))),
+            (Ok(signing), Ok(_)) => signing,
+            (Err(advice), _) => {
+                let advice = advice.unwrap_or_else(|| self.no_signer(Authority::Cluster));
+                return Some(finding.with_advice(advice));
+            }
+        };
         if ends_with_ca(worst.verdict, certificate, signer) {
             return Some(finding.with_advice(ENDS_WITH_CA));
         }
@@ -58,7 +63,7 @@ impl Judge<'_> {
         let version = self.context.node.kubelet_version.value;
         let key_encipherment = version.is_none_or(|version| version < Version { major: 1, minor: 27, patch: 0 });
         let mut client = client.clone();
-        client.remarks.extend(self.lent_by(Authority::Cluster));
+        client.remarks.extend(remarks);
         let client = &client;
         if client.user.is_none()
             && client.config_is_lost
@@ -92,7 +97,7 @@ impl Judge<'_> {
 
     fn rebuilt(&self, finding: Finding, client: &KubeletClient, renewal: Option<RenewKubeletClient>) -> Finding {
         let evidence = ConfigEvidence::read(self.context.guest, self.context.node, self.inventory);
-        match RebuildKubeletConfig::new(client, &evidence, self.context.peers, renewal) {
+        match RebuildKubeletConfig::new(client, &evidence, (self.party, self.context.peers), renewal) {
             Ok(remedy) => finding.with_remedy(remedy),
             Err(why) => finding.with_advice(format!(
                 "Not mended: {why}. Restore {} from a backup, or run this again with the disk of a control plane of the same cluster \

@@ -1,5 +1,6 @@
 //! The leaves in pki/ and in the kubeconfigs.
 
+use super::worker::Signing;
 use super::{CLOCK_ADVICE, ENDS_WITH_CA, ID, Judge, ends_with_ca, phase, with_problems};
 use crate::checks::{Finding, Severity};
 use crate::pki::inventory::{Leaf, Problem, Verdict};
@@ -30,8 +31,8 @@ impl Judge<'_> {
         if let Some(why) = &leaf.foreign {
             return Some(finding.with_advice(format!("Left alone: {why}. Renew it where it comes from.")));
         }
-        let signer = match self.signer(leaf.authority) {
-            Ok(signer) => signer,
+        let Signing { signer, remarks } = match self.leaf_signer(leaf.authority) {
+            Ok(signing) => signing,
             Err(advice) => return Some(finding.with_advice(advice)),
         };
         if leaf.place.is_none() || self.is_cut_config(leaf) {
@@ -53,8 +54,7 @@ impl Judge<'_> {
             Ok(blueprint) => blueprint,
             Err(advice) => return Some(advice.into_iter().fold(finding, Finding::with_advice)),
         };
-        let lent = self.lent_by(leaf.authority);
-        match RenewCertificate::new(leaf, signer, &self.keys, self.context.settings, blueprint, lent) {
+        match RenewCertificate::new(leaf, signer, &self.keys, self.context.settings, blueprint, remarks) {
             Some(remedy) => Some(finding.with_remedy(remedy)),
             None => Some(finding.with_advice(format!(
                 "Not mended: its names and groups stood only in what is lost. Restore the file from a backup, or, once the rest of the node runs, delete it and run `kubeadm init phase {}` with the cluster's own configuration.",

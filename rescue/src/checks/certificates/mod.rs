@@ -18,6 +18,7 @@ use crate::pki::certificate::Certificate;
 use crate::pki::inventory::{Inventory, Leaf, Problem, Signer, Verdict};
 use crate::pki::key_pool::KeyPool;
 use crate::pki::profile::Authority;
+use crate::trust::Party;
 use crate::units;
 
 const ID: &str = "certificates";
@@ -44,11 +45,13 @@ impl Check for Certificates {
             return Ok(Vec::new());
         }
         let now = context.settings.now;
-        let inventory = Inventory::read(context.guest, context.node, now)
-            .with_lent(context.peers)
+        let inventory = Inventory::read(context.guest, context.node, now);
+        let party = Party::read(context.guest, context.node, &inventory, context.settings);
+        let inventory = inventory
+            .with_lent(&party, context.peers)
             .with_kept_names(context.guest, context.node)
             .with_asked_names(&context.settings.san);
-        let judge = Judge { context, inventory: &inventory, keys: Rc::new(KeyPool::default()) };
+        let judge = Judge { context, inventory: &inventory, party: &party, keys: Rc::new(KeyPool::default()) };
         let mut findings = Vec::new();
         findings.extend(inventory.kubelet.as_ref().and_then(|client| judge.kubelet(client)));
         findings.extend(inventory.leaves.iter().filter_map(|leaf| judge.leaf(leaf)));
@@ -63,6 +66,8 @@ impl Check for Certificates {
 struct Judge<'a> {
     context: &'a Context<'a>,
     inventory: &'a Inventory,
+    /// What this node's disk proves to the others.
+    party: &'a Party,
     keys: Rc<KeyPool>,
 }
 

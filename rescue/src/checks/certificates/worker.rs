@@ -1,29 +1,98 @@
-//! Nodes without the CA's key: who else in the run has it, and what to bring where nobody has.
+//! Nodes without the CA's key: who else in the run has it, whether it may sign for this disk, and what to bring where nobody has.
 
 use super::Judge;
-use crate::pki::inventory::AuthorityState;
+use crate::pki::certificate::Certificate;
+use crate::pki::inventory::{AuthorityState, Signer};
+use crate::pki::kubelet::KubeletClient;
 use crate::pki::profile::Authority;
 use crate::pki::trust::{self, Found};
+use crate::trust::names::{Recorded, node_signature};
+use crate::trust::{Party, Permit, crossing};
 use crate::typed;
 
+/// With what to sign, and what the plan says of it.
+#[derive(Debug)]
+pub(super) struct Signing<'a> {
+    pub(super) signer: &'a Signer,
+    /// Whose key it is and why it may sign, where it is not this node's own. One line each.
+    pub(super) remarks: Vec<String>,
+}
+
+impl<'a> Signing<'a> {
+    /// With the key on this node.
+    pub(super) fn own(signer: &'a Signer) -> Self {
+        Self { signer, remarks: Vec::new() }
+    }
+
+    fn lent(found: Found<'a>, permit: &Permit) -> Self {
+        let whose =
+            format!("signed with the CA key of {} ({}), which is only read", found.peer.name, found.peer.source);
+        Self { signer: found.signer, remarks: vec![whose, permit.words().to_owned()] }
+    }
+}
+
 impl Judge<'_> {
-    /// The key of this node's CA, on another node of the run.
-    pub(super) fn lent(&self, authority: Authority) -> Option<Found<'_>> {
-        let state = self.inventory.authorities.get(&authority);
-        let own = match state {
+    /// The certificates of the CA that this node's leaves must be signed by, as its disk says it.
+    fn own_authorities(&self, authority: Authority) -> Vec<Certificate> {
+        match self.inventory.authorities.get(&authority) {
             // What a control plane signs must hold before its own API server and etcd, which read the file.
             Some(state) if self.is_control_plane() || authority == Authority::Etcd => state.certificates.clone(),
             _ if authority == Authority::Cluster => trust::cluster_authorities(self.context.guest, self.inventory),
-            _ => return None,
-        };
-        trust::find(&own, authority, self.context.peers)
+            _ => Vec::new(),
+        }
     }
 
-    /// Where the certificate was signed, when that was not here.
-    pub(super) fn lent_by(&self, authority: Authority) -> Option<String> {
-        let own = self.inventory.authorities.get(&authority).is_some_and(|state| state.signer.is_ok());
-        let found = self.lent(authority).filter(|_| !own)?;
-        Some(format!("signed with the CA key of {} ({}), which is only read", found.peer.name, found.peer.source))
+    /// The other nodes of the run that hold the key of this node's CA.
+    pub(super) fn lenders(&self, authority: Authority) -> Vec<Found<'_>> {
+        let own = self.own_authorities(authority);
+        let is_own = |found: &Found<'_>| own.iter().any(|own| trust::is_same(own, &found.signer.certificate));
+        trust::holders(authority, self.context.peers).filter(is_own).collect()
+    }
+
+    /// Another node's key that may sign a leaf for this one. `None` where nobody has one.
+    ///
+    /// # Errors
+    /// What this disk does not prove.
+    pub(super) fn lent_for_leaf(&self, authority: Authority) -> Option<Result<Signing<'_>, String>> {
+        let permit = |found: &Found<'_>| {
+            crossing::leaf_signature(self.party, &found.peer.party, authority, &found.signer.certificate)
+        };
+        self.first_permitted(authority, permit)
+    }
+
+    /// Another node's key that may sign for this one's kubelet, under the name that `client` says. `None` where nobody has one.
+    ///
+    /// # Errors
+    /// What this disk does not prove.
+    pub(super) fn lent_for_kubelet(&self, client: &KubeletClient) -> Option<Result<Signing<'_>, String>> {
+        let name = client.node_name.as_ref().ok()?;
+        let others: Vec<&Party> = self.context.peers.iter().map(|peer| &peer.party).collect();
+        let permit = |found: &Found<'_>| {
+            let recorded = self.recorded(name, &found.signer.certificate);
+            node_signature(self.party, name, &found.signer.certificate, &others, &recorded)
+        };
+        self.first_permitted(Authority::Cluster, permit)
+    }
+
+    fn first_permitted(
+        &self,
+        authority: Authority,
+        permit: impl Fn(&Found<'_>) -> Result<Permit, crate::trust::Unproven>,
+    ) -> Option<Result<Signing<'_>, String>> {
+        let mut refused = None;
+        for found in self.lenders(authority) {
+            match permit(&found) {
+                Ok(permit) => return Some(Ok(Signing::lent(found, &permit))),
+                Err(unproven) => refused = refused.or(Some(unproven)),
+            }
+        }
+        refused.map(|unproven| Err(unproven.advice("signed")))
+    }
+
+    /// What the etcd of other control planes that prove to be of the cluster of `ca` has for a node of this name.
+    fn recorded(&self, name: &str, ca: &Certificate) -> Vec<Recorded> {
+        let proven = self.context.peers.iter().filter(|peer| peer.party.standing.is_control_plane_of(ca));
+        proven.filter_map(|peer| peer.lent.as_ref()?.node(name)).collect()
     }
 
     /// What a worker's certificate takes, and how to bring it.

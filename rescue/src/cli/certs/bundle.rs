@@ -21,6 +21,7 @@ use crate::pki::{bundle, trust, worker_list};
 use crate::refusal::Refusal;
 use crate::report::json;
 use crate::settings::Settings;
+use crate::trust::names::{ControlPlanes, named_only};
 use crate::typed;
 use crate::ui::Ui as _;
 
@@ -41,6 +42,9 @@ pub struct Bundle {
     /// a file whose first line is the passphrase (default: $RESCUE_PASSPHRASE, else it is asked for)
     #[argh(option)]
     pub passphrase_file: Option<PathBuf>,
+    /// a control plane that is meant to be in the bundle, by name; may be given several times
+    #[argh(option)]
+    pub trust: Vec<String>,
     /// replace the file if it is there
     #[argh(switch)]
     pub force: bool,
@@ -61,7 +65,12 @@ pub fn run(command: &Bundle) -> Result<Result<Outcome>, Stop> {
         let usage = "rescue certs bundle --ca CONTROL-PLANE --workers list.txt|name,name -o bundle.age";
         return Err(Stop::Usage(usage.to_owned()));
     }
-    let settings = Settings { ca: command.ca.clone(), days: command.days, ..args::with_now(command.now) };
+    let settings = Settings {
+        ca: command.ca.clone(),
+        days: command.days,
+        trust: command.trust.clone(),
+        ..args::with_now(command.now)
+    };
     Ok(make(command, &settings))
 }
 
@@ -70,6 +79,7 @@ fn make(command: &Bundle, settings: &Settings) -> Result<Outcome> {
     let nodes = nodes(&command.workers)?;
     let lenders = lenders(settings)?;
     let signer = only_signer(&lenders, &command.ca)?;
+    refuse_control_planes(&nodes, &lenders, &settings.trust)?;
     let passphrase = passphrase::choose(command.passphrase_file.as_deref())?;
     let progress = Terminal.begin("Making keys", u64::try_from(nodes.len()).ok());
     let file = bundle::make(&nodes, signer, settings.now, settings.days, progress.as_ref())?;
@@ -78,6 +88,19 @@ fn make(command: &Bundle, settings: &Settings) -> Result<Outcome> {
     output::write(&command.output, &sealed, 0o600, command.force)?;
     say(command, &file, signer);
     Ok(Outcome::Clean)
+}
+
+/// A control plane renews its own kubelet's certificate; a key in its name in a file that travels is rarely meant.
+fn refuse_control_planes(nodes: &[String], lenders: &[Rc<Peer>], trust: &[String]) -> Result<()> {
+    let control_planes = ControlPlanes::of(lenders);
+    let unnamed = nodes.iter().filter(|node| !trust.contains(node));
+    let why: Vec<String> = unnamed.filter_map(|node| Some(named_only(node, &control_planes.why(node)?))).collect();
+    match why.is_empty() {
+        true => Ok(()),
+        false => {
+            Err(Refusal::new(why.join("; "), "nothing was made", "leave them out of --workers, or add --trust").into())
+        }
+    }
 }
 
 /// A list file where there is one of this name, else names.

@@ -20,6 +20,7 @@ use crate::refusal::Refusal;
 use crate::repair::in_use::read_only;
 use crate::report::json;
 use crate::session::Session;
+use crate::settings::Settings;
 use crate::typed;
 
 /// install a kubelet client certificate that was signed elsewhere: what `rescue certs sign` or `rescue certs bundle` wrote, or a
@@ -36,6 +37,9 @@ pub struct Install {
     /// of a bundle: a file whose first line is its passphrase (default: $RESCUE_PASSPHRASE, else it is asked for)
     #[argh(option)]
     pub passphrase_file: Option<PathBuf>,
+    /// install a key from a bundle on this node, by name or disk, although its disk does not prove its name
+    #[argh(option)]
+    pub trust: Vec<String>,
     /// do not ask
     #[argh(switch)]
     pub yes: bool,
@@ -63,7 +67,7 @@ pub fn run(command: &Install) -> Result<Result<Outcome>, Stop> {
     let sources = sources(disks, &command.root)?;
     let go = Go { yes: command.yes, dry_run: command.dry_run, json: command.json };
     go.check()?;
-    let settings = args::with_now(command.now);
+    let settings = Settings { trust: command.trust.clone(), ..args::with_now(command.now) };
     read_only::protect(&sources);
     let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
     Ok(install(command, &session, file, go))
@@ -78,6 +82,7 @@ fn install(command: &Install, session: &Session<'_>, file: &Path, go: Go) -> Res
         node: &worker.node,
         keys: &keys,
         own: &worker.own,
+        party: &worker.report.party,
         now: session.settings.now,
         typed: &worker.typed,
     };

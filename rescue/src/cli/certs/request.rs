@@ -74,7 +74,11 @@ fn request(command: &RequestCertificate, session: &Session<'_>, go: Go) -> Resul
     // kubelets ask for keyEncipherment up to 1.26 (kubernetes#111660).
     let old_kubelet = version.is_none_or(|version| version < Version { major: 1, minor: 27, patch: 0 });
     let version = version.map(|version| version.to_string());
-    let file = |key: &PrivateKey| RequestFile::new(&worker.node, key, &worker.own, version, old_kubelet, now);
+    let old = worker.client.certificate.clone();
+    let file = |key: &PrivateKey| {
+        let file = RequestFile::new(&worker.node, key, &worker.own, version, old_kubelet, now)?;
+        anyhow::Ok(file.with_proof(old.as_ref(), key))
+    };
     let found = if command.new_key { None } else { usable(&worker.report.guest, &worker.client) };
     let file = match &found {
         Some(found) => file(&found.key)?,
@@ -124,6 +128,13 @@ fn say(command: &RequestCertificate, file: &RequestFile, key: Option<String>, wo
     }
     let ca: Vec<String> = file.ca.iter().map(crate::pki::ferry::CaName::shown).collect();
     println!("It holds no secret. It is for the cluster with the CA {}.", ca.join(", "));
-    println!("Next: rescue certs sign --ca CONTROL-PLANE {output} -o signed.json    (where that disk is)");
+    let trust = if file.certificate.is_some() { String::new() } else { format!(" --trust {}", file.node) };
+    if file.certificate.is_none() {
+        println!(
+            "Nothing in it proves that it is node {}'s: who signs it has to know, and says so with --trust.",
+            file.node
+        );
+    }
+    println!("Next: rescue certs sign --ca CONTROL-PLANE {output} -o signed.json{trust}    (where that disk is)");
     println!("then: rescue certs install {worker} signed.json    (here)");
 }

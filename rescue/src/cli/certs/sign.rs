@@ -20,6 +20,7 @@ use crate::refusal::Refusal;
 use crate::report::json;
 use crate::session::Session;
 use crate::settings::Settings;
+use crate::trust::names::{ControlPlanes, named_only};
 use crate::typed;
 
 /// sign requests of workers with the CA key on a control-plane disk, which is only read. Nothing but kubelet client certificates
@@ -42,6 +43,10 @@ pub struct Sign {
     /// validity in days, at most to the CA's end (default 365)
     #[argh(option, default = "365", from_str_fn(args::days_argument))]
     pub days: u32,
+    /// a node that is signed for although its request does not prove its name, or although it is a control plane; may be given several
+    /// times
+    #[argh(option)]
+    pub trust: Vec<String>,
     /// print one JSON object (schema rescue/v1) instead of text
     #[argh(switch)]
     pub json: bool,
@@ -55,7 +60,12 @@ pub fn run(command: &Sign) -> Result<Result<Outcome>, Stop> {
     if command.requests.is_empty() || command.ca.is_empty() {
         return Err(Stop::Usage("rescue certs sign --ca CONTROL-PLANE req.json… -o signed.json".to_owned()));
     }
-    let settings = Settings { ca: command.ca.clone(), days: command.days, ..args::with_now(command.now) };
+    let settings = Settings {
+        ca: command.ca.clone(),
+        days: command.days,
+        trust: command.trust.clone(),
+        ..args::with_now(command.now)
+    };
     Ok(sign(command, &settings))
 }
 
@@ -63,10 +73,11 @@ fn sign(command: &Sign, settings: &Settings) -> Result<Outcome> {
     output::refuse_existing(&command.output, command.force)?;
     let requests: Vec<_> = command.requests.iter().map(|path| (path, read(path))).collect();
     let lenders = lenders(settings)?;
+    let control_planes = ControlPlanes::of(&lenders);
     let mut entries: Vec<Entry> = Vec::new();
     let mut wrong = Vec::new();
     for (path, request) in requests {
-        let signed = request.and_then(|request| one(&request, &lenders, settings));
+        let signed = request.and_then(|request| one(&request, &lenders, &control_planes, settings));
         match signed {
             Ok(entry) if entries.iter().any(|other| other.node == entry.node) => {
                 wrong.push(format!("{}: a second request for {}", typed::path(path), entry.node));
@@ -77,6 +88,9 @@ fn sign(command: &Sign, settings: &Settings) -> Result<Outcome> {
     }
     if !wrong.is_empty() {
         let next = match entries.is_empty() {
+            _ if wrong.iter().any(|wrong| wrong.contains("--trust")) => {
+                "leave out what you do not know, or name those that you know with --trust, and run it again"
+            }
             true => "make the requests again with rescue certs request, and give the right control plane's disk",
             false => "leave these out and run it again for the others",
         };
@@ -90,7 +104,7 @@ fn sign(command: &Sign, settings: &Settings) -> Result<Outcome> {
 
 /// The nodes on the disks named with `--ca`.
 pub(super) fn lenders(settings: &Settings) -> Result<Vec<Rc<Peer>>> {
-    Session { sources: &[], settings, ui: &Terminal }.lenders()
+    Session { sources: &[], settings, ui: &Terminal }.signers()
 }
 
 type Request = (RequestFile, crate::pki::csr::NodeRequest);
@@ -99,7 +113,12 @@ fn read(path: &std::path::Path) -> Result<Request> {
     RequestFile::read(&output::read(path)?)
 }
 
-fn one((file, request): &Request, lenders: &[Rc<Peer>], settings: &Settings) -> Result<Entry> {
+fn one(
+    (file, request): &Request,
+    lenders: &[Rc<Peer>],
+    control_planes: &ControlPlanes,
+    settings: &Settings,
+) -> Result<Entry> {
     let Some(signer) = ferry::signer(file, lenders) else {
         let wanted: Vec<String> = file.ca.iter().map(CaName::shown).collect();
         let there = trust::holders(Authority::Cluster, lenders).map(|found| &found.signer.certificate);
@@ -110,6 +129,17 @@ fn one((file, request): &Request, lenders: &[Rc<Peer>], settings: &Settings) -> 
             trust::all_shown(there)
         );
     };
+    let is_trusted = settings.trust.contains(&request.node);
+    if let Some(why) = control_planes.why(&request.node).filter(|_| !is_trusted) {
+        anyhow::bail!("{}", named_only(&request.node, &why));
+    }
+    if !is_trusted && !file.proves_its_name(request, &signer.certificate) {
+        anyhow::bail!(
+            "nothing in the request proves that it is node {0}'s (no certificate of this CA for that name and this key). If you know where it \
+             comes from: --trust {0}",
+            request.node
+        );
+    }
     let order = Order {
         node: &request.node,
         public_key_info: &request.public_key_info,

@@ -1,0 +1,137 @@
+//! Whose disk it is: the name that a kubelet's client certificate may be signed for.
+
+use std::rc::Rc;
+
+use super::crossing::{Permit, Unproven, trusted_or};
+use super::party::Party;
+use super::record::is_control_plane;
+use crate::etcd::objects::NodeObject;
+use crate::node::Role;
+use crate::pki::certificate::Certificate;
+use crate::pki::peer::Peer;
+use crate::pki::trust::shown;
+
+/// A Node object, as the etcd of a proven control plane of the run has it.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    /// The object.
+    pub object: NodeObject,
+    /// Where it was read: `the etcd of master01`.
+    pub place: String,
+}
+
+/// Whether `ca` may sign for the kubelet of `receiver` under `name`. `others` are the other disks of the run, `recorded` is what proven
+/// control planes know of that name.
+///
+/// The name is proved by a certificate that the CA signed for it, with its private key on the disk; else by the cluster's own record of
+/// the machine ID. Two disks that prove one name are copies, and both are refused.
+///
+/// # Errors
+/// [`Unproven`] says what the disk has instead.
+pub fn node_signature(
+    receiver: &Party,
+    name: &str,
+    ca: &Certificate,
+    others: &[&Party],
+    recorded: &[Recorded],
+) -> Result<Permit, Unproven> {
+    let proven = receiver.standing.nodes(ca);
+    if proven.contains(name) {
+        let twin = others.iter().find(|other| other.standing.nodes(ca).contains(name));
+        return match twin {
+            None => Ok(Permit::Proved(format!("its private key for node {name} is on this disk"))),
+            Some(twin) => by_word(receiver, || {
+                format!(
+                    "{} and {} both prove to be node {name}: one is a copy of the other.",
+                    receiver.shown(),
+                    twin.shown()
+                )
+            }),
+        };
+    }
+    let claims_it = |other: &&&Party| {
+        other.name == name || other.kubelet_name.as_deref() == Some(name) || other.standing.nodes(ca).contains(name)
+    };
+    if let Some(other) = others.iter().find(claims_it) {
+        return by_word(receiver, || {
+            format!(
+                "{} and {} both say that they are node {name}, and no private key on {0} proves it.",
+                receiver.shown(),
+                other.shown()
+            )
+        });
+    }
+    if let Some(other) = proven.iter().next() {
+        return by_word(receiver, || {
+            format!("{} says that it is node {name}, but the private key on it is node {other}'s.", receiver.shown())
+        });
+    }
+    if receiver.standing.is_control_plane_of(ca) {
+        return Ok(Permit::Proved("this disk holds private keys of a control plane of its cluster".to_owned()));
+    }
+    match by_record(receiver, name, others, recorded) {
+        Some(place) => Ok(Permit::Proved(format!("{place} has this disk's machine ID for node {name}"))),
+        None => by_word(receiver, || {
+            format!(
+                "{} says that it is node {name}, but holds no private key with a certificate of {} for that name, and no etcd of this \
+                 cluster in the run has its machine ID for it.",
+                receiver.shown(),
+                shown(ca)
+            )
+        }),
+    }
+}
+
+/// Where the cluster's own record has the machine ID of `receiver` for `name`. A machine ID that two disks or two Node objects share is no
+/// proof, and a control plane proves itself by its keys.
+fn by_record<'r>(receiver: &Party, name: &str, others: &[&Party], recorded: &'r [Recorded]) -> Option<&'r str> {
+    let own = receiver.machine_id.as_deref()?;
+    let is_shared = others.iter().any(|other| other.machine_id.as_deref() == Some(own))
+        || recorded.iter().any(|one| one.object.machine_id == own && one.object.name != name);
+    let mut same = recorded.iter().filter(|one| one.object.name == name);
+    let known = same.next().filter(|one| one.object.machine_id == own && !is_control_plane(&one.object))?;
+    // Two control planes that know different machines by this name: one of them is older.
+    let is_contradicted = same.any(|other| other.object.machine_id != own || is_control_plane(&other.object));
+    (!is_shared && !is_contradicted).then_some(known.place.as_str())
+}
+
+fn by_word(receiver: &Party, saw: impl FnOnce() -> String) -> Result<Permit, Unproven> {
+    trusted_or(&[receiver], saw)
+}
+
+/// The control planes of a cluster, as the disks named with `--ca` know them.
+#[derive(Debug, Default)]
+pub struct ControlPlanes {
+    /// Name, and how it is known.
+    known: Vec<(String, String)>,
+}
+
+impl ControlPlanes {
+    /// From those disks: their own names, their etcd members' and, where etcd can be read, its Node objects.
+    pub fn of(lenders: &[Rc<Peer>]) -> Self {
+        let mut known = Vec::new();
+        for peer in lenders.iter().filter(|peer| peer.role == Some(Role::ControlPlane)) {
+            let shown = peer.shown();
+            known.push((peer.name.clone(), format!("it is the control plane {shown} itself")));
+            known.extend(
+                peer.party.kubelet_name.iter().map(|name| (name.clone(), format!("it is the kubelet of {shown}"))),
+            );
+            let named = peer.control_planes.iter();
+            known.extend(named.map(|name| (name.clone(), format!("the etcd of {shown} lists it as a control plane"))));
+        }
+        Self { known }
+    }
+
+    /// How it is known that `node` is a control plane.
+    pub fn why(&self, node: &str) -> Option<String> {
+        self.known.iter().find(|(name, _)| name == node).map(|(_, why)| why.clone())
+    }
+}
+
+/// Why a control plane is signed for only where it is named.
+pub fn named_only(node: &str, why: &str) -> String {
+    format!(
+        "{node} is a control plane ({why}); its own disk renews it, and whoever holds this certificate speaks in its name. If it is meant: \
+         --trust {node}"
+    )
+}
