@@ -9,18 +9,20 @@ mod files;
 mod guests;
 mod runs;
 mod shown;
+mod trust;
 
 pub use disks::{ext_tree, images, lvm_disk, lvm_text, partition_tables, probes};
 pub use etcd::{etcd_database, etcd_log, etcd_messages, etcd_salvage, etcd_snap};
 pub use files::{certificates, kubeconfig_edits, yaml_documents};
 pub use guests::{fstab, units};
 pub use runs::{hostile_runs, journal};
+pub use trust::trust;
 
 /// A target: any bytes.
 pub type Target = fn(&[u8]);
 
 /// All targets by the name of their folder in `fuzz/corpus` and `fuzz/regressions`.
-pub const TARGETS: [(&str, Target); 18] = [
+pub const TARGETS: [(&str, Target); 19] = [
     ("partition_tables", partition_tables),
     ("lvm_disk", lvm_disk),
     ("lvm_text", lvm_text),
@@ -39,6 +41,7 @@ pub const TARGETS: [(&str, Target); 18] = [
     ("etcd_messages", etcd_messages),
     ("etcd_database", etcd_database),
     ("etcd_salvage", etcd_salvage),
+    ("trust", trust),
 ];
 
 /// The parts of an input that stands for several files: separated by a byte that no text has.
@@ -71,6 +74,22 @@ mod tests {
             }
             assert!(tried > 0, "{name} has no seed");
             target(b"");
+        }
+    }
+
+    /// The same for the disks that say what they are not. `RESCUE_MUTATIONS` says how many pairs, in hundreds.
+    #[test]
+    fn shuffled_facts_of_two_disks() {
+        let rounds: u64 = std::env::var("RESCUE_MUTATIONS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(4);
+        let mut state = 7u64;
+        for _ in 0..rounds * 100 {
+            let facts: Vec<u8> = std::iter::repeat_with(|| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (state >> 40) as u8
+            })
+            .take(64)
+            .collect();
+            trust(&facts);
         }
     }
 

@@ -11,6 +11,7 @@ use crate::guest::Guest;
 use crate::node::Node;
 use crate::trust::Party;
 use crate::trust::names::Recorded;
+use crate::trust::record::is_control_plane;
 
 /// The values, and whose they are.
 #[derive(Debug, Clone)]
@@ -38,8 +39,11 @@ impl Lent {
 impl Lent {
     /// The Node object of this name, if it is among what was read.
     pub fn node(&self, name: &str) -> Option<Recorded> {
-        let value = self.values.get(format!("{}/minions/{name}", self.prefix).as_bytes())?;
-        Some(Recorded { object: NodeObject::parse(value)?, place: self.place.clone() })
+        let value = |key: String| self.values.get(format!("{}/{key}", self.prefix).as_bytes());
+        let object = NodeObject::parse(value(format!("minions/{name}"))?)?;
+        let runs = |pod: &str| value(format!("pods/kube-system/{pod}-{name}")).is_some();
+        let is_control_plane = is_control_plane(&object) || runs("kube-apiserver") || runs("etcd");
+        Some(Recorded { object, is_control_plane, place: self.place.clone() })
     }
 }
 

@@ -126,7 +126,10 @@ pub(super) fn trusted_or(unproven: &[&Party], saw: impl FnOnce() -> String) -> R
     let doubted: Vec<&&Party> = unproven.iter().filter(|party| !party.is_trusted).collect();
     if doubted.is_empty() {
         let names: Vec<String> = unproven.iter().map(|party| party.shown()).collect();
-        return Ok(Permit::Trusted(format!("on your word alone (--trust): {} proves nothing", names.join(" and "))));
+        return Ok(Permit::Trusted(format!(
+            "on your word alone (--trust): no key on {} proves it",
+            names.join(" and ")
+        )));
     }
     let flags: Vec<String> = doubted.iter().map(|party| party.trust_flag()).collect();
     Err(Unproven {

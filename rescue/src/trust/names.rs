@@ -4,7 +4,6 @@ use std::rc::Rc;
 
 use super::crossing::{Permit, Unproven, trusted_or};
 use super::party::Party;
-use super::record::is_control_plane;
 use crate::etcd::objects::NodeObject;
 use crate::node::Role;
 use crate::pki::certificate::Certificate;
@@ -16,6 +15,8 @@ use crate::pki::trust::shown;
 pub struct Recorded {
     /// The object.
     pub object: NodeObject,
+    /// Whether it is a control plane: by its role, or by the static pods that it reported.
+    pub is_control_plane: bool,
     /// Where it was read: `the etcd of master01`.
     pub place: String,
 }
@@ -89,9 +90,9 @@ fn by_record<'r>(receiver: &Party, name: &str, others: &[&Party], recorded: &'r 
     let is_shared = others.iter().any(|other| other.machine_id.as_deref() == Some(own))
         || recorded.iter().any(|one| one.object.machine_id == own && one.object.name != name);
     let mut same = recorded.iter().filter(|one| one.object.name == name);
-    let known = same.next().filter(|one| one.object.machine_id == own && !is_control_plane(&one.object))?;
+    let known = same.next().filter(|one| one.object.machine_id == own && !one.is_control_plane)?;
     // Two control planes that know different machines by this name: one of them is older.
-    let is_contradicted = same.any(|other| other.object.machine_id != own || is_control_plane(&other.object));
+    let is_contradicted = same.any(|other| other.object.machine_id != own || other.is_control_plane);
     (!is_shared && !is_contradicted).then_some(known.place.as_str())
 }
 
