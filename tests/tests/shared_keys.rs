@@ -12,7 +12,8 @@ use pki_support::told;
 use rescue::checks::{Finding, Severity};
 use rescue::disk::Source;
 use rescue::repair::plan::Plan;
-use rescue::repair::{Attributes, Change};
+use rescue::repair::transaction::{RunInfo, apply};
+use rescue::repair::{Attributes, Change, undo};
 use rescue::session::{NodeReport, Session};
 use rescue::settings::Settings;
 use rescue::ui::Silent;
@@ -493,5 +494,44 @@ fn a_companys_root_does_not_make_two_clusters_one() -> Result<()> {
     }
     let (nodes, plan) = look(&[&one, &other])?;
     ensure!(plan.prepared.changes.is_empty() && nodes[0].findings.is_empty(), "{}", told(&nodes[0].findings));
+    Ok(())
+}
+
+/// A CA's key comes back into a file that somebody had opened to others: it does not stay open.
+#[test]
+fn a_copied_key_is_closed_whatever_was_there() -> Result<()> {
+    let (one, two) = pair()?;
+    let key = one.pki("ca.key");
+    let whole = fs::read(&key)?;
+    for (bits, entry, expected) in [
+        (0o777, None, 0o600),
+        (0o4755, None, 0o600),
+        (0o640, None, 0o640),
+        (0o660, None, 0o640),
+        (0o600, Some("user:1000:rw"), 0o600),
+    ] {
+        fs::write(&key, "")?;
+        fs::set_permissions(&key, fs::Permissions::from_mode(bits))?;
+        Cmd::new("setfacl").args(["-m", "default:user:1000:rwx"]).arg(one.pki("")).ok()?;
+        if let Some(entry) = entry {
+            Cmd::new("setfacl").args(["-m", entry]).arg(&key).ok()?;
+        }
+        let list = || -> Result<String> { Ok(Cmd::new("getfacl").args(["-n", "-p"]).arg(&key).ok()?.stdout) };
+        let before = list()?;
+        let (_, plan) = look(&[&one, &two])?;
+        let writable = pki_support::open(one.root())?;
+        let run = RunInfo::new(Settings::default().now, Vec::new());
+        apply(&writable, plan.prepared.clone(), &run, &Silent)?;
+        let what = format!("{bits:04o} {entry:?}");
+        ensure!(fs::read(&key)? == whole, "{what}");
+        let mode = fs::metadata(&key)?.permissions().mode() & 0o7777;
+        ensure!(mode == expected && !list()?.contains("user:1000"), "{what}: {mode:04o}\n{}", list()?);
+        let remarks: Vec<&String> = plan.steps.iter().flat_map(|step| &step.remarks).collect();
+        ensure!(remarks.is_empty() == (bits == expected && entry.is_none()), "{what}: {remarks:?}");
+        undo(&writable, None, &Silent)?;
+        writable.close()?;
+        ensure!(list()? == before && fs::read(&key)?.is_empty(), "{what}: undo left\n{}", list()?);
+        Cmd::new("setfacl").arg("-b").arg(&key).ok()?;
+    }
     Ok(())
 }

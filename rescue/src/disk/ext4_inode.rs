@@ -15,6 +15,7 @@ use std::sync::Arc;
 use super::ReadAt;
 use super::bytes::{be32, le16, le32};
 use super::ext_super::{self, ExtSuper};
+use super::ext4_xattr;
 use crate::guest::FileKind;
 
 /// The root folder's inode.
@@ -159,6 +160,23 @@ impl Inodes {
 
     /// Reads inode `number` and, where the file system has them, checks its checksum.
     pub fn read(&self, number: u32) -> Result<Inode> {
+        self.parse(number, &self.raw(number)?)
+    }
+
+    /// The access list of inode `number` as ext4 stores it. The kernel looks into the inode first (`ext4_xattr_get`).
+    pub fn access_list(&self, number: u32) -> Result<Option<Vec<u8>>> {
+        let raw = self.raw(number)?;
+        let damaged = |reason: &'static str| InodeError::Corrupt(reason.to_owned());
+        if let Some(value) = ext4_xattr::in_inode(&raw, ext4_xattr::POSIX_ACL_ACCESS).map_err(damaged)? {
+            return Ok(Some(value));
+        }
+        match ext4_xattr::block_of(&raw) {
+            0 => Ok(None),
+            block => ext4_xattr::in_block(&self.block(block)?, ext4_xattr::POSIX_ACL_ACCESS).map_err(damaged),
+        }
+    }
+
+    fn raw(&self, number: u32) -> Result<Vec<u8>> {
         let index = number.checked_sub(1).filter(|_| number <= self.superblock.inodes);
         let Some(index) = index else {
             return corrupt(format!("inode {number} does not exist"));
@@ -175,7 +193,7 @@ impl Inodes {
         let mut raw = vec![0; usize::from(self.superblock.inode_size)];
         self.bytes.read(at, &mut raw)?;
         self.check(number, &raw)?;
-        self.parse(number, &raw)
+        Ok(raw)
     }
 
     /// Checksum over file system seed, inode number, generation and the inode with its two checksum fields as zeros.

@@ -17,7 +17,7 @@ use ext4_view::{Ext4, Ext4Error, Ext4Read};
 use super::ReadAt;
 use super::ext_super::ExtSuper;
 use super::ext4_inode::{Cached, Folder, Inode, InodeError, Inodes, ROOT};
-use crate::guest::{DirEntry, FileKind, Meta, Tree, TreeError, TreeResult, Usage};
+use crate::guest::{AccessList, DirEntry, FileKind, Meta, Tree, TreeError, TreeResult, Usage};
 
 /// The kernel's PATH_MAX: no link target is longer.
 const MAX_LINK: u64 = 4096;
@@ -170,6 +170,17 @@ impl Tree for Ext4Tree {
         })
     }
 
+    fn access_list(&self, path: &Path) -> TreeResult<Option<AccessList>> {
+        let (inode, _) = self.lookup(path)?;
+        let Some(value) = self.inodes.access_list(inode.number).map_err(|error| own_error(path, error))? else {
+            return Ok(None);
+        };
+        AccessList::from_ext4(&value).map(Some).ok_or_else(|| TreeError::Corrupt {
+            path: path.to_path_buf(),
+            reason: "its access list is damaged".to_owned(),
+        })
+    }
+
     fn read_range(&self, path: &Path, offset: u64, length: usize) -> TreeResult<Vec<u8>> {
         let (inode, _) = self.lookup(path)?;
         if inode.kind != FileKind::Regular {
@@ -274,6 +285,7 @@ fn view_error(path: &Path, error: Ext4Error) -> TreeError {
 mod tests {
     use super::*;
     use crate::disk::probe::{self, Content};
+    use crate::guest::Named;
     use std::fs;
     use std::process::Command;
 
@@ -325,6 +337,7 @@ mod tests {
             let _ = tree.read_range(&path, 0, 400_000);
             let _ = tree.read_range(&path, 5 << 20, 1000);
             let _ = tree.read_link(&path);
+            let _ = tree.access_list(&path);
             for entry in tree.read_dir(&path).unwrap_or_default().into_iter().take(300) {
                 let _ = tree.lstat(&path.join(&entry.name));
                 if seen + todo.len() < 1000 && path.components().count() < 10 {
@@ -363,6 +376,38 @@ mod tests {
                 }
             }
             assert!(opened > 20, "{mkfs:?}: only {opened} damaged images could be opened at all");
+        }
+    }
+
+    /// mke2fs copies access lists: a short one into a large inode, a long one (or any of a small inode) into a block of its own.
+    #[test]
+    fn access_lists_are_read_where_ext4_keeps_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let (content, path) = (folder.path().join("content"), folder.path().join("image"));
+        fs::create_dir(&content).unwrap();
+        let many: Vec<u32> = (1000..1060).collect();
+        for (name, users) in [("none", &many[..0]), ("one", &many[..1]), ("many", &many[..])] {
+            fs::write(content.join(name), "x").unwrap();
+            let entries: Vec<String> = users.iter().map(|user| format!("u:{user}:rw")).collect();
+            let entries = if entries.is_empty() { "u::rw".to_owned() } else { entries.join(",") + ",g:7:r,m::r" };
+            let set = Command::new("setfacl").args(["-m", &entries]).arg(content.join(name)).status().unwrap();
+            assert!(set.success());
+        }
+        for mkfs in [&["-t", "ext4", "-I", "256"], &["-t", "ext4", "-I", "128"], &["-t", "ext2", "-I", "128"]] {
+            fs::File::create(&path).unwrap().set_len(4 << 20).unwrap();
+            let mut command = Command::new("mke2fs");
+            command.args(["-q", "-F", "-b", "1024", "-d"]).arg(&content).args(mkfs).arg(&path);
+            assert!(command.status().unwrap().success());
+            let tree = open(fs::read(&path).unwrap()).unwrap();
+            let list = |name: &str| tree.access_list(&Path::new("/").join(name)).unwrap();
+            assert_eq!(list("none"), None, "{mkfs:?}");
+            for (name, users) in [("one", &many[..1]), ("many", &many[..])] {
+                let mut named: Vec<(Named, u32)> = users.iter().map(|user| (Named::User(*user), 4)).collect();
+                named.push((Named::Group(7), 4));
+                assert_eq!(list(name).unwrap().named(), named, "{mkfs:?} {name}");
+                let kernel = crate::guest::FolderTree::open(&content).unwrap();
+                assert_eq!(list(name), kernel.access_list(&Path::new("/").join(name)).unwrap(), "{mkfs:?} {name}");
+            }
         }
     }
 

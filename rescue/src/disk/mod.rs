@@ -6,6 +6,7 @@ pub mod device_mapper;
 pub mod export;
 mod ext4_inode;
 mod ext4_tree;
+mod ext4_xattr;
 mod ext_super;
 mod fat;
 pub mod given;

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
@@ -11,6 +11,7 @@ use anyhow::Context;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
+use super::access_list::{self, AccessList};
 use super::{DirEntry, FileKind, Meta, Tree, TreeError, TreeResult, Usage};
 use crate::refusal::Refusal;
 
@@ -22,6 +23,9 @@ const CONFINED: ResolveFlags = ResolveFlags::BENEATH
 
 /// How often a look-up is tried again when the kernel cannot rule out a rename beside it (`EAGAIN`, see openat2(2)).
 const RACE_RETRIES: usize = 16;
+
+/// The kernel's bound on the value of one extended attribute (`XATTR_SIZE_MAX`).
+const LARGEST_LIST: usize = 64 << 10;
 
 /// Room that is made for bytes before they come.
 const READ_AT_ONCE: usize = 1 << 20;
@@ -122,6 +126,19 @@ impl Tree for FolderTree {
         Ok(meta(&self.look(path)?.1))
     }
 
+    fn access_list(&self, path: &Path) -> TreeResult<Option<AccessList>> {
+        let (handle, stat) = self.look(path)?;
+        expect_regular(path, &stat)?;
+        // A descriptor that names a file has no attributes of its own to ask for; the kernel's link to the file has.
+        let at = format!("/proc/self/fd/{}", handle.as_raw_fd());
+        let mut value = Vec::with_capacity(LARGEST_LIST);
+        match rustix::fs::getxattr(at, access_list::ACCESS, rustix::buffer::spare_capacity(&mut value)) {
+            Ok(_) => AccessList::from_xattr(&value).map(Some).ok_or_else(|| damaged_list(path)),
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+            Err(errno) => Err(TreeError::Io { path: path.to_path_buf(), source: errno.into() }),
+        }
+    }
+
     fn read_range(&self, path: &Path, offset: u64, length: usize) -> TreeResult<Vec<u8>> {
         read_some(self.open_regular(path)?, offset, length).map_err(|error| explain_io(path, error))
     }
@@ -157,6 +174,10 @@ impl Tree for FolderTree {
         let target = rustix::fs::readlinkat(&link, "", Vec::new()).map_err(|errno| explain(path, errno))?;
         Ok(std::ffi::OsString::from_vec(target.into_bytes()).into())
     }
+}
+
+fn damaged_list(path: &Path) -> TreeError {
+    TreeError::Corrupt { path: path.to_path_buf(), reason: "its access list is damaged".to_owned() }
 }
 
 /// `/etc/hosts` as the kernel wants it beneath the root: `etc/hosts`. `..` is kept: the kernel refuses it where it climbs.

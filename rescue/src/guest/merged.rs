@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use super::{DirEntry, Meta, Tree, TreeResult};
+use super::{AccessList, DirEntry, Meta, Tree, TreeResult};
 
 /// One tree and where it is mounted.
 #[derive(Clone)]
@@ -59,6 +59,10 @@ impl Tree for MergedTree {
     fn lstat(&self, path: &Path) -> TreeResult<Meta> {
         let (mount, below) = self.at(path);
         mount.tree.lstat(&below).map_err(|error| error.below(&mount.mount_point))
+    }
+    fn access_list(&self, path: &Path) -> TreeResult<Option<AccessList>> {
+        let (mount, below) = self.at(path);
+        mount.tree.access_list(&below).map_err(|error| error.below(&mount.mount_point))
     }
     fn read_range(&self, path: &Path, offset: u64, length: usize) -> TreeResult<Vec<u8>> {
         let (mount, below) = self.at(path);

@@ -1,5 +1,6 @@
 //! The powered-off system's file tree: trees, the mount table, the one path resolver.
 
+mod access_list;
 mod closed;
 mod discover;
 mod folder;
@@ -15,6 +16,7 @@ mod subvolume;
 mod subvolume_roots;
 mod tree;
 
+pub use access_list::{ACCESS, AccessList, DEFAULT, Named};
 pub use folder::FolderTree;
 pub use memory::MemoryTree;
 pub use merged::{MergedTree, Mounted};

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use super::{DirEntry, FileKind, Meta, Tree, TreeError, TreeResult};
+use super::{AccessList, DirEntry, FileKind, Meta, Tree, TreeError, TreeResult};
 use crate::repair::change::{Attributes, Change, Edit, FreeAction, Freeing};
+use crate::repair::secret;
 
 #[derive(Clone)]
 enum Entry {
@@ -13,6 +14,7 @@ enum Entry {
     File {
         bytes: Vec<u8>,
         meta: Meta,
+        list: Option<AccessList>,
     },
     /// The beginning of the file below with other bytes in it.
     Patched {
@@ -81,7 +83,13 @@ impl Planned {
             Change::Write { content, attributes, .. } => {
                 let mut meta = self.meta(&path, FileKind::Regular, attributes, 0o644);
                 meta.size = content.expose().len() as u64;
-                Entry::File { bytes: content.expose().to_vec(), meta }
+                // What cannot be read of an old file is no reason not to replace it.
+                let mut list = self.access_list(&path).unwrap_or_default();
+                if content.is_secret() {
+                    let old = list.take().filter(|_| *attributes == Attributes::Keep);
+                    meta.mode = secret::mode(meta.mode, meta.gid, old.as_ref());
+                }
+                Entry::File { bytes: content.expose().to_vec(), meta, list }
             }
             Change::Patch { edits, size, .. } => {
                 if self.overlay.contains_key(&path) {
@@ -106,7 +114,7 @@ impl Planned {
             Change::Fence { why, .. } => {
                 let mut meta = self.meta(&path, FileKind::Regular, &Attributes::Set { mode: 0o644, uid: 0, gid: 0 }, 0);
                 meta.size = why.len() as u64;
-                Entry::File { bytes: why.clone().into_bytes(), meta }
+                Entry::File { bytes: why.clone().into_bytes(), meta, list: None }
             }
         };
         if matches!(change, Change::ReplaceFolder { .. } | Change::Fence { .. }) {
@@ -158,6 +166,17 @@ impl Tree for Planned {
                 self.refuse_replaced(path)?;
                 self.base.lstat(path)
             }
+        }
+    }
+
+    fn access_list(&self, path: &Path) -> TreeResult<Option<AccessList>> {
+        match self.overlay.get(path) {
+            Some(Entry::File { list, .. }) => Ok(list.clone()),
+            None | Some(Entry::Patched { .. } | Entry::Tail { .. }) => {
+                self.refuse_replaced(path)?;
+                self.base.access_list(path)
+            }
+            Some(_) => Ok(None),
         }
     }
 

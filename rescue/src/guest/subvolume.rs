@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use super::{DirEntry, Meta, Tree, TreeError, TreeResult};
+use super::{AccessList, DirEntry, Meta, Tree, TreeError, TreeResult};
 
 /// Which part of a btrfs a guest mounts.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -58,6 +58,9 @@ impl Below {
 impl Tree for Below {
     fn lstat(&self, path: &Path) -> TreeResult<Meta> {
         self.tree.lstat(&self.at(path)).map_err(|error| self.renamed(error, path))
+    }
+    fn access_list(&self, path: &Path) -> TreeResult<Option<AccessList>> {
+        self.tree.access_list(&self.at(path)).map_err(|error| self.renamed(error, path))
     }
     fn read_range(&self, path: &Path, offset: u64, length: usize) -> TreeResult<Vec<u8>> {
         self.tree.read_range(&self.at(path), offset, length).map_err(|error| self.renamed(error, path))

@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use super::access_list::AccessList;
+
 /// The kinds of file a tree can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
@@ -146,6 +148,11 @@ pub type TreeResult<T> = Result<T, TreeError>;
 pub trait Tree {
     /// Attributes of `path` itself.
     fn lstat(&self, path: &Path) -> TreeResult<Meta>;
+
+    /// The POSIX access list of a regular file; `None` where it has none, or the file system keeps none.
+    fn access_list(&self, _path: &Path) -> TreeResult<Option<AccessList>> {
+        Ok(None)
+    }
 
     /// Up to `length` bytes of a regular file from `offset`; short only at the end of the file.
     fn read_range(&self, path: &Path, offset: u64, length: usize) -> TreeResult<Vec<u8>>;

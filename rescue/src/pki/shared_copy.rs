@@ -126,8 +126,8 @@ impl Remedy for DerivePublicKey {
     }
 }
 
-/// Missing folders, then the file where its path leads. Owner and mode stay, but that a secret
-/// which everybody could read becomes the owner's alone.
+/// Missing folders, then the file where its path leads. Owner and mode of a file that is there stay (of a secret one, what
+/// [`crate::repair::secret`] leaves of them).
 fn replace(guest: &Guest, file: &SharedFile) -> Result<Vec<Change>> {
     let folder = file.path.parent();
     let mut changes = Change::make_dirs(guest, &folder, 0o755)?;
@@ -144,12 +144,13 @@ fn replace(guest: &Guest, file: &SharedFile) -> Result<Vec<Change>> {
     let expect = Expect::now(&guest, &path)?;
     let mode = if file.is_secret { 0o600 } else { 0o644 };
     let attributes = match guest.tree().lstat(path.as_path()) {
-        Ok(old) if old.kind == FileKind::Regular && file.is_secret && old.mode & 0o007 != 0 => {
-            Attributes::Set { mode, uid: old.uid, gid: old.gid }
-        }
         Ok(old) if old.kind == FileKind::Regular => Attributes::Keep,
         _ => Attributes::Set { mode, uid: 0, gid: 0 },
     };
-    changes.push(Change::Write { path, content: file.content.clone(), attributes, expect });
+    let content = match file.is_secret {
+        true => Content::secret(file.content.expose()),
+        false => file.content.clone(),
+    };
+    changes.push(Change::Write { path, content, attributes, expect });
     Ok(changes)
 }

@@ -8,33 +8,47 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::folder::BuildFolder;
-use super::tree_hash;
+use super::{secret, tree_hash};
 use crate::guest::{FileKind, Guest, GuestPath, RealPath, Tree, TreeError, TreeResult};
 
 /// Bytes of a file to be written. May hold private keys, so it is never shown.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Content(Vec<u8>);
+pub struct Content {
+    bytes: Vec<u8>,
+    is_secret: bool,
+}
 
 impl Content {
-    /// Wraps the bytes.
+    /// Wraps the bytes. They are secret where a private key is found in them, so that no writer of keys can forget to say so.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
-        Self(bytes.into())
+        let bytes = bytes.into();
+        Self { is_secret: secret::holds_private_key(&bytes), bytes }
+    }
+
+    /// Wraps bytes that are secret whatever they look like.
+    pub fn secret(bytes: impl Into<Vec<u8>>) -> Self {
+        Self { bytes: bytes.into(), is_secret: true }
+    }
+
+    /// Whether the file that gets the bytes must be closed to others; see [`secret`].
+    pub fn is_secret(&self) -> bool {
+        self.is_secret
     }
 
     /// The bytes themselves, for the journal's staged blobs and for planned trees only.
     pub fn expose(&self) -> &[u8] {
-        &self.0
+        &self.bytes
     }
 
     /// SHA-256 in lower-case hexadecimal.
     pub fn sha256(&self) -> String {
-        sha256_hex(&self.0)
+        sha256_hex(&self.bytes)
     }
 }
 
 impl fmt::Debug for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Content({} bytes)", self.0.len())
+        write!(f, "Content({} bytes)", self.bytes.len())
     }
 }
 
@@ -170,6 +184,9 @@ impl Eq for Recipe {}
 
 /// Owner and mode of what a change leaves behind. Extended attributes (`security.selinux`, ACLs) are copied from the file that
 /// is replaced, else `security.selinux` alone from a sibling in the same folder, else from the folder.
+///
+/// Where the content is [secret](Content::is_secret), [`secret`] takes away what would open it to others: bits of the mode, the
+/// access list.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Attributes {

@@ -6,7 +6,8 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::confined::{Confined, Place, names_in};
-use crate::guest::{DirEntry, FileKind, Meta, RealPath, Tree, TreeError, TreeResult};
+use super::xattrs;
+use crate::guest::{AccessList, DirEntry, FileKind, Meta, RealPath, Tree, TreeError, TreeResult};
 
 impl Tree for Confined {
     fn lstat(&self, path: &Path) -> TreeResult<Meta> {
@@ -24,6 +25,18 @@ impl Tree for Confined {
             nlink: Some(stat.st_nlink),
             ino: Some(stat.st_ino),
         })
+    }
+
+    fn access_list(&self, path: &Path) -> TreeResult<Option<AccessList>> {
+        let place = place(self, path)?;
+        match xattrs::access_list(&place) {
+            Ok(Some(value)) => AccessList::from_xattr(&value).map(Some).ok_or_else(|| TreeError::Corrupt {
+                path: path.to_path_buf(),
+                reason: "its access list is damaged".to_owned(),
+            }),
+            Ok(None) => Ok(None),
+            Err(errno) => Err(TreeError::Io { path: path.to_path_buf(), source: errno.into() }),
+        }
     }
 
     fn read_range(&self, path: &Path, offset: u64, length: usize) -> TreeResult<Vec<u8>> {

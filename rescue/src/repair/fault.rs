@@ -47,7 +47,7 @@ mod injected {
     use rustix::io::Errno;
 
     /// Calls that need no room on a file system: what a full disk still does.
-    const WITHOUT_ROOM: [&str; 7] = ["unlink", "rmdir", "fsync", "syncfs", "chown", "chmod", "futimens"];
+    const WITHOUT_ROOM: [&str; 8] = ["unlink", "rmdir", "fsync", "syncfs", "chown", "chmod", "futimens", "removexattr"];
 
     static BEFORE_ABORT: OnceLock<fn()> = OnceLock::new();
 

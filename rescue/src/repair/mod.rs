@@ -19,6 +19,7 @@ pub mod preen;
 pub mod prune;
 pub mod restart;
 pub mod runs;
+pub mod secret;
 pub mod set;
 pub mod set_plan;
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use crate::checks::{Check, Context, Finding, Remedy, Severity, catalogue};
 use crate::guest::{Guest, GuestPath, Planned};
 use crate::node::Node;
-use crate::repair::{Change, Prepared};
+use crate::repair::{Change, Prepared, secret};
 use crate::settings::Settings;
 
 /// One remedy that the plan will carry out.
@@ -20,6 +20,8 @@ pub struct Step {
     pub remedy: Rc<dyn Remedy>,
     /// Number of files it changes or frees.
     pub files: usize,
+    /// What it takes away from files that will hold a secret, one line each; see [`secret::remarks`].
+    pub remarks: Vec<String>,
 }
 
 /// A remedy that could not be worked out.
@@ -173,21 +175,34 @@ impl Draft<'_> {
             all.free.extend(prepared.free.iter().cloned());
             all.changes.extend(prepared.changes.iter().cloned());
             let guest = self.planned(&all)?;
-            Ok((prepared.free.len() + prepared.changes.len(), all, guest))
+            Ok((prepared, all, guest))
         });
         match attempt {
-            Ok((0, _, _)) => {}
-            Ok((files, all, guest)) => {
+            Ok((Prepared { free, changes }, ..)) if free.is_empty() && changes.is_empty() => {}
+            Ok((prepared, all, guest)) => {
+                let files = prepared.free.len() + prepared.changes.len();
+                let remarks = self.remarks(&prepared);
                 self.node = self.node.read_again(&guest);
                 self.guest = guest;
                 self.plan.prepared = all;
                 let (finding, check) = (finding.title.clone(), finding.check);
-                self.plan.steps.push(Step { check, finding, remedy: Rc::clone(remedy), files });
+                self.plan.steps.push(Step { check, finding, remedy: Rc::clone(remedy), files, remarks });
             }
             Err(error) => {
                 self.plan.dropped.push(Dropped { summary: remedy.summary(), reason: format!("{error:#}") });
             }
         }
+    }
+
+    /// What no earlier step has said.
+    fn remarks(&self, prepared: &Prepared) -> Vec<String> {
+        let mut new: Vec<String> = Vec::new();
+        for line in prepared.changes.iter().flat_map(|change| secret::remarks(&self.guest, change)) {
+            if !new.contains(&line) && !self.plan.steps.iter().any(|step| step.remarks.contains(&line)) {
+                new.push(line);
+            }
+        }
+        new
     }
 
     fn planned(&self, prepared: &Prepared) -> anyhow::Result<Guest> {

@@ -15,11 +15,12 @@ use super::fault;
 use super::folder::Sources;
 use super::in_use::held_open::HeldOpen;
 use super::journal::{State, Step, StoredPath};
+use super::secret;
 use super::shown_sink::ShownSink;
 use super::staged_folder::StagedFolder;
 use super::store::Store;
 use super::xattrs;
-use crate::guest::{Guest, GuestPath, RealPath, Usage};
+use crate::guest::{AccessList, Guest, GuestPath, RealPath, Usage};
 use crate::refusal::Refusal;
 use crate::ui::Ui;
 use crate::units;
@@ -87,6 +88,12 @@ pub(super) struct Goal {
     pub outcome: Outcome,
     /// Whether it is made outside the guest first, because it does not fit beside the old one.
     pub elsewhere: bool,
+}
+
+impl Goal {
+    fn is_secret(&self) -> bool {
+        matches!(&self.outcome, Outcome::File { content, .. } if content.is_secret())
+    }
 }
 
 /// Several changes to one name become one, at the place of the first: every step of the record then stands alone.
@@ -521,19 +528,20 @@ fn stage_one(confined: &Confined, goal: &Goal, original: Option<&Place>, staged:
         Outcome::Built { .. } => bail!("{} is made anew, not staged as one file", goal.path),
     }
     let (mode, uid, gid) = attributes(confined, goal, original)?;
+    let list = if goal.is_secret() { xattrs::List::LeaveOut } else { xattrs::List::Copy };
     let no_follow = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
     let (owner, group) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
     fault::call("chown", || rustix::fs::chownat(staged.folder(), staged.name(), owner, group, no_follow))
         .with_context(|| format!("giving the new {} its owner", goal.path))?;
     // Links and files are replaced by their like or by each other; only a like's attributes fit.
     match original {
-        Some(original) if same_kind(original, staged)? => xattrs::copy(original, staged)?,
+        Some(original) if same_kind(original, staged)? => xattrs::copy(original, staged, list)?,
         _ => xattrs::label_new(confined, &goal.path, staged)?,
     }
     if matches!(goal.outcome, Outcome::Link { .. }) {
         return Ok(());
     }
-    // After the attributes: an ACL's mask is the group's permission bits.
+    // After the attributes: an ACL's mask is the group's permission bits. Until then the file is 0600.
     let (mode, no_flags) = (Mode::from_raw_mode(mode), rustix::fs::AtFlags::empty());
     fault::call("chmod", || rustix::fs::chmodat(staged.folder(), staged.name(), mode, no_flags))
         .with_context(|| format!("giving the new {} its mode", goal.path))?;
@@ -552,6 +560,27 @@ fn same_kind(a: &Place, b: &Place) -> Result<bool> {
 
 /// Mode, owner, group.
 fn attributes(confined: &Confined, goal: &Goal, original: Option<&Place>) -> Result<(u32, u32, u32)> {
+    let (mode, uid, gid) = attributes_asked_for(confined, goal, original)?;
+    if !goal.is_secret() {
+        return Ok((mode, uid, gid));
+    }
+    let is_kept = matches!(goal.outcome, Outcome::File { attributes: Attributes::Keep, .. });
+    let value = match original.filter(|_| is_kept && goal.before.is_file()) {
+        Some(original) => {
+            xattrs::access_list(original).with_context(|| format!("reading the access list of {original}"))?
+        }
+        None => None,
+    };
+    let mode = match value.as_deref().map(AccessList::from_xattr) {
+        None => secret::mode(mode, gid, None),
+        Some(Some(list)) => secret::mode(mode, gid, Some(&list)),
+        // Of a list that makes no sense nobody can say what the group may do.
+        Some(None) => secret::mode(mode & 0o600, gid, None),
+    };
+    Ok((mode, uid, gid))
+}
+
+fn attributes_asked_for(confined: &Confined, goal: &Goal, original: Option<&Place>) -> Result<(u32, u32, u32)> {
     let kept = original.map(Place::lstat).transpose()?.flatten();
     Ok(match (&goal.outcome, kept) {
         (

@@ -115,7 +115,7 @@ fn dress(confined: &Confined, place: &Place, old: Option<&Place>, same: bool, ow
     fault::call("chown", || rustix::fs::chownat(place.folder(), place.name(), uid, gid, AtFlags::SYMLINK_NOFOLLOW))
         .with_context(|| format!("giving {place} its owner"))?;
     match old {
-        Some(old) if same => xattrs::copy(old, place)?,
+        Some(old) if same => xattrs::copy(old, place, xattrs::List::Copy)?,
         Some(old) => xattrs::copy_label(old, place)?,
         None => xattrs::label_new(confined, place.path(), place)?,
     }

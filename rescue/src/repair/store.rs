@@ -11,6 +11,7 @@ use super::journal::{
 };
 use super::kept::KeepIn;
 use super::write_mount::WritableGuest;
+use super::xattrs;
 use crate::guest::{Guest, GuestPath, RealPath, TreeError, TreeResult};
 use crate::refusal::Refusal;
 
@@ -98,10 +99,11 @@ impl<'a> Store<'a> {
         Ok(())
     }
 
-    /// Creates one folder, 0700, synchronised.
+    /// Creates one folder, 0700, without the access lists of the folder around it, synchronised.
     pub fn make_folder(&self, folder: &RealPath) -> Result<()> {
         let place = self.place(folder)?;
         place.make_folder()?;
+        xattrs::drop_lists(&place)?;
         place.sync_folder()
     }
 

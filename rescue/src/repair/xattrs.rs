@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::confined::{Confined, Place};
 use super::fault;
-use crate::guest::RealPath;
+use crate::guest::{ACCESS, DEFAULT, RealPath};
 
 /// SELinux's label.
 const SELINUX: &str = "security.selinux";
@@ -23,11 +23,21 @@ const SIBLINGS: usize = 64;
 /// The kernel's bound on one value and on the list of names (XATTR_SIZE_MAX, XATTR_LIST_MAX).
 const LARGEST: usize = 64 << 10;
 
+/// Whether the access list is among what is copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum List {
+    /// As any other attribute.
+    Copy,
+    /// It stays behind: the new file is secret.
+    LeaveOut,
+}
+
 /// Copies all attributes of the name at `from` (a link's own, not its target's) to the name at `to`.
-pub fn copy(from: &Place, to: &Place) -> Result<()> {
+pub fn copy(from: &Place, to: &Place, list: List) -> Result<()> {
     let (source, target) = (from.proc_path(), to.proc_path());
     for name in names(from)? {
-        if OF_THE_BYTES.contains(&name.as_bytes()) {
+        let is_left_out = list == List::LeaveOut && name.as_bytes() == ACCESS.as_bytes();
+        if OF_THE_BYTES.contains(&name.as_bytes()) || is_left_out {
             continue;
         }
         let mut value = Vec::with_capacity(LARGEST);
@@ -40,6 +50,33 @@ pub fn copy(from: &Place, to: &Place) -> Result<()> {
             .with_context(|| format!("copying the attribute {name:?} of {from}"))?;
     }
     Ok(())
+}
+
+/// The value of the access list of the name itself; `None` where it has none.
+pub fn access_list(place: &Place) -> Result<Option<Vec<u8>>, Errno> {
+    get(place, ACCESS)
+}
+
+/// Takes the access lists away that a new folder got from the one around it, its own and the one for files in it: what is staged there
+/// must not get them either, because it is moved to where other rules hold.
+pub fn drop_lists(folder: &Place) -> Result<()> {
+    for name in [DEFAULT, ACCESS] {
+        let has_it = get(folder, name).with_context(|| format!("reading the attribute {name} of {folder}"))?.is_some();
+        if has_it {
+            fault::call("removexattr", || rustix::fs::lremovexattr(folder.proc_path(), name))
+                .with_context(|| format!("taking the attribute {name} of {folder} away"))?;
+        }
+    }
+    Ok(())
+}
+
+fn get(place: &Place, name: &str) -> Result<Option<Vec<u8>>, Errno> {
+    let mut value = Vec::with_capacity(LARGEST);
+    match rustix::fs::lgetxattr(place.proc_path(), name, rustix::buffer::spare_capacity(&mut value)) {
+        Ok(_) => Ok(Some(value)),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// All attributes of a name by theirs, but for what is bound to an inode.
@@ -132,12 +169,7 @@ fn nearest_folder(confined: &Confined, future: &RealPath) -> Result<RealPath> {
 }
 
 fn label_of(place: &Place) -> Result<Option<Vec<u8>>> {
-    let mut value = Vec::with_capacity(LARGEST);
-    match rustix::fs::lgetxattr(place.proc_path(), SELINUX, rustix::buffer::spare_capacity(&mut value)) {
-        Ok(_) => Ok(Some(value)),
-        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("reading the SELinux label of {place}")),
-    }
+    get(place, SELINUX).with_context(|| format!("reading the SELinux label of {place}"))
 }
 
 fn names(place: &Place) -> Result<Vec<CString>> {

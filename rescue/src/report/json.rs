@@ -70,6 +70,7 @@ pub fn planned(report: &NodeReport, plan: &Plan) -> Value {
             object.insert("check".into(), step.check.into());
             object.insert("finding".into(), step.finding.clone().into());
             object.insert("files".into(), step.files.into());
+            object.insert("remarks".into(), step.remarks.clone().into());
             Value::Object(object)
         })
         .collect();

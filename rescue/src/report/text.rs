@@ -278,6 +278,9 @@ pub fn plan(plan: &Plan, style: &Style) -> String {
             if shown < details.len() {
                 let _ = writeln!(out, "      and {} more lines (--dry-run shows all)", details.len() - shown);
             }
+            for line in &step.remarks {
+                let _ = writeln!(out, "      {line}");
+            }
         }
     }
     for dropped in &plan.dropped {

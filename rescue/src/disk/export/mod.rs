@@ -21,7 +21,7 @@ use self::layer::Budget;
 use self::server::{Export, Trouble};
 use super::ReadAt;
 use super::loop_device::{LoopDevice, LoopOptions};
-use crate::guest::{DirEntry, FolderTree, Meta, Tree, TreeResult, Usage};
+use crate::guest::{AccessList, DirEntry, FolderTree, Meta, Tree, TreeResult, Usage};
 use crate::mount::{Access, Mount};
 use crate::refusal::Refusal;
 
@@ -137,6 +137,9 @@ impl ReplayedTree {
 impl Tree for ReplayedTree {
     fn lstat(&self, path: &Path) -> TreeResult<Meta> {
         self.tree.lstat(path)
+    }
+    fn access_list(&self, path: &Path) -> TreeResult<Option<AccessList>> {
+        self.tree.access_list(path)
     }
     fn read_range(&self, path: &Path, offset: u64, length: usize) -> TreeResult<Vec<u8>> {
         self.tree.read_range(path, offset, length)
