@@ -580,7 +580,9 @@ fn only_the_administrators_entry_is_refreshed() -> Result<()> {
     cluster.link("root/.kube/config", "/etc/kubernetes/admin.conf")?;
     let home = cluster.root().join("home/ann/.kube/config");
     fs::set_permissions(&home, std::os::unix::fs::PermissionsExt::from_mode(0o640))?;
-    std::os::unix::fs::chown(&home, Some(1234), Some(4321))?;
+    for own in [home.as_path(), &cluster.root().join("home/ann")] {
+        std::os::unix::fs::chown(own, Some(1234), Some(4321))?;
+    }
 
     let (findings, prepared, after) = planned(&cluster, &later())?;
     let changed = ["/etc/kubernetes/admin.conf", "/home/ann/.kube/config", "/srv/op/.kube/config"];
@@ -594,7 +596,7 @@ fn only_the_administrators_entry_is_refreshed() -> Result<()> {
     let value = |text: &str| text.lines().find(|line| line.contains("client-certificate-data")).map(str::to_owned);
     ensure!(value(&new) == value(&admin_conf) && !new.contains(&base64(admin.0.as_bytes())));
     let meta = after.stat(&GuestPath::new("/home/ann/.kube/config"))?;
-    ensure!((meta.mode, meta.uid, meta.gid) == (0o640, 1234, 4321), "{meta:?}");
+    ensure!((meta.mode, meta.uid, meta.gid) == (0o600, 1234, 4321), "{meta:?}");
 
     let ann = finding(&findings, "/home/ann")?;
     let told_alone = ann.advice.join("\n");

@@ -178,6 +178,23 @@ impl Certificate {
         self.public_key == key.public_key()
     }
 
+    /// Whether a signature made with `key` verifies with this certificate's public key. Who only has the certificate can write a key file
+    /// whose public part is the certificate's; [`Certificate::matches`] alone relies on the library to refuse it.
+    pub fn is_proved_by(&self, key: &PrivateKey) -> bool {
+        const MESSAGE: &[u8] = b"does this private key fit the certificate?";
+        // With what [`PrivateKey::sign`] signs.
+        let oid = match key.algorithm() {
+            Algorithm::Rsa(_) => "1.2.840.113549.1.1.11",
+            Algorithm::P256 => "1.2.840.10045.4.3.2",
+            Algorithm::P384 => "1.2.840.10045.4.3.3",
+            Algorithm::P521 => "1.2.840.10045.4.3.4",
+        };
+        let (Some(algorithm), Ok(signature)) = (verification(oid, self.algorithm), key.sign(MESSAGE)) else {
+            return false;
+        };
+        self.matches(key) && UnparsedPublicKey::new(algorithm, &self.public_key).verify(MESSAGE, &signature).is_ok()
+    }
+
     /// Whether both are the same authority, maybe of another age: same name byte for byte, same key. To those who trust one of them
     /// the other is as good, dates apart.
     pub fn is_same_authority(&self, other: &Self) -> bool {
