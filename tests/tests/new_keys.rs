@@ -45,7 +45,7 @@ fn repair(root: &Path) -> Result<(Vec<Finding>, Plan)> {
 fn take_back(root: &Path) -> Result<()> {
     let writable = open(root)?;
     undo(&writable, None, &Silent)?;
-    Ok(writable.close()?)
+    writable.close()
 }
 
 /// Every name with inode, attributes, access list and content, but for the store of runs. Folders without their times: names came and
@@ -64,8 +64,7 @@ fn setfacl(entry: &str, path: &Path) -> Result<()> {
 /// The entries of an access list that `ls` cannot show; empty where there is no list.
 fn named_entries(path: &Path) -> Result<Vec<String>> {
     let list = Cmd::new("getfacl").args(["-n", "-c", "-p"]).arg(path).ok()?.stdout;
-    let is_named =
-        |line: &&str| line.starts_with("mask") || line.splitn(3, ':').nth(1).is_some_and(|id| !id.is_empty());
+    let is_named = |line: &&str| line.starts_with("mask") || line.split(':').nth(1).is_some_and(|id| !id.is_empty());
     Ok(list.lines().filter(is_named).map(str::to_owned).collect())
 }
 
