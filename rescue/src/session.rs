@@ -91,6 +91,16 @@ struct Met {
     peer: Rc<Peer>,
 }
 
+/// All disks of a run.
+struct Everything {
+    /// Those to work on.
+    nodes: Vec<Met>,
+    /// Those that are only read.
+    lenders: Vec<Rc<Peer>>,
+    /// What belongs to no node.
+    leftovers: Vec<Leftover>,
+}
+
 /// The names of those who need what the etcd of another node says of the cluster, because their own does not help; `None` where nobody does.
 fn needed_names(nodes: &[Met]) -> Option<Vec<String>> {
     let needs = |met: &&Met| {
@@ -219,13 +229,13 @@ impl std::fmt::Debug for Session<'_> {
 impl Session<'_> {
     /// Opens the sources read-only and runs the checks on every guest found.
     pub fn inspect(&self) -> Result<Inspection> {
-        let (nodes, lenders, leftovers) = self.meet_all()?;
+        let Everything { nodes, lenders, leftovers } = self.meet_all()?;
         let reports = (0..nodes.len()).map(|index| self.look_at(&nodes, index, &lenders));
         Ok(Inspection { nodes: reports.collect::<Result<_>>()?, leftovers })
     }
 
     /// Everything on the sources, and the nodes whose disks are only read. What their disks say of themselves is weighed.
-    fn meet_all(&self) -> Result<(Vec<Met>, Vec<Rc<Peer>>, Vec<Leftover>)> {
+    fn meet_all(&self) -> Result<Everything> {
         self.refuse_named_twice()?;
         let discovery = guest::discover(self.sources)?;
         let mut nodes = self.meet(discovery.guests)?;
@@ -239,7 +249,7 @@ impl Session<'_> {
             let lent = met.peer.lent.clone();
             met.peer = Rc::new(Peer { lent, ..Peer::read(&met.guest, &met.node, self.settings) });
         }
-        Ok((nodes, lenders, discovery.leftovers))
+        Ok(Everything { nodes, lenders, leftovers: discovery.leftovers })
     }
 
     /// The nodes whose disks are only read, for their CA keys, and what their etcd says of the nodes `names`. The disks are closed again
@@ -515,7 +525,7 @@ impl Session<'_> {
     /// Opens the sources anew and finds the same guest: same root file system, same device.
     fn look_again(&self, closed: &Guest) -> Result<NodeReport> {
         let root = |guest: &Guest| guest.file_systems.first().map(|fs| (fs.device.clone(), fs.uuid.clone()));
-        let (nodes, lenders, _) = self.meet_all()?;
+        let Everything { nodes, lenders, .. } = self.meet_all()?;
         let again = nodes.iter().position(|met| root(&met.guest) == root(closed));
         let again = again.with_context(|| format!("{} was not found again", closed.source))?;
         self.look_at(&nodes, again, &lenders)

@@ -162,17 +162,17 @@ fn disk(choices: &mut Choices<'_>, number: usize) -> Disk {
     tree = tree.file("/etc/machine-id", format!("{:032x}\n", choices.of(3)));
     let trusts = choices.of(3);
     if let Some(ca) = pool.authorities.get(choices.of(3)) {
-        tree = tree.file(&format!("{PKI}/ca.crt"), ca.certificate.clone());
+        tree = tree.file(format!("{PKI}/ca.crt"), ca.certificate.clone());
     }
     let has_key = choices.of(4);
     if let Some(ca) = pool.authorities.get(has_key) {
-        tree = tree.file(&format!("{PKI}/ca.key"), ca.key.clone());
+        tree = tree.file(format!("{PKI}/ca.key"), ca.key.clone());
         disk.keys.push(ca.key.clone());
         (disk.is_control_plane[has_key], disk.has_ca_key[has_key]) = (true, true);
     }
     for base in ["apiserver-kubelet-client", "apiserver"] {
         if let Some((certificate, key)) = leaf(choices, &mut disk) {
-            tree = tree.file(&format!("{PKI}/{base}.crt"), certificate).file(&format!("{PKI}/{base}.key"), key);
+            tree = tree.file(format!("{PKI}/{base}.crt"), certificate).file(format!("{PKI}/{base}.key"), key);
         }
     }
     if let Some((certificate, key)) = leaf(choices, &mut disk) {
@@ -196,12 +196,12 @@ fn disk(choices: &mut Choices<'_>, number: usize) -> Disk {
     if choices.of(2) == 0 {
         let key = &pool.accounts[number];
         let public = PrivateKey::from_pem(key.as_bytes()).map(|key| public_pem(&key)).unwrap_or_default();
-        tree = tree.file(&format!("{PKI}/sa.key"), key.clone()).file(&format!("{PKI}/sa.pub"), public);
+        tree = tree.file(format!("{PKI}/sa.key"), key.clone()).file(format!("{PKI}/sa.pub"), public);
         disk.keys.push(key.clone());
     } else if choices.of(2) == 0 {
         // The public half of the other disk's.
         let key = PrivateKey::from_pem(pool.accounts[1 - number].as_bytes());
-        tree = tree.file(&format!("{PKI}/sa.pub"), key.map(|key| public_pem(&key)).unwrap_or_default());
+        tree = tree.file(format!("{PKI}/sa.pub"), key.map(|key| public_pem(&key)).unwrap_or_default());
     }
     disk.guest = tree.into_guest();
     disk.guest.source = format!("disk{number}");

@@ -136,3 +136,52 @@ pub fn named_only(node: &str, why: &str) -> String {
          --trust {node}"
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A CA, and a party of that name and machine without any key.
+    fn party(name: &str, machine_id: &str) -> Party {
+        let (name, machine_id) = (name.to_owned(), Some(machine_id.to_owned()));
+        Party { source: format!("{name}.img"), kubelet_name: Some(name.clone()), name, machine_id, ..Party::default() }
+    }
+
+    fn ca() -> Certificate {
+        let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        Certificate::from_der(parameters.self_signed(&pair).unwrap().der()).unwrap()
+    }
+
+    fn recorded(name: &str, machine_id: &str, is_control_plane: bool) -> Recorded {
+        let object = NodeObject { name: name.to_owned(), machine_id: machine_id.to_owned(), ..NodeObject::default() };
+        Recorded { object, is_control_plane, place: "the etcd of m1".to_owned() }
+    }
+
+    #[test]
+    fn the_record_proves_a_worker_and_one_disk_only() {
+        let (ca, own) = (ca(), party("w1", "a1"));
+        let by = |others: &[&Party], recorded: &[Recorded]| node_signature(&own, "w1", &ca, others, recorded).is_ok();
+        assert!(by(&[], &[recorded("w1", "a1", false)]));
+        assert!(by(&[&party("w2", "a2")], &[recorded("w1", "a1", false), recorded("w1", "a1", false)]));
+        // Nothing there; another machine; a control plane; two that contradict each other; one machine ID for two nodes.
+        assert!(!by(&[], &[]));
+        assert!(!by(&[], &[recorded("w1", "a9", false)]));
+        assert!(!by(&[], &[recorded("w1", "a1", true)]));
+        assert!(!by(&[], &[recorded("w1", "a1", false), recorded("w1", "a9", false)]));
+        assert!(!by(&[], &[recorded("w1", "a1", false), recorded("w2", "a1", false)]));
+        // Another disk with that machine ID, or that name.
+        assert!(!by(&[&party("w2", "a1")], &[recorded("w1", "a1", false)]));
+        assert!(!by(&[&party("w1", "a2")], &[recorded("w1", "a1", false)]));
+    }
+
+    #[test]
+    fn the_user_s_word_is_the_last_resort_and_called_so() {
+        let (ca, mut own) = (ca(), party("w1", "a1"));
+        let refused = node_signature(&own, "w1", &ca, &[], &[]).unwrap_err();
+        assert!(refused.next.ends_with("--trust w1.img"), "{refused:?}");
+        own.is_trusted = true;
+        assert!(node_signature(&own, "w1", &ca, &[], &[]).unwrap().is_trusted());
+    }
+}
