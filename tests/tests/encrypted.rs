@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rescue::disk::luks::{self, keys};
@@ -11,6 +12,8 @@ use rescue::disk::volume::{encrypted, survey};
 use rescue::disk::{Disk, ReadAt, Source};
 use rescue::guest::{GuestPath, discover};
 use rescue::refusal::Refusal;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use tests::command::{Cmd, Ran};
 use tests::disk::MIB;
 use tests::mounts::Loop;
@@ -277,6 +280,107 @@ fn damaged_and_crafted_headers() -> Result<()> {
         File::options().write(true).open(&image)?.set_len(length)?;
         let seen = discover(&[Source::Disk(image.clone())]);
         ensure!(seen.is_err_and(|error| error.is::<Refusal>()), "cut at {length}");
+    }
+    Ok(())
+}
+
+/// Changes the JSON of both headers of LUKS2, and makes their checksums right again, as whoever can write to the disk may.
+fn craft(image: &Path, change: impl Fn(&mut Value)) -> Result<()> {
+    let file = File::options().read(true).write(true).open(image)?;
+    let mut length = [0; 8];
+    file.read_exact_at(&mut length, 8)?;
+    let length = usize::try_from(u64::from_be_bytes(length))?;
+    for at in [0, length as u64] {
+        let mut header = vec![0; length];
+        file.read_exact_at(&mut header, at)?;
+        let (binary, area) = header.split_at_mut(4096);
+        let end = area.iter().position(|byte| *byte == 0).context("JSON without an end")?;
+        let mut json: Value = serde_json::from_slice(&area[..end])?;
+        change(&mut json);
+        let json = serde_json::to_vec(&json)?;
+        area.fill(0);
+        area[..json.len()].copy_from_slice(&json);
+        binary[448..512].fill(0);
+        let checksum = Sha256::new().chain_update(&*binary).chain_update(&*area).finalize();
+        binary[448..480].copy_from_slice(&checksum);
+        file.write_all_at(&header, at)?;
+    }
+    Ok(())
+}
+
+/// Tries to open it, which must not take long, and gives the words of the refusal.
+fn refused_quickly(image: &Path) -> Result<String> {
+    let begin = Instant::now();
+    let error = decrypted(image).err().context("it was opened")?;
+    ensure!(begin.elapsed() < Duration::from_secs(5), "{:?}: {error:#}", begin.elapsed());
+    Ok(format!("{error:#}"))
+}
+
+#[test]
+fn the_work_of_a_header_is_bounded() -> Result<()> {
+    let folder = Folder::new()?;
+    keys::give(b"a passphrase of another disk".to_vec().into());
+    keys::give(PASSPHRASE.as_bytes().to_vec().into());
+    let image = folder.root("master01", "")?;
+    let plain = fs::read(&image)?;
+    // Below the bound; the second of the passphrases opens it.
+    folder.encrypt(&image, &["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "2000000"])?;
+    ensure!(decrypted(&image)?[..plain.len()] == plain);
+
+    let good = folder.root("cheap", "")?;
+    let plain = fs::read(&good)?;
+    folder.encrypt(&good, &CHEAP)?;
+    let bad = folder.at("bad");
+    let argon2 = |memory: u64, rounds: u64| json!({ "type": "argon2id", "memory": memory, "time": rounds, "cpus": 4 });
+    let salt = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    let with_salt = |mut kdf: Value| {
+        kdf["salt"] = json!(salt);
+        kdf
+    };
+    let pbkdf2 = |iterations: u64| json!({ "type": "pbkdf2", "hash": "sha256", "iterations": iterations });
+    let kdfs =
+        [pbkdf2(1 << 30), pbkdf2(u64::from(u32::MAX)), pbkdf2(1 << 40), argon2(4 << 20, 1000), argon2(8, 1 << 31)];
+    for kdf in kdfs.map(with_salt) {
+        fs::copy(&good, &bad)?;
+        craft(&bad, |json| json["keyslots"]["0"]["kdf"] = kdf.clone())?;
+        let refusal = refused_quickly(&bad)?;
+        ensure!(
+            refusal.contains("asks for 1 key slot, the dearest") && refusal.contains("cryptsetup open"),
+            "{refusal}"
+        );
+    }
+    fs::copy(&good, &bad)?;
+    craft(&bad, |json| json["digests"]["0"]["iterations"] = json!(u32::MAX))?;
+    ensure!(refused_quickly(&bad)?.contains("a digest of its key with 4294967295 iterations"));
+
+    // A slot that costs too much, preferred to the one that opens it.
+    fs::copy(&good, &bad)?;
+    craft(&bad, |json| {
+        let mut dear = json["keyslots"]["0"].clone();
+        dear["kdf"] = with_salt(argon2(4 << 20, 1000));
+        dear["priority"] = json!(2);
+        json["keyslots"]["1"] = dear;
+        json["digests"]["0"]["keyslots"] = json!(["0", "1"]);
+    })?;
+    ensure!(decrypted(&bad)?[..plain.len()] == plain, "the cheaper slot");
+
+    // Version 1: the iterations of the digest and of the slot, in a header without a checksum. In a process that does not know the key yet.
+    cryptsetup(&["convert", "--type", "luks1"]).arg(&good).ok()?;
+    let image = bad.to_str().context("a path")?;
+    for at in [164, 208 + 4] {
+        fs::copy(&good, &bad)?;
+        File::options().write(true).open(&bad)?.write_all_at(&[0xff; 4], at)?;
+        let begin = Instant::now();
+        let refused = rescue_faulty(0, &["inspect", image]).env("RESCUE_LUKS_PASSPHRASE", PASSPHRASE).run()?;
+        ensure!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+        ensure!(
+            refused.code == 3
+                && refused.stderr.contains("no Linux system was found")
+                && refused.stderr.contains("4294967295 iterations")
+                && refused.stderr.contains("give /dev/mapper/NAME to rescue instead"),
+            "{}",
+            refused.transcript()
+        );
     }
     Ok(())
 }

@@ -142,6 +142,8 @@ struct Disks {
     volumes: Vec<Found>,
     leftovers: Vec<Leftover>,
     groups: Vec<VolumeGroup>,
+    /// Why the first volume stays locked whose header asks for too much work.
+    too_much_work: Option<Refusal>,
     patience: Patience,
 }
 
@@ -156,7 +158,8 @@ struct Found {
 
 impl Disks {
     fn survey(disks: &[Disk], patience: Patience) -> Result<Self> {
-        let mut all = Self { volumes: Vec::new(), leftovers: Vec::new(), groups: Vec::new(), patience };
+        let mut all =
+            Self { volumes: Vec::new(), leftovers: Vec::new(), groups: Vec::new(), too_much_work: None, patience };
         for (index, disk) in disks.iter().enumerate() {
             let found = match survey(disk, index) {
                 Ok(found) => found,
@@ -212,6 +215,10 @@ impl Disks {
                 Err(error) => {
                     found.used = true;
                     let (device, what) = (found.volume.name.clone(), found.volume.what());
+                    if let LuksError::TooMuchWork(refusal) = &error {
+                        let saw = format!("no Linux system was found: {device}: {what}: {}", refusal.saw);
+                        self.too_much_work.get_or_insert(Refusal { saw, ..refusal.clone() });
+                    }
                     self.leftovers.push(Leftover { device, what: format!("{what}: {error}") });
                 }
             }
@@ -285,6 +292,9 @@ impl Disks {
         if let [(found, words)] = in_the_way.as_slice() {
             let saw = format!("no Linux system was found: {} holds this: {}", found.volume.name, found.volume.what());
             return Refusal::new(saw, words.means.clone(), words.next.clone());
+        }
+        if let Some(refusal) = self.too_much_work.as_ref().filter(|_| in_the_way.is_empty()) {
+            return refusal.clone();
         }
         let names: Vec<String> = disks.iter().map(Disk::name).collect();
         let seen: Vec<String> = seen.iter().map(|leftover| format!("{}: {}", leftover.device, leftover.what)).collect();

@@ -2,6 +2,7 @@
 //! together again (TKS1, the "anti-forensic" splitter).
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use aws_lc_rs::{digest, pbkdf2};
 use zeroize::Zeroizing;
@@ -12,9 +13,6 @@ use crate::disk::ReadAt;
 
 /// LUKS2 allows no more (cryptsetup, LUKS2_keyslot_luks2.c), in KiB.
 const MAX_MEMORY: u32 = 4 << 20;
-/// cryptsetup measures about 2 seconds, which is a handful of rounds; a crafted header must not keep us for years.
-const MAX_ROUNDS: u32 = 1000;
-const MAX_ITERATIONS: u32 = 1 << 30;
 /// The splitter makes 4000 of every key.
 const MAX_STRIPES: u32 = 4000;
 /// Two AES-256 keys; nothing of what is read here has more.
@@ -49,6 +47,11 @@ impl Hash {
         }
     }
 
+    /// Bytes of its output.
+    pub fn length(self) -> usize {
+        self.digest().output_len()
+    }
+
     fn pbkdf2(self) -> pbkdf2::Algorithm {
         match self {
             Self::Sha1 => pbkdf2::PBKDF2_HMAC_SHA1,
@@ -59,7 +62,7 @@ impl Hash {
     }
 }
 
-/// How a key is derived.
+/// How a key is derived. How long it may take is bounded by the caller; see [`super::work`].
 #[derive(Debug, Clone)]
 pub(super) enum Kdf {
     Pbkdf2 {
@@ -69,7 +72,7 @@ pub(super) enum Kdf {
     /// Memory in KiB.
     Argon2 {
         kind: argon2::Algorithm,
-        time: u32,
+        rounds: u32,
         memory: u32,
         lanes: u32,
     },
@@ -80,13 +83,12 @@ impl Kdf {
         let mut key = vec![0; length];
         match self {
             Self::Pbkdf2 { hash, iterations } => {
-                let iterations = NonZeroU32::new(*iterations).filter(|count| count.get() <= MAX_ITERATIONS);
-                let iterations =
-                    iterations.ok_or_else(|| LuksError::Corrupt("an impossible number of iterations".into()))?;
+                let iterations = NonZeroU32::new(*iterations);
+                let iterations = iterations.ok_or_else(|| LuksError::Corrupt("a key slot of no iterations".into()))?;
                 pbkdf2::derive(hash.pbkdf2(), iterations, salt, passphrase, &mut key);
             }
-            Self::Argon2 { kind, time, memory, lanes } => {
-                argon2(*kind, *time, *memory, *lanes, passphrase, salt, &mut key)?
+            Self::Argon2 { kind, rounds, memory, lanes } => {
+                argon2(*kind, *rounds, *memory, *lanes, passphrase, salt, &mut key)?
             }
         }
         Ok(Key::new(key))
@@ -95,15 +97,17 @@ impl Kdf {
 
 fn argon2(
     kind: argon2::Algorithm,
-    time: u32,
+    rounds: u32,
     memory: u32,
     lanes: u32,
     passphrase: &[u8],
     salt: &[u8],
     key: &mut [u8],
 ) -> Result<(), LuksError> {
-    if memory > MAX_MEMORY || time > MAX_ROUNDS {
-        return Err(LuksError::Corrupt(format!("a key slot that wants {memory} KiB of memory in {time} rounds")));
+    if memory > MAX_MEMORY {
+        return Err(LuksError::Corrupt(format!(
+            "a key slot that wants {memory} KiB of memory, more than LUKS2 allows"
+        )));
     }
     let available = available_memory();
     if u64::from(memory) << 10 > available {
@@ -113,7 +117,7 @@ fn argon2(
             available >> 20
         )));
     }
-    let parameters = argon2::Params::new(memory, time, lanes, Some(key.len()));
+    let parameters = argon2::Params::new(memory, rounds, lanes, Some(key.len()));
     let parameters =
         parameters.map_err(|error| LuksError::Corrupt(format!("a key slot with impossible numbers ({error})")))?;
     let mut blocks = Vec::new();
@@ -151,6 +155,11 @@ pub(super) struct Slot {
 }
 
 impl Slot {
+    /// Time that [`Slot::open`] takes.
+    pub fn time(&self) -> Duration {
+        self.kdf.time(self.area_key_length)
+    }
+
     /// What this passphrase makes of it: the volume's key, or noise.
     pub fn open(&self, bytes: &dyn ReadAt, passphrase: &[u8]) -> Result<Key, LuksError> {
         let is_possible = (1..=MAX_KEY).contains(&self.key_length)
@@ -206,10 +215,14 @@ pub(super) struct Digest {
 }
 
 impl Digest {
+    /// Time that [`Digest::fits`] takes.
+    pub fn time(&self) -> Duration {
+        self.hash.pbkdf2_time(self.iterations, self.digest.len())
+    }
+
     pub fn fits(&self, key: &Key) -> bool {
-        let iterations = NonZeroU32::new(self.iterations).filter(|count| count.get() <= MAX_ITERATIONS);
         // A digest of nothing would fit anything.
-        iterations.filter(|_| self.digest.len() >= 16).is_some_and(|iterations| {
+        NonZeroU32::new(self.iterations).filter(|_| self.digest.len() >= 16).is_some_and(|iterations| {
             pbkdf2::verify(self.hash.pbkdf2(), iterations, &self.salt, key.bytes(), &self.digest).is_ok()
         })
     }

@@ -70,6 +70,12 @@ fn small<T: TryFrom<u64>>(value: &Value, name: &str) -> Result<T, LuksError> {
     T::try_from(number(value, name)?).map_err(|_| LuksError::Corrupt(format!("{name} in its JSON is too large")))
 }
 
+/// A number that is only compared with a bound: past `u32` it is the largest `u32`, so that one slot with such a number does not keep the
+/// others from being tried.
+fn at_most_u32(value: &Value, name: &str) -> Result<u32, LuksError> {
+    Ok(u32::try_from(number(value, name)?).unwrap_or(u32::MAX))
+}
+
 fn binary(value: &Value, name: &str) -> Result<Vec<u8>, LuksError> {
     BASE64.decode(word(value, name)?).map_err(|_| LuksError::Corrupt(format!("{name} in its JSON is no base64")))
 }
@@ -125,7 +131,7 @@ fn digest_of(json: &Value, segment: &str) -> Result<(Digest, Vec<String>), LuksE
     }
     let digest = Digest {
         hash: Hash::named(word(found, "hash")?)?,
-        iterations: small(found, "iterations")?,
+        iterations: at_most_u32(found, "iterations")?,
         salt: binary(found, "salt")?,
         digest: binary(found, "digest")?,
     };
@@ -143,7 +149,7 @@ fn slots(json: &Value, wanted: &[String]) -> Result<Vec<Slot>, LuksError> {
         slots.push((std::cmp::Reverse(priority), slot(value)?));
     }
     slots.sort_by_key(|(priority, _)| *priority);
-    // The specification has no more; each costs seconds.
+    // The specification has no more.
     slots.truncate(32);
     Ok(slots.into_iter().map(|(_, slot)| slot).collect())
 }
@@ -154,10 +160,11 @@ fn slot(value: &Value) -> Result<Slot, LuksError> {
         return Err(LuksError::Unsupported("its key slots are of an unknown kind".into()));
     }
     let argon2 = |kind| -> Result<Kdf, LuksError> {
-        Ok(Kdf::Argon2 { kind, time: small(kdf, "time")?, memory: small(kdf, "memory")?, lanes: small(kdf, "cpus")? })
+        let (rounds, memory) = (at_most_u32(kdf, "time")?, at_most_u32(kdf, "memory")?);
+        Ok(Kdf::Argon2 { kind, rounds, memory, lanes: small(kdf, "cpus")? })
     };
     let derived = match word(kdf, "type")? {
-        "pbkdf2" => Kdf::Pbkdf2 { hash: Hash::named(word(kdf, "hash")?)?, iterations: small(kdf, "iterations")? },
+        "pbkdf2" => Kdf::Pbkdf2 { hash: Hash::named(word(kdf, "hash")?)?, iterations: at_most_u32(kdf, "iterations")? },
         "argon2i" => argon2(argon2::Algorithm::Argon2i)?,
         "argon2id" => argon2(argon2::Algorithm::Argon2id)?,
         other => return Err(LuksError::Unsupported(format!("its key slots are derived with {}", escape(other)))),
