@@ -199,13 +199,21 @@ impl Confined {
         Ok(false)
     }
 
-    /// Removes a folder of ours with everything in it, bottom up. Links are removed, never followed.
+    /// Removes a folder of ours with everything in it, bottom up. Links are removed, never followed; so is what has the folder's name and is
+    /// none.
     pub fn remove_tree(&self, folder: &RealPath) -> Result<()> {
-        self.empty_tree(folder)?;
-        match self.place(folder) {
-            Ok(place) => place.remove_folder().map(|_| ()),
-            Err(error) if is_not_there(&error) => Ok(()),
-            Err(error) => Err(error).with_context(|| format!("opening the parent of {folder}")),
+        let place = match self.place(folder) {
+            Ok(place) => place,
+            Err(error) if is_not_there(&error) => return Ok(()),
+            Err(error) => return Err(error).with_context(|| format!("opening the parent of {folder}")),
+        };
+        match place.lstat().with_context(|| format!("looking at {place}"))? {
+            Some(stat) if is_folder(&stat) => {
+                self.empty_tree(folder)?;
+                place.remove_folder().map(|_| ())
+            }
+            Some(_) => place.unlink(),
+            None => Ok(()),
         }
     }
 

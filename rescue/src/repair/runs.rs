@@ -82,7 +82,10 @@ pub fn list(guest: &Guest) -> Result<Vec<RunSummary>> {
         Err(error) if error.is_not_found() => return Ok(Vec::new()),
         Err(error) => return Err(error).context("reading the runs on this guest"),
     };
-    let mut runs: Vec<RunSummary> = run_ids(entries.into_iter().map(|entry| entry.name))
+    // A FIFO, a device or a file is no run. A link may lead to where a run was moved.
+    let could_be_runs =
+        entries.into_iter().filter(|entry| matches!(entry.kind, FileKind::Directory | FileKind::Symlink));
+    let mut runs: Vec<RunSummary> = run_ids(could_be_runs.map(|entry| entry.name))
         .into_iter()
         .map(|id| summary(guest, &folder.child(id.as_ref()), id))
         .collect();
@@ -91,8 +94,10 @@ pub fn list(guest: &Guest) -> Result<Vec<RunSummary>> {
 }
 
 fn summary(guest: &Guest, folder: &RealPath, id: String) -> RunSummary {
-    let together = record(guest, folder, SET).ok().flatten().and_then(|bytes| parse_enlisted(&bytes).ok());
-    let together = together.map(|set| set.names()).unwrap_or_default();
+    let together = match record(guest, folder, SET) {
+        Ok(bytes) => bytes.and_then(|bytes| parse_enlisted(&bytes).ok()).map(|set| set.names()).unwrap_or_default(),
+        Err(error) => return without_record(id, RunState::Unreadable(format!("{error:#}"))),
+    };
     let found = match read(guest, folder) {
         Ok(Some((journal, state, finished))) => RunSummary {
             id,

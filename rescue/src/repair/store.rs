@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use anyhow::{Context, Result};
+use rustix::fs::{FileType, Stat};
 use serde::Serialize;
 
 use super::confined::{Confined, Place, is_folder, sync_file};
@@ -14,6 +15,7 @@ use super::write_mount::WritableGuest;
 use super::xattrs;
 use crate::guest::{Guest, GuestPath, RealPath, TreeError, TreeResult};
 use crate::refusal::Refusal;
+use crate::typed;
 
 /// The commit record.
 pub(super) const JOURNAL: &str = "journal.json";
@@ -71,14 +73,11 @@ impl<'a> Store<'a> {
     /// Finds them, creates nothing. Our own folders must not be links: nobody but us makes them.
     pub fn find(guest: &Guest, confined: &'a Confined) -> Result<Self> {
         let runs = runs_folder(guest).map_err(no_var_lib)?;
-        for folder in [runs.parent(), runs.clone()] {
-            if confined.lstat(&folder)?.is_some_and(|stat| !is_folder(&stat)) {
-                return Err(Refusal::new(
-                    format!("{folder} in the guest is not a folder"),
-                    "the record of this repair would be written somewhere else",
-                    format!("look at what it is, and remove {folder} if nobody needs it"),
-                )
-                .into());
+        let ours = runs.parent();
+        let side_stores = confined.mount_points().map(|mount_point| mount_point.child(SIDE_STORE.as_ref()));
+        for folder in [ours.parent(), ours, runs.clone()].into_iter().chain(side_stores) {
+            if let Some(stat) = confined.lstat(&folder)?.filter(|stat| !is_folder(stat)) {
+                return Err(not_of_rescue(&folder, &stat, "a folder").into());
             }
         }
         let runs_mount = confined.mount_point_of(&runs)?;
@@ -112,9 +111,23 @@ impl<'a> Store<'a> {
         self.runs.child(id.as_ref())
     }
 
-    /// The names in the runs folder.
+    /// The folders in the runs folder. A FIFO, a device, a socket or a file there is no run, and is left alone unopened.
+    ///
+    /// # Errors
+    /// [`Refusal`] (by downcast) for a link: a run may have been moved to where it leads, and could be unfinished.
     pub fn ids(&self) -> Result<Vec<String>> {
-        Ok(run_ids(self.confined.names(&self.runs)?))
+        let mut ids = Vec::new();
+        for id in run_ids(self.confined.names(&self.runs)?) {
+            let run = self.run(&id);
+            match self.confined.lstat(&run)? {
+                Some(stat) if is_folder(&stat) => ids.push(id),
+                Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink => {
+                    return Err(not_of_rescue(&run, &stat, "a folder").into());
+                }
+                _ => {}
+            }
+        }
+        Ok(ids)
     }
 
     /// The folder on the file system at `mount_point` that holds a run's staged files and backups.
@@ -220,8 +233,16 @@ impl<'a> Store<'a> {
     }
 
     /// Whether a run has a record of that name.
+    ///
+    /// # Errors
+    /// [`Refusal`] (by downcast) where something else than a file has the name: how far the run came is not known then.
     pub fn has_record(&self, id: &str, name: &str) -> Result<bool> {
-        Ok(self.confined.lstat(&self.run(id).child(name.as_ref()))?.is_some())
+        let record = self.run(id).child(name.as_ref());
+        match self.confined.lstat(&record)? {
+            Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => Ok(true),
+            Some(stat) => Err(not_of_rescue(&record, &stat, "a file").into()),
+            None => Ok(false),
+        }
     }
 
     /// The commit record; `None` when the run was never committed.
@@ -232,7 +253,22 @@ impl<'a> Store<'a> {
         let place = self.place(&self.run(id).child(JOURNAL.as_ref()))?;
         let journal = parse_journal(&place.read(RECORD_LIMIT)?).with_context(|| format!("reading {place}"))?;
         anyhow::ensure!(journal.id == id, "{place} is the record of another run");
+        self.refuse_strange_folders(id)?;
         Ok(Some(journal))
+    }
+
+    /// What a committed run staged and keeps lies in folders; through anything else neither completing it nor its undo can go.
+    fn refuse_strange_folders(&self, id: &str) -> Result<()> {
+        for mount_point in self.confined.mount_points() {
+            let folders =
+                [self.on(&mount_point, id), self.staged_folder(&mount_point, id), self.backup_folder(&mount_point, id)];
+            for folder in folders {
+                if let Some(stat) = self.confined.lstat(&folder)?.filter(|stat| !is_folder(stat)) {
+                    return Err(not_of_rescue(&folder, &stat, "a folder").into());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The guests that are changed together with this one, committed or not; `None` where it is alone.
@@ -261,8 +297,9 @@ impl<'a> Store<'a> {
             return Ok(None);
         }
         let place = self.place(&self.run(id).child(name.as_ref()))?;
-        let record = serde_json::from_slice(&place.read(RECORD_LIMIT)?).with_context(|| format!("reading {place}"))?;
-        Ok(Some(record))
+        let record = place.read(RECORD_LIMIT).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
+        let record = record.with_context(|| format!("reading {place}"));
+        record.map(Some).map_err(|error| super::transaction::unreadable(self, id, &error).into())
     }
 
     /// All committed runs with their records, oldest first.
@@ -294,6 +331,27 @@ pub(super) fn runs_folder(guest: &Guest) -> TreeResult<RealPath> {
     let ours = GuestPath::new(RUNS);
     let above = guest.resolve(&ours.parent().parent())?;
     Ok(above.child("rescue".as_ref()).child("runs".as_ref()))
+}
+
+/// Something at a place of rescue's own that no rescue made. `belongs`: what belongs there.
+fn not_of_rescue(path: &RealPath, stat: &Stat, belongs: &str) -> Refusal {
+    let there = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => "a file",
+        FileType::Directory => "a folder",
+        FileType::Symlink => "a symbolic link",
+        FileType::Fifo => "a FIFO",
+        FileType::Socket => "a socket",
+        _ => "a device",
+    };
+    let at = typed::path(path.as_path());
+    Refusal::new(
+        format!("{path} in the guest is {there}, and {belongs} of rescue's own belongs there"),
+        "no rescue made it, so nothing is written beside it and no record is read through it",
+        format!(
+            "with the node's file systems mounted below /mnt, look at it (`ls -ld /mnt{at}`), move it away (`mv /mnt{at} /mnt/root/`), umount \
+             them, and run this again"
+        ),
+    )
 }
 
 /// A node without it is no node: its /var is on a disk that was not given, and a record below its empty mount point would be lost

@@ -474,6 +474,10 @@ fn refuse_part_of_set(store: &Store<'_>, id: &str) -> Result<()> {
 
 /// A record that this program cannot read.
 pub(super) fn unreadable(store: &Store<'_>, id: &str, error: &anyhow::Error) -> Refusal {
+    // It says what stands in the way, and what to type.
+    if let Some(refusal) = error.downcast_ref::<Refusal>() {
+        return refusal.clone();
+    }
     Refusal::new(
         format!("the record of the earlier run {id} on this guest cannot be read ({error:#})"),
         "what it was doing is not known, so nothing is done on top of it",
@@ -636,6 +640,96 @@ mod tests {
         assert_eq!(fs::read_to_string(root.path().join("etc/old")).unwrap(), "second");
         undo(&guest, None, &Silent).unwrap();
         assert_eq!(fs::read_to_string(root.path().join("etc/old")).unwrap(), "old");
+    }
+
+    /// What a guest may put where something of ours belongs.
+    const STRANGE: [&str; 5] = ["a FIFO", "a socket", "a file", "a folder", "a symbolic link"];
+
+    fn make_strange(what: &str, at: &Path) {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        match what {
+            "a FIFO" => mknodat(CWD, at, FileType::Fifo, Mode::RUSR, 0).unwrap(),
+            "a socket" => mknodat(CWD, at, FileType::Socket, Mode::RUSR, 0).unwrap(),
+            "a file" => fs::write(at, "not ours").unwrap(),
+            "a folder" => fs::create_dir(at).unwrap(),
+            _ => std::os::unix::fs::symlink("/dev/zero", at).unwrap(),
+        }
+    }
+
+    fn repair(root: &Path, id: &str) -> Result<Applied> {
+        let guest = open(root);
+        let change = Change::write(guest.guest(), &"/etc/fresh".into(), "fresh", 0o600)?;
+        let _ = runs::list(guest.guest());
+        apply(&guest, Prepared { free: vec![], changes: vec![change] }, &info(id), &Silent)
+    }
+
+    #[test]
+    fn what_is_no_folder_is_no_run() {
+        for what in STRANGE {
+            let root = guest_folder();
+            let lock = root.path().join("var/lib/rescue/runs/lock");
+            fs::create_dir_all(lock.parent().unwrap()).unwrap();
+            make_strange(what, &lock);
+            let listed = runs::list(open(root.path()).guest()).unwrap();
+            match (what, repair(root.path(), "one")) {
+                ("a symbolic link", Err(error)) => {
+                    let refusal = error.downcast_ref::<Refusal>().unwrap();
+                    assert!(refusal.saw.contains("runs/lock in the guest is a symbolic link"), "{refusal}");
+                    assert!(refusal.next.contains("mv /mnt/var/lib/rescue/runs/lock /mnt/root/"), "{refusal}");
+                    assert!(matches!(listed[0].state, RunState::Unreadable(_)));
+                }
+                // It looks like a run that was never committed.
+                ("a folder", Ok(_)) => assert!(!lock.exists() && listed[0].state == RunState::NotCommitted),
+                (_, Ok(_)) => assert!(lock.symlink_metadata().is_ok() && listed.is_empty(), "{what}"),
+                (_, Err(error)) => panic!("{what}: {error:#}"),
+            }
+        }
+    }
+
+    #[test]
+    fn strange_things_at_the_places_of_rescue_are_refused_by_name() {
+        for place in ["var/lib", "var/lib/rescue", "var/lib/rescue/runs"] {
+            for what in STRANGE.into_iter().filter(|what| *what != "a folder") {
+                let root = guest_folder();
+                let at = root.path().join(place);
+                fs::create_dir_all(root.path().join("var/lib/rescue/runs")).unwrap();
+                fs::remove_dir_all(&at).unwrap();
+                make_strange(what, &at);
+                let error = repair(root.path(), "one").unwrap_err();
+                let refusal = error.downcast_ref::<Refusal>().unwrap_or_else(|| panic!("{place}, {what}: {error:#}"));
+                let named =
+                    refusal.saw.contains(place) && refusal.saw.contains(what) || refusal.saw.contains("no /var/lib");
+                assert!(named, "{place}, {what}: {refusal}");
+                assert!(!root.path().join("etc/fresh").exists());
+            }
+        }
+    }
+
+    #[test]
+    fn strange_things_in_a_run_are_refused_or_removed() {
+        for name in [JOURNAL, super::super::store::SET, DONE, UNDO, UNDONE, "staged", "backup"] {
+            for what in STRANGE {
+                let root = guest_folder();
+                let guest = open(root.path());
+                let change = Change::write(guest.guest(), &"/etc/old".into(), "new", 0o600).unwrap();
+                apply(&guest, Prepared { free: vec![], changes: vec![change] }, &info("one"), &Silent).unwrap();
+                drop(guest);
+                let at = root.path().join("var/lib/rescue/runs/one").join(name);
+                let _ = fs::remove_dir_all(&at);
+                let _ = fs::remove_file(&at);
+                make_strange(what, &at);
+                for done in
+                    [repair(root.path(), "two").map(drop), undo(&open(root.path()), Some("one"), &Silent).map(drop)]
+                {
+                    let Err(error) = done else { continue };
+                    let refusal =
+                        error.downcast_ref::<Refusal>().unwrap_or_else(|| panic!("{name}, {what}: {error:#}"));
+                    // An empty record is as good as a full one that says that an undo has begun, or is complete.
+                    let named = [format!("runs/one/{name}"), "/etc/old".into(), "run one is undone already".into()];
+                    assert!(named.iter().any(|path| refusal.saw.contains(path)), "{name}, {what}: {refusal}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::fault;
 use super::journal::{Journal, State, Step};
 use super::kept;
 use super::set;
-use super::store::{DONE, Store, UNDO, UNDONE};
+use super::store::{DONE, Reached, Store, UNDO, UNDONE};
 use super::transaction::{Drift, finished_now, open_if_there, same_inode, unreadable};
 use super::write_mount::WritableGuest;
 use crate::guest::RealPath;
@@ -118,7 +118,7 @@ pub(super) fn runs_to_undo(store: &Store<'_>) -> Result<Vec<Journal>> {
     let mut runs = Vec::new();
     for id in store.ids()? {
         match store.journal(&id) {
-            Ok(Some(journal)) if !store.has_record(&id, UNDONE)? => runs.push(journal),
+            Ok(Some(journal)) if store.reached(&id)? != Reached::Undone => runs.push(journal),
             Ok(_) => {}
             Err(error) => return Err(unreadable(store, &id, &error).into()),
         }

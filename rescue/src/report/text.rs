@@ -514,7 +514,9 @@ fn state(state: &RunState) -> String {
         RunState::HalfWay => "cut off half-way: `rescue repair` completes it, `rescue undo` takes it back".to_owned(),
         RunState::HalfUndone => "its undo was cut off: `rescue undo` completes it".to_owned(),
         RunState::Undone => "undone".to_owned(),
-        RunState::Unreadable(reason) => format!("its record cannot be read: {reason}"),
+        RunState::Unreadable(reason) => {
+            format!("its record cannot be read ({reason}): `rescue repair` says what to do")
+        }
     }
 }
 
