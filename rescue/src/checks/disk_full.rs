@@ -346,6 +346,17 @@ mod tests {
         // What a boot needs and a little for the repair itself, no more.
         assert_eq!(planned.len(), 10_000 / 16 + 64);
         assert_eq!(usage_after(&guest, &planned)[0].inodes_free, planned.len() as u64);
+        let remedy = &findings[0].remedies[0];
+        let lines = remedy.details();
+        assert!(
+            lines.len() < 30 && lines.iter().any(|line| line.contains("and 669 more files in 1 folder")),
+            "{lines:?}"
+        );
+        assert_eq!(
+            remedy.fields()["candidates"].as_array().unwrap().len(),
+            planned.len(),
+            "all of them are in the JSON"
+        );
     }
 
     #[test]

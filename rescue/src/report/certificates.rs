@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use time::{Duration, OffsetDateTime, UtcOffset};
 
+use super::bounded::{self, ENTRIES, MANY};
 use super::text::Style;
 use crate::pki::listing::{Kind, Manager, Row};
 use crate::pki::strays::{Stray, StrayKind};
@@ -47,9 +48,8 @@ pub fn survey(survey: &Survey, now: OffsetDateTime, style: &Style) -> String {
     if style.details {
         for node in &survey.nodes {
             let _ = writeln!(out, "{}  ({})\n", style.heading(&node.name), node.source);
-            for row in &node.listing.rows {
-                block(&mut out, row, now);
-            }
+            let rest = ("", "certificates (--json has all)");
+            bounded::list(&mut out, &node.listing.rows, MANY, rest, |row| block(row, now));
         }
     } else {
         let _ = writeln!(out, "{}", narrow(&survey.nodes, now));
@@ -57,16 +57,16 @@ pub fn survey(survey: &Survey, now: OffsetDateTime, style: &Style) -> String {
     unreferenced(&mut out, &survey.nodes, style);
     if !survey.unreadable.is_empty() {
         let _ = writeln!(out, "{}", style.heading("Could not be read"));
-        for unreadable in &survey.unreadable {
-            let _ = writeln!(out, "  {}: {}", unreadable.source, unreadable.reason);
-        }
+        bounded::list(&mut out, &survey.unreadable, ENTRIES, ("  ", "(--json has all)"), |unreadable| {
+            format!("{}: {}", unreadable.source, unreadable.reason)
+        });
         out.push('\n');
     }
     if !survey.leftovers.is_empty() {
         let _ = writeln!(out, "{}", style.heading("Also on these disks"));
-        for leftover in &survey.leftovers {
-            let _ = writeln!(out, "  {}: {}", leftover.device, leftover.what);
-        }
+        bounded::list(&mut out, &survey.leftovers, ENTRIES, ("  ", "(--json has all)"), |leftover| {
+            format!("{}: {}", leftover.device, leftover.what)
+        });
         out.push('\n');
     }
     out.push_str(&summary(&survey.nodes));
@@ -94,11 +94,12 @@ fn narrow(nodes: &[Surveyed], now: OffsetDateTime) -> String {
 }
 
 /// Everything about one certificate.
-fn block(out: &mut String, row: &Row, now: OffsetDateTime) {
+fn block(row: &Row, now: OffsetDateTime) -> String {
+    let mut out = String::new();
     let mut line = |label: &str, value: &str| {
         let _ = writeln!(out, "  {label:<12}{value}");
     };
-    let list = |values: &[String]| if values.is_empty() { "none".to_owned() } else { values.join(", ") };
+    let list = |values: &[String]| if values.is_empty() { "none".to_owned() } else { bounded::names(values) };
     line("name", &row.name);
     line("path", &row.path);
     if let Some(key) = row.key_path.as_ref().filter(|key| **key != row.path) {
@@ -126,16 +127,17 @@ fn block(out: &mut String, row: &Row, now: OffsetDateTime) {
     line("renewed by", manager(row.managed_by));
     line(
         "used by",
-        &if row.used_by.is_empty() { "nothing on this node names it".to_owned() } else { row.used_by.join(", ") },
+        &if row.used_by.is_empty() { "nothing on this node names it".to_owned() } else { bounded::names(&row.used_by) },
     );
     line("state", row.verdict.words());
-    for problem in &row.problems {
+    for problem in row.problems.iter().take(ENTRIES) {
         line("", &format!("{}: {}", problem.path, problem.saw));
     }
     if let Some(remark) = &row.remark {
         line("note", remark);
     }
     out.push('\n');
+    out
 }
 
 fn manager(manager: Manager) -> &'static str {
@@ -158,13 +160,11 @@ fn unreferenced(out: &mut String, nodes: &[Surveyed], style: &Style) {
         strays.sort_by_key(|stray| {
             !matches!(stray.kind, StrayKind::Certificate | StrayKind::Kubeconfig | StrayKind::Key)
         });
-        let shown = if style.details { strays.len() } else { STRAYS_SHOWN.min(strays.len()) };
-        for stray in &strays[..shown] {
-            let _ = writeln!(out, "  {}  {}\n      {}", node.name, stray.path, stray.what);
-        }
-        if shown < strays.len() {
-            let _ = writeln!(out, "  {}  and {} more (--details shows all)", node.name, strays.len() - shown);
-        }
+        let most = if style.details { MANY } else { STRAYS_SHOWN };
+        let all = if strays.len() > MANY { "(--json names all)" } else { "(--details shows all)" };
+        bounded::list(out, &strays, most, ("  ", all), |stray| {
+            format!("{}  {}\n    {}", node.name, stray.path, stray.what)
+        });
     }
     out.push('\n');
 }
@@ -213,6 +213,7 @@ fn lay_out_with<const N: usize>(head: &[&str; N], rows: Vec<[String; N]>, gap: u
         }
     }
     let mut text = String::new();
+    let hidden = rows.len().saturating_sub(MANY);
     let mut line = |cells: &[&str]| {
         let mut out = String::new();
         for (cell, width) in cells.iter().zip(widths) {
@@ -222,8 +223,11 @@ fn lay_out_with<const N: usize>(head: &[&str; N], rows: Vec<[String; N]>, gap: u
         text.push('\n');
     };
     line(head);
-    for row in &rows {
+    for row in rows.iter().take(MANY) {
         line(&row.each_ref().map(String::as_str));
+    }
+    if hidden > 0 {
+        let _ = writeln!(text, "and {hidden} more (--json has all)");
     }
     text
 }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use time::OffsetDateTime;
 
+use super::bounded::{self, ENTRIES};
 use super::text::Style;
 use crate::etcd::backend::AlarmKind;
 use crate::etcd::boot::{Effect, Problem};
@@ -155,14 +156,10 @@ fn comparison(out: &mut String, cluster: &Cluster, style: &Style) {
             moved.own.join(",")
         );
     }
-    for member in &cluster.absent_voters {
-        let name = member.handle();
-        let _ = writeln!(
-            out,
-            "Not on the table: voter {name} ({}). Its disk may hold newer writes.",
-            member.peer_urls.join(", ")
-        );
-    }
+    bounded::list(out, &cluster.absent_voters, ENTRIES, ("", "voters (--json has all)"), |member| {
+        let urls = bounded::names(&member.peer_urls);
+        format!("Not on the table: voter {} ({urls}). Its disk may hold newer writes.", member.handle())
+    });
 }
 
 fn membership(out: &mut String, member: &MemberStatus, style: &Style) {
@@ -173,9 +170,9 @@ fn membership(out: &mut String, member: &MemberStatus, style: &Style) {
     let all = member.voters.iter().map(line).chain(member.learners.iter().map(|m| format!("{} (learner)", line(m))));
     let all: Vec<String> = all.collect();
     if !all.is_empty() {
-        let _ = writeln!(out, "{} {}", style.heading("Members:"), all.join("; "));
+        let _ = writeln!(out, "{} {}", style.heading("Members:"), bounded::sentences(&all));
     }
-    for learner in member.learners.iter().filter(|learner| !learner.has_joined()) {
+    for learner in member.learners.iter().filter(|learner| !learner.has_joined()).take(ENTRIES) {
         let _ = writeln!(
             out,
             "Learner {:x} ({}) was added and has never joined; to take it out: rescue etcd remove-member {:x}, with the disks of all voters.",
@@ -186,7 +183,8 @@ fn membership(out: &mut String, member: &MemberStatus, style: &Style) {
     }
     if !member.pending_changes.is_empty() {
         let entries: Vec<String> = member.pending_changes.iter().map(u64::to_string).collect();
-        let _ = writeln!(out, "Entries that change the members and may not be agreed on: {}.", entries.join(", "));
+        let _ =
+            writeln!(out, "Entries that change the members and may not be agreed on: {}.", bounded::names(&entries));
     }
 }
 
@@ -195,15 +193,16 @@ fn problems(out: &mut String, member: &MemberStatus, style: &Style) {
         return;
     }
     let _ = writeln!(out, "\n{}", style.heading(&member.source));
-    for problem in &member.problems {
-        let _ = writeln!(out, "  {:<12}{}: {}.", effect(problem.effect), problem.path, problem.saw);
+    bounded::list(out, &member.problems, ENTRIES, ("  ", "problems (--json has all)"), |problem| {
+        let mut text = format!("{:<12}{}: {}.\n", effect(problem.effect), problem.path, problem.saw);
         if let Some(says) = problem.etcd_says.as_ref().filter(|says| !says.is_empty()) {
-            let _ = writeln!(out, "  {:<12}etcd's words: {says}", "");
+            let _ = writeln!(text, "{:<12}etcd's words: {says}", "");
         }
         if let Some(advice) = advice(problem) {
-            let _ = writeln!(out, "  {:<12}{advice}", "");
+            let _ = writeln!(text, "{:<12}{advice}", "");
         }
-    }
+        text
+    });
 }
 
 fn effect(effect: Effect) -> &'static str {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::bounded::{self, ENTRIES, MANY};
 use crate::disk::escape;
 use crate::inventory::{DiskItem, GroupItem, Inventory, VolumeItem};
 use crate::typed;
@@ -14,13 +15,16 @@ pub fn inventory(inventory: &Inventory) -> String {
     for disk in &inventory.disks {
         disk_rows(disk, inventory, &mut drawn, &mut rows);
     }
-    let mut text = aligned(&rows);
+    let mut text = aligned(rows.get(..MANY).unwrap_or(&rows));
+    if rows.len() > MANY {
+        let _ = writeln!(text, "and {} more lines (--json has all)", rows.len() - MANY);
+    }
     nodes(inventory, &mut text);
     if !inventory.leftovers.is_empty() {
         text.push_str("\nNot part of a node, or not read:\n");
-        for leftover in &inventory.leftovers {
-            let _ = writeln!(text, "  {}: {}", leftover.device, leftover.what);
-        }
+        bounded::list(&mut text, &inventory.leftovers, ENTRIES, ("  ", "(--json has all)"), |leftover| {
+            format!("{}: {}", leftover.device, leftover.what)
+        });
     }
     text
 }
@@ -125,8 +129,7 @@ fn nodes(inventory: &Inventory, text: &mut String) {
         let os = node.os.as_ref().map_or_else(|| "unknown system".to_owned(), |os| escape(os));
         let disks: Vec<String> = node.disks.iter().map(|disk| typed::path(disk.as_ref())).collect();
         let _ = writeln!(text, "  {:width$}  {os}  rescue inspect {}", escape(&node.name), disks.join(" "));
-        for line in &node.unresolved_fstab {
-            let _ = writeln!(text, "  {:width$}  fstab: {line}", "");
-        }
+        let rest = ("  ", "lines of fstab (--json has all)");
+        bounded::list(text, &node.unresolved_fstab, ENTRIES, rest, |line| format!("{:width$}  fstab: {line}", ""));
     }
 }

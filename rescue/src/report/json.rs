@@ -71,6 +71,7 @@ pub fn planned(report: &NodeReport, plan: &Plan) -> Value {
             object.insert("finding".into(), step.finding.clone().into());
             object.insert("files".into(), step.files.into());
             object.insert("remarks".into(), step.remarks.clone().into());
+            object.insert("details".into(), step.remedy.details().into());
             Value::Object(object)
         })
         .collect();

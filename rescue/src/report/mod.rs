@@ -1,5 +1,6 @@
 //! What was seen, what will be done, what was done: as text for people and as JSON for programs.
 
+pub mod bounded;
 pub mod certificates;
 pub mod etcd;
 pub mod fsck;

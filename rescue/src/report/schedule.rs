@@ -22,9 +22,7 @@ pub fn plan(report: &NodeReport, plan: &Plan, style: &Style) -> String {
 /// What was laid down or taken away.
 pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
     let mut out = format!("Changed {} (run {})\n", receipt.node, receipt.run);
-    for line in &receipt.done {
-        let _ = writeln!(out, "  done  {line}");
-    }
+    text::done(&mut out, &receipt.done);
     match &receipt.restart {
         Some(restart) => text::restart(&mut out, restart, style),
         None => out.push_str("It takes effect when the node boots.\n"),

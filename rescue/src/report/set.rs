@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
+use super::bounded::{self, ENTRIES, MANY};
 use super::text::Style;
 use crate::etcd::guarantee::EXCLUDED;
 use crate::etcd::stands::line;
@@ -20,10 +21,10 @@ pub fn plan(plan: &SetPlan, style: &Style) -> String {
     let _ = writeln!(out, "  {}", plan.summary);
     let width = names.iter().map(|name| name.len()).max().unwrap_or_default();
     for part in &plan.parts {
-        for (n, detail) in part.details.iter().enumerate() {
-            let name = if n == 0 { part.name.as_str() } else { "" };
-            let _ = writeln!(out, "    {name:width$}  {detail}");
-        }
+        let mut names = std::iter::once(part.name.as_str()).chain(std::iter::repeat(""));
+        bounded::list(&mut out, &part.details, ENTRIES, ("    ", "lines (--dry-run --json has all)"), |detail| {
+            format!("{:width$}  {detail}", names.next().unwrap_or_default())
+        });
     }
     for why in &plan.why {
         let _ = writeln!(out, "  Nothing smaller: {why}");
@@ -32,9 +33,7 @@ pub fn plan(plan: &SetPlan, style: &Style) -> String {
     for line in plan.guarantee.may_be_lost() {
         let _ = writeln!(out, "  {line}");
     }
-    for note in &plan.notes {
-        let _ = writeln!(out, "  {note}");
-    }
+    bounded::list(&mut out, &plan.notes, MANY, ("  ", "notes (--dry-run --json has all)"), String::clone);
     let _ = writeln!(out, "  {EXCLUDED}");
     let _ = writeln!(out, "  The old folders are kept whole, for `rescue undo`.");
     out
@@ -47,9 +46,9 @@ pub fn receipt(receipt: &SetReceipt, sources: &str, style: &Style) -> String {
     let _ = writeln!(out, "\n{}", style.heading("Done on all of them"));
     let _ = writeln!(out, "  {} ({})", plan.summary, span(time::Duration::try_from(*took).unwrap_or_default()));
     let _ = writeln!(out, "  {}", plan.guarantee.statement());
-    for line in applied.iter().flat_map(|applied| applied.left_alone.iter().chain(&applied.pruned)) {
-        let _ = writeln!(out, "  {line}");
-    }
+    let said: Vec<&String> =
+        applied.iter().flat_map(|applied| applied.left_alone.iter().chain(&applied.pruned)).collect();
+    bounded::list(&mut out, &said, ENTRIES, ("  ", "such lines"), |line| (*line).clone());
     for folder in applied.iter().flat_map(|applied| &applied.elsewhere) {
         let _ = writeln!(out, "{}", super::text::kept_elsewhere(folder));
     }

@@ -3,15 +3,16 @@
 use std::fmt::Write as _;
 use time::OffsetDateTime;
 
+use super::bounded::{self, ENTRIES, MANY};
 use crate::checks::{Finding, Severity, catalogue};
 use crate::etcd::launch::By;
 use crate::etcd::locate;
 use crate::guest::FileSystem;
 use crate::node::{Fact, Role};
-use crate::repair::plan::Plan;
+use crate::repair::plan::{Plan, Step};
 use crate::repair::prune::Pruned;
 use crate::repair::restart::Restart;
-use crate::repair::runs::RunState;
+use crate::repair::runs::{RunState, RunSummary};
 use crate::repair::transaction::{Applied, Recovered};
 use crate::repair::undo::Undone;
 use crate::session::{Inspection, NodeReport, Receipt, counts};
@@ -31,10 +32,14 @@ pub struct Style {
 const EVIDENCE_SHOWN: usize = 1;
 /// … where the finding has no remedy, so that the user has to act on it.
 const EVIDENCE_SHOWN_UNMENDED: usize = 12;
+/// … with `--details`: more than a disk has holders of its space.
+const EVIDENCE_SHOWN_DETAILS: usize = 40;
 /// Lines of one step shown without a dry run: a text console has 25.
 const STEP_LINES_SHOWN: usize = 8;
 /// … of one that must be read: more names than a certificate has, fewer than a hostile disk may want.
 const STEP_LINES_TO_READ: usize = 40;
+/// … with a dry run.
+const STEP_LINES_DRY_RUN: usize = MANY;
 /// Freed files named by an undo.
 const FREED_SHOWN: usize = 10;
 /// Width of the label column.
@@ -68,9 +73,9 @@ pub fn inspection(inspection: &Inspection, now: OffsetDateTime, style: &Style) -
     }
     if !inspection.leftovers.is_empty() {
         let _ = writeln!(out, "{}", style.heading("Also on these disks"));
-        for leftover in &inspection.leftovers {
-            let _ = writeln!(out, "  {}: {}", leftover.device, leftover.what);
-        }
+        bounded::list(&mut out, &inspection.leftovers, ENTRIES, ("  ", "(--json names all)"), |leftover| {
+            format!("{}: {}", leftover.device, leftover.what)
+        });
         out.push('\n');
     }
     out
@@ -114,18 +119,14 @@ fn facts(out: &mut String, report: &NodeReport, now: OffsetDateTime, style: &Sty
         fact(out, "kubeconfig", &node.kubelet.kubeconfig, style);
         fact(out, "bootstrap", &node.kubelet.bootstrap_kubeconfig, style);
         if let Some(unit) = &node.kubelet.unit {
-            for line in super::unit_files(unit) {
-                let _ = writeln!(out, "  {:LABEL$}{line}", "unit");
-            }
+            labelled(out, "unit", &super::unit_files(unit), String::clone);
         }
     }
-    for file_system in &report.guest.file_systems {
-        // A long mount point pushes its own line to the right, but never touches it.
-        let _ = writeln!(out, "  {:LABEL$}{}", format!("{} ", file_system.mount_point), usage(file_system));
-    }
-    for line in &report.guest.unresolved {
-        let _ = writeln!(out, "  {:LABEL$}{line}", "fstab");
-    }
+    // A long mount point pushes its own line to the right, but never touches it.
+    bounded::list(out, &report.guest.file_systems, ENTRIES, ("  ", "file systems (--json names all)"), |file_system| {
+        format!("{:LABEL$}{}", format!("{} ", file_system.mount_point), usage(file_system))
+    });
+    labelled(out, "fstab", &report.guest.unresolved, ToString::to_string);
     if let Some(clock) = &node.clock {
         let _ = writeln!(
             out,
@@ -134,8 +135,21 @@ fn facts(out: &mut String, report: &NodeReport, now: OffsetDateTime, style: &Sty
             last_alive(clock.newest, &clock.source, now)
         );
     }
-    for run in &report.runs {
-        let _ = writeln!(out, "  {:LABEL$}{} {}", "earlier run", run.id, state(&run.state));
+    labelled(out, "earlier run", &newest_first(&report.runs), |run| format!("{} {}", run.id, state(&run.state)));
+}
+
+/// Lines with the same label.
+fn labelled<T>(out: &mut String, label: &str, items: &[T], text: impl Fn(&T) -> String) {
+    bounded::list(out, items, ENTRIES, ("  ", "of these (--json names all)"), |item| {
+        format!("{label:LABEL$}{}", text(item))
+    });
+}
+
+/// Oldest first as long as all of them are shown, and else the newest of them.
+fn newest_first(runs: &[RunSummary]) -> Vec<&RunSummary> {
+    match runs.len() > ENTRIES {
+        true => runs.iter().rev().collect(),
+        false => runs.iter().collect(),
     }
 }
 
@@ -195,18 +209,9 @@ fn usage(file_system: &FileSystem) -> String {
 
 /// Severity and title, what was seen, and what the user has to know or do. What a repair will mend anyway is kept short.
 fn findings(out: &mut String, findings: &[Finding], style: &Style) {
-    for finding in findings {
-        let _ = writeln!(out, "  {}{}", style.severity(finding.severity), finding.title);
-        for evidence in finding.evidence.iter().take(evidence_shown(finding, style)) {
-            let separator = if evidence.path.is_empty() { "" } else { ": " };
-            let _ = writeln!(out, "  {:12}{}{separator}{}", "", evidence.path, evidence.saw);
-        }
-        if style.details || finding.remedies.is_empty() {
-            for advice in &finding.advice {
-                let _ = writeln!(out, "  {:12}{advice}", "");
-            }
-        }
-    }
+    bounded::list(out, findings, MANY, ("  ", "findings (rescue inspect --json has all)"), |found| {
+        finding(found, style)
+    });
     let hidden = !style.details
         && findings
             .iter()
@@ -216,10 +221,27 @@ fn findings(out: &mut String, findings: &[Finding], style: &Style) {
     }
 }
 
-/// What a repair will mend is kept short; what the user has to mend is shown in full.
+fn finding(finding: &Finding, style: &Style) -> String {
+    let mut out = format!("{}{}\n", style.severity(finding.severity), finding.title);
+    let of_evidence = ("            ", "such lines (rescue inspect --json has all)");
+    let (shown, is_short) = (evidence_shown(finding, style), !style.details && !finding.remedies.is_empty());
+    // That there is more is said once, below all findings.
+    let evidence =
+        if is_short { finding.evidence.get(..shown).unwrap_or(&finding.evidence) } else { &finding.evidence };
+    bounded::list(&mut out, evidence, shown, of_evidence, |evidence| {
+        let separator = if evidence.path.is_empty() { "" } else { ": " };
+        format!("{}{separator}{}", evidence.path, evidence.saw)
+    });
+    if style.details || finding.remedies.is_empty() {
+        bounded::list(&mut out, &finding.advice, ENTRIES, of_evidence, String::clone);
+    }
+    out
+}
+
+/// What a repair will mend is kept short; what the user has to mend is shown at length.
 fn evidence_shown(finding: &Finding, style: &Style) -> usize {
     match (style.details, finding.remedies.is_empty()) {
-        (true, _) => finding.evidence.len(),
+        (true, _) => EVIDENCE_SHOWN_DETAILS,
         (false, true) => EVIDENCE_SHOWN_UNMENDED,
         (false, false) => EVIDENCE_SHOWN,
     }
@@ -266,26 +288,14 @@ pub fn plan(plan: &Plan, style: &Style) -> String {
         let _ = writeln!(out, "\n{word}");
     } else {
         let _ = writeln!(out, "\n{}", style.heading("Plan"));
-        for (number, step) in plan.steps.iter().enumerate() {
-            let irreversible = if step.remedy.can_be_undone() { "" } else { "  (cannot be undone)" };
-            let _ = writeln!(out, "  {:>2}. {}{irreversible}", number + 1, step.remedy.summary());
-            let details = step.remedy.details();
-            let most = if step.remedy.must_be_read() { STEP_LINES_TO_READ } else { STEP_LINES_SHOWN };
-            let shown = if style.details { details.len() } else { most.min(details.len()) };
-            for line in &details[..shown] {
-                let _ = writeln!(out, "      {line}");
-            }
-            if shown < details.len() {
-                let _ = writeln!(out, "      and {} more lines (--dry-run shows all)", details.len() - shown);
-            }
-            for line in &step.remarks {
-                let _ = writeln!(out, "      {line}");
-            }
-        }
+        let numbered: Vec<(usize, &Step)> = (1..).zip(&plan.steps).collect();
+        bounded::list(&mut out, &numbered, MANY, ("  ", "steps (--dry-run --json has all)"), |(number, remedy)| {
+            step(*number, remedy, style)
+        });
     }
-    for dropped in &plan.dropped {
-        let _ = writeln!(out, "  not possible: {}: {}", dropped.summary, dropped.reason);
-    }
+    bounded::list(&mut out, &plan.dropped, ENTRIES, ("  ", "not possible (--dry-run --json has all)"), |dropped| {
+        format!("not possible: {}: {}", dropped.summary, dropped.reason)
+    });
     let left: Vec<Finding> = plan.left.iter().filter(|finding| counts(finding)).cloned().collect();
     match (left.is_empty(), plan.is_empty()) {
         (true, false) => {
@@ -308,14 +318,31 @@ pub fn plan(plan: &Plan, style: &Style) -> String {
     out
 }
 
+fn step(number: usize, step: &Step, style: &Style) -> String {
+    let irreversible = if step.remedy.can_be_undone() { "" } else { "  (cannot be undone)" };
+    let mut out = format!("{number:>2}. {}{irreversible}\n", step.remedy.summary());
+    let details = step.remedy.details();
+    let most = match (style.details, step.remedy.must_be_read()) {
+        (true, _) => STEP_LINES_DRY_RUN,
+        (false, true) => STEP_LINES_TO_READ,
+        (false, false) => STEP_LINES_SHOWN,
+    };
+    let rest = match details.len() > STEP_LINES_DRY_RUN {
+        true => "lines (--dry-run --json has all)",
+        false => "lines (--dry-run shows all)",
+    };
+    bounded::list(&mut out, &details, most, ("    ", rest), String::clone);
+    // What is taken away from others is always to be read.
+    bounded::list(&mut out, &step.remarks, STEP_LINES_TO_READ, ("    ", "lines (--dry-run --json has all)"), String::clone);
+    out
+}
+
 /// What was done.
 pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
     let mut out = String::new();
     let title = format!("Repaired {} in {:.1} s (run {})", receipt.node, receipt.took.as_secs_f64(), receipt.run);
     let _ = writeln!(out, "{}", style.heading(&title));
-    for line in &receipt.done {
-        let _ = writeln!(out, "  done  {line}");
-    }
+    done(&mut out, &receipt.done);
     applied(&mut out, &receipt.applied);
     for (before, after) in receipt.before.iter().zip(&receipt.after.guest.file_systems) {
         if before.usage != after.usage {
@@ -360,6 +387,11 @@ pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
     out
 }
 
+/// One line for each step of the plan that was carried out.
+pub(super) fn done(out: &mut String, done: &[String]) {
+    bounded::list(out, done, MANY, ("  ", "(`rescue runs` with --json has all)"), |line| format!("done  {line}"));
+}
+
 /// What a running node needs before it uses what was changed.
 pub(super) fn restart(out: &mut String, restart: &Restart, style: &Style) {
     if restart.is_empty() {
@@ -370,9 +402,13 @@ pub(super) fn restart(out: &mut String, restart: &Restart, style: &Style) {
     for command in &restart.commands {
         let _ = writeln!(out, "  {command}");
     }
-    for pod in &restart.static_pods {
-        let _ = writeln!(out, "  {} reads {}", pod.name, pod.because.join(", "));
-    }
+    bounded::list(
+        out,
+        &restart.static_pods,
+        ENTRIES,
+        ("  ", "pods (rescue inspect --json names all static pods)"),
+        |pod| format!("{} reads {}", pod.name, bounded::names(&pod.because)),
+    );
     if !restart.static_pods.is_empty() {
         let _ = writeln!(
             out,
@@ -390,15 +426,16 @@ fn applied(out: &mut String, applied: &Applied) {
         let _ = writeln!(out, "  freed {} ({deleted}, {truncated} truncated); this cannot be undone", bytes(freed));
     }
     let _ = writeln!(out, "  {} made", count(applied.changes, "change", "changes"));
-    for line in &applied.left_alone {
-        let _ = writeln!(out, "  left alone: {line}");
-    }
-    for line in &applied.pruned {
-        let _ = writeln!(out, "  {line}");
-    }
+    left_alone(out, &applied.left_alone);
+    bounded::list(out, &applied.pruned, ENTRIES, ("  ", "old runs (`rescue runs` lists what is left)"), String::clone);
     for folder in &applied.elsewhere {
         let _ = writeln!(out, "{}", kept_elsewhere(folder));
     }
+}
+
+fn left_alone(out: &mut String, sentences: &[String]) {
+    let rest = "of these: they changed since the plan was made (another `rescue repair` looks at them again)";
+    bounded::list(out, sentences, ENTRIES, ("  ", rest), |line| format!("left alone: {line}"));
 }
 
 /// What did not fit, and is needed for undo.
@@ -426,13 +463,9 @@ pub fn recovered(recovered: &Recovered) -> String {
         (&recovered.discarded, "discarded: it had not changed anything yet"),
         (&recovered.undone, "undo completed"),
     ] {
-        for run in runs {
-            let _ = writeln!(out, "Run {run}: {what}.");
-        }
+        bounded::list(&mut out, runs, ENTRIES, ("", "runs likewise"), |run| format!("Run {run}: {what}."));
     }
-    for line in &recovered.left_alone {
-        let _ = writeln!(out, "  left alone: {line}");
-    }
+    left_alone(&mut out, &recovered.left_alone);
     out
 }
 
@@ -441,20 +474,13 @@ pub fn undone(undone: &Undone) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "Run {} is taken back.", undone.run);
     for (paths, what) in [(&undone.restored, "restored"), (&undone.removed, "removed"), (&undone.kept, "kept")] {
-        for path in paths {
-            let _ = writeln!(out, "  {what:9} {path}");
-        }
+        bounded::list(&mut out, paths, MANY, ("  ", "(--json names all)"), |path| format!("{what:9} {path}"));
     }
     if !undone.not_undoable.is_empty() {
         let files = count(undone.not_undoable.len(), "file", "files");
         let _ = writeln!(out, "  {files} whose space was freed cannot be brought back:");
-        for path in undone.not_undoable.iter().take(FREED_SHOWN) {
-            let _ = writeln!(out, "            {path}");
-        }
-        if undone.not_undoable.len() > FREED_SHOWN {
-            let _ =
-                writeln!(out, "            and {} more (--json names all)", undone.not_undoable.len() - FREED_SHOWN);
-        }
+        let rest = ("            ", "(`rescue runs` with --json names all)");
+        bounded::list(&mut out, &undone.not_undoable, FREED_SHOWN, rest, String::clone);
     }
     may_go(&mut out, &undone.elsewhere);
     out
@@ -470,9 +496,7 @@ pub fn pruned(pruned: &Pruned) -> String {
     }
     let runs = count(pruned.removed.len(), "run is", "runs are");
     let _ = writeln!(out, "{runs} removed and {} given back; they cannot be undone any more:", bytes(pruned.bytes));
-    for run in &pruned.removed {
-        let _ = writeln!(out, "  {run}");
-    }
+    bounded::list(&mut out, &pruned.removed, ENTRIES, ("  ", "runs"), String::clone);
     may_go(&mut out, &pruned.elsewhere);
     out
 }
@@ -484,24 +508,22 @@ pub fn runs(nodes: &[NodeReport]) -> String {
         if node.runs.is_empty() {
             let _ = writeln!(out, "{}: rescue has not repaired this node.", node.name());
         }
-        for run in &node.runs {
-            let _ = writeln!(out, "{}  {}  {}", node.name(), run.id, state(&run.state));
-            if !run.together.is_empty() {
-                let _ = writeln!(out, "    of {} together: give all of their disks", run.together.join(", "));
-            }
-            for line in &run.summary {
-                let _ = writeln!(out, "    {line}");
-            }
-            for kept in &run.keeps {
-                let _ = match &kept.elsewhere {
-                    Some(folder) => {
-                        writeln!(out, "    keeps the old {} in {folder} on the machine that rescue ran on", kept.path)
-                    }
-                    None => writeln!(out, "    keeps the old {} ({})", kept.path, bytes(kept.bytes)),
-                };
-            }
-        }
+        let rest = ("", "older runs (--json lists all)");
+        bounded::list(&mut out, &newest_first(&node.runs), ENTRIES, rest, |one| run(node.name(), one));
     }
+    out
+}
+
+fn run(node: &str, run: &RunSummary) -> String {
+    let mut out = format!("{node}  {}  {}\n", run.id, state(&run.state));
+    if !run.together.is_empty() {
+        let _ = writeln!(out, "    of {} together: give all of their disks", bounded::names(&run.together));
+    }
+    bounded::list(&mut out, &run.summary, MANY, ("    ", "(--json has all)"), String::clone);
+    bounded::list(&mut out, &run.keeps, ENTRIES, ("    ", "folders (--json has all)"), |kept| match &kept.elsewhere {
+        Some(folder) => format!("keeps the old {} in {folder} on the machine that rescue ran on", kept.path),
+        None => format!("keeps the old {} ({})", kept.path, bytes(kept.bytes)),
+    });
     out
 }
 

@@ -1,6 +1,7 @@
 //! The remedy `free-space`: candidates shown as a table, then freed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
@@ -12,8 +13,8 @@ use super::plan::{Candidate, Plan};
 use super::rules::Rule;
 use crate::units;
 
-/// Rows of the table; the rest is counted, and all of them are in the JSON.
-const ROWS: usize = 2000;
+/// Rows of the table, the files that give back most; the rest is counted, and all of them are in the JSON.
+const ROWS: usize = 20;
 
 /// Files left alone that the table names.
 const SPARED_ROWS: usize = 5;
@@ -48,6 +49,23 @@ impl FreeSpace {
 
     fn freed(&self) -> u64 {
         self.candidates().iter().fold(0, |sum, candidate| sum.saturating_add(candidate.frees))
+    }
+
+    /// A row for each file, in the order in which they go; of many files only those that give back most.
+    fn rows(&self) -> Vec<String> {
+        if self.candidates().len() <= ROWS + 1 {
+            return self.candidates().iter().map(|candidate| self.row(candidate)).collect();
+        }
+        let mut largest: Vec<&Candidate> = self.candidates().iter().collect();
+        largest.sort_by_key(|candidate| std::cmp::Reverse(candidate.frees));
+        let (shown, rest) = largest.split_at(ROWS);
+        let bytes = rest.iter().fold(0_u64, |sum, candidate| sum.saturating_add(candidate.frees));
+        let folders: BTreeSet<&Path> = rest.iter().filter_map(|candidate| candidate.path.as_path().parent()).collect();
+        let folders = units::count(folders.len(), "folder", "folders");
+        let rest = format!("and {} more files in {folders} (all of them: --dry-run --json)", rest.len());
+        let mut rows: Vec<String> = shown.iter().map(|candidate| self.row(candidate)).collect();
+        rows.push(format!("{:>10}  {rest}", units::bytes(bytes)));
+        rows
     }
 
     fn row(&self, candidate: &Candidate) -> String {
@@ -109,12 +127,7 @@ impl Remedy for FreeSpace {
             let files = units::count(count, "file", "files");
             format!("{}: {files}, {}: {}", rule.id, units::bytes(bytes), rule.why)
         }));
-        lines.extend(self.candidates().iter().take(ROWS).map(|candidate| self.row(candidate)));
-        let rest = self.candidates().get(ROWS..).unwrap_or_default();
-        if !rest.is_empty() {
-            let bytes = rest.iter().fold(0u64, |sum, candidate| sum.saturating_add(candidate.frees));
-            lines.push(format!("{:>10}  and {} more (--json lists them)", units::bytes(bytes), rest.len()));
-        }
+        lines.extend(self.rows());
         lines.extend(
             self.plan
                 .spared

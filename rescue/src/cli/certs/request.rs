@@ -16,7 +16,7 @@ use crate::pki::client_key::{StoreKey, usable};
 use crate::pki::ferry::RequestFile;
 use crate::pki::key::PrivateKey;
 use crate::refusal::Refusal;
-use crate::report::json;
+use crate::report::{bounded, json};
 use crate::session::Session;
 use crate::typed;
 
@@ -127,7 +127,7 @@ fn say(command: &RequestCertificate, file: &RequestFile, key: Option<String>, wo
         None => println!("Request for node {} written to {output}, with the new key.", file.node),
     }
     let ca: Vec<String> = file.ca.iter().map(crate::pki::ferry::CaName::shown).collect();
-    println!("It holds no secret. It is for the cluster with the CA {}.", ca.join(", "));
+    println!("It holds no secret. It is for the cluster with the CA {}.", bounded::names(&ca));
     let trust = if file.certificate.is_some() { String::new() } else { format!(" --trust {}", file.node) };
     if file.certificate.is_none() {
         println!(

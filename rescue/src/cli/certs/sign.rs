@@ -17,7 +17,7 @@ use crate::pki::peer::Peer;
 use crate::pki::profile::Authority;
 use crate::pki::trust;
 use crate::refusal::Refusal;
-use crate::report::json;
+use crate::report::{bounded, json};
 use crate::session::Session;
 use crate::settings::Settings;
 use crate::trust::names::{ControlPlanes, named_only};
@@ -125,7 +125,7 @@ fn one(
         anyhow::bail!(
             "{} belongs to the cluster with the CA {}, but the key here is that of {}: another cluster",
             request.node,
-            wanted.join(", "),
+            bounded::names(&wanted),
             trust::all_shown(there)
         );
     };

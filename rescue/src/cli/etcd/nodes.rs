@@ -15,6 +15,7 @@ use crate::etcd::status::{Found, status};
 use crate::guest::{self, Guest};
 use crate::node::Node;
 use crate::refusal::Refusal;
+use crate::report::bounded::{self, MANY};
 use crate::report::json::SCHEMA;
 use crate::units;
 
@@ -180,15 +181,18 @@ fn in_text(source: &str, list: &NodeList, disks: &[Disk], now: OffsetDateTime) -
         }
     }
     let mut out = String::new();
-    for line in &lines {
+    for line in lines.iter().take(MANY + 1) {
         let cells: Vec<String> = line.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         out.push_str(cells.join("  ").trim_end());
         out.push('\n');
     }
+    if lines.len() > MANY + 1 {
+        out.push_str(&format!("and {} more (--json has all)\n", lines.len() - MANY - 1));
+    }
     let count = units::count(list.nodes.len(), "node", "nodes");
     out.push_str(&format!("{count} by the etcd member on {source}, at revision {}.\n", list.revision));
     if !list.unreadable.is_empty() {
-        out.push_str(&format!("Encrypted at rest or damaged, so only named: {}.\n", list.unreadable.join(", ")));
+        out.push_str(&format!("Encrypted at rest or damaged, so only named: {}.\n", bounded::names(&list.unreadable)));
     }
     if list.uncertain > 0 {
         let entries = units::count(usize::try_from(list.uncertain).unwrap_or(usize::MAX), "entry", "entries");
