@@ -371,7 +371,7 @@ fn the_work_of_a_header_is_bounded() -> Result<()> {
         fs::copy(&good, &bad)?;
         File::options().write(true).open(&bad)?.write_all_at(&[0xff; 4], at)?;
         let begin = Instant::now();
-        let refused = rescue_faulty(0, &["inspect", image]).env("RESCUE_LUKS_PASSPHRASE", PASSPHRASE).run()?;
+        let refused = rescue_faulty(0, ["inspect", image]).env("RESCUE_LUKS_PASSPHRASE", PASSPHRASE).run()?;
         ensure!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
         ensure!(
             refused.code == 3
