@@ -333,7 +333,13 @@ fn step(number: usize, step: &Step, style: &Style) -> String {
     };
     bounded::list(&mut out, &details, most, ("    ", rest), String::clone);
     // What is taken away from others is always to be read.
-    bounded::list(&mut out, &step.remarks, STEP_LINES_TO_READ, ("    ", "lines (--dry-run --json has all)"), String::clone);
+    bounded::list(
+        &mut out,
+        &step.remarks,
+        STEP_LINES_TO_READ,
+        ("    ", "lines (--dry-run --json has all)"),
+        String::clone,
+    );
     out
 }
 
