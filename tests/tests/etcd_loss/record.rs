@@ -14,7 +14,7 @@ use crate::round::Outcome;
 #[derive(Debug)]
 pub struct Line {
     pub round: u64,
-    pub version: &'static str,
+    pub version: String,
     /// What was done to each disk.
     pub damages: Vec<String>,
     pub acknowledged: usize,

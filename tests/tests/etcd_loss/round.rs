@@ -148,7 +148,7 @@ pub fn run(state: &mut State, number: u64, compare: bool) -> Result<Line> {
     };
     let mut line = Line {
         round: number,
-        version: state.version.number,
+        version: state.version.number.clone(),
         damages: chosen.iter().enumerate().map(names).collect(),
         acknowledged: state.book.acknowledged.len(),
         outcome: Outcome::Refused,

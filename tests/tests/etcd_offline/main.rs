@@ -11,6 +11,7 @@ mod level;
 mod members;
 mod reading;
 mod rebuilding;
+mod restarts;
 mod service;
 mod space;
 mod together;

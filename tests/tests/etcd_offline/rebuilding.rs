@@ -69,7 +69,7 @@ fn a_database_alone_becomes_a_cluster() -> Result<()> {
             .json()?;
         ensure!(ran["plan"]["guarantee"] == "G3", "{ran:#}");
         ensure!(ran["plan"]["found"]["revision"] == revision, "{ran:#}");
-        adopt(&mut cluster, &output).with_context(|| version.name)?;
+        adopt(&mut cluster, &output).with_context(|| version.name.clone())?;
         let (held, at) = cluster.keys(0)?;
         ensure!((held == keys, at) == (true, revision + BUMP), "{}: keys differ, or {at}", version.name);
         ensure!(cluster.list()?.iter().all(|(id, ..)| old_id.iter().all(|(old, ..)| old != id)), "old IDs");

@@ -88,7 +88,7 @@ impl Recipe {
             })
             .collect();
         let cluster = cluster_id(new.iter().map(|member| member.id));
-        let changes = changes::replace(&base.members, &new);
+        let changes = changes::replace(&base.members, &new, token);
         let addition = Addition::agreed(base.last(), term, 0, changes);
         new.iter().map(|member| Self::new(base, Identity { member: member.id, cluster }, addition.clone())).collect()
     }
