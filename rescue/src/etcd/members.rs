@@ -61,6 +61,20 @@ struct Attributes {
     client_urls: Option<Vec<String>>,
 }
 
+impl Json {
+    /// What a change says of its member; nothing where it removes one.
+    fn of(change: &ConfChange) -> Self {
+        serde_json::from_slice(&change.context).unwrap_or_default()
+    }
+}
+
+impl ConfChange {
+    /// Whether a learner becomes a voter.
+    pub fn is_promotion(&self) -> bool {
+        self.kind == ConfChangeKind::AddNode && Json::of(self).is_promote
+    }
+}
+
 impl Member {
     /// From the JSON of the bucket `members`.
     pub fn from_json(json: &[u8]) -> Option<Self> {
@@ -99,10 +113,12 @@ impl From<Json> for Member {
 }
 
 impl Members {
-    /// Applies a change as etcd's cluster.go does: one that is not allowed changes nothing.
+    /// Applies a change as etcd's cluster.go does: one that is not accepted changes nothing.
     pub fn apply(&mut self, change: &ConfChange) {
-        let json: Json = serde_json::from_slice(&change.context).unwrap_or_default();
-        let known = self.list.contains_key(&change.node);
+        if !self.accepts(change) {
+            return;
+        }
+        let json = Json::of(change);
         match change.kind {
             ConfChangeKind::AddNode if json.is_promote => {
                 if let Some(member) = self.list.get_mut(&change.node) {
@@ -110,25 +126,36 @@ impl Members {
                 }
             }
             ConfChangeKind::AddNode | ConfChangeKind::AddLearner => {
-                if known || self.removed.contains(&change.node) || self.has_url_of(&json, 0) {
-                    return;
-                }
                 let is_learner = change.kind == ConfChangeKind::AddLearner;
                 self.list.insert(change.node, Member { id: change.node, is_learner, ..json.into() });
             }
             ConfChangeKind::RemoveNode => {
-                if self.list.remove(&change.node).is_some() {
-                    self.removed.insert(change.node);
-                }
+                self.list.remove(&change.node);
+                self.removed.insert(change.node);
             }
             ConfChangeKind::UpdateNode => {
-                if self.has_url_of(&json, change.node) {
-                    return;
-                }
                 if let Some(member) = self.list.get_mut(&change.node) {
                     member.peer_urls = json.peer_urls.unwrap_or_default();
                 }
             }
+        }
+    }
+
+    /// Whether etcd accepts a change for these members (cluster.go: `ValidateConfigurationChange`). Its limit of learners
+    /// (`--max-learners`, 1 by default) is left out: the disk does not say it.
+    pub fn accepts(&self, change: &ConfChange) -> bool {
+        if self.removed.contains(&change.node) {
+            return false;
+        }
+        let json = Json::of(change);
+        let known = self.list.get(&change.node);
+        match change.kind {
+            ConfChangeKind::AddNode | ConfChangeKind::AddLearner if json.is_promote => {
+                known.is_some_and(|member| member.is_learner)
+            }
+            ConfChangeKind::AddNode | ConfChangeKind::AddLearner => known.is_none() && !self.has_url_of(&json, 0),
+            ConfChangeKind::RemoveNode => known.is_some(),
+            ConfChangeKind::UpdateNode => known.is_some() && !self.has_url_of(&json, change.node),
         }
     }
 

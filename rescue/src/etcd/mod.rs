@@ -23,6 +23,7 @@ pub mod objects;
 pub mod proto;
 pub mod raft;
 pub mod rebuild;
+pub mod replay;
 pub mod request;
 pub mod salvage;
 #[cfg(test)]

@@ -11,6 +11,7 @@ use crate::etcd::decide::level::Tail;
 use crate::etcd::member::MemberData;
 use crate::etcd::members::Members;
 use crate::etcd::raft::{ConfState, SnapshotMark};
+use crate::etcd::replay::Replay;
 use crate::etcd::wal::Log;
 use crate::etcd::write::store;
 use crate::etcd::write::wal::Rewrite;
@@ -79,10 +80,11 @@ impl Base {
         fits(best, &database, owner, options)?;
         let applied = database.facts.consistent_index;
         let missing = applied.saturating_sub(log.last);
-        let members = members_at(best, log.last)
-            .or_else(|| from_database(&database, best, log.last))
+        let members = members_of(best, &database, None, log.last)
             .filter(|members| members.voters().next().is_some())
-            .ok_or_else(|| NoBase("neither a snapshot nor the database says who belongs to the cluster".to_owned()))?;
+            .ok_or_else(|| {
+            NoBase("neither a snapshot nor the database says who belongs to the cluster".to_owned())
+        })?;
         if missing > 0 && !members.list.keys().eq(database.facts.members.list.keys()) {
             return Err(NoBase(format!(
                 "changes of the membership were among the entries that the log of {} has lost",
@@ -216,13 +218,23 @@ fn is_of_cluster(best: &MemberData, members: &Members) -> bool {
     members.list.keys().chain(&members.removed).any(known)
 }
 
-/// A snapshot that is not newer than the database and from which on the log is whole.
+/// A snapshot that is not newer than the database and from which on the log is whole. One is made anew where none is there, and where
+/// etcd 3.6, now or after an upgrade, would replay the changes behind it into other voters than the cluster has: behind the changes
+/// themselves no snapshot can be laid, because the database does not hold them before etcd has run.
 fn start(
     guest: &Guest,
     best: &MemberData,
     database: &DatabaseFile,
     owner: Option<&MemberData>,
 ) -> Result<(Start, usize), NoBase> {
+    match existing(guest, best, database)? {
+        Some(found) => Ok(found),
+        None => fresh(best, database, owner),
+    }
+}
+
+/// A snapshot that is there, or nothing where the log is there from its first entry.
+fn existing(guest: &Guest, best: &MemberData, database: &DatabaseFile) -> Result<Option<(Start, usize)>, NoBase> {
     let (log, applied) = (&best.log, database.facts.consistent_index);
     for (file, snapshot) in &best.snapshots {
         let Ok(snapshot) = snapshot else { continue };
@@ -235,15 +247,24 @@ fn start(
         // etcd looks for the snapshot's record in the files that are there.
         let recorded = log.marks.iter().rfind(|there| known(&&there.mark)).map(|there| there.position.segment);
         if let (Some(from), Some(recorded)) = (best.wal.start_for(mark.index), recorded) {
+            if changes_voters(best, mark, snapshot.members.as_ref(), &database.facts) {
+                return Ok(None);
+            }
             let real = guest.resolve(&file.path).map_err(|error| NoBase(error.to_string()))?;
             let size = guest.tree().lstat(real.as_path()).map_err(|error| NoBase(error.to_string()))?.size;
-            return Ok((Start::Snapshot(GuestPath::from(&real), size), from.min(recorded)));
+            return Ok(Some((Start::Snapshot(GuestPath::from(&real), size), from.min(recorded))));
         }
     }
-    if log.first == 1 && best.wal.start_for(0).is_some() {
-        return Ok((Start::Nothing, 0));
-    }
-    fresh(best, database, owner)
+    let is_whole = log.first == 1 && best.wal.start_for(0).is_some();
+    let (mark, store) = (SnapshotMark::default(), Members::default());
+    let is_kept = is_whole && !changes_voters(best, &mark, Some(&store), &database.facts);
+    Ok(is_kept.then_some((Start::Nothing, 0)))
+}
+
+/// Whether what etcd 3.6 replays of the log behind this snapshot gives raft other voters than the database has, and a new one prevents it.
+fn changes_voters(best: &MemberData, mark: &SnapshotMark, store: Option<&Members>, database: &Facts) -> bool {
+    let replay = store.and_then(|store| Replay::behind(best, mark, store.clone(), database));
+    replay.is_some_and(|replay| !replay.keeps_voters() && replay.with_new_snapshot().keeps_voters())
 }
 
 /// A new snapshot at the database's own last entry.
@@ -261,9 +282,7 @@ fn fresh(best: &MemberData, database: &DatabaseFile, owner: Option<&MemberData>)
         return Err(NoBase(format!("nothing says of which term entry {index} is")));
     };
     let from = best.wal.start_for(index).ok_or_else(|| NoBase("the log begins after the database".to_owned()))?;
-    let members = members_at(best, index)
-        .or_else(|| owner.and_then(|owner| members_at(owner, index)))
-        .or_else(|| from_database(database, best, index))
+    let members = members_of(best, database, owner, index)
         .ok_or_else(|| NoBase("nothing says who belonged to the cluster then".to_owned()))?;
     Ok((snapshot(index, term, &members, facts), from))
 }
@@ -280,6 +299,17 @@ fn snapshot(index: u64, term: u64, members: &Members, facts: &Facts) -> Start {
     let conf_state = ConfState { voters: members.voters().collect(), learners, ..ConfState::default() };
     let store = store::store(members, facts.cluster_version.as_deref());
     Start::Fresh(SnapshotMark { index, term, conf_state: Some(conf_state) }, store)
+}
+
+/// Members at an entry: up to 3.5 as snapshots and logs say, of the member itself or of the database's `owner`, else as the database
+/// says. From 3.6 on the database counts, whatever raft's voters in a snapshot are.
+fn members_of(best: &MemberData, database: &DatabaseFile, owner: Option<&MemberData>, index: u64) -> Option<Members> {
+    let by_log = || members_at(best, index).or_else(|| owner.and_then(|owner| members_at(owner, index)));
+    let by_database = || from_database(database, best, index);
+    match database.facts.storage_version {
+        Some(_) => by_database().or_else(by_log),
+        None => by_log().or_else(by_database),
+    }
 }
 
 /// Members at an entry, by the newest snapshot before it or the log's beginning, and the log's changes.
@@ -309,7 +339,8 @@ fn from_database(database: &DatabaseFile, best: &MemberData, index: u64) -> Opti
     let facts = &database.facts;
     let mut members = facts.members.clone();
     members.list.retain(|id, _| !facts.members.removed.contains(id));
-    if let Some(state) = &facts.conf_state {
+    // From 3.6 on raft may have lost a voter that the database has ([`Replay`]).
+    if let Some(state) = facts.conf_state.as_ref().filter(|_| facts.storage_version.is_none()) {
         members.list.retain(|id, _| state.voters.contains(id) || state.learners.contains(id));
     }
     if members.list.is_empty() {
