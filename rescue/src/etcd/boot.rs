@@ -3,6 +3,7 @@
 
 use super::bbolt::Fault;
 use super::member::{MemberData, Stored};
+use super::replay::{Replay, Started, names};
 use super::snap::SnapFault;
 use super::wal::{End, SegmentLook, Tear};
 use crate::guest::GuestPath;
@@ -62,6 +63,8 @@ pub enum Kind {
     Removed,
     /// The membership that the disk holds does not know the member.
     Unknown,
+    /// raft has, or will have after an upgrade to 3.6, other voters than `member list` shows.
+    VotersDiffer,
     /// An alarm is raised.
     Alarm,
     /// Something could not be read.
@@ -142,6 +145,7 @@ pub fn problems(data: &MemberData) -> Vec<Problem> {
     if !data.log.segments.is_empty() {
         indexes(data, &mut found);
         membership(data, &mut found);
+        found.extend(voters(data));
     }
     alarms(data, &mut found);
     leftovers(data, &mut found);
@@ -305,6 +309,42 @@ fn membership(data: &MemberData, found: &mut Vec<Problem>) {
     }
 }
 
+/// What etcd 3.6 replays at its starts gives raft other voters than the database has.
+fn voters(data: &MemberData) -> Option<Problem> {
+    let replay = Replay::of(data)?;
+    let (next, later) = (replay.next_start(), replay.later_start());
+    let (started, is_next) = if next.agrees() { (later, false) } else { (next, true) };
+    if started.agrees() {
+        return None;
+    }
+    let is_3_6 = data.facts().is_some_and(|facts| facts.storage_version.is_some());
+    let raft = match (is_3_6, is_next) {
+        (true, true) => "etcd's raft",
+        (true, false) => "from its second start on etcd's raft",
+        (false, _) => "after an upgrade to etcd 3.6 its raft",
+    };
+    let saw = voters_saw(&started, raft);
+    let path = &data.place.member();
+    if replay.with_new_snapshot().keeps_voters() {
+        return Some(Problem::new(Kind::VotersDiffer, Effect::Breaks, path, saw));
+    }
+    // No snapshot can be newer than the database, and that does not hold the changes yet.
+    let saw = format!("{saw}; start etcd once and power it off again: then `rescue repair` prevents it");
+    Some(Problem::new(Kind::VotersDiffer, Effect::Harmless, path, saw))
+}
+
+/// `raft`: whose, and when, as a subject.
+fn voters_saw(started: &Started, raft: &str) -> String {
+    let listed = names(&started.members.voters().collect(), &started.members.list);
+    let voters = names(&started.voters, &started.members.list);
+    match started.panics_at {
+        Some(entry) => {
+            format!("{raft} ends at entry {entry}: a .snap and the log give other members than the database, {listed}")
+        }
+        None => format!("{raft} has the voters {voters}, but `member list` shows {listed}"),
+    }
+}
+
 fn alarms(data: &MemberData, found: &mut Vec<Problem>) {
     let Some(facts) = data.facts() else { return };
     for alarm in &facts.alarms {
@@ -372,6 +412,11 @@ pub fn advice(problem: &Problem) -> Option<&'static str> {
         }
         Kind::Removed => "Wipe the member's data and let the node join again.",
         Kind::Unknown => "Compare with the other members' disks before starting it.",
+        Kind::VotersDiffer => {
+            "Writes then need other members than you count on: with one voter lost of three, one certain member may not fail. `rescue repair` with the \
+             disks of all control planes (etcd 3.6: and --unproven) lays a snapshot beside each log that names the voters as the database does; log, \
+             database and IDs stay."
+        }
         Kind::LogMixed => "Files of two members lie in one folder: sort them out by their dates.",
         Kind::Alarm => "Compact and defragment every member, then lift the alarm: etcdctl alarm disarm.",
         Kind::Unreadable => "Check the disk and the file system first.",

@@ -87,7 +87,7 @@ pub fn guest(folder: &Path) -> Result<(Guest, MemberData)> {
 }
 
 /// Builds the folder `member` of a data folder that is made anew.
-fn place(recipe: &Recipe, guests: &[&Guest], data_dir: &Path) -> Result<()> {
+pub fn place(recipe: &Recipe, guests: &[&Guest], data_dir: &Path) -> Result<()> {
     if data_dir.exists() {
         fs::remove_dir_all(data_dir)?;
     }

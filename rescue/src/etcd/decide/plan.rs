@@ -11,11 +11,12 @@ use super::odd::Doubt;
 use super::seen::Seen;
 use super::table::{self, Repair, Situation, State, View};
 use super::{from_database, odd};
+use crate::etcd::boot::Kind;
 use crate::etcd::guarantee::{Guarantee, Level};
 use crate::etcd::launch::By;
 use crate::etcd::members::{Member, Members};
 use crate::etcd::raft::Identity;
-use crate::etcd::rebuild::base::Options;
+use crate::etcd::rebuild::base::{Options, Start};
 use crate::etcd::rebuild::{Base, Recipe};
 use crate::etcd::status::{Verdict, compare_logs};
 use crate::etcd::write::identity::member_id;
@@ -152,11 +153,16 @@ impl<'a> Table<'a> {
             Repair::Nothing => return self.level(),
             Repair::Needs(disks) => return Err(self.needs(&disks, &why)),
             Repair::NoLog(members) => {
+                self.refuse_unproven()?;
                 let all: Vec<(&Seen<'_>, Member)> = self.seen.clone();
                 let plan = from_database::plan(&all, &self.members, &self.dead, self.wishes)?;
                 return plan.map(Some).ok_or_else(|| self.no_log(&members));
             }
             Repair::Relay(members) => {
+                let members = self.relaid_with_all_voters(members);
+                if members.is_empty() {
+                    return self.level();
+                }
                 let level = self.levelled(&members)?;
                 let relaid = members.iter().map(|number| self.relaid(*number, level.tail_of(*number)));
                 let mut parts = relaid.collect::<Result<Vec<_>>>()?;
@@ -340,12 +346,40 @@ impl<'a> Table<'a> {
         base.next_term(own.map(|seen| &seen.data))
     }
 
+    /// Of `members`, which get a snapshot or a database beside their own log, those that may with the disks at hand: raft's voters are set
+    /// right on all voters at once, so that no majority of the old ones goes on beside a majority of the new ones.
+    fn relaid_with_all_voters(&self, members: Vec<usize>) -> Vec<usize> {
+        let is_known = |id: u64| self.dead.contains(&id) || self.seen.iter().any(|(_, member)| member.id == id);
+        let has_all = self.members.voters().all(is_known);
+        let is_only_about_voters =
+            |number: &usize| self.seen[*number].0.problems.iter().all(|problem| problem.kind == Kind::VotersDiffer);
+        members.into_iter().filter(|number| has_all || !is_only_about_voters(number)).collect()
+    }
+
+    /// Logs that are whole are not given up for a database alone only because of its format.
+    fn refuse_unproven(&self) -> Result<()> {
+        let format = |seen: &Seen<'_>| seen.data.facts().and_then(|facts| facts.storage_version.clone());
+        let whole = self.seen.iter().map(|(seen, _)| *seen).find(|seen| seen.is_log_whole() && format(seen).is_some());
+        let Some(seen) = whole.filter(|_| !self.wishes.unproven) else { return Ok(()) };
+        let problem = seen.problems.first().map(|problem| format!(": {}", problem.saw)).unwrap_or_default();
+        Err(Refusal::new(
+            format!("the database of {} is of format {}{problem}", seen.name, format(seen).unwrap_or_default()),
+            "its log is whole and can be built upon, but repairing etcd 3.6 and later has to be asked for",
+            "add --unproven",
+        )
+        .into())
+    }
+
     fn relaid(&self, number: usize, tail: Option<&Tail>) -> Result<SetPart> {
         let base = self.base(number)?;
         let identity = self.seen[number].0.data.log.identity.context("an identity")?;
         let from = if base.database.source == base.source { "its own database" } else { "another member's database" };
+        let snapshot = match base.start {
+            Start::Fresh(..) => " and a snapshot made anew that names the voters",
+            Start::Nothing | Start::Snapshot(..) => "",
+        };
         let mut details = format!(
-            "lay {from} (entry {}) beside etcd's own log, which is whole and stays",
+            "lay {from} (entry {}){snapshot} beside etcd's own log, which is whole and stays",
             base.database.facts.consistent_index
         );
         if let Some(tail) = tail {

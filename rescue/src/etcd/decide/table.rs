@@ -220,8 +220,10 @@ impl Table<'_> {
         match relaid.is_empty() {
             true => (Repair::Nothing, Vec::new()),
             false => {
-                let why =
-                    format!("{}: nothing that is left of database or snapshots lets it start.", self.names(&relaid));
+                let why = format!(
+                    "{}: with the database and the snapshots that are there it does not start, or does not work.",
+                    self.names(&relaid)
+                );
                 (Repair::Relay(relaid), vec![why])
             }
         }
