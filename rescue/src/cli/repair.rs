@@ -27,6 +27,9 @@ pub fn run(command: &Repair) -> Result<Result<Outcome>, Stop> {
     Ok(Conversation { command, session: &session, settings: &settings }.hold())
 }
 
+/// Plans of one check that one run carries out; each of them is for nodes that belong to no other plan.
+const MOST_PLANS: usize = 64;
+
 /// What is told of one node.
 struct Told {
     json: serde_json::Value,
@@ -175,7 +178,10 @@ impl Conversation<'_> {
     fn together(&self, ends: &mut Vec<NodeEnd>) -> Together {
         let mut together = Together::default();
         for check in PLANNERS.iter().map(|(check, _)| *check) {
-            if let Err(error) = self.one_set(check, ends, &mut together) {
+            let mut done = Vec::new();
+            while done.len() < MOST_PLANS
+                && let Some(error) = self.next_set(check, &mut done, ends, &mut together).transpose() {
+                let Err(error) = error else { continue };
                 let failure = Failure::of(&error);
                 let unchanged = if failure.outcome == Outcome::PartWay { "" } else { " (nothing of it was done)" };
                 eprintln!("rescue: {check}: {}{unchanged}: {}", failure.kind, failure.text);
@@ -186,10 +192,28 @@ impl Conversation<'_> {
         together
     }
 
-    fn one_set(&self, check: &str, ends: &mut [NodeEnd], together: &mut Together) -> Result<()> {
-        let nodes = self.chosen(self.session.inspect()?)?;
+    /// The next plan that is not among those `done`: each is made anew, on the disks as they are by then. `None` where none is left.
+    fn next_set(
+        &self,
+        check: &str,
+        done: &mut Vec<String>,
+        ends: &mut [NodeEnd],
+        together: &mut Together,
+    ) -> Result<Option<()>> {
+        let nodes = self.session.inspect().and_then(|inspection| self.chosen(inspection));
+        let nodes = match nodes {
+            Ok(nodes) => nodes,
+            // Said once, whatever is left to be planned.
+            Err(_) if done.last().is_some_and(|last| last.is_empty()) => return Ok(None),
+            Err(error) => {
+                done.push(String::new());
+                return Err(error);
+            }
+        };
         let wanted = self.session.plan_sets(&nodes, &self.wishes());
-        let Some(wanted) = wanted.into_iter().find(|wanted| wanted.check == check) else { return Ok(()) };
+        let mut wanted = wanted.into_iter().filter(|wanted| wanted.check == check);
+        let Some(wanted) = wanted.find(|wanted| !done.contains(&identity(wanted))) else { return Ok(None) };
+        done.push(identity(&wanted));
         let plan = wanted.plan?;
         let Repair { yes, accept_loss, dry_run, json, .. } = *self.command;
         let planned = set_report::plan_json(&plan);
@@ -200,7 +224,7 @@ impl Conversation<'_> {
                 ends.iter_mut().for_each(|end| end.after_set(&receipt));
             }
         }
-        Ok(())
+        Ok(Some(()))
     }
 
     /// Repairs of several nodes as one that were cut off come before everything else.
@@ -323,6 +347,14 @@ impl Conversation<'_> {
         let (recovered, node) = self.session.recover(node)?;
         self.say(&(text::recovered(&recovered) + "\n"));
         Ok(node)
+    }
+}
+
+/// What a plan is known by when it is made a second time: the nodes that it changes, or why there is none.
+fn identity(wanted: &Wanted) -> String {
+    match &wanted.plan {
+        Ok(plan) => plan.parts.iter().map(|part| part.source.as_str()).collect::<Vec<_>>().join("\n"),
+        Err(error) => format!("{error:#}"),
     }
 }
 

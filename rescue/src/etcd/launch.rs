@@ -141,14 +141,25 @@ fn option(variable: &str, value: String) -> Option<(String, String)> {
     (!value.is_empty()).then(|| (format!("--{name}"), value))
 }
 
+/// Sections of a configuration file whose options have the section's name as flags (etcd's server/embed/config.go, securityConfig).
+const SECTIONS: [(&str, &str); 2] = [("client-transport-security", "--"), ("peer-transport-security", "--peer-")];
+
 fn scalars(value: &Value) -> Vec<(String, String)> {
     let text = |value: &Value| match value {
         Value::String(text) => Some(text.clone()),
         Value::Number(number) => Some(number.to_string()),
+        Value::Bool(is_set) => Some(is_set.to_string()),
         _ => None,
     };
-    let pairs = value.as_object().into_iter().flatten();
-    pairs.filter_map(|(name, value)| Some((format!("--{name}"), text(value)?))).collect()
+    let under = |value: Option<&Value>, prefix: &str| -> Vec<(String, String)> {
+        let pairs = value.and_then(Value::as_object).into_iter().flatten();
+        pairs.filter_map(|(name, value)| Some((format!("{prefix}{name}"), text(value)?))).collect()
+    };
+    let mut all = under(Some(value), "--");
+    for (section, prefix) in SECTIONS {
+        all.extend(under(value.get(section), prefix));
+    }
+    all
 }
 
 #[cfg(test)]

@@ -44,6 +44,8 @@ pub struct Cluster {
     pub agreement: Vec<Agreement>,
     /// Voters of the newest member's configuration that none of the sources holds.
     pub absent_voters: Vec<Member>,
+    /// Members that say to belong to others, and share no key with them or are not in their lists; sentences.
+    pub left_out: Vec<String>,
 }
 
 /// One member.
@@ -244,7 +246,7 @@ pub fn status_shown(found: &[Found], deep: bool, ui: &dyn Ui) -> Cluster {
         }
     }
     let absent_voters = newest.as_ref().map(|newest| absent(&members, newest.member)).unwrap_or_default();
-    Cluster { members, newest, agreement, absent_voters }
+    Cluster { members, newest, agreement, absent_voters, left_out: Vec::new() }
 }
 
 /// The newest revision that all databases hold: there the hashes can be compared.
@@ -467,6 +469,6 @@ impl Cluster {
         let well = |member: &MemberStatus| {
             member.moved.is_none() && member.problems.iter().all(|problem| problem.effect == Effect::Harmless)
         };
-        self.members.iter().all(well) && self.agreement.iter().all(agree)
+        self.members.iter().all(well) && self.agreement.iter().all(agree) && self.left_out.is_empty()
     }
 }

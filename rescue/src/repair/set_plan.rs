@@ -46,11 +46,9 @@ pub struct SetWishes {
     pub unproven: bool,
 }
 
-/// Looks at all nodes at once. `None` where they need nothing together.
-///
-/// # Errors
-/// Where something must be done and cannot be: a [`crate::refusal::Refusal`] that says what is missing.
-pub type Planner = fn(&[NodeReport], &SetWishes, &dyn Ui) -> Result<Option<SetPlan>>;
+/// Looks at all nodes at once, and plans for those that belong together. Nothing where they need nothing together; an error, mostly a
+/// [`crate::refusal::Refusal`], where something must be done and cannot be. One that cannot be done says nothing against the others.
+pub type Planner = fn(&[NodeReport], &SetWishes, &dyn Ui) -> Vec<Result<SetPlan>>;
 
 /// Those that `rescue repair` asks, each with the check whose remedies it replaces on the nodes that it changes.
-pub const PLANNERS: &[(&str, Planner)] = &[("etcd", crate::etcd::decide::plan_set)];
+pub const PLANNERS: &[(&str, Planner)] = &[("etcd", crate::etcd::decide::plan_sets)];

@@ -133,6 +133,9 @@ fn comparison(out: &mut String, cluster: &Cluster, style: &Style) {
             membership(out, member, style);
         }
     }
+    for left_out in &cluster.left_out {
+        let _ = writeln!(out, "{}", style.heading(left_out));
+    }
     for agreement in &cluster.agreement {
         let (one, other) = &agreement.between;
         let words = match agreement.verdict {

@@ -49,9 +49,8 @@ impl Session<'_> {
                 && !settings.skip.iter().any(|skip| skip == check)
         };
         let planners = PLANNERS.iter().filter(|(check, _)| asked(check));
-        let wanted = planners.filter_map(|&(check, plan)| {
-            let plan = plan(nodes, wishes, self.ui).transpose()?;
-            Some(Wanted { check, plan })
+        let wanted = planners.flat_map(|&(check, plan)| {
+            plan(nodes, wishes, self.ui).into_iter().map(move |plan| Wanted { check, plan })
         });
         wanted.collect()
     }

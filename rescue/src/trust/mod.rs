@@ -8,6 +8,8 @@
 pub mod claims;
 pub mod crossing;
 pub mod names;
+pub mod etcd;
+pub mod etcd_keys;
 pub mod party;
 pub mod possession;
 pub mod record;

@@ -55,6 +55,12 @@ impl Party {
         }
     }
 
+    /// The same of a guest of which nothing was read yet.
+    pub fn of(guest: &Guest, settings: &Settings) -> Self {
+        let node = Node::read(guest);
+        Self::read(guest, &node, &Inventory::read(guest, &node, settings.now), settings)
+    }
+
     /// `master02 (disk2.img)`.
     pub fn shown(&self) -> String {
         format!("{} ({})", self.name, self.source)

@@ -97,7 +97,7 @@ pub fn node_of(certificate: &Certificate) -> Option<&str> {
 }
 
 /// Whether it may be used by a server, as a member's certificates are and a client's are not.
-fn serves(certificate: &Certificate) -> bool {
+pub(super) fn serves(certificate: &Certificate) -> bool {
     let server = Usage::Server.oid();
     certificate.extended_key_usage.as_ref().is_some_and(|usages| usages.iter().any(|usage| usage == server))
 }

@@ -22,9 +22,11 @@ use crate::etcd::member::{MemberData, Stored};
 use crate::etcd::rebuild::defrag::Defrag;
 use crate::etcd::rebuild::space::{Decision, Given};
 use crate::etcd::status::Found;
+use crate::etcd::decide::claims;
 use crate::etcd::survey::survey;
 use crate::guest::GuestPath;
 use crate::refusal::Refusal;
+use crate::trust::etcd::{self as trust, Units};
 use crate::ui::Ui as _;
 use crate::units;
 
@@ -54,6 +56,9 @@ pub struct DefragCommand {
     /// a folder of this machine where an etcd member is kept for which its disk has no room beside the new one; undo needs it
     #[argh(option)]
     pub keep_in: Option<PathBuf>,
+    /// a node, by name or disk, that is believed to be a member of this etcd without proof; may be given several times
+    #[argh(option)]
+    pub trust: Vec<String>,
     /// do not ask
     #[argh(switch)]
     pub yes: bool,
@@ -78,6 +83,7 @@ pub fn run(command: &DefragCommand) -> Result<Result<Outcome>, Stop> {
         dry_run: command.dry_run,
         json: command.json,
         keep_in: command.keep_in.as_deref(),
+        trust: &command.trust,
         now: command.now,
     };
     manner.check()?;
@@ -103,7 +109,15 @@ fn defrag(command: &DefragCommand, sources: &Sources, manner: &Manner<'_>) -> Re
         .collect();
     let quota = measured.iter().map(|measured| measured.quota).min().unwrap_or(DEFAULT_QUOTA);
     let largest = measured.iter().map(|measured| after(measured.in_use)).max().unwrap_or(0);
-    let decision = Decision::of(&given, command.compact, quota, largest);
+    let claims = claims::claims_of(found, measured.iter().map(|measured| &measured.data), &manner.settings());
+    let decision = match trust::units(&claims) {
+        // What members share is decided by those that are members of one another.
+        Units { units, .. } if units.len() > 1 => {
+            let why = "the disks given are not members of one cluster that prove it to one another (rescue etcd status says more)";
+            Decision::apart(&given, command.compact, why)
+        }
+        _ => Decision::of(&given, command.compact, quota, largest),
+    };
     let parts = found
         .iter()
         .zip(&measured)

@@ -45,6 +45,8 @@ pub struct Manner<'a> {
     pub json: bool,
     /// `--keep-in`.
     pub keep_in: Option<&'a Path>,
+    /// `--trust`.
+    pub trust: &'a [String],
     /// The time that counts as now, where it is not this machine's.
     pub now: Option<OffsetDateTime>,
 }
@@ -59,7 +61,7 @@ impl Manner<'_> {
     /// No check is asked for: what is read of etcd is read by the command itself.
     pub fn settings(&self) -> Settings {
         let skip = catalogue().iter().map(|check| check.id().to_owned()).collect();
-        Settings { skip, keep_in: self.keep_in.map(Path::to_path_buf), ..args::with_now(self.now) }
+        Settings { skip, keep_in: self.keep_in.map(Path::to_path_buf), trust: self.trust.to_vec(), ..args::with_now(self.now) }
     }
 
     /// For people.

@@ -12,6 +12,7 @@ use super::sources::Sources;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::etcd::backend::Facts;
+use crate::etcd::decide::claims;
 use crate::etcd::guarantee::Guarantee;
 use crate::etcd::member::MemberData;
 use crate::etcd::rebuild::from_db::{FromDatabase, form};
@@ -23,6 +24,7 @@ use crate::refusal::Refusal;
 use crate::repair::folder;
 use crate::repair::transaction::new_run_id;
 use crate::report::raw;
+use crate::trust::etcd::{self as trust, LeftOut, Why};
 use crate::units;
 
 /// `--member NAME=URL`.
@@ -79,6 +81,7 @@ macro_rules! asked {
                 dry_run: $command.dry_run,
                 json: $command.json,
                 keep_in: $command.keep_in.as_deref(),
+                trust: &$command.trust,
                 now: $command.now,
             },
         }
@@ -207,6 +210,7 @@ pub(super) fn make(
     let guests: Vec<_> = disks.opened.found.iter().map(|found| &found.guest).collect();
     let readable = folder::Sources::new(guests);
     let mut chosen = choose(&disks, &readable)?;
+    chosen.notes.extend(refuse_strangers(asked, &disks, &chosen.origin)?);
     if let Some(version) = chosen.facts.storage_version.as_ref().filter(|_| !asked.unproven) {
         return Err(Refusal::new(
             format!("the database is of format {version}"),
@@ -234,6 +238,42 @@ pub(super) fn make(
     // They hold files of the disks open.
     drop(data);
     plan.carry_out(opened, asked.sources.as_ref().map_or(&[], |sources| &sources.disks), &asked.manner)
+}
+
+/// A disk that shares no key with the others gets nothing of this cluster, and gives nothing to it; nor does one whose database replaces a
+/// history that knows nothing of it. A file that the user names is the user's own word, but whoever gets it must belong together. Gives
+/// what is done on the user's word alone.
+fn refuse_strangers(asked: &Asked<'_>, disks: &Disks, origin: &Origin) -> Result<Vec<String>> {
+    let found = &disks.opened.found;
+    let claims = claims::claims_of(found, &disks.data, &asked.manner.settings());
+    let donor = match origin {
+        Origin::Guest { source, .. } => found.iter().position(|found| found.guest.source == *source),
+        Origin::Local(_) => None,
+    };
+    let others = 0..claims.len();
+    // What is written elsewhere from the user's own file takes nothing from one disk to another.
+    let reference = match donor {
+        Some(donor) => donor,
+        None if asked.manner.output.is_some() => return Ok(Vec::new()),
+        None => (0..claims.len()).find(|number| !claims[*number].proven.is_empty()).unwrap_or(0),
+    };
+    let judged = |receiver: usize| match donor {
+        Some(donor) => trust::lends(&claims, donor, receiver),
+        None if trust::share_keys(&claims, reference, receiver) => Ok(()),
+        None => Err(Why::NoKey),
+    };
+    for receiver in others.filter(|number| *number != reference) {
+        let Err(why) = judged(receiver) else { continue };
+        let is_receivers = donor.is_none() || (why == Why::NoKey && claims[receiver].proven.is_empty() && !claims[reference].proven.is_empty());
+        let (doubted, beside) = if is_receivers { (receiver, reference) } else { (reference, receiver) };
+        let left = LeftOut { doubted: vec![doubted], beside: vec![beside], why, matters: true };
+        let Refusal { saw, next, .. } = claims::refusal(&left, &claims);
+        let means = "the new cluster would carry what is on one of them to the other".to_owned();
+        let next = format!("leave its disk out; {next}");
+        return Err(Refusal { saw, means, next }.into());
+    }
+    let trusted = claims.iter().filter(|claim| claim.is_trusted && claims.len() > 1);
+    Ok(trusted.map(|claim| format!("{} counts as a member of this etcd on your word (--trust).", claim.shown)).collect())
 }
 
 fn shown(id: u64, name: &str) -> String {

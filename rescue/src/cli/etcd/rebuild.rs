@@ -62,6 +62,9 @@ pub struct Rebuild {
     /// a folder of this machine where an etcd member is kept for which its disk has no room beside the new one; undo needs it
     #[argh(option)]
     pub keep_in: Option<PathBuf>,
+    /// a node, by name or disk, that is believed to be a member of this etcd without proof; may be given several times
+    #[argh(option)]
+    pub trust: Vec<String>,
     /// do not ask
     #[argh(switch)]
     pub yes: bool,

@@ -42,6 +42,9 @@ pub struct RemoveMember {
     /// a folder of this machine where an etcd member is kept for which its disk has no room beside the new one; undo needs it
     #[argh(option)]
     pub keep_in: Option<PathBuf>,
+    /// a node, by name or disk, that is believed to be a member of this etcd without proof; may be given several times
+    #[argh(option)]
+    pub trust: Vec<String>,
     /// do not ask
     #[argh(switch)]
     pub yes: bool,
@@ -63,7 +66,7 @@ pub struct RemoveMember {
 pub fn run(command: &RemoveMember) -> Result<Result<Outcome>, Stop> {
     let sources = args::sources(&command.src, &command.root)?;
     args::refuse_asking(command.json, &args::answers(command.yes, command.dry_run))?;
-    let settings = Settings { keep_in: command.keep_in.clone(), ..args::with_now(command.now) };
+    let settings = Settings { keep_in: command.keep_in.clone(), trust: command.trust.clone(), ..args::with_now(command.now) };
     read_only::protect(&sources);
     let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
     Ok(hold(command, &session))

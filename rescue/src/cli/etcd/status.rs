@@ -10,8 +10,11 @@ use super::sources::Sources;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::cli::terminal::{Terminal, colours};
+use crate::etcd::decide::claims;
 use crate::etcd::status::status_shown;
 use crate::report::{etcd, json, text};
+use crate::settings::Settings;
+use crate::trust::etcd::units;
 
 /// show each etcd member's state, which one holds the newest writes, and whether each will start; writes nothing. Exit code 1 when one
 /// will not, or when they contradict each other
@@ -30,6 +33,9 @@ pub struct Status {
     /// only the ends of the files: does not check the databases' pages nor count keys
     #[argh(switch)]
     pub quick: bool,
+    /// a node, by name or disk, that is believed to be a member of this etcd without proof; may be given several times
+    #[argh(option)]
+    pub trust: Vec<String>,
     /// print one JSON object (schema rescue/v1) instead of text
     #[argh(switch)]
     pub json: bool,
@@ -46,7 +52,13 @@ pub fn run(command: &Status) -> Result<Result<Outcome>, Stop> {
 
 fn show(command: &Status, sources: &Sources) -> Result<Outcome> {
     let (found, without) = sources.members()?;
-    let cluster = status_shown(&found, !command.quick, &Terminal);
+    let mut cluster = status_shown(&found, !command.quick, &Terminal);
+    if found.len() > 1 {
+        let settings = Settings { trust: command.trust.clone(), ..args::with_now(command.now) };
+        let claims = claims::claims_of(&found, cluster.members.iter().map(|member| &member.data), &settings);
+        let left_out = units(&claims).left_out.into_iter().filter(|left| left.matters);
+        cluster.left_out = left_out.map(|left| claims::note(&left, &claims)).collect();
+    }
     if command.json {
         println!("{}", json::etcd_status(&cluster, &without));
     } else {

@@ -41,10 +41,9 @@ impl Table<'_> {
         let term = if is_behind { base.database.facts.term } else { Some(base.last_term()) };
         let damaged = (0..self.seen.len()).filter(|number| {
             let (seen, member) = &self.seen[*number];
-            let own = seen.data.log.identity.map(|own| (own.cluster, own.member));
             let is_proved = term.is_some() || base.database.source == seen.guest.source;
             (*number != best || is_behind)
-                && own == Some((self.cluster, member.id))
+                && seen.is(self.cluster, member.id)
                 && seen.data.log.other_identity.is_none()
                 && (!seen.is_log_whole() || seen.has_lost_sector())
                 && is_proved

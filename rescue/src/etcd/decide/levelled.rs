@@ -89,7 +89,7 @@ impl Table<'_> {
         let mut at_hand = Vec::new();
         for (number, (seen, member)) in self.seen.iter().enumerate().filter(|(_, (_, member))| !member.is_learner) {
             let log = &seen.data.log;
-            let is_own = log.identity.is_some_and(|own| (own.cluster, own.member) == (self.cluster, member.id));
+            let is_own = seen.is(self.cluster, member.id);
             let is_proved =
                 self.wishes.unproven || seen.data.facts().is_none_or(|facts| facts.storage_version.is_none());
             if !is_own || !is_proved || !seen.is_log_whole() {

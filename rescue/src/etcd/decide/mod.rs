@@ -1,6 +1,7 @@
 //! What several members need together: the smallest repair that suffices, as a plan for all their nodes.
 
 mod behind_damage;
+pub mod claims;
 pub mod from_database;
 pub mod level;
 mod levelled;
@@ -10,5 +11,5 @@ pub mod remove;
 pub mod seen;
 pub mod table;
 
-pub use plan::plan_set;
+pub use plan::plan_sets;
 pub use remove::plan_removal;

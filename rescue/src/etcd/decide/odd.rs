@@ -41,7 +41,7 @@ pub fn mark(seen: &mut [Seen<'_>], ui: &dyn Ui) -> Vec<Doubt> {
     for cluster in clusters {
         let voters = voters(seen, cluster);
         // A disk without a log does not say whose it is; its database may well be a witness.
-        let belongs = |one: &Seen<'_>| one.cluster().is_none() || one.cluster() == cluster;
+        let belongs = |one: &Seen<'_>| one.lends && (one.cluster().is_none() || one.cluster() == cluster);
         let there =
             seen.iter().enumerate().filter(|(_, one)| belongs(one) && !one.is_odd && one.data.facts().is_some());
         let numbers: Vec<usize> = there.map(|(number, _)| number).collect();
@@ -52,7 +52,7 @@ pub fn mark(seen: &mut [Seen<'_>], ui: &dyn Ui) -> Vec<Doubt> {
 
 /// How many voters there are: a majority of these must agree.
 fn voters(seen: &[Seen<'_>], cluster: Option<u64>) -> usize {
-    let own: Vec<&Seen<'_>> = seen.iter().filter(|seen| seen.cluster() == cluster).collect();
+    let own: Vec<&Seen<'_>> = seen.iter().filter(|seen| seen.lends && seen.cluster() == cluster).collect();
     super::plan::newest_members(&own).map_or(seen.len(), |members| members.voters().count())
 }
 

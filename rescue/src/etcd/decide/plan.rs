@@ -12,6 +12,8 @@ use super::seen::Seen;
 use super::table::{self, Repair, Situation, State, View};
 use super::{from_database, odd};
 use crate::etcd::boot::Kind;
+use super::claims::AtHand;
+use super::{claims, from_database, odd};
 use crate::etcd::guarantee::{Guarantee, Level};
 use crate::etcd::launch::By;
 use crate::etcd::members::{Member, Members};
@@ -23,15 +25,70 @@ use crate::etcd::write::identity::member_id;
 use crate::refusal::Refusal;
 use crate::repair::set_plan::{SetPart, SetPlan, SetWishes};
 use crate::session::NodeReport;
+use crate::trust::etcd::{Claim, Unit, Units};
 use crate::ui::Ui;
 
-/// What the members of a cluster need together. `None` where each starts by itself, or does once its own node's plan has mended it in place.
-///
-/// # Errors
-/// A [`Refusal`] where something must be done and cannot be.
-pub fn plan_set(nodes: &[NodeReport], wishes: &SetWishes, ui: &dyn Ui) -> Result<Option<SetPlan>> {
+/// What the members of each cluster need together: a plan, or why there can be none. Nothing where each starts by itself, or does once its own
+/// node's plan has mended it in place. Members that share no keys, or are not in one another's lists, are planned apart.
+pub fn plan_sets(nodes: &[NodeReport], wishes: &SetWishes, ui: &dyn Ui) -> Vec<Result<SetPlan>> {
     let seen: Vec<Seen<'_>> = nodes.iter().filter_map(|node| Seen::look(node, ui)).collect();
-    let (mut seen, _running): (Vec<_>, Vec<_>) = seen.into_iter().partition(|seen| seen.holder.is_none());
+    let (seen, _running): (Vec<_>, Vec<_>) = seen.into_iter().partition(|seen| seen.holder.is_none());
+    let (claims, decided) = decided(&seen);
+    let mut plans = Vec::new();
+    let mut all: Vec<Option<Seen<'_>>> = seen.into_iter().map(Some).collect();
+    for unit in &decided.units {
+        let members = members_of(unit, &mut all);
+        let notes = claims::notes(unit, &decided, &claims);
+        plans.extend(match plan_set(members, wishes, ui) {
+            Ok(plan) => plan.map(|plan| Ok(with_notes(plan, notes))),
+            Err(error) => Some(Err(refused_beside(error, &notes))),
+        });
+    }
+    let left_out = decided.left_out.iter().filter(|left| left.matters);
+    plans.extend(left_out.map(|left| Err(claims::refusal(left, &claims).into())));
+    plans
+}
+
+/// What the disks say and prove, and who may be planned together by that.
+pub(super) fn decided(seen: &[Seen<'_>]) -> (Vec<Claim>, Units) {
+    let at_hand: Vec<AtHand<'_>> = seen.iter().map(Seen::at_hand).collect();
+    let claims = claims::claims(&at_hand);
+    let decided = crate::trust::etcd::units(&claims);
+    (claims, decided)
+}
+
+/// The members of a unit; those that only receive are marked.
+pub(super) fn members_of<'a>(unit: &Unit, all: &mut [Option<Seen<'a>>]) -> Vec<Seen<'a>> {
+    let mut numbers: Vec<usize> = unit.all().collect();
+    // In the order of the disks, as they were given.
+    numbers.sort_unstable();
+    let take = |number: usize| {
+        let seen = all.get_mut(number)?.take()?;
+        Some(Seen { lends: unit.lenders.contains(&number), ..seen })
+    };
+    numbers.into_iter().filter_map(take).collect()
+}
+
+/// Who is left out may be what is missing.
+pub(super) fn refused_beside(error: anyhow::Error, notes: &[String]) -> anyhow::Error {
+    match error.downcast::<Refusal>() {
+        Ok(refusal) if !notes.is_empty() => {
+            let saw = format!("{}. {}", refusal.saw.trim_end_matches('.'), notes.join(". "));
+            Refusal { saw, ..refusal }.into()
+        }
+        Ok(refusal) => refusal.into(),
+        Err(error) => error,
+    }
+}
+
+/// With what is to be said of those that are left out.
+pub(super) fn with_notes(mut plan: SetPlan, notes: Vec<String>) -> SetPlan {
+    plan.notes.splice(0..0, notes);
+    plan
+}
+
+/// The plan for members that belong together.
+fn plan_set(mut seen: Vec<Seen<'_>>, wishes: &SetWishes, ui: &dyn Ui) -> Result<Option<SetPlan>> {
     let doubts = odd::mark(&mut seen, ui);
     let clusters = clusters(&seen);
     if clusters.is_empty() && seen.len() > 1 {
@@ -148,7 +205,8 @@ impl<'a> Table<'a> {
         }
         let mut why = decision.why;
         let takes_newest = matches!(decision.repair, Repair::Readmit { .. } | Repair::Clone { .. } | Repair::Extend(_));
-        let notes = if takes_newest { std::mem::take(&mut self.found_behind_damage) } else { Vec::new() };
+        let mut notes = if takes_newest { std::mem::take(&mut self.found_behind_damage) } else { Vec::new() };
+        notes.extend(self.voters_before());
         let (summary, guarantee, parts) = match decision.repair {
             Repair::Nothing => return self.level(),
             Repair::Needs(disks) => return Err(self.needs(&disks, &why)),
@@ -183,7 +241,7 @@ impl<'a> Table<'a> {
                 why.extend(level.why);
                 let all = [learners.as_slice(), relaid.as_slice()].concat();
                 let summary = format!("give etcd on {} what it lacks", self.names(&all));
-                (summary, Guarantee::new(Level::G0), parts)
+                (summary, self.promise(Level::G0, self.dropped(from)?), parts)
             }
             Repair::Readmit { keeper, again, relaid, is_majority } => {
                 let mut parts = self.readmitted(keeper, &again)?;
@@ -229,6 +287,24 @@ impl<'a> Table<'a> {
         };
         let afterwards = self.afterwards();
         Ok(Some(SetPlan { summary, guarantee, why, notes, parts, afterwards }))
+    }
+
+    /// Those that vote by their own list, and are learners by the one that counts.
+    fn voters_before(&self) -> Vec<String> {
+        let votes = |seen: &Seen<'_>| {
+            let own = seen.data.log.identity?.member;
+            let (members, _) = seen.data.membership();
+            members.list.get(&own).map(|member| !member.is_learner)
+        };
+        let before = self.seen.iter().filter(|(seen, member)| member.is_learner && votes(seen) == Some(true));
+        before
+            .map(|(seen, _)| {
+                format!(
+                    "{} votes by its own list of members; by the newest one it is a learner, and will be one.",
+                    seen.name
+                )
+            })
+            .collect()
     }
 
     /// Whether a member may have promised an entry to the others that it no longer holds, and all others are at hand to make up for it. Alone, it is
@@ -298,11 +374,11 @@ impl<'a> Table<'a> {
             rank: None,
             own_last: None,
             is_clean: seen.is_clean(),
+            is_foreign: false,
             agreed: 0,
         };
-        let own = seen.data.log.identity.map(|identity| (identity.cluster, identity.member));
-        if own != Some((self.cluster, member.id)) {
-            return view;
+        if !seen.is(self.cluster, member.id) {
+            return View { is_foreign: !log.is_empty(), ..view };
         }
         let rank = Some((log.last_term(), log.last));
         let agreed = seen.data.commit();
@@ -458,6 +534,37 @@ impl<'a> Table<'a> {
         seen.part(recipe, all)
     }
 
+    /// What members at hand hold as agreed on and the history of `best` does not, a sentence each. Every plan of which a part replaces a
+    /// history asks for it, so that a promise is one for what was acknowledged by those members too.
+    pub(super) fn dropped(&self, best: usize) -> Result<Vec<String>> {
+        let base = self.base(best)?;
+        let mut dropped = Vec::new();
+        for (seen, _) in &self.seen {
+            let log = &seen.data.log;
+            let (Some(own), agreed) = (log.identity, seen.data.commit()) else { continue };
+            let is_known =
+                self.members.list.contains_key(&own.member) || self.members.removed.contains(&own.member);
+            let is_same = own.cluster == self.cluster
+                && is_known
+                && agreed <= base.last()
+                && log.term_of(agreed).zip(base.log.term_of(agreed)).is_none_or(|(one, other)| one == other);
+            if !is_same && claims::holds_writes(seen.guest, &seen.data) {
+                dropped.push(format!(
+                    "{} holds writes of a history that is not that of {}: they are lost.",
+                    seen.name,
+                    self.name(best)
+                ));
+            }
+        }
+        Ok(dropped)
+    }
+
+    /// A promise of this level, or what is left of it where something is dropped.
+    fn promise(&self, level: Level, dropped: Vec<String>) -> Guarantee {
+        let level = if dropped.is_empty() { level } else { level.max(Level::G2) };
+        Guarantee { also: dropped, ..Guarantee::new(level) }
+    }
+
     pub(super) fn guarantee(&self, best: usize, is_majority: bool) -> Result<Guarantee> {
         let base = self.base(best)?;
         let level = match (base.lacks_entries(), is_majority) {
@@ -465,8 +572,8 @@ impl<'a> Table<'a> {
             (false, false) if self.members.voters().count() > 1 => Level::G2,
             _ => Level::G3,
         };
-        let mut guarantee = Guarantee::new(level);
-        if level == Level::G1 {
+        let mut guarantee = self.promise(level, self.dropped(best)?);
+        if guarantee.level == Level::G1 {
             return Ok(guarantee);
         }
         guarantee.revision = Some(base.database.facts.revision);
@@ -492,7 +599,7 @@ impl<'a> Table<'a> {
 
     /// Whether systemd starts etcd here, and not a kubelet.
     pub(super) fn are_services(&self) -> bool {
-        self.seen.iter().all(|(seen, _)| matches!(seen.by, By::Service(_)))
+        self.seen.iter().all(|(seen, _)| matches!(seen.launch.by, By::Service(_)))
     }
 
     fn needs(&self, disks: &[String], why: &[String]) -> anyhow::Error {

@@ -5,9 +5,9 @@
 
 use anyhow::{Context as _, Result};
 
-use super::odd;
-use super::plan::{JOIN_AS_SERVICE, Table};
+use super::plan::{JOIN_AS_SERVICE, Table, decided, members_of, refused_beside, with_notes};
 use super::seen::Seen;
+use super::{claims, odd};
 use crate::etcd::members::Member;
 use crate::etcd::rebuild::{Recipe, changes};
 use crate::refusal::Refusal;
@@ -21,7 +21,7 @@ use crate::ui::Ui;
 /// # Errors
 /// A [`Refusal`] where it cannot be done.
 pub fn plan_removal(nodes: &[NodeReport], name: &str, wishes: &SetWishes, ui: &dyn Ui) -> Result<SetPlan> {
-    let mut seen: Vec<Seen<'_>> = nodes.iter().filter_map(|node| Seen::look(node, ui)).collect();
+    let seen: Vec<Seen<'_>> = nodes.iter().filter_map(|node| Seen::look(node, ui)).collect();
     for seen in &seen {
         if let Some(holder) = &seen.holder {
             return Err(Refusal::new(
@@ -32,8 +32,52 @@ pub fn plan_removal(nodes: &[NodeReport], name: &str, wishes: &SetWishes, ui: &d
             .into());
         }
     }
-    odd::mark(&mut seen, ui);
-    let clusters = super::plan::clusters(&seen);
+    let (claims, decided) = decided(&seen);
+    let mut all: Vec<Option<Seen<'_>>> = seen.into_iter().map(Some).collect();
+    let mut told = Vec::new();
+    for unit in &decided.units {
+        let mut members = members_of(unit, &mut all);
+        if !knows(&members, name) {
+            continue;
+        }
+        odd::mark(&mut members, ui);
+        told.push((members, claims::notes(unit, &decided, &claims)));
+    }
+    let [(members, notes)] = told.as_slice() else { return Err(which(&told, name).into()) };
+    let planned = plan_among(members, name, wishes);
+    planned.map(|plan| with_notes(plan, notes.clone())).map_err(|error| refused_beside(error, notes))
+}
+
+/// Whether members that belong together have one of this name or ID.
+fn knows(members: &[Seen<'_>], name: &str) -> bool {
+    let lenders = members.iter().filter(|seen| seen.lends);
+    let list = |seen: &Seen<'_>| seen.data.membership().0.list.into_values();
+    let mut listed = lenders.flat_map(list);
+    listed.any(|member| is_named(&member, name)) || members.iter().any(|seen| seen.name == name)
+}
+
+fn is_named(member: &Member, name: &str) -> bool {
+    member.name == name || format!("{:x}", member.id) == name.trim_start_matches("0x")
+}
+
+/// No cluster, or several, have a member of this name.
+fn which(told: &[(Vec<Seen<'_>>, Vec<String>)], name: &str) -> Refusal {
+    match told {
+        [] => Refusal::new(
+            format!("no etcd cluster on these disks has a member {name}"),
+            "there is nothing that could be removed",
+            "rescue etcd status with the same disks shows the members; name one of them, or its ID",
+        ),
+        _ => Refusal::new(
+            format!("{} etcd clusters that do not belong together have a member {name}", told.len()),
+            "a member is removed from one",
+            "give the disks of all members of one cluster; rescue etcd status shows which belong together",
+        ),
+    }
+}
+
+fn plan_among(seen: &[Seen<'_>], name: &str, wishes: &SetWishes) -> Result<SetPlan> {
+    let clusters = super::plan::clusters(seen);
     let [cluster] = clusters.as_slice() else {
         return Err(Refusal::new(
             format!("{} etcd clusters were found", clusters.len()),
@@ -43,7 +87,7 @@ pub fn plan_removal(nodes: &[NodeReport], name: &str, wishes: &SetWishes, ui: &d
         .into());
     };
     let table =
-        Table::lay(*cluster, &seen, wishes, true)?.context("no log or database says who belongs to the cluster")?;
+        Table::lay(*cluster, seen, wishes, true)?.context("no log or database says who belongs to the cluster")?;
     Removal::of(table, name)?.plan()
 }
 
@@ -59,10 +103,8 @@ struct Removal<'a> {
 
 impl<'a> Removal<'a> {
     fn of(mut table: Table<'a>, name: &str) -> Result<Self> {
-        let is_named =
-            |member: &&Member| member.name == name || format!("{:x}", member.id) == name.trim_start_matches("0x");
         let by_node = table.seen.iter().find(|(seen, _)| seen.name == name).map(|(_, member)| member.clone());
-        let Some(named) = table.members.list.values().find(is_named).cloned().or(by_node) else {
+        let Some(named) = table.members.list.values().find(|member| is_named(member, name)).cloned().or(by_node) else {
             let known: Vec<String> = table.members.list.values().map(Member::shown).collect();
             return Err(Refusal::new(
                 format!("the cluster has no member {name}"),

@@ -4,9 +4,10 @@ use std::rc::Rc;
 
 use anyhow::Context as _;
 
+use super::claims::AtHand;
 use crate::checks::etcd_look::{holder, troubles};
 use crate::etcd::boot::{Effect, Kind, Problem};
-use crate::etcd::launch::By;
+use crate::etcd::launch::{By, Launch};
 use crate::etcd::locate;
 use crate::etcd::member::{MemberData, Place};
 use crate::etcd::members::{Member, Members};
@@ -22,6 +23,7 @@ use crate::repair::folder::BuildFolder;
 use crate::repair::in_use::held_open::Holder;
 use crate::repair::set_plan::SetPart;
 use crate::session::NodeReport;
+use crate::trust::Party;
 use crate::ui::Ui;
 
 /// One member.
@@ -43,8 +45,12 @@ pub struct Seen<'a> {
     pub is_moved: bool,
     /// Whether its database is not to be taken: a majority of the others holds something else.
     pub is_odd: bool,
-    /// By what it is started.
-    pub by: By,
+    /// Whether its history counts for others. Else it may only get theirs ([`crate::trust::etcd`]).
+    pub lends: bool,
+    /// What its disk proves.
+    pub party: &'a Party,
+    /// How it is started.
+    pub launch: Launch,
     /// `--name`.
     pub flag_name: Option<String>,
     /// `--initial-advertise-peer-urls`.
@@ -69,15 +75,28 @@ impl<'a> Seen<'a> {
             problems,
             is_odd: false,
             is_moved,
+            lends: true,
+            party: &report.party,
             flag_name: launch.option("--name").map(str::to_owned),
             flag_urls: launch.peer_urls(),
-            by: launch.by,
+            launch,
         })
     }
 
-    /// The cluster whose log this is.
+    /// The cluster whose log this is, where that log counts.
     pub fn cluster(&self) -> Option<u64> {
-        self.data.log.identity.map(|identity| identity.cluster)
+        self.data.log.identity.filter(|_| self.lends).map(|identity| identity.cluster)
+    }
+
+    /// Whether its log is that of this member of this cluster, and counts.
+    pub fn is(&self, cluster: u64, member: u64) -> bool {
+        self.lends && self.data.log.identity.is_some_and(|own| (own.cluster, own.member) == (cluster, member))
+    }
+
+    /// As the room that decides who may be planned together sees it.
+    pub fn at_hand(&self) -> AtHand<'_> {
+        let is_whole = self.is_log_whole() && self.is_mended_in_place();
+        AtHand { guest: self.guest, launch: Some(&self.launch), data: &self.data, party: self.party, is_whole }
     }
 
     /// Which of `members` it is: by the ID in its log, else by what it is started with. A disk that was taken back to before its member was
@@ -157,7 +176,7 @@ impl<'a> Seen<'a> {
 
     /// The database, if it is sound from end to end.
     pub fn database(&self) -> Option<DatabaseFile> {
-        if self.is_odd {
+        if self.is_odd || !self.lends {
             return None;
         }
         DatabaseFile::examine(self.guest, &self.place.db()).ok()
@@ -172,7 +191,7 @@ impl<'a> Seen<'a> {
         let mut others: Vec<&Self> = all.iter().copied().filter(|other| !std::ptr::eq(*other, self)).collect();
         others.sort_by_key(|other| std::cmp::Reverse(other.data.consistent_index()));
         let mut why = Vec::new();
-        for owner in own.chain(others) {
+        for owner in own.chain(others).filter(|owner| owner.lends) {
             if owner.is_odd {
                 why.push(format!("The database of {} cannot be taken: a majority holds something else.", owner.name));
                 continue;

@@ -43,6 +43,8 @@ pub struct View {
     pub own_last: Option<u64>,
     /// Whether that log ends with a whole record. One that does not has lost nothing that it promised, as long as its disk keeps its word.
     pub is_clean: bool,
+    /// Whether its log is another member's, or of another cluster, so that nothing of it counts here.
+    pub is_foreign: bool,
     /// Entries up to here are known to be agreed on.
     pub agreed: u64,
 }
@@ -137,9 +139,7 @@ impl Table<'_> {
         let mut renewed = [lost.as_slice(), moved.as_slice()].concat();
         renewed.sort_unstable();
         let mut why = Vec::new();
-        if !lost.is_empty() {
-            why.push(format!("{}: what is left of the log cannot be mended in place.", self.names(&lost)));
-        }
+        why.extend(self.why_lost(&lost));
         if !moved.is_empty() {
             why.push(format!(
                 "{}: the others look for it where it no longer is, so it is taken in under a new ID, at the address that it is started with.",
@@ -204,6 +204,18 @@ impl Table<'_> {
             return (Repair::Needs(absent), why);
         }
         self.clone_all(best, clean, why)
+    }
+
+    /// Why these cannot keep what they have.
+    fn why_lost(&self, lost: &[usize]) -> Vec<String> {
+        let (foreign, damaged): (Vec<usize>, Vec<usize>) =
+            lost.iter().partition(|number| self.view(**number).is_foreign);
+        let says = [
+            (damaged, "what is left of the log cannot be mended in place."),
+            (foreign, "the log is not that of this member of this cluster: its IDs are others than those in the list of members."),
+        ];
+        let says = says.into_iter().filter(|(numbers, _)| !numbers.is_empty());
+        says.map(|(numbers, why)| format!("{}: {why}", self.names(&numbers))).collect()
     }
 
     fn without_loss(&self, relaid: Vec<usize>) -> (Repair, Vec<String>) {
@@ -328,6 +340,7 @@ mod tests {
             rank: last.map(|last| (2, last)),
             own_last: *last,
             is_clean: true,
+            is_foreign: false,
             agreed: 90,
         };
         Situation {

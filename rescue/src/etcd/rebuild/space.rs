@@ -86,6 +86,13 @@ impl Decision {
         decision
     }
 
+    /// Of members that do not share their state, because of `why`: nothing of it is changed.
+    pub fn apart(given: &[Given<'_>], compact: bool, why: &str) -> Self {
+        let is_full = given.iter().any(|given| !Alarmed::of(given).raised.is_empty());
+        let why = |is_asked: bool| is_asked.then(|| why.to_owned());
+        Self { not_compacted: why(compact), not_lifted: why(is_full), ..Self::default() }
+    }
+
     /// Into the recipe of one of the members, by its number.
     pub fn apply(&self, number: usize, recipe: &mut Defrag) {
         recipe.compaction = self.compaction;
