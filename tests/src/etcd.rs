@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::Cmd;
 
 pub mod files;
+pub mod forge;
 pub mod guest;
 
 /// How long a start or an election may take on a busy machine.

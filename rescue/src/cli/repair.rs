@@ -180,7 +180,8 @@ impl Conversation<'_> {
         for check in PLANNERS.iter().map(|(check, _)| *check) {
             let mut done = Vec::new();
             while done.len() < MOST_PLANS
-                && let Some(error) = self.next_set(check, &mut done, ends, &mut together).transpose() {
+                && let Some(error) = self.next_set(check, &mut done, ends, &mut together).transpose()
+            {
                 let Err(error) = error else { continue };
                 let failure = Failure::of(&error);
                 let unchanged = if failure.outcome == Outcome::PartWay { "" } else { " (nothing of it was done)" };

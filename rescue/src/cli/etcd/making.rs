@@ -61,7 +61,12 @@ impl Manner<'_> {
     /// No check is asked for: what is read of etcd is read by the command itself.
     pub fn settings(&self) -> Settings {
         let skip = catalogue().iter().map(|check| check.id().to_owned()).collect();
-        Settings { skip, keep_in: self.keep_in.map(Path::to_path_buf), trust: self.trust.to_vec(), ..args::with_now(self.now) }
+        Settings {
+            skip,
+            keep_in: self.keep_in.map(Path::to_path_buf),
+            trust: self.trust.to_vec(),
+            ..args::with_now(self.now)
+        }
     }
 
     /// For people.

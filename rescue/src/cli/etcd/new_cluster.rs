@@ -264,7 +264,8 @@ fn refuse_strangers(asked: &Asked<'_>, disks: &Disks, origin: &Origin) -> Result
     };
     for receiver in others.filter(|number| *number != reference) {
         let Err(why) = judged(receiver) else { continue };
-        let is_receivers = donor.is_none() || (why == Why::NoKey && claims[receiver].proven.is_empty() && !claims[reference].proven.is_empty());
+        let is_receivers = donor.is_none()
+            || (why == Why::NoKey && claims[receiver].proven.is_empty() && !claims[reference].proven.is_empty());
         let (doubted, beside) = if is_receivers { (receiver, reference) } else { (reference, receiver) };
         let left = LeftOut { doubted: vec![doubted], beside: vec![beside], why, matters: true };
         let Refusal { saw, next, .. } = claims::refusal(&left, &claims);
@@ -273,7 +274,9 @@ fn refuse_strangers(asked: &Asked<'_>, disks: &Disks, origin: &Origin) -> Result
         return Err(Refusal { saw, means, next }.into());
     }
     let trusted = claims.iter().filter(|claim| claim.is_trusted && claims.len() > 1);
-    Ok(trusted.map(|claim| format!("{} counts as a member of this etcd on your word (--trust).", claim.shown)).collect())
+    Ok(trusted
+        .map(|claim| format!("{} counts as a member of this etcd on your word (--trust).", claim.shown))
+        .collect())
 }
 
 fn shown(id: u64, name: &str) -> String {

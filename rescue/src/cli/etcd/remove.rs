@@ -66,7 +66,8 @@ pub struct RemoveMember {
 pub fn run(command: &RemoveMember) -> Result<Result<Outcome>, Stop> {
     let sources = args::sources(&command.src, &command.root)?;
     args::refuse_asking(command.json, &args::answers(command.yes, command.dry_run))?;
-    let settings = Settings { keep_in: command.keep_in.clone(), trust: command.trust.clone(), ..args::with_now(command.now) };
+    let settings =
+        Settings { keep_in: command.keep_in.clone(), trust: command.trust.clone(), ..args::with_now(command.now) };
     read_only::protect(&sources);
     let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
     Ok(hold(command, &session))

@@ -37,11 +37,19 @@ pub struct AtHand<'a> {
 pub fn claims(all: &[AtHand<'_>]) -> Vec<Claim> {
     let keys: Vec<EtcdKeys> = all.iter().map(keys).collect();
     let proven = proven(&keys);
-    all.iter().zip(keys).zip(proven).map(|((one, keys), proven)| Claim { uses_tls: keys.uses_tls, proven, ..claim(one) }).collect()
+    all.iter()
+        .zip(keys)
+        .zip(proven)
+        .map(|((one, keys), proven)| Claim { uses_tls: keys.uses_tls, proven, ..claim(one) })
+        .collect()
 }
 
 /// The same of members that a command of `rescue etcd` has found.
-pub fn claims_of<'a>(found: &[Found], data: impl IntoIterator<Item = &'a MemberData>, settings: &Settings) -> Vec<Claim> {
+pub fn claims_of<'a>(
+    found: &[Found],
+    data: impl IntoIterator<Item = &'a MemberData>,
+    settings: &Settings,
+) -> Vec<Claim> {
     let parties: Vec<Party> = found.iter().map(|found| Party::of(&found.guest, settings)).collect();
     let at_hand = found.iter().zip(data).zip(&parties).map(|((found, data), party)| AtHand {
         guest: &found.guest,
@@ -127,7 +135,11 @@ pub(super) fn holds_writes(guest: &Guest, data: &MemberData) -> bool {
         is_written |= entry.kind == EntryKind::Normal
             && matches!(
                 request,
-                Ok(Request::Put(_) | Request::Delete(_) | Request::Txn(_) | Request::Compact(_) | Request::LeaseGrant(_))
+                Ok(Request::Put(_)
+                    | Request::Delete(_)
+                    | Request::Txn(_)
+                    | Request::Compact(_)
+                    | Request::LeaseGrant(_))
             );
         if is_written { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
@@ -149,15 +161,13 @@ pub fn words(left: &LeftOut, claims: &[Claim]) -> [String; 3] {
     let LeftOut { doubted, beside, .. } = left;
     let (who, others) = (names(claims, doubted), names(claims, beside));
     let is_one = doubted.len() == 1;
-    let (says, holds) = if is_one {
-        ("says that it is a member", "holds")
-    } else {
-        ("say that they are members", "hold")
-    };
+    let (says, holds) =
+        if is_one { ("says that it is a member", "holds") } else { ("say that they are members", "hold") };
     let trust = flags(claims, doubted);
     let known = format!("if you know for certain that {}: {trust}", if is_one { "it is" } else { "they are" });
     let left_out = "left out: nothing is taken from it for the others, and it gets nothing of theirs".to_owned();
-    let left_out = if is_one { left_out } else { left_out.replace("from it", "from them").replace("it gets", "they get") };
+    let left_out =
+        if is_one { left_out } else { left_out.replace("from it", "from them").replace("it gets", "they get") };
     match left.why {
         Why::NoKey => {
             [format!("{who} {says} of the etcd of {others}, but {holds} no private key of its CA"), left_out, known]
@@ -182,7 +192,9 @@ pub fn words(left: &LeftOut, claims: &[Claim]) -> [String; 3] {
             ),
         ],
         Why::Ambiguous => [
-            format!("{who} has no list of members left, and several that know nothing of one another list it: {others}"),
+            format!(
+                "{who} has no list of members left, and several that know nothing of one another list it: {others}"
+            ),
             "which of them it belongs to cannot be told, so it gets nothing of theirs".to_owned(),
             "give only the disks that belong together, or name those that you know with --trust".to_owned(),
         ],
@@ -218,7 +230,9 @@ fn capitalised(text: &str) -> String {
     let mut letters = text.chars();
     // A node's name stays as it is.
     match text.starts_with("the ") {
-        true => letters.next().map(|first| first.to_uppercase().collect::<String>() + letters.as_str()).unwrap_or_default(),
+        true => {
+            letters.next().map(|first| first.to_uppercase().collect::<String>() + letters.as_str()).unwrap_or_default()
+        }
         false => text.to_owned(),
     }
 }

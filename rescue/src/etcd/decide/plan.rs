@@ -6,6 +6,7 @@ use std::rc::Rc;
 use anyhow::{Context as _, Result};
 use aws_lc_rs::rand;
 
+use super::claims::AtHand;
 use super::level::Tail;
 use super::odd::Doubt;
 use super::seen::Seen;
@@ -542,8 +543,7 @@ impl<'a> Table<'a> {
         for (seen, _) in &self.seen {
             let log = &seen.data.log;
             let (Some(own), agreed) = (log.identity, seen.data.commit()) else { continue };
-            let is_known =
-                self.members.list.contains_key(&own.member) || self.members.removed.contains(&own.member);
+            let is_known = self.members.list.contains_key(&own.member) || self.members.removed.contains(&own.member);
             let is_same = own.cluster == self.cluster
                 && is_known
                 && agreed <= base.last()

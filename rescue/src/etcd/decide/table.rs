@@ -212,7 +212,10 @@ impl Table<'_> {
             lost.iter().partition(|number| self.view(**number).is_foreign);
         let says = [
             (damaged, "what is left of the log cannot be mended in place."),
-            (foreign, "the log is not that of this member of this cluster: its IDs are others than those in the list of members."),
+            (
+                foreign,
+                "the log is not that of this member of this cluster: its IDs are others than those in the list of members.",
+            ),
         ];
         let says = says.into_iter().filter(|(numbers, _)| !numbers.is_empty());
         says.map(|(numbers, why)| format!("{}: {why}", self.names(&numbers))).collect()
