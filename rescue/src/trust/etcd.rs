@@ -8,7 +8,7 @@
 //!
 //! What follows from both are units: members that are planned as if no other disk had been given.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One entry of a member's own list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -146,10 +146,12 @@ pub fn units(claims: &[Claim]) -> Units {
     decided
 }
 
-/// Whether the members share a private key, or the user vouches for one of them.
+/// Whether the members share a private key, or the user vouches for the one that proves nothing, or for both.
 pub fn share_keys(claims: &[Claim], one: usize, other: usize) -> bool {
     let group = key_groups(claims);
-    group[one] == group[other] || claims[one].is_trusted || claims[other].is_trusted
+    let is_word = |number: usize| claims[number].is_trusted && claims[number].proven.is_empty();
+    let are_both = claims[one].is_trusted && claims[other].is_trusted;
+    group[one] == group[other] || is_word(one) || is_word(other) || are_both
 }
 
 /// Whether the history of `donor` may be laid on the disk of `receiver` where the user asks for just that (`rescue etcd rebuild`): then the
@@ -319,8 +321,7 @@ impl<'a> Room<'a> {
         };
         let list = &self.claim(newest).list;
         let is_left_out = |number: &usize| {
-            let claim = self.claim(*number);
-            claim.id.is_some_and(|id| list.iter().all(|entry| entry.id != id)) && *number != newest && !claim.is_trusted
+            self.claim(*number).id.is_some_and(|id| list.iter().all(|entry| entry.id != id)) && *number != newest
         };
         let is_demoted = |number: &usize| self.demotes(newest, *number);
         let (out, rest): (Vec<usize>, Vec<usize>) =
@@ -328,6 +329,9 @@ impl<'a> Room<'a> {
         if out.is_empty() {
             return vec![Unit { lenders: rest, ..Unit::default() }];
         }
+        // Vouched for, one belongs here; but the newest list does not know it, so what it holds does not count.
+        let (vouched, out): (Vec<usize>, Vec<usize>) =
+            out.into_iter().partition(|number| self.claim(*number).is_trusted && is_left_out(number));
         let demoted: Vec<usize> = out.iter().copied().filter(is_demoted).collect();
         self.demoted.extend(demoted.iter().map(|number| (*number, newest)));
         self.barred.extend(demoted.into_iter().map(|number| (number, newest)));
@@ -335,7 +339,11 @@ impl<'a> Room<'a> {
         self.barred.extend(rest.iter().flat_map(|receiver| out.iter().map(|lender| (*receiver, *lender))));
         // Those that are left may have led to one another by way of the others.
         let sets = [self.connected(&rest), self.connected(&out)].concat();
-        sets.into_iter().flat_map(|set| self.without_demoted(set)).collect()
+        let mut units: Vec<Unit> = sets.into_iter().flat_map(|set| self.without_demoted(set)).collect();
+        if let Some(unit) = units.iter_mut().find(|unit| unit.lenders.contains(&newest)) {
+            unit.receivers.extend(vouched);
+        }
+        units
     }
 
     /// Whether `receiver`, which has a list, may get the history of `unit`: it holds nothing of its own, its list leads there, or the user says so.
@@ -562,26 +570,35 @@ fn key_groups(claims: &[Claim]) -> Vec<usize> {
     group
 }
 
-/// Puts each disk that the user vouches for into the only group that it says to belong to, or whose members have a place for it.
+/// Puts each disk that the user vouches for into the only group that it says to belong to, or, where it has lost its list, whose members have a
+/// place for it. The word for one disk is none for those that claim to be its peers: a group that proves nothing, and is not vouched for
+/// itself, is not joined; nor does a disk with keys of its own join one with other keys that names it as well.
 fn join_vouched(claims: &[Claim], group: &mut [usize]) {
-    let alone = group.to_vec();
-    let room = Room { claims, group: alone.clone(), demoted: Vec::new(), barred: Vec::new(), ambiguous: Vec::new() };
+    let room = Room { claims, group: Vec::new(), demoted: Vec::new(), barred: Vec::new(), ambiguous: Vec::new() };
     for number in (0..claims.len()).filter(|number| claims[*number].is_trusted) {
-        let others = || (0..claims.len()).filter(|other| group[*other] != group[number]);
-        let said: BTreeSet<usize> =
-            others().filter(|other| room.says(number, *other)).map(|other| group[other]).collect();
-        let placed: BTreeSet<usize> =
-            others().filter(|other| room.has_place_for(*other, number)).map(|other| group[other]).collect();
+        let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        group.iter().enumerate().for_each(|(member, of)| groups.entry(*of).or_default().push(member));
+        let from = &groups[&group[number]];
+        let is_vouched = |members: &[usize]| members.iter().all(|other| claims[*other].is_trusted);
+        let is_said = |members: &[usize]| members.iter().any(|other| room.says(number, *other));
+        let is_placed =
+            |members: &[usize]| !room.speaks(number) && members.iter().any(|other| room.has_place_for(*other, number));
+        let is_joinable = |members: &[usize]| {
+            let is_known = members.iter().any(|other| !claims[*other].uses_tls || !claims[*other].proven.is_empty());
+            let names_it = members.iter().any(|other| room.says(*other, number));
+            is_vouched(members) || (is_known && (claims[number].proven.is_empty() || !names_it))
+        };
+        let others = || groups.iter().filter(|(of, members)| **of != group[number] && is_joinable(members));
+        let said: Vec<usize> = others().filter(|(_, members)| is_said(members)).map(|(of, _)| *of).collect();
+        let placed: Vec<usize> = others().filter(|(_, members)| is_placed(members)).map(|(of, _)| *of).collect();
         let wanted = if said.is_empty() { placed } else { said };
-        let Some(only) = wanted.first().copied().filter(|_| wanted.len() == 1) else { continue };
-        let from = group[number];
-        let is_first = (0..claims.len()).filter(|other| group[*other] == from).all(|other| claims[other].is_trusted);
-        // Others of its own group are vouched for, too, or stay where they are.
-        for other in 0..claims.len() {
-            if other == number || (is_first && group[other] == from) {
-                group[other] = only;
-            }
-        }
+        // Several are joined one after the other where the user vouches for all of them.
+        let first = wanted.first().copied();
+        let Some(to) = first.filter(|_| wanted.len() == 1 || wanted.iter().all(|of| is_vouched(&groups[of]))) else {
+            continue;
+        };
+        let moved = if is_vouched(from) { from.clone() } else { vec![number] };
+        moved.into_iter().for_each(|member| group[member] = to);
     }
 }
 
@@ -819,9 +836,28 @@ mod tests {
     }
 
     #[test]
+    fn the_word_for_one_disk_is_none_for_those_that_claim_to_be_its_peers() {
+        // Member 2's disk is not given; another claims its URL and ID, without a key or with a CA of its own.
+        let mut claimed = Claim { rank: (9, 900), ..member(2, &[1, 2, 3]) };
+        for proven in [BTreeSet::new(), BTreeSet::from([b"own CA".to_vec()])] {
+            claimed.proven = proven;
+            let own = Claim { is_trusted: true, ..member(1, &[1, 2, 3]) };
+            assert_eq!(planned(&[own.clone(), claimed.clone()]), [[0], [1]]);
+            let both = [own, Claim { is_trusted: true, ..claimed.clone() }];
+            assert_eq!(planned(&both), [[0, 1]]);
+        }
+        // A whole cluster that has lost its keys, on the user's word for each.
+        let mut three = [member(1, &[1, 2, 3]), member(2, &[1, 2, 3]), member(3, &[1, 2, 3])];
+        three.iter_mut().for_each(|claim| claim.proven.clear());
+        assert_eq!(planned(&three), [[0], [1], [2]]);
+        three.iter_mut().for_each(|claim| claim.is_trusted = true);
+        assert_eq!(planned(&three), [[0, 1, 2]]);
+    }
+
+    #[test]
     fn one_that_is_vouched_for_may_hold_an_older_history() {
         let older = Claim { is_trusted: true, rank: (1, 5), ..forged(6) };
-        assert_eq!(planned(&[member(1, &[1]), older.clone()]), [[0, 1]]);
+        assert_eq!(planned(&[member(1, &[1]), older.clone()]), [[-2, 0]]);
         assert!(left_out(&[member(1, &[1]), older]).is_empty());
     }
 

@@ -163,7 +163,9 @@ pub fn words(left: &LeftOut, claims: &[Claim]) -> [String; 3] {
     let is_one = doubted.len() == 1;
     let (says, holds) =
         if is_one { ("says that it is a member", "holds") } else { ("say that they are members", "hold") };
-    let trust = flags(claims, doubted);
+    // Where the word for one side is there already, that for the other is what is missing.
+    let trust = Some(flags(claims, doubted)).filter(|flags| !flags.is_empty());
+    let trust = trust.unwrap_or_else(|| flags(claims, beside));
     let known = format!("if you know for certain that {}: {trust}", if is_one { "it is" } else { "they are" });
     let left_out = "left out: nothing is taken from it for the others, and it gets nothing of theirs".to_owned();
     let left_out =
