@@ -7,9 +7,9 @@
 
 pub mod claims;
 pub mod crossing;
-pub mod names;
 pub mod etcd;
 pub mod etcd_keys;
+pub mod names;
 pub mod party;
 pub mod possession;
 pub mod record;
