@@ -16,13 +16,13 @@ pub use etcd::{etcd_database, etcd_log, etcd_messages, etcd_salvage, etcd_snap};
 pub use files::{certificates, kubeconfig_edits, yaml_documents};
 pub use guests::{fstab, units};
 pub use runs::{hostile_runs, journal};
-pub use trust::trust;
+pub use trust::{trust, trust_etcd};
 
 /// A target: any bytes.
 pub type Target = fn(&[u8]);
 
 /// All targets by the name of their folder in `fuzz/corpus` and `fuzz/regressions`.
-pub const TARGETS: [(&str, Target); 19] = [
+pub const TARGETS: [(&str, Target); 20] = [
     ("partition_tables", partition_tables),
     ("lvm_disk", lvm_disk),
     ("lvm_text", lvm_text),
@@ -42,6 +42,7 @@ pub const TARGETS: [(&str, Target); 19] = [
     ("etcd_database", etcd_database),
     ("etcd_salvage", etcd_salvage),
     ("trust", trust),
+    ("trust_etcd", trust_etcd),
 ];
 
 /// The parts of an input that stands for several files: separated by a byte that no text has.
@@ -90,6 +91,7 @@ mod tests {
             .take(64)
             .collect();
             trust(&facts);
+            trust_etcd(&facts);
         }
     }
 

@@ -19,6 +19,7 @@ use crate::pki::service_account::public_pem;
 use crate::repair::Change;
 use crate::repair::plan;
 use crate::settings::Settings;
+use crate::trust::etcd::{Claim, Listed, broken_rule, units};
 use crate::trust::{Party, Permit, crossing};
 use crate::ui::Silent;
 
@@ -299,5 +300,45 @@ fn judge(text: &str, path: &str, [receiver, donor]: [&Disk; 2], is_permitted: bo
             let is_control_planes = receiver.is_control_plane[number] && (node.is_some() || is_permitted);
             assert!(is_own || is_control_planes, "{path} gets a certificate for {}", certificate.subject);
         }
+    }
+}
+
+/// Some disks with etcd members of shuffled true and forged claims: who gives history to whom keeps the rules.
+///
+/// # Panics
+/// Where a rule is broken.
+pub fn trust_etcd(data: &[u8]) {
+    let mut choices = Choices(data);
+    let claims: Vec<Claim> = (0..=choices.of(6)).map(|number| claim(&mut choices, number)).collect();
+    let decided = units(&claims);
+    if let Some(broken) = broken_rule(&claims, &decided) {
+        panic!("{broken}: {claims:#?} {decided:#?}");
+    }
+}
+
+fn claim(choices: &mut Choices<'_>, number: usize) -> Claim {
+    let url = |member: usize| format!("https://10.0.0.{member}:2380");
+    let id = choices.of(5);
+    let mut list = Vec::new();
+    for member in (0..5).filter(|_| choices.of(2) == 0).collect::<Vec<usize>>() {
+        let at = if choices.of(4) == 0 { choices.of(5) } else { member };
+        list.push(Listed { id: member as u64, urls: vec![url(at)], is_learner: choices.of(4) == 0 });
+    }
+    let cluster = [None, Some(8), Some(9), Some(9)][choices.of(4)];
+    let initial = (0..5).filter(|_| choices.of(2) == 0).collect::<Vec<usize>>();
+    Claim {
+        shown: format!("m{number}"),
+        trust_flag: format!("--trust m{number}"),
+        is_trusted: choices.of(8) == 0,
+        uses_tls: choices.of(4) > 0,
+        proven: (0..choices.of(3)).map(|_| vec![choices.of(3) as u8]).collect(),
+        cluster,
+        id: cluster.is_some().then_some(id as u64),
+        list,
+        urls: vec![url(id)],
+        initial_urls: initial.into_iter().map(url).collect(),
+        holds_writes: choices.of(4) > 0,
+        is_whole: choices.of(3) > 0,
+        rank: (choices.of(3) as u64, choices.of(5) as u64),
     }
 }
