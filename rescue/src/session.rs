@@ -30,6 +30,7 @@ use crate::repair::write_mount::WritableGuest;
 use crate::settings::Settings;
 use crate::trust::Party;
 use crate::trust::claims::doubted_by;
+use crate::trust::party::refuse_unclear;
 use crate::trust::record;
 use crate::typed;
 use crate::ui::Ui;
@@ -241,7 +242,7 @@ impl Session<'_> {
         let mut nodes = self.meet(discovery.guests)?;
         let lenders = self.lenders(needed_names(&nodes).as_deref())?;
         let parties: Vec<&Party> = nodes.iter().map(|met| &met.peer).chain(&lenders).map(|peer| &peer.party).collect();
-        self.refuse_unclear_trust(&parties)?;
+        refuse_unclear(&parties, &self.settings.trust)?;
         let doubts = doubts(&nodes, &parties);
         for (met, by) in nodes.iter_mut().zip(doubts) {
             let Some(by) = by else { continue };
@@ -283,33 +284,6 @@ impl Session<'_> {
             true => Ok(peers),
             false => Err(trust::no_key(&peers, &typed::sources(ca)).into()),
         }
-    }
-
-    /// `--trust` is the user's word for one disk, and another must not be able to take it by calling itself the same.
-    fn refuse_unclear_trust(&self, parties: &[&Party]) -> Result<()> {
-        for trusted in &self.settings.trust {
-            let named: Vec<String> = parties
-                .iter()
-                .filter(|party| party.source == *trusted || party.name == *trusted)
-                .map(|party| party.shown())
-                .collect();
-            let names: Vec<String> = parties.iter().map(|party| party.shown()).collect();
-            let (saw, next) = match named.as_slice() {
-                [_] => continue,
-                [] => (
-                    format!("no node named {trusted} among: {}", names.join(", ")),
-                    "name one of them, by its name or its disk",
-                ),
-                _ => (
-                    format!("{} are all called {trusted}", named.join(" and ")),
-                    "name the one that you mean by its disk, as shown in brackets",
-                ),
-            };
-            return Err(
-                Refusal::new(saw, "whom --trust vouches for is not clear, and nothing was changed", next).into()
-            );
-        }
-        Ok(())
     }
 
     /// `--ca` promises not to write to a disk; naming it as one to be repaired says the opposite.

@@ -33,6 +33,15 @@ impl Authority {
         Ok(Self { folder })
     }
 
+    /// That of a folder with `ca.crt` and `ca.key`.
+    pub fn at(path: &Path) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        for file in ["ca.crt", "ca.key"] {
+            fs::copy(path.join(file), folder.path().join(file))?;
+        }
+        Ok(Self { folder })
+    }
+
     /// A new one, also called `kubernetes`, as every kubeadm cluster's is.
     pub fn of_another_cluster() -> Result<Self> {
         let folder = tempfile::tempdir()?;

@@ -2,7 +2,7 @@
 //! The public key is worked out from the private one; a lost private key comes from another control plane's disk or not at all:
 //! a new one would end every token in the cluster.
 
-use super::shared_keys::{Sibling, copy, siblings};
+use super::shared_keys::{Sibling, best_permitted, copy, siblings};
 use super::{Check, Context, Finding, Severity};
 use crate::guest::GuestPath;
 use crate::node::Role;
@@ -67,11 +67,10 @@ impl Found<'_> {
 }
 
 impl Judge<'_> {
-    /// The private keys of the siblings: of those that one may be copied from, where there are any.
+    /// The private keys of the siblings: of those that one may best be copied from.
     fn found(&self) -> Vec<Found<'_>> {
-        let (permitted, refused): (Vec<_>, Vec<_>) = self.siblings.iter().partition(|sibling| sibling.permit.is_ok());
-        let found = Self::keys_of(&permitted);
-        if found.is_empty() { Self::keys_of(&refused) } else { found }
+        let holding = self.siblings.iter().filter(|sibling| !Self::keys_of(&[sibling]).is_empty());
+        Self::keys_of(&best_permitted(holding, |sibling| &sibling.permit))
     }
 
     fn keys_of<'s>(siblings: &[&'s Sibling]) -> Vec<Found<'s>> {

@@ -21,6 +21,10 @@ use crate::units;
 
 const ID: &str = "shared-keys";
 
+/// Beside advice to do something by hand with what a disk says of itself.
+const NO_PROOF: &str = "Nothing on these disks proves that they are of one cluster: a disk can say so of itself. Be sure of it before you copy a key \
+     in either direction (kubectl get nodes on a control plane that works, or who made the disk).";
+
 /// See the module.
 #[derive(Debug, Clone, Copy)]
 pub struct SharedKeys;
@@ -96,6 +100,22 @@ impl Holder<'_> {
     }
 }
 
+/// Those whose keys prove that they may give; where there are none, those that the user vouches for; else all. A disk without proof never
+/// competes with one that has it.
+pub(super) fn best_permitted<T>(
+    all: impl IntoIterator<Item = T>,
+    permit: impl Fn(&T) -> &Result<Permit, Unproven>,
+) -> Vec<T> {
+    let rank = |one: &T| match permit(one) {
+        Ok(Permit::Proved(_)) => 2,
+        Ok(Permit::Trusted(_)) => 1,
+        Err(_) => 0,
+    };
+    let all: Vec<T> = all.into_iter().collect();
+    let best = all.iter().map(&rank).max().unwrap_or_default();
+    all.into_iter().filter(|one| rank(one) == best).collect()
+}
+
 /// `finding` with these files of `peer` as its remedy; without `permit`, with what is missing.
 pub(super) fn copy(
     finding: Finding,
@@ -131,15 +151,9 @@ impl Comparison<'_> {
     fn holders<'s>(&'s self, authority: Authority) -> Vec<Holder<'s>> {
         let holder = |sibling: &'s Sibling| {
             let files = sibling.peer.authority_files.get(&authority)?;
-            let permit = match authority {
-                Authority::Etcd => crossing::etcd_members(&self.own.party, &sibling.peer.party, &files.pair),
-                _ => sibling.permit.clone(),
-            };
-            Some(Holder { sibling, certificate: &files.pair, files, permit })
+            Some(Holder { sibling, certificate: &files.pair, files, permit: sibling.permit.clone() })
         };
-        let (permitted, refused): (Vec<_>, Vec<_>) =
-            self.siblings.iter().filter_map(holder).partition(|holder| holder.permit.is_ok());
-        if permitted.is_empty() { refused } else { permitted }
+        best_permitted(self.siblings.iter().filter_map(holder), |holder| &holder.permit)
     }
 
     /// The one that all siblings hold; `None` where they have none or differ.
@@ -163,6 +177,9 @@ impl Comparison<'_> {
         let finding = Finding::new(ID, Severity::StopsBoot, title)
             .with_evidence(&state.certificate_path, blocked_words(state))
             .with_evidence(&state.certificate_path, format!("{from}: {}", fingerprint(holder.certificate)));
+        if let Err(unproven) = &holder.permit {
+            return Some(finding.with_advice(unproven.advice("copied")));
+        }
         let Some(proof) = proof else {
             return Some(finding.with_advice(format!(
                 "Not copied: nothing that is left on this node was signed by that CA or trusts it. If it is this cluster's, copy it from {from} \
@@ -247,7 +264,9 @@ impl Comparison<'_> {
             camps.entry(key).or_default().push(name);
         }
         let camps: Vec<Vec<&str>> = camps.into_values().collect();
-        Some(finding.with_advice(means(state.authority)).with_advice(what_to_do(state, same.len() + 1, &camps)))
+        let is_doubtful = self.siblings.iter().any(|sibling| sibling.permit.is_err());
+        finding = finding.with_advice(means(state.authority)).with_advice(what_to_do(state, same.len() + 1, &camps));
+        Some(if is_doubtful { finding.with_advice(NO_PROOF) } else { finding })
     }
 
     /// One key, but a certificate that was renewed on some nodes only.

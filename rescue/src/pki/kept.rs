@@ -240,6 +240,8 @@ impl Inventory {
     pub fn with_lent(mut self, party: &Party, peers: &[Rc<Peer>]) -> Self {
         let lenders = peers.iter().filter(|peer| may_lend_names(party, &peer.party));
         self.lent = lenders.filter_map(|peer| peer.lent.clone()).collect();
+        // Whatever the order of the disks on the command line.
+        self.lent.sort_by(|one, other| one.place().cmp(other.place()));
         self
     }
 

@@ -1,7 +1,7 @@
 //! What the etcd of another node of the same run says of the cluster: for a worker, and for a control plane whose own etcd is lost. A few values are
 //! read while that node's disk is open, and only where some node of the run has lost something and its own etcd does not help.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::inventory::{AuthorityState, Inventory};
 use super::kept::{Kept, Values, keys_for, prefix, values};
@@ -11,7 +11,7 @@ use crate::guest::Guest;
 use crate::node::Node;
 use crate::trust::Party;
 use crate::trust::names::Recorded;
-use crate::trust::record::is_control_plane;
+use crate::trust::record::{is_control_plane, shared_machine_ids};
 
 /// The values, and whose they are.
 #[derive(Debug, Clone)]
@@ -19,6 +19,8 @@ pub struct Lent {
     place: String,
     prefix: String,
     values: Values,
+    /// Machine IDs that several Node objects have.
+    shared_machine_ids: BTreeSet<String>,
 }
 
 impl Lent {
@@ -26,7 +28,14 @@ impl Lent {
     pub fn read(guest: &Guest, node: &Node, nodes: &[String]) -> Option<Self> {
         let prefix = prefix(node).to_owned();
         let values = values(guest, node, keys_for(&prefix, nodes))?.ok()?;
-        Some(Self { place: format!("the etcd of {}", node.name(&guest.source)), prefix, values })
+        let place = format!("the etcd of {}", node.name(&guest.source));
+        let shared_machine_ids = if nodes.is_empty() { BTreeSet::new() } else { shared_machine_ids(guest, node) };
+        Some(Self { place, prefix, values, shared_machine_ids })
+    }
+
+    /// Whose etcd it is, for people.
+    pub fn place(&self) -> &str {
+        &self.place
     }
 
     /// What it says of a node. `None` where it has no configuration of kubeadm, or is not shown to be of the node's cluster.
@@ -43,7 +52,8 @@ impl Lent {
         let object = NodeObject::parse(value(format!("minions/{name}"))?)?;
         let runs = |pod: &str| value(format!("pods/kube-system/{pod}-{name}")).is_some();
         let is_control_plane = is_control_plane(&object) || runs("kube-apiserver") || runs("etcd");
-        Some(Recorded { object, is_control_plane, place: self.place.clone() })
+        let is_shared = self.shared_machine_ids.contains(&object.machine_id);
+        Some(Recorded { object, is_control_plane, is_shared, place: self.place.clone() })
     }
 }
 

@@ -128,6 +128,12 @@ impl RenewCertificate {
         remarks: Vec<String>,
     ) -> Option<Self> {
         let now = settings.now;
+        // With another disk's key nothing is signed again that this CA has not signed before: a crafted subject may hold anything.
+        let is_lent = !remarks.is_empty();
+        let is_signed = |old: &Certificate| old.signed_by(&signer.certificate) == SignatureCheck::Valid;
+        if is_lent && leaf.certificate.as_ref().is_some_and(|old| !is_signed(old)) {
+            return None;
+        }
         let (subject_raw, algorithm, added) = match (&leaf.certificate, &blueprint) {
             (Some(old), _) => {
                 let missing = leaf.needed.missing(old);

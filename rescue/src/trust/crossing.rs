@@ -67,12 +67,11 @@ pub fn control_planes(receiver: &Party, donor: &Party) -> Result<Permit, Unprove
     if let Some(ca) = receiver.proven_authorities().chain(donor.proven_authorities()).find(is_shared) {
         return Ok(Permit::Proved(format!("both disks hold private keys of control planes of the CA {}", shown(ca))));
     }
-    let is_known = |party: &Party| party.proven_authorities().next().is_some();
-    let unproven: Vec<&Party> = match (is_known(receiver), is_known(donor)) {
-        (true, true) => vec![receiver, donor],
+    // A CA of one's own making proves nothing to the other: it must be one that the other takes for its cluster's.
+    let unproven: Vec<&Party> = match (proves_to(receiver, donor), proves_to(donor, receiver)) {
         (false, true) => vec![receiver],
         (true, false) => vec![donor],
-        (false, false) => vec![receiver, donor],
+        (true, true) | (false, false) => vec![receiver, donor],
     };
     trusted_or(&unproven, || {
         let names: Vec<String> = unproven.iter().map(|party| party.shown()).collect();
@@ -84,13 +83,23 @@ pub fn control_planes(receiver: &Party, donor: &Party) -> Result<Permit, Unprove
     })
 }
 
-/// Whether `receiver` may get leaves that the etcd CA signed, and its key: it is a member of that etcd, or a control plane of the
-/// donor's cluster.
+/// Whether `party` proves to be a control plane of a cluster that `other` takes for its own.
+fn proves_to(party: &Party, other: &Party) -> bool {
+    other.carried().any(|ca| party.standing.is_control_plane_of(ca))
+}
+
+/// Whether `receiver` may get leaves that the etcd CA signed: it is a member of that etcd, or a control plane of the donor's cluster.
 ///
 /// # Errors
 /// [`Unproven`], as of [`control_planes`].
 pub fn etcd_members(receiver: &Party, donor: &Party, authority: &Certificate) -> Result<Permit, Unproven> {
-    let both = receiver.standing.is_etcd_member_of(authority) && donor.standing.is_etcd_member_of(authority);
+    // Where one CA signs for etcd and for the cluster, a member's leaf would open both.
+    let is_clusters = |(kind, own): &(Authority, Certificate)| {
+        *kind != Authority::Etcd && own.public_key_info == authority.public_key_info
+    };
+    let is_shared = donor.authorities.iter().chain(&donor.standing.signing).any(is_clusters);
+    let both =
+        !is_shared && receiver.standing.is_etcd_member_of(authority) && donor.standing.is_etcd_member_of(authority);
     if both && !donor.only_signs {
         return Ok(Permit::Proved(format!("both disks hold private keys of members of the CA {}", shown(authority))));
     }
@@ -116,9 +125,7 @@ pub fn leaf_signature(
 /// Whether `receiver` may take names and addresses from `lender`: what it says of the cluster goes into certificates and kubeconfigs. The
 /// lender must be a control plane of the cluster whose CA the receiver trusts.
 pub fn may_lend_names(receiver: &Party, lender: &Party) -> bool {
-    let files = receiver.authorities.iter().filter(|(authority, _)| *authority == Authority::Cluster);
-    let mut own = receiver.cluster.iter().chain(files.map(|(_, certificate)| certificate));
-    own.any(|ca| ca.may_sign() && (lender.is_trusted || lender.standing.is_control_plane_of(ca)))
+    proves_to(lender, receiver)
 }
 
 /// The user's word for all of `unproven`, else what is missing.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Party;
 use super::possession::proves;
-use super::standing::serves;
+use super::standing::is_members;
 use crate::etcd::launch::Launch;
 use crate::guest::{Guest, GuestPath};
 use crate::pki::certificate::{Certificate, SignatureCheck};
@@ -19,10 +19,6 @@ const TRUSTED: [&str; 2] = ["--peer-trusted-ca-file", "--trusted-ca-file"];
 
 /// CAs of one disk that are looked at; each costs a verification for each leaf of the run.
 const MOST_AUTHORITIES: usize = 16;
-
-/// kubespray gives each node of the cluster, worker or not, such a leaf of the etcd CA with both usages, for clients of etcd. Its members have
-/// others, `etcd-member-NAME` (kubespray's roles/etcd/templates/make-ssl-etcd.sh.j2).
-const NODES_OF_KUBESPRAY: &str = "etcd-node-";
 
 /// What is on one disk.
 #[derive(Debug, Clone, Default)]
@@ -111,10 +107,4 @@ fn leaf(guest: &Guest, certificate: &str, key: &str) -> Option<Certificate> {
     let certificate = certificates(guest, &GuestPath::new(certificate)).into_iter().next()?;
     let key = PrivateKey::from_pem(&guest.read(&GuestPath::new(key)).ok()?).ok()?;
     proves(&key, &certificate).then_some(certificate)
-}
-
-/// Whether a member may serve its peers with it.
-fn is_members(leaf: &Certificate) -> bool {
-    let is_nodes = leaf.common_name.as_deref().is_some_and(|name| name.starts_with(NODES_OF_KUBESPRAY));
-    serves(leaf) && !leaf.is_ca && !is_nodes
 }

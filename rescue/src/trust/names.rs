@@ -17,6 +17,8 @@ pub struct Recorded {
     pub object: NodeObject,
     /// Whether it is a control plane: by its role, or by the static pods that it reported.
     pub is_control_plane: bool,
+    /// Whether another Node object has the same machine ID.
+    pub is_shared: bool,
     /// Where it was read: `the etcd of master01`.
     pub place: String,
 }
@@ -38,7 +40,12 @@ pub fn node_signature(
 ) -> Result<Permit, Unproven> {
     let proven = receiver.standing.nodes(ca);
     if proven.contains(name) {
-        let twin = others.iter().find(|other| other.standing.nodes(ca).contains(name));
+        // A machine that has another name now keeps its older certificates: it is no copy.
+        let is_twin = |other: &&&Party| {
+            let claims_it = other.name == name || other.kubelet_name.as_deref() == Some(name);
+            claims_it && other.standing.nodes(ca).contains(name)
+        };
+        let twin = others.iter().find(is_twin);
         return match twin {
             None => Ok(Permit::Proved(format!("its private key for node {name} is on this disk"))),
             Some(twin) => by_word(receiver, || {
@@ -88,7 +95,7 @@ pub fn node_signature(
 fn by_record<'r>(receiver: &Party, name: &str, others: &[&Party], recorded: &'r [Recorded]) -> Option<&'r str> {
     let own = receiver.machine_id.as_deref()?;
     let is_shared = others.iter().any(|other| other.machine_id.as_deref() == Some(own))
-        || recorded.iter().any(|one| one.object.machine_id == own && one.object.name != name);
+        || recorded.iter().any(|one| one.is_shared && one.object.machine_id == own);
     let mut same = recorded.iter().filter(|one| one.object.name == name);
     let known = same.next().filter(|one| one.object.machine_id == own && !one.is_control_plane)?;
     // Two control planes that know different machines by this name: one of them is older.
@@ -156,7 +163,7 @@ mod tests {
 
     fn recorded(name: &str, machine_id: &str, is_control_plane: bool) -> Recorded {
         let object = NodeObject { name: name.to_owned(), machine_id: machine_id.to_owned(), ..NodeObject::default() };
-        Recorded { object, is_control_plane, place: "the etcd of m1".to_owned() }
+        Recorded { object, is_control_plane, is_shared: false, place: "the etcd of m1".to_owned() }
     }
 
     #[test]
@@ -170,7 +177,7 @@ mod tests {
         assert!(!by(&[], &[recorded("w1", "a9", false)]));
         assert!(!by(&[], &[recorded("w1", "a1", true)]));
         assert!(!by(&[], &[recorded("w1", "a1", false), recorded("w1", "a9", false)]));
-        assert!(!by(&[], &[recorded("w1", "a1", false), recorded("w2", "a1", false)]));
+        assert!(!by(&[], &[Recorded { is_shared: true, ..recorded("w1", "a1", false) }]));
         // Another disk with that machine ID, or that name.
         assert!(!by(&[&party("w2", "a1")], &[recorded("w1", "a1", false)]));
         assert!(!by(&[&party("w1", "a2")], &[recorded("w1", "a1", false)]));

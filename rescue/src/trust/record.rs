@@ -29,3 +29,19 @@ pub fn control_planes(guest: &Guest, node: &Node) -> BTreeSet<String> {
     let nodes = listed.into_iter().filter(|node| is_control_plane(&node.object)).map(|node| node.object.name);
     members.chain(nodes).collect()
 }
+
+/// The Node objects that share a machine ID with another: machines made from one template, whose machine ID proves nothing. Reads the whole
+/// database once.
+pub fn shared_machine_ids(guest: &Guest, node: &Node) -> BTreeSet<String> {
+    let Some(found) = locate::on_node(guest, node).filter(|found| holder(guest, &found.place).is_none()) else {
+        return BTreeSet::new();
+    };
+    let listed = NodeList::read(guest, &MemberData::read(guest, &found.place)).map(|list| list.nodes);
+    let (mut seen, mut shared) = (BTreeSet::new(), BTreeSet::new());
+    for node in listed.unwrap_or_default() {
+        if !seen.insert(node.object.machine_id.clone()) {
+            shared.insert(node.object.machine_id);
+        }
+    }
+    shared
+}

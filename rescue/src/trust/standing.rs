@@ -53,15 +53,15 @@ impl Standing {
             let name = certificate.common_name.as_deref();
             CONTROL_PLANE.iter().any(|(by, known)| by == authority && Some(*known) == name)
         };
-        let is_members = |leaf: &&Leaf| ETCD_MEMBER.iter().any(|name| leaf.is(name));
+        let is_etcds = |leaf: &&Leaf| ETCD_MEMBER.iter().any(|name| leaf.is(name));
         let leaves = || inventory.leaves.iter().filter(with_key);
         Self {
             signing: signing.map(|(authority, pair)| (authority, pair.certificate.clone())).collect(),
             control_plane: leaves().filter_map(certificates).filter(is_control_planes).collect(),
             etcd_member: leaves()
-                .filter(is_members)
+                .filter(is_etcds)
                 .filter_map(|leaf| leaf.certificate.clone())
-                .filter(serves)
+                .filter(is_members)
                 .collect(),
             kubelet: inventory.kubelet.as_ref().map(|client| kubelet(guest, client)).unwrap_or_default(),
         }
@@ -94,6 +94,16 @@ impl Standing {
 pub fn node_of(certificate: &Certificate) -> Option<&str> {
     let is_nodes = certificate.organizations == [NODES];
     certificate.common_name.as_deref()?.strip_prefix(NODE_PREFIX).filter(|_| is_nodes && !certificate.is_ca)
+}
+
+/// kubespray gives each node of the cluster, worker or not, such a leaf of the etcd CA with both usages, for clients of etcd. Its members have
+/// others, `etcd-member-NAME` (kubespray's roles/etcd/templates/make-ssl-etcd.sh.j2).
+const NODES_OF_KUBESPRAY: &str = "etcd-node-";
+
+/// Whether an etcd member may serve its peers with it, as no client's certificate and no kubespray node's may.
+pub(super) fn is_members(leaf: &Certificate) -> bool {
+    let is_nodes = leaf.common_name.as_deref().is_some_and(|name| name.starts_with(NODES_OF_KUBESPRAY));
+    serves(leaf) && !leaf.is_ca && !is_nodes
 }
 
 /// Whether it may be used by a server, as a member's certificates are and a client's are not.

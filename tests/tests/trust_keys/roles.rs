@@ -215,3 +215,107 @@ fn pieces(secrets: &BTreeSet<Vec<u8>>) -> String {
     let within = lines.iter().flat_map(|line| (0..3).map(move |skip| encode(&line.as_bytes()[skip..skip + 48])));
     lines.iter().cloned().chain(within).map(|piece| piece + "\n").collect()
 }
+
+/// A worker's disk that has made itself a CA, in whatever way: its own kubelet.conf trusts it, its leaves are signed with it, and all the
+/// cluster's public certificates lie beside.
+fn with_own_ca(name: &str, keeps_trace: bool) -> Result<Node> {
+    let node = Node::worker(name)?;
+    node.take(&[MANIFESTS])?;
+    node.take(&["etc/kubernetes/pki/etcd/ca.crt"])?;
+    let made = Authority::of_another_cluster()?;
+    for file in ["ca.crt", "ca.key"] {
+        fs::copy(made.path().join(file), node.at(&format!("{PKI}/{file}")))?;
+    }
+    node.leaf(&made, "apiserver-kubelet-client", "/CN=kube-apiserver-kubelet-client")?;
+    let ca = base64::engine::general_purpose::STANDARD.encode(fs::read(made.path().join("ca.crt"))?);
+    let config = fs::read_to_string(node.at("etc/kubernetes/kubelet.conf"))?;
+    let lines = config.lines().map(|line| match line.split_once("certificate-authority-data: ") {
+        Some((before, _)) => format!("{before}certificate-authority-data: {ca}\n"),
+        None => format!("{line}\n"),
+    });
+    node.write("etc/kubernetes/kubelet.conf", lines.collect::<String>())?;
+    if !keeps_trace {
+        node.kubelet(&made, name)?;
+    }
+    Ok(node)
+}
+
+/// The user's word for one disk is no word for another, whatever that other has signed for itself.
+#[test]
+fn a_ca_of_one_s_own_making_opens_nothing_beside_a_trusted_disk() -> Result<()> {
+    for keeps_trace in [true, false] {
+        let (lost, master) = (Node::second_control_plane()?, Node::control_plane()?);
+        let attacker = with_own_ca("worker1", keeps_trace)?;
+        let all = private_keys(&lost.files()?).union(&private_keys(&master.files()?)).cloned().collect();
+        for key in ["apiserver", "apiserver-kubelet-client", "front-proxy-client", "ca", "front-proxy-ca"] {
+            fs::remove_file(lost.at(&format!("{PKI}/{key}.key")))?;
+        }
+        for config in ["admin", "scheduler", "controller-manager"] {
+            fs::remove_file(lost.at(&format!("etc/kubernetes/{config}.conf")))?;
+        }
+        let before = attacker.files()?;
+        let trusted = lost.root().display().to_string();
+        for order in [[&lost, &attacker, &master], [&attacker, &master, &lost]] {
+            let ran = run(&["repair", "--yes", "--trust", &trusted], &order, &[])?;
+            nothing_crossed(&attacker, &before, &all, &[]).with_context(|| ran.transcript())?;
+            let copied = fs::read(lost.at(&format!("{PKI}/ca.key"))).with_context(|| ran.transcript())?;
+            ensure!(copied == fs::read(master.at(&format!("{PKI}/ca.key")))?, "the trusted disk got another key");
+        }
+    }
+    Ok(())
+}
+
+/// The other way round: what the attacker made for itself does not get onto a disk that the user vouches for.
+#[test]
+fn a_trusted_disk_takes_nothing_from_one_without_proof() -> Result<()> {
+    let (lost, attacker) = (Node::second_control_plane()?, with_own_ca("worker1", false)?);
+    for file in ["sa.key", "sa.pub"] {
+        fs::remove_file(lost.at(&format!("{PKI}/{file}")))?;
+    }
+    let key = attacker.at(&format!("{PKI}/sa.key"));
+    Cmd::new("openssl").args(["genrsa", "-out"]).arg(&key).arg("2048").ok()?;
+    Cmd::new("openssl")
+        .args(["rsa", "-pubout", "-in"])
+        .arg(&key)
+        .arg("-out")
+        .arg(attacker.at(&format!("{PKI}/sa.pub")))
+        .ok()?;
+    let trusted = lost.root().display().to_string();
+    let ran = run(&["repair", "--yes", "--trust", &trusted], &[&lost, &attacker], &[])?;
+    ensure!(!lost.at(&format!("{PKI}/sa.key")).exists(), "{}", ran.transcript());
+    // Beside a real control plane the real key comes, and the attacker's does not stand in its way.
+    let master = Node::control_plane()?;
+    let ran = run(&["repair", "--yes", "--trust", &trusted], &[&lost, &attacker, &master], &[])?;
+    let copied = fs::read(lost.at(&format!("{PKI}/sa.key"))).with_context(|| ran.transcript())?;
+    ensure!(copied == fs::read(master.at(&format!("{PKI}/sa.key")))?, "{}", ran.transcript());
+    Ok(())
+}
+
+/// kubespray gives every worker a leaf of the etcd CA that may serve.
+#[test]
+fn a_leaf_of_the_etcd_ca_gets_no_ca_key() -> Result<()> {
+    let etcd = tempfile::tempdir()?;
+    let real = Node::control_plane()?;
+    for (from, to) in [("etcd/ca.crt", "ca.crt"), ("etcd/ca.key", "ca.key")] {
+        fs::copy(real.at(&format!("{PKI}/{from}")), etcd.path().join(to))?;
+    }
+    for name in ["etcd-node-worker1", "etcd-member-worker1"] {
+        let (attacker, master) = (Node::worker("worker1")?, Node::control_plane()?);
+        attacker.take(&[MANIFESTS])?;
+        attacker.take(&["etc/kubernetes/pki/etcd/ca.crt"])?;
+        let (key, request) = request(&format!("/CN={name}"))?;
+        let usages = "extendedKeyUsage=clientAuth,serverAuth\nbasicConstraints=CA:FALSE\n";
+        let signed = Authority::at(etcd.path())?.sign(&request, "20230223090000Z", "20240223090000Z", usages)?;
+        for file in ["server", "peer"] {
+            attacker.write(&format!("{PKI}/etcd/{file}.crt"), &signed)?;
+            attacker.write(&format!("{PKI}/etcd/{file}.key"), &key)?;
+        }
+        let (before, secrets) = (attacker.files()?, private_keys(&master.files()?));
+        let ran = run(&["repair", "--yes", "--skip", "etcd"], &[&attacker, &master], &[])?;
+        ensure!(!attacker.at(&format!("{PKI}/etcd/ca.key")).exists(), "{name}: {}", ran.transcript());
+        if name.starts_with("etcd-node") {
+            nothing_crossed(&attacker, &before, &secrets, &["worker1"]).with_context(|| ran.transcript())?;
+        }
+    }
+    Ok(())
+}

@@ -46,7 +46,11 @@ impl Judge<'_> {
     pub(super) fn lenders(&self, authority: Authority) -> Vec<Found<'_>> {
         let own = self.own_authorities(authority);
         let is_own = |found: &Found<'_>| own.iter().any(|own| trust::is_same(own, &found.signer.certificate));
-        trust::holders(authority, self.context.peers).filter(is_own).collect()
+        let mut all: Vec<Found<'_>> = trust::holders(authority, self.context.peers).filter(is_own).collect();
+        // The CA that ends last, whatever the order of the disks.
+        let rank = |found: &Found<'_>| (found.signer.certificate.not_after, found.signer.certificate.der.clone());
+        all.sort_by_key(|found| std::cmp::Reverse(rank(found)));
+        all
     }
 
     /// Another node's key that may sign a leaf for this one. `None` where nobody has one.

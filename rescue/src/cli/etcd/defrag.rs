@@ -109,7 +109,7 @@ fn defrag(command: &DefragCommand, sources: &Sources, manner: &Manner<'_>) -> Re
         .collect();
     let quota = measured.iter().map(|measured| measured.quota).min().unwrap_or(DEFAULT_QUOTA);
     let largest = measured.iter().map(|measured| after(measured.in_use)).max().unwrap_or(0);
-    let claims = claims::claims_of(found, measured.iter().map(|measured| &measured.data), &manner.settings());
+    let claims = claims::claims_of(found, measured.iter().map(|measured| &measured.data), &manner.settings())?;
     let decision = match trust::units(&claims) {
         // What members share is decided by those that are members of one another.
         Units { units, .. } if units.len() > 1 => {

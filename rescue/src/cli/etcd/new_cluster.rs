@@ -245,7 +245,7 @@ pub(super) fn make(
 /// what is done on the user's word alone.
 fn refuse_strangers(asked: &Asked<'_>, disks: &Disks, origin: &Origin) -> Result<Vec<String>> {
     let found = &disks.opened.found;
-    let claims = claims::claims_of(found, &disks.data, &asked.manner.settings());
+    let claims = claims::claims_of(found, &disks.data, &asked.manner.settings())?;
     let donor = match origin {
         Origin::Guest { source, .. } => found.iter().position(|found| found.guest.source == *source),
         Origin::Local(_) => None,

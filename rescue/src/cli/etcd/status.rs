@@ -55,7 +55,7 @@ fn show(command: &Status, sources: &Sources) -> Result<Outcome> {
     let mut cluster = status_shown(&found, !command.quick, &Terminal);
     if found.len() > 1 {
         let settings = Settings { trust: command.trust.clone(), ..args::with_now(command.now) };
-        let claims = claims::claims_of(&found, cluster.members.iter().map(|member| &member.data), &settings);
+        let claims = claims::claims_of(&found, cluster.members.iter().map(|member| &member.data), &settings)?;
         let left_out = units(&claims).left_out.into_iter().filter(|left| left.matters);
         cluster.left_out = left_out.map(|left| claims::note(&left, &claims)).collect();
     }

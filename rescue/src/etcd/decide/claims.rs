@@ -17,6 +17,7 @@ use crate::settings::Settings;
 use crate::trust::Party;
 use crate::trust::etcd::{Claim, LeftOut, Listed, Unit, Units, Why};
 use crate::trust::etcd_keys::{EtcdKeys, proven};
+use crate::trust::party::refuse_unclear;
 
 /// One member at hand.
 #[derive(Debug, Clone, Copy)]
@@ -49,8 +50,9 @@ pub fn claims_of<'a>(
     found: &[Found],
     data: impl IntoIterator<Item = &'a MemberData>,
     settings: &Settings,
-) -> Vec<Claim> {
+) -> Result<Vec<Claim>, Refusal> {
     let parties: Vec<Party> = found.iter().map(|found| Party::of(&found.guest, settings)).collect();
+    refuse_unclear(&parties.iter().collect::<Vec<_>>(), &settings.trust)?;
     let at_hand = found.iter().zip(data).zip(&parties).map(|((found, data), party)| AtHand {
         guest: &found.guest,
         launch: found.launch.as_ref(),
@@ -58,7 +60,7 @@ pub fn claims_of<'a>(
         party,
         is_whole: boot::problems(data).iter().all(|problem| problem.effect == Effect::Harmless || problem.is_alarm()),
     });
-    claims(&at_hand.collect::<Vec<_>>())
+    Ok(claims(&at_hand.collect::<Vec<_>>()))
 }
 
 fn keys(one: &AtHand<'_>) -> EtcdKeys {
