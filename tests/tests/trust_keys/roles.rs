@@ -10,7 +10,7 @@ use tests::disk::{DiskBuilder, FileSystem, MIB, Partition, control_plane};
 use tests::programs::rescue_faulty;
 use tests::worker::{Authority, request};
 
-use super::tables::{NOW, Node, PKI, nothing_crossed, private_keys, run, says};
+use super::tables::{NOW, Node, PKI, no_key_crossed, nothing_crossed, private_keys, run, says};
 
 /// One more lie each; all of it without any key that only a control plane has.
 const MANIFESTS: &str = "etc/kubernetes/manifests/*";
@@ -107,7 +107,8 @@ fn what_a_disk_says_of_itself_gets_it_no_key() -> Result<()> {
         for order in [[&attacker, &master], [&master, &attacker]] {
             let ran = run(&["repair", "--yes"], &order, &[]).with_context(|| what)?;
             let now = private_keys(&master.files()?);
-            ensure!(ran.code == 1, "{what}: {}", ran.transcript());
+            // What it says of its etcd may be refused, after the real node was repaired or without.
+            ensure!(matches!(ran.code, 1 | 3 | 4), "{what}: {}", ran.transcript());
             says(&ran, &["--trust"]).with_context(|| what)?;
             let all: BTreeSet<Vec<u8>> = secrets.union(&now).cloned().collect();
             nothing_crossed(&attacker, &before, &all, &["worker1"])
@@ -257,7 +258,8 @@ fn a_ca_of_one_s_own_making_opens_nothing_beside_a_trusted_disk() -> Result<()> 
         let trusted = lost.root().display().to_string();
         for order in [[&lost, &attacker, &master], [&attacker, &master, &lost]] {
             let ran = run(&["repair", "--yes", "--trust", &trusted], &order, &[])?;
-            nothing_crossed(&attacker, &before, &all, &[]).with_context(|| ran.transcript())?;
+            // What it signs with its own CA for itself is its own.
+            no_key_crossed(&attacker, &before, &all).with_context(|| ran.transcript())?;
             let copied = fs::read(lost.at(&format!("{PKI}/ca.key"))).with_context(|| ran.transcript())?;
             ensure!(copied == fs::read(master.at(&format!("{PKI}/ca.key")))?, "the trusted disk got another key");
         }

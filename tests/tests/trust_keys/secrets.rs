@@ -33,7 +33,7 @@ fn a_foreign_service_account_key_is_not_installed() -> Result<()> {
     }
     for order in [[&attacker, &master], [&master, &attacker]] {
         let ran = run(&["repair", "--yes"], &order, &[])?;
-        ensure!(ran.code == 1, "{}", ran.transcript());
+        ensure!(matches!(ran.code, 1 | 3 | 4), "{}", ran.transcript());
         for file in ["sa.key", "sa.pub"] {
             ensure!(
                 !master.at(&format!("{PKI}/{file}")).exists(),

@@ -174,6 +174,21 @@ fn forms(key: &[u8]) -> Vec<String> {
     encoded.map(|text| text[..text.len() - 2].to_owned()).chain([characters(middle)]).collect()
 }
 
+/// That no key of `secrets` is in what was written to the disk since `before`.
+pub fn no_key_crossed(node: &Node, before: &BTreeMap<PathBuf, Vec<u8>>, secrets: &BTreeSet<Vec<u8>>) -> Result<()> {
+    // The fixture's own kubelet's serving key is on both.
+    let had = private_keys(before);
+    let secrets: Vec<String> = secrets.difference(&had).flat_map(|key| forms(key)).collect();
+    ensure!(!secrets.is_empty(), "there is no secret to look for");
+    for (path, bytes) in node.files()?.iter().filter(|(path, bytes)| before.get(*path) != Some(bytes)) {
+        let text = characters(bytes);
+        let joined: String = text.split_ascii_whitespace().collect();
+        let found = secrets.iter().any(|form| text.contains(form) || joined.contains(form));
+        ensure!(!found, "{} holds a key of the control plane", path.display());
+    }
+    Ok(())
+}
+
 /// That no key of `secrets` is on the disk, and that nothing which was written since `before` holds a certificate for anybody but the
 /// kubelet of one of `names`.
 pub fn nothing_crossed(
@@ -182,23 +197,12 @@ pub fn nothing_crossed(
     secrets: &BTreeSet<Vec<u8>>,
     names: &[&str],
 ) -> Result<()> {
-    // The fixture's own kubelet's serving key is on both.
-    let had = private_keys(before);
-    let secrets: Vec<String> = secrets.difference(&had).flat_map(|key| forms(key)).collect();
-    ensure!(!secrets.is_empty(), "there is no secret to look for");
+    no_key_crossed(node, before, secrets)?;
     let old: BTreeSet<Vec<u8>> = before.values().flat_map(|bytes| blocks(bytes, "CERTIFICATE")).collect();
-    for (path, bytes) in node.files()? {
-        if before.get(&path) == Some(&bytes) {
-            continue;
-        }
-        let text = characters(&bytes);
-        let joined: String = text.split_ascii_whitespace().collect();
-        let found = secrets.iter().any(|form| text.contains(form) || joined.contains(form));
-        ensure!(!found, "{} holds a key of the control plane", path.display());
-        for der in blocks(&bytes, "CERTIFICATE").into_iter().filter(|der| !old.contains(der)) {
-            let show = Cmd::new("openssl")
-                .args(["x509", "-inform", "DER", "-noout", "-subject", "-issuer", "-nameopt", "RFC2253"]);
-            let shown = show.stdin(der).ok()?.stdout;
+    for (path, bytes) in node.files()?.iter().filter(|(path, bytes)| before.get(*path) != Some(bytes)) {
+        for der in blocks(bytes, "CERTIFICATE").into_iter().filter(|der| !old.contains(der)) {
+            let show = Cmd::new("openssl").args(["x509", "-inform", "DER", "-noout", "-subject", "-issuer"]);
+            let shown = show.args(["-nameopt", "RFC2253"]).stdin(der).ok()?.stdout;
             let mut lines = shown.lines();
             let subject = lines.next().unwrap_or_default();
             let is_own = names.iter().any(|name| subject == format!("subject=CN=system:node:{name},O=system:nodes"));
