@@ -181,7 +181,11 @@ impl Certificate {
     /// Whether a signature made with `key` verifies with this certificate's public key. Who only has the certificate can write a key file
     /// whose public part is the certificate's; [`Certificate::matches`] alone relies on the library to refuse it.
     pub fn is_proved_by(&self, key: &PrivateKey) -> bool {
+        // Nobody else is asked to accept the signature, so it need not be of something new each time.
         const MESSAGE: &[u8] = b"does this private key fit the certificate?";
+        if !self.matches(key) {
+            return false;
+        }
         // With what [`PrivateKey::sign`] signs.
         let oid = match key.algorithm() {
             Algorithm::Rsa(_) => "1.2.840.113549.1.1.11",
@@ -192,7 +196,7 @@ impl Certificate {
         let (Some(algorithm), Ok(signature)) = (verification(oid, self.algorithm), key.sign(MESSAGE)) else {
             return false;
         };
-        self.matches(key) && UnparsedPublicKey::new(algorithm, &self.public_key).verify(MESSAGE, &signature).is_ok()
+        UnparsedPublicKey::new(algorithm, &self.public_key).verify(MESSAGE, &signature).is_ok()
     }
 
     /// Whether both are the same authority, maybe of another age: same name byte for byte, same key. To those who trust one of them
@@ -304,6 +308,40 @@ pub fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A self-signed certificate of `key`.
+    fn certificate(key: &PrivateKey) -> Certificate {
+        let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        parameters.distinguished_name.push(rcgen::DnType::CommonName, "x");
+        let pem = key.to_pem().unwrap();
+        let pair = rcgen::KeyPair::try_from(pem::blocks(pem.as_bytes())[0].der.clone()).unwrap();
+        Certificate::from_der(parameters.self_signed(&pair).unwrap().der()).unwrap()
+    }
+
+    #[test]
+    fn only_the_key_itself_proves_its_certificate() {
+        for algorithm in [Algorithm::Rsa(2048), Algorithm::P256, Algorithm::P384, Algorithm::P521] {
+            let (own, other) = (PrivateKey::generate(algorithm).unwrap(), PrivateKey::generate(algorithm).unwrap());
+            let certificate = certificate(&own);
+            assert!(certificate.is_proved_by(&own), "{algorithm}");
+            assert!(!certificate.is_proved_by(&other), "{algorithm}");
+        }
+    }
+
+    /// Another's public key written into the PEM of one's own private key.
+    #[test]
+    fn a_public_key_beside_another_s_private_one_proves_nothing() {
+        let (own, other) =
+            (PrivateKey::generate(Algorithm::P256).unwrap(), PrivateKey::generate(Algorithm::P256).unwrap());
+        let der = pem::blocks(own.to_pem().unwrap().as_bytes())[0].der.clone();
+        let at = der.windows(65).position(|bytes| bytes == own.public_key()).unwrap();
+        let mut crafted = der;
+        crafted[at..at + 65].copy_from_slice(other.public_key());
+        let crafted = pem::encode("EC PRIVATE KEY", &crafted);
+        if let Ok(key) = PrivateKey::from_pem(crafted.as_bytes()) {
+            assert!(!certificate(&other).is_proved_by(&key));
+        }
+    }
 
     #[test]
     fn refuses_garbage() {

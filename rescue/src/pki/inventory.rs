@@ -18,7 +18,6 @@ use crate::checks::Severity;
 use crate::guest::{Guest, GuestPath, RealPath, TreeError};
 use crate::kubeconfig::{Kubeconfig, Material};
 use crate::node::Node;
-use crate::trust::possession::proves;
 use crate::units;
 use crate::yaml;
 
@@ -639,7 +638,7 @@ impl Reader<'_> {
             }
         }
         let private = key.ok().and_then(|key| PrivateKey::from_pem(key).ok());
-        leaf.has_key = leaf.certificate.as_ref().zip(private).is_some_and(|(leaf, key)| proves(&key, leaf));
+        leaf.has_key = leaf.certificate.as_ref().zip(private).is_some_and(|(leaf, key)| leaf.is_proved_by(&key));
         if let Some(problem) = key_problem(leaf.certificate.as_ref(), key, key_path) {
             leaf.problems.push(problem);
         }

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Party;
-use super::possession::proves;
 use super::standing::is_members;
 use crate::etcd::launch::Launch;
 use crate::guest::{Guest, GuestPath};
@@ -99,12 +98,12 @@ fn beside(guest: &Guest, path: &GuestPath, authorities: &[Certificate]) -> Vec<C
     let keys = [format!("{stem}.key"), format!("{stem}-key.pem")];
     let keys = keys.iter().filter_map(|key| PrivateKey::from_pem(&guest.read(&GuestPath::new(key)).ok()?).ok());
     let keys: Vec<PrivateKey> = keys.collect();
-    authorities.iter().filter(|authority| keys.iter().any(|key| proves(key, authority))).cloned().collect()
+    authorities.iter().filter(|authority| keys.iter().any(|key| authority.is_proved_by(key))).cloned().collect()
 }
 
 /// The first certificate of a file, if its private key is there.
 fn leaf(guest: &Guest, certificate: &str, key: &str) -> Option<Certificate> {
     let certificate = certificates(guest, &GuestPath::new(certificate)).into_iter().next()?;
     let key = PrivateKey::from_pem(&guest.read(&GuestPath::new(key)).ok()?).ok()?;
-    proves(&key, &certificate).then_some(certificate)
+    certificate.is_proved_by(&key).then_some(certificate)
 }

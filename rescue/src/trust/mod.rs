@@ -11,7 +11,6 @@ pub mod etcd;
 pub mod etcd_keys;
 pub mod names;
 pub mod party;
-pub mod possession;
 pub mod record;
 pub mod standing;
 

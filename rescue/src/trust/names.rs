@@ -41,10 +41,7 @@ pub fn node_signature(
     let proven = receiver.standing.nodes(ca);
     if proven.contains(name) {
         // A machine that has another name now keeps its older certificates: it is no copy.
-        let is_twin = |other: &&&Party| {
-            let claims_it = other.name == name || other.kubelet_name.as_deref() == Some(name);
-            claims_it && other.standing.nodes(ca).contains(name)
-        };
+        let is_twin = |other: &&&Party| other.claims(name) && other.standing.nodes(ca).contains(name);
         let twin = others.iter().find(is_twin);
         return match twin {
             None => Ok(Permit::Proved(format!("its private key for node {name} is on this disk"))),
@@ -57,9 +54,7 @@ pub fn node_signature(
             }),
         };
     }
-    let claims_it = |other: &&&Party| {
-        other.name == name || other.kubelet_name.as_deref() == Some(name) || other.standing.nodes(ca).contains(name)
-    };
+    let claims_it = |other: &&&Party| other.claims(name) || other.standing.nodes(ca).contains(name);
     if let Some(other) = others.iter().find(claims_it) {
         return by_word(receiver, || {
             format!(

@@ -71,6 +71,11 @@ impl Party {
         format!("{} ({})", self.name, self.source)
     }
 
+    /// Whether its disk says that it is the node of this name.
+    pub fn claims(&self, node: &str) -> bool {
+        self.name == node || self.kubelet_name.as_deref() == Some(node)
+    }
+
     /// How `--trust` names it: by its disk, which no other disk can claim.
     pub fn trust_flag(&self) -> String {
         format!("--trust {}", self.typed_source())

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use super::possession::proves;
 use crate::guest::{Guest, GuestPath};
 use crate::pki::certificate::{Certificate, SignatureCheck};
 use crate::pki::client_key;
@@ -46,7 +45,7 @@ impl Standing {
     pub fn read(guest: &Guest, inventory: &Inventory) -> Self {
         let pairs =
             inventory.authorities.iter().filter_map(|(authority, state)| Some((*authority, state.pair.as_ref()?)));
-        let signing = pairs.filter(|(_, pair)| pair.certificate.may_sign() && proves(&pair.key, &pair.certificate));
+        let signing = pairs.filter(|(_, pair)| pair.certificate.may_sign() && pair.certificate.is_proved_by(&pair.key));
         let with_key = |leaf: &&Leaf| leaf.has_key;
         let certificates = |leaf: &Leaf| leaf.certificate.clone().map(|certificate| (leaf.authority, certificate));
         let is_control_planes = |(authority, certificate): &(Authority, Certificate)| {
@@ -117,13 +116,13 @@ pub(super) fn serves(certificate: &Certificate) -> bool {
 fn kubelet(guest: &Guest, client: &KubeletClient) -> Vec<Certificate> {
     let mut found: Vec<Certificate> = Vec::new();
     let keys = client_key::all(guest, client);
-    let own = client.certificate.iter().filter(|certificate| keys.iter().any(|key| proves(&key.key, certificate)));
+    let own = client.certificate.iter().filter(|certificate| keys.iter().any(|key| certificate.is_proved_by(&key.key)));
     found.extend(own.cloned());
     for path in dated(guest, &client.cert_dir) {
         let Ok(bytes) = guest.read(&path) else { continue };
         let Ok(key) = PrivateKey::from_pem(&bytes) else { continue };
         let certificates = Certificate::all_from_pem(&bytes).unwrap_or_default();
-        found.extend(certificates.into_iter().take(1).filter(|certificate| proves(&key, certificate)));
+        found.extend(certificates.into_iter().take(1).filter(|certificate| certificate.is_proved_by(&key)));
     }
     found
 }

@@ -274,14 +274,7 @@ fn a_trusted_disk_takes_nothing_from_one_without_proof() -> Result<()> {
     for file in ["sa.key", "sa.pub"] {
         fs::remove_file(lost.at(&format!("{PKI}/{file}")))?;
     }
-    let key = attacker.at(&format!("{PKI}/sa.key"));
-    Cmd::new("openssl").args(["genrsa", "-out"]).arg(&key).arg("2048").ok()?;
-    Cmd::new("openssl")
-        .args(["rsa", "-pubout", "-in"])
-        .arg(&key)
-        .arg("-out")
-        .arg(attacker.at(&format!("{PKI}/sa.pub")))
-        .ok()?;
+    attacker.service_account_keys()?;
     let trusted = lost.root().display().to_string();
     let ran = run(&["repair", "--yes", "--trust", &trusted], &[&lost, &attacker], &[])?;
     ensure!(!lost.at(&format!("{PKI}/sa.key")).exists(), "{}", ran.transcript());

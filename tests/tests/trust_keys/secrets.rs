@@ -3,7 +3,6 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
-use tests::command::Cmd;
 use tests::worker::{Authority, request};
 
 use super::tables::{Node, PKI, run, says};
@@ -14,14 +13,7 @@ fn with_own_keys() -> Result<Node> {
     node.take(&["etc/kubernetes/manifests/*", "etc/kubernetes/pki/*.crt"])?;
     let made = Authority::of_another_cluster()?;
     node.leaf(&made, "apiserver-kubelet-client", "/CN=kube-apiserver-kubelet-client")?;
-    let key = node.at(&format!("{PKI}/sa.key"));
-    Cmd::new("openssl").args(["genrsa", "-out"]).arg(&key).arg("2048").ok()?;
-    Cmd::new("openssl")
-        .args(["rsa", "-pubout", "-in"])
-        .arg(&key)
-        .arg("-out")
-        .arg(node.at(&format!("{PKI}/sa.pub")))
-        .ok()?;
+    node.service_account_keys()?;
     Ok(node)
 }
 

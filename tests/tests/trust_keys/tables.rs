@@ -85,6 +85,13 @@ impl Node {
         self.write(&format!("{PKI}/{file}.key"), key)
     }
 
+    /// Service account keys of its own.
+    pub fn service_account_keys(&self) -> Result<()> {
+        let (key, public) = (self.at(&format!("{PKI}/sa.key")), self.at(&format!("{PKI}/sa.pub")));
+        Cmd::new("openssl").args(["genrsa", "-out"]).arg(&key).arg("2048").ok()?;
+        Cmd::new("openssl").args(["rsa", "-pubout", "-in"]).arg(&key).arg("-out").arg(public).ok().map(drop)
+    }
+
     /// A certificate for the kubelet, in the file that its link leads to.
     pub fn kubelet(&self, authority: &Authority, name: &str) -> Result<()> {
         let (key, request) = worker::request(&format!("/O=system:nodes/CN=system:node:{name}"))?;
