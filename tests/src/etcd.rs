@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,6 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::Cmd;
+use crate::endpoint::{next_port, url};
 
 pub mod files;
 pub mod forge;
@@ -135,12 +135,12 @@ pub struct Member {
 impl Member {
     /// Where clients reach it.
     pub fn client_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.client)
+        url(self.client)
     }
 
     /// Where other members reach it.
     pub fn peer_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.peer)
+        url(self.peer)
     }
 
     /// Ends it at once.
@@ -166,10 +166,6 @@ pub struct Cluster {
     log: PathBuf,
 }
 
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
-}
-
 impl Cluster {
     /// Starts `size` new members and waits until they serve.
     pub fn start(version: &Version, size: usize, snapshot_count: u32) -> Result<Self> {
@@ -189,7 +185,7 @@ impl Cluster {
         let member = |number: usize| -> Result<Member> {
             let name = format!("m{number}");
             let data_dir = place(folder.path(), &name);
-            Ok(Member { name, data_dir, client: free_port()?, peer: free_port()?, process: None })
+            Ok(Member { name, data_dir, client: next_port()?, peer: next_port()?, process: None })
         };
         let members = (1..=size).map(member).collect::<Result<_>>()?;
         let log = folder.path().join("etcd.log");
@@ -230,14 +226,14 @@ impl Cluster {
 
     /// Gives a member that does not run another port for other members, as a machine has that comes back with another address.
     pub fn move_peer(&mut self, number: usize) -> Result<()> {
-        self.members[number].peer = free_port()?;
+        self.members[number].peer = next_port()?;
         Ok(())
     }
 
     /// Adds a learner to the members, which all run. `data_dir`: where it is to keep its data. It is not started.
     pub fn add_learner(&mut self, data_dir: PathBuf) -> Result<()> {
         let name = format!("m{}", self.members.len() + 1);
-        let learner = Member { name, data_dir, client: free_port()?, peer: free_port()?, process: None };
+        let learner = Member { name, data_dir, client: next_port()?, peer: next_port()?, process: None };
         // etcd adds nobody before all have been connected for five seconds.
         let started = Instant::now();
         let add =
@@ -256,7 +252,6 @@ impl Cluster {
         if self.members[number].process.is_some() {
             return Ok(());
         }
-        let url = |port: u16| format!("http://127.0.0.1:{port}");
         let all: Vec<String> = self.members.iter().map(|m| format!("{}={}", m.name, url(m.peer))).collect();
         let member = &mut self.members[number];
         let log = fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
@@ -323,7 +318,7 @@ impl Cluster {
 
     /// `etcdctl` for one member.
     pub fn ctl(&self, number: usize) -> Cmd {
-        self.version.ctl().arg(format!("--endpoints=127.0.0.1:{}", self.members[number].client))
+        self.version.ctl().arg(format!("--endpoints={}", self.members[number].client_url()))
     }
 
     /// Writes keys `prefix0`, `prefix1`, … in transactions of up to 100.
@@ -451,8 +446,7 @@ pub fn serve_with<T>(
     flags: &[&str],
     ask: impl Fn(&dyn Fn() -> Cmd) -> Result<T>,
 ) -> Result<Result<T, String>> {
-    let (client, peer) = (free_port()?, free_port()?);
-    let url = |port: u16| format!("http://127.0.0.1:{port}");
+    let (client, peer) = (next_port()?, next_port()?);
     let mut process = Command::new(version.program("etcd"))
         .args(["--name", "m1", "--data-dir"])
         .arg(data_dir)
@@ -476,7 +470,7 @@ pub fn serve_with<T>(
     let reader =
         std::thread::spawn(move || BufReader::new(stderr).lines().map_while(Result::ok).collect::<Vec<String>>());
     let started = Instant::now();
-    let ctl = || version.ctl().arg(format!("--endpoints=127.0.0.1:{client}")).arg("--command-timeout=2s");
+    let ctl = || version.ctl().arg(format!("--endpoints={}", url(client))).arg("--command-timeout=2s");
     let answer = loop {
         if process.try_wait()?.is_some() {
             break None;

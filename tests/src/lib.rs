@@ -7,6 +7,7 @@ pub mod command;
 #[cfg(feature = "faulty")]
 pub mod crash;
 pub mod disk;
+pub mod endpoint;
 pub mod etcd;
 pub mod fill;
 pub mod fixtures;

@@ -2,7 +2,6 @@
 //! serve, and an API server on each lists the same objects as before.
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::etcd::{Cluster, Version, files, guest};
-use tests::{Cmd, programs};
+use tests::{Cmd, endpoint, programs};
 
 use crate::real_programs;
 
@@ -38,7 +37,7 @@ impl ApiServer {
         let at = |name: &str| folder.path().join(name);
         fs::write(at("tokens"), format!("{TOKEN},admin,admin,system:masters\n"))?;
         Cmd::new("openssl").args(["genrsa", "-out"]).arg(at("sa.key")).arg("2048").ok()?;
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let port = endpoint::next_port()?;
         let log = fs::File::create(at("log"))?;
         let process = Command::new(programs.join("kube-apiserver"))
             .arg(format!("--etcd-servers={etcd}"))
@@ -47,7 +46,8 @@ impl ApiServer {
             .arg(format!("--token-auth-file={}", at("tokens").display()))
             .arg(format!("--service-account-key-file={}", at("sa.key").display()))
             .arg(format!("--service-account-signing-key-file={}", at("sa.key").display()))
-            .args(["--bind-address=127.0.0.1", "--advertise-address=192.0.2.1", "--endpoint-reconciler-type=none"])
+            .arg(format!("--bind-address={}", endpoint::address()))
+            .args(["--advertise-address=192.0.2.1", "--endpoint-reconciler-type=none"])
             .args([
                 "--service-account-issuer=https://kubernetes.default.svc",
                 "--service-cluster-ip-range=10.96.0.0/24",
@@ -75,7 +75,7 @@ impl ApiServer {
     }
 
     fn kubectl(&self) -> Cmd {
-        let server = format!("--server=https://127.0.0.1:{}", self.port);
+        let server = format!("--server=https://{}:{}", endpoint::address(), self.port);
         Cmd::new(self.programs.join("kubectl"))
             .args([server.as_str(), "--insecure-skip-tls-verify", "--token", TOKEN, "--request-timeout=10s"])
             .env("HOME", self.folder.path())

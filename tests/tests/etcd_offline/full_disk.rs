@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use tests::disk::MIB;
 use tests::etcd::{Version, files};
 use tests::{FileSystem, rescue_binary};
@@ -11,14 +11,21 @@ use tests::{FileSystem, rescue_binary};
 use super::disks::{Machines, some_keys};
 use super::members::judge;
 
-/// Left on the disk of the broken member.
+/// Left on the disk of the broken member, beside what its new folder needs more than its old one gives back: etcd
+/// grows a database by what its timing asks for, so that members with the same keys differ in size.
 const FREE: u64 = 700 << 10;
 
-fn fill(member: &Path) -> Result<()> {
+/// Bytes that the files of a member take on its disk.
+fn allocated(data_dir: &Path) -> Result<u64> {
+    let used = tests::Cmd::new("du").args(["--summarize", "--block-size=1"]).arg(data_dir).ok()?.stdout;
+    Ok(used.split_whitespace().next().context("a size")?.parse()?)
+}
+
+fn fill(member: &Path, left: u64) -> Result<()> {
     let stat = rustix::fs::statvfs(member)?;
     // What ext4 keeps for its own extents nobody can write to.
     let free = (stat.f_bfree - (stat.f_blocks / 50).min(4096)) * stat.f_frsize;
-    Ok(fs::write(member.join("filled"), vec![1; usize::try_from(free - FREE)?])?)
+    Ok(fs::write(member.join("filled"), vec![1; usize::try_from(free - left)?])?)
 }
 
 #[test]
@@ -27,10 +34,17 @@ fn one_of_three_has_no_room_for_both() -> Result<()> {
         (0..8).try_for_each(|number| cluster.put_large(&format!("large{number}"), 300_000))?;
         some_keys(cluster)
     })?;
+    let (mut own, mut largest) = (0, 0);
+    machines.damage(0, |data_dir| allocated(&data_dir).map(|size| own = size))?;
+    for number in [1, 2] {
+        machines.damage(number, |data_dir| allocated(&data_dir).map(|size| largest = size.max(largest)))?;
+    }
+    let left = FREE + largest.saturating_sub(own);
+    ensure!(left < largest, "there is room for both: {left} of {largest}");
     // No root is left of its database.
     machines.damage(0, |data_dir| {
         files::write_at(&files::database(&data_dir), &[0; 8192], 0)?;
-        fill(&data_dir)
+        fill(&data_dir, left)
     })?;
     let before = machines.sums()?;
     let repair = ["repair", "--only", "etcd"];
