@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::disk::escape;
+use crate::base::escaping::escape;
 use crate::disk::partition::PartitionKind;
 use crate::disk::volume::Volume;
-use crate::guest::{Backing, Discovery, Guest, Leftover, look_over};
+use crate::disk::{Backing, Leftover};
+use crate::guest::{Discovery, Guest, look_over};
+use crate::in_use;
 use crate::node::Node;
-use crate::repair::in_use;
 
 /// Everything, as it is shown.
 #[derive(Debug, Serialize)]
@@ -121,7 +122,7 @@ pub fn take(paths: &[PathBuf]) -> Result<Inventory> {
 
 /// The whole disks of this machine.
 pub fn all_disks() -> Vec<PathBuf> {
-    crate::live::disks::list().iter().map(|disk| PathBuf::from(disk.path())).collect()
+    crate::disk::attached::list().iter().map(|disk| PathBuf::from(disk.path())).collect()
 }
 
 fn is_block_device(path: &Path) -> bool {

@@ -6,24 +6,28 @@
 //! source -> disk -> file system -> guest -> node -> findings -> plan -> transaction -> receipt
 //! ```
 //!
-//! Nothing left of [`repair`] writes to a disk. The library never prints or asks; it talks to a [`ui::Ui`].
+//! Nothing left of [`repair`] writes to a disk. The library never prints or asks; it talks to a [`base::ui::Ui`].
 
+pub mod base;
+pub mod change;
 pub mod checks;
 pub mod cli;
 pub mod disk;
 pub mod etcd;
+pub mod finding;
 pub mod fsck;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod guest;
+pub mod in_use;
 pub mod inventory;
 pub mod kubeconfig;
 pub mod live;
 pub mod mount;
 pub mod node;
 pub mod pki;
-pub mod refusal;
+pub mod plan;
 pub mod repair;
 pub mod report;
 pub mod schedule;
@@ -31,10 +35,6 @@ pub mod session;
 pub mod settings;
 pub mod space;
 pub mod survey;
-pub mod sys;
 pub mod systemd;
-pub mod trust;
+pub mod tree;
 pub mod typed;
-pub mod ui;
-pub mod units;
-pub mod yaml;

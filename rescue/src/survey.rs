@@ -3,11 +3,12 @@
 
 use anyhow::{Context as _, Result};
 
+use crate::base::refusal::Refusal;
+use crate::disk::Leftover;
 use crate::disk::Source;
-use crate::guest::{self, Discovery, Guest, Leftover};
+use crate::guest::{self, Discovery, Guest};
 use crate::node::{self, Node, Role};
 use crate::pki::listing::Listing;
-use crate::refusal::Refusal;
 use crate::settings::Settings;
 
 /// What the sources hold.

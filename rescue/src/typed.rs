@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use crate::disk::Backing;
 use crate::disk::Source;
 use crate::disk::given::Given;
-use crate::guest::{Backing, Guest};
+use crate::guest::Guest;
 
 /// A path, quoted for the shell where it needs that.
 pub fn path(path: &Path) -> String {

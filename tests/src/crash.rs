@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
-use rescue::refusal::Refusal;
-use rescue::repair::change::sha256_hex;
-use rescue::repair::{TransactionError, UndoError, fault};
+use rescue::base::fault;
+use rescue::base::refusal::Refusal;
+use rescue::change::sha256_hex;
+use rescue::repair::{TransactionError, UndoError};
 
 /// Runs a driver. Exit codes: 0 done, 3 refused, 4 stopped part-way, 5 anything else. With `CUT_POWER` set, an abort cuts the power first.
 pub fn drive(run: impl FnOnce() -> Result<()>) -> ExitCode {

@@ -6,9 +6,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use rescue::base::refusal::Refusal;
 use rescue::disk::Source;
 use rescue::guest::{Discovery, Guest, GuestPath, discover};
-use rescue::refusal::Refusal;
 use serde_json::Value;
 use tests::command::{Cmd, Ran};
 use tests::disk::{Disk, DiskBuilder, FileSystem, MIB, Partition};

@@ -7,15 +7,16 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
+use rescue::base::refusal::Refusal;
+use rescue::base::ui::Silent;
+use rescue::change::{Change, FreeAction, Freeing, Prepared};
+use rescue::disk::Backing;
 use rescue::disk::loop_device::{LoopDevice, LoopOptions};
-use rescue::guest::{Backing, FileSystem, GuestPath, TreeError, Usage};
+use rescue::guest::{FileSystem, GuestPath};
 use rescue::mount::{Mount, mount_writable};
-use rescue::refusal::Refusal;
-use rescue::repair::{
-    Change, FreeAction, Freeing, OpenOptions, Prepared, RunInfo, WritableGuest, apply, recover, runs, undo,
-};
+use rescue::repair::{OpenOptions, RunInfo, WritableGuest, apply, recover, runs, undo};
 use rescue::settings::Settings;
-use rescue::ui::Silent;
+use rescue::tree::{TreeError, Usage};
 
 /// A guest and, outside it, the helper's own files that must not change.
 struct Scene {
@@ -51,7 +52,7 @@ fn fingerprint(folder: &Path) -> Vec<String> {
         let meta = fs::symlink_metadata(&path).unwrap();
         let times = (meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec());
         let content =
-            if meta.is_file() { rescue::repair::change::sha256_hex(&fs::read(&path).unwrap()) } else { String::new() };
+            if meta.is_file() { rescue::change::sha256_hex(&fs::read(&path).unwrap()) } else { String::new() };
         lines.push(format!("{} {} {:o} {} {times:?} {content}", path.display(), meta.ino(), meta.mode(), meta.nlink()));
         if meta.is_dir() {
             lines.extend(fingerprint(&path));
@@ -264,7 +265,7 @@ fn a_made_up_record_cannot_name_files_outside() {
             fs::create_dir_all(folder.join("backup")).unwrap();
             fs::write(folder.join("staged/0"), "hostile").unwrap();
             let path = path.replace("DECOY", &decoy.display().to_string());
-            let helper = rescue::repair::change::sha256_hex("the helper's kubeconfig".repeat(5000).as_bytes());
+            let helper = rescue::change::sha256_hex("the helper's kubeconfig".repeat(5000).as_bytes());
             let step = |after: serde_json::Value| serde_json::json!({"path": path, "before": {"file": {"sha256": helper}}, "after": after, "mount_point": "/"});
             let record = serde_json::json!({
                 "format": "rescue-run/1", "id": run, "sequence": 1, "version": "0", "started": "", "summary": [], "freed": [],

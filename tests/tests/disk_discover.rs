@@ -5,9 +5,11 @@ use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use rescue::base::refusal::Refusal;
+use rescue::disk::Backing;
 use rescue::disk::Source;
-use rescue::guest::{Backing, Discovery, Guest, GuestPath, TreeError, discover};
-use rescue::refusal::Refusal;
+use rescue::guest::{Discovery, Guest, GuestPath, discover};
+use rescue::tree::TreeError;
 use tests::Cmd;
 use tests::disk::{Disk, DiskBuilder, FileSystem, MIB, Partition, Table};
 

@@ -10,7 +10,8 @@ use std::rc::Rc;
 use anyhow::{Context, Result, ensure};
 use nix::sys::stat::{Mode, SFlag};
 use rescue::disk::Source;
-use rescue::guest::{FileKind, Guest, Meta, Tree, discover};
+use rescue::guest::{Guest, discover};
+use rescue::tree::{FileKind, Meta, Tree};
 use tests::disk::{DiskBuilder, FileSystem, MIB, Partition, Table};
 
 /// What `mkfs` is told, beside the kind.

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rescue::base::refusal::Refusal;
 use rescue::disk::luks::{self, keys};
 use rescue::disk::volume::{encrypted, survey};
 use rescue::disk::{Disk, ReadAt, Source};
 use rescue::guest::{GuestPath, discover};
-use rescue::refusal::Refusal;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tests::command::{Cmd, Ran};

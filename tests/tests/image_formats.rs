@@ -6,11 +6,11 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
+use rescue::base::refusal::Refusal;
 use rescue::disk::Disk;
 use rescue::disk::given::Given;
 use rescue::disk::image::Format;
 use rescue::disk::{ReadAt, image};
-use rescue::refusal::Refusal;
 use tests::Cmd;
 use tests::disk::MIB;
 

@@ -10,12 +10,14 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rescue::base::refusal::Refusal;
+use rescue::disk::Backing;
 use rescue::disk::loop_device::{LoopDevice, LoopOptions};
-use rescue::guest::{Backing, FileSystem, GuestPath, Usage};
+use rescue::guest::{FileSystem, GuestPath};
+use rescue::in_use::{Uncached, head};
 use rescue::mount::mount_writable;
-use rescue::refusal::Refusal;
-use rescue::repair::in_use::{Uncached, head};
 use rescue::repair::{OpenOptions, WritableGuest};
+use rescue::tree::Usage;
 use tests::disk::{self, Disk, DiskBuilder, MIB, Partition};
 use tests::mounts::WholeDisk;
 
@@ -59,12 +61,12 @@ impl Image {
     /// Opens the image (or a device), which must be refused for a reason that has all these words; the bytes stay as they are.
     #[track_caller]
     fn assert_refused_at(&self, path: &Path, block_device: bool, words: &[&str]) {
-        let before = rescue::repair::change::sha256_hex(&fs::read(self.path()).unwrap());
+        let before = rescue::change::sha256_hex(&fs::read(self.path()).unwrap());
         let error = self.open(path, block_device, Duration::from_millis(10)).expect_err("it must be refused");
         let text = error.to_string();
         assert!(error.is::<Refusal>(), "{error:?}");
         assert!(words.iter().all(|word| text.contains(word)), "{text}");
-        assert_eq!(rescue::repair::change::sha256_hex(&fs::read(self.path()).unwrap()), before);
+        assert_eq!(rescue::change::sha256_hex(&fs::read(self.path()).unwrap()), before);
     }
 
     #[track_caller]

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use pki_support::{cluster, inspect, open, repair, told};
-use rescue::checks::Finding;
+use rescue::finding::Finding;
 use rescue::settings::Settings;
 use tests::etcd::{Cluster, Version};
 use tests::{Cmd, fixtures};

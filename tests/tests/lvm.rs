@@ -6,10 +6,10 @@ use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use rescue::base::refusal::Refusal;
 use rescue::disk::Source;
 use rescue::disk::device_mapper::DeviceMapper;
 use rescue::guest::{Discovery, GuestPath, discover};
-use rescue::refusal::Refusal;
 use rescue::repair::write_mount::WritableGuest;
 use tests::disk::MIB;
 use tests::{Cmd, centos, fill, judge, lvm, rescue, rescue_faulty};

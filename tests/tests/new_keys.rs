@@ -10,13 +10,14 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use pki_support::cluster::{CA, CLIENT, Cluster, P256, RSA, SERVER, base64, decoded, inline};
 use pki_support::{open, told};
-use rescue::checks::{Context, Finding, Severity};
+use rescue::base::severity::Severity;
+use rescue::base::ui::Silent;
+use rescue::finding::{Context, Finding};
 use rescue::node::Node;
-use rescue::repair::plan::{self, Plan};
+use rescue::plan::{self, Plan};
 use rescue::repair::transaction::{RunInfo, apply};
 use rescue::repair::undo;
 use rescue::settings::Settings;
-use rescue::ui::Silent;
 use tests::Cmd;
 use time::{Duration, OffsetDateTime};
 

@@ -9,14 +9,15 @@ use pki_support::cluster::{
     text,
 };
 use pki_support::told;
-use rescue::checks::{Context, Finding, Severity};
+use rescue::base::severity::Severity;
+use rescue::base::ui::Silent;
+use rescue::finding::{Context, Finding};
 use rescue::node::Node;
 use rescue::pki::peer::Peer;
-use rescue::repair::plan::{self, Plan};
+use rescue::plan::{self, Plan};
 use rescue::repair::transaction::{RunInfo, apply};
 use rescue::repair::undo::undo;
 use rescue::settings::Settings;
-use rescue::ui::Silent;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;

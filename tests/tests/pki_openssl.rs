@@ -8,9 +8,11 @@ use pki_support::cluster::{
     openssl_x509, text, verify, verify_at,
 };
 use pki_support::{plan, told};
-use rescue::checks::{Finding, Severity};
-use rescue::guest::{Guest, GuestPath, Planned};
-use rescue::repair::{Change, Prepared};
+use rescue::base::severity::Severity;
+use rescue::change::Planned;
+use rescue::change::{Change, Prepared};
+use rescue::finding::Finding;
+use rescue::guest::{Guest, GuestPath};
 use rescue::settings::Settings;
 use std::fs;
 use std::rc::Rc;

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use pki_support::{inspect, open, repair, told};
-use rescue::checks::Severity;
+use rescue::base::severity::Severity;
 use rescue::settings::Settings;
 use tests::{Cmd, fixtures, judge};
 

@@ -9,7 +9,10 @@ use anyhow::{Context as _, bail};
 use std::collections::BTreeSet;
 use time::OffsetDateTime;
 
-use super::{Check, Context, Finding, Remedy, Severity};
+use crate::base::severity::Severity;
+use crate::base::units;
+use crate::change::{Attributes, Change, Content, Expect, Prepared};
+use crate::finding::{Check, Context, Finding, Remedy};
 use crate::guest::{Guest, GuestPath, READ_LIMIT, RealPath};
 use crate::kubeconfig::edit::{NewMaterial, replace_credentials};
 use crate::kubeconfig::homes::{PersonalConfig, personal_configs};
@@ -19,8 +22,6 @@ use crate::pki::certificate::{Certificate, SignatureCheck, printable};
 use crate::pki::inventory::{AuthorityState, Inventory, Verdict, dates};
 use crate::pki::key::PrivateKey;
 use crate::pki::profile::Authority;
-use crate::repair::{Attributes, Change, Content, Expect, Prepared};
-use crate::units;
 
 const ID: &str = "admin-kubeconfig";
 

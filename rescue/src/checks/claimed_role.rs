@@ -1,7 +1,8 @@
 //! claimed-role: a disk that says it is a control plane, beside a real control plane of its cluster, and holds no private key that only a
 //! control plane has. One empty manifest says so much; it would be a way to the cluster's keys. Such a node stays a worker in this run.
 
-use super::{Check, Context, Finding, Severity};
+use crate::base::severity::Severity;
+use crate::finding::{Check, Context, Finding};
 
 const ID: &str = "claimed-role";
 

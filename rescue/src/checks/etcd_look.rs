@@ -1,21 +1,21 @@
 //! etcd: whether the member on this node will start again, read from its log, snapshots and database.
 
-use std::os::unix::fs::MetadataExt;
+use crate::etcd::troubles::{check_pages, holder};
 use std::rc::Rc;
 
-use super::{Check, Context, Finding, Remedy, Severity};
+use crate::base::severity::Severity;
+use crate::base::ui::Ui;
+use crate::base::units;
+use crate::change::Planned;
+use crate::change::Prepared;
 use crate::etcd::boot::{self, Effect, Kind, Problem};
 use crate::etcd::launch::{By, DEFAULT_QUOTA, Embedding, Launch};
 use crate::etcd::locate;
 use crate::etcd::member::{MemberData, Place, Stored};
 use crate::etcd::mend::{self, Mend};
 use crate::etcd::moved::{Moved, moved};
-use crate::etcd::soundness::soundness;
-use crate::guest::{Backing, Guest, Planned};
-use crate::repair::Prepared;
-use crate::repair::in_use::held_open::{HeldOpen, Holder};
-use crate::ui::Ui;
-use crate::units;
+use crate::finding::{Check, Context, Finding, Remedy};
+use crate::guest::Guest;
 
 /// See the module.
 #[derive(Debug, Clone, Copy)]
@@ -62,15 +62,6 @@ fn left_to(finding: Finding, embedding: Embedding) -> Finding {
     Finding { remedies: Vec::new(), advice: vec![COPY_FIRST.to_owned(), advice], ..finding }
 }
 
-/// Who has the database open, where the guest is mounted on this machine. Pages that change while they are read look damaged.
-pub(crate) fn holder(guest: &Guest, place: &Place) -> Option<Holder> {
-    let real = guest.resolve(&place.db()).ok()?;
-    let Backing::Folder(folder) = &guest.file_system_of(&real)?.backing else { return None };
-    let device = std::fs::metadata(folder).ok()?.dev();
-    let inode = guest.tree().lstat(real.as_path()).ok()?.ino?;
-    HeldOpen::scan().holder(device, inode).cloned()
-}
-
 fn findings(guest: &Guest, data: &MemberData, quota: u64, ui: &dyn Ui) -> Vec<Finding> {
     let mended = |problem: &Problem| mended(problem, guest, data);
     let mut problems = boot::problems(data);
@@ -89,7 +80,9 @@ fn findings(guest: &Guest, data: &MemberData, quota: u64, ui: &dyn Ui) -> Vec<Fi
         findings.push(Finding::new(ID, Severity::Note, title).with_evidence(&data.place.data_dir, evidence));
     }
     if let Some(first) = findings.first_mut() {
-        first.evidence.extend(harmless.map(|problem| super::Evidence::new(&problem.path, problem.saw.clone())));
+        first
+            .evidence
+            .extend(harmless.map(|problem| crate::finding::Evidence::new(&problem.path, problem.saw.clone())));
     }
     findings
 }
@@ -110,17 +103,6 @@ fn missed(moved: &Moved, place: &Place) -> Finding {
         ))
 }
 
-/// The first fault of the database's pages, all of which are read.
-fn check_pages(guest: &Guest, data: &MemberData, ui: &dyn Ui) -> Option<Problem> {
-    let Stored::Open(open) = &data.stored else { return None };
-    let db = data.place.db();
-    let checked = match guest.resolve(&db) {
-        Ok(real) => soundness(guest, &real, &open.0.db, ui),
-        Err(error) => Rc::new(Err(error.into())),
-    };
-    checked.as_ref().as_ref().err().map(|fault| Problem::database(&db, fault))
-}
-
 /// With what mends it, or why nothing does.
 fn mended(problem: &Problem, guest: &Guest, data: &MemberData) -> Finding {
     let finding = finding(problem, guest);
@@ -136,14 +118,6 @@ fn mended(problem: &Problem, guest: &Guest, data: &MemberData) -> Finding {
         Err(_) if matches!(problem.kind, Kind::NoMember | Kind::NoLog) => finding,
         Err(why) => finding.with_advice(why),
     }
-}
-
-/// What keeps a member from working, each page of its database checked: what etcd copes with by itself, and alarms, are left out.
-pub fn troubles(guest: &Guest, data: &MemberData, ui: &dyn Ui) -> Vec<Problem> {
-    let mut problems = boot::problems(data);
-    problems.extend(check_pages(guest, data, ui));
-    problems.retain(|problem| problem.effect != Effect::Harmless && !problem.is_alarm());
-    problems
 }
 
 /// Mends a member in place.
@@ -229,9 +203,10 @@ fn summary(data: &MemberData) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::ui::Silent;
     use crate::etcd::sample;
-    use crate::guest::{GuestPath, MemoryTree};
-    use crate::ui::Silent;
+    use crate::guest::GuestPath;
+    use crate::tree::MemoryTree;
 
     const DIR: &str = "/var/lib/etcd";
     const LOG: &str = "/var/lib/etcd/member/wal/0000000000000000-0000000000000000.wal";

@@ -8,17 +8,18 @@
 use anyhow::{Context as _, Result};
 use time::OffsetDateTime;
 
-use super::{Check, Context, Evidence, Finding, Remedy, Severity};
+use crate::base::severity::Severity;
+use crate::base::units;
+use crate::change::Prepared;
+use crate::finding::{Check, Context, Evidence, Finding, Remedy};
 use crate::guest::{Guest, GuestPath};
 use crate::kubeconfig::{Kubeconfig, Material};
 use crate::node::{Node, Role};
 use crate::pki::certificate::Certificate;
 use crate::pki::key::PrivateKey;
-use crate::repair::Prepared;
 use crate::settings::{PatchKubelet, Settings};
 use crate::systemd::Unit;
 use crate::systemd::without_flag::{self, Edit};
-use crate::units;
 
 const ID: &str = "kubelet-bootstrap";
 const FLAG: &str = "--bootstrap-kubeconfig";
@@ -372,8 +373,9 @@ impl Remedy for TakeFlagOut {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::{MemoryTree, Planned};
-    use crate::ui::Silent;
+    use crate::base::ui::Silent;
+    use crate::change::Planned;
+    use crate::tree::MemoryTree;
     use std::rc::Rc;
 
     const BOOTSTRAP: &str = "--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf";

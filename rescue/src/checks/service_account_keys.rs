@@ -3,13 +3,14 @@
 //! a new one would end every token in the cluster.
 
 use super::shared_keys::{Sibling, best_permitted, copy, siblings};
-use super::{Check, Context, Finding, Severity};
+use crate::base::severity::Severity;
+use crate::change::Content;
+use crate::checks::shared_keys::copy::{DerivePublicKey, SharedFile};
+use crate::finding::{Check, Context, Finding};
 use crate::guest::GuestPath;
 use crate::node::Role;
 use crate::pki::peer::Peer;
 use crate::pki::service_account::{KeyFile, ServiceAccounts, SigningKey, Trouble, VerifyingKeys};
-use crate::pki::shared_copy::{DerivePublicKey, SharedFile};
-use crate::repair::Content;
 
 const ID: &str = "service-account-keys";
 

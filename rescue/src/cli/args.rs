@@ -434,7 +434,7 @@ pub fn refuse_asking(json: bool, answers: &[(bool, &str)]) -> Result<(), Stop> {
 
 /// A run without any check would find nothing, and seem to say that all is well.
 pub fn refuse_no_checks(settings: &Settings) -> Result<(), Stop> {
-    match crate::repair::plan::selected_checks(settings).is_empty() {
+    match crate::plan::selected_checks(settings).is_empty() {
         false => Ok(()),
         true => Err(Stop::Usage("--only and --skip leave no check to run; `rescue checks` lists them".to_owned())),
     }

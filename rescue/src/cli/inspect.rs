@@ -5,9 +5,11 @@ use anyhow::Result;
 use super::Outcome;
 use super::args::{self, Inspect, Stop};
 use super::terminal::{Terminal, colours};
-use crate::repair::set_plan::SetWishes;
+use crate::finding::{Inspection, NodeReport};
+use crate::plan::receipt::Wanted;
+use crate::plan::set::SetWishes;
 use crate::report::{json, set, text};
-use crate::session::{Inspection, NodeReport, Session, Wanted, only_node};
+use crate::session::{Session, only_node};
 use crate::typed;
 
 /// Looks and shows.

@@ -17,8 +17,8 @@ mod unfinished;
 
 use std::process::ExitCode;
 
-use crate::refusal::Refusal;
-use crate::repair::in_use::read_only;
+use crate::base::refusal::Refusal;
+use crate::in_use::read_only;
 use crate::repair::{TransactionError, UndoError};
 use crate::session::PartWay;
 use args::{Command, Stop};
@@ -123,7 +123,7 @@ impl Failure {
             (false, false) => "failed",
         };
         // Whatever a cause quotes of a guest: one line, and nothing that moves the cursor.
-        let text = crate::disk::escape(&format!("{error:#}").replace('\n', " "));
+        let text = crate::base::escaping::escape(&format!("{error:#}").replace('\n', " "));
         Self { outcome, kind, text }
     }
 }
@@ -141,7 +141,7 @@ fn explain(error: &anyhow::Error, json: bool) -> Outcome {
 
 /// `rescue inspect … | head` must end quietly, not with a panic on a closed pipe.
 fn restore_default_sigpipe() {
-    crate::sys::restore_default_sigpipe();
+    crate::base::sys::restore_default_sigpipe();
 }
 
 /// A panic is our mistake; the user gets one line instead of a backtrace, and never a value that may be secret.

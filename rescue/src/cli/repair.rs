@@ -6,13 +6,15 @@ use super::args::{self, Repair, Stop};
 use super::set::{self, Answers};
 use super::terminal::{Terminal, colours, confirm};
 use super::{Failure, Outcome};
+use crate::base::refusal::Refusal;
+use crate::finding::{Inspection, NodeReport};
+use crate::in_use::read_only;
 use crate::node::Role;
-use crate::refusal::Refusal;
-use crate::repair::in_use::read_only;
-use crate::repair::set_plan::{PLANNERS, SetWishes};
+use crate::plan::receipt::{Receipt, SetReceipt, Wanted};
+use crate::plan::set::{PLANNERS, SetWishes};
 use crate::report::json::Together;
 use crate::report::{json, set as set_report, text};
-use crate::session::{Inspection, NodeReport, Receipt, Session, SetReceipt, Wanted, only_node};
+use crate::session::{Session, only_node};
 use crate::settings::Settings;
 use crate::typed;
 
@@ -397,9 +399,9 @@ fn declined() -> Refusal {
 mod tests {
     use super::*;
     use crate::etcd::guarantee::{Guarantee, Level};
-    use crate::guest::MemoryTree;
     use crate::node::Node;
-    use crate::repair::set_plan::{SetPart, SetPlan};
+    use crate::plan::set::{SetPart, SetPlan};
+    use crate::tree::MemoryTree;
 
     fn node(source: &str) -> NodeReport {
         let mut guest = MemoryTree::new().into_guest();

@@ -5,8 +5,8 @@ use anyhow::Result;
 use super::Outcome;
 use super::args::{self, Runs, Stop};
 use super::terminal::{Terminal, confirm};
-use crate::refusal::Refusal;
-use crate::repair::in_use::read_only;
+use crate::base::refusal::Refusal;
+use crate::in_use::read_only;
 use crate::report::{json, text};
 use crate::session::{Session, only_node};
 

@@ -4,10 +4,12 @@ use anyhow::Result;
 
 use super::Outcome;
 use super::terminal::{colours, confirm};
-use crate::refusal::Refusal;
-use crate::repair::set_plan::SetPlan;
+use crate::base::refusal::Refusal;
+use crate::finding::NodeReport;
+use crate::plan::receipt::SetReceipt;
+use crate::plan::set::SetPlan;
 use crate::report::{set, text};
-use crate::session::{NodeReport, Session, SetReceipt};
+use crate::session::Session;
 use crate::typed;
 
 /// What the user said beforehand.

@@ -4,7 +4,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{BufRead, IsTerminal, Write};
 use std::time::Duration;
 
-use crate::ui::{Progress, Ui};
+use crate::base::ui::{Progress, Ui};
 
 /// Progress on standard error, where it is a terminal; notes on standard error always.
 #[derive(Debug, Clone, Copy, Default)]

@@ -5,11 +5,12 @@ use anyhow::Result;
 use super::Outcome;
 use super::args::{self, Stop, Undo};
 use super::terminal::{Terminal, confirm};
-use crate::refusal::Refusal;
-use crate::repair::in_use::read_only;
+use crate::base::refusal::Refusal;
+use crate::finding::{Inspection, NodeReport};
+use crate::in_use::read_only;
 use crate::repair::{RunState, RunSummary};
 use crate::report::{json, set, text};
-use crate::session::{Inspection, NodeReport, Session, only_node};
+use crate::session::{Session, only_node};
 use crate::settings::Settings;
 
 /// Takes a run back.

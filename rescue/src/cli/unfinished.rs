@@ -1,7 +1,8 @@
 //! Repairs that were cut off come before whatever else changes a node.
 
-use crate::refusal::Refusal;
-use crate::session::{NodeReport, Session};
+use crate::base::refusal::Refusal;
+use crate::finding::NodeReport;
+use crate::session::Session;
 use crate::typed;
 
 /// # Errors

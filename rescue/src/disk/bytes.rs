@@ -1,6 +1,8 @@
 //! Integers and short texts out of on-disk structures. Nothing here can run past the end of its input: a field that is not
 //! there reads as zero, and the parser's own checks (magic numbers, bounds) decide what that means.
 
+use crate::base::escaping::escape;
+
 fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     at.checked_add(N).and_then(|end| bytes.get(at..end)).and_then(|slice| slice.try_into().ok()).unwrap_or([0; N])
 }
@@ -46,26 +48,6 @@ pub(super) fn text(bytes: &[u8], at: usize, width: usize) -> Option<String> {
     let end = field.iter().position(|byte| *byte == 0).unwrap_or(width);
     let text = String::from_utf8_lossy(field.get(..end)?);
     (!text.is_empty()).then(|| escape(&text))
-}
-
-/// Whether a character of a guest may not be shown as it is: it would move the cursor, or show something else than what is there (Trojan Source,
-/// CVE-2021-42574: what turns the direction of writing, and what is not seen at all).
-pub(crate) fn misleads(character: char) -> bool {
-    let invisible = matches!(character, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}');
-    character.is_control() || invisible
-}
-
-/// Text from a disk made safe to show: what [`misleads`] is escaped.
-pub(crate) fn escape(text: &str) -> String {
-    text.chars().fold(String::with_capacity(text.len()), |mut safe, character| {
-        if misleads(character) {
-            safe.extend(character.escape_default());
-        } else {
-            safe.push(character);
-        }
-        safe
-    })
 }
 
 /// Sixteen bytes as a UUID in the usual form (`8-4-4-4-12`, lower case); `None` when all are zero or not there.

@@ -17,7 +17,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 
 use super::layout::Layout;
 use super::luks::Crypt;
-use crate::sys;
+use crate::base::sys;
 use zeroize::Zeroizing;
 
 const CONTROL: &str = "/dev/mapper/control";
@@ -137,7 +137,7 @@ impl DeviceMapper {
         // "Suspend" without its flag is resume.
         made.mapper.send(DM_DEV_SUSPEND, &mut Message::new(&name, "")).context("starting a device of device-mapper")?;
         made.device = Some(open_device(minor)?);
-        crate::repair::fault::point("a device that is not yet marked for removal");
+        crate::base::fault::point("a device that is not yet marked for removal");
         let mut remove = Message::new(&name, "");
         remove.set(FLAGS, DEFERRED_REMOVE);
         made.mapper.send(DM_DEV_REMOVE, &mut remove).context("marking a device of device-mapper for removal")?;

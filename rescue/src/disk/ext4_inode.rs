@@ -16,7 +16,7 @@ use super::ReadAt;
 use super::bytes::{be32, le16, le32};
 use super::ext_super::{self, ExtSuper};
 use super::ext4_xattr;
-use crate::guest::FileKind;
+use crate::tree::FileKind;
 
 /// The root folder's inode.
 pub(super) const ROOT: u32 = 2;

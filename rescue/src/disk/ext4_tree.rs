@@ -17,7 +17,7 @@ use ext4_view::{Ext4, Ext4Error, Ext4Read};
 use super::ReadAt;
 use super::ext_super::ExtSuper;
 use super::ext4_inode::{Cached, Folder, Inode, InodeError, Inodes, ROOT};
-use crate::guest::{AccessList, DirEntry, FileKind, Meta, Tree, TreeError, TreeResult, Usage};
+use crate::tree::{AccessList, DirEntry, FileKind, Meta, Tree, TreeError, TreeResult, Usage};
 
 /// The kernel's PATH_MAX: no link target is longer.
 const MAX_LINK: u64 = 4096;
@@ -285,7 +285,7 @@ fn view_error(path: &Path, error: Ext4Error) -> TreeError {
 mod tests {
     use super::*;
     use crate::disk::probe::{self, Content};
-    use crate::guest::Named;
+    use crate::tree::Named;
     use std::fs;
     use std::process::Command;
 
@@ -405,7 +405,7 @@ mod tests {
                 let mut named: Vec<(Named, u32)> = users.iter().map(|user| (Named::User(*user), 4)).collect();
                 named.push((Named::Group(7), 4));
                 assert_eq!(list(name).unwrap().named(), named, "{mkfs:?} {name}");
-                let kernel = crate::guest::FolderTree::open(&content).unwrap();
+                let kernel = crate::tree::FolderTree::open(&content).unwrap();
                 assert_eq!(list(name), kernel.access_list(&Path::new("/").join(name)).unwrap(), "{mkfs:?} {name}");
             }
         }

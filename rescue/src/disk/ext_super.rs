@@ -6,7 +6,7 @@ use std::io::{Error, ErrorKind, Result};
 
 use super::ReadAt;
 use super::bytes::{has, le16, le32, text, uuid};
-use crate::guest::Usage;
+use crate::tree::Usage;
 
 /// Where the superblock stands, whatever the block size.
 pub(super) const OFFSET: u64 = 1024;

@@ -8,9 +8,10 @@ use ::gpt::disk::LogicalBlockSize;
 use ::gpt::header;
 
 use super::ReadAt;
-use super::bytes::{escape, has, le16, le32, le64};
+use super::bytes::{has, le16, le32, le64};
 use super::mbr::BootSector;
 use super::partition::{Partition, PartitionKind, Slice, Table, TableError, note_overlaps};
+use crate::base::escaping::escape;
 
 /// First bytes of a header.
 pub(super) const SIGNATURE: &[u8] = b"EFI PART";

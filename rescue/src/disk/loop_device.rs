@@ -8,8 +8,8 @@ use anyhow::Context;
 use nix::errno::Errno;
 use rustix::fs::{Mode, OFlags};
 
-use crate::refusal::Refusal;
-use crate::sys;
+use crate::base::refusal::Refusal;
+use crate::base::sys;
 
 const CONTROL: &str = "/dev/loop-control";
 

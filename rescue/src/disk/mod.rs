@@ -1,5 +1,7 @@
 //! Disks and what is on them, read-only: sources, partition tables, probing, copy-on-write export.
 
+pub mod attached;
+mod backing;
 pub mod btrfs;
 mod bytes;
 pub mod device_mapper;
@@ -23,10 +25,11 @@ pub mod probe;
 pub mod raid;
 mod source;
 pub mod stack;
+pub mod storage_daemon;
 pub mod volume;
 pub mod words;
 
-pub(crate) use bytes::{escape, misleads};
+pub use backing::{Backing, Leftover};
 pub use ext_super::{BadSuperblock, ExtSuper};
 pub use ext4_tree::Ext4Tree;
 pub use fat::FatSuper;

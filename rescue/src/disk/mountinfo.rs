@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::bytes::escape;
+use crate::base::escaping::escape;
 
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]

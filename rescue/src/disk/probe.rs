@@ -5,9 +5,10 @@ use std::io::Result;
 
 use super::ReadAt;
 use super::btrfs::BtrfsSuper;
-use super::bytes::{be16, be32, be64, escape, has, le16, le32, le64, text, uuid};
+use super::bytes::{be16, be32, be64, has, le16, le32, le64, text, uuid};
 use super::ext_super::{self, BadSuperblock, ExtSuper};
 use super::fat::FatSuper;
+use crate::base::escaping::escape;
 
 /// Something recognised.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use super::bytes::{escape, has, le64};
+use super::bytes::{has, le64};
 use super::given::Given;
 use super::image::{self, Layout};
 use super::partition::{self, Slice};
 use super::{ReadAt, gpt, probe};
-use crate::refusal::Refusal;
+use crate::base::escaping::escape;
+use crate::base::refusal::Refusal;
 
 /// A block device or image file, open for reading only.
 #[derive(Clone)]

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::layout::Layout;
 use super::luks::Crypt;
 use super::lvm::LogicalName;
-use crate::guest::Backing;
+use crate::disk::Backing;
 
 /// One layer over others.
 #[derive(Debug, Clone, PartialEq, Eq)]

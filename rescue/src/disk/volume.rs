@@ -14,9 +14,10 @@ use super::partition::{self, Partition, PartitionKind, Slice, TableError};
 use super::probe::{self, Content, Probe};
 use super::source::{Disk, shown};
 use super::{ExtSuper, ReadAt, btrfs, lvm};
-use crate::guest::{Backing, Leftover, Tree, TreeError, Usage};
-use crate::refusal::Refusal;
-use crate::units::bytes;
+use crate::base::refusal::Refusal;
+use crate::base::units::bytes;
+use crate::disk::{Backing, Leftover};
+use crate::tree::{Tree, TreeError, Usage};
 
 /// A partition, or a disk without partitions.
 #[derive(Clone)]

@@ -6,8 +6,8 @@ use super::member::{MemberData, Stored};
 use super::replay::{Replay, Started, names};
 use super::snap::SnapFault;
 use super::wal::{End, SegmentLook, Tear};
+use crate::base::units;
 use crate::guest::GuestPath;
-use crate::units;
 
 /// What a problem does to the member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -91,7 +91,7 @@ pub struct Problem {
 
 impl Problem {
     /// A database that is the odd one out.
-    pub(super) fn differs(path: &GuestPath, saw: String) -> Self {
+    pub fn differs(path: &GuestPath, saw: String) -> Self {
         Self::new(Kind::DatabaseDiffers, Effect::Breaks, path, saw)
     }
 

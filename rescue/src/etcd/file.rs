@@ -8,7 +8,8 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use crate::guest::{DirEntry, FileKind, Guest, GuestPath, Meta, RealPath, Tree, TreeError, TreeResult};
+use crate::guest::{Guest, GuestPath, RealPath};
+use crate::tree::{DirEntry, FileKind, Meta, Tree, TreeError, TreeResult};
 
 /// Bytes fetched at once: pages of a database that are used together were mostly written together.
 const CHUNK: u64 = 64 << 10;
@@ -195,7 +196,7 @@ impl File {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::MemoryTree;
+    use crate::tree::MemoryTree;
 
     #[test]
     fn reads_across_chunks_and_at_the_end() {

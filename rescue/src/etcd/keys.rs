@@ -10,7 +10,8 @@ use super::bbolt::Fault;
 use super::kubernetes;
 use super::member::{MemberData, Stored};
 use super::request::{Compare, Comparison, Operation, Put, Range, Request, Target, Txn};
-use crate::guest::{Guest, TreeError};
+use crate::guest::Guest;
+use crate::tree::TreeError;
 
 /// More keys of interest than any tail of a log has.
 const MAX_INTEREST: usize = 2_000_000;

@@ -2,10 +2,10 @@
 
 use serde_json::Value;
 
+use crate::base::yaml;
 use crate::guest::{Guest, GuestPath};
 use crate::node::{Node, flags};
 use crate::systemd::{Unit, environment};
-use crate::yaml;
 
 /// Units that run etcd on a machine of its own or beside a kubelet: kubespray's, Debian's and Red Hat's all have this name.
 const UNIT: &str = "etcd.service";
@@ -165,7 +165,7 @@ fn scalars(value: &Value) -> Vec<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::MemoryTree;
+    use crate::tree::MemoryTree;
 
     fn of(tree: MemoryTree) -> Launch {
         let guest = tree.into_guest();

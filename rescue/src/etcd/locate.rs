@@ -38,7 +38,7 @@ pub fn on_node(guest: &Guest, node: &Node) -> Option<Found> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::MemoryTree;
+    use crate::tree::MemoryTree;
 
     #[test]
     fn finds_a_service_s_data() {

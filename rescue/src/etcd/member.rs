@@ -10,7 +10,8 @@ use super::members::Members;
 use super::request::Request;
 use super::snap::{self, SnapFault, SnapFile, Snapshot};
 use super::wal::{self, Log};
-use crate::guest::{Guest, GuestPath, TreeError};
+use crate::guest::{Guest, GuestPath};
+use crate::tree::TreeError;
 
 /// Snapshots that are read; etcd keeps 5.
 const MAX_SNAPSHOTS: usize = 20;

@@ -16,8 +16,8 @@ use super::file::File;
 use super::member::{MemberData, Place, Stored};
 use super::wal::behind_damage::agreed_behind_damage;
 use super::wal::{End, Tear};
+use crate::change::{Change, Content, Edit};
 use crate::guest::{Guest, GuestPath};
-use crate::repair::{Change, Content, Edit};
 
 /// What mends one problem.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -252,11 +252,11 @@ fn remove(guest: &Guest, files: &[GuestPath]) -> anyhow::Result<Vec<Change>> {
 }
 
 fn count(files: &[GuestPath]) -> String {
-    crate::units::count(files.len(), "file", "files")
+    crate::base::units::count(files.len(), "file", "files")
 }
 
 fn snapshots(files: &[GuestPath]) -> String {
-    crate::units::count(files.len(), "snapshot", "snapshots")
+    crate::base::units::count(files.len(), "snapshot", "snapshots")
 }
 
 /// Whether a member will start after what is planned, with what it had before.

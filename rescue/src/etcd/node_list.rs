@@ -57,7 +57,7 @@ impl NodeList {
         for (key, held) in &seen.keys {
             let Some(name) = key.strip_prefix(NODES) else { continue };
             let Some(object) = held.value.as_deref().and_then(|value| serde_json::from_slice(value).ok()) else {
-                list.unreadable.push(crate::report::raw::name(name));
+                list.unreadable.push(crate::base::escaping::key(name));
                 continue;
             };
             let lease = seen.keys.get(&[LEASES, name].concat()).and_then(|held| held.value.as_deref());

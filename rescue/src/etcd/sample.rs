@@ -4,7 +4,7 @@ use super::bbolt::meta::fnv1a;
 use super::proto::{put_bytes, put_number};
 use super::wal::segment::{CRC, ENTRY, METADATA, SNAPSHOT, STATE};
 use super::write::wal::LogWriter;
-use crate::guest::MemoryTree;
+use crate::tree::MemoryTree;
 
 /// Bytes of a page.
 const PAGE: usize = 4096;

@@ -5,7 +5,8 @@ use super::members::Members;
 use super::proto::{Malformed, fields};
 use super::raft::SnapshotMark;
 use super::v2store;
-use crate::guest::{FileKind, Guest, GuestPath, TreeError, TreeResult};
+use crate::guest::{Guest, GuestPath};
+use crate::tree::{FileKind, TreeError, TreeResult};
 
 /// A larger file is not read. A kubeadm cluster's has some KiB; only users of the v2 API have more.
 const MAX_SIZE: u64 = 48 << 20;
@@ -145,7 +146,7 @@ fn parse(bytes: &[u8]) -> Result<Snapshot, SnapFault> {
 mod tests {
     use super::*;
     use crate::etcd::proto::{put_bytes, put_number};
-    use crate::guest::MemoryTree;
+    use crate::tree::MemoryTree;
 
     fn sample() -> Vec<u8> {
         let mut metadata = Vec::new();

@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use super::bbolt::{Check, Database, Fault};
 use super::survey::Meter;
+use crate::base::ui::Ui;
 use crate::guest::{Guest, RealPath};
-use crate::ui::Ui;
 
 /// What the check of all pages of `db`, the file at `path`, says. Where it must be read for that, `ui` shows how far that is.
 pub fn soundness(guest: &Guest, path: &RealPath, db: &Database, ui: &dyn Ui) -> Rc<Result<Check, Fault>> {

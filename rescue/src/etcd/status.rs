@@ -14,8 +14,8 @@ use super::member::{MemberData, Place, Stored};
 use super::members::{Member, Members, as_hex};
 use super::moved::{Moved, moved};
 use super::survey::{Hash, Survey, survey};
+use crate::base::ui::{Progress, Silent, Ui};
 use crate::guest::Guest;
-use crate::ui::{Progress, Silent, Ui};
 
 /// A member on a disk, not yet looked at.
 #[derive(Debug, Clone)]
@@ -409,7 +409,7 @@ fn newest(members: &[MemberStatus]) -> Option<Newest> {
         Some((second, (other_term, other_last))) if other_term == term => format!(
             "its last entry is {last} of term {term}; {} ends {} earlier",
             second.source,
-            crate::units::count(usize::try_from(last - other_last).unwrap_or(usize::MAX), "entry", "entries")
+            crate::base::units::count(usize::try_from(last - other_last).unwrap_or(usize::MAX), "entry", "entries")
         ),
         Some((second, (other_term, other_last))) => format!(
             "its last entry ({last}) is of term {term}; that of {} ({other_last}) is of the older term {other_term}",

@@ -8,7 +8,7 @@ use super::bbolt::{Bucket, Check, Fault, Item};
 use super::crc;
 use super::history::History;
 use super::lease::{self, LastWrite};
-use crate::ui::Progress;
+use crate::base::ui::Progress;
 
 /// What reading all of it gives.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,7 +171,8 @@ mod tests {
     use crate::etcd::file::File;
     use crate::etcd::proto::put_bytes;
     use crate::etcd::write::bbolt::DatabaseWriter;
-    use crate::guest::{GuestPath, MemoryTree};
+    use crate::guest::GuestPath;
+    use crate::tree::MemoryTree;
 
     /// The second of the newest Lease, one of which is written at each of `leases`, among `revisions` of `each` keys.
     fn last_second(revisions: i64, each: i64, leases: &[i64]) -> Option<u8> {

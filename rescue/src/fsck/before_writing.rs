@@ -6,11 +6,12 @@ use std::sync::Arc;
 use anyhow::Result;
 
 use super::{Checkable, Condition, Journal, Verdict, look};
+use crate::base::refusal::Refusal;
+use crate::base::ui::Ui;
+use crate::disk::Backing;
 use crate::disk::{ReadAt, probe};
-use crate::guest::{Backing, FileSystem};
-use crate::refusal::Refusal;
+use crate::guest::FileSystem;
 use crate::typed;
-use crate::ui::Ui;
 
 /// Checks each file system once, as its disks hold it now, and refuses the first damaged one. What cannot be checked is said, and is no
 /// refusal: most helpers lack one checker or another.

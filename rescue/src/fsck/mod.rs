@@ -18,13 +18,13 @@ pub use before_writing::refuse_damaged;
 pub use checker::{Checker, Judgement};
 pub use run::{Ran, run};
 
+use crate::base::refusal::Refusal;
+use crate::base::ui::Ui;
 use crate::disk::export::ThrowAway;
 use crate::disk::probe::{Content, Probe};
 use crate::disk::volume::{Volume, logical, survey};
+use crate::disk::{Backing, Leftover};
 use crate::disk::{Disk, ReadAt, btrfs};
-use crate::guest::{Backing, Leftover};
-use crate::refusal::Refusal;
-use crate::ui::Ui;
 
 /// What is known of one file system after a look.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

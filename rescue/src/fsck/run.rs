@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::disk::escape;
-use crate::ui::Ui;
+use crate::base::escaping::escape;
+use crate::base::ui::Ui;
 
 /// A badly damaged file system has a line for every inode. The first say what is wrong, the last how it ended.
 const FIRST_LINES: usize = 60;
@@ -119,7 +119,7 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ui::Silent;
+    use crate::base::ui::Silent;
 
     fn shell(script: &str) -> Ran {
         run(Path::new("/bin/sh"), &["-c", script], Path::new("device"), &Silent, "").unwrap()

@@ -1,5 +1,5 @@
 use super::*;
-use crate::ui::Silent;
+use crate::base::ui::Silent;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -19,10 +19,10 @@ fn image(length: u64, make: &str) -> tempfile::NamedTempFile {
 }
 
 fn verdict(image: &tempfile::NamedTempFile) -> Verdict {
-    let before = crate::repair::sha256_hex(&std::fs::read(image.path()).unwrap());
+    let before = crate::change::sha256_hex(&std::fs::read(image.path()).unwrap());
     let found = find(&[Disk::open(image.path()).unwrap()]).unwrap();
     let verdict = look(&found.file_systems[0], &Silent).expect("this test needs root");
-    assert_eq!(crate::repair::sha256_hex(&std::fs::read(image.path()).unwrap()), before, "looking changed the disk");
+    assert_eq!(crate::change::sha256_hex(&std::fs::read(image.path()).unwrap()), before, "looking changed the disk");
     verdict
 }
 

@@ -11,7 +11,7 @@ use crate::disk::lvm::{PhysicalVolume, assemble};
 use crate::disk::partition::{Slice, read_table};
 use crate::disk::probe::probe;
 use crate::disk::{Ext4Tree, ExtSuper, ReadAt};
-use crate::guest::{FileKind, Tree};
+use crate::tree::{FileKind, Tree};
 
 /// A base: what is kept of it, and its length.
 type Base = (&'static [u8], u64);

@@ -4,6 +4,7 @@ use std::io::Cursor;
 use std::ops::ControlFlow;
 use std::sync::OnceLock;
 
+use crate::base::ui::Silent;
 use crate::etcd::backend::{Backend, KEY, KeyValue, META, Revision};
 use crate::etcd::bbolt::meta::{PAGE_BYTES, fnv1a};
 use crate::etcd::bbolt::{Database, Fault};
@@ -22,8 +23,8 @@ use crate::etcd::wal::{Folder, Log};
 use crate::etcd::write::bbolt::DatabaseWriter;
 use crate::etcd::write::wal::LogWriter;
 use crate::etcd::{kubernetes, lease, objects, snap, v2store};
-use crate::guest::{GuestPath, MemoryTree};
-use crate::ui::Silent;
+use crate::guest::GuestPath;
+use crate::tree::MemoryTree;
 
 /// Small, so that a tree of three levels is.
 const PAGE: u64 = 1024;

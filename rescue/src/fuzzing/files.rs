@@ -1,11 +1,11 @@
 //! Kubernetes' own files: kubeconfigs, other YAML, certificates and keys.
 
+use crate::base::yaml;
 use crate::guest::GuestPath;
 use crate::kubeconfig::{Kubeconfig, Material, edit};
 use crate::pki::certificate::Certificate;
 use crate::pki::key::PrivateKey;
 use crate::pki::{csr, pem};
-use crate::yaml;
 
 /// A user's name, then a kubeconfig: what is edited holds the new credentials, and everything else as it was.
 pub fn kubeconfig_edits(data: &[u8]) {

@@ -1,7 +1,9 @@
 //! Files that say how the guest is put together: fstab, units with their drop-ins and environment files.
 
-use crate::guest::{Guest, MemoryTree, Planned};
+use crate::change::Planned;
+use crate::guest::Guest;
 use crate::systemd::{Unit, without_flag};
+use crate::tree::MemoryTree;
 
 /// fstab.
 pub fn fstab(data: &[u8]) {

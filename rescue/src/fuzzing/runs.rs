@@ -4,10 +4,12 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use crate::guest::{Backing, FileSystem, GuestPath, Usage};
+use crate::base::ui::Silent;
+use crate::disk::Backing;
+use crate::guest::{FileSystem, GuestPath};
 use crate::repair::journal::{Journal, parse_journal};
 use crate::repair::{WritableGuest, recover, undo};
-use crate::ui::Silent;
+use crate::tree::Usage;
 
 /// A record: what is read can be written and read again, and its paths are paths or refused.
 pub fn journal(data: &[u8]) {

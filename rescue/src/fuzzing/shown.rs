@@ -2,7 +2,7 @@
 
 /// Fails on control characters in a text for people.
 pub fn text(text: &str) {
-    let bad = text.chars().find(|character| crate::disk::misleads(*character));
+    let bad = text.chars().find(|character| crate::base::escaping::misleads(*character));
     assert!(bad.is_none(), "{bad:?} would reach the terminal in {text:?}");
 }
 

@@ -7,8 +7,10 @@ use std::sync::OnceLock;
 use base64::Engine as _;
 use time::{Duration, OffsetDateTime};
 
-use crate::checks::Context;
-use crate::guest::{Guest, MemoryTree};
+use crate::base::ui::Silent;
+use crate::change::Change;
+use crate::finding::Context;
+use crate::guest::Guest;
 use crate::node::Node;
 use crate::pki::certificate::{Certificate, SignatureCheck};
 use crate::pki::issue::{Issuer, Request, Validity, issue, subject};
@@ -16,12 +18,11 @@ use crate::pki::key::{Algorithm, PrivateKey};
 use crate::pki::peer::Peer;
 use crate::pki::profile::CLIENT;
 use crate::pki::service_account::public_pem;
-use crate::repair::Change;
-use crate::repair::plan;
+use crate::pki::trust::etcd::{Claim, Listed, broken_rule, units};
+use crate::pki::trust::{Party, Permit, crossing};
+use crate::plan;
 use crate::settings::Settings;
-use crate::trust::etcd::{Claim, Listed, broken_rule, units};
-use crate::trust::{Party, Permit, crossing};
-use crate::ui::Silent;
+use crate::tree::MemoryTree;
 
 const PKI: &str = "/etc/kubernetes/pki";
 const CURRENT: &str = "/var/lib/kubelet/pki/kubelet-client-current.pem";
@@ -295,7 +296,7 @@ fn judge(text: &str, path: &str, [receiver, donor]: [&Disk; 2], is_permitted: bo
             if known || certificate.is_ca || certificate.signed_by(&ca) != SignatureCheck::Valid {
                 continue;
             }
-            let node = crate::trust::standing::node_of(&certificate);
+            let node = crate::pki::trust::standing::node_of(&certificate);
             let is_own = node.is_some_and(|node| receiver.nodes[number].contains(node));
             let is_control_planes = receiver.is_control_plane[number] && (node.is_some() || is_permitted);
             assert!(is_own || is_control_planes, "{path} gets a certificate for {}", certificate.subject);

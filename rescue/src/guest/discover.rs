@@ -1,5 +1,6 @@
 //! From sources to guests: finds root file systems and follows their fstab.
 
+use crate::disk::Leftover;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -8,10 +9,9 @@ use anyhow::{Context, Result};
 
 use super::fstab::{self, Entry, Role, Spec};
 use super::subvolume_roots::{self, RootOf};
-use super::{
-    Backing, FileKind, FileSystem, FolderTree, Guest, GuestPath, MemoryTree, MergedTree, Missing, Mounted, RealPath,
-    TimeMark, Tree, TreeError,
-};
+use super::{FileSystem, Guest, GuestPath, MergedTree, Missing, Mounted, RealPath, TimeMark};
+use crate::base::refusal::Refusal;
+use crate::disk::Backing;
 use crate::disk::btrfs::Subvolume;
 use crate::disk::luks::LuksError;
 use crate::disk::lvm::LogicalName;
@@ -19,16 +19,7 @@ use crate::disk::probe::{self, Content};
 use crate::disk::volume::logical::VolumeGroup;
 use crate::disk::volume::{Opened, Volume, encrypted, logical, mirror, survey};
 use crate::disk::{Disk, Source, mountinfo, partition::PartitionKind, shown, words};
-use crate::refusal::Refusal;
-
-/// Something on the sources that is not part of a guest, and what to say about it.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Leftover {
-    /// Where: `disk.img partition 2`.
-    pub device: String,
-    /// What was found there and what it means, one plain sentence.
-    pub what: String,
-}
+use crate::tree::{FileKind, FolderTree, MemoryTree, Tree, TreeError};
 
 /// What the sources hold.
 #[derive(Debug, Default)]

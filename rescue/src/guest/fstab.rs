@@ -97,7 +97,7 @@ fn parse_line(number: usize, line: &[u8]) -> Option<Result<Entry, NotUnderstood>
     let what = unescape(first);
     Some(Ok(Entry {
         line: number,
-        what: crate::disk::escape(&String::from_utf8_lossy(&what)),
+        what: crate::base::escaping::escape(&String::from_utf8_lossy(&what)),
         spec: spec(&what),
         mount_point: PathBuf::from(OsString::from_vec(unescape(second))),
         kind,
@@ -298,7 +298,7 @@ impl Entry {
 
     /// How messages name the line. Names come from the guest: control characters are escaped.
     pub fn shown(&self) -> String {
-        let at = crate::disk::escape(&String::from_utf8_lossy(self.mount_point.as_os_str().as_bytes()));
+        let at = crate::base::escaping::escape(&String::from_utf8_lossy(self.mount_point.as_os_str().as_bytes()));
         format!("fstab line {}: {} on {at}", self.line, self.what)
     }
 }

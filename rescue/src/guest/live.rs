@@ -7,9 +7,10 @@ use std::rc::Rc;
 use anyhow::{Context, Result};
 
 use super::discover::{Assembly, is_root};
-use super::{FolderTree, Guest, MemoryTree, Mounted};
+use super::{Guest, Mounted};
+use crate::base::refusal::Refusal;
 use crate::disk::mountinfo::{self, Mount};
-use crate::refusal::Refusal;
+use crate::tree::{FolderTree, MemoryTree};
 
 /// Below these, what is mounted is not the node's own: the kernel's file systems, pods' volumes, layers of containers. A volume may be
 /// on a network that does not answer, so it is not even looked at.

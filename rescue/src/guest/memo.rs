@@ -32,7 +32,8 @@ impl Guest {
 
 #[cfg(test)]
 mod tests {
-    use crate::guest::{GuestPath, MemoryTree};
+    use crate::guest::GuestPath;
+    use crate::tree::MemoryTree;
 
     #[test]
     fn asks_once_until_the_tree_is_another() {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use super::{AccessList, DirEntry, Meta, Tree, TreeResult};
+use crate::tree::{AccessList, DirEntry, Meta, Tree, TreeResult};
 
 /// One tree and where it is mounted.
 #[derive(Clone)]
@@ -85,7 +85,7 @@ impl Tree for MergedTree {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::MemoryTree;
+    use crate::tree::MemoryTree;
 
     #[test]
     fn errors_name_the_guest_s_paths() {

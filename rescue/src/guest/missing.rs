@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use super::{Guest, GuestPath, TreeError};
+use super::{Guest, GuestPath};
+use crate::tree::TreeError;
 
 /// A mount point of the guest without its file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +53,8 @@ fn is_between(mount_point: &Path, at: &Path, real: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::{FileSystem, MemoryTree};
+    use crate::guest::FileSystem;
+    use crate::tree::MemoryTree;
 
     fn guest(missing: &[&str], mounted: &[&str]) -> Guest {
         let mut guest = MemoryTree::new()

@@ -1,9 +1,7 @@
 //! The powered-off system's file tree: trees, the mount table, the one path resolver.
 
-mod access_list;
 mod closed;
 mod discover;
-mod folder;
 pub(crate) mod fstab;
 mod live;
 mod memo;
@@ -11,68 +9,25 @@ mod memory;
 mod merged;
 mod missing;
 mod path;
-mod planned;
 mod subvolume;
 mod subvolume_roots;
-mod tree;
 
-pub use access_list::{ACCESS, AccessList, DEFAULT, Named};
-pub use folder::FolderTree;
-pub use memory::MemoryTree;
 pub use merged::{MergedTree, Mounted};
 pub use missing::Missing;
 pub use path::{GuestPath, RealPath};
-pub use planned::Planned;
 pub use subvolume::{Below, SubvolumeName};
-pub use tree::{DirEntry, FileKind, Meta, Tree, TreeError, TreeResult};
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use crate::disk::stack::Stack;
+use crate::disk::Backing;
+use crate::tree::{DirEntry, FileKind, Meta, Tree, TreeError, TreeResult, Usage};
 
 /// How many symbolic links one path may pass through before it counts as a loop; the kernel's own bound (MAXSYMLINKS).
 const MAX_SYMLINKS: usize = 40;
 
 /// The largest file read whole by default: far above any manifest, certificate or unit, far below a rescue system's memory.
 pub const READ_LIMIT: u64 = 16 << 20;
-
-/// Bytes and inodes of one file system, as `statfs` reports them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
-pub struct Usage {
-    /// Size in bytes.
-    pub bytes_total: u64,
-    /// Bytes free, reserved blocks included (`f_bfree`).
-    pub bytes_free: u64,
-    /// Bytes an unprivileged process can still write (`f_bavail`); the kubelet calls this "available".
-    pub bytes_available: u64,
-    /// Number of inodes; 0 where the file system has no fixed number.
-    pub inodes_total: u64,
-    /// Inodes not in use.
-    pub inodes_free: u64,
-}
-
-/// Where a file system's bytes are, so that it can be mounted for writing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Backing {
-    /// A folder that is already mounted (`--root DIR`, or something mounted below it).
-    Folder(PathBuf),
-    /// A byte range of a block device or image file. A whole-device file system has offset 0.
-    Range {
-        /// The device or image file.
-        path: PathBuf,
-        /// First byte of the file system.
-        offset: u64,
-        /// Length in bytes.
-        length: u64,
-        /// Logical sector size of the disk: 512 or 4096.
-        sector_size: u32,
-        /// Whether `path` is a block device (else an image file).
-        block_device: bool,
-    },
-    /// Put together from other backings: a logical volume, for instance.
-    Stacked(Box<Stack>),
-}
 
 /// One file system of the guest: where it is mounted, what it is, where its bytes are.
 #[derive(Debug, Clone)]
@@ -297,4 +252,4 @@ impl Guest {
     }
 }
 
-pub use discover::{Discovery, Leftover, discover, look_over};
+pub use discover::{Discovery, discover, look_over};

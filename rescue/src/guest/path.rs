@@ -122,7 +122,7 @@ impl fmt::Display for RealPath {
 fn write_safely(f: &mut fmt::Formatter<'_>, path: &Path) -> fmt::Result {
     for chunk in path.as_os_str().as_bytes().utf8_chunks() {
         for character in chunk.valid().chars() {
-            if crate::disk::misleads(character) {
+            if crate::base::escaping::misleads(character) {
                 write!(f, "{}", character.escape_default())?;
             } else {
                 write!(f, "{character}")?;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use super::{AccessList, DirEntry, Meta, Tree, TreeError, TreeResult};
+use crate::tree::{AccessList, DirEntry, Meta, Tree, TreeError, TreeResult};
 
 /// Which part of a btrfs a guest mounts.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -79,14 +79,14 @@ impl Tree for Below {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::MemoryTree;
+    use crate::tree::MemoryTree;
 
     #[test]
     fn paths_and_errors_are_its_own() {
         let tree = MemoryTree::new().file("/@/etc/hosts", "x").file("/other", "y");
         let below = Below::new(Rc::new(tree), Path::new("@"));
         assert_eq!(below.read(Path::new("/etc/hosts"), 9).unwrap(), b"x");
-        assert_eq!(below.lstat(Path::new("/")).unwrap().kind, crate::guest::FileKind::Directory);
+        assert_eq!(below.lstat(Path::new("/")).unwrap().kind, crate::tree::FileKind::Directory);
         let error = below.lstat(Path::new("/other")).unwrap_err();
         assert!(error.is_not_found() && error.to_string().starts_with("/other does not exist"), "{error}");
     }

@@ -11,9 +11,9 @@ use std::rc::Rc;
 use super::discover::is_root;
 use super::fstab::{self, Entry};
 use super::subvolume::{Below, SubvolumeName};
-use super::{Tree, TreeError};
 use crate::disk::btrfs::{Subvolume, Subvolumes};
 use crate::disk::volume::Opened;
+use crate::tree::{Tree, TreeError};
 
 /// Folders whose subvolumes are no part of the running system: snapshots, and the stores of container runtimes, which make one for
 /// each layer of an image.
@@ -113,14 +113,14 @@ pub(super) fn asked_for<'a>(line: &Entry, subvolumes: &'a Subvolumes) -> Result<
     let (path, id) = (option("subvol").map(unquoted), option("subvolid").map(unquoted));
     let by_path = path.as_ref().map(|path| {
         let found = subvolumes.by_path(Path::new(path));
-        found.ok_or_else(|| format!("names the subvolume {}, which is not there", crate::disk::escape(path)))
+        found.ok_or_else(|| format!("names the subvolume {}, which is not there", crate::base::escaping::escape(path)))
     });
     let by_id = id.as_ref().map(|id| {
         // 0 is the top level, too (btrfs(5)).
         let number = id.parse().ok().map(|number: u64| if number == 0 { 5 } else { number });
         let found = number.and_then(|number| subvolumes.by_id(number));
         found.ok_or_else(|| {
-            format!("names the subvolume with the number {}, which is not there", crate::disk::escape(id))
+            format!("names the subvolume with the number {}, which is not there", crate::base::escaping::escape(id))
         })
     });
     match (by_path.transpose()?, by_id.transpose()?) {

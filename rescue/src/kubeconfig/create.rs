@@ -4,8 +4,8 @@ use anyhow::{Result, bail};
 use base64::Engine as _;
 use serde_json::Value;
 
+use crate::base::yaml;
 use crate::guest::GuestPath;
-use crate::yaml;
 
 /// What the user presents.
 #[derive(Clone, Copy)]

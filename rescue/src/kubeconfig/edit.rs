@@ -7,8 +7,8 @@ use saphyr_parser::{Event, Parser, ScalarStyle};
 use serde_json::Value;
 use std::ops::Range;
 
+use crate::base::yaml;
 use crate::guest::GuestPath;
-use crate::yaml;
 
 /// A user's new certificate or key.
 #[derive(Clone, Copy)]

@@ -5,7 +5,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::guest::{FileKind, Guest, GuestPath, Meta, RealPath, TreeResult};
+use crate::guest::{Guest, GuestPath, RealPath};
+use crate::tree::{FileKind, Meta, TreeResult};
 
 /// Folders that are the system's with all below them: /etc/passwd names some as homes of services, and what lies in them is no person's.
 const SYSTEM: [&str; 14] = [
@@ -97,7 +98,7 @@ pub fn homes(guest: &Guest) -> BTreeSet<GuestPath> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::MemoryTree;
+    use crate::tree::MemoryTree;
 
     const ANN: &str = "/home/ann/.kube/config";
 

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, anyhow};
 use base64::Engine as _;
 use serde_json::Value;
 
+use crate::base::yaml;
 use crate::guest::{Guest, GuestPath};
-use crate::yaml;
 
 /// Where a kubeconfig keeps a certificate or key.
 #[derive(Clone, PartialEq, Eq)]

@@ -13,10 +13,11 @@ use rustix::mount::{MountFlags, mount};
 use rustix::termios::{OptionalActions, SpecialCodeIndex, tcgetattr, tcsetattr, tcsetpgrp};
 
 use super::console::{EXIT_POWER_OFF, EXIT_REBOOT, EXIT_SHELL};
-use super::disks::{self, Disk};
+use super::disks;
 use super::options::{After, Auto, Options};
 use super::power::Stop;
 use super::role;
+use crate::disk::attached::Attached;
 
 /// Exit code of a run that was refused, as of the command.
 const REFUSED: i32 = 3;
@@ -114,7 +115,7 @@ fn secure_boot() -> String {
 }
 
 /// Waits for disks and lists them.
-fn find_disks(options: &Options) -> Result<Vec<Disk>> {
+fn find_disks(options: &Options) -> Result<Vec<Attached>> {
     println!("Looking for disks ...");
     let found = disks::wait(options.wait, |disks| {
         print!("\r{} found", disks.len());
@@ -125,7 +126,13 @@ fn find_disks(options: &Options) -> Result<Vec<Disk>> {
         println!("Driver: {problem}");
     }
     for disk in &found.disks {
-        println!("  {:<14} {:>10}  {:<12} {}", disk.path(), crate::units::bytes(disk.size), disk.driver, disk.model);
+        println!(
+            "  {:<14} {:>10}  {:<12} {}",
+            disk.path(),
+            crate::base::units::bytes(disk.size),
+            disk.driver,
+            disk.model
+        );
     }
     if found.disks.is_empty() {
         explain_no_disk(options);
@@ -148,7 +155,7 @@ fn explain_no_disk(options: &Options) {
 }
 
 /// The unattended run; gives the exit code that stands for it.
-fn unattended(auto: Auto, options: &Options, disks: &[Disk]) -> Result<i32> {
+fn unattended(auto: Auto, options: &Options, disks: &[Attached]) -> Result<i32> {
     if disks.is_empty() {
         return Ok(REFUSED);
     }
@@ -182,19 +189,19 @@ fn pass_on(errors: impl Read) {
     }
 }
 
-fn command(name: &str, options: &Options, disks: &[Disk]) -> Result<i32> {
+fn command(name: &str, options: &Options, disks: &[Attached]) -> Result<i32> {
     command_with(name, &[], options, disks)
 }
 
 /// Runs `rescue NAME …` on the disks in the foreground and gives its exit code.
-fn command_with(name: &str, extra: &[&str], options: &Options, disks: &[Disk]) -> Result<i32> {
+fn command_with(name: &str, extra: &[&str], options: &Options, disks: &[Attached]) -> Result<i32> {
     let status = prepare(name, extra, options, disks).status().with_context(|| format!("running rescue {name}"))?;
     Ok(finish(status))
 }
 
-fn prepare(name: &str, extra: &[&str], options: &Options, disks: &[Disk]) -> Command {
+fn prepare(name: &str, extra: &[&str], options: &Options, disks: &[Attached]) -> Command {
     let mut command = role::command(role::FOREGROUND);
-    command.args(["rescue", name]).args(extra).args(options.flags_for(name)).args(disks.iter().map(Disk::path));
+    command.args(["rescue", name]).args(extra).args(options.flags_for(name)).args(disks.iter().map(Attached::path));
     command
 }
 

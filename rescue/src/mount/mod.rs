@@ -17,7 +17,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, OpenTreeFlags};
 
-use crate::refusal::Refusal;
+use crate::base::refusal::Refusal;
 
 /// How long the kernel may take to let go of a device after the last descriptor is closed.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -95,7 +95,7 @@ pub(crate) fn read_only_view(folder: BorrowedFd<'_>) -> Option<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let view = rustix::mount::open_tree(folder, "", flags).ok()?;
     let set = ALWAYS | MountAttrFlags::MOUNT_ATTR_RDONLY;
-    crate::sys::set_mount_attributes(view.as_fd(), set.bits(), MountAttrFlags::MOUNT_ATTR__ATIME.bits()).ok()?;
+    crate::base::sys::set_mount_attributes(view.as_fd(), set.bits(), MountAttrFlags::MOUNT_ATTR__ATIME.bits()).ok()?;
     Some(view)
 }
 
@@ -271,7 +271,7 @@ fn wait_released(device: &Path) -> anyhow::Result<()> {
 mod tests {
     use super::*;
     use crate::disk::loop_device::{LoopDevice, LoopOptions};
-    use crate::guest::{FolderTree, Tree};
+    use crate::tree::{FolderTree, Tree};
 
     fn ext4() -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();

@@ -1,6 +1,6 @@
 //! What an ext4 superblock may not make the kernel do. A superblock is the guest's, and the kernel obeys it.
 
-use crate::refusal::Refusal;
+use crate::base::refusal::Refusal;
 
 /// Where the superblock is on the disk, in bytes, and how long it is.
 pub(super) const OFFSET: u64 = 1024;

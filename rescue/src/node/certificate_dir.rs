@@ -1,8 +1,8 @@
 //! kubeadm's certificatesDir, from what the node itself uses.
 
 use super::{Fact, Kubelet, StaticPod};
+use crate::base::yaml;
 use crate::guest::{Guest, GuestPath};
-use crate::yaml;
 
 /// From the API server's flags, else from the other manifests, else from the kubelet's config, else kubeadm's default.
 pub(super) fn find(guest: &Guest, pods: &[StaticPod], kubelet: &Kubelet) -> Fact<GuestPath> {

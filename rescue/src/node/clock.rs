@@ -7,8 +7,9 @@ use time::{Duration, OffsetDateTime};
 use x509_parser::pem::Pem;
 
 use super::{ClockEvidence, Kubelet, StaticPod};
-use crate::guest::{FileKind, Guest, GuestPath};
-use crate::refusal::Refusal;
+use crate::base::refusal::Refusal;
+use crate::guest::{Guest, GuestPath};
+use crate::tree::FileKind;
 
 /// Files looked at per folder. Only names are listed beyond that.
 const MAX_FILES: usize = 1000;
@@ -156,7 +157,7 @@ fn remember(at: i64, source: String, seen: &mut Vec<Seen>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::MemoryTree;
+    use crate::tree::MemoryTree;
 
     const DAY: i64 = 86_400;
     const LAST: i64 = 1_700_000_000;

@@ -1,7 +1,8 @@
 //! The kubeadm program on the node.
 
 use super::{Version, packages, version};
-use crate::guest::{FileKind, Guest, GuestPath};
+use crate::guest::{Guest, GuestPath};
+use crate::tree::FileKind;
 
 /// Where packages, and kubespray's `bin_dir`, put it.
 const PLACES: [&str; 3] = ["/usr/bin/kubeadm", "/usr/local/bin/kubeadm", "/opt/bin/kubeadm"];

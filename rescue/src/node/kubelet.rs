@@ -3,9 +3,9 @@
 use serde_json::Value;
 
 use super::{Fact, Kubelet, flags};
+use crate::base::yaml;
 use crate::guest::{Guest, GuestPath};
 use crate::systemd::{Unit, words};
-use crate::yaml;
 
 /// Reads the unit, its flags and its config.
 pub(super) fn read(guest: &Guest) -> Kubelet {

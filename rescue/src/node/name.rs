@@ -13,12 +13,16 @@ pub(super) fn find(guest: &Guest, kubelet: &Kubelet, hostname: &Fact<String>) ->
         return fact;
     }
     if let Some(name) = kubelet.flag("--hostname-override").filter(|name| !name.is_empty()) {
-        return Fact::known(crate::disk::escape(&name.trim().to_lowercase()), "kubelet's --hostname-override");
+        return Fact::known(
+            crate::base::escaping::escape(&name.trim().to_lowercase()),
+            "kubelet's --hostname-override",
+        );
     }
     match &hostname.value {
-        Some(name) => {
-            Fact::known(crate::disk::escape(&name.trim().to_lowercase()), format!("{}, in lower case", hostname.source))
-        }
+        Some(name) => Fact::known(
+            crate::base::escaping::escape(&name.trim().to_lowercase()),
+            format!("{}, in lower case", hostname.source),
+        ),
         None => Fact::unknown("no kubelet client certificate, no --hostname-override, no /etc/hostname"),
     }
 }

@@ -1,7 +1,7 @@
 //! The operating system and what it calls itself.
 
 use super::Fact;
-use crate::disk::escape;
+use crate::base::escaping::escape;
 use crate::guest::{Guest, GuestPath};
 use crate::systemd::environment;
 

@@ -1,6 +1,7 @@
 //! Versions of installed packages, from dpkg's status and rpm's database.
 
-use crate::guest::{FileKind, Guest, GuestPath};
+use crate::guest::{Guest, GuestPath};
+use crate::tree::FileKind;
 
 const DPKG_STATUS: &str = "/var/lib/dpkg/status";
 

@@ -1,9 +1,9 @@
 //! The container runtime that the kubelet talks to.
 
 use super::{Fact, Kubelet};
+use crate::base::yaml;
 use crate::guest::{Guest, GuestPath};
 use crate::systemd::Unit;
-use crate::yaml;
 
 /// By the kubelet's endpoint (flag, config, kubeadm's instance config since 1.32), else by the units that are installed.
 pub(super) fn find(guest: &Guest, kubelet: &Kubelet) -> Fact<String> {

@@ -3,8 +3,9 @@
 use serde_json::Value;
 
 use super::{Fact, Kubelet, StaticPod, flags};
-use crate::guest::{FileKind, Guest, GuestPath};
-use crate::yaml;
+use crate::base::yaml;
+use crate::guest::{Guest, GuestPath};
+use crate::tree::FileKind;
 
 /// More files than any manifest folder has.
 const MAX_FILES: usize = 500;

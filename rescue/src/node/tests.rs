@@ -1,7 +1,7 @@
 //! Whole nodes on trees in memory.
 
 use super::*;
-use crate::guest::MemoryTree;
+use crate::tree::MemoryTree;
 
 const APISERVER: &str = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: kube-apiserver\nspec:\n  containers:\n  - command:\n    - kube-apiserver\n    - --client-ca-file=/etc/kubernetes/ssl/ca.crt\n    image: registry:5000/kube-apiserver:v1.20.2\n";
 

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use super::{Fact, StaticPod, Version, packages};
-use crate::guest::{FileKind, Guest, GuestPath, Tree};
+use crate::guest::{Guest, GuestPath};
 use crate::systemd::Unit;
+use crate::tree::{FileKind, Tree};
 
 /// A kubelet is 30 to 130 MB.
 const MAX_BINARY: u64 = 256 << 20;

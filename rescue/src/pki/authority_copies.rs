@@ -11,12 +11,13 @@ use std::path::Path;
 use super::certificate::Certificate;
 use super::inventory::certificate_directory;
 use super::pem;
-use crate::guest::{FileKind, Guest, GuestPath, RealPath};
+use crate::base::yaml;
+use crate::guest::{Guest, GuestPath, RealPath};
 use crate::kubeconfig::edit::replace_authority;
 use crate::kubeconfig::homes::homes;
 use crate::kubeconfig::{Kubeconfig, Material};
 use crate::node::Node;
-use crate::yaml;
+use crate::tree::FileKind;
 
 /// Folders that are searched, and how deep.
 const FOLDERS: [(&str, usize); 10] = [

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use super::ferry::{self, CertificateFile, Entry, Order};
 use super::inventory::Signer;
 use super::key::{Algorithm, PrivateKey, generate_all};
-use crate::ui::Progress;
+use crate::base::ui::Progress;
 
 /// scrypt's N as a power of two: 128 MiB and some tenths of a second per guess. Fixed rather than measured, as the crate would: the
 /// machine that opens a bundle may be much slower, with much less memory, than the one that made it.

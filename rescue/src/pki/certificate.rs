@@ -302,7 +302,9 @@ fn name_text(name: &GeneralName<'_>) -> String {
 
 /// Names come from the guest: nothing in them may control a terminal.
 pub fn printable(text: &str) -> String {
-    text.chars().map(|character| if crate::disk::misleads(character) { '\u{fffd}' } else { character }).collect()
+    text.chars()
+        .map(|character| if crate::base::escaping::misleads(character) { '\u{fffd}' } else { character })
+        .collect()
 }
 
 #[cfg(test)]

@@ -2,24 +2,22 @@
 //! certificate request. A certificate that expired nearly always has a good key still beside it.
 
 use anyhow::Result;
-use serde_json::{Map, Value, json};
 use std::fmt;
 use zeroize::Zeroizing;
 
 use super::certificate::Certificate;
-use super::key::{Algorithm, PrivateKey};
+use super::key::PrivateKey;
 use super::kubelet::KubeletClient;
 use super::pem;
-use super::renew::Draft;
-use crate::checks::{Context, Remedy};
+use crate::change::Change;
 use crate::guest::{Guest, GuestPath};
 use crate::kubeconfig::{Kubeconfig, Material};
-use crate::repair::{Change, Prepared};
 
 /// Where a key waits for its certificate, beside the kubelet's own; the kubelet knows no file of this name.
 const REQUESTED: &str = "kubelet-client-requested.key";
 
-fn pending(client: &KubeletClient) -> GuestPath {
+/// The file in which a new key waits for its certificate.
+pub fn pending(client: &KubeletClient) -> GuestPath {
     client.cert_dir.join(REQUESTED)
 }
 
@@ -81,62 +79,6 @@ fn own(guest: &Guest, client: &KubeletClient) -> Option<ClientKey> {
 }
 
 /// Takes away the key that waited, once it is where it belongs.
-pub(super) fn remove_pending(guest: &Guest, cert_dir: &GuestPath) -> Result<Change> {
+pub fn remove_pending(guest: &Guest, cert_dir: &GuestPath) -> Result<Change> {
     Ok(Change::remove(guest, &cert_dir.join(REQUESTED))?)
-}
-
-/// A new key in the guest, for a request.
-pub struct StoreKey {
-    node: String,
-    path: GuestPath,
-    pem: Zeroizing<String>,
-}
-
-impl fmt::Debug for StoreKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "StoreKey({})", self.node)
-    }
-}
-
-impl StoreKey {
-    /// Makes the key: P-256, as the kubelet makes them.
-    pub fn new(node: &str, client: &KubeletClient) -> Result<(Self, PrivateKey)> {
-        let key = PrivateKey::generate(Algorithm::P256)?;
-        let pem = Zeroizing::new(key.to_pem()?);
-        Ok((Self { node: node.to_owned(), path: pending(client), pem }, key))
-    }
-}
-
-impl Remedy for StoreKey {
-    fn kind(&self) -> &'static str {
-        "store-kubelet-key"
-    }
-
-    fn summary(&self) -> String {
-        format!(
-            "make a new key for the kubelet of {} and keep it in {} until its certificate comes",
-            self.node, self.path
-        )
-    }
-
-    fn details(&self) -> Vec<String> {
-        vec!["new ECDSA-P256 key, mode 0600; what the kubelet uses now stays as it is".to_owned()]
-    }
-
-    fn fields(&self) -> Map<String, Value> {
-        [("node_name".to_owned(), json!(self.node)), ("path".to_owned(), json!(self.path.to_string()))]
-            .into_iter()
-            .collect()
-    }
-
-    fn prepare(&self, context: &Context<'_>) -> Result<Prepared> {
-        let mut draft = Draft::new(context);
-        if let Some(folder) = self.path.as_path().parent() {
-            for change in Change::make_dirs(context.guest, &GuestPath::new(folder), 0o755)? {
-                draft.push(change)?;
-            }
-        }
-        draft.write(&self.path, self.pem.as_bytes(), 0o600)?;
-        Ok(draft.done())
-    }
 }

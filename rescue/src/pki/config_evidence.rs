@@ -16,8 +16,8 @@ use super::profile::Authority;
 use crate::guest::{Guest, GuestPath};
 use crate::kubeconfig::{Kubeconfig, Material};
 use crate::node::{Node, Version};
-use crate::trust::Party;
-use crate::trust::crossing::may_lend_names;
+use crate::pki::trust::Party;
+use crate::pki::trust::crossing::may_lend_names;
 
 /// A value and where it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]

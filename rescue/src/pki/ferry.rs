@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::certificate::{Certificate, SignatureCheck, printable};
+use super::cluster_ca;
 use super::csr::{self, NODES};
 use super::inventory::Signer;
 use super::issue::{Issuer, Request, Validity, issue, subject};
@@ -15,27 +16,26 @@ use super::key::{Algorithm, PrivateKey};
 use super::kubelet::NODE_PREFIX;
 use super::peer::Peer;
 use super::profile::{Authority, CLIENT};
-use super::trust;
-use crate::report::json::SCHEMA;
-use crate::trust::standing::node_of;
-use crate::units;
+use crate::base::schema::SCHEMA;
+use crate::base::units;
+use crate::pki::trust::standing::node_of;
 
 /// A CA, as a file names it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaName {
     /// Its subject, for people.
     pub subject: String,
-    /// [`trust::public_key_hash`]; what is compared.
+    /// [`cluster_ca::public_key_hash`]; what is compared.
     pub public_key: String,
 }
 
 impl CaName {
     /// Of a certificate.
     pub fn of(certificate: &Certificate) -> Self {
-        Self { subject: certificate.subject.clone(), public_key: trust::public_key_hash(certificate) }
+        Self { subject: certificate.subject.clone(), public_key: cluster_ca::public_key_hash(certificate) }
     }
 
-    /// For people, shortened as [`trust::shown`]. It comes from a file: nothing in it may control a terminal.
+    /// For people, shortened as [`cluster_ca::shown`]. It comes from a file: nothing in it may control a terminal.
     pub fn shown(&self) -> String {
         let hash: String = self.public_key.chars().take("sha256:".len() + 16).collect();
         printable(&format!("{} ({hash}…)", self.subject))
@@ -57,7 +57,7 @@ pub struct RequestFile {
     pub kubelet_version: Option<String>,
     /// Whether this kubelet asks for keyEncipherment itself.
     pub key_encipherment: bool,
-    /// [`trust::hash_of`] the key that the certificate will be for.
+    /// [`cluster_ca::hash_of`] the key that the certificate will be for.
     pub public_key: String,
     /// What the node takes for its cluster's CA.
     pub ca: Vec<CaName>,
@@ -86,7 +86,7 @@ pub struct CertificateFile {
 pub struct Entry {
     /// The node's name.
     pub node: String,
-    /// [`trust::hash_of`] its key.
+    /// [`cluster_ca::hash_of`] its key.
     pub public_key: String,
     /// Its last moment, RFC 3339.
     pub valid_to: String,
@@ -129,7 +129,7 @@ impl RequestFile {
             created: units::rfc3339(now),
             kubelet_version: version,
             key_encipherment: old_kubelet || matches!(key.algorithm(), Algorithm::Rsa(_)),
-            public_key: trust::hash_of(&key.public_key_info()),
+            public_key: cluster_ca::hash_of(&key.public_key_info()),
             ca: own.iter().map(CaName::of).collect(),
             csr: csr::make(node, key)?,
             certificate: None,
@@ -165,7 +165,7 @@ impl RequestFile {
             request.node
         );
         ensure!(
-            trust::hash_of(&request.public_key_info) == file.public_key,
+            cluster_ca::hash_of(&request.public_key_info) == file.public_key,
             "the file names another key than the request in it"
         );
         Ok((file, request))
@@ -216,8 +216,8 @@ fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], wanted: &str) -> Result<T
 
 /// The CA that a request is for, among those whose keys are there.
 pub fn signer<'a>(request: &RequestFile, lenders: &'a [Rc<Peer>]) -> Option<&'a Signer> {
-    trust::holders(Authority::Cluster, lenders).map(|found| found.signer).find(|signer| {
-        let public_key = trust::public_key_hash(&signer.certificate);
+    cluster_ca::holders(Authority::Cluster, lenders).map(|found| found.signer).find(|signer| {
+        let public_key = cluster_ca::public_key_hash(&signer.certificate);
         request.ca.iter().any(|ca| ca.public_key == public_key)
     })
 }
@@ -248,7 +248,7 @@ pub fn sign(order: Order<'_>, signer: &Signer, now: OffsetDateTime, days: u32) -
     let certificate = issue(issuer, request).with_context(|| format!("signing for {}", order.node))?;
     Ok(Entry {
         node: order.node.to_owned(),
-        public_key: trust::hash_of(order.public_key_info),
+        public_key: cluster_ca::hash_of(order.public_key_info),
         valid_to: units::rfc3339(validity.not_after),
         ca: CaName::of(&signer.certificate),
         certificate: certificate.to_pem(),

@@ -14,12 +14,13 @@ use super::names::{Name, NameSource};
 use super::needed_names::{Names, Needed};
 use super::pem;
 use super::profile::{Authority, BOTH, CLIENT, CONFIGS, ConfigProfile, LEAVES, Profile, Usage};
-use crate::checks::Severity;
-use crate::guest::{Guest, GuestPath, RealPath, TreeError};
+use crate::base::severity::Severity;
+use crate::base::units;
+use crate::base::yaml;
+use crate::guest::{Guest, GuestPath, RealPath};
 use crate::kubeconfig::{Kubeconfig, Material};
 use crate::node::Node;
-use crate::units;
-use crate::yaml;
+use crate::tree::TreeError;
 
 /// What counts as "expires soon": 30 days, or a tenth of the lifetime where that is less (a signer may issue for a day only).
 /// Long enough to boot the node and let its own renewal run, short enough not to touch what kubeadm just renewed.

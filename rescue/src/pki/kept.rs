@@ -16,17 +16,17 @@ use super::names::Name;
 use super::needed_names::{Names, Needed};
 use super::peer::Peer;
 use super::profile::Authority;
-use crate::checks::etcd_look::holder;
+use crate::base::yaml;
 use crate::etcd::keys::{Selection, view};
 use crate::etcd::kubernetes::{config_map, is_encrypted};
 use crate::etcd::locate;
 use crate::etcd::member::{MemberData, Stored};
 use crate::etcd::objects::{NodeObject, pod_annotations};
+use crate::etcd::troubles::holder;
 use crate::guest::Guest;
 use crate::node::Node;
-use crate::trust::Party;
-use crate::trust::crossing::may_lend_names;
-use crate::yaml;
+use crate::pki::trust::Party;
+use crate::pki::trust::crossing::may_lend_names;
 
 /// `--etcd-prefix` where the flag is absent.
 const PREFIX: &str = "/registry";

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
 use super::{der_parts, pem};
-use crate::ui::Progress;
+use crate::base::ui::Progress;
 
 /// Kind and size of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -268,7 +268,7 @@ mod tests {
     #[test]
     fn generates_many_in_order() {
         let wanted = [Algorithm::P384, Algorithm::Rsa(2048), Algorithm::P256, Algorithm::P256];
-        let keys = generate_all(&wanted, &crate::ui::Silent).unwrap();
+        let keys = generate_all(&wanted, &crate::base::ui::Silent).unwrap();
         assert_eq!(keys.iter().map(PrivateKey::algorithm).collect::<Vec<_>>(), wanted);
         assert_ne!(keys[2].public_key(), keys[3].public_key());
     }

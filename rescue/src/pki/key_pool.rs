@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::key::{Algorithm, PrivateKey, generate_all};
-use crate::ui::Ui;
+use crate::base::ui::Ui;
 
 /// Keys that remedies ordered; none exists before [`KeyPool::key`] is called for one. Made once: preparing the same remedy again
 /// gives the same key.
@@ -49,13 +49,13 @@ mod tests {
         let pool = KeyPool::default();
         let first = pool.order(Algorithm::P256);
         let second = pool.order(Algorithm::P384);
-        let key = pool.key(second, &crate::ui::Silent).unwrap();
+        let key = pool.key(second, &crate::base::ui::Silent).unwrap();
         assert_eq!(key.algorithm(), Algorithm::P384);
-        assert!(Rc::ptr_eq(&key, &pool.key(second, &crate::ui::Silent).unwrap()));
+        assert!(Rc::ptr_eq(&key, &pool.key(second, &crate::base::ui::Silent).unwrap()));
         let third = pool.order(Algorithm::P256);
         assert_ne!(
-            pool.key(first, &crate::ui::Silent).unwrap().public_key(),
-            pool.key(third, &crate::ui::Silent).unwrap().public_key()
+            pool.key(first, &crate::base::ui::Silent).unwrap().public_key(),
+            pool.key(third, &crate::base::ui::Silent).unwrap().public_key()
         );
     }
 }

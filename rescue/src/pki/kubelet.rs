@@ -6,9 +6,10 @@ use time::OffsetDateTime;
 use super::certificate::{Certificate, SignatureCheck};
 use super::inventory::{AuthorityState, Problem, Verdict, dates, key_problem, read as read_file, trusted_by};
 use super::kubelet_serving::OwnPair;
-use crate::guest::{FileKind, Guest, GuestPath};
+use crate::guest::{Guest, GuestPath};
 use crate::kubeconfig::{Kubeconfig, Material, User};
 use crate::node::{Node, Role};
+use crate::tree::FileKind;
 
 /// The prefix of every kubelet's common name and of its user in a kubeconfig that kubeadm wrote.
 pub const NODE_PREFIX: &str = "system:node:";

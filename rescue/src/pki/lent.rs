@@ -9,9 +9,9 @@ use super::profile::Authority;
 use crate::etcd::objects::NodeObject;
 use crate::guest::Guest;
 use crate::node::Node;
-use crate::trust::Party;
-use crate::trust::names::Recorded;
-use crate::trust::record::{is_control_plane, shared_machine_ids};
+use crate::pki::trust::Party;
+use crate::pki::trust::names::Recorded;
+use crate::pki::trust::record::{is_control_plane, shared_machine_ids};
 
 /// The values, and whose they are.
 #[derive(Debug, Clone)]

@@ -166,8 +166,8 @@ fn is_loopback(url: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::MemoryTree;
     use crate::settings::Settings;
+    use crate::tree::MemoryTree;
 
     fn peer(name: &str, url: &str, members: &str) -> Peer {
         let guest = MemoryTree::new()

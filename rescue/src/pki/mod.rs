@@ -1,22 +1,20 @@
 //! Certificates: reading them, saying what is wrong with them, issuing new ones with the CA keys on the disk.
 
 pub mod authority_copies;
-pub mod authority_remedy;
 pub mod bundle;
 pub mod certificate;
 pub mod client_key;
+pub mod cluster_ca;
 pub mod config_evidence;
 pub mod csr;
 mod der_parts;
 pub mod ferry;
-pub mod install;
 pub mod inventory;
 pub mod issue;
 pub mod kept;
 pub mod key;
 pub mod key_pool;
 pub mod kubelet;
-mod kubelet_files;
 pub mod kubelet_serving;
 pub mod lent;
 pub mod listing;
@@ -27,12 +25,9 @@ pub mod peer;
 pub mod pem;
 pub mod profile;
 pub mod rebuild;
-pub mod rebuild_config;
 mod references;
-pub mod renew;
 pub mod renew_ca;
 pub mod service_account;
-pub mod shared_copy;
 pub mod strays;
 pub mod trust;
 pub mod worker_list;

@@ -10,10 +10,10 @@ use super::inventory::{AuthorityState, trusted_by};
 use super::kept::Kept;
 use super::names::{Name, NameSource, in_order};
 use super::profile::{Authority, CONFIGS};
+use crate::base::yaml;
 use crate::guest::{Guest, GuestPath};
 use crate::kubeconfig::Kubeconfig;
 use crate::node::{Node, StaticPod};
-use crate::yaml;
 
 /// Where kubespray keeps kubeadm's configuration; kubeadm itself keeps it only in the cluster.
 const KUBEADM_CONFIG: &str = "/etc/kubernetes/kubeadm-config.yaml";

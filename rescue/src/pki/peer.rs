@@ -11,13 +11,13 @@ use super::lent::{self, Lent};
 use super::membership::Membership;
 use super::profile::Authority;
 use super::service_account::ServiceAccounts;
+use crate::base::yaml;
+use crate::change::Content;
+use crate::change::sha256_hex;
 use crate::guest::{Guest, GuestPath};
 use crate::node::{Node, Role};
-use crate::repair::Content;
-use crate::repair::change::sha256_hex;
+use crate::pki::trust::Party;
 use crate::settings::Settings;
-use crate::trust::Party;
-use crate::yaml;
 
 /// One other node of the run.
 #[derive(Debug, Clone)]

@@ -1,7 +1,7 @@
 //! kubeadm's leaves as data: where each is, who signs it, what it is for. Source: kubeadm's phases/certs/certlist.go,
 //! phases/kubeconfig and phases/controlplane/manifests.go, which did not change in these points from 1.11 to 1.33.
 
-use crate::checks::Severity;
+use crate::base::severity::Severity;
 
 /// One of kubeadm's three authorities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -7,11 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::certificate::printable;
 use super::kubelet_serving::{self, OwnPair};
 use super::profile::CONFIGS;
-use crate::guest::{FileKind, Guest, GuestPath, RealPath};
+use crate::base::yaml;
+use crate::guest::{Guest, GuestPath, RealPath};
 use crate::kubeconfig::{Kubeconfig, Material};
 use crate::node::{Node, StaticPod};
 use crate::systemd::Unit;
-use crate::yaml;
+use crate::tree::FileKind;
 
 /// Settings of an etcd that runs as a service: kubespray's, the packages'.
 const ETCD_SETTINGS: [&str; 3] = ["/etc/etcd.env", "/etc/etcd/etcd.conf", "/etc/default/etcd"];
@@ -227,7 +228,7 @@ fn strings(value: &Value, key: &str, found: &mut Vec<(String, String)>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::MemoryTree;
+    use crate::tree::MemoryTree;
 
     fn users(guest: &Guest, path: &str) -> Vec<String> {
         References::read(guest, &Node::read(guest)).users(guest, &GuestPath::new(path))

@@ -10,9 +10,9 @@ use super::certificate::Certificate;
 use super::inventory::certificate_directory;
 use super::key::PrivateKey;
 use super::pem;
+use crate::change::Content;
 use crate::guest::{Guest, GuestPath};
 use crate::node::Node;
-use crate::repair::Content;
 
 /// Who names a file with one of the keys, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,8 +198,8 @@ pub fn public_pem(key: &PrivateKey) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::MemoryTree;
     use crate::pki::key::Algorithm;
+    use crate::tree::MemoryTree;
 
     #[test]
     fn public_keys_come_back_in_every_form() {

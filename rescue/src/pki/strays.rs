@@ -8,10 +8,11 @@ use super::certificate::{Certificate, printable};
 use super::inventory::certificate_directory;
 use super::pem;
 use super::service_account;
-use crate::guest::{FileKind, Guest, GuestPath, RealPath};
+use crate::base::units;
+use crate::guest::{Guest, GuestPath, RealPath};
 use crate::kubeconfig::{Kubeconfig, Material};
 use crate::node::Node;
-use crate::units;
+use crate::tree::FileKind;
 
 /// Files looked at per node.
 const MAX_FILES: usize = 2_000;
@@ -219,9 +220,9 @@ fn kubeconfig(bytes: &[u8], path: &GuestPath) -> Option<Stray> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::MemoryTree;
     use crate::pki::key::{Algorithm, PrivateKey};
     use crate::pki::service_account::public_pem;
+    use crate::tree::MemoryTree;
 
     fn found(guest: &Guest) -> Vec<(String, StrayKind)> {
         let strays = find(guest, &Node::read(guest), &BTreeSet::new());

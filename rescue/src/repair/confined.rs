@@ -13,9 +13,10 @@ use rustix::fs::{AtFlags, Dir, FileType, IFlags, Mode, OFlags, RenameFlags, Reso
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
-use super::fault;
 use super::journal::State;
-use crate::guest::{RealPath, Usage};
+use crate::base::fault;
+use crate::guest::RealPath;
+use crate::tree::Usage;
 
 /// The kernel's own guard on the way to a folder.
 const CONFINED: ResolveFlags = ResolveFlags::BENEATH
@@ -343,7 +344,7 @@ impl Place {
             }
             hasher.update(buffer.get(..read).unwrap_or_default());
         }
-        Ok(super::change::hex(&hasher.finalize()))
+        Ok(crate::change::hex(&hasher.finalize()))
     }
 
     /// The whole regular file, at most `limit` bytes.

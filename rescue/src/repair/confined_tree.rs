@@ -7,7 +7,8 @@ use rustix::io::Errno;
 
 use super::confined::{Confined, Place, names_in};
 use super::xattrs;
-use crate::guest::{AccessList, DirEntry, FileKind, Meta, RealPath, Tree, TreeError, TreeResult};
+use crate::guest::RealPath;
+use crate::tree::{AccessList, DirEntry, FileKind, Meta, Tree, TreeError, TreeResult};
 
 impl Tree for Confined {
     fn lstat(&self, path: &Path) -> TreeResult<Meta> {

@@ -10,7 +10,7 @@ use super::confined::{Confined, Place, is_folder, is_not_there};
 use super::journal::{Journal, State, Step};
 use super::store::Store;
 use super::transaction::{Made, open_if_there};
-use super::tree_hash;
+use crate::change::tree_hash;
 use crate::guest::RealPath;
 
 /// How far a look at a folder goes.

@@ -8,10 +8,14 @@ use std::rc::Rc;
 use anyhow::{Result, bail};
 use time::OffsetDateTime;
 
-use super::{BuildFolder, Change, FolderSink, Prepared, RunInfo, RunState, Sources, WritableGuest, apply, runs, undo};
-use crate::guest::{Backing, FileSystem, Guest, GuestPath, Planned, Tree, TreeError, Usage};
-use crate::refusal::Refusal;
-use crate::ui::Silent;
+use super::{RunInfo, RunState, WritableGuest, apply, runs, undo};
+use crate::base::refusal::Refusal;
+use crate::base::ui::Silent;
+use crate::change::Planned;
+use crate::change::{BuildFolder, Change, FolderSink, Prepared, Sources};
+use crate::disk::Backing;
+use crate::guest::{FileSystem, Guest, GuestPath};
+use crate::tree::{Tree, TreeError, Usage};
 
 const MEMBER: &str = "/var/lib/etcd/member";
 
@@ -225,7 +229,7 @@ fn what_is_mounted_inside_stays_where_it_is() {
     assert!(error.to_string().contains("mount point"), "{error}");
     // A plan that did not know of it.
     let path = guest.guest().resolve(&MEMBER.into()).unwrap();
-    let expect = super::Expect::Tree { sha256: String::new() };
+    let expect = crate::change::Expect::Tree { sha256: String::new() };
     let error = changed(&guest, vec![Change::Fence { path, why: "why".to_owned(), expect }], "one").unwrap_err();
     assert!(error.to_string().contains(&inside), "{error}");
 }

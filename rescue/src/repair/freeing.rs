@@ -11,12 +11,12 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::Stat;
 use rustix::io::Errno;
 
-use super::change::{FreeAction, Freeing};
 use super::confined::{Confined, Place, is_not_there, sync_file, times_of};
-use super::fault;
-use super::in_use::held_open::{self, HeldOpen};
 use super::journal::{Freed, StoredPath};
-use crate::ui::Ui;
+use crate::base::fault;
+use crate::base::ui::Ui;
+use crate::change::{FreeAction, Freeing};
+use crate::in_use::held_open::{self, HeldOpen};
 
 /// How much is copied at once when a tail is kept.
 const CHUNK: usize = 1 << 20;

@@ -33,8 +33,8 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
-use super::change::Expect;
-use crate::disk::escape;
+use crate::base::escaping::escape;
+use crate::change::Expect;
 use crate::guest::{GuestPath, RealPath};
 
 /// The format that this program writes.
@@ -189,7 +189,7 @@ pub enum State {
     Tree {
         /// Its inode number, by which it is known; 0 where it is not known yet.
         inode: u64,
-        /// All that is in it; see [`super::tree_hash::of`].
+        /// All that is in it; see [`crate::change::tree_hash::of`].
         sha256: String,
     },
     /// A device node, FIFO or socket: never changed.

@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use anyhow::{Context as _, Result, ensure};
 
 use super::confined::Place;
-use super::{fault, patch};
+use super::patch;
+use crate::base::fault;
 use crate::guest::{Guest, RealPath};
 
 /// Bytes that a copy holds in memory.

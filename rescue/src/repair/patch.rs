@@ -6,9 +6,9 @@ use std::os::fd::OwnedFd;
 use anyhow::{Context as _, Result};
 use rustix::io::Errno;
 
-use super::change::Edit;
 use super::confined::Place;
-use super::fault;
+use crate::base::fault;
+use crate::change::Edit;
 
 /// Copied at once.
 const CHUNK: usize = 1 << 20;

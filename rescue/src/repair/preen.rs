@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::in_use;
 use super::write_device::{Claims, Devices, claim_below, look};
+use crate::base::refusal::Refusal;
+use crate::base::ui::Ui;
 use crate::fsck::{Checkable, Checker, Journal, Ran, Verdict, run};
-use crate::refusal::Refusal;
+use crate::in_use;
 use crate::typed;
-use crate::ui::Ui;
 
 /// Time between the two looks that tell a disk in use elsewhere.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);

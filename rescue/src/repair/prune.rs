@@ -175,9 +175,12 @@ mod tests {
     use time::OffsetDateTime;
 
     use super::*;
-    use crate::guest::{Backing, FileSystem, GuestPath, Usage};
-    use crate::repair::{Change, Prepared, RunInfo, RunState, apply, runs, undo};
-    use crate::ui::Silent;
+    use crate::base::ui::Silent;
+    use crate::change::{Change, Prepared};
+    use crate::disk::Backing;
+    use crate::guest::{FileSystem, GuestPath};
+    use crate::repair::{RunInfo, RunState, apply, runs, undo};
+    use crate::tree::Usage;
 
     fn open(root: &Path) -> WritableGuest {
         let file_system = FileSystem {

@@ -140,7 +140,7 @@ fn restart_kubelet(guest: &Guest, node: &Node, changed: &BTreeSet<String>) -> bo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::MemoryTree;
+    use crate::tree::MemoryTree;
 
     const APISERVER: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: kube-apiserver}\nspec: {containers: [{command: \
                              [kube-apiserver, --tls-cert-file=/etc/kubernetes/pki/apiserver.crt, \

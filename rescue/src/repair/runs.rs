@@ -6,8 +6,9 @@ use anyhow::{Context, Result};
 
 use super::journal::{Finished, Freed, Journal, RECORD_LIMIT, SIDE_STORE, parse_enlisted, parse_journal};
 use super::store::{DONE, JOURNAL, SET, UNDO, UNDONE, run_ids, runs_folder};
-use crate::disk::escape;
-use crate::guest::{FileKind, Guest, RealPath, TreeError};
+use crate::base::escaping::escape;
+use crate::guest::{Guest, RealPath};
+use crate::tree::{FileKind, TreeError};
 
 /// How far a run came.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]

@@ -19,11 +19,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::change::Change;
 use super::confined::Confined;
 use super::exchange;
-use super::fault;
-use super::folder::Sources;
 use super::journal::{Enlisted, FORMAT, Journal, SetGuest, SetRecord, is_run_id};
 use super::kept;
 use super::stage::{self, Goal, Stage};
@@ -32,9 +29,12 @@ use super::transaction::{self, Applied, Drift, RunInfo, TransactionError, unread
 use super::undo::{self, UndoError, Undone};
 use super::write_mount::WritableGuest;
 use super::{prune, transaction::Recovered};
+use crate::base::fault;
+use crate::base::refusal::Refusal;
+use crate::base::ui::Ui;
+use crate::change::Change;
+use crate::change::folder::Sources;
 use crate::guest::{Guest, GuestPath};
-use crate::refusal::Refusal;
-use crate::ui::Ui;
 
 /// What is changed on one guest of a set.
 #[derive(Debug)]

@@ -8,10 +8,13 @@ use anyhow::Result;
 use time::OffsetDateTime;
 
 use super::set::{self, Part};
-use super::{BuildFolder, Change, FolderSink, RunInfo, RunState, Sources, WritableGuest, runs};
-use crate::guest::{Backing, FileSystem, Guest, GuestPath, Usage};
-use crate::refusal::Refusal;
-use crate::ui::Silent;
+use super::{RunInfo, RunState, WritableGuest, runs};
+use crate::base::refusal::Refusal;
+use crate::base::ui::Silent;
+use crate::change::{BuildFolder, Change, FolderSink, Sources};
+use crate::disk::Backing;
+use crate::guest::{FileSystem, Guest, GuestPath};
+use crate::tree::Usage;
 
 const MEMBER: &str = "/var/lib/etcd/member";
 

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::folder::{FolderSink, SinkFile};
+use crate::base::ui::Progress;
+use crate::change::folder::{FolderSink, SinkFile};
 use crate::guest::{Guest, GuestPath};
-use crate::ui::Progress;
 
 /// Around another sink.
 pub struct ShownSink<'a> {

@@ -8,22 +8,23 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{Gid, IFlags, Mode, Uid};
 use rustix::io::Errno;
 
-use super::change::{Attributes, Change, Content, Edit, Recipe};
 use super::confined::{Confined, Place, is_folder, is_not_there, sync_file};
 use super::exchange;
-use super::fault;
-use super::folder::Sources;
-use super::in_use::held_open::HeldOpen;
 use super::journal::{State, Step, StoredPath};
-use super::secret;
 use super::shown_sink::ShownSink;
 use super::staged_folder::StagedFolder;
 use super::store::Store;
 use super::xattrs;
-use crate::guest::{AccessList, Guest, GuestPath, RealPath, Usage};
-use crate::refusal::Refusal;
-use crate::ui::Ui;
-use crate::units;
+use crate::base::fault;
+use crate::base::refusal::Refusal;
+use crate::base::ui::Ui;
+use crate::base::units;
+use crate::change::folder::Sources;
+use crate::change::secret;
+use crate::change::{Attributes, Change, Content, Edit, Recipe};
+use crate::guest::{Guest, GuestPath, RealPath};
+use crate::in_use::held_open::HeldOpen;
+use crate::tree::{AccessList, Usage};
 
 /// Room for the record, our folders and what the file system itself needs for new names: an inode chunk of XFS is 32 KiB.
 const SLACK_BYTES: u64 = 256 << 10;

@@ -7,11 +7,11 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
 
 use super::confined::{Confined, Place, is_folder, sync_file};
-use super::fault;
-use super::folder::{FolderSink, SinkFile};
 use super::new_file::{self, NewFile};
-use super::writeback::Early;
 use super::{patch, xattrs};
+use crate::base::fault;
+use crate::base::writeback::Early;
+use crate::change::folder::{FolderSink, SinkFile};
 use crate::guest::{Guest, GuestPath, RealPath};
 
 /// Owner and group.

@@ -13,8 +13,9 @@ use super::journal::{
 use super::kept::KeepIn;
 use super::write_mount::WritableGuest;
 use super::xattrs;
-use crate::guest::{Guest, GuestPath, RealPath, TreeError, TreeResult};
-use crate::refusal::Refusal;
+use crate::base::refusal::Refusal;
+use crate::guest::{Guest, GuestPath, RealPath};
+use crate::tree::{TreeError, TreeResult};
 use crate::typed;
 
 /// The commit record.

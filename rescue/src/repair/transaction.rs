@@ -11,11 +11,8 @@ use anyhow::{Context, Result};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::change::Prepared;
 use super::confined::{Confined, Place, is_not_there};
 use super::exchange::{self, Look};
-use super::fault;
-use super::folder::Sources;
 use super::freeing::{self, Freeings};
 use super::journal::{FORMAT, FORMAT_KEPT, Finished, Freed, Journal, State, Step, is_run_id};
 use super::kept;
@@ -25,9 +22,12 @@ use super::stage::{self, Goal};
 use super::store::{DONE, JOURNAL, Store, UNDO, UNDONE};
 use super::undo;
 use super::write_mount::WritableGuest;
+use crate::base::fault;
+use crate::base::refusal::Refusal;
+use crate::base::ui::Ui;
+use crate::change::Prepared;
+use crate::change::folder::Sources;
 use crate::guest::Guest;
-use crate::refusal::Refusal;
-use crate::ui::Ui;
 
 /// What a run writes down about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +67,7 @@ pub fn new_run_id(now: OffsetDateTime) -> String {
         now.hour(),
         now.minute(),
         now.second(),
-        super::change::hex(&random)
+        crate::change::hex(&random)
     )
 }
 
@@ -492,9 +492,12 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::guest::{Backing, FileSystem, GuestPath, Usage};
-    use crate::repair::{Change, FreeAction, Freeing, RunState, runs};
-    use crate::ui::Silent;
+    use crate::base::ui::Silent;
+    use crate::change::{Change, FreeAction, Freeing};
+    use crate::disk::Backing;
+    use crate::guest::{FileSystem, GuestPath};
+    use crate::repair::{RunState, runs};
+    use crate::tree::Usage;
 
     fn open(root: &Path) -> WritableGuest {
         let file_system = FileSystem {
@@ -626,9 +629,9 @@ mod tests {
         let Change::Write { path, .. } = &first else { unreachable!() };
         let second = Change::Write {
             path: path.clone(),
-            content: super::super::Content::new("second"),
-            attributes: super::super::Attributes::Keep,
-            expect: super::super::Expect::File { sha256: super::super::change::sha256_hex(b"first") },
+            content: crate::change::Content::new("second"),
+            attributes: crate::change::Attributes::Keep,
+            expect: crate::change::Expect::File { sha256: crate::change::sha256_hex(b"first") },
         };
         let contradicting = vec![first.clone(), first.clone()];
         let error =

@@ -8,16 +8,16 @@ use anyhow::{Context, Result, bail};
 
 use super::confined::{Confined, Place};
 use super::exchange::{self, Back};
-use super::fault;
 use super::journal::{Journal, State, Step};
 use super::kept;
 use super::set;
 use super::store::{DONE, Reached, Store, UNDO, UNDONE};
 use super::transaction::{Drift, finished_now, open_if_there, same_inode, unreadable};
 use super::write_mount::WritableGuest;
+use crate::base::fault;
+use crate::base::refusal::Refusal;
+use crate::base::ui::Ui;
 use crate::guest::RealPath;
-use crate::refusal::Refusal;
-use crate::ui::Ui;
 
 /// What an undo did; paths as people read them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-use super::in_use::{Claim, Uncached};
+use crate::base::refusal::Refusal;
+use crate::disk::Backing;
 use crate::disk::ReadAt;
 use crate::disk::device_mapper::{DeviceMapper, MappedDevice};
 use crate::disk::layout::{Laid, Layout};
@@ -18,8 +19,8 @@ use crate::disk::luks::{Crypt, Decrypted};
 use crate::disk::lvm::LogicalName;
 use crate::disk::partition::Slice;
 use crate::disk::stack::{Layer, Mirror, Stack};
-use crate::guest::{Backing, FileSystem};
-use crate::refusal::Refusal;
+use crate::guest::FileSystem;
+use crate::in_use::{Claim, Uncached};
 
 /// The disks that are ours to write to, by the path in their backings.
 pub(super) type Claims = BTreeMap<PathBuf, Claim>;

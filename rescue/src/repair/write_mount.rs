@@ -11,15 +11,17 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::confined::Confined;
-use super::in_use;
 use super::kept::KeepIn;
 use super::write_device::{self, Claims, Devices, WriteDevice, claim_disks};
+use crate::base::refusal::Refusal;
+use crate::base::ui::Ui;
+use crate::disk::Backing;
 use crate::disk::{ReadAt, btrfs};
-use crate::guest::{Backing, FileSystem, Guest, RealPath, Tree};
+use crate::guest::{FileSystem, Guest, RealPath};
+use crate::in_use;
 use crate::mount::Mount;
-use crate::refusal::Refusal;
+use crate::tree::Tree;
 use crate::typed;
-use crate::ui::Ui;
 
 /// How a guest is opened for writing.
 #[derive(Debug, Clone)]

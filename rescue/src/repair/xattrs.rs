@@ -8,8 +8,9 @@ use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
 use super::confined::{Confined, Place};
-use super::fault;
-use crate::guest::{ACCESS, DEFAULT, RealPath};
+use crate::base::fault;
+use crate::guest::RealPath;
+use crate::tree::{ACCESS, DEFAULT};
 
 /// SELinux's label.
 const SELINUX: &str = "security.selinux";

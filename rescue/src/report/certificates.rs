@@ -6,10 +6,10 @@ use time::{Duration, OffsetDateTime, UtcOffset};
 
 use super::bounded::{self, ENTRIES, MANY};
 use super::text::Style;
+use crate::base::units;
 use crate::pki::listing::{Kind, Manager, Row};
 use crate::pki::strays::{Stray, StrayKind};
 use crate::survey::{Survey, Surveyed};
-use crate::units;
 
 /// Lines of at most a terminal's width for usual names; ends with a line feed.
 pub fn table(rows: &[Row], now: OffsetDateTime) -> String {

@@ -6,11 +6,11 @@ use time::OffsetDateTime;
 
 use super::bounded::{self, ENTRIES};
 use super::text::Style;
+use crate::base::units;
 use crate::etcd::backend::AlarmKind;
 use crate::etcd::boot::{Effect, Problem};
 use crate::etcd::members::Member;
 use crate::etcd::status::{Cluster, MemberStatus, Verdict};
-use crate::units;
 
 /// All of it; ends with a line feed.
 pub fn status(cluster: &Cluster, now: OffsetDateTime, style: &Style) -> String {

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::json::SCHEMA;
+use crate::base::schema::SCHEMA;
+use crate::disk::Leftover;
 use crate::fsck::{Condition, Journal, Verdict};
-use crate::guest::Leftover;
 use crate::repair::preen::Preened;
 
 /// Most checks take less than a minute, and then tenths matter.

@@ -3,10 +3,10 @@
 use std::fmt::Write as _;
 
 use super::bounded::{self, ENTRIES, MANY};
-use crate::disk::escape;
+use crate::base::escaping::escape;
+use crate::base::units::bytes;
 use crate::inventory::{DiskItem, GroupItem, Inventory, VolumeItem};
 use crate::typed;
-use crate::units::bytes;
 
 /// The whole answer of `rescue disks`.
 pub fn inventory(inventory: &Inventory) -> String {

@@ -4,20 +4,20 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-use crate::checks::{Finding, catalogue};
+use crate::base::schema::SCHEMA;
+use crate::checks::catalogue;
 use crate::etcd::status::Cluster;
+use crate::finding::Finding;
+use crate::finding::{Inspection, NodeReport};
 use crate::guest::FileSystem;
 use crate::inventory::Inventory;
 use crate::node::{Fact, Node, Role};
 use crate::pki::ferry::{CertificateFile, Entry, RequestFile};
-use crate::repair::plan::Plan;
+use crate::plan::Plan;
+use crate::plan::receipt::Receipt;
 use crate::repair::prune::Pruned;
 use crate::repair::undo::Undone;
-use crate::session::{Inspection, NodeReport, Receipt};
 use crate::survey::Survey;
-
-/// Name and version of the schema.
-pub const SCHEMA: &str = "rescue/v1";
 
 /// `rescue inspect --json`.
 pub fn inspection(inspection: &Inspection) -> Value {
@@ -246,7 +246,7 @@ fn facts(report: &NodeReport) -> Value {
         "manifest_dir": fact(&node.manifest_dir),
         "static_pods": node.static_pods.iter().map(|pod| json!({"name": pod.name, "path": pod.path, "image": pod.image})).collect::<Vec<_>>(),
         "kubelet": kubelet(node),
-        "clock": node.clock.as_ref().map(|clock| json!({"newest": crate::units::rfc3339(clock.newest), "source": clock.source})),
+        "clock": node.clock.as_ref().map(|clock| json!({"newest": crate::base::units::rfc3339(clock.newest), "source": clock.source})),
         "file_systems": file_systems(&report.guest.file_systems),
         "unresolved_fstab": report.guest.unresolved,
     })
@@ -296,7 +296,7 @@ fn findings(findings: &[Finding]) -> Vec<Value> {
         .collect()
 }
 
-fn remedy(remedy: &dyn crate::checks::Remedy) -> Map<String, Value> {
+fn remedy(remedy: &dyn crate::finding::Remedy) -> Map<String, Value> {
     let mut object = Map::new();
     object.insert("kind".into(), remedy.kind().into());
     object.insert("summary".into(), remedy.summary().into());

@@ -10,24 +10,6 @@ const MAX_DEPTH: usize = 24;
 /// Longer bytes are cut.
 const MAX_BYTES: usize = 64;
 
-/// A key in one line.
-pub fn name(key: &[u8]) -> String {
-    let mut shown = String::with_capacity(key.len());
-    for chunk in key.utf8_chunks() {
-        for character in chunk.valid().chars() {
-            if crate::disk::misleads(character) {
-                let _ = write!(shown, "{}", character.escape_default());
-            } else {
-                shown.push(character);
-            }
-        }
-        for byte in chunk.invalid() {
-            let _ = write!(shown, "\\x{byte:02x}");
-        }
-    }
-    shown
-}
-
 /// A value; ends with a line feed.
 pub fn value(bytes: &[u8]) -> String {
     if let Some(text) = text(bytes) {
@@ -47,7 +29,7 @@ pub fn value(bytes: &[u8]) -> String {
         let _ = writeln!(
             out,
             "# {} that are neither text nor protobuf; --raw writes them as they are",
-            crate::units::bytes(bytes.len() as u64)
+            crate::base::units::bytes(bytes.len() as u64)
         );
     }
     out
@@ -56,7 +38,9 @@ pub fn value(bytes: &[u8]) -> String {
 /// Text that a terminal shows as it is.
 fn text(bytes: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(bytes).ok()?;
-    text.chars().all(|character| !crate::disk::misleads(character) || matches!(character, '\n' | '\t')).then_some(text)
+    text.chars()
+        .all(|character| !crate::base::escaping::misleads(character) || matches!(character, '\n' | '\t'))
+        .then_some(text)
 }
 
 fn is_message(bytes: &[u8], depth: usize) -> bool {
@@ -99,7 +83,6 @@ mod tests {
 
     #[test]
     fn nothing_reaches_a_terminal_raw() {
-        assert_eq!(name(b"/a\x1b[2J\xff"), "/a\\u{1b}[2J\\xff");
         assert_eq!(value(b"plain"), "plain\n");
         assert!(!value(b"\x1b[2J").contains('\x1b'));
         let message = b"k8s\0\x0a\x0c\x0a\x02v1\x12\x06Secret\x12\x03\x08\x96\x01";

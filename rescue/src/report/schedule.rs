@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use super::text::{self, Style};
-use crate::repair::plan::Plan;
-use crate::session::{NodeReport, Receipt, counts};
+use crate::finding::{NodeReport, counts};
+use crate::plan::Plan;
+use crate::plan::receipt::Receipt;
 
 /// What will be laid down, and what is worth knowing.
 pub fn plan(report: &NodeReport, plan: &Plan, style: &Style) -> String {

@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 
 use super::bounded::{self, ENTRIES, MANY};
 use super::text::Style;
+use crate::base::units::span;
 use crate::etcd::guarantee::EXCLUDED;
-use crate::etcd::stands::line;
-use crate::repair::set_plan::SetPlan;
+use crate::plan::etcd::stands::line;
+use crate::plan::receipt::{SetReceipt, Wanted};
+use crate::plan::set::SetPlan;
 use crate::repair::undo::Undone;
-use crate::session::{SetReceipt, Wanted};
-use crate::units::span;
 
 /// What is to be done to several nodes, what it promises and what may be lost.
 pub fn plan(plan: &SetPlan, style: &Style) -> String {
@@ -129,5 +129,5 @@ pub fn undone_json(nodes: &[(String, Undone)]) -> Value {
             object
         })
         .collect();
-    json!({"schema": super::json::SCHEMA, "nodes": [], "undone_together": nodes})
+    json!({"schema": crate::base::schema::SCHEMA, "nodes": [], "undone_together": nodes})
 }

@@ -4,20 +4,23 @@ use std::fmt::Write as _;
 use time::OffsetDateTime;
 
 use super::bounded::{self, ENTRIES, MANY};
-use crate::checks::{Finding, Severity, catalogue};
+use crate::base::severity::Severity;
+use crate::base::units::{bytes, count, percent, span, time};
+use crate::checks::catalogue;
 use crate::etcd::launch::By;
 use crate::etcd::locate;
+use crate::finding::Finding;
+use crate::finding::{Inspection, NodeReport, counts};
 use crate::guest::FileSystem;
 use crate::node::{Fact, Role};
-use crate::repair::plan::{Plan, Step};
+use crate::plan::receipt::Receipt;
+use crate::plan::{Plan, Step};
 use crate::repair::prune::Pruned;
 use crate::repair::restart::Restart;
 use crate::repair::runs::{RunState, RunSummary};
 use crate::repair::transaction::{Applied, Recovered};
 use crate::repair::undo::Undone;
-use crate::session::{Inspection, NodeReport, Receipt, counts};
 use crate::settings::Settings;
-use crate::units::{bytes, count, percent, span, time};
 
 /// How to print.
 #[derive(Debug, Clone, Copy, Default)]
@@ -180,8 +183,10 @@ fn has_etcd(report: &NodeReport) -> bool {
 }
 
 fn fact<T: ToString>(out: &mut String, label: &str, fact: &Fact<T>, style: &Style) {
-    let value =
-        fact.value.as_ref().map_or_else(|| "unknown".to_owned(), |value| crate::disk::escape(&value.to_string()));
+    let value = fact
+        .value
+        .as_ref()
+        .map_or_else(|| "unknown".to_owned(), |value| crate::base::escaping::escape(&value.to_string()));
     let source = match style.details && !fact.source.is_empty() {
         true => format!("  ({})", fact.source),
         false => String::new(),
@@ -269,10 +274,10 @@ pub fn next_step(inspection: &Inspection, is_planned: bool, sources: &str, setti
 /// What will be done on one node, and what is left to the plan that follows for all nodes together: that of the checks in `together`.
 pub fn plan_beside(plan: &Plan, together: &[&str], style: &Style) -> String {
     if together.is_empty() {
-        return self::plan(plan, style);
+        return crate::report::text::plan(plan, style);
     }
     let has_own = !plan.is_empty() || !plan.dropped.is_empty() || plan.left.iter().any(counts);
-    let own = if has_own { self::plan(plan, style) } else { String::new() };
+    let own = if has_own { crate::report::text::plan(plan, style) } else { String::new() };
     format!("{own}\nPlanned for all nodes together, below: {}.\n", together.join(", "))
 }
 

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::checks::{Context, catalogue};
+use crate::base::units;
+use crate::checks::catalogue;
+use crate::finding::Context;
 use crate::repair::RunState;
 use crate::repair::runs;
 use crate::space::names;
-use crate::units;
 
 /// Less than this has filled no disk.
 const LEAST: u64 = 10 << 20;

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 
-use crate::checks::{Context, Remedy};
-use crate::guest::{FileKind, Guest, GuestPath, TreeError};
-use crate::refusal::Refusal;
-use crate::repair::{Change, Prepared};
+use crate::base::refusal::Refusal;
+use crate::change::{Change, Prepared};
+use crate::finding::{Context, Remedy};
+use crate::guest::{Guest, GuestPath};
+use crate::tree::{FileKind, TreeError};
 
 /// What every file of ours says of itself, in its first lines.
 pub const MARK: &str = "Made by rescue (certs schedule); `rescue certs schedule --remove` takes it away again.";
@@ -67,12 +68,12 @@ impl NewFile {
         // A folder that this very plan makes cannot be resolved yet.
         if let Some(Change::MakeDir { path: folder, .. }) = changes.last() {
             let path = folder.child(self.path.as_path().file_name().unwrap_or_default());
-            let expect = crate::repair::Expect::Absent;
+            let expect = crate::change::Expect::Absent;
             changes.push(match &self.content {
                 Content::Text(text, mode) => Change::Write {
                     path,
-                    content: crate::repair::Content::new(text.as_bytes()),
-                    attributes: crate::repair::Attributes::Set { mode: *mode, uid: 0, gid: 0 },
+                    content: crate::change::Content::new(text.as_bytes()),
+                    attributes: crate::change::Attributes::Set { mode: *mode, uid: 0, gid: 0 },
                     expect,
                 },
                 Content::Link(target) => Change::Symlink { path, target: target.clone(), expect },

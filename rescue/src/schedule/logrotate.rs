@@ -2,9 +2,9 @@
 
 use super::culprit::{Culprit, Family};
 use super::files::{MARK, NewFile};
+use crate::base::units;
 use crate::guest::{Guest, GuestPath};
 use crate::systemd::glob;
-use crate::units;
 
 const MAIN: &str = "/etc/logrotate.conf";
 const FOLDER: &str = "/etc/logrotate.d";
@@ -151,7 +151,7 @@ fn split_words(line: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::MemoryTree;
+    use crate::tree::MemoryTree;
 
     const DEBIAN: &str = "weekly\nrotate 4\ninclude /etc/logrotate.d\n";
     const RSYSLOG: &str = "/var/log/syslog\n/var/log/mail.log\n{\n\trotate 4\n\tpostrotate\n\t\t/usr/lib/x { }\n\tendscript\n}\n\

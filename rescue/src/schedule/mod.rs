@@ -13,12 +13,13 @@ mod timer;
 
 use anyhow::Result;
 
-use crate::checks::{Check, Context, Finding, Severity};
+use crate::base::refusal::Refusal;
+use crate::base::severity::Severity;
+use crate::base::units;
+use crate::finding::{Check, Context, Finding};
 use crate::guest::{Guest, GuestPath};
 use crate::pki::listing::{Kind, Listing};
-use crate::refusal::Refusal;
-use crate::repair::plan::{Plan, plan_of};
-use crate::units;
+use crate::plan::{Plan, plan_of};
 use files::{AddFiles, NewFile, RemoveFiles};
 use timer::Timer;
 

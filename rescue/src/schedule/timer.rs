@@ -3,11 +3,11 @@
 use sha2::{Digest, Sha256};
 
 use super::files::{MARK, NewFile};
-use crate::checks::Context;
+use crate::base::refusal::Refusal;
+use crate::base::yaml;
+use crate::finding::Context;
 use crate::guest::{Guest, GuestPath};
 use crate::node::{self, Kubeadm, Node, Role, Version};
-use crate::refusal::Refusal;
-use crate::yaml;
 
 const SCRIPT: &str = "/usr/local/sbin/kubeadm-certs-renew";
 const SERVICE: &str = "/etc/systemd/system/kubeadm-certs-renew.service";

@@ -1,44 +1,20 @@
 //! The part of a session that changes several nodes as one.
 
-use std::time::{Duration, Instant};
+use crate::plan::receipt::{SetReceipt, Wanted};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
-use super::{Inspection, NodeReport, PartWay, Session};
-use crate::etcd::stands::{Stands, stands};
+use super::{PartWay, Session};
+use crate::base::refusal::Refusal;
+use crate::finding::{Inspection, NodeReport};
 use crate::guest::{Guest, GuestPath};
-use crate::refusal::Refusal;
+use crate::plan::etcd::stands::stands;
+use crate::plan::set::{PLANNERS, SetPart, SetPlan, SetWishes};
 use crate::repair::set::{self, Part};
-use crate::repair::set_plan::{PLANNERS, SetPart, SetPlan, SetWishes};
-use crate::repair::transaction::{Applied, Recovered, RunInfo};
+use crate::repair::transaction::{Recovered, RunInfo};
 use crate::repair::undo::Undone;
 use crate::repair::write_mount::WritableGuest;
-
-/// What was done to several nodes as one.
-#[derive(Debug)]
-pub struct SetReceipt {
-    /// Run identifier, for `rescue undo --run` with the same disks.
-    pub run: String,
-    /// The plan that was carried out; nothing is left of its changes.
-    pub plan: SetPlan,
-    /// What the transaction did to each of the plan's nodes, in their order.
-    pub applied: Vec<Applied>,
-    /// Everything as it is now.
-    pub after: Inspection,
-    /// How each etcd member stands now.
-    pub etcd: Vec<Stands>,
-    /// From confirmation to receipt.
-    pub took: Duration,
-}
-
-/// A plan for several nodes, and the check whose remedies it replaces.
-#[derive(Debug)]
-pub struct Wanted {
-    /// Identifier of the check.
-    pub check: &'static str,
-    /// What is to be done, or why it cannot be.
-    pub plan: Result<SetPlan>,
-}
 
 impl Session<'_> {
     /// What all these nodes need together, of the checks that were asked for.

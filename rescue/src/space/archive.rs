@@ -5,7 +5,7 @@ use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 
-use crate::guest::{Tree, TreeError};
+use crate::tree::{Tree, TreeError};
 
 use super::names;
 use super::sniff::{Kind, kind};
@@ -208,7 +208,7 @@ impl Read for TreeReader<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::FolderTree;
+    use crate::tree::FolderTree;
 
     /// Runs a real tool in `folder`.
     fn run(folder: &Path, line: &str) {

@@ -1,12 +1,13 @@
 //! Which file systems are too full, how bad that is, and how much must be free again.
 
-use crate::checks::Severity;
-use crate::guest::{FileSystem, Guest, GuestPath, Usage};
+use crate::base::severity::Severity;
+use crate::guest::{FileSystem, Guest, GuestPath};
 use crate::node::{Node, Role};
 use crate::settings::FreeTarget;
+use crate::tree::Usage;
 
 use super::eviction::{Eviction, Measured, file_system_holding, measure, percent_of};
-use crate::units;
+use crate::base::units;
 
 /// Below this (a quarter of it where neither `/` nor etcd lives) nothing that starts at boot can be relied on to start: journald, the container runtime's databases, the kubelet's
 /// state. It is also one of etcd's WAL files (64,000,000 bytes), which etcd sets aside before it serves.

@@ -7,8 +7,9 @@ use std::fmt;
 
 use serde_json::Value;
 
-use crate::guest::{Guest, GuestPath, TreeError, Usage};
+use crate::guest::{Guest, GuestPath};
 use crate::node::{Node, Role};
+use crate::tree::{TreeError, Usage};
 
 /// What the kubelet measures. Memory and process limits do not concern a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -216,7 +217,7 @@ impl Eviction {
 fn printable(text: &str) -> String {
     text.chars()
         .take(60)
-        .flat_map(|c| if crate::disk::misleads(c) { c.escape_default().collect() } else { vec![c] })
+        .flat_map(|c| if crate::base::escaping::misleads(c) { c.escape_default().collect() } else { vec![c] })
         .collect()
 }
 
@@ -406,17 +407,17 @@ mod tests {
 
     #[test]
     fn each_runtime_says_where_its_images_are() {
-        let crio = crate::guest::MemoryTree::new()
+        let crio = crate::tree::MemoryTree::new()
             .file("/etc/crio/crio.conf", "[crio]\n# root = \"/commented\"\n[crio.api]\n")
             .file(
                 "/etc/containers/storage.conf",
                 "[storage]\ndriver = \"overlay\"\nrunroot = \"/run/x\"\ngraphroot = \"/data/images\"\n",
             );
         assert_eq!(crio_root(&crio.into_guest()), Some(GuestPath::new("/data/images")));
-        let own = crate::guest::MemoryTree::new().file("/etc/crio/crio.conf", "[crio]\nroot = \"/own\" # here\n");
+        let own = crate::tree::MemoryTree::new().file("/etc/crio/crio.conf", "[crio]\nroot = \"/own\" # here\n");
         assert_eq!(crio_root(&own.into_guest()), Some(GuestPath::new("/own")));
         let containerd = "version = 2\nroot = '/big'\n[plugins]\nroot = '/not-this'\n";
-        let containerd = crate::guest::MemoryTree::new().file("/etc/containerd/config.toml", containerd);
+        let containerd = crate::tree::MemoryTree::new().file("/etc/containerd/config.toml", containerd);
         assert_eq!(containerd_root(&containerd.into_guest()), Some(GuestPath::new("/big")));
     }
 

@@ -12,7 +12,6 @@
 pub mod archive;
 pub mod assess;
 pub mod eviction;
-pub mod free_space;
 pub mod holders;
 pub mod names;
 pub mod never;

@@ -182,7 +182,7 @@ fn is_active_journal(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::MemoryTree;
+    use crate::tree::MemoryTree;
 
     fn never(tree: MemoryTree) -> Never {
         let guest = tree.into_guest();

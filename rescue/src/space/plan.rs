@@ -5,10 +5,12 @@ use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::guest::{Backing, FileSystem, Guest, GuestPath, Meta, RealPath, Tree, Usage};
+use crate::change::{FreeAction, Freeing};
+use crate::disk::Backing;
+use crate::guest::{FileSystem, Guest, GuestPath, RealPath};
+use crate::in_use::held_open::HeldOpen;
 use crate::node::Node;
-use crate::repair::in_use::held_open::HeldOpen;
-use crate::repair::{FreeAction, Freeing};
+use crate::tree::{Meta, Tree, Usage};
 
 use super::assess::Goal;
 use super::never::Never;

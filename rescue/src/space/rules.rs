@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::guest::{Tree, TreeResult};
+use crate::tree::{Tree, TreeResult};
 
 use super::archive::{self, Archive};
 use super::names;

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::guest::{Tree, TreeResult};
+use crate::tree::{Tree, TreeResult};
 
 /// Bytes looked at from each end.
 const SAMPLE: usize = 16 << 10;
@@ -516,7 +516,7 @@ mod tests {
     #[test]
     fn a_program_is_not_recognised() {
         let program = std::env::current_exe().unwrap();
-        let tree = crate::guest::FolderTree::open(program.parent().unwrap()).unwrap();
+        let tree = crate::tree::FolderTree::open(program.parent().unwrap()).unwrap();
         let size = std::fs::metadata(&program).unwrap().len();
         let name = Path::new("/").join(program.file_name().unwrap());
         assert_eq!(sniff(&tree, &name, size).unwrap(), Kind::Unknown);

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
-use crate::guest::{FileSystem, Guest, Usage};
-use crate::repair::{FreeAction, Freeing};
+use crate::change::{FreeAction, Freeing};
+use crate::guest::{FileSystem, Guest};
+use crate::tree::Usage;
 
 use super::eviction::percent_of;
 
@@ -90,7 +91,8 @@ fn position(guest: &Guest, action: &FreeAction) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::{Backing, GuestPath};
+    use crate::disk::Backing;
+    use crate::guest::GuestPath;
 
     fn fs(kind: &str, usage: Usage) -> FileSystem {
         FileSystem {

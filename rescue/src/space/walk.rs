@@ -4,8 +4,9 @@ use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use crate::guest::{FileKind, Guest, GuestPath, Meta, Tree, TreeError};
-use crate::ui::Progress;
+use crate::base::ui::Progress;
+use crate::guest::{Guest, GuestPath};
+use crate::tree::{FileKind, Meta, Tree, TreeError};
 
 /// Inode numbers of hard-linked files that are remembered, so that each is counted once: 4 M take about 64 MiB. Past it every
 /// name counts.
@@ -329,8 +330,8 @@ fn error_chain(error: &TreeError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::{DirEntry, FolderTree, MemoryTree, TreeResult, Usage};
-    use crate::ui::Silent;
+    use crate::base::ui::Silent;
+    use crate::tree::{DirEntry, FolderTree, MemoryTree, TreeResult, Usage};
     use std::rc::Rc;
 
     struct Nothing;

@@ -111,7 +111,7 @@ fn class(pattern: &[char], start: usize) -> Option<Class> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::MemoryTree;
+    use crate::tree::MemoryTree;
 
     #[test]
     fn finds_files() {

@@ -12,7 +12,8 @@ mod specifiers;
 pub mod without_flag;
 pub mod words;
 
-use crate::guest::{Guest, GuestPath, TreeError};
+use crate::guest::{Guest, GuestPath};
+use crate::tree::TreeError;
 
 pub use environment::Via;
 use exec::ExecLine;

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::guest::{FileKind, Guest, GuestPath};
+use crate::guest::{Guest, GuestPath};
+use crate::tree::FileKind;
 
 /// Folders with units, highest priority first. Those under /run are empty on a powered-off system and left out.
 pub const UNIT_PATH: [&str; 6] = [
@@ -205,7 +206,7 @@ fn aliases(guest: &Guest, id: &str) -> Vec<String> {
                 && name != id
                 && !names.iter().any(|known| known == name)
                 && alias_target(guest, &folder.join(name)).as_deref() == Some(id)
-                && matches!(self::entry(guest, name), Some(Entry::Alias(target)) if target == id)
+                && matches!(crate::systemd::search::entry(guest, name), Some(Entry::Alias(target)) if target == id)
             {
                 names.push(name.to_owned());
             }
@@ -218,7 +219,7 @@ fn aliases(guest: &Guest, id: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::MemoryTree;
+    use crate::tree::MemoryTree;
 
     #[test]
     fn the_highest_folder_wins_per_name() {

@@ -1,7 +1,7 @@
 //! Whole units on trees in memory.
 
 use super::*;
-use crate::guest::MemoryTree;
+use crate::tree::MemoryTree;
 
 const FRAGMENT: &str = "[Unit]\nDescription=kubelet\n[Service]\nExecStart=/usr/bin/kubelet\nRestart=always\n";
 const KUBEADM: &str = r#"# Note: This dropin only works with kubeadm and kubelet v1.11+

@@ -4,8 +4,9 @@
 use std::rc::Rc;
 
 use super::{Unit, Via, environment, lines, words};
-use crate::guest::{Guest, GuestPath, Planned};
-use crate::repair::Change;
+use crate::change::Change;
+use crate::change::Planned;
+use crate::guest::{Guest, GuestPath};
 
 /// Folder for what an administrator lays over the vendor's units.
 const ADMINISTRATOR: &str = "/etc/systemd/system";
@@ -87,7 +88,7 @@ pub fn in_place(guest: &Guest, unit: &Unit, flag: &str) -> Result<Edit, Impossib
 
 impl Edit {
     /// The changes that make it so, against `guest`.
-    pub fn changes(&self, guest: &Guest) -> crate::guest::TreeResult<Vec<Change>> {
+    pub fn changes(&self, guest: &Guest) -> crate::tree::TreeResult<Vec<Change>> {
         let mut changes = Vec::new();
         for path in &self.obsolete {
             changes.push(Change::remove(guest, path)?);

@@ -16,14 +16,17 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use rescue::base::ui::Silent;
+use rescue::change::{BuildFolder, Change, FolderSink, Sources};
+use rescue::disk::Backing;
 use rescue::disk::loop_device::{LoopDevice, LoopOptions};
-use rescue::guest::{Backing, FileKind, FileSystem, Guest, GuestPath, Usage};
+use rescue::guest::{FileSystem, Guest, GuestPath};
 use rescue::mount::mount_writable;
 use rescue::repair::kept::KeepIn;
 use rescue::repair::set::{self, Part};
-use rescue::repair::{BuildFolder, Change, FolderSink, OpenOptions, RunInfo, RunState, Sources, WritableGuest, runs};
+use rescue::repair::{OpenOptions, RunInfo, RunState, WritableGuest, runs};
 use rescue::settings::Settings;
-use rescue::ui::Silent;
+use rescue::tree::{FileKind, Usage};
 use tests::crash::{NotClosed, drive, dump_folder};
 
 const MEMBER: &str = "/var/lib/etcd/member";
@@ -166,7 +169,7 @@ fn look(kind: &str, disks: &[(&str, PathBuf)]) -> Result<()> {
 }
 
 fn look_at(name: &str, root: &Path) -> Result<()> {
-    let plain = Guest::new(name, Rc::new(rescue::guest::FolderTree::open(root)?), Vec::new());
+    let plain = Guest::new(name, Rc::new(rescue::tree::FolderTree::open(root)?), Vec::new());
     println!("state {name} {}", state(&plain)?);
     let mut lines = Vec::new();
     dump_folder(root, Path::new("/"), &mut lines)?;

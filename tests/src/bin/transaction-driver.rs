@@ -17,15 +17,17 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rescue::base::ui::Silent;
+use rescue::change::Planned;
+use rescue::change::sha256_hex;
+use rescue::change::{Change, Expect, FreeAction, Freeing, Prepared};
+use rescue::disk::Backing;
 use rescue::disk::loop_device::{LoopDevice, LoopOptions};
-use rescue::guest::{Backing, FileSystem, Guest, GuestPath, Planned, SubvolumeName, Usage};
+use rescue::guest::{FileSystem, Guest, GuestPath, SubvolumeName};
 use rescue::mount::{Access, Mount};
-use rescue::repair::change::sha256_hex;
-use rescue::repair::{
-    Change, Expect, FreeAction, Freeing, OpenOptions, Prepared, RunInfo, WritableGuest, apply, recover, runs, undo,
-};
+use rescue::repair::{OpenOptions, RunInfo, WritableGuest, apply, recover, runs, undo};
 use rescue::settings::Settings;
-use rescue::ui::Silent;
+use rescue::tree::Usage;
 use tests::crash::{NotClosed, drive, dump_folder};
 
 fn main() -> ExitCode {

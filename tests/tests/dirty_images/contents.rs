@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use rescue::guest::{FileKind, Meta, Tree};
+use rescue::tree::{FileKind, Meta, Tree};
 use sha2::{Digest as _, Sha256};
 
 /// One file: its attributes, and the hash of its bytes or the target of its link.

@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::mount::{MsFlags, mount};
 use rescue::disk::ReadAt;
 use rescue::disk::export::mount_replayed;
-use rescue::guest::{FileKind, Tree, Usage};
+use rescue::tree::{FileKind, Tree, Usage};
 use tests::Cmd;
 use tests::mounts::{Loop, Mounted, in_private_namespace, wait_until_free};
 
@@ -168,7 +168,7 @@ fn truth(image: &Path) -> Result<(Contents, Usage)> {
         let device = Loop::attach(&copy, 0, copy.metadata()?.len(), 512, false)?;
         let mounted = Mounted::mount(device.device(), target.path(), "nodiscard")?;
         // Before anything is read, see there.
-        let usage = rescue::guest::FolderTree::open(target.path())?.usage()?;
+        let usage = rescue::tree::FolderTree::open(target.path())?.usage()?;
         let contents = contents::of_folder(target.path())?;
         mounted.unmount()?;
         (contents, usage)

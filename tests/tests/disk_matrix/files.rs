@@ -6,7 +6,8 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use rescue::guest::{FileKind, Guest, GuestPath};
+use rescue::guest::{Guest, GuestPath};
+use rescue::tree::FileKind;
 use sha2::Digest as _;
 
 /// By path: kind, mode, owner, group, and the hash of the content or the target of the link.

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use rescue::disk::Source;
-use rescue::guest::{FileKind, Guest, GuestPath, discover};
+use rescue::guest::{Guest, GuestPath, discover};
 use rescue::node::Node;
+use rescue::tree::FileKind;
 use sha2::Digest as _;
 use tests::command::Cmd;
 use tests::mounts::Loop;

@@ -10,7 +10,8 @@ use std::rc::Rc;
 use anyhow::Result;
 use rescue::etcd::member::{MemberData, Place};
 use rescue::etcd::request::Request;
-use rescue::guest::{FolderTree, Guest, GuestPath};
+use rescue::guest::{Guest, GuestPath};
+use rescue::tree::FolderTree;
 
 /// Writes in the readable part of any log: of each a key and what became of it.
 #[derive(Debug, Default)]

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::{Context as _, Result, ensure};
+use rescue::change::folder::{BuildFolder as _, DirectorySink, Sources};
 use rescue::etcd::member::{MemberData, Place};
 use rescue::etcd::members::Member;
 use rescue::etcd::rebuild::{Base, DatabaseFile, Recipe, base, changes};
-use rescue::guest::{FolderTree, Guest, GuestPath};
-use rescue::repair::folder::{BuildFolder as _, DirectorySink, Sources};
+use rescue::guest::{Guest, GuestPath};
+use rescue::tree::FolderTree;
 use tests::Cmd;
 use tests::etcd::{self, Cluster, Key, Version, files};
 

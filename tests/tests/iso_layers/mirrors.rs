@@ -6,9 +6,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use rescue::base::refusal::Refusal;
 use rescue::disk::Source;
 use rescue::guest::{GuestPath, discover};
-use rescue::refusal::Refusal;
 use rescue::repair::write_mount::WritableGuest;
 use tests::Cmd;
 use tests::disk::MIB;

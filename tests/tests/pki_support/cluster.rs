@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
-use rescue::guest::{FolderTree, Guest, GuestPath};
+use rescue::guest::{Guest, GuestPath};
+use rescue::tree::FolderTree;
 use std::rc::Rc;
 use tests::Cmd;
 

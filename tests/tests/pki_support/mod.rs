@@ -9,13 +9,18 @@ use std::path::Path;
 use std::rc::Rc;
 
 use anyhow::{Context as _, Result};
-use rescue::checks::{Context, Finding, catalogue};
-use rescue::guest::{Backing, FileSystem, Guest, GuestPath, Planned, Usage};
+use rescue::base::ui::Silent;
+use rescue::change::Planned;
+use rescue::change::Prepared;
+use rescue::checks::catalogue;
+use rescue::disk::Backing;
+use rescue::finding::{Context, Finding};
+use rescue::guest::{FileSystem, Guest, GuestPath};
 use rescue::node::Node;
+use rescue::repair::WritableGuest;
 use rescue::repair::transaction::{RunInfo, apply};
-use rescue::repair::{Prepared, WritableGuest};
 use rescue::settings::Settings;
-use rescue::ui::Silent;
+use rescue::tree::Usage;
 
 /// The checks of this room, in the catalogue's order.
 pub const CHECKS: [&str; 3] = ["authorities", "certificates", "admin-kubeconfig"];

@@ -1,6 +1,7 @@
 //! The ways in which people's kubelets are started, and the corners of systemd's rules.
 
-use rescue::guest::{Guest, MemoryTree};
+use rescue::guest::Guest;
+use rescue::tree::MemoryTree;
 
 /// One file of a layout.
 #[derive(Debug, Clone)]

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use super::worker::Signing;
 use super::{Judge, date};
+use crate::base::units;
 use crate::pki::inventory::{AuthorityState, Blocked, Signer};
 use crate::pki::kubelet::KubeletClient;
 use crate::pki::pem;
 use crate::pki::profile::Authority;
 use crate::settings::Settings;
 use crate::typed;
-use crate::units;
 
 impl Judge<'_> {
     /// With what to sign a leaf: the key on this node, else the same CA's key on another node of the run.

@@ -1,13 +1,13 @@
 //! Kubeconfigs of the control plane that are lost: not there, empty, cut off, garbage.
 
 use super::Judge;
-use crate::checks::Finding;
+use crate::checks::certificates::rebuild_config::{RebuildKubeconfig, user_of_config};
+use crate::finding::Finding;
 use crate::guest::GuestPath;
 use crate::kubeconfig::{Kubeconfig, is_lost};
 use crate::pki::config_evidence::ConfigEvidence;
 use crate::pki::inventory::{Leaf, Place, Signer, trusted_by};
 use crate::pki::profile::Authority;
-use crate::pki::rebuild_config::{RebuildKubeconfig, user_of_config};
 
 impl Judge<'_> {
     /// Whether the certificate in it cannot be read, and all that the file says is what kubeadm would write: cut off within the

@@ -2,15 +2,16 @@
 
 use super::worker::Signing;
 use super::{CLOCK_ADVICE, ENDS_WITH_CA, ID, Judge, ends_with_ca, with_problems};
-use crate::checks::{Finding, Severity};
+use crate::base::severity::Severity;
+use crate::checks::certificates::rebuild_config::{RebuildKubeletConfig, user_of};
+use crate::checks::certificates::renew::RenewKubeletClient;
+use crate::finding::Finding;
 use crate::node::Version;
 use crate::pki::certificate::SignatureCheck;
 use crate::pki::config_evidence::ConfigEvidence;
 use crate::pki::inventory::{Verdict, dates};
 use crate::pki::kubelet::KubeletClient;
 use crate::pki::profile::Authority;
-use crate::pki::rebuild_config::{RebuildKubeletConfig, user_of};
-use crate::pki::renew::RenewKubeletClient;
 
 impl Judge<'_> {
     pub(super) fn kubelet(&self, client: &KubeletClient) -> Option<Finding> {

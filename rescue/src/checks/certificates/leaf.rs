@@ -2,11 +2,12 @@
 
 use super::worker::Signing;
 use super::{CLOCK_ADVICE, ENDS_WITH_CA, ID, Judge, ends_with_ca, phase, with_problems};
-use crate::checks::{Finding, Severity};
+use crate::base::severity::Severity;
+use crate::checks::certificates::renew::RenewCertificate;
+use crate::finding::Finding;
 use crate::pki::inventory::{Leaf, Problem, Verdict};
 use crate::pki::profile::LEAVES;
 use crate::pki::rebuild::{Blueprint, blueprint};
-use crate::pki::renew::RenewCertificate;
 
 impl Judge<'_> {
     pub(super) fn leaf(&self, leaf: &Leaf) -> Option<Finding> {

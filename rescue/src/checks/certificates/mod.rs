@@ -3,23 +3,30 @@
 
 pub(super) mod authority;
 mod config;
+pub mod install;
 mod kubelet;
+pub mod kubelet_files;
 mod leaf;
 mod others;
+pub mod rebuild_config;
+pub mod renew;
 mod serving;
+mod serving_pair;
+pub mod store_key;
 mod worker;
 
 use std::rc::Rc;
 use time::{Duration, OffsetDateTime};
 
-use super::{Check, Context, Finding, Severity};
+use crate::base::severity::Severity;
+use crate::base::units;
+use crate::finding::{Check, Context, Finding};
 use crate::node::Role;
 use crate::pki::certificate::Certificate;
 use crate::pki::inventory::{Inventory, Leaf, Problem, Signer, Verdict};
 use crate::pki::key_pool::KeyPool;
 use crate::pki::profile::Authority;
-use crate::trust::Party;
-use crate::units;
+use crate::pki::trust::Party;
 
 const ID: &str = "certificates";
 

@@ -2,7 +2,8 @@
 //! are not renewed here, but a node does not come back without them, so nobody shall be told that nothing is left.
 
 use super::{ID, Judge, with_problems};
-use crate::checks::{Finding, Severity};
+use crate::base::severity::Severity;
+use crate::finding::Finding;
 use crate::pki::inventory::Verdict;
 use crate::pki::listing::{self, Manager, Row};
 

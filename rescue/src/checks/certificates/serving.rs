@@ -1,10 +1,12 @@
 //! The certificate that the kubelet serves with.
 
+use super::serving_pair::RemakeServingPair;
 use super::{ID, Judge, with_problems};
-use crate::checks::{Finding, Severity};
+use crate::base::severity::Severity;
+use crate::base::units;
+use crate::finding::Finding;
 use crate::pki::certificate::{Certificate, printable};
-use crate::pki::kubelet_serving::{OwnPair, RemakeServingPair, asked_for, asks_the_cluster};
-use crate::units;
+use crate::pki::kubelet_serving::{OwnPair, asked_for, asks_the_cluster};
 
 impl Judge<'_> {
     /// A pair that cannot be loaded ends the kubelet. An expired one does not: nothing verifies it in a stock cluster, and the

@@ -2,12 +2,12 @@
 
 use super::Judge;
 use crate::pki::certificate::Certificate;
+use crate::pki::cluster_ca::{self, Found};
 use crate::pki::inventory::{AuthorityState, Signer};
 use crate::pki::kubelet::KubeletClient;
 use crate::pki::profile::Authority;
-use crate::pki::trust::{self, Found};
-use crate::trust::names::{Recorded, node_signature};
-use crate::trust::{Party, Permit, crossing};
+use crate::pki::trust::names::{Recorded, node_signature};
+use crate::pki::trust::{Party, Permit, crossing};
 use crate::typed;
 
 /// With what to sign, and what the plan says of it.
@@ -37,7 +37,7 @@ impl Judge<'_> {
         match self.inventory.authorities.get(&authority) {
             // What a control plane signs must hold before its own API server and etcd, which read the file.
             Some(state) if self.is_control_plane() || authority == Authority::Etcd => state.certificates.clone(),
-            _ if authority == Authority::Cluster => trust::cluster_authorities(self.context.guest, self.inventory),
+            _ if authority == Authority::Cluster => cluster_ca::cluster_authorities(self.context.guest, self.inventory),
             _ => Vec::new(),
         }
     }
@@ -45,8 +45,8 @@ impl Judge<'_> {
     /// The other nodes of the run that hold the key of this node's CA.
     pub(super) fn lenders(&self, authority: Authority) -> Vec<Found<'_>> {
         let own = self.own_authorities(authority);
-        let is_own = |found: &Found<'_>| own.iter().any(|own| trust::is_same(own, &found.signer.certificate));
-        let mut all: Vec<Found<'_>> = trust::holders(authority, self.context.peers).filter(is_own).collect();
+        let is_own = |found: &Found<'_>| own.iter().any(|own| cluster_ca::is_same(own, &found.signer.certificate));
+        let mut all: Vec<Found<'_>> = cluster_ca::holders(authority, self.context.peers).filter(is_own).collect();
         // The CA that ends last, whatever the order of the disks.
         let rank = |found: &Found<'_>| (found.signer.certificate.not_after, found.signer.certificate.der.clone());
         all.sort_by_key(|found| std::cmp::Reverse(rank(found)));
@@ -81,7 +81,7 @@ impl Judge<'_> {
     fn first_permitted(
         &self,
         authority: Authority,
-        permit: impl Fn(&Found<'_>) -> Result<Permit, crate::trust::Unproven>,
+        permit: impl Fn(&Found<'_>) -> Result<Permit, crate::pki::trust::Unproven>,
     ) -> Option<Result<Signing<'_>, String>> {
         let mut refused = None;
         for found in self.lenders(authority) {
@@ -101,12 +101,12 @@ impl Judge<'_> {
 
     /// What a worker's certificate takes, and how to bring it.
     pub(super) fn worker_advice(&self, state: Option<&AuthorityState>) -> String {
-        let own = trust::cluster_authorities(self.context.guest, self.inventory);
-        let own = trust::all_shown(&own);
+        let own = cluster_ca::cluster_authorities(self.context.guest, self.inventory);
+        let own = cluster_ca::all_shown(&own);
         let worker = typed::guest(self.context.guest);
-        let others: Vec<String> = trust::holders(Authority::Cluster, self.context.peers)
+        let others: Vec<String> = cluster_ca::holders(Authority::Cluster, self.context.peers)
             .map(|found| {
-                let ca = trust::shown(&found.signer.certificate);
+                let ca = cluster_ca::shown(&found.signer.certificate);
                 format!("{} ({}) holds the key of {ca}", found.peer.name, found.peer.source)
             })
             .collect();

@@ -9,6 +9,8 @@ use time::OffsetDateTime;
 
 use super::sign::lenders;
 use super::{output, passphrase};
+use crate::base::refusal::Refusal;
+use crate::base::ui::Ui as _;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::cli::terminal::Terminal;
@@ -17,13 +19,11 @@ use crate::pki::ferry::CertificateFile;
 use crate::pki::inventory::Signer;
 use crate::pki::peer::Peer;
 use crate::pki::profile::Authority;
-use crate::pki::{bundle, trust, worker_list};
-use crate::refusal::Refusal;
+use crate::pki::trust::names::{ControlPlanes, named_only};
+use crate::pki::{bundle, cluster_ca, worker_list};
 use crate::report::json;
 use crate::settings::Settings;
-use crate::trust::names::{ControlPlanes, named_only};
 use crate::typed;
-use crate::ui::Ui as _;
 
 /// make new keys and kubelet client certificates for many workers with the CA key on a control-plane disk, which is only read. The
 /// file holds keys and is encrypted with a passphrase; `rescue certs install WORKER bundle.age` takes a node's own out of it
@@ -125,15 +125,15 @@ fn looks_like_a_list(path: &Path) -> bool {
 
 /// The control planes of one cluster share their CA; of two clusters, which one the names belong to cannot be told.
 fn only_signer<'a>(lenders: &'a [Rc<Peer>], sources: &[Source]) -> Result<&'a Signer> {
-    let mut signers = trust::holders(Authority::Cluster, lenders).map(|found| found.signer);
-    let first = signers.next().ok_or_else(|| trust::no_key(lenders, &typed::sources(sources)))?;
-    match signers.find(|other| !trust::is_same(&first.certificate, &other.certificate)) {
+    let mut signers = cluster_ca::holders(Authority::Cluster, lenders).map(|found| found.signer);
+    let first = signers.next().ok_or_else(|| cluster_ca::no_key(lenders, &typed::sources(sources)))?;
+    match signers.find(|other| !cluster_ca::is_same(&first.certificate, &other.certificate)) {
         None => Ok(first),
         Some(other) => Err(Refusal::new(
             format!(
                 "--ca names two clusters, {} and {}",
-                trust::shown(&first.certificate),
-                trust::shown(&other.certificate)
+                cluster_ca::shown(&first.certificate),
+                cluster_ca::shown(&other.certificate)
             ),
             "to which of them the workers belong cannot be guessed",
             "make one bundle per cluster",
@@ -151,7 +151,7 @@ fn say(command: &Bundle, file: &CertificateFile, signer: &Signer) {
         println!("made  key and certificate for {}, valid to {}", entry.node, entry.valid_to);
     }
     let output = typed::path(&command.output);
-    println!("For the cluster with the CA {}.", trust::shown(&signer.certificate));
+    println!("For the cluster with the CA {}.", cluster_ca::shown(&signer.certificate));
     println!("Written to {output}, encrypted; {} was only read.", typed::sources(&command.ca));
     println!(
         "It holds keys: without the passphrase it is of no use, with it it makes a node. Delete it when all are installed."

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use crate::refusal::Refusal;
+use crate::base::refusal::Refusal;
 use crate::typed;
 
 /// Refuses early what [`write`] would refuse late.

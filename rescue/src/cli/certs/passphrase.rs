@@ -10,7 +10,7 @@ use std::path::Path;
 use zeroize::Zeroizing;
 
 use super::output;
-use crate::refusal::Refusal;
+use crate::base::refusal::Refusal;
 use crate::typed;
 
 /// Fewer characters are guessed in no time.

@@ -5,17 +5,18 @@ use argh::FromArgs;
 use std::path::PathBuf;
 use time::OffsetDateTime;
 
-use crate::checks::Context;
+use crate::base::refusal::Refusal;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::cli::terminal::{Terminal, colours, confirm};
 use crate::cli::unfinished;
-use crate::refusal::Refusal;
-use crate::repair::in_use::read_only;
-use crate::repair::plan::Plan;
+use crate::finding::Context;
+use crate::finding::NodeReport;
+use crate::in_use::read_only;
+use crate::plan::Plan;
 use crate::report::{json, schedule as report, text};
 use crate::schedule::{self, Wanted};
-use crate::session::{NodeReport, Session, only_node};
+use crate::session::{Session, only_node};
 use crate::typed;
 
 /// have the node renew its certificates every month, and keep the log small that filled its disk

@@ -8,19 +8,19 @@ use time::OffsetDateTime;
 
 use super::output;
 use super::request::pretty;
+use crate::base::refusal::Refusal;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::cli::terminal::Terminal;
 use crate::disk::Source;
+use crate::pki::cluster_ca;
 use crate::pki::ferry::{self, CaName, CertificateFile, Entry, Order, RequestFile};
 use crate::pki::peer::Peer;
 use crate::pki::profile::Authority;
-use crate::pki::trust;
-use crate::refusal::Refusal;
+use crate::pki::trust::names::{ControlPlanes, named_only};
 use crate::report::{bounded, json};
 use crate::session::Session;
 use crate::settings::Settings;
-use crate::trust::names::{ControlPlanes, named_only};
 use crate::typed;
 
 /// sign requests of workers with the CA key on a control-plane disk, which is only read. Nothing but kubelet client certificates
@@ -121,12 +121,12 @@ fn one(
 ) -> Result<Entry> {
     let Some(signer) = ferry::signer(file, lenders) else {
         let wanted: Vec<String> = file.ca.iter().map(CaName::shown).collect();
-        let there = trust::holders(Authority::Cluster, lenders).map(|found| &found.signer.certificate);
+        let there = cluster_ca::holders(Authority::Cluster, lenders).map(|found| &found.signer.certificate);
         anyhow::bail!(
             "{} belongs to the cluster with the CA {}, but the key here is that of {}: another cluster",
             request.node,
             bounded::names(&wanted),
-            trust::all_shown(there)
+            cluster_ca::all_shown(there)
         );
     };
     let is_trusted = settings.trust.contains(&request.node);

@@ -4,18 +4,20 @@ use anyhow::Result;
 use std::path::PathBuf;
 use time::OffsetDateTime;
 
-use crate::checks::Finding;
+use crate::base::refusal::Refusal;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::cli::terminal::{colours, confirm};
 use crate::disk::Source;
+use crate::finding::Finding;
+use crate::finding::NodeReport;
 use crate::pki::certificate::Certificate;
+use crate::pki::cluster_ca;
 use crate::pki::inventory::Inventory;
 use crate::pki::kubelet::KubeletClient;
-use crate::pki::trust;
-use crate::refusal::Refusal;
+use crate::plan::receipt::Receipt;
 use crate::report::{json, text};
-use crate::session::{NodeReport, Receipt, Session, only_node};
+use crate::session::{Session, only_node};
 use crate::typed;
 
 /// How far a command may go.
@@ -73,7 +75,7 @@ impl Worker {
             return Err(Refusal::new(saw, "it has to be completed first", next).into());
         }
         let inventory = Inventory::read(&report.guest, &report.node, now);
-        let own = trust::cluster_authorities(&report.guest, &inventory);
+        let own = cluster_ca::cluster_authorities(&report.guest, &inventory);
         let Some(client) = inventory.kubelet else {
             let means = "there is nothing to have a certificate signed for";
             return Err(refuse(format!("{} has no kubelet that uses a certificate", report.name()), means).into());

@@ -12,11 +12,13 @@ use time::OffsetDateTime;
 use super::making::{Manner, Part, Plan, sizes};
 use super::opened::Opened;
 use super::sources::Sources;
+use crate::base::refusal::Refusal;
+use crate::base::ui::Ui as _;
+use crate::base::units;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::cli::terminal::Terminal;
 use crate::etcd::boot::{self, Effect, Kind};
-use crate::etcd::decide::claims;
 use crate::etcd::guarantee::{Guarantee, Level};
 use crate::etcd::launch::{DEFAULT_QUOTA, Launch};
 use crate::etcd::member::{MemberData, Stored};
@@ -25,10 +27,8 @@ use crate::etcd::rebuild::space::{Decision, Given};
 use crate::etcd::status::Found;
 use crate::etcd::survey::survey;
 use crate::guest::GuestPath;
-use crate::refusal::Refusal;
-use crate::trust::etcd::{self as trust, Units};
-use crate::ui::Ui as _;
-use crate::units;
+use crate::pki::trust::etcd::{self as trust, Units};
+use crate::plan::etcd::claims;
 
 /// write etcd's databases anew without their free pages; with the disks of all members also --compact, and the lifting of the alarm
 /// that a database is full

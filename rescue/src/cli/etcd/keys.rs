@@ -1,5 +1,6 @@
 //! `rescue etcd keys SRC [PREFIX]` and `rescue etcd get SRC KEY`: what a member holds, its log included.
 
+use crate::base::escaping;
 use std::io::Write as _;
 use std::path::PathBuf;
 
@@ -9,14 +10,14 @@ use base64::Engine as _;
 use serde_json::{Value, json};
 
 use super::sources::Sources;
+use crate::base::refusal::Refusal;
+use crate::base::schema::SCHEMA;
 use crate::cli::Outcome;
 use crate::cli::args::Stop;
 use crate::etcd::keys::{Held, NoView, Selection, View, view};
 use crate::etcd::kubernetes::is_secret;
 use crate::etcd::member::MemberData;
 use crate::etcd::status::Found;
-use crate::refusal::Refusal;
-use crate::report::json::SCHEMA;
 use crate::report::raw;
 
 /// list the keys of an etcd member, its log included, without starting it; writes nothing
@@ -133,7 +134,7 @@ fn doubts(view: &View) {
     if view.uncertain > 0 {
         eprintln!(
             "rescue: the last {} of the log {} not known to be agreed on by a majority: they may be dropped when the members meet again",
-            crate::units::count(usize::try_from(view.uncertain).unwrap_or(usize::MAX), "entry", "entries"),
+            crate::base::units::count(usize::try_from(view.uncertain).unwrap_or(usize::MAX), "entry", "entries"),
             if view.uncertain == 1 { "is" } else { "are" },
         );
     }
@@ -146,9 +147,9 @@ fn list_text(out: &mut impl std::io::Write, view: &View) -> std::io::Result<()> 
     writeln!(out, "{:>12}  {:>8}  {:>9}  KEY", "REVISION", "VERSION", "BYTES")?;
     for (key, held) in &view.keys {
         let kind = held.kind.as_ref().map(|kind| format!("    ({kind})")).unwrap_or_default();
-        writeln!(out, "{:>12}  {:>8}  {:>9}  {}{kind}", held.modified, held.version, held.size, raw::name(key))?;
+        writeln!(out, "{:>12}  {:>8}  {:>9}  {}{kind}", held.modified, held.version, held.size, escaping::key(key))?;
     }
-    writeln!(out, "{} at revision {}", crate::units::count(view.keys.len(), "key", "keys"), view.revision)
+    writeln!(out, "{} at revision {}", crate::base::units::count(view.keys.len(), "key", "keys"), view.revision)
 }
 
 fn list_json(out: &mut impl std::io::Write, found: &Found, view: &View) -> std::io::Result<()> {
@@ -168,7 +169,7 @@ fn list_json(out: &mut impl std::io::Write, found: &Found, view: &View) -> std::
 /// Keys that are no text are given in base64, beside their readable form.
 fn entry(key: &[u8], held: &Held) -> Value {
     let mut entry = json!({
-        "key": raw::name(key),
+        "key": escaping::key(key),
         "create_revision": held.create,
         "mod_revision": held.modified,
         "version": held.version,
@@ -190,7 +191,7 @@ fn get(command: &Get, sources: &Sources, key: &str) -> Result<Outcome> {
     let (found, view) = look(sources, &Selection::Key(key.as_bytes().to_vec()))?;
     let Some(held) = view.keys.get(key.as_bytes()) else {
         return Err(Refusal::new(
-            format!("{} holds no key {}", found.source, raw::name(key.as_bytes())),
+            format!("{} holds no key {}", found.source, escaping::key(key.as_bytes())),
             "there is nothing to show",
             "rescue etcd keys lists what there is",
         )
@@ -198,7 +199,7 @@ fn get(command: &Get, sources: &Sources, key: &str) -> Result<Outcome> {
     };
     if is_secret(key.as_bytes(), held.kind.as_deref()) && !command.show_secrets {
         return Err(Refusal::new(
-            format!("{} is a Secret", raw::name(key.as_bytes())),
+            format!("{} is a Secret", escaping::key(key.as_bytes())),
             "its value is not shown unless that is asked for",
             "add --show-secrets if nobody else sees this terminal or file",
         )

@@ -9,6 +9,12 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::opened::Opened;
+use crate::base::refusal::Refusal;
+use crate::base::schema::SCHEMA;
+use crate::base::ui::Ui as _;
+use crate::base::units;
+use crate::change::Change;
+use crate::change::folder::{BuildFolder, DirectorySink, Sources};
 use crate::checks::catalogue;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
@@ -17,18 +23,13 @@ use crate::cli::terminal::Terminal;
 use crate::disk::Source;
 use crate::etcd::guarantee::{EXCLUDED, Guarantee};
 use crate::etcd::status::Found;
-use crate::guest::{FolderTree, Guest, GuestPath};
-use crate::refusal::Refusal;
-use crate::repair::Change;
-use crate::repair::folder::{BuildFolder, DirectorySink, Sources};
-use crate::repair::set_plan::{SetPart, SetPlan};
+use crate::guest::{Guest, GuestPath};
+use crate::plan::set::{SetPart, SetPlan};
 use crate::repair::shown_sink::ShownSink;
-use crate::report::json::SCHEMA;
 use crate::report::set as report;
 use crate::session::Session;
 use crate::settings::Settings;
-use crate::ui::Ui as _;
-use crate::units;
+use crate::tree::FolderTree;
 
 /// What is asked for beside the plan itself.
 #[derive(Debug)]

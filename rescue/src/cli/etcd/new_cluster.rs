@@ -1,5 +1,6 @@
 //! What `rescue etcd rebuild` and `salvage` share: who the new cluster consists of, and the plan for it.
 
+use crate::base::escaping;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -9,10 +10,12 @@ use serde_json::Value;
 use super::making::{Manner, Part, Plan};
 use super::opened::Opened;
 use super::sources::Sources;
+use crate::base::refusal::Refusal;
+use crate::base::units;
+use crate::change::folder;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::etcd::backend::Facts;
-use crate::etcd::decide::claims;
 use crate::etcd::guarantee::Guarantee;
 use crate::etcd::member::MemberData;
 use crate::etcd::rebuild::from_db::{FromDatabase, form};
@@ -20,12 +23,9 @@ use crate::etcd::rebuild::origin::Origin;
 use crate::etcd::rebuild::target::{NewCluster, Target};
 use crate::etcd::status::Found;
 use crate::etcd::write::Form;
-use crate::refusal::Refusal;
-use crate::repair::folder;
+use crate::pki::trust::etcd::{self as trust, LeftOut, Why};
+use crate::plan::etcd::claims;
 use crate::repair::transaction::new_run_id;
-use crate::report::raw;
-use crate::trust::etcd::{self as trust, LeftOut, Why};
-use crate::units;
 
 /// `--member NAME=URL`.
 pub(super) fn member_argument(text: &str) -> Result<Target, String> {
@@ -371,7 +371,7 @@ fn refuse_odd_name(name: &str) -> Result<()> {
         return Ok(());
     }
     Err(Refusal::new(
-        format!("a member is named {}", raw::name(name.as_bytes())),
+        format!("a member is named {}", escaping::key(name.as_bytes())),
         "no member's name looks like a path",
         "say who is who with --member NAME=URL",
     )

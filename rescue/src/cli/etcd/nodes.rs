@@ -8,16 +8,16 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::sources::Sources;
+use crate::base::refusal::Refusal;
+use crate::base::schema::SCHEMA;
+use crate::base::units;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::etcd::node_list::{ListedNode, NodeList};
 use crate::etcd::status::{Found, status};
 use crate::guest::{self, Guest};
 use crate::node::Node;
-use crate::refusal::Refusal;
 use crate::report::bounded::{self, MANY};
-use crate::report::json::SCHEMA;
-use crate::units;
 
 /// list the nodes of the cluster as the newest of the etcd members given knows them, and which disk is whose; writes nothing
 #[derive(FromArgs, Debug)]

@@ -7,8 +7,9 @@ use super::sources::Sources;
 use crate::cli::terminal::Terminal;
 use crate::cli::unfinished;
 use crate::etcd::status::Found;
-use crate::repair::in_use::read_only;
-use crate::session::{NodeReport, Session};
+use crate::finding::NodeReport;
+use crate::in_use::read_only;
+use crate::session::Session;
 
 /// Members and nodes, open for reading.
 #[derive(Debug, Default)]
@@ -23,7 +24,7 @@ impl Opened {
     /// Looks at what was named. Disks that are to be changed are read-only from here on, until the user agrees.
     ///
     /// # Errors
-    /// As of [`Sources::members`]; a [`crate::refusal::Refusal`] where an earlier repair was cut off.
+    /// As of [`Sources::members`]; a [`crate::base::refusal::Refusal`] where an earlier repair was cut off.
     pub fn look(sources: &Sources, manner: &Manner<'_>) -> Result<Self> {
         if manner.output.is_some() || sources.disks.is_empty() {
             return Ok(Self { found: sources.members()?.0, nodes: Vec::new() });

@@ -8,6 +8,9 @@ use serde_json::json;
 use time::OffsetDateTime;
 
 use super::new_cluster::{Chosen, Disks, asked, bump_argument, make, member_argument};
+use crate::base::refusal::Refusal;
+use crate::base::ui::Ui as _;
+use crate::change::folder;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::cli::terminal::Terminal;
@@ -20,9 +23,6 @@ use crate::etcd::rebuild::from_db::{BUMP, Damaged};
 use crate::etcd::rebuild::origin::{Origin, Trailer, trailer};
 use crate::etcd::rebuild::target::Target;
 use crate::etcd::survey::{Survey, last_written, survey};
-use crate::refusal::Refusal;
-use crate::repair::folder;
-use crate::ui::Ui as _;
 
 /// make a new etcd cluster on the disks given, from one database alone: a member's own, an old copy, or what `etcdctl snapshot save`
 /// wrote. What only logs hold is lost: rescue repair with all control planes' disks keeps it, where it can

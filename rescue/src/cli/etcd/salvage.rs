@@ -1,5 +1,6 @@
 //! `rescue etcd salvage`: a new cluster from what can be read of a damaged database.
 
+use crate::base::escaping;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
@@ -8,6 +9,10 @@ use serde_json::json;
 use time::OffsetDateTime;
 
 use super::new_cluster::{Chosen, Disks, asked, bump_argument, make, member_argument};
+use crate::base::refusal::Refusal;
+use crate::base::ui::Ui as _;
+use crate::base::units;
+use crate::change::folder;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::cli::terminal::Terminal;
@@ -18,11 +23,6 @@ use crate::etcd::rebuild::origin::Origin;
 use crate::etcd::rebuild::target::Target;
 use crate::etcd::salvage::Salvage;
 use crate::etcd::salvage::report::Report;
-use crate::refusal::Refusal;
-use crate::repair::folder;
-use crate::report::raw;
-use crate::ui::Ui as _;
-use crate::units;
 
 /// Keys that are named on the terminal.
 const NAMED: usize = 20;
@@ -114,10 +114,10 @@ fn salvaged(command: &SalvageCommand, disks: &Disks, readable: &folder::Sources<
     let mut named = Vec::new();
     let report = Report::of(&salvage, &mut |key| {
         if named.len() < NAMED {
-            named.push(raw::name(key));
+            named.push(escaping::key(key));
         }
         if uncertain.len() < MAX_NAMES {
-            uncertain.extend_from_slice(raw::name(key).as_bytes());
+            uncertain.extend_from_slice(escaping::key(key).as_bytes());
             uncertain.push(b'\n');
         }
     })?;

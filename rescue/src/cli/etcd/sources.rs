@@ -5,15 +5,17 @@ use std::rc::Rc;
 
 use anyhow::{Context as _, Result};
 
+use crate::base::refusal::Refusal;
 use crate::cli::args::Stop;
+use crate::disk::Backing;
 use crate::disk::Source;
 use crate::etcd::locate;
 use crate::etcd::member::Place;
 use crate::etcd::status::Found;
-use crate::guest::{self, Backing, FolderTree, Guest, GuestPath};
+use crate::guest::{self, Guest, GuestPath};
+use crate::in_use::held_open::HeldOpen;
 use crate::node::Node;
-use crate::refusal::Refusal;
-use crate::repair::in_use::held_open::HeldOpen;
+use crate::tree::FolderTree;
 
 /// Sources by kind.
 #[derive(Debug)]

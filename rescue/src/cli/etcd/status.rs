@@ -10,11 +10,11 @@ use super::sources::Sources;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::cli::terminal::{Terminal, colours};
-use crate::etcd::decide::claims;
 use crate::etcd::status::status_shown;
+use crate::pki::trust::etcd::units;
+use crate::plan::etcd::claims;
 use crate::report::{etcd, json, text};
 use crate::settings::Settings;
-use crate::trust::etcd::units;
 
 /// show each etcd member's state, which one holds the newest writes, and whether each will start; writes nothing. Exit code 1 when one
 /// will not, or when they contradict each other

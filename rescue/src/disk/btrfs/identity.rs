@@ -15,10 +15,10 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::superblock::{self, FSID, HAS_METADATA_UUID, INCOMPATIBLE, LENGTH, METADATA_UUID, OFFSET};
+use crate::base::refusal::Refusal;
+use crate::base::sys;
 use crate::disk::ReadAt;
 use crate::disk::bytes::{le64, uuid};
-use crate::refusal::Refusal;
-use crate::sys;
 
 /// The same bytes but for the superblock, which carries another UUID (as `btrfstune -m` makes it: the blocks' own UUID moves to
 /// `metadata_uuid`, Linux 5.0).

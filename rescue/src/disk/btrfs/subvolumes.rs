@@ -10,8 +10,8 @@ use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use rustix::fs::{Mode, OFlags};
 
+use crate::base::sys;
 use crate::disk::bytes::{le16, le32, le64};
-use crate::sys;
 
 /// The subvolume that holds all others (`BTRFS_FS_TREE_OBJECTID`).
 pub const TOP_LEVEL: u64 = 5;

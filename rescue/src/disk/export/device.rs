@@ -35,7 +35,7 @@ impl ThrowAway {
     /// again, on the layer.
     ///
     /// # Errors
-    /// A [`crate::refusal::Refusal`] where that takes more memory than the layers may have; else what the kernel said, and then nothing of the attempt
+    /// A [`crate::base::refusal::Refusal`] where that takes more memory than the layers may have; else what the kernel said, and then nothing of the attempt
     /// is left.
     pub fn replayed(source: &Arc<dyn ReadAt>, kind: &str) -> anyhow::Result<Self> {
         let shown = Self::over(source)?;

@@ -16,14 +16,14 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
 
-pub use self::device::ThrowAway;
-use self::layer::Budget;
-use self::server::{Export, Trouble};
 use super::ReadAt;
 use super::loop_device::{LoopDevice, LoopOptions};
-use crate::guest::{AccessList, DirEntry, FolderTree, Meta, Tree, TreeResult, Usage};
+use crate::base::refusal::Refusal;
+pub use crate::disk::export::device::ThrowAway;
+use crate::disk::export::layer::Budget;
+use crate::disk::export::server::{Export, Trouble};
 use crate::mount::{Access, Mount};
-use crate::refusal::Refusal;
+use crate::tree::{AccessList, DirEntry, FolderTree, Meta, Tree, TreeResult, Usage};
 
 /// All layers together may hold a third of the memory: a journal of 1 GiB, mke2fs's largest, must fit on any helper, and a rescue
 /// system with 256 MiB must survive. What is beyond that goes into the file that the user names for it ([`spill::named`]), made when the first layer is.
@@ -163,7 +163,7 @@ mod tests {
     use std::process::Command;
     use std::sync::atomic::AtomicU64;
 
-    use crate::guest::TreeError;
+    use crate::tree::TreeError;
 
     /// An image file; everything from `broken` on cannot be read.
     struct Image {

@@ -23,9 +23,9 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use super::layer::{Budget, Layer};
+use crate::base::refusal::Refusal;
+use crate::base::sys;
 use crate::disk::ReadAt;
-use crate::refusal::Refusal;
-use crate::sys;
 
 const DEVICE: &str = "/dev/fuse";
 const FILE: INodeNo = INodeNo(2);
@@ -237,7 +237,7 @@ impl Disk {
 impl fuser::Filesystem for Disk {
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.attributes(FILE) {
-            Some(attributes) if parent == INodeNo::ROOT && name == self::name().as_str() => {
+            Some(attributes) if parent == INodeNo::ROOT && name == crate::disk::export::server::name().as_str() => {
                 reply.entry(&FOR_EVER, &attributes, Generation(0));
             }
             _ => reply.error(Errno::ENOENT),

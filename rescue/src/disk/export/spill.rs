@@ -9,8 +9,8 @@ use std::sync::Mutex;
 use anyhow::Context;
 
 use super::layer::BLOCK;
+use crate::base::refusal::Refusal;
 use crate::disk::given::Given;
-use crate::refusal::Refusal;
 
 /// Names the file where `--spill` does not.
 const VARIABLE: &str = "RESCUE_SPILL";

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-use crate::disk::bytes::escape;
+use crate::base::escaping::escape;
+use crate::base::refusal::Refusal;
 use crate::disk::given::Given;
 use crate::disk::source::FileBytes;
 use crate::disk::{ReadAt, shown};
-use crate::refusal::Refusal;
 
 /// So many files may lie behind one image. QEMU sets no bound; libvirt's is 200, and people's chains are shorter than ten.
 pub(super) const MAX_FILES: usize = 256;

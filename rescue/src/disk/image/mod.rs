@@ -20,7 +20,7 @@ use super::bytes::has;
 use super::given::Given;
 use super::source::FileBytes;
 use super::{ReadAt, shown};
-use crate::refusal::Refusal;
+use crate::base::refusal::Refusal;
 
 /// Why an image cannot be read.
 #[derive(Debug, thiserror::Error)]

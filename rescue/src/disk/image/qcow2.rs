@@ -11,9 +11,9 @@ use anyhow::Result;
 
 use super::files::Files;
 use super::{Format, Image, ImageError, Layout as ImageLayout, refuse, refuse_references};
+use crate::base::refusal::Refusal;
 use crate::disk::given::Given;
 use crate::disk::{ReadAt, shown};
-use crate::refusal::Refusal;
 use header::Header;
 use reader::Qcow2;
 

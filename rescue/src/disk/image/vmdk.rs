@@ -11,11 +11,11 @@ use super::files::{Files, Found};
 use super::vmdk_descriptor::{Descriptor, Extent, ExtentKind};
 use super::vmdk_sparse::{self, Sparse};
 use super::{Format, Image, ImageError, Layout, refuse, refuse_references};
+use crate::base::refusal::Refusal;
 use crate::disk::bytes::has;
 use crate::disk::given::Given;
 use crate::disk::partition::Slice;
 use crate::disk::{ReadAt, shown};
-use crate::refusal::Refusal;
 
 const SECTOR: u64 = 512;
 

@@ -2,8 +2,8 @@
 
 use super::ImageError;
 use super::files::MAX_FILES;
+use crate::base::escaping::escape;
 use crate::disk::ReadAt;
-use crate::disk::bytes::escape;
 
 const TITLE: &str = "# Disk DescriptorFile";
 /// VMware's own have one to a few KiB.

@@ -18,8 +18,8 @@ use zeroize::Zeroizing;
 
 use super::ReadAt;
 use super::bytes::{be16, has};
-use crate::refusal::Refusal;
-use crate::units;
+use crate::base::refusal::Refusal;
+use crate::base::units;
 pub use cipher::Key;
 use cipher::Xts;
 use kdf::{Digest, Slot};

@@ -7,8 +7,9 @@ use serde_json::Value;
 
 use super::kdf::{Digest, Hash, Kdf, Slot};
 use super::{Header, LuksError};
+use crate::base::escaping::escape;
 use crate::disk::ReadAt;
-use crate::disk::bytes::{be16, be64, escape, has, text};
+use crate::disk::bytes::{be16, be64, has, text};
 
 const FIRST: &[u8] = b"LUKS\xba\xbe";
 const SECOND: &[u8] = b"SKUL\xba\xbe";

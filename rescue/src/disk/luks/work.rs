@@ -9,8 +9,8 @@
 use std::time::Duration;
 
 use super::kdf::{Hash, Kdf};
-use crate::refusal::Refusal;
-use crate::units;
+use crate::base::refusal::Refusal;
+use crate::base::units;
 
 /// The most time that the key slots and digests of one volume may take with one passphrase: 234 million iterations of PBKDF2 with SHA-256
 /// and 32 bytes of key, or 44 rounds of Argon2 over 1 GiB.

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::LvmError;
 use super::text::{self, Section, Value};
-use crate::disk::escape;
+use crate::base::escaping::escape;
 use crate::disk::layout::{Area, Layout, Segment};
 
 /// Extents are counted in sectors of this many bytes, whatever the disk's own sectors are.

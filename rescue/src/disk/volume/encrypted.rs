@@ -5,12 +5,12 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 
 use super::Volume;
+use crate::disk::Backing;
 use crate::disk::ReadAt;
 use crate::disk::luks::{self, Decrypted, LuksError};
 use crate::disk::partition::PartitionKind;
 use crate::disk::probe::{self, Content};
 use crate::disk::stack::{Layer, Stack};
-use crate::guest::Backing;
 
 /// Whether there is something to unlock.
 pub fn is_encrypted(volume: &Volume) -> bool {

@@ -12,7 +12,7 @@ use crate::disk::lvm::{self, LvmError, PhysicalVolume};
 use crate::disk::partition::PartitionKind;
 use crate::disk::probe::{self, Content};
 use crate::disk::stack::{Layer, Stack};
-use crate::guest::{Backing, Leftover};
+use crate::disk::{Backing, Leftover};
 
 /// What the physical volumes among some volumes hold.
 #[derive(Debug, Default)]

@@ -11,7 +11,7 @@ use crate::disk::partition::{PartitionKind, Slice};
 use crate::disk::probe::{self, Content};
 use crate::disk::raid::Member;
 use crate::disk::stack::{Layer, Mirror, Stack};
-use crate::guest::{Backing, Leftover};
+use crate::disk::{Backing, Leftover};
 
 /// What the members among some volumes hold.
 #[derive(Debug, Default)]

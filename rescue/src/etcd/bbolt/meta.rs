@@ -3,7 +3,7 @@
 //! reader takes the newer one that is valid.
 
 use crate::etcd::file::File;
-use crate::guest::TreeResult;
+use crate::tree::TreeResult;
 
 /// What a meta begins with.
 pub const MAGIC: u32 = 0xED0C_DAED;

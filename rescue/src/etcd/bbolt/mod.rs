@@ -16,7 +16,7 @@ pub use walk::{Check, Item, Seen, Walk};
 use std::ops::ControlFlow;
 
 use super::file::{File, Held};
-use crate::guest::TreeError;
+use crate::tree::TreeError;
 
 /// Why a database, or a part of it, cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -230,7 +230,8 @@ impl Database {
 mod tests {
     use super::*;
     use crate::etcd::sample::sound_database;
-    use crate::guest::{GuestPath, MemoryTree};
+    use crate::guest::GuestPath;
+    use crate::tree::MemoryTree;
 
     fn open(bytes: &[u8]) -> Result<Database, Fault> {
         let guest = MemoryTree::new().file("/db", bytes).into_guest();

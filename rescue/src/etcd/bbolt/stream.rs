@@ -258,7 +258,8 @@ mod tests {
     use crate::etcd::bbolt::{Check, Database, Fault};
     use crate::etcd::file::File;
     use crate::etcd::write::bbolt::DatabaseWriter;
-    use crate::guest::{FolderTree, Guest, GuestPath, MemoryTree};
+    use crate::guest::{Guest, GuestPath};
+    use crate::tree::{FolderTree, MemoryTree};
 
     const PAGE: usize = 4096;
 

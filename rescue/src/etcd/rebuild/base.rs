@@ -7,7 +7,6 @@ use std::rc::Rc;
 
 use super::database::DatabaseFile;
 use crate::etcd::backend::Facts;
-use crate::etcd::decide::level::Tail;
 use crate::etcd::member::MemberData;
 use crate::etcd::members::Members;
 use crate::etcd::raft::{ConfState, SnapshotMark};
@@ -16,6 +15,7 @@ use crate::etcd::wal::Log;
 use crate::etcd::write::store;
 use crate::etcd::write::wal::Rewrite;
 use crate::guest::{Guest, GuestPath};
+use crate::plan::etcd::level::Tail;
 
 /// A database that is further ahead of its log is not of its history.
 const MAX_MISSING: u64 = 1_000_000;

@@ -6,13 +6,14 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 
 use super::origin::{TRAILER_BYTES, Trailer, trailer};
+use crate::base::ui::Silent;
+use crate::change::folder::{FolderSink, Sources};
 use crate::etcd::backend::{Backend, Facts};
 use crate::etcd::bbolt::Fault;
 use crate::etcd::file::File;
 use crate::etcd::soundness::soundness;
-use crate::guest::{Guest, GuestPath, TreeError};
-use crate::repair::folder::{FolderSink, Sources};
-use crate::ui::Silent;
+use crate::guest::{Guest, GuestPath};
+use crate::tree::TreeError;
 
 /// Permissions that etcd gives it.
 const MODE: u32 = 0o600;

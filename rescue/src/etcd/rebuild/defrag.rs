@@ -11,12 +11,12 @@ use super::edits::Edits;
 use super::origin::Origin;
 use super::space::Passed;
 use super::{DB, DB_MODE, FOLDER_MODE, SNAP, WAL, in_snap, read_back};
+use crate::change::folder::{BuildFolder, FolderSink, Sources};
 use crate::etcd::backend::{ALARM, META, Revision};
 use crate::etcd::bbolt::Database;
 use crate::etcd::member::MemberData;
 use crate::etcd::proto::put_number;
 use crate::guest::{Guest, GuestPath};
-use crate::repair::folder::{BuildFolder, FolderSink, Sources};
 
 /// AlarmType NOSPACE.
 const NOSPACE: u64 = 1;

@@ -6,11 +6,11 @@ use std::ops::ControlFlow;
 
 use anyhow::{Result, bail, ensure};
 
+use crate::change::folder::SinkFile;
 use crate::etcd::backend::{KEY, Revision};
 use crate::etcd::bbolt::{Bucket, Database, Fault, Item, Seen};
 use crate::etcd::history::History;
 use crate::etcd::write::{bbolt::DatabaseWriter, behind};
-use crate::repair::folder::SinkFile;
 
 /// More buckets than etcd has.
 const MAX_BUCKETS: usize = 1000;
@@ -230,7 +230,8 @@ mod tests {
     use super::*;
     use crate::etcd::file::File;
     use crate::etcd::sample::database;
-    use crate::guest::{GuestPath, MemoryTree};
+    use crate::guest::GuestPath;
+    use crate::tree::MemoryTree;
 
     fn open(bytes: &[u8]) -> Database {
         let guest = MemoryTree::new().file("/db", bytes).into_guest();

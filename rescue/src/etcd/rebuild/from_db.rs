@@ -13,6 +13,7 @@ use super::edits::{Checked, Contents, Edits};
 use super::origin::Origin;
 use super::target::NewCluster;
 use super::{DB, DB_MODE, FOLDER_MODE, SNAP, WAL, in_snap, read_back};
+use crate::change::folder::{BuildFolder, FolderSink, Sources};
 use crate::etcd::backend::{ALARM, Facts, KEY, LEASE, MEMBERS, MEMBERS_REMOVED, META, Revision};
 use crate::etcd::bbolt::{Database, Fault};
 use crate::etcd::proto::put_number;
@@ -20,7 +21,6 @@ use crate::etcd::raft::Identity;
 use crate::etcd::salvage::Salvage;
 use crate::etcd::write::{Form, snap, store, wal};
 use crate::guest::{Guest, GuestPath};
-use crate::repair::folder::{BuildFolder, FolderSink, Sources};
 
 /// So far the revision is raised unless another number is asked for: etcd's own documentation says a billion, a week of 1,500 writes a second.
 pub const BUMP: i64 = 1_000_000_000;

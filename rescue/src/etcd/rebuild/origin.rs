@@ -6,9 +6,10 @@ use std::rc::Rc;
 use anyhow::{Context as _, Result};
 use aws_lc_rs::digest::{Context as Digest, SHA256};
 
+use crate::change::folder::Sources;
 use crate::etcd::file::File;
-use crate::guest::{FolderTree, Guest, GuestPath, TreeResult};
-use crate::repair::folder::Sources;
+use crate::guest::{Guest, GuestPath};
+use crate::tree::{FolderTree, TreeResult};
 
 /// `snapshot save` appends a SHA-256 to the database, whose own length is a multiple of this.
 const SECTOR: u64 = 512;
@@ -107,7 +108,7 @@ pub fn trailer(file: &File) -> TreeResult<Trailer> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::MemoryTree;
+    use crate::tree::MemoryTree;
 
     #[test]
     fn a_saved_snapshot_s_checksum_is_seen() {

@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::base::{Base, Start};
 use super::changes;
+use crate::change::folder::{BuildFolder, FolderSink, Sources};
 use crate::etcd::boot::{self, Effect};
-use crate::etcd::decide::level::Tail;
 use crate::etcd::member::{MemberData, Place};
 use crate::etcd::members::Member;
 use crate::etcd::raft::{ConfChange, HardState, Identity, SnapshotMark};
@@ -17,7 +17,7 @@ use crate::etcd::write::identity::{cluster_id, member_id};
 use crate::etcd::write::snap;
 use crate::etcd::write::wal::{Addition, MODE, Rewrite, add, behind, file_name};
 use crate::guest::{Guest, GuestPath};
-use crate::repair::folder::{BuildFolder, FolderSink, Sources};
+use crate::plan::etcd::level::Tail;
 
 /// Permissions that etcd gives folders.
 const FOLDER: u32 = 0o700;

@@ -3,12 +3,12 @@
 
 use anyhow::Result;
 
+use crate::base::refusal::Refusal;
 use crate::etcd::launch::{By, Launch};
 use crate::etcd::member::MemberData;
 use crate::etcd::members::{Member, Members};
 use crate::etcd::status::Found;
 use crate::etcd::write::identity::{cluster_id, member_id};
-use crate::refusal::Refusal;
 
 /// One member of a new cluster, as etcd's flags name it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,15 +17,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, ensure};
 
-use self::merge::{Element, Merge};
-use self::scan::{At, Leaf, Scan, holds_buckets, holds_history, holds_values};
-use self::tree::{Look, Missing};
 use super::backend::{Facts, KEY, KeyValue, LEASE, META, Revision};
 use super::bbolt::meta::{self, NO_FREELIST};
 use super::bbolt::{Bucket, Meta, Page, Seen};
 use super::file::File;
 use super::rebuild::edits::{Contents, Visitor};
-use crate::guest::TreeResult;
+use crate::etcd::salvage::merge::{Element, Merge};
+use crate::etcd::salvage::scan::{At, Leaf, Scan, holds_buckets, holds_history, holds_values};
+use crate::etcd::salvage::tree::{Look, Missing};
+use crate::tree::TreeResult;
 
 /// Roots that are looked at, the newest first.
 const MAX_CANDIDATES: usize = 16;
@@ -367,7 +367,8 @@ mod tests {
     use crate::etcd::proto::{put_bytes, put_number};
     use crate::etcd::sample::sound_database;
     use crate::etcd::write::bbolt::DatabaseWriter;
-    use crate::guest::{GuestPath, MemoryTree};
+    use crate::guest::GuestPath;
+    use crate::tree::MemoryTree;
 
     const PAGE: usize = 4096;
 

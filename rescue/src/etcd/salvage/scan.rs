@@ -5,7 +5,7 @@ use super::tree::is_sound_leaf;
 use crate::etcd::backend::{KeyValue, Revision};
 use crate::etcd::bbolt::{Item, Meta, Page, page};
 use crate::etcd::file::File;
-use crate::guest::TreeResult;
+use crate::tree::TreeResult;
 
 /// Names of etcd's buckets: a leaf that holds only these is, or was, a root.
 const BUCKETS: [&[u8]; 10] = [

@@ -10,7 +10,8 @@ use super::Log;
 use super::segment::{self, End, Reader, Record, bytes_behind};
 use crate::etcd::file::File;
 use crate::etcd::raft::{Entry, HardState, Identity, SnapshotMark};
-use crate::guest::{Guest, TreeResult};
+use crate::guest::Guest;
+use crate::tree::TreeResult;
 
 /// Entries that are held in memory, in bytes, with what keeping one of them takes.
 const MOST_BYTES: usize = 32 << 20;
@@ -184,7 +185,8 @@ mod tests {
     use crate::etcd::raft::EntryKind;
     use crate::etcd::sample::Writer;
     use crate::etcd::wal::Folder;
-    use crate::guest::{GuestPath, MemoryTree};
+    use crate::guest::GuestPath;
+    use crate::tree::MemoryTree;
 
     fn name(sequence: u64, index: u64) -> String {
         format!("/wal/{sequence:016x}-{index:016x}.wal")

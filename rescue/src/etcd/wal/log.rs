@@ -12,7 +12,8 @@ use super::segment::{self, Damage, End, Reader, Stop, Tear};
 use super::{Folder, Segment};
 use crate::etcd::file::File;
 use crate::etcd::raft::{ConfChange, Entry, EntryKind, HardState, Identity, SnapshotMark};
-use crate::guest::{Guest, TreeError, TreeResult};
+use crate::guest::Guest;
+use crate::tree::{TreeError, TreeResult};
 
 /// Bounds on what is kept of a crafted log.
 const MAX_KEPT: usize = 100_000;
@@ -342,7 +343,8 @@ pub(crate) mod tests {
     use super::*;
     use crate::etcd::proto::{put_bytes, put_number};
     use crate::etcd::sample::Writer;
-    use crate::guest::{GuestPath, MemoryTree};
+    use crate::guest::GuestPath;
+    use crate::tree::MemoryTree;
 
     pub fn entry(term: u64, index: u64, data: &[u8]) -> Vec<u8> {
         let mut message = Vec::new();

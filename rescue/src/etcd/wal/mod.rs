@@ -9,7 +9,8 @@ pub mod segment;
 pub use log::{Log, Mark, Position, SegmentLook};
 pub use segment::{Damage, End, Record, Tear};
 
-use crate::guest::{DirEntry, FileKind, Guest, GuestPath, TreeResult};
+use crate::guest::{Guest, GuestPath};
+use crate::tree::{DirEntry, FileKind, TreeResult};
 
 /// More files than any log has: etcd keeps 5 of 64 MB by default.
 const MAX_FILES: usize = 100_000;
@@ -91,7 +92,7 @@ pub(crate) fn parse_name(name: &str) -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::MemoryTree;
+    use crate::tree::MemoryTree;
 
     #[test]
     fn sorts_names_into_what_they_are() {

@@ -3,7 +3,7 @@
 use crate::etcd::crc;
 use crate::etcd::file::{File, Held};
 use crate::etcd::proto::{Malformed, fields};
-use crate::guest::TreeResult;
+use crate::tree::TreeResult;
 
 /// A larger record is taken for damage. etcd 3.3 and 3.4 refuse 10 MiB, requests are limited to 1.5 MiB by default.
 const MAX_RECORD: u64 = 64 << 20;
@@ -305,7 +305,8 @@ pub fn bytes_behind(file: &File, offset: u64) -> TreeResult<bool> {
 mod tests {
     use super::*;
     use crate::etcd::sample::Writer;
-    use crate::guest::{GuestPath, MemoryTree};
+    use crate::guest::GuestPath;
+    use crate::tree::MemoryTree;
 
     fn read(bytes: &[u8], is_last: bool) -> (Vec<(u64, Vec<u8>)>, Stop) {
         let guest = MemoryTree::new().file("/wal", bytes).into_guest();

@@ -9,8 +9,8 @@ use std::io::SeekFrom;
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::change::folder::SinkFile;
 use crate::etcd::bbolt::meta::{self, NO_FREELIST};
-use crate::repair::folder::SinkFile;
 
 const HEADER: usize = 16;
 const ELEMENT: usize = 16;
@@ -308,7 +308,8 @@ mod tests {
     use super::*;
     use crate::etcd::bbolt::Database;
     use crate::etcd::file::File;
-    use crate::guest::{GuestPath, MemoryTree};
+    use crate::guest::GuestPath;
+    use crate::tree::MemoryTree;
 
     type Entries = Vec<(Vec<u8>, Vec<u8>)>;
 

@@ -6,7 +6,7 @@ use std::thread;
 
 use anyhow::Result;
 
-use crate::repair::folder::SinkFile;
+use crate::change::folder::SinkFile;
 
 /// What is handed over at once.
 const AT_ONCE: usize = 256 << 10;

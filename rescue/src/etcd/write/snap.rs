@@ -41,7 +41,8 @@ mod tests {
     use crate::etcd::members::{Member, Members};
     use crate::etcd::raft::ConfState;
     use crate::etcd::{snap, write::store};
-    use crate::guest::{GuestPath, MemoryTree};
+    use crate::guest::GuestPath;
+    use crate::tree::MemoryTree;
 
     #[test]
     fn a_snapshot_is_read_back() {

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use anyhow::{Context as _, Result, ensure};
 
 use super::Form;
+use crate::change::folder::FolderSink;
 use crate::etcd::crc;
 use crate::etcd::file::File;
 use crate::etcd::members::{Member, Members};
@@ -17,7 +18,6 @@ use crate::etcd::raft::{ConfChange, ConfChangeKind, ConfState, Entry, EntryKind,
 use crate::etcd::wal::segment::{self, Reader};
 use crate::etcd::wal::{End, Log};
 use crate::guest::Guest;
-use crate::repair::folder::FolderSink;
 
 /// Permissions that etcd gives its files.
 pub const MODE: u32 = 0o600;
@@ -340,11 +340,12 @@ mod tests {
     use std::ops::ControlFlow;
 
     use super::*;
+    use crate::change::folder::DirectorySink;
     use crate::etcd::sample::Writer;
     use crate::etcd::wal::Folder;
     use crate::etcd::write::identity::{cluster_id, member_id};
-    use crate::guest::{FolderTree, GuestPath, MemoryTree};
-    use crate::repair::folder::DirectorySink;
+    use crate::guest::GuestPath;
+    use crate::tree::{FolderTree, MemoryTree};
 
     const US: Identity = Identity { member: 7, cluster: 9 };
 

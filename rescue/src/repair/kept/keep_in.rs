@@ -8,10 +8,10 @@ use std::rc::Rc;
 use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{Mode, OFlags};
 
+use crate::base::refusal::Refusal;
+use crate::base::units;
 use crate::guest::RealPath;
-use crate::refusal::Refusal;
 use crate::repair::confined::{Confined, Place};
-use crate::units;
 
 /// Its records and what a file system needs beside the bytes.
 const SLACK: u64 = 1 << 20;

@@ -6,9 +6,9 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::guest::FileKind;
-use crate::repair::change::hex;
+use crate::change::hex;
 use crate::repair::journal::StoredPath;
+use crate::tree::FileKind;
 
 /// The format of a list.
 const FORMAT: &str = "rescue-kept/1";
@@ -24,7 +24,7 @@ pub(super) struct List {
     pub run: String,
     /// Where the folder belongs on the guest.
     pub path: StoredPath,
-    /// All that is in it; see [`crate::repair::tree_hash::of`]. Empty while it is not known.
+    /// All that is in it; see [`crate::change::tree_hash::of`]. Empty while it is not known.
     pub sha256: String,
     entries: Vec<Entry>,
 }

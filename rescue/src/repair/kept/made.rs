@@ -6,11 +6,11 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::keep_in::KeepIn;
 use super::list::{Entries, Entry, Kind};
+use crate::base::writeback::Early;
+use crate::change::folder::{FolderSink, SinkFile};
 use crate::guest::{Guest, GuestPath, RealPath};
 use crate::repair::confined::Place;
-use crate::repair::folder::{FolderSink, SinkFile};
 use crate::repair::new_file::{self, NewFile};
-use crate::repair::writeback::Early;
 use crate::repair::xattrs;
 
 /// Takes what is built.

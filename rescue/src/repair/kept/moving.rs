@@ -11,9 +11,11 @@ use super::list::{Entries, Entry, Kind, LIST_LIMIT, List};
 use super::made::MadeFolder;
 use super::tree::{KeptTree, SHOWN};
 use super::{room, sparse};
-use crate::guest::{Guest, GuestPath, RealPath, TreeResult};
-use crate::refusal::Refusal;
-use crate::repair::change::sha256_hex;
+use crate::base::fault;
+use crate::base::refusal::Refusal;
+use crate::change::sha256_hex;
+use crate::change::tree_hash;
+use crate::guest::{Guest, GuestPath, RealPath};
 use crate::repair::confined::{Confined, Place, is_folder, sync_file};
 use crate::repair::exchange::{self, Look};
 use crate::repair::journal::{Journal, KeptAt, State, Step, StoredPath};
@@ -21,7 +23,8 @@ use crate::repair::shown_sink::ShownSink;
 use crate::repair::stage::{Goal, Outcome, Stage};
 use crate::repair::store::Store;
 use crate::repair::transaction::{finished_now, open_if_there};
-use crate::repair::{fault, tree_hash, xattrs};
+use crate::repair::xattrs;
+use crate::tree::TreeResult;
 
 /// The old folder, or the new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

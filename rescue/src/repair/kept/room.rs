@@ -4,15 +4,15 @@ use anyhow::Result;
 
 use super::keep_in::KeepIn;
 use super::sparse;
+use crate::base::fault;
+use crate::base::refusal::Refusal;
+use crate::base::units;
+use crate::change::Content;
 use crate::guest::RealPath;
-use crate::refusal::Refusal;
-use crate::repair::change::Content;
 use crate::repair::confined::{Confined, is_folder};
-use crate::repair::fault;
 use crate::repair::journal::State;
 use crate::repair::stage::{self, Goal, Outcome};
 use crate::repair::store::Store;
-use crate::units;
 
 /// What must stay free beside the new folder's bytes: what the file system needs for its names.
 const SLACK: (u64, u64) = (128 << 10, 8);

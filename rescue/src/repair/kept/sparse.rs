@@ -7,9 +7,10 @@ use std::os::fd::OwnedFd;
 use anyhow::{Context as _, Result};
 use rustix::io::Errno;
 
+use crate::base::fault;
 use crate::guest::RealPath;
 use crate::repair::confined::{Confined, Place, is_folder};
-use crate::repair::{fault, patch};
+use crate::repair::patch;
 
 /// Read at once.
 const CHUNK: usize = 1 << 20;

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::list::{Entries, Entry, Kind};
-use crate::guest::{DirEntry, FileKind, GuestPath, Meta, RealPath, Tree, TreeError, TreeResult};
+use crate::guest::{GuestPath, RealPath};
 use crate::repair::confined::Confined;
+use crate::tree::{DirEntry, FileKind, Meta, Tree, TreeError, TreeResult};
 
 /// Where it is in this tree.
 pub(super) const SHOWN: &str = "/member";

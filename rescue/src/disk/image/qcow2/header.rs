@@ -1,8 +1,9 @@
 //! The header of a qcow2 image. All numbers are big endian.
 
 use super::super::ImageError;
+use crate::base::escaping::escape;
 use crate::disk::ReadAt;
-use crate::disk::bytes::{be32, be64, escape};
+use crate::disk::bytes::{be32, be64};
 
 /// QEMU's own bound (block/qcow2.h, QCOW_MAX_L1_SIZE), in bytes.
 const MAX_L1_SIZE: u64 = 32 << 20;

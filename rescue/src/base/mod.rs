@@ -1,0 +1,13 @@
+//! What every room may use: refusals, the trait that shows progress, words for people, YAML, escaping, fault points for tests, and the
+//! calls into the kernel.
+
+pub mod escaping;
+pub mod fault;
+pub mod refusal;
+pub mod schema;
+pub mod severity;
+pub mod sys;
+pub mod ui;
+pub mod units;
+pub mod writeback;
+pub mod yaml;

@@ -1,0 +1,331 @@
+//! authorities: the CAs themselves. One that is over or ends within a year is signed anew with its own key when the user asks for it
+//! (`--renew-ca`), and every copy of it on the disk is exchanged. kubeadm cannot do that. Where a renewed one is at hand already, on
+//! another node of the run or in another file of this disk, it is taken without asking: there must be only one.
+
+pub mod remedy;
+use std::rc::Rc;
+use time::{Duration, OffsetDateTime};
+
+use super::certificates::authority::advice;
+use super::certificates::date;
+use crate::base::severity::Severity;
+use crate::base::units;
+use crate::checks::authorities::remedy::{Origin, RenewAuthority, ReplaceAuthorityCopy, Successor};
+use crate::finding::{Check, Context, Finding};
+use crate::node::Role;
+use crate::pki::authority_copies::{self, CopyFile, Standing};
+use crate::pki::certificate::{Certificate, SignatureCheck};
+use crate::pki::inventory::{AuthorityState, Blocked, Inventory};
+use crate::pki::profile::Authority;
+use crate::pki::renew_ca;
+
+const ID: &str = "authorities";
+
+/// CAs live for ten years; a year before their end is the time to plan.
+const CA_WARNING: Duration = Duration::days(365);
+
+/// From here on everything that it signed is about to end with it.
+const CA_ALARM: Duration = Duration::days(30);
+
+/// See the module.
+#[derive(Debug, Clone, Copy)]
+pub struct Authorities;
+
+impl Check for Authorities {
+    fn id(&self) -> &'static str {
+        ID
+    }
+
+    fn about(&self) -> &'static str {
+        "CAs that are over, end within a year, or cannot sign; with --renew-ca signs them anew with their own keys and exchanges every \
+         copy on the disk"
+    }
+
+    fn run(&self, context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
+        if let Some(Role::OtherDistribution | Role::NotKubernetes) = context.node.role.value {
+            return Ok(Vec::new());
+        }
+        let inventory = Inventory::read(context.guest, context.node, context.settings.now);
+        let copies = authority_copies::find(context.guest, context.node);
+        let is_control_plane = context.node.role.value == Some(Role::ControlPlane) || !inventory.leaves.is_empty();
+        let judge = Judge { context, copies: &copies, is_control_plane };
+        let mut findings: Vec<Finding> =
+            inventory.authorities.values().flat_map(|state| judge.authority(state)).collect();
+        findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+        Ok(findings)
+    }
+}
+
+struct Judge<'a> {
+    context: &'a Context<'a>,
+    copies: &'a [CopyFile],
+    is_control_plane: bool,
+}
+
+impl Judge<'_> {
+    fn now(&self) -> OffsetDateTime {
+        self.context.settings.now
+    }
+
+    fn authority(&self, state: &AuthorityState) -> Vec<Finding> {
+        let mut findings: Vec<Finding> = self.is_bundle_for_signing(state).into_iter().collect();
+        match &state.signer {
+            Ok(_) => {}
+            Err(Blocked::Expired(_)) => {}
+            Err(Blocked::KeyMissing) if !self.is_control_plane => {}
+            Err(blocked) => findings.push(self.blocked(state, blocked)),
+        }
+        if matches!(state.signer, Ok(_) | Err(Blocked::Expired(_) | Blocked::KeyMissing)) {
+            findings.extend(self.dates(state).or_else(|| self.older_copies(state)));
+        }
+        findings
+    }
+
+    /// What has nothing to do with the CA's end.
+    fn blocked(&self, state: &AuthorityState, blocked: &Blocked) -> Finding {
+        let path = &state.certificate_path;
+        // A CA that nobody accepts stops all TLS of a control plane. A worker's kubelet only needs to be able to read it.
+        let full = if self.is_control_plane { Severity::StopsBoot } else { Severity::WillBreak };
+        let (severity, what, at, saw) = match blocked {
+            Blocked::KeyMissing => {
+                let what = "has no key on this node (external CA)";
+                return finding(state, Severity::Note, what).with_evidence(&state.key_path, "not there");
+            }
+            Blocked::Expired(end) => (full, "is over", path, format!("expired {}", units::time(*end))),
+            Blocked::NotYetValid(begin) => {
+                (full, "is not yet valid", path, format!("valid only from {}", units::time(*begin)))
+            }
+            Blocked::KeyMismatch => {
+                let saw = format!("its public key is not that of {path}");
+                (Severity::WillBreak, "does not match its key", &state.key_path, saw)
+            }
+            Blocked::KeyUnreadable(why) => (Severity::WillBreak, "has an unreadable key", &state.key_path, why.clone()),
+            Blocked::NotAnAuthority => {
+                let saw = "basicConstraints or key usage forbid signing".to_owned();
+                (full, "is not a CA certificate", path, saw)
+            }
+            Blocked::CertificateMissing => (Severity::StopsBoot, "is missing", path, "not there".to_owned()),
+            Blocked::CertificateUnreadable(why) => (Severity::StopsBoot, "is unreadable", path, why.clone()),
+        };
+        let advice = advice(state, blocked, self.context.settings);
+        finding(state, severity, what).with_evidence(at, saw).with_advice(advice)
+    }
+
+    /// The CA's own end, and what can be done about it.
+    fn dates(&self, state: &AuthorityState) -> Option<Finding> {
+        let own = own(state);
+        let old = own.iter().find(|old| self.ends_soon(old) && self.later(old).is_some());
+        let old = *old.or(own.first()).filter(|old| self.ends_soon(old))?;
+        let left = old.not_after - self.now();
+        let end = date(old.not_after);
+        let full = if self.is_control_plane { Severity::StopsBoot } else { Severity::WillBreak };
+        let (severity, what) = if old.not_after < self.now() {
+            (full, format!("expired {end} ({} days ago)", -left.whole_days()))
+        } else {
+            let severity = if left < CA_ALARM { Severity::WillBreak } else { Severity::Note };
+            (severity, format!("expires {end} (in {} days)", left.whole_days()))
+        };
+        let found = finding(state, severity, &what)
+            .with_evidence(&state.certificate_path, format!("{} ends {}", old.subject, units::time(old.not_after)));
+        Some(match self.successor(state, old) {
+            Ok(successor) => self.with_remedies(found, successor),
+            Err(advice) => found.with_advice(advice),
+        })
+    }
+
+    fn ends_soon(&self, certificate: &Certificate) -> bool {
+        certificate.not_after - self.now() < CA_WARNING
+    }
+
+    /// Copies of a CA that was renewed in its own file only.
+    fn older_copies(&self, state: &AuthorityState) -> Option<Finding> {
+        let certificate = own(state).into_iter().find(|own| !self.copies_older_than(state, own).is_empty())?;
+        let successor = Successor {
+            authority: state.authority,
+            path: state.certificate_path.clone(),
+            old: certificate.clone(),
+            origin: Origin::Found {
+                certificate: Box::new(certificate.clone()),
+                at: state.certificate_path.to_string(),
+            },
+        };
+        let older = self.copies_older_than(state, certificate);
+        let ages =
+            || older.iter().flat_map(|copy| copy.certificates.iter().filter(|old| old.is_same_authority(certificate)));
+        let is_over = ages().any(|old| old.not_after < self.now());
+        let severity = if is_over { Severity::WillBreak } else { Severity::Note };
+        let mut found = finding(state, severity, "was renewed, but not every copy of it on this disk");
+        for copy in &older {
+            let oldest =
+                copy.certificates.iter().filter(|old| old.is_same_authority(certificate)).map(|old| old.not_after);
+            let end =
+                oldest.min().map_or_else(String::new, |end| format!("holds the one that ends {}", units::time(end)));
+            found = found.with_evidence(&copy.path, end);
+        }
+        Some(self.with_remedies(found, successor))
+    }
+
+    fn copies_older_than(&self, state: &AuthorityState, new: &Certificate) -> Vec<&CopyFile> {
+        let own = self.context.guest.resolve(&state.certificate_path).ok();
+        let is_older = |old: &Certificate| old.is_same_authority(new) && old.not_after < new.not_after;
+        self.copies
+            .iter()
+            .filter(|copy| copy.standing == Standing::InUse && self.context.guest.resolve(&copy.path).ok() != own)
+            .filter(|copy| copy.certificates.iter().any(|old| is_older(old) && self.ends_soon(old)))
+            .collect()
+    }
+
+    fn with_remedies(&self, mut found: Finding, successor: Successor) -> Finding {
+        let guest = self.context.guest;
+        let successor = Rc::new(successor);
+        let own = guest.resolve(&successor.path).ok();
+        let is_own = matches!(&successor.origin, Origin::Found { certificate, .. } if **certificate == successor.old);
+        if !is_own {
+            found = found.with_remedy(RenewAuthority { successor: Rc::clone(&successor), now: self.now() });
+        }
+        let mut left: Vec<String> = Vec::new();
+        for copy in self.copies {
+            let older =
+                |old: &&Certificate| old.is_same_authority(&successor.old) && old.not_after < successor.not_after();
+            if guest.resolve(&copy.path).ok() == own || copy.certificates.iter().find(older).is_none() {
+                continue;
+            }
+            match copy.standing {
+                Standing::InUse => {
+                    let (successor, path) = (Rc::clone(&successor), copy.path.clone());
+                    found = found.with_remedy(ReplaceAuthorityCopy { successor, path });
+                }
+                Standing::Backup => left.push(format!("{} (a backup)", copy.path)),
+                Standing::Generated => left.push(format!(
+                    "{} (made by update-ca-certificates or update-ca-trust: run it after boot)",
+                    copy.path
+                )),
+            }
+        }
+        if !left.is_empty() {
+            found = found.with_advice(format!("Left as it is: {}.", left.join(", ")));
+        }
+        found
+    }
+
+    /// A later certificate of the same authority that somebody made already, the latest of several; of two that end together always
+    /// the same one, whatever the order of the disks.
+    fn later(&self, old: &Certificate) -> Option<(&Certificate, String)> {
+        let peers = self.context.peers.iter().flat_map(|peer| {
+            let at = format!("node {} ({})", peer.name, peer.source);
+            let certificates =
+                peer.authorities.values().flat_map(|other| other.certificates.iter().chain(&other.trusted));
+            certificates.map(move |certificate| (certificate, at.clone()))
+        });
+        let copies = self
+            .copies
+            .iter()
+            .flat_map(|copy| copy.certificates.iter().map(|certificate| (certificate, copy.path.to_string())));
+        peers
+            .chain(copies)
+            .filter(|(new, _)| new.is_same_authority(old) && new.not_after > old.not_after && !self.ends_soon(new))
+            // A hostile disk can bring no such certificate without the CA's key.
+            .filter(|(new, _)| new.signed_by(new) == SignatureCheck::Valid && new.may_sign())
+            .filter(|(new, _)| new.subject_key_id == old.subject_key_id && new.not_before <= self.now())
+            .max_by(|(a, _), (b, _)| (a.not_after, &b.der).cmp(&(b.not_after, &a.der)))
+    }
+
+    /// What replaces `old`, or why nothing does and what to bring.
+    fn successor(&self, state: &AuthorityState, old: &Certificate) -> Result<Successor, String> {
+        let successor = |origin| Successor {
+            authority: state.authority,
+            path: state.certificate_path.clone(),
+            old: old.clone(),
+            origin,
+        };
+        if let Some((new, at)) = self.later(old) {
+            return Ok(successor(Origin::Found { certificate: Box::new(new.clone()), at }));
+        }
+        let (certificate, key) = (&state.certificate_path, &state.key_path);
+        if !old.is_self_signed() {
+            return Err(format!(
+                "Not renewed here: {certificate} was issued by {}, not by itself. Only that CA can renew it: have it sign a new certificate \
+                 for the same key and the same subject, put it into {certificate}, and run this again; its copies are then exchanged.",
+                old.issuer
+            ));
+        }
+        if !self.is_control_plane {
+            return Err(self.worker_advice(old));
+        }
+        let Some(ca) = &state.pair else {
+            return Err(format!(
+                "Not renewed: its key is not on this node ({key}). Bring the key (copy it to {key}, and take it away afterwards), or have the \
+                 CA renewed where the key is (same key, same subject), put the new certificate into {certificate}, and run this again: its \
+                 copies are then exchanged. The disk of a control plane that has the key may also be given in the same run."
+            ));
+        };
+        if !self.context.settings.renew_ca {
+            return Err(format!(
+                "kubeadm does not renew CAs. `rescue repair SRC --renew-ca` signs it anew with its own key (same key, same name, a later \
+                 end), so that all it signed stays good, and exchanges every copy on this disk ({} found); every other node needs it too, \
+                 so give all disks in that run.",
+                self.copies_of(old)
+            ));
+        }
+        let end = renew_ca::end(self.now(), self.context.settings.ca_days).filter(|end| *end > old.not_after);
+        let Some(not_after) = end else {
+            return Err("Not renewed: it would not end later. Give more days with --ca-days.".to_owned());
+        };
+        Ok(successor(Origin::Made { ca: Box::new(ca.clone()), not_after, made: Box::default() }))
+    }
+
+    fn copies_of(&self, old: &Certificate) -> usize {
+        let is_copy = |copy: &&CopyFile| copy.certificates.iter().any(|other| other.is_same_authority(old));
+        self.copies.iter().filter(|copy| copy.standing == Standing::InUse).filter(is_copy).count()
+    }
+
+    fn worker_advice(&self, old: &Certificate) -> String {
+        let holder = self.context.peers.iter().find(|peer| {
+            let mut pairs = peer.authorities.values().filter_map(|other| other.pair.as_ref());
+            pairs.any(|pair| pair.certificate.is_same_authority(old))
+        });
+        match holder {
+            Some(peer) if self.context.settings.renew_ca => {
+                format!("Exchanged here as soon as node {} ({}) is repaired in this run.", peer.name, peer.source)
+            }
+            Some(peer) => format!(
+                "Its key is on node {} ({}): add --renew-ca to the repair of both, and this node gets the renewed CA too.",
+                peer.name, peer.source
+            ),
+            None => "A worker has no CA key. Give the disk of a control plane of its cluster in the same run, before or after its CA was \
+                     renewed: `rescue repair CONTROL-PLANE WORKER --renew-ca`."
+                .to_owned(),
+        }
+    }
+
+    /// kube-controller-manager insists on one certificate in the file that it signs with ("expected 1 certificate, found N":
+    /// pkg/controller/certificates/signer/ca_provider.go), though everybody else reads bundles.
+    fn is_bundle_for_signing(&self, state: &AuthorityState) -> Option<Finding> {
+        let pod = self.context.node.static_pod("kube-controller-manager")?;
+        let file = pod.flag("--cluster-signing-cert-file")?;
+        let number = state.certificates.len();
+        let is_this = state.authority == Authority::Cluster && state.certificate_path.to_string() == file;
+        (is_this && number > 1).then(|| {
+            finding(state, Severity::Note, &format!("is a bundle of {number} certificates"))
+                .with_evidence(&pod.path, format!("--cluster-signing-cert-file={file}"))
+                .with_advice(format!(
+                    "kube-controller-manager from 1.19 on refuses to sign with it (\"expected 1 certificate, found {number}\"), so no kubelet \
+                     can renew its certificate. Left as it is: put the certificate that matches {} alone into a file of its own and name \
+                     that in --cluster-signing-cert-file.",
+                    state.key_path
+                ))
+        })
+    }
+}
+
+/// The certificate that the key belongs to; where there is no key, all that the file holds.
+fn own(state: &AuthorityState) -> Vec<&Certificate> {
+    match &state.pair {
+        Some(pair) => vec![&pair.certificate],
+        None => state.certificates.iter().collect(),
+    }
+}
+
+fn finding(state: &AuthorityState, severity: Severity, what: &str) -> Finding {
+    Finding::new(ID, severity, format!("CA {} {what}", state.authority.name()))
+}

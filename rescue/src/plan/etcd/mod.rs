@@ -1,0 +1,16 @@
+//! What several members need together: the smallest repair that suffices, as a plan for all their nodes.
+
+mod behind_damage;
+pub mod claims;
+pub mod from_database;
+pub mod level;
+mod levelled;
+pub mod odd;
+pub mod plan;
+pub mod remove;
+pub mod seen;
+pub mod stands;
+pub mod table;
+
+pub use plan::plan_sets;
+pub use remove::plan_removal;
