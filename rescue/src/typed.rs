@@ -1,26 +1,17 @@
 //! How a user would type a source again: every "Next:" line is to be copied as it stands.
 
-use std::path::Path;
+use crate::base::shell::quoted;
 
 use crate::disk::Backing;
 use crate::disk::Source;
 use crate::disk::given::Given;
 use crate::guest::Guest;
 
-/// A path, quoted for the shell where it needs that.
-pub fn path(path: &Path) -> String {
-    let text = path.display().to_string();
-    match text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+:@,".contains(c)) {
-        true => text,
-        false => format!("'{}'", text.replace('\'', r"'\''")),
-    }
-}
-
 /// A disk by its path, a folder with `--root`.
 pub fn source(source: &Source) -> String {
     match source {
-        Source::Disk(disk) => path(disk),
-        Source::Root(folder) => format!("--root {}", path(folder)),
+        Source::Disk(disk) => quoted(disk),
+        Source::Root(folder) => format!("--root {}", quoted(folder)),
     }
 }
 
@@ -33,7 +24,7 @@ pub fn sources(sources: &[Source]) -> String {
 pub fn with_ca(disks: &[Source], ca: &[Source]) -> String {
     let lent = ca.iter().map(|one| {
         let (Source::Disk(at) | Source::Root(at)) = one;
-        format!("--ca {}", path(at))
+        format!("--ca {}", quoted(at))
     });
     std::iter::once(sources(disks)).chain(lent).collect::<Vec<_>>().join(" ")
 }
@@ -45,8 +36,8 @@ pub fn guest(guest: &Guest) -> String {
         let named = match &file_system.backing {
             // What is mounted below the guest's folder comes with it.
             Backing::Folder(_) if !words.is_empty() => continue,
-            Backing::Folder(folder) => vec![format!("--root {}", path(folder))],
-            backing => backing.disks().into_iter().map(|(disk, _)| path(disk)).collect(),
+            Backing::Folder(folder) => vec![format!("--root {}", quoted(folder))],
+            backing => backing.disks().into_iter().map(|(disk, _)| quoted(disk)).collect(),
         };
         for word in named {
             if !words.contains(&word) {
@@ -65,6 +56,5 @@ mod tests {
     fn sources_are_quoted_for_the_shell() {
         let both = [Source::Disk("/tmp/a b.img".into()), Source::Root("/mnt".into())];
         assert_eq!(sources(&both), "'/tmp/a b.img' --root /mnt");
-        assert_eq!(path(Path::new("it's")), r"'it'\''s'");
     }
 }

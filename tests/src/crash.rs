@@ -10,8 +10,8 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
 use rescue::base::fault;
+use rescue::base::hash::sha256_hex;
 use rescue::base::refusal::Refusal;
-use rescue::change::sha256_hex;
 use rescue::repair::{TransactionError, UndoError};
 
 /// Runs a driver. Exit codes: 0 done, 3 refused, 4 stopped part-way, 5 anything else. With `CUT_POWER` set, an abort cuts the power first.

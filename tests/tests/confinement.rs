@@ -52,7 +52,7 @@ fn fingerprint(folder: &Path) -> Vec<String> {
         let meta = fs::symlink_metadata(&path).unwrap();
         let times = (meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec());
         let content =
-            if meta.is_file() { rescue::change::sha256_hex(&fs::read(&path).unwrap()) } else { String::new() };
+            if meta.is_file() { rescue::base::hash::sha256_hex(&fs::read(&path).unwrap()) } else { String::new() };
         lines.push(format!("{} {} {:o} {} {times:?} {content}", path.display(), meta.ino(), meta.mode(), meta.nlink()));
         if meta.is_dir() {
             lines.extend(fingerprint(&path));
@@ -265,7 +265,7 @@ fn a_made_up_record_cannot_name_files_outside() {
             fs::create_dir_all(folder.join("backup")).unwrap();
             fs::write(folder.join("staged/0"), "hostile").unwrap();
             let path = path.replace("DECOY", &decoy.display().to_string());
-            let helper = rescue::change::sha256_hex("the helper's kubeconfig".repeat(5000).as_bytes());
+            let helper = rescue::base::hash::sha256_hex("the helper's kubeconfig".repeat(5000).as_bytes());
             let step = |after: serde_json::Value| serde_json::json!({"path": path, "before": {"file": {"sha256": helper}}, "after": after, "mount_point": "/"});
             let record = serde_json::json!({
                 "format": "rescue-run/1", "id": run, "sequence": 1, "version": "0", "started": "", "summary": [], "freed": [],

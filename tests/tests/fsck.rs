@@ -41,7 +41,7 @@ fn shell(script: &str, image: &Path) -> Result<Ran> {
 }
 
 fn sha256(path: &Path) -> Result<String> {
-    Ok(rescue::change::sha256_hex(&fs::read(path)?))
+    Ok(rescue::base::hash::sha256_hex(&fs::read(path)?))
 }
 
 /// Runs it and expects an exit code, words in its output, and whether the image stays as it is.

@@ -61,12 +61,12 @@ impl Image {
     /// Opens the image (or a device), which must be refused for a reason that has all these words; the bytes stay as they are.
     #[track_caller]
     fn assert_refused_at(&self, path: &Path, block_device: bool, words: &[&str]) {
-        let before = rescue::change::sha256_hex(&fs::read(self.path()).unwrap());
+        let before = rescue::base::hash::sha256_hex(&fs::read(self.path()).unwrap());
         let error = self.open(path, block_device, Duration::from_millis(10)).expect_err("it must be refused");
         let text = error.to_string();
         assert!(error.is::<Refusal>(), "{error:?}");
         assert!(words.iter().all(|word| text.contains(word)), "{text}");
-        assert_eq!(rescue::change::sha256_hex(&fs::read(self.path()).unwrap()), before);
+        assert_eq!(rescue::base::hash::sha256_hex(&fs::read(self.path()).unwrap()), before);
     }
 
     #[track_caller]

@@ -303,7 +303,7 @@ fn every_copy_is_exchanged_and_nothing_else_and_undo_restores_all() -> Result<()
         ensure!(text(&guest, untouched)? == was(untouched)?, "{untouched}");
     }
     let der = fs::read(cluster.root().join("etc/kubernetes/ca.der"))?;
-    ensure!(rescue::pki::pem::certificates(new.as_bytes()) == [der]);
+    ensure!(rescue::pki::x509::pem::certificates(new.as_bytes()) == [der]);
     drop(guest);
     let writable = pki_support::open(cluster.root())?;
     undo(&writable, None, &Silent)?;

@@ -727,8 +727,8 @@ fn no_byte_of_a_hostile_certificate_makes_it_panic() -> Result<()> {
         &format!("{SERVER}subjectAltName=DNS:a,IP:1.2.3.4,URI:x:y\n"),
     )?;
     let pem = fs::read(cluster.pki("apiserver.crt"))?;
-    let good = rescue::pki::pem::certificates(&pem).pop().context("a certificate")?;
-    let ca = rescue::pki::certificate::Certificate::all_from_pem(&fs::read(cluster.pki("ca.crt"))?)?;
+    let good = rescue::pki::x509::pem::certificates(&pem).pop().context("a certificate")?;
+    let ca = rescue::pki::x509::certificate::Certificate::all_from_pem(&fs::read(cluster.pki("ca.crt"))?)?;
     // SEQUENCE { SEQUENCE { what is signed } … }, both with two bytes of length.
     let signed = 4..8 + usize::from(u16::from_be_bytes([good[6], good[7]]));
     let mut read = 0;
@@ -736,16 +736,16 @@ fn no_byte_of_a_hostile_certificate_makes_it_panic() -> Result<()> {
         for value in [0x00, 0x7f, 0x80, 0x84, 0xff, good[at] ^ 1] {
             let mut bytes = good.clone();
             bytes[at] = value;
-            if let Ok(certificate) = rescue::pki::certificate::Certificate::from_der(&bytes) {
+            if let Ok(certificate) = rescue::pki::x509::certificate::Certificate::from_der(&bytes) {
                 read += 1;
-                let valid = certificate.signed_by(&ca[0]) == rescue::pki::certificate::SignatureCheck::Valid;
+                let valid = certificate.signed_by(&ca[0]) == rescue::pki::x509::certificate::SignatureCheck::Valid;
                 ensure!(
                     !valid || bytes == good || !signed.contains(&at),
                     "byte {at} became {value:#x} and the signature still holds"
                 );
             }
         }
-        let _ = rescue::pki::certificate::Certificate::from_der(&good[..at]);
+        let _ = rescue::pki::x509::certificate::Certificate::from_der(&good[..at]);
     }
     ensure!(read > 100);
     Ok(())

@@ -1,6 +1,8 @@
 //! Text of a guest made safe for a terminal.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 /// Whether a character of a guest may not be shown as it is: it would move the cursor, or show something else than what is there (Trojan Source,
 /// CVE-2021-42574: what turns the direction of writing, and what is not seen at all).
@@ -38,6 +40,26 @@ pub fn key(key: &[u8]) -> String {
         }
     }
     shown
+}
+
+/// Writes a path of a guest: what [`misleads`] is escaped, and bytes that are no UTF-8 are written as `\\xNN`.
+///
+/// # Errors
+/// Those of `f`.
+pub fn write_path(f: &mut fmt::Formatter<'_>, path: &Path) -> fmt::Result {
+    for chunk in path.as_os_str().as_bytes().utf8_chunks() {
+        for character in chunk.valid().chars() {
+            if misleads(character) {
+                write!(f, "{}", character.escape_default())?;
+            } else {
+                write!(f, "{character}")?;
+            }
+        }
+        for byte in chunk.invalid() {
+            write!(f, "\\x{byte:02x}")?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

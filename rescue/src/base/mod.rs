@@ -3,9 +3,11 @@
 
 pub mod escaping;
 pub mod fault;
+pub mod hash;
 pub mod refusal;
 pub mod schema;
 pub mod severity;
+pub mod shell;
 pub mod sys;
 pub mod ui;
 pub mod units;

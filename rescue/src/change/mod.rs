@@ -11,6 +11,7 @@ pub use draft::Draft;
 pub use folder::{BuildFolder, FolderSink, SinkFile, Sources};
 pub use planned::Planned;
 
+use crate::base::hash::{hex, sha256_hex};
 use sha2::{Digest, Sha256};
 use std::ffi::OsStr;
 use std::fmt;
@@ -59,20 +60,6 @@ impl fmt::Debug for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Content({} bytes)", self.bytes.len())
     }
-}
-
-/// SHA-256 of `bytes` in lower-case hexadecimal.
-pub fn sha256_hex(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-/// Lower-case hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// Read at once of a file that is only hashed.

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::{each_chunk, hex};
+use super::each_chunk;
+use crate::base::hash::hex;
 use crate::tree::{FileKind, Meta, Tree, TreeError, TreeResult};
 
 /// Deeper and larger than any folder that is replaced as a whole: an etcd member has three levels and some dozen files.

@@ -18,10 +18,10 @@ use crate::kubeconfig::edit::{NewMaterial, replace_credentials};
 use crate::kubeconfig::homes::{PersonalConfig, personal_configs};
 use crate::kubeconfig::{Kubeconfig, Material, User};
 use crate::node::Role;
-use crate::pki::certificate::{Certificate, SignatureCheck, printable};
 use crate::pki::inventory::{AuthorityState, Inventory, Verdict, dates};
-use crate::pki::key::PrivateKey;
 use crate::pki::profile::Authority;
+use crate::pki::x509::certificate::{Certificate, SignatureCheck, printable};
+use crate::pki::x509::key::PrivateKey;
 
 const ID: &str = "admin-kubeconfig";
 
@@ -432,7 +432,7 @@ mod tests {
         let mut forged = other.serialize_der();
         let at = forged.windows(other_public.len()).position(|part| part == other_public).expect("its public part");
         forged[at..at + own_public.len()].copy_from_slice(&own_public);
-        let pem = crate::pki::pem::encode("PRIVATE KEY", &forged);
+        let pem = crate::pki::x509::pem::encode("PRIVATE KEY", &forged);
         assert!(problem(&certificate, inline(&pem)).is_some());
     }
 
@@ -448,7 +448,7 @@ mod tests {
         let mut forged = other.serialize_der();
         let (from, to) = (modulus(&own_public), modulus(&forged));
         forged[to..to + 261].copy_from_slice(&own_public[from..from + 261]);
-        let pem = crate::pki::pem::encode("PRIVATE KEY", &forged);
+        let pem = crate::pki::x509::pem::encode("PRIVATE KEY", &forged);
         assert!(problem(&certificate, inline(&pem)).is_some());
     }
 

@@ -30,7 +30,7 @@ impl Check for ClaimedRole {
                 "It is taken for a worker: no key of the cluster is copied to it, and nothing but its kubelet's certificate is signed for it. \
                  If it is a worker, remove the manifest (who put it there?). If you know for certain that it is a control plane which has \
                  lost all its keys, run the same command again with --trust {}: it then gets the cluster's private keys.",
-                crate::typed::path(std::path::Path::new(&context.guest.source))
+                crate::base::shell::quoted(std::path::Path::new(&context.guest.source))
             ));
         Ok(vec![finding])
     }

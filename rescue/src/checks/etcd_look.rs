@@ -1,6 +1,6 @@
 //! etcd: whether the member on this node will start again, read from its log, snapshots and database.
 
-use crate::etcd::troubles::{check_pages, holder};
+use crate::etcd::read::troubles::{check_pages, holder};
 use std::rc::Rc;
 
 use crate::base::severity::Severity;
@@ -8,12 +8,12 @@ use crate::base::ui::Ui;
 use crate::base::units;
 use crate::change::Planned;
 use crate::change::Prepared;
-use crate::etcd::boot::{self, Effect, Kind, Problem};
-use crate::etcd::launch::{By, DEFAULT_QUOTA, Embedding, Launch};
-use crate::etcd::locate;
-use crate::etcd::member::{MemberData, Place, Stored};
-use crate::etcd::mend::{self, Mend};
-use crate::etcd::moved::{Moved, moved};
+use crate::etcd::operations::mend::{self, Mend};
+use crate::etcd::read::boot::{self, Effect, Kind, Problem};
+use crate::etcd::read::launch::{By, DEFAULT_QUOTA, Embedding, Launch};
+use crate::etcd::read::locate;
+use crate::etcd::read::member::{MemberData, Place, Stored};
+use crate::etcd::read::moved::{Moved, moved};
 use crate::finding::{Check, Context, Finding, Remedy};
 use crate::guest::Guest;
 
@@ -204,7 +204,7 @@ fn summary(data: &MemberData) -> String {
 mod tests {
     use super::*;
     use crate::base::ui::Silent;
-    use crate::etcd::sample;
+    use crate::etcd::read::sample;
     use crate::guest::GuestPath;
     use crate::tree::MemoryTree;
 

@@ -448,7 +448,7 @@ pub fn with_now(now: Option<OffsetDateTime>) -> Settings {
 
 /// A name for a serving certificate, as it stands.
 fn san_argument(text: &str) -> Result<String, String> {
-    match crate::pki::names::Name::asked(text) {
+    match crate::pki::x509::names::Name::asked(text) {
         Some(_) => Ok(text.to_owned()),
         None => {
             Err(format!("{text:?} is neither a DNS name nor an IP address, nor etcd-server= or etcd-peer= with one"))

@@ -1,6 +1,7 @@
 //! Flags that count for every command that opens a disk, before or behind its other words: how image files are to be read, what opens encrypted volumes,
 //! where to put what does not fit into memory.
 
+use crate::base::shell;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,6 @@ use super::certs::passphrase;
 use crate::disk::given::Given;
 use crate::disk::image::Format;
 use crate::disk::luks::keys;
-use crate::typed;
 
 const VARIABLE: &str = "RESCUE_LUKS_PASSPHRASE";
 /// cryptsetup reads no more of a key file, either.
@@ -70,7 +70,7 @@ pub fn apply(given: Given) -> Result<(), Stop> {
 
 /// Its whole content, line ends too, as cryptsetup has it.
 fn key_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, Stop> {
-    let trouble = |what: String| Stop::Usage(format!("reading the key file {}: {what}", typed::path(path)));
+    let trouble = |what: String| Stop::Usage(format!("reading the key file {}: {what}", shell::quoted(path)));
     let file = File::open(path).map_err(|error| trouble(error.to_string()))?;
     // No reallocation, which would leave pieces of the key behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(LARGEST_KEY + 1));

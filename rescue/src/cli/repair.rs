@@ -1,5 +1,6 @@
 //! `rescue repair SRC…`: plan, ask, apply, verify.
 
+use crate::base::shell;
 use anyhow::Result;
 
 use super::args::{self, Repair, Stop};
@@ -321,7 +322,7 @@ impl Conversation<'_> {
             _ => typed::guest(&receipt.after.guest),
         };
         if self.command.node.is_some() && self.session.sources.len() == 1 {
-            words.push_str(&format!(" --node {}", typed::path(std::path::Path::new(&receipt.node))));
+            words.push_str(&format!(" --node {}", shell::quoted(std::path::Path::new(&receipt.node))));
         }
         words
     }
@@ -398,7 +399,7 @@ fn declined() -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::etcd::guarantee::{Guarantee, Level};
+    use crate::etcd::operations::guarantee::{Guarantee, Level};
     use crate::node::Node;
     use crate::plan::set::{SetPart, SetPlan};
     use crate::tree::MemoryTree;

@@ -39,13 +39,13 @@ impl Given {
     pub fn as_typed(&self) -> String {
         let mut flags = self.format.map(|format| format!(" --image-format {}", format.name())).unwrap_or_default();
         for folder in &self.folders {
-            flags.push_str(&format!(" --image-folder {}", crate::typed::path(folder)));
+            flags.push_str(&format!(" --image-folder {}", crate::base::shell::quoted(folder)));
         }
         for file in &self.luks_key_files {
-            flags.push_str(&format!(" --luks-key-file {}", crate::typed::path(file)));
+            flags.push_str(&format!(" --luks-key-file {}", crate::base::shell::quoted(file)));
         }
         if let Some(file) = &self.spill {
-            flags.push_str(&format!(" --spill {}", crate::typed::path(file)));
+            flags.push_str(&format!(" --spill {}", crate::base::shell::quoted(file)));
         }
         flags
     }

@@ -118,7 +118,7 @@ impl StorageDaemon {
     /// When it did not end well: the image must be checked.
     pub fn stop(mut self) -> Result<()> {
         let status = self.end().context("waiting for QEMU's storage daemon")?;
-        let image = crate::typed::path(&self.image);
+        let image = crate::base::shell::quoted(&self.image);
         anyhow::ensure!(
             status.is_some_and(|status| status.success()),
             "QEMU's storage daemon did not close {image} ({}); check it with `qemu-img check {image}`",
@@ -191,7 +191,7 @@ pub fn require(image: &Path) -> Result<()> {
 }
 
 fn by_converting(image: &Path) -> String {
-    let image = crate::typed::path(image);
+    let image = crate::base::shell::quoted(image);
     format!(
         "qemu-img convert -O raw {image} {image}.raw, then rescue repair {image}.raw, then qemu-img convert -O qcow2 {image}.raw {image}.repaired"
     )

@@ -216,7 +216,7 @@ impl Volume {
 
     /// The line that checks this file system.
     fn check_line(&self) -> String {
-        format!("next: rescue fsck {}", crate::typed::path(self.backing.first_path()))
+        format!("next: rescue fsck {}", crate::base::shell::quoted(self.backing.first_path()))
     }
 
     fn replay(&self, kind: &str) -> Result<Opened> {

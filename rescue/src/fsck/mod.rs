@@ -4,7 +4,6 @@
 //! shown the file system as the kernel leaves it after replaying the journal, on a throw-away layer in memory; the disk keeps every byte. What
 //! is clean on disk is shown as it is.
 
-mod before_writing;
 mod checker;
 mod run;
 
@@ -14,7 +13,6 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-pub use before_writing::refuse_damaged;
 pub use checker::{Checker, Judgement};
 pub use run::{Ran, run};
 
@@ -115,7 +113,7 @@ pub struct Checkable {
     /// Where they are.
     pub backing: Backing,
     /// ext: whether it says of itself that it has errors.
-    error_flag: bool,
+    pub error_flag: bool,
     /// Whether its journal is, or may be, dirty.
     dirty: bool,
 }
@@ -157,7 +155,7 @@ fn checkable(volume: Volume) -> Option<Checkable> {
 
 impl Checkable {
     /// What `bytes` hold, if there is a checker for it.
-    fn of(device: String, probe: &Probe, bytes: &Arc<dyn ReadAt>, backing: &Backing) -> Option<Self> {
+    pub fn of(device: String, probe: &Probe, bytes: &Arc<dyn ReadAt>, backing: &Backing) -> Option<Self> {
         let (kind, dirty) = match &probe.content {
             Content::Ext(superblock) => (superblock.kind, superblock.needs_replay),
             // e2fsck looks for the copies of the superblock by itself.

@@ -19,10 +19,14 @@ fn image(length: u64, make: &str) -> tempfile::NamedTempFile {
 }
 
 fn verdict(image: &tempfile::NamedTempFile) -> Verdict {
-    let before = crate::change::sha256_hex(&std::fs::read(image.path()).unwrap());
+    let before = crate::base::hash::sha256_hex(&std::fs::read(image.path()).unwrap());
     let found = find(&[Disk::open(image.path()).unwrap()]).unwrap();
     let verdict = look(&found.file_systems[0], &Silent).expect("this test needs root");
-    assert_eq!(crate::change::sha256_hex(&std::fs::read(image.path()).unwrap()), before, "looking changed the disk");
+    assert_eq!(
+        crate::base::hash::sha256_hex(&std::fs::read(image.path()).unwrap()),
+        before,
+        "looking changed the disk"
+    );
     verdict
 }
 

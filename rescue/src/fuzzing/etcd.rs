@@ -5,24 +5,25 @@ use std::ops::ControlFlow;
 use std::sync::OnceLock;
 
 use crate::base::ui::Silent;
-use crate::etcd::backend::{Backend, KEY, KeyValue, META, Revision};
-use crate::etcd::bbolt::meta::{PAGE_BYTES, fnv1a};
-use crate::etcd::bbolt::{Database, Fault};
-use crate::etcd::file::File;
-use crate::etcd::members::Member;
-use crate::etcd::objects::NodeObject;
-use crate::etcd::proto::{fields, put_bytes, put_number};
-use crate::etcd::raft::{ConfChange, ConfState, Entry, HardState, Identity, SnapshotMark};
-use crate::etcd::rebuild::edits::{Contents, Edits};
-use crate::etcd::request::Request;
-use crate::etcd::salvage::Salvage;
-use crate::etcd::salvage::report::Report;
-use crate::etcd::survey::survey;
-use crate::etcd::wal::behind_damage::entries_behind_damage;
-use crate::etcd::wal::{Folder, Log};
+use crate::etcd::format::bbolt::meta::{PAGE_BYTES, fnv1a};
+use crate::etcd::format::bbolt::{Database, Fault};
+use crate::etcd::format::file::File;
+use crate::etcd::format::members::Member;
+use crate::etcd::format::proto::{fields, put_bytes, put_number};
+use crate::etcd::format::raft::{ConfChange, ConfState, Entry, HardState, Identity, SnapshotMark};
+use crate::etcd::format::request::Request;
+use crate::etcd::format::wal::behind_damage::entries_behind_damage;
+use crate::etcd::format::wal::{Folder, Log};
+use crate::etcd::format::{snap, v2store};
+use crate::etcd::operations::rebuild::edits::{Contents, Edits};
+use crate::etcd::operations::salvage::Salvage;
+use crate::etcd::operations::salvage::report::Report;
+use crate::etcd::read::backend::{Backend, KEY, KeyValue, META, Revision};
+use crate::etcd::read::objects::NodeObject;
+use crate::etcd::read::survey::survey;
+use crate::etcd::read::{kubernetes, lease, objects};
 use crate::etcd::write::bbolt::DatabaseWriter;
 use crate::etcd::write::wal::LogWriter;
-use crate::etcd::{kubernetes, lease, objects, snap, v2store};
 use crate::guest::GuestPath;
 use crate::tree::MemoryTree;
 
@@ -103,7 +104,7 @@ pub fn etcd_snap(data: &[u8]) {
         0 => rest.to_vec(),
         _ => {
             let mut file = Vec::new();
-            put_number(&mut file, 1, u64::from(crate::etcd::crc::append(0, rest)));
+            put_number(&mut file, 1, u64::from(crate::etcd::format::crc::append(0, rest)));
             put_bytes(&mut file, 2, rest);
             file
         }

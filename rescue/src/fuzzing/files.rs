@@ -3,9 +3,10 @@
 use crate::base::yaml;
 use crate::guest::GuestPath;
 use crate::kubeconfig::{Kubeconfig, Material, edit};
-use crate::pki::certificate::Certificate;
-use crate::pki::key::PrivateKey;
-use crate::pki::{csr, pem};
+use crate::pki::csr;
+use crate::pki::x509::certificate::Certificate;
+use crate::pki::x509::key::PrivateKey;
+use crate::pki::x509::pem;
 
 /// A user's name, then a kubeconfig: what is edited holds the new credentials, and everything else as it was.
 pub fn kubeconfig_edits(data: &[u8]) {

@@ -1,8 +1,8 @@
 //! Names of files inside the guest.
 
+use crate::base::escaping;
 use std::ffi::OsString;
 use std::fmt;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 /// An absolute path inside the guest, not yet resolved: the only way to name a guest file.
@@ -58,7 +58,7 @@ pub(super) fn components_reversed(path: &Path) -> Vec<OsString> {
 
 impl fmt::Display for GuestPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_safely(f, &self.0)
+        escaping::write_path(f, &self.0)
     }
 }
 
@@ -114,25 +114,8 @@ impl RealPath {
 
 impl fmt::Display for RealPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_safely(f, &self.0)
+        escaping::write_path(f, &self.0)
     }
-}
-
-/// Control characters in a hostile guest's file names must not reach a terminal.
-fn write_safely(f: &mut fmt::Formatter<'_>, path: &Path) -> fmt::Result {
-    for chunk in path.as_os_str().as_bytes().utf8_chunks() {
-        for character in chunk.valid().chars() {
-            if crate::base::escaping::misleads(character) {
-                write!(f, "{}", character.escape_default())?;
-            } else {
-                write!(f, "{character}")?;
-            }
-        }
-        for byte in chunk.invalid() {
-            write!(f, "\\x{byte:02x}")?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
 
-use crate::change::sha256_hex;
+use crate::base::hash::sha256_hex;
 use crate::disk::ReadAt;
 
 /// How much of an ext4 journal is looked at, from its tail on: the head, where the next commit goes, is not far.

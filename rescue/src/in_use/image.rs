@@ -83,13 +83,13 @@ fn needs_check(path: &Path, why: &str) -> anyhow::Error {
     Refusal::new(
         format!("the qcow2 image {} {why}", path.display()),
         "clusters that are in use could be given away once more; its own checker mends that, on a copy if there is room for one",
-        format!("qemu-img check -r all {}, then run this again", crate::typed::path(path)),
+        format!("qemu-img check -r all {}, then run this again", crate::base::shell::quoted(path)),
     )
     .into()
 }
 
 fn read_only(path: &Path, form: &str) -> anyhow::Error {
-    let path = crate::typed::path(path);
+    let path = crate::base::shell::quoted(path);
     let back = if form == "streamOptimized" { "-O vmdk -o subformat=streamOptimized" } else { "-O vmdk" };
     Refusal::new(
         format!("{path} is a VMDK image of the kind {form}, which can be inspected here, but not be written to"),

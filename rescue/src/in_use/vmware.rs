@@ -14,7 +14,7 @@ pub fn refuse_locked(disk: &Path) -> Result<(), Refusal> {
     let folder = disk.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let Some(lock) = lock_in(folder) else { return Ok(()) };
     let lock = escape(&lock);
-    let moved = crate::typed::path(&folder.join(lock.trim_start_matches('.')));
+    let moved = crate::base::shell::quoted(&folder.join(lock.trim_start_matches('.')));
     Err(Refusal::new(
         format!("VMware's lock {lock} lies beside {}", disk.display()),
         "the machine whose disk this is is running, or the host that ran it died without taking the lock away; writing to the disk of a \
@@ -22,7 +22,7 @@ pub fn refuse_locked(disk: &Path) -> Result<(), Refusal> {
         format!(
             "look whether the machine is on (also on other hosts), and power it off; if it is off everywhere, move the lock away (mv {} {moved}.old), \
              then run this again",
-            crate::typed::path(&folder.join(&lock))
+            crate::base::shell::quoted(&folder.join(&lock))
         ),
     ))
 }

@@ -8,9 +8,9 @@ use anyhow::{Context as _, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::certificate::Certificate;
 use super::inventory::certificate_directory;
-use super::pem;
+use super::x509::certificate::Certificate;
+use super::x509::pem;
 use crate::base::yaml;
 use crate::guest::{Guest, GuestPath, RealPath};
 use crate::kubeconfig::edit::replace_authority;

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::ferry::{self, CertificateFile, Entry, Order};
 use super::inventory::Signer;
-use super::key::{Algorithm, PrivateKey, generate_all};
+use super::x509::key::{Algorithm, PrivateKey, generate_all};
 use crate::base::ui::Progress;
 
 /// scrypt's N as a power of two: 128 MiB and some tenths of a second per guess. Fixed rather than measured, as the crate would: the

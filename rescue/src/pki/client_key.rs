@@ -5,10 +5,10 @@ use anyhow::Result;
 use std::fmt;
 use zeroize::Zeroizing;
 
-use super::certificate::Certificate;
-use super::key::PrivateKey;
 use super::kubelet::KubeletClient;
-use super::pem;
+use super::x509::certificate::Certificate;
+use super::x509::key::PrivateKey;
+use super::x509::pem;
 use crate::change::Change;
 use crate::guest::{Guest, GuestPath};
 use crate::kubeconfig::{Kubeconfig, Material};

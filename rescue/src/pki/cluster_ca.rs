@@ -3,13 +3,13 @@
 
 use std::rc::Rc;
 
-use super::certificate::Certificate;
 use super::inventory::{AuthorityState, Blocked, Inventory, Signer, trusted_by};
 use super::peer::Peer;
 use super::profile::Authority;
+use super::x509::certificate::Certificate;
+use crate::base::hash::sha256_hex;
 use crate::base::refusal::Refusal;
 use crate::base::units;
-use crate::change::sha256_hex;
 use crate::guest::Guest;
 use crate::kubeconfig::Kubeconfig;
 

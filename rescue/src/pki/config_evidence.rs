@@ -6,13 +6,13 @@
 
 use std::rc::Rc;
 
-use super::certificate::{Certificate, SignatureCheck};
 use super::inventory::{AuthorityState, Inventory, trusted_by};
 use super::kept::Kept;
-use super::key::Algorithm;
-use super::names::Name;
 use super::peer::Peer;
 use super::profile::Authority;
+use super::x509::certificate::{Certificate, SignatureCheck};
+use super::x509::key::Algorithm;
+use super::x509::names::Name;
 use crate::guest::{Guest, GuestPath};
 use crate::kubeconfig::{Kubeconfig, Material};
 use crate::node::{Node, Version};

@@ -9,12 +9,12 @@ use der::{Encode, Tag, TagNumber};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
 
-use super::certificate::{key_algorithm, printable, verification};
-use super::der_parts::{sequence, wrap};
-use super::issue::{signature_algorithm, subject};
-use super::key::{Algorithm, PrivateKey};
 use super::kubelet::{NODE_PREFIX, is_node_name};
-use super::pem;
+use super::x509::certificate::{key_algorithm, printable, verification};
+use super::x509::der_parts::{sequence, wrap};
+use super::x509::issue::{signature_algorithm, subject};
+use super::x509::key::{Algorithm, PrivateKey};
+use super::x509::pem;
 
 /// The group of all kubelets.
 pub const NODES: &str = "system:nodes";

@@ -7,15 +7,15 @@ use std::rc::Rc;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use super::certificate::{Certificate, SignatureCheck, printable};
 use super::cluster_ca;
 use super::csr::{self, NODES};
 use super::inventory::Signer;
-use super::issue::{Issuer, Request, Validity, issue, subject};
-use super::key::{Algorithm, PrivateKey};
 use super::kubelet::NODE_PREFIX;
 use super::peer::Peer;
 use super::profile::{Authority, CLIENT};
+use super::x509::certificate::{Certificate, SignatureCheck, printable};
+use super::x509::issue::{Issuer, Request, Validity, issue, subject};
+use super::x509::key::{Algorithm, PrivateKey};
 use crate::base::schema::SCHEMA;
 use crate::base::units;
 use crate::pki::trust::standing::node_of;

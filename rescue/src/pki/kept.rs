@@ -10,19 +10,19 @@ use std::rc::Rc;
 
 use serde_json::Value;
 
-use super::certificate::Certificate;
 use super::inventory::{AuthorityState, Inventory};
-use super::names::Name;
 use super::needed_names::{Names, Needed};
 use super::peer::Peer;
 use super::profile::Authority;
+use super::x509::certificate::Certificate;
+use super::x509::names::Name;
 use crate::base::yaml;
-use crate::etcd::keys::{Selection, view};
-use crate::etcd::kubernetes::{config_map, is_encrypted};
-use crate::etcd::locate;
-use crate::etcd::member::{MemberData, Stored};
-use crate::etcd::objects::{NodeObject, pod_annotations};
-use crate::etcd::troubles::holder;
+use crate::etcd::read::keys::{Selection, view};
+use crate::etcd::read::kubernetes::{config_map, is_encrypted};
+use crate::etcd::read::locate;
+use crate::etcd::read::member::{MemberData, Stored};
+use crate::etcd::read::objects::{NodeObject, pod_annotations};
+use crate::etcd::read::troubles::holder;
 use crate::guest::Guest;
 use crate::node::Node;
 use crate::pki::trust::Party;

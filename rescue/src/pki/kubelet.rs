@@ -3,9 +3,9 @@
 
 use time::OffsetDateTime;
 
-use super::certificate::{Certificate, SignatureCheck};
 use super::inventory::{AuthorityState, Problem, Verdict, dates, key_problem, read as read_file, trusted_by};
 use super::kubelet_serving::OwnPair;
+use super::x509::certificate::{Certificate, SignatureCheck};
 use crate::guest::{Guest, GuestPath};
 use crate::kubeconfig::{Kubeconfig, Material, User};
 use crate::node::{Node, Role};

@@ -4,8 +4,8 @@
 
 use serde_json::Value;
 
-use super::certificate::Certificate;
 use super::inventory::{Problem, Verdict, key_problem};
+use super::x509::certificate::Certificate;
 use crate::base::yaml;
 use crate::guest::{Guest, GuestPath};
 use crate::node::Node;

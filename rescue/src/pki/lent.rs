@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::inventory::{AuthorityState, Inventory};
 use super::kept::{Kept, Values, keys_for, prefix, values};
 use super::profile::Authority;
-use crate::etcd::objects::NodeObject;
+use crate::etcd::read::objects::NodeObject;
 use crate::guest::Guest;
 use crate::node::Node;
 use crate::pki::trust::Party;

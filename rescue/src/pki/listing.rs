@@ -4,11 +4,11 @@
 use std::collections::BTreeSet;
 use time::OffsetDateTime;
 
-use super::certificate::{Certificate, SignatureCheck, printable};
 use super::inventory::{AuthorityState, Blocked, Inventory, Leaf, Place, Problem, Verdict, dates};
 use super::profile::Authority;
 use super::references::{References, STORE};
 use super::strays::{self, Stray};
+use super::x509::certificate::{Certificate, SignatureCheck, printable};
 use crate::guest::{Guest, GuestPath, RealPath};
 use crate::node::Node;
 

@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::certificate::{Certificate, SignatureCheck};
 use super::inventory::{Inventory, trusted_by};
 use super::peer::Peer;
 use super::profile::Authority;
+use super::x509::certificate::{Certificate, SignatureCheck};
 use crate::guest::{Guest, GuestPath};
 use crate::kubeconfig::Kubeconfig;
 use crate::node::Node;

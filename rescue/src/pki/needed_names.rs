@@ -5,11 +5,11 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::certificate::Certificate;
 use super::inventory::{AuthorityState, trusted_by};
 use super::kept::Kept;
-use super::names::{Name, NameSource, in_order};
 use super::profile::{Authority, CONFIGS};
+use super::x509::certificate::Certificate;
+use super::x509::names::{Name, NameSource, in_order};
 use crate::base::yaml;
 use crate::guest::{Guest, GuestPath};
 use crate::kubeconfig::Kubeconfig;

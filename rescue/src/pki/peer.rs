@@ -4,16 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use super::certificate::Certificate;
 use super::inventory::{AuthorityState, Inventory};
-use super::key::PrivateKey;
 use super::lent::{self, Lent};
 use super::membership::Membership;
 use super::profile::Authority;
 use super::service_account::ServiceAccounts;
+use super::x509::certificate::Certificate;
+use super::x509::key::PrivateKey;
+use crate::base::hash::sha256_hex;
 use crate::base::yaml;
 use crate::change::Content;
-use crate::change::sha256_hex;
 use crate::guest::{Guest, GuestPath};
 use crate::node::{Node, Role};
 use crate::pki::trust::Party;

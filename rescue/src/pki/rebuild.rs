@@ -3,12 +3,12 @@
 
 use std::fmt;
 
-use super::certificate::Certificate;
 use super::inventory::{Inventory, Leaf, Place, Verdict};
-use super::issue::subject;
-use super::key::Algorithm;
-use super::names::{Name, NameSource, in_order};
 use super::needed_names::Unknown;
+use super::x509::certificate::Certificate;
+use super::x509::issue::subject;
+use super::x509::key::Algorithm;
+use super::x509::names::{Name, NameSource, in_order};
 use crate::guest::Guest;
 use crate::node::{Node, Version};
 

@@ -4,9 +4,9 @@
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::certificate::printable;
 use super::kubelet_serving::{self, OwnPair};
 use super::profile::CONFIGS;
+use super::x509::certificate::printable;
 use crate::base::yaml;
 use crate::guest::{Guest, GuestPath, RealPath};
 use crate::kubeconfig::{Kubeconfig, Material};

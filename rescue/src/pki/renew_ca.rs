@@ -7,10 +7,10 @@ use der::asn1::BitStringRef;
 use der::{Encode, Tag, TagNumber};
 use time::{Duration, OffsetDateTime};
 
-use super::certificate::{Certificate, SignatureCheck};
-use super::der_parts::{elements, parts, sequence, wrap};
 use super::inventory::Signer;
-use super::issue::{moment, serial_number, signature_algorithm, whole_seconds};
+use super::x509::certificate::{Certificate, SignatureCheck};
+use super::x509::der_parts::{elements, parts, sequence, wrap};
+use super::x509::issue::{moment, serial_number, signature_algorithm, whole_seconds};
 
 /// When a CA renewed now ends; `None` beyond what a certificate can say.
 pub fn end(now: OffsetDateTime, days: u32) -> Option<OffsetDateTime> {

@@ -6,10 +6,10 @@ use std::rc::Rc;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
-use super::certificate::Certificate;
 use super::inventory::certificate_directory;
-use super::key::PrivateKey;
-use super::pem;
+use super::x509::certificate::Certificate;
+use super::x509::key::PrivateKey;
+use super::x509::pem;
 use crate::change::Content;
 use crate::guest::{Guest, GuestPath};
 use crate::node::Node;
@@ -198,7 +198,7 @@ pub fn public_pem(key: &PrivateKey) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pki::key::Algorithm;
+    use crate::pki::x509::key::Algorithm;
     use crate::tree::MemoryTree;
 
     #[test]

@@ -4,10 +4,10 @@
 use std::collections::BTreeSet;
 use time::OffsetDateTime;
 
-use super::certificate::{Certificate, printable};
 use super::inventory::certificate_directory;
-use super::pem;
 use super::service_account;
+use super::x509::certificate::{Certificate, printable};
+use super::x509::pem;
 use crate::base::units;
 use crate::guest::{Guest, GuestPath, RealPath};
 use crate::kubeconfig::{Kubeconfig, Material};
@@ -220,8 +220,8 @@ fn kubeconfig(bytes: &[u8], path: &GuestPath) -> Option<Stray> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pki::key::{Algorithm, PrivateKey};
     use crate::pki::service_account::public_pem;
+    use crate::pki::x509::key::{Algorithm, PrivateKey};
     use crate::tree::MemoryTree;
 
     fn found(guest: &Guest) -> Vec<(String, StrayKind)> {

@@ -3,8 +3,8 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use std::collections::BTreeSet;
 
-use super::certificate::printable;
 use super::kubelet::is_node_name;
+use super::x509::certificate::printable;
 
 /// One name per line; `#` begins a comment; empty lines are skipped.
 pub fn from_file(bytes: &[u8]) -> Result<Vec<String>> {

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::base::ui::Ui;
 use crate::change::Change;
-use crate::etcd::guarantee::Guarantee;
+use crate::etcd::operations::guarantee::Guarantee;
 use crate::finding::NodeReport;
 
 /// What several nodes need together.

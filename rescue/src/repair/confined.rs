@@ -344,7 +344,7 @@ impl Place {
             }
             hasher.update(buffer.get(..read).unwrap_or_default());
         }
-        Ok(crate::change::hex(&hasher.finalize()))
+        Ok(crate::base::hash::hex(&hasher.finalize()))
     }
 
     /// The whole regular file, at most `limit` bytes.

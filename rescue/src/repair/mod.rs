@@ -1,5 +1,6 @@
 //! From findings to a mended disk: plan, prepare (remedy to changes), transaction (journal, backup, apply), undo.
 
+pub mod before_writing;
 pub mod confined;
 mod confined_tree;
 mod exchange;

@@ -4,6 +4,7 @@
 //! exactly that. An XFS log is replayed by mounting it, never thrown away (`xfs_repair -L`). `btrfs check --repair` is never run: its own
 //! manual says not to.
 
+use crate::base::shell;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -13,7 +14,6 @@ use crate::base::refusal::Refusal;
 use crate::base::ui::Ui;
 use crate::fsck::{Checkable, Checker, Journal, Ran, Verdict, run};
 use crate::in_use;
-use crate::typed;
 
 /// Time between the two looks that tell a disk in use elsewhere.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
@@ -102,7 +102,7 @@ fn dirty_log(found: &Checkable, why: &str) -> Refusal {
         "only mounting it brings back what the log holds; xfs_repair -L would throw that away, and Rescue never does it",
         format!(
             "mount it on a machine with a newer kernel, or copy the disk first and decide on the copy yourself (`rescue fsck {}` shows the damage)",
-            typed::path(found.backing.first_path())
+            shell::quoted(found.backing.first_path())
         ),
     )
 }

@@ -1,12 +1,12 @@
 //! What has to be restarted on a running node before it uses the files that a repair changed. Said, never done.
 
+use crate::base::shell;
 use std::collections::BTreeSet;
 
 use serde::Serialize;
 
 use crate::guest::{Guest, GuestPath, RealPath};
 use crate::node::{Node, StaticPod};
-use crate::typed;
 
 /// A pod of the control plane that reads changed files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -93,7 +93,7 @@ impl PodRestart {
         let (folder, name) =
             (path.parent(), path.as_path().file_name().unwrap_or_default().to_string_lossy().into_owned());
         let aside = folder.parent().join(format!("{name}.restarting"));
-        let (manifest, aside) = (typed::path(path.as_path()), typed::path(aside.as_path()));
+        let (manifest, aside) = (shell::quoted(path.as_path()), shell::quoted(aside.as_path()));
         format!("mv {manifest} {aside} && sleep 25; mv {aside} {manifest}")
     }
 }

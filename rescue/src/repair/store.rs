@@ -1,5 +1,6 @@
 //! Where runs, staged files and backups lie on the guest; see [`super::journal`] for the picture.
 
+use crate::base::shell;
 use std::rc::Rc;
 
 use anyhow::{Context, Result};
@@ -16,7 +17,6 @@ use super::xattrs;
 use crate::base::refusal::Refusal;
 use crate::guest::{Guest, GuestPath, RealPath};
 use crate::tree::{TreeError, TreeResult};
-use crate::typed;
 
 /// The commit record.
 pub(super) const JOURNAL: &str = "journal.json";
@@ -344,7 +344,7 @@ fn not_of_rescue(path: &RealPath, stat: &Stat, belongs: &str) -> Refusal {
         FileType::Socket => "a socket",
         _ => "a device",
     };
-    let at = typed::path(path.as_path());
+    let at = shell::quoted(path.as_path());
     Refusal::new(
         format!("{path} in the guest is {there}, and {belongs} of rescue's own belongs there"),
         "no rescue made it, so nothing is written beside it and no record is read through it",

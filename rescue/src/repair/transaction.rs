@@ -67,7 +67,7 @@ pub fn new_run_id(now: OffsetDateTime) -> String {
         now.hour(),
         now.minute(),
         now.second(),
-        crate::change::hex(&random)
+        crate::base::hash::hex(&random)
     )
 }
 
@@ -631,7 +631,7 @@ mod tests {
             path: path.clone(),
             content: crate::change::Content::new("second"),
             attributes: crate::change::Attributes::Keep,
-            expect: crate::change::Expect::File { sha256: crate::change::sha256_hex(b"first") },
+            expect: crate::change::Expect::File { sha256: crate::base::hash::sha256_hex(b"first") },
         };
         let contradicting = vec![first.clone(), first.clone()];
         let error =

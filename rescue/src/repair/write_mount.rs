@@ -1,5 +1,6 @@
 //! A guest opened for writing: its file systems mounted by the kernel, seen by nobody else, and locked against everybody else.
 
+use crate::base::shell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
@@ -21,7 +22,6 @@ use crate::guest::{FileSystem, Guest, RealPath};
 use crate::in_use;
 use crate::mount::Mount;
 use crate::tree::Tree;
-use crate::typed;
 
 /// How a guest is opened for writing.
 #[derive(Debug, Clone)]
@@ -75,9 +75,9 @@ impl WritableGuest {
         Self::open_after(source, file_systems, options, |_| Ok(()))
     }
 
-    /// As [`WritableGuest::open`], after a look at each file system with its checker ([`crate::fsck::refuse_damaged`]).
+    /// As [`WritableGuest::open`], after a look at each file system with its checker ([`crate::repair::before_writing::refuse_damaged`]).
     pub fn open_checked(source: &str, file_systems: &[FileSystem], ui: &dyn Ui) -> Result<Self> {
-        let check = |looks: &[(&FileSystem, Arc<dyn ReadAt>)]| crate::fsck::refuse_damaged(looks, ui);
+        let check = |looks: &[(&FileSystem, Arc<dyn ReadAt>)]| crate::repair::before_writing::refuse_damaged(looks, ui);
         Self::open_after(source, file_systems, &OpenOptions::default(), check)
     }
 
@@ -193,7 +193,7 @@ fn refuse_damaged(file_systems: &[FileSystem], claims: &Claims) -> Result<()> {
             "writing to a damaged file system damages it further; it needs a check first",
             format!(
                 "`rescue fsck {}`, which mends after asking what can be mended without loss, then run this again",
-                typed::path(file_system.backing.first_path())
+                shell::quoted(file_system.backing.first_path())
             ),
         )
         .into());

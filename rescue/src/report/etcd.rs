@@ -7,10 +7,10 @@ use time::OffsetDateTime;
 use super::bounded::{self, ENTRIES};
 use super::text::Style;
 use crate::base::units;
-use crate::etcd::backend::AlarmKind;
-use crate::etcd::boot::{Effect, Problem};
-use crate::etcd::members::Member;
-use crate::etcd::status::{Cluster, MemberStatus, Verdict};
+use crate::etcd::format::members::Member;
+use crate::etcd::read::backend::AlarmKind;
+use crate::etcd::read::boot::{Effect, Problem};
+use crate::etcd::read::status::{Cluster, MemberStatus, Verdict};
 
 /// All of it; ends with a line feed.
 pub fn status(cluster: &Cluster, now: OffsetDateTime, style: &Style) -> String {
@@ -217,5 +217,5 @@ fn effect(effect: Effect) -> &'static str {
 }
 
 fn advice(problem: &Problem) -> Option<&'static str> {
-    crate::etcd::boot::advice(problem)
+    crate::etcd::read::boot::advice(problem)
 }

@@ -1,12 +1,12 @@
 //! The tree of disks as text: disk, partition, volume group, file system, role, node.
 
+use crate::base::shell;
 use std::fmt::Write as _;
 
 use super::bounded::{self, ENTRIES, MANY};
 use crate::base::escaping::escape;
 use crate::base::units::bytes;
 use crate::inventory::{DiskItem, GroupItem, Inventory, VolumeItem};
-use crate::typed;
 
 /// The whole answer of `rescue disks`.
 pub fn inventory(inventory: &Inventory) -> String {
@@ -127,7 +127,7 @@ fn nodes(inventory: &Inventory, text: &mut String) {
     let width = inventory.nodes.iter().map(|node| escape(&node.name).chars().count()).max().unwrap_or(0);
     for node in &inventory.nodes {
         let os = node.os.as_ref().map_or_else(|| "unknown system".to_owned(), |os| escape(os));
-        let disks: Vec<String> = node.disks.iter().map(|disk| typed::path(disk.as_ref())).collect();
+        let disks: Vec<String> = node.disks.iter().map(|disk| shell::quoted(disk.as_ref())).collect();
         let _ = writeln!(text, "  {:width$}  {os}  rescue inspect {}", escape(&node.name), disks.join(" "));
         let rest = ("  ", "lines of fstab (--json has all)");
         bounded::list(text, &node.unresolved_fstab, ENTRIES, rest, |line| format!("{:width$}  fstab: {line}", ""));

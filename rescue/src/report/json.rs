@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::base::schema::SCHEMA;
 use crate::checks::catalogue;
-use crate::etcd::status::Cluster;
+use crate::etcd::read::status::Cluster;
 use crate::finding::Finding;
 use crate::finding::{Inspection, NodeReport};
 use crate::guest::FileSystem;

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use crate::etcd::proto::{self, Value};
+use crate::etcd::format::proto::{self, Value};
 
 /// Deeper messages are shown as bytes.
 const MAX_DEPTH: usize = 24;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::bounded::{self, ENTRIES, MANY};
 use super::text::Style;
 use crate::base::units::span;
-use crate::etcd::guarantee::EXCLUDED;
+use crate::etcd::operations::guarantee::EXCLUDED;
 use crate::plan::etcd::stands::line;
 use crate::plan::receipt::{SetReceipt, Wanted};
 use crate::plan::set::SetPlan;

@@ -142,7 +142,7 @@ impl TreeError {
 struct GuestDisplay<'a>(&'a PathBuf);
 impl std::fmt::Display for GuestDisplay<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        crate::guest::GuestPath::new(self.0).fmt(f)
+        crate::base::escaping::write_path(f, self.0)
     }
 }
 

@@ -17,9 +17,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rescue::base::hash::sha256_hex;
 use rescue::base::ui::Silent;
 use rescue::change::Planned;
-use rescue::change::sha256_hex;
 use rescue::change::{Change, Expect, FreeAction, Freeing, Prepared};
 use rescue::disk::Backing;
 use rescue::disk::loop_device::{LoopDevice, LoopOptions};

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::rc::Rc;
 
 use anyhow::Result;
-use rescue::etcd::member::{MemberData, Place};
-use rescue::etcd::request::Request;
+use rescue::etcd::format::request::Request;
+use rescue::etcd::read::member::{MemberData, Place};
 use rescue::guest::{Guest, GuestPath};
 use rescue::tree::FolderTree;
 

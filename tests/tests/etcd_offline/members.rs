@@ -7,9 +7,9 @@ use std::rc::Rc;
 
 use anyhow::{Context as _, Result, ensure};
 use rescue::change::folder::{BuildFolder as _, DirectorySink, Sources};
-use rescue::etcd::member::{MemberData, Place};
-use rescue::etcd::members::Member;
-use rescue::etcd::rebuild::{Base, DatabaseFile, Recipe, base, changes};
+use rescue::etcd::format::members::Member;
+use rescue::etcd::operations::rebuild::{Base, DatabaseFile, Recipe, base, changes};
+use rescue::etcd::read::member::{MemberData, Place};
 use rescue::guest::{Guest, GuestPath};
 use rescue::tree::FolderTree;
 use tests::Cmd;
@@ -339,12 +339,12 @@ fn shortened(subject: &mut Subject) -> Result<()> {
 
 /// Where the record of an entry in the last file begins.
 pub fn offset_of(guest: &Guest, data: &MemberData, index: u64) -> Result<u64> {
-    use rescue::etcd::wal::segment::{ENTRY, Reader};
+    use rescue::etcd::format::wal::segment::{ENTRY, Reader};
     let look = data.log.segments.last().context("a file")?;
-    let file = rescue::etcd::file::File::open(guest, &look.segment.path)?;
+    let file = rescue::etcd::format::file::File::open(guest, &look.segment.path)?;
     let mut reader = Reader::new(&file, 0, true);
     while let Ok(record) = reader.next_record()? {
-        if record.kind == ENTRY && rescue::etcd::raft::Entry::parse(record.data)?.index == index {
+        if record.kind == ENTRY && rescue::etcd::format::raft::Entry::parse(record.data)?.index == index {
             return Ok(record.offset);
         }
     }

@@ -8,9 +8,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use rescue::etcd::members::Member;
-use rescue::etcd::raft::{ConfChange, Identity};
-use rescue::etcd::rebuild::{Base, DatabaseFile, Recipe, base, changes};
+use rescue::etcd::format::members::Member;
+use rescue::etcd::format::raft::{ConfChange, Identity};
+use rescue::etcd::operations::rebuild::{Base, DatabaseFile, Recipe, base, changes};
 use rescue::etcd::write::identity::{cluster_id, member_id};
 use rescue::etcd::write::wal::add;
 use tests::etcd::{self, Cluster, Version, files, guest};

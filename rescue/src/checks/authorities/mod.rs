@@ -14,10 +14,10 @@ use crate::checks::authorities::remedy::{Origin, RenewAuthority, ReplaceAuthorit
 use crate::finding::{Check, Context, Finding};
 use crate::node::Role;
 use crate::pki::authority_copies::{self, CopyFile, Standing};
-use crate::pki::certificate::{Certificate, SignatureCheck};
 use crate::pki::inventory::{AuthorityState, Blocked, Inventory};
 use crate::pki::profile::Authority;
 use crate::pki::renew_ca;
+use crate::pki::x509::certificate::{Certificate, SignatureCheck};
 
 const ID: &str = "authorities";
 

@@ -11,10 +11,10 @@ use crate::change::{Change, Prepared};
 use crate::finding::{Context, Remedy};
 use crate::guest::GuestPath;
 use crate::pki::authority_copies::with_successor;
-use crate::pki::certificate::Certificate;
 use crate::pki::inventory::Signer;
 use crate::pki::profile::Authority;
 use crate::pki::renew_ca::{keeps_serial, reissue};
+use crate::pki::x509::certificate::Certificate;
 
 /// Where the later certificate comes from.
 #[derive(Debug)]

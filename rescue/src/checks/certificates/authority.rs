@@ -1,5 +1,6 @@
 //! Why a CA cannot sign, and what to bring.
 
+use crate::base::shell;
 use std::path::Path;
 
 use super::worker::Signing;
@@ -7,8 +8,8 @@ use super::{Judge, date};
 use crate::base::units;
 use crate::pki::inventory::{AuthorityState, Blocked, Signer};
 use crate::pki::kubelet::KubeletClient;
-use crate::pki::pem;
 use crate::pki::profile::Authority;
+use crate::pki::x509::pem;
 use crate::settings::Settings;
 use crate::typed;
 
@@ -49,7 +50,7 @@ impl Judge<'_> {
             (Some(state), Some(Err(blocked @ Blocked::KeyMissing))) => format!(
                 "{}\nWith the disk of a node of this cluster that has the key, which is only read: rescue repair --node {} {} DISK",
                 advice(state, blocked, self.context.settings),
-                typed::path(Path::new(&self.context.guest.source)),
+                shell::quoted(Path::new(&self.context.guest.source)),
                 typed::guest(self.context.guest)
             ),
             (Some(state), Some(Err(blocked))) => advice(state, blocked, self.context.settings),

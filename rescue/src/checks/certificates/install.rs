@@ -13,7 +13,6 @@ use crate::base::units;
 use crate::change::Prepared;
 use crate::finding::{Context, Remedy};
 use crate::guest::GuestPath;
-use crate::pki::certificate::{Certificate, SignatureCheck};
 use crate::pki::client_key::{ClientKey, remove_pending};
 use crate::pki::cluster_ca;
 use crate::pki::csr::NODES;
@@ -22,6 +21,7 @@ use crate::pki::kubelet::{KubeletClient, NODE_PREFIX};
 use crate::pki::profile::Usage;
 use crate::pki::trust::names::node_signature;
 use crate::pki::trust::{Party, Permit, Unproven};
+use crate::pki::x509::certificate::{Certificate, SignatureCheck};
 
 /// Two clocks may differ by a time zone.
 const CLOCK_DIFFERENCE: Duration = Duration::DAY;

@@ -7,11 +7,11 @@ use crate::checks::certificates::rebuild_config::{RebuildKubeletConfig, user_of}
 use crate::checks::certificates::renew::RenewKubeletClient;
 use crate::finding::Finding;
 use crate::node::Version;
-use crate::pki::certificate::SignatureCheck;
 use crate::pki::config_evidence::ConfigEvidence;
 use crate::pki::inventory::{Verdict, dates};
 use crate::pki::kubelet::KubeletClient;
 use crate::pki::profile::Authority;
+use crate::pki::x509::certificate::SignatureCheck;
 
 impl Judge<'_> {
     pub(super) fn kubelet(&self, client: &KubeletClient) -> Option<Finding> {

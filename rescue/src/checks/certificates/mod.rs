@@ -22,11 +22,11 @@ use crate::base::severity::Severity;
 use crate::base::units;
 use crate::finding::{Check, Context, Finding};
 use crate::node::Role;
-use crate::pki::certificate::Certificate;
 use crate::pki::inventory::{Inventory, Leaf, Problem, Signer, Verdict};
-use crate::pki::key_pool::KeyPool;
 use crate::pki::profile::Authority;
 use crate::pki::trust::Party;
+use crate::pki::x509::certificate::Certificate;
+use crate::pki::x509::key_pool::KeyPool;
 
 const ID: &str = "certificates";
 

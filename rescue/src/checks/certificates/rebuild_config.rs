@@ -12,13 +12,13 @@ use crate::guest::GuestPath;
 use crate::kubeconfig::create::{Credentials, Parts, create};
 use crate::pki::config_evidence::{ConfigEvidence, Endpoint, Found};
 use crate::pki::inventory::{Leaf, Signer};
-use crate::pki::issue::{Issuer, Request, Validity, issue, subject};
-use crate::pki::key::Algorithm;
-use crate::pki::key_pool::{KeyPool, Order};
 use crate::pki::kubelet::{KubeletClient, NODE_PREFIX};
 use crate::pki::peer::Peer;
 use crate::pki::profile::CLIENT;
 use crate::pki::trust::Party;
+use crate::pki::x509::issue::{Issuer, Request, Validity, issue, subject};
+use crate::pki::x509::key::Algorithm;
+use crate::pki::x509::key_pool::{KeyPool, Order};
 use crate::settings::Settings;
 
 /// Where a kubeconfig leads.

@@ -13,15 +13,15 @@ use crate::finding::{Context, Remedy};
 use crate::guest::{Guest, GuestPath};
 use crate::kubeconfig::edit::{NewMaterial, replace_credentials};
 use crate::kubeconfig::{Kubeconfig, Material};
-use crate::pki::certificate::{AlternativeNames, Certificate, SignatureCheck};
 use crate::pki::inventory::{Leaf, Place, Signer, Verdict};
-use crate::pki::issue::{Issuer, Request, Validity, issue, subject};
-use crate::pki::key::{Algorithm, PrivateKey};
-use crate::pki::key_pool::{KeyPool, Order};
 use crate::pki::kubelet::KubeletClient;
-use crate::pki::names::{self, NameSource, in_order};
 use crate::pki::profile::Usage;
 use crate::pki::rebuild::Blueprint;
+use crate::pki::x509::certificate::{AlternativeNames, Certificate, SignatureCheck};
+use crate::pki::x509::issue::{Issuer, Request, Validity, issue, subject};
+use crate::pki::x509::key::{Algorithm, PrivateKey};
+use crate::pki::x509::key_pool::{KeyPool, Order};
+use crate::pki::x509::names::{self, NameSource, in_order};
 use crate::settings::Settings;
 
 /// A new certificate and key for one leaf of the control plane, in files or inline in a kubeconfig.
@@ -333,10 +333,10 @@ fn kept_key(guest: &Guest, path: &GuestPath) -> Result<(Rc<PrivateKey>, Vec<u8>)
 
 /// The key block of a file that also holds certificates, in its own encoding.
 fn key_block(bytes: &[u8]) -> Vec<u8> {
-    crate::pki::pem::blocks(bytes)
+    crate::pki::x509::pem::blocks(bytes)
         .into_iter()
         .filter(|block| block.label != "CERTIFICATE")
-        .map(|block| crate::pki::pem::encode(&block.label, &block.der))
+        .map(|block| crate::pki::x509::pem::encode(&block.label, &block.der))
         .collect::<String>()
         .into_bytes()
 }

@@ -5,8 +5,8 @@ use super::{ID, Judge, with_problems};
 use crate::base::severity::Severity;
 use crate::base::units;
 use crate::finding::Finding;
-use crate::pki::certificate::{Certificate, printable};
 use crate::pki::kubelet_serving::{OwnPair, asked_for, asks_the_cluster};
+use crate::pki::x509::certificate::{Certificate, printable};
 
 impl Judge<'_> {
     /// A pair that cannot be loaded ends the kubelet. An expired one does not: nothing verifies it in a stock cluster, and the

@@ -10,8 +10,8 @@ use crate::change::{Change, Prepared};
 use crate::finding::{Context, Remedy};
 use crate::guest::GuestPath;
 use crate::pki::client_key::pending;
-use crate::pki::key::{Algorithm, PrivateKey};
 use crate::pki::kubelet::KubeletClient;
+use crate::pki::x509::key::{Algorithm, PrivateKey};
 
 /// A new key in the guest, for a request.
 pub struct StoreKey {

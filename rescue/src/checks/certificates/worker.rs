@@ -1,13 +1,13 @@
 //! Nodes without the CA's key: who else in the run has it, whether it may sign for this disk, and what to bring where nobody has.
 
 use super::Judge;
-use crate::pki::certificate::Certificate;
 use crate::pki::cluster_ca::{self, Found};
 use crate::pki::inventory::{AuthorityState, Signer};
 use crate::pki::kubelet::KubeletClient;
 use crate::pki::profile::Authority;
 use crate::pki::trust::names::{Recorded, node_signature};
 use crate::pki::trust::{Party, Permit, crossing};
+use crate::pki::x509::certificate::Certificate;
 use crate::typed;
 
 /// With what to sign, and what the plan says of it.

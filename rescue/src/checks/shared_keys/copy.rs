@@ -9,9 +9,9 @@ use crate::change::Planned;
 use crate::change::{Attributes, Change, Content, Expect, Prepared};
 use crate::finding::{Context, Remedy};
 use crate::guest::{Guest, GuestPath};
-use crate::pki::key::PrivateKey;
 use crate::pki::service_account::public_pem;
 use crate::pki::trust::Permit;
+use crate::pki::x509::key::PrivateKey;
 use crate::tree::{FileKind, TreeError};
 
 /// One file to be copied.

@@ -6,20 +6,20 @@ pub mod copy;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use crate::base::hash::sha256_hex;
 use crate::base::severity::Severity;
 use crate::base::units;
-use crate::change::sha256_hex;
 use crate::checks::shared_keys::copy::{CopyShared, SharedFile};
 use crate::finding::{Check, Context, Finding};
 use crate::guest::GuestPath;
 use crate::node::Role;
-use crate::pki::certificate::Certificate;
 use crate::pki::inventory::{AuthorityState, Blocked};
-use crate::pki::key::PrivateKey;
 use crate::pki::membership::{Kinship, kinship};
 use crate::pki::peer::{AuthorityFiles, Encryption, Peer};
 use crate::pki::profile::Authority;
 use crate::pki::trust::{Permit, Unproven, crossing};
+use crate::pki::x509::certificate::Certificate;
+use crate::pki::x509::key::PrivateKey;
 
 const ID: &str = "shared-keys";
 

@@ -1,6 +1,7 @@
 //! `rescue certs bundle --ca CONTROL-PLANE --workers LIST -o bundle.age`: for many workers at once, without their disks. The control
 //! plane's disk is only read.
 
+use crate::base::shell;
 use anyhow::Result;
 use argh::FromArgs;
 use std::path::{Path, PathBuf};
@@ -114,7 +115,7 @@ fn nodes(workers: &str) -> Result<Vec<String>> {
     };
     names.map_err(|error| {
         let next = "--workers FILE with one node name per line, or --workers NAME,NAME (as in kubectl get nodes)";
-        Refusal::new(format!("--workers {}: {error:#}", typed::path(path)), "nothing was made", next).into()
+        Refusal::new(format!("--workers {}: {error:#}", shell::quoted(path)), "nothing was made", next).into()
     })
 }
 
@@ -150,7 +151,7 @@ fn say(command: &Bundle, file: &CertificateFile, signer: &Signer) {
     for entry in &file.certificates {
         println!("made  key and certificate for {}, valid to {}", entry.node, entry.valid_to);
     }
-    let output = typed::path(&command.output);
+    let output = shell::quoted(&command.output);
     println!("For the cluster with the CA {}.", cluster_ca::shown(&signer.certificate));
     println!("Written to {output}, encrypted; {} was only read.", typed::sources(&command.ca));
     println!(

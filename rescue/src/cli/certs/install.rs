@@ -1,5 +1,6 @@
 //! `rescue certs install WORKER FILE`: the last third of the ferry, and the way out of a bundle.
 
+use crate::base::shell;
 use anyhow::{Context as _, Result};
 use argh::FromArgs;
 use std::path::{Path, PathBuf};
@@ -16,13 +17,12 @@ use crate::cli::terminal::Terminal;
 use crate::finding::Finding;
 use crate::in_use::read_only;
 use crate::pki::bundle::Sealed;
-use crate::pki::certificate::Certificate;
 use crate::pki::ferry::{self, CertificateFile};
+use crate::pki::x509::certificate::Certificate;
 use crate::pki::{bundle, client_key};
 use crate::report::json;
 use crate::session::Session;
 use crate::settings::Settings;
-use crate::typed;
 
 /// install a kubelet client certificate that was signed elsewhere: what `rescue certs sign` or `rescue certs bundle` wrote, or a
 /// certificate in PEM from any signer of the cluster's CA. Shows the plan and asks; `rescue undo` takes it back
@@ -87,7 +87,7 @@ fn install(command: &Install, session: &Session<'_>, file: &Path, go: Go) -> Res
         now: session.settings.now,
         typed: &worker.typed,
     };
-    let remedy = choose(command, &recipient, &bytes, &typed::path(file))?;
+    let remedy = choose(command, &recipient, &bytes, &shell::quoted(file))?;
     let asked_for =
         Finding::new("certificates", Severity::Note, "a certificate was brought for this node").with_remedy(remedy);
     let Some(receipt) = carry_out(session, worker.report, &asked_for, go)? else { return Ok(Outcome::Clean) };
@@ -134,7 +134,7 @@ fn unseal(command: &Install, bytes: &[u8], file: &str) -> Result<CertificateFile
 /// PEM may have text before its first block; JSON begins with a brace.
 fn is_pem(bytes: &[u8]) -> bool {
     let text = bytes.trim_ascii_start();
-    !text.starts_with(b"{") && !crate::pki::pem::certificates(bytes).is_empty()
+    !text.starts_with(b"{") && !crate::pki::x509::pem::certificates(bytes).is_empty()
 }
 
 fn not_a_file(file: &str, error: &anyhow::Error) -> Refusal {

@@ -1,5 +1,6 @@
 //! Files that a command leaves on this machine, never on a guest.
 
+use crate::base::shell;
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -8,7 +9,6 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 
 use crate::base::refusal::Refusal;
-use crate::typed;
 
 /// Refuses early what [`write`] would refuse late.
 pub fn refuse_existing(path: &Path, force: bool) -> Result<()> {
@@ -20,7 +20,7 @@ pub fn refuse_existing(path: &Path, force: bool) -> Result<()> {
 
 /// Writes a new file with this mode from its first byte; an existing one is replaced only with `force`, and then whole or not at all.
 pub fn write(path: &Path, bytes: &[u8], mode: u32, force: bool) -> Result<()> {
-    let shown = typed::path(path);
+    let shown = shell::quoted(path);
     let mut beside = path.as_os_str().to_owned();
     beside.push(".part");
     let target = if force { Path::new(&beside) } else { path };
@@ -44,7 +44,7 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32, force: bool) -> Result<()> {
 
 fn exists(path: &Path) -> Refusal {
     Refusal::new(
-        format!("{} is there already", typed::path(path)),
+        format!("{} is there already", shell::quoted(path)),
         "it would be overwritten",
         "name another file with -o, or add --force to replace it",
     )
@@ -53,7 +53,7 @@ fn exists(path: &Path) -> Refusal {
 /// Reads a file that travels; larger ones are none of ours.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     const LIMIT: u64 = 16 << 20;
-    let shown = typed::path(path);
+    let shown = shell::quoted(path);
     let meta = std::fs::metadata(path).with_context(|| format!("looking at {shown}"))?;
     if !meta.is_file() || meta.len() > LIMIT {
         return Err(Refusal::new(

@@ -1,6 +1,7 @@
 //! A passphrase: from a file, from the environment, or typed without being shown. It is never printed and never an argument, which
 //! every process of a machine could read.
 
+use crate::base::shell;
 use anyhow::{Context as _, Result, anyhow};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use std::fs::File;
@@ -11,7 +12,6 @@ use zeroize::Zeroizing;
 
 use super::output;
 use crate::base::refusal::Refusal;
-use crate::typed;
 
 /// Fewer characters are guessed in no time.
 const SHORTEST: usize = 8;
@@ -46,7 +46,7 @@ pub fn ask(file: Option<&Path>, of: &str) -> Result<Zeroizing<String>> {
 fn given(file: Option<&Path>) -> Result<Option<Zeroizing<String>>> {
     if let Some(path) = file {
         let bytes = Zeroizing::new(output::read(path)?);
-        let line = first_line(&bytes).with_context(|| format!("reading {}", typed::path(path)))?;
+        let line = first_line(&bytes).with_context(|| format!("reading {}", shell::quoted(path)))?;
         return Ok(Some(line));
     }
     match std::env::var(VARIABLE) {

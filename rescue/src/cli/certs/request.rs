@@ -1,5 +1,6 @@
 //! `rescue certs request WORKER -o req.json`: the first third of the ferry. Reads the worker's disk; its private key stays there.
 
+use crate::base::shell;
 use anyhow::Result;
 use argh::FromArgs;
 use std::path::PathBuf;
@@ -17,10 +18,9 @@ use crate::finding::Finding;
 use crate::node::Version;
 use crate::pki::client_key::usable;
 use crate::pki::ferry::RequestFile;
-use crate::pki::key::PrivateKey;
+use crate::pki::x509::key::PrivateKey;
 use crate::report::{bounded, json};
 use crate::session::Session;
-use crate::typed;
 
 /// write a request for a kubelet client certificate, to be signed where the CA key is. The worker's private key stays on its
 /// disk; the request holds no secret
@@ -98,7 +98,7 @@ fn request(command: &RequestCertificate, session: &Session<'_>, go: Go) -> Resul
                 format!(
                     "rescue certs request {} -o {} --new-key    (makes one on its disk; shows the plan and asks)",
                     worker.typed,
-                    typed::path(&command.output)
+                    shell::quoted(&command.output)
                 ),
             )
             .into());
@@ -121,7 +121,7 @@ fn say(command: &RequestCertificate, file: &RequestFile, key: Option<String>, wo
         println!("{}", json::request(&command.output, file));
         return;
     }
-    let output = typed::path(&command.output);
+    let output = shell::quoted(&command.output);
     match key {
         Some(path) => {
             println!("Request for node {} written to {output}, with the key in {path}; nothing was changed.", file.node)

@@ -1,5 +1,6 @@
 //! `rescue certs sign --ca CONTROL-PLANE req.json… -o signed.json`: the second third of the ferry. The control plane's disk is only read.
 
+use crate::base::shell;
 use anyhow::Result;
 use argh::FromArgs;
 use std::path::PathBuf;
@@ -80,10 +81,10 @@ fn sign(command: &Sign, settings: &Settings) -> Result<Outcome> {
         let signed = request.and_then(|request| one(&request, &lenders, &control_planes, settings));
         match signed {
             Ok(entry) if entries.iter().any(|other| other.node == entry.node) => {
-                wrong.push(format!("{}: a second request for {}", typed::path(path), entry.node));
+                wrong.push(format!("{}: a second request for {}", shell::quoted(path), entry.node));
             }
             Ok(entry) => entries.push(entry),
-            Err(error) => wrong.push(format!("{}: {error:#}", typed::path(path))),
+            Err(error) => wrong.push(format!("{}: {error:#}", shell::quoted(path))),
         }
     }
     if !wrong.is_empty() {
@@ -156,7 +157,7 @@ fn say(command: &Sign, file: &CertificateFile) {
     for entry in &file.certificates {
         println!("signed  {}, valid to {}", entry.node, entry.valid_to);
     }
-    let output = typed::path(&command.output);
+    let output = shell::quoted(&command.output);
     println!("Written to {output}; it holds no secret, and {} was only read.", typed::sources(&command.ca));
     println!("Next, for each of them, where its disk is: rescue certs install WORKER {output}");
 }

@@ -14,10 +14,10 @@ use crate::base::refusal::Refusal;
 use crate::base::schema::SCHEMA;
 use crate::cli::Outcome;
 use crate::cli::args::Stop;
-use crate::etcd::keys::{Held, NoView, Selection, View, view};
-use crate::etcd::kubernetes::is_secret;
-use crate::etcd::member::MemberData;
-use crate::etcd::status::Found;
+use crate::etcd::read::keys::{Held, NoView, Selection, View, view};
+use crate::etcd::read::kubernetes::is_secret;
+use crate::etcd::read::member::MemberData;
+use crate::etcd::read::status::Found;
 use crate::report::raw;
 
 /// list the keys of an etcd member, its log included, without starting it; writes nothing

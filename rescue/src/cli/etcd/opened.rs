@@ -6,7 +6,7 @@ use super::making::Manner;
 use super::sources::Sources;
 use crate::cli::terminal::Terminal;
 use crate::cli::unfinished;
-use crate::etcd::status::Found;
+use crate::etcd::read::status::Found;
 use crate::finding::NodeReport;
 use crate::in_use::read_only;
 use crate::session::Session;

@@ -14,15 +14,15 @@ use crate::change::folder;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::cli::terminal::Terminal;
-use crate::etcd::backend::{Backend, Facts};
-use crate::etcd::bbolt::Fault;
-use crate::etcd::guarantee::{Guarantee, Level};
-use crate::etcd::lease::LastWrite;
-use crate::etcd::member::Stored;
-use crate::etcd::rebuild::from_db::{BUMP, Damaged};
-use crate::etcd::rebuild::origin::{Origin, Trailer, trailer};
-use crate::etcd::rebuild::target::Target;
-use crate::etcd::survey::{Survey, last_written, survey};
+use crate::etcd::format::bbolt::Fault;
+use crate::etcd::operations::guarantee::{Guarantee, Level};
+use crate::etcd::operations::rebuild::from_db::{BUMP, Damaged};
+use crate::etcd::operations::rebuild::origin::{Origin, Trailer, trailer};
+use crate::etcd::operations::rebuild::target::Target;
+use crate::etcd::read::backend::{Backend, Facts};
+use crate::etcd::read::lease::LastWrite;
+use crate::etcd::read::member::Stored;
+use crate::etcd::read::survey::{Survey, last_written, survey};
 
 /// make a new etcd cluster on the disks given, from one database alone: a member's own, an old copy, or what `etcdctl snapshot save`
 /// wrote. What only logs hold is lost: rescue repair with all control planes' disks keeps it, where it can

@@ -16,13 +16,13 @@ use crate::change::folder;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::cli::terminal::Terminal;
-use crate::etcd::backend::Backend;
-use crate::etcd::guarantee::{Guarantee, Level};
-use crate::etcd::rebuild::from_db::BUMP;
-use crate::etcd::rebuild::origin::Origin;
-use crate::etcd::rebuild::target::Target;
-use crate::etcd::salvage::Salvage;
-use crate::etcd::salvage::report::Report;
+use crate::etcd::operations::guarantee::{Guarantee, Level};
+use crate::etcd::operations::rebuild::from_db::BUMP;
+use crate::etcd::operations::rebuild::origin::Origin;
+use crate::etcd::operations::rebuild::target::Target;
+use crate::etcd::operations::salvage::Salvage;
+use crate::etcd::operations::salvage::report::Report;
+use crate::etcd::read::backend::Backend;
 
 /// Keys that are named on the terminal.
 const NAMED: usize = 20;

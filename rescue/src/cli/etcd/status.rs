@@ -10,7 +10,7 @@ use super::sources::Sources;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::cli::terminal::{Terminal, colours};
-use crate::etcd::status::status_shown;
+use crate::etcd::read::status::status_shown;
 use crate::pki::trust::etcd::units;
 use crate::plan::etcd::claims;
 use crate::report::{etcd, json, text};

@@ -88,7 +88,7 @@ impl Files {
             return Err(Refusal::new(
                 format!("{}, which is {}, outside of its own folder", said(), shown(&path)),
                 "an image can name any file of this machine, also one that is nobody else's business; such files are only opened when allowed",
-                format!("if this is right: the same command with --image-folder {}", crate::typed::path(folder)),
+                format!("if this is right: the same command with --image-folder {}", crate::base::shell::quoted(folder)),
             )
             .into());
         }

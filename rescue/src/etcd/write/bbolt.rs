@@ -10,7 +10,7 @@ use std::io::SeekFrom;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::change::folder::SinkFile;
-use crate::etcd::bbolt::meta::{self, NO_FREELIST};
+use crate::etcd::format::bbolt::meta::{self, NO_FREELIST};
 
 const HEADER: usize = 16;
 const ELEMENT: usize = 16;
@@ -282,7 +282,7 @@ impl<'a> DatabaseWriter<'a> {
     }
 }
 
-/// A whole meta page: see [`crate::etcd::bbolt::meta`].
+/// A whole meta page: see [`crate::etcd::format::bbolt::meta`].
 fn meta_page(transaction: u64, page_size: usize, root: u64, pages: u64) -> Vec<u8> {
     let mut page = Vec::with_capacity(page_size);
     page.extend_from_slice(&transaction.to_le_bytes());
@@ -306,8 +306,8 @@ mod tests {
     use std::ops::ControlFlow;
 
     use super::*;
-    use crate::etcd::bbolt::Database;
-    use crate::etcd::file::File;
+    use crate::etcd::format::bbolt::Database;
+    use crate::etcd::format::file::File;
     use crate::guest::GuestPath;
     use crate::tree::MemoryTree;
 

@@ -3,9 +3,11 @@
 use serde::Serialize;
 
 use super::store::go_json;
-use crate::etcd::members::Member;
-use crate::etcd::proto::{put_bytes, put_number};
-use crate::etcd::raft::{ConfChange, ConfChangeKind, ConfState, Entry, EntryKind, HardState, Identity, SnapshotMark};
+use crate::etcd::format::members::Member;
+use crate::etcd::format::proto::{put_bytes, put_number};
+use crate::etcd::format::raft::{
+    ConfChange, ConfChangeKind, ConfState, Entry, EntryKind, HardState, Identity, SnapshotMark,
+};
 
 impl Entry<'_> {
     /// raftpb.Entry. No data is left out: a leader's first entry has none.

@@ -2,9 +2,9 @@
 
 use std::io::{self, Write};
 
-use crate::etcd::crc;
-use crate::etcd::proto::{put_bytes, put_number, put_varint};
-use crate::etcd::raft::SnapshotMark;
+use crate::etcd::format::crc;
+use crate::etcd::format::proto::{put_bytes, put_number, put_varint};
+use crate::etcd::format::raft::SnapshotMark;
 
 /// Permissions that etcd gives it.
 pub const MODE: u32 = 0o644;
@@ -38,9 +38,10 @@ pub fn write(out: &mut dyn Write, mark: &SnapshotMark, store: &[u8]) -> io::Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::etcd::members::{Member, Members};
-    use crate::etcd::raft::ConfState;
-    use crate::etcd::{snap, write::store};
+    use crate::etcd::format::members::{Member, Members};
+    use crate::etcd::format::raft::ConfState;
+    use crate::etcd::format::snap;
+    use crate::etcd::write::store;
     use crate::guest::GuestPath;
     use crate::tree::MemoryTree;
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::etcd::members::{Member, Members};
+use crate::etcd::format::members::{Member, Members};
 
 /// Of what never ends.
 const NEVER: &str = "0001-01-01T00:00:00Z";
@@ -129,7 +129,7 @@ pub(crate) fn go_json(value: &impl Serialize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::etcd::v2store;
+    use crate::etcd::format::v2store;
 
     #[test]
     fn a_store_is_read_back() {

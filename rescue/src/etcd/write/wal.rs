@@ -10,13 +10,15 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::Form;
 use crate::change::folder::FolderSink;
-use crate::etcd::crc;
-use crate::etcd::file::File;
-use crate::etcd::members::{Member, Members};
-use crate::etcd::proto::{put_bytes, put_number};
-use crate::etcd::raft::{ConfChange, ConfChangeKind, ConfState, Entry, EntryKind, HardState, Identity, SnapshotMark};
-use crate::etcd::wal::segment::{self, Reader};
-use crate::etcd::wal::{End, Log};
+use crate::etcd::format::crc;
+use crate::etcd::format::file::File;
+use crate::etcd::format::members::{Member, Members};
+use crate::etcd::format::proto::{put_bytes, put_number};
+use crate::etcd::format::raft::{
+    ConfChange, ConfChangeKind, ConfState, Entry, EntryKind, HardState, Identity, SnapshotMark,
+};
+use crate::etcd::format::wal::segment::{self, Reader};
+use crate::etcd::format::wal::{End, Log};
 use crate::guest::Guest;
 
 /// Permissions that etcd gives its files.
@@ -237,7 +239,7 @@ pub fn behind(out: impl Write, identity: &Identity, addition: &Addition) -> io::
 }
 
 /// A log that is there, written with an identity and with more at its end. Without either the good records come out as they went in, byte
-/// by byte, those of overwritten entries among them: what etcd might bring back of them (see [`crate::etcd::wal::log`]) ends at the first
+/// by byte, those of overwritten entries among them: what etcd might bring back of them (see [`crate::etcd::format::wal::log`]) ends at the first
 /// entry that is added.
 #[derive(Debug, Clone, Copy)]
 pub struct Rewrite<'a> {
@@ -341,8 +343,8 @@ mod tests {
 
     use super::*;
     use crate::change::folder::DirectorySink;
-    use crate::etcd::sample::Writer;
-    use crate::etcd::wal::Folder;
+    use crate::etcd::format::wal::Folder;
+    use crate::etcd::read::sample::Writer;
     use crate::etcd::write::identity::{cluster_id, member_id};
     use crate::guest::GuestPath;
     use crate::tree::{FolderTree, MemoryTree};
@@ -398,7 +400,7 @@ mod tests {
         let guest = Guest::new("new", Rc::new(FolderTree::open(&top).unwrap()), Vec::new());
         let list = Folder::list(&guest, &GuestPath::new("/wal")).unwrap();
         let log = Log::read(&guest, &list).unwrap();
-        let read = |segment: &crate::etcd::wal::Segment| {
+        let read = |segment: &crate::etcd::format::wal::Segment| {
             std::fs::read(top.join("wal").join(segment.path.as_path().file_name().unwrap())).unwrap()
         };
         let files = list.segments.iter().map(read).collect::<Vec<_>>();

@@ -1,9 +1,9 @@
 //! The crossings, and the proof that each of them needs.
 
 use super::party::Party;
-use crate::pki::certificate::Certificate;
 use crate::pki::cluster_ca::shown;
 use crate::pki::profile::Authority;
+use crate::pki::x509::certificate::Certificate;
 
 /// Why something may cross.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Party;
 use super::standing::is_members;
-use crate::etcd::launch::Launch;
+use crate::etcd::read::launch::Launch;
 use crate::guest::{Guest, GuestPath};
-use crate::pki::certificate::{Certificate, SignatureCheck};
-use crate::pki::key::PrivateKey;
 use crate::pki::profile::Authority;
+use crate::pki::x509::certificate::{Certificate, SignatureCheck};
+use crate::pki::x509::key::PrivateKey;
 
 /// etcd's options for a leaf and its private key.
 const LEAVES: [(&str, &str); 2] = [("--peer-cert-file", "--peer-key-file"), ("--cert-file", "--key-file")];

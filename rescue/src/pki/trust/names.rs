@@ -4,11 +4,11 @@ use std::rc::Rc;
 
 use super::crossing::{Permit, Unproven, trusted_or};
 use super::party::Party;
-use crate::etcd::objects::NodeObject;
+use crate::etcd::read::objects::NodeObject;
 use crate::node::Role;
-use crate::pki::certificate::Certificate;
 use crate::pki::cluster_ca::shown;
 use crate::pki::peer::Peer;
+use crate::pki::x509::certificate::Certificate;
 
 /// A Node object, as the etcd of a proven control plane of the run has it.
 #[derive(Debug, Clone)]

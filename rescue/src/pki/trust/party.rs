@@ -4,10 +4,10 @@ use super::standing::Standing;
 use crate::base::refusal::Refusal;
 use crate::guest::Guest;
 use crate::node::{Node, Role};
-use crate::pki::certificate::{Certificate, SignatureCheck};
 use crate::pki::cluster_ca::cluster_authorities;
 use crate::pki::inventory::Inventory;
 use crate::pki::profile::Authority;
+use crate::pki::x509::certificate::{Certificate, SignatureCheck};
 use crate::settings::Settings;
 
 /// What a disk proves, and what it merely says.
@@ -83,7 +83,7 @@ impl Party {
 
     /// The source, to be typed.
     pub fn typed_source(&self) -> String {
-        crate::typed::path(std::path::Path::new(&self.source))
+        crate::base::shell::quoted(std::path::Path::new(&self.source))
     }
 
     /// The CAs that it takes for its cluster's, as its disk says it: in kubelet.conf and in its files, etcd's left aside.

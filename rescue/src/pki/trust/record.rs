@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use crate::etcd::locate;
-use crate::etcd::member::MemberData;
-use crate::etcd::node_list::NodeList;
-use crate::etcd::objects::NodeObject;
-use crate::etcd::troubles::holder;
+use crate::etcd::read::locate;
+use crate::etcd::read::member::MemberData;
+use crate::etcd::read::node_list::NodeList;
+use crate::etcd::read::objects::NodeObject;
+use crate::etcd::read::troubles::holder;
 use crate::guest::Guest;
 use crate::node::Node;
 

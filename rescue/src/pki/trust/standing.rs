@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use crate::guest::{Guest, GuestPath};
-use crate::pki::certificate::{Certificate, SignatureCheck};
 use crate::pki::client_key;
 use crate::pki::csr::NODES;
 use crate::pki::inventory::{Inventory, Leaf};
-use crate::pki::key::PrivateKey;
 use crate::pki::kubelet::{KubeletClient, NODE_PREFIX};
 use crate::pki::profile::{Authority, Usage};
+use crate::pki::x509::certificate::{Certificate, SignatureCheck};
+use crate::pki::x509::key::PrivateKey;
 
 /// Common names of the leaves that kubeadm gives to control planes alone, by the CA that signs them (kubeadm's phases/certs/certlist.go,
 /// phases/kubeconfig/kubeconfig.go). Administrators' certificates are left out: people carry copies of admin.conf about.

@@ -1,10 +1,10 @@
 //! Logs merged: the newest that can be built upon goes on with what a log, another member's or its own, holds behind its damage
-//! ([`crate::etcd::wal::behind_damage`]).
+//! ([`crate::etcd::format::wal::behind_damage`]).
 
-use super::level::Tail;
 use super::levelled::entries;
 use super::plan::Table;
-use crate::etcd::rebuild::Base;
+use crate::etcd::operations::level::Tail;
+use crate::etcd::operations::rebuild::Base;
 
 impl Table<'_> {
     /// Takes what damaged logs still hold behind the newest entry that can be built upon: it may be acknowledged.

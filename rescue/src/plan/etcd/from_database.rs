@@ -5,12 +5,12 @@ use anyhow::{Context as _, Result};
 use super::plan::{dead, token};
 use super::seen::Seen;
 use crate::base::refusal::Refusal;
-use crate::etcd::guarantee::{Guarantee, Level};
-use crate::etcd::members::{Member, Members};
-use crate::etcd::rebuild::DatabaseFile;
-use crate::etcd::rebuild::from_db::{BUMP, FromDatabase, form};
-use crate::etcd::rebuild::origin::Origin;
-use crate::etcd::rebuild::target::{NewCluster, Target};
+use crate::etcd::format::members::{Member, Members};
+use crate::etcd::operations::guarantee::{Guarantee, Level};
+use crate::etcd::operations::rebuild::DatabaseFile;
+use crate::etcd::operations::rebuild::from_db::{BUMP, FromDatabase, form};
+use crate::etcd::operations::rebuild::origin::Origin;
+use crate::etcd::operations::rebuild::target::{NewCluster, Target};
 use crate::plan::set::{SetPlan, SetWishes};
 
 /// What a new database takes beside what the old one took.

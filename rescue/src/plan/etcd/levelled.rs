@@ -1,14 +1,14 @@
-//! Levelling as a part of the plan: the logs that lag get what they lack of the newest one ([`super::level`]).
+//! Levelling as a part of the plan: the logs that lag get what they lack of the newest one ([`crate::etcd::operations::level`]).
 
 use anyhow::{Context as _, Result};
 
-use super::level::{Lag, Levelling, Tail, Voter, needed};
 use super::plan::Table;
 use super::seen::Seen;
 use crate::change::{Change, Content, Edit};
-use crate::etcd::file::File;
-use crate::etcd::guarantee::{Guarantee, Level};
-use crate::etcd::mend::{self, Mend};
+use crate::etcd::format::file::File;
+use crate::etcd::operations::guarantee::{Guarantee, Level};
+use crate::etcd::operations::level::{Lag, Levelling, Tail, Voter, needed};
+use crate::etcd::operations::mend::{self, Mend};
 use crate::etcd::write::wal::MODE;
 use crate::plan::set::{SetPart, SetPlan};
 

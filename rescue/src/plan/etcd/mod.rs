@@ -3,7 +3,6 @@
 mod behind_damage;
 pub mod claims;
 pub mod from_database;
-pub mod level;
 mod levelled;
 pub mod odd;
 pub mod plan;

@@ -10,12 +10,12 @@ use std::ops::ControlFlow;
 
 use super::seen::Seen;
 use crate::base::ui::Ui;
-use crate::etcd::backend::Backend;
-use crate::etcd::bbolt::Bucket;
-use crate::etcd::boot::Problem;
-use crate::etcd::crc;
-use crate::etcd::member::Stored;
-use crate::etcd::survey::survey;
+use crate::etcd::format::bbolt::Bucket;
+use crate::etcd::format::crc;
+use crate::etcd::read::backend::Backend;
+use crate::etcd::read::boot::Problem;
+use crate::etcd::read::member::Stored;
+use crate::etcd::read::survey::survey;
 
 /// Entries of a database that are held in memory at once.
 const WINDOW: usize = 4096;

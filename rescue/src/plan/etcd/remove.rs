@@ -11,8 +11,8 @@ use super::{claims, odd};
 use crate::base::refusal::Refusal;
 use crate::base::ui::Ui;
 use crate::change::Change;
-use crate::etcd::members::Member;
-use crate::etcd::rebuild::{Recipe, changes};
+use crate::etcd::format::members::Member;
+use crate::etcd::operations::rebuild::{Recipe, changes};
 use crate::finding::NodeReport;
 use crate::plan::set::{SetPart, SetPlan, SetWishes};
 

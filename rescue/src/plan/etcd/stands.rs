@@ -3,10 +3,10 @@
 use serde::Serialize;
 
 use crate::base::ui::Ui;
-use crate::etcd::boot::Effect;
-use crate::etcd::locate;
-use crate::etcd::member::{MemberData, Stored};
-use crate::etcd::troubles::troubles;
+use crate::etcd::read::boot::Effect;
+use crate::etcd::read::locate;
+use crate::etcd::read::member::{MemberData, Stored};
+use crate::etcd::read::troubles::troubles;
 use crate::finding::NodeReport;
 use crate::guest::Guest;
 use crate::tree::FileKind;
@@ -95,8 +95,8 @@ pub fn line(stands: &Stands) -> String {
 mod tests {
     use super::*;
     use crate::base::ui::Silent;
-    use crate::etcd::member::Place;
-    use crate::etcd::sample;
+    use crate::etcd::read::member::Place;
+    use crate::etcd::read::sample;
     use crate::guest::GuestPath;
     use crate::tree::MemoryTree;
 

@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::change::hex;
+use crate::base::hash::hex;
 use crate::repair::journal::StoredPath;
 use crate::tree::FileKind;
 
