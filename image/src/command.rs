@@ -14,7 +14,11 @@ pub fn output(command: &mut Command) -> Result<Vec<u8>> {
         .output()
         .with_context(|| format!("running {name}"))?;
     if !result.status.success() {
-        bail!("{name} failed ({}): {}", result.status, String::from_utf8_lossy(&result.stderr).trim());
+        bail!(
+            "{name} failed ({}): {}",
+            result.status,
+            String::from_utf8_lossy(&result.stderr).trim()
+        );
     }
     Ok(result.stdout)
 }

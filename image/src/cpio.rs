@@ -28,12 +28,18 @@ pub struct Archive {
 impl Archive {
     /// Adds an entry and the folders above it; a name can be taken only once.
     pub fn add(&mut self, name: &str, entry: Entry) -> Result<()> {
-        if name.is_empty() || name.starts_with('/') || name.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        if name.is_empty()
+            || name.starts_with('/')
+            || name.split('/').any(|part| matches!(part, "" | "." | ".."))
+        {
             bail!("{name:?} is no name for an archive");
         }
         for (end, _) in name.match_indices('/') {
             let parent = name[..end].to_owned();
-            if !matches!(self.entries.entry(parent).or_insert(Entry::Folder(0o755)), Entry::Folder(_)) {
+            if !matches!(
+                self.entries.entry(parent).or_insert(Entry::Folder(0o755)),
+                Entry::Folder(_)
+            ) {
                 bail!("{name}: something above it is not a folder");
             }
         }
@@ -68,7 +74,9 @@ fn write_entry(out: &mut Vec<u8>, inode: u32, name: &str, entry: &Entry) -> Resu
     let size = u32::try_from(content.len())?;
     let name_size = u32::try_from(name.len() + 1)?;
     // inode, mode, uid, gid, links, time, size, device, device of the node, name's size, checksum (unused in this format)
-    let fields = [inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0];
+    let fields = [
+        inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0,
+    ];
     out.extend_from_slice(b"070701");
     for field in fields {
         out.extend_from_slice(format!("{field:08X}").as_bytes());
@@ -94,9 +102,15 @@ mod tests {
 
     fn sample() -> Archive {
         let mut archive = Archive::default();
-        archive.add("init", Entry::File(0o755, b"#!/bin/sh\n".to_vec())).unwrap();
-        archive.add("sbin/modprobe", Entry::Link("/init".into())).unwrap();
-        archive.add("dev/console", Entry::Character(0o600, 5, 1)).unwrap();
+        archive
+            .add("init", Entry::File(0o755, b"#!/bin/sh\n".to_vec()))
+            .unwrap();
+        archive
+            .add("sbin/modprobe", Entry::Link("/init".into()))
+            .unwrap();
+        archive
+            .add("dev/console", Entry::Character(0o600, 5, 1))
+            .unwrap();
         archive
     }
 
@@ -110,9 +124,17 @@ mod tests {
             .stderr(Stdio::null())
             .spawn()
             .expect("cpio (apt-get install cpio)");
-        child.stdin.take().unwrap().write_all(&sample().bytes().unwrap()).unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(&sample().bytes().unwrap())
+            .unwrap();
         let text = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
-        let lines: Vec<String> = text.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        let lines: Vec<String> = text
+            .lines()
+            .map(|l| l.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
         assert_eq!(
             lines,
             [

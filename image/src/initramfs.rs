@@ -20,8 +20,9 @@ use crate::{command, programs, tools};
 const ZSTD_LEVEL: i32 = 19;
 
 /// busybox programs that are ours instead.
-const NOT_BUSYBOX: &[&str] =
-    &["busybox", "depmod", "init", "insmod", "linuxrc", "lsmod", "modinfo", "modprobe", "rmmod"];
+const NOT_BUSYBOX: &[&str] = &[
+    "busybox", "depmod", "init", "insmod", "linuxrc", "lsmod", "modinfo", "modprobe", "rmmod",
+];
 
 /// The compressed initramfs.
 pub fn build(kernel: &Kernel, modules: &Modules, binary: &Path, cache: &Path) -> Result<Vec<u8>> {
@@ -42,7 +43,10 @@ fn system(kernel: &Kernel, modules: &Modules) -> Result<Archive> {
     // The kernel opens it for /init before devtmpfs is mounted.
     archive.add("dev/console", Entry::Character(0o600, 5, 1))?;
     archive.add("dev/null", Entry::Character(0o666, 1, 3))?;
-    archive.add("etc/passwd", Entry::File(0o644, b"root:x:0:0:root:/root:/bin/sh\n".to_vec()))?;
+    archive.add(
+        "etc/passwd",
+        Entry::File(0o644, b"root:x:0:0:root:/root:/bin/sh\n".to_vec()),
+    )?;
     archive.add("etc/mtab", Entry::Link("/proc/self/mounts".into()))?;
     archive.add("etc/group", Entry::File(0o644, b"root:x:0:\n".to_vec()))?;
 
@@ -56,9 +60,16 @@ fn system(kernel: &Kernel, modules: &Modules) -> Result<Archive> {
 
     let inside = format!("lib/modules/{}", kernel.release);
     for name in INDEXES {
-        archive.add(&format!("{inside}/{name}"), file(&modules.folder.join(name), 0o644)?)?;
+        archive.add(
+            &format!("{inside}/{name}"),
+            file(&modules.folder.join(name), 0o644)?,
+        )?;
     }
-    add_modules(&mut archive, &modules.folder.join("kernel"), &format!("{inside}/kernel"))?;
+    add_modules(
+        &mut archive,
+        &modules.folder.join("kernel"),
+        &format!("{inside}/kernel"),
+    )?;
     Ok(archive)
 }
 
@@ -75,7 +86,10 @@ fn program(binary: &Path) -> Result<Archive> {
 fn add_modules(archive: &mut Archive, folder: &Path, inside: &str) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
         let entry = entry?;
-        let name = entry.file_name().into_string().map_err(|name| anyhow::anyhow!("odd module name {name:?}"))?;
+        let name = entry
+            .file_name()
+            .into_string()
+            .map_err(|name| anyhow::anyhow!("odd module name {name:?}"))?;
         let inside = format!("{inside}/{name}");
         if entry.file_type()?.is_dir() {
             add_modules(archive, &entry.path(), &inside)?;
@@ -87,31 +101,45 @@ fn add_modules(archive: &mut Archive, folder: &Path, inside: &str) -> Result<()>
 }
 
 fn file(path: &Path, mode: u32) -> Result<Entry> {
-    Ok(Entry::File(mode, fs::read(path).with_context(|| format!("reading {}", path.display()))?))
+    Ok(Entry::File(
+        mode,
+        fs::read(path).with_context(|| format!("reading {}", path.display()))?,
+    ))
 }
 
 /// Compresses, or takes the result from the cache: level 19 takes its time.
 fn compress(plain: &[u8], cache: &Path) -> Result<Vec<u8>> {
-    let digest: String = Sha256::digest(plain).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest: String = Sha256::digest(plain)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let kept = cache.join(format!("{digest}.cpio.zst{ZSTD_LEVEL}"));
     if let Ok(compressed) = fs::read(&kept) {
         return Ok(compressed);
     }
-    let compressed = zstd::bulk::compress(plain, ZSTD_LEVEL).context("compressing the initramfs")?;
+    let compressed =
+        zstd::bulk::compress(plain, ZSTD_LEVEL).context("compressing the initramfs")?;
     let new = tempfile::NamedTempFile::new_in(cache)?;
     fs::write(new.path(), &compressed)?;
-    new.persist(&kept).with_context(|| format!("writing {}", kept.display()))?;
+    new.persist(&kept)
+        .with_context(|| format!("writing {}", kept.display()))?;
     Ok(compressed)
 }
 
 /// The binary must exist and be static: the libraries in the image are for others, and a kernel without /init panics.
 pub fn check_binary(path: &Path) -> Result<()> {
     let Ok(content) = fs::read(path) else {
-        bail!("no binary at {}. Next: cargo build --release", path.display());
+        bail!(
+            "no binary at {}. Next: cargo build --release",
+            path.display()
+        );
     };
     match wants_loader(&content) {
         Some(false) => Ok(()),
-        Some(true) => bail!("{} is not static. Next: cargo build --release in this repository", path.display()),
+        Some(true) => bail!(
+            "{} is not static. Next: cargo build --release in this repository",
+            path.display()
+        ),
         None => bail!("{} is not a 64-bit ELF program", path.display()),
     }
 }
@@ -142,7 +170,10 @@ mod tests {
     #[test]
     fn tells_static_from_dynamic() {
         assert_eq!(wants_loader(&fs::read("/bin/true").unwrap()), Some(true));
-        assert_eq!(wants_loader(&fs::read(tools::BUSYBOX).unwrap()), Some(false));
+        assert_eq!(
+            wants_loader(&fs::read(tools::BUSYBOX).unwrap()),
+            Some(false)
+        );
         assert_eq!(wants_loader(b"#!/bin/sh"), None);
         assert_eq!(wants_loader(b"\x7fELF\x02\x01"), None);
     }

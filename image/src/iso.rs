@@ -29,8 +29,14 @@ pub fn write(parts: &Parts) -> Result<u64> {
     fs::create_dir_all(tree.join("boot/grub"))?;
     fs::create_dir_all(tree.join(".disk"))?;
     // Debian's signed GRUB looks for this file to find us.
-    fs::write(tree.join(".disk/info"), format!("Rescue {} {}\n", env!("CARGO_PKG_VERSION"), parts.release))?;
-    fs::write(tree.join("boot/grub/grub.cfg"), boot::menu(parts.kernel_arguments))?;
+    fs::write(
+        tree.join(".disk/info"),
+        format!("Rescue {} {}\n", env!("CARGO_PKG_VERSION"), parts.release),
+    )?;
+    fs::write(
+        tree.join("boot/grub/grub.cfg"),
+        boot::menu(parts.kernel_arguments),
+    )?;
     fs::copy(parts.kernel, tree.join("boot/vmlinuz")).context("copying the kernel")?;
     fs::write(tree.join("boot/initrd.img"), parts.initrd)?;
     boot::bios(&tree, parts.work)?;
@@ -42,7 +48,8 @@ pub fn write(parts: &Parts) -> Result<u64> {
     let size = fs::metadata(new.path())?.len();
     let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
     fs::set_permissions(new.path(), readable)?;
-    new.persist(parts.output).with_context(|| format!("writing {}", parts.output.display()))?;
+    new.persist(parts.output)
+        .with_context(|| format!("writing {}", parts.output.display()))?;
     Ok(size)
 }
 
@@ -52,9 +59,26 @@ fn xorriso(epoch: u64) -> Command {
     // Fixes the times, the GPT's GUIDs and the volume's UUID.
     command.env("SOURCE_DATE_EPOCH", epoch.to_string());
     command.args(["-as", "mkisofs", "-quiet", "-V", VOLUME, "-l", "-r", "-J"]);
-    command.args(["-b", "boot/grub/i386-pc/eltorito.img", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"]);
-    command.args(["--grub2-boot-info", "--grub2-mbr", "/usr/lib/grub/i386-pc/boot_hybrid.img"]);
-    command.args(["-eltorito-alt-boot", "-e", "boot/efi.img", "-no-emul-boot", "-isohybrid-gpt-basdat"]);
+    command.args([
+        "-b",
+        "boot/grub/i386-pc/eltorito.img",
+        "-no-emul-boot",
+        "-boot-load-size",
+        "4",
+        "-boot-info-table",
+    ]);
+    command.args([
+        "--grub2-boot-info",
+        "--grub2-mbr",
+        "/usr/lib/grub/i386-pc/boot_hybrid.img",
+    ]);
+    command.args([
+        "-eltorito-alt-boot",
+        "-e",
+        "boot/efi.img",
+        "-no-emul-boot",
+        "-isohybrid-gpt-basdat",
+    ]);
     command
 }
 
@@ -64,7 +88,8 @@ fn temporary(output: &Path) -> Result<tempfile::NamedTempFile> {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
     };
-    tempfile::NamedTempFile::new_in(&folder).with_context(|| format!("writing to {}", folder.display()))
+    tempfile::NamedTempFile::new_in(&folder)
+        .with_context(|| format!("writing to {}", folder.display()))
 }
 
 /// Gives every file and folder the same time.

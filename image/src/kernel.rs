@@ -40,14 +40,23 @@ pub fn download(cache: &Path) -> Result<PathBuf> {
     }
     println!("downloading {package} {version}");
     // Into a folder of its own, so that an interrupted download never looks like a package.
-    let folder = tempfile::Builder::new().prefix("download-").tempdir_in(cache)?;
+    let folder = tempfile::Builder::new()
+        .prefix("download-")
+        .tempdir_in(cache)?;
     command::run(
         Command::new("apt-get")
-            .args(["-q", "-o", "APT::Sandbox::User=root", "download", &format!("{package}={version}")])
+            .args([
+                "-q",
+                "-o",
+                "APT::Sandbox::User=root",
+                "download",
+                &format!("{package}={version}"),
+            ])
             .current_dir(folder.path()),
     )
     .context("downloading the kernel (are the package lists fresh? Next: apt-get update)")?;
-    fs::rename(folder.path().join(&name), &deb).with_context(|| format!("apt-get did not leave {name}"))?;
+    fs::rename(folder.path().join(&name), &deb)
+        .with_context(|| format!("apt-get did not leave {name}"))?;
     Ok(deb)
 }
 
@@ -59,37 +68,60 @@ fn file_name(package: &str, version: &str) -> String {
 /// Name and version of the newest signed kernel that apt knows.
 fn newest() -> Result<(String, String)> {
     for meta in META_PACKAGES {
-        let Ok(record) = command::text(Command::new("apt-cache").args(["show", "--no-all-versions", meta])) else {
+        let Ok(record) =
+            command::text(Command::new("apt-cache").args(["show", "--no-all-versions", meta]))
+        else {
             continue;
         };
         if let Some(found) = signed_kernel(&record) {
             return Ok(found);
         }
     }
-    bail!("apt knows none of {}. Next: apt-get update", META_PACKAGES.join(", "))
+    bail!(
+        "apt knows none of {}. Next: apt-get update",
+        META_PACKAGES.join(", ")
+    )
 }
 
 /// Picks `linux-image-6.12.117+deb12-amd64 (= 6.12.117-1~deb12u1)` out of a meta package's record.
 fn signed_kernel(record: &str) -> Option<(String, String)> {
-    let depends = record.lines().find_map(|line| line.strip_prefix("Depends:"))?;
+    let depends = record
+        .lines()
+        .find_map(|line| line.strip_prefix("Depends:"))?;
     depends.split([',', '|']).find_map(|clause| {
         let (package, rest) = clause.trim().split_once(' ')?;
         let version = rest.trim().strip_prefix("(=")?.strip_suffix(')')?.trim();
-        package.starts_with("linux-image-").then(|| (package.to_owned(), version.to_owned()))
+        package
+            .starts_with("linux-image-")
+            .then(|| (package.to_owned(), version.to_owned()))
     })
 }
 
 /// Unpacks the package into the cache, once, with depmod's indexes beside the modules.
 pub fn unpack(deb: &Path, cache: &Path) -> Result<Kernel> {
-    let stem = deb.file_stem().with_context(|| format!("{} is no package", deb.display()))?;
+    let stem = deb
+        .file_stem()
+        .with_context(|| format!("{} is no package", deb.display()))?;
     let root = cache.join(stem);
     if !root.exists() {
         println!("unpacking   {}", stem.to_string_lossy());
-        let folder = tempfile::Builder::new().prefix("unpack-").tempdir_in(cache)?;
-        command::run(Command::new("dpkg-deb").arg("--extract").arg(deb).arg(folder.path()))
-            .with_context(|| format!("unpacking {}", deb.display()))?;
-        command::run(Command::new("depmod").arg("-b").arg(folder.path()).arg(release(folder.path())?))
-            .context("indexing the kernel's modules")?;
+        let folder = tempfile::Builder::new()
+            .prefix("unpack-")
+            .tempdir_in(cache)?;
+        command::run(
+            Command::new("dpkg-deb")
+                .arg("--extract")
+                .arg(deb)
+                .arg(folder.path()),
+        )
+        .with_context(|| format!("unpacking {}", deb.display()))?;
+        command::run(
+            Command::new("depmod")
+                .arg("-b")
+                .arg(folder.path())
+                .arg(release(folder.path())?),
+        )
+        .context("indexing the kernel's modules")?;
         // Whole or not at all.
         fs::rename(folder.keep(), &root).with_context(|| format!("creating {}", root.display()))?;
     }
@@ -98,7 +130,11 @@ pub fn unpack(deb: &Path, cache: &Path) -> Result<Kernel> {
     if !image.exists() {
         bail!("{} holds no {}", deb.display(), image.display());
     }
-    Ok(Kernel { release, image, root })
+    Ok(Kernel {
+        release,
+        image,
+        root,
+    })
 }
 
 /// The one folder in `lib/modules`.
@@ -110,7 +146,10 @@ fn release(root: &Path) -> Result<String> {
         .collect::<Result<Vec<_>>>()?;
     match (names.pop(), names.is_empty()) {
         (Some(name), true) => Ok(name),
-        _ => bail!("{} does not hold exactly one kernel's modules", folder.display()),
+        _ => bail!(
+            "{} does not hold exactly one kernel's modules",
+            folder.display()
+        ),
     }
 }
 
@@ -124,13 +163,19 @@ mod tests {
             Depends: linux-image-6.12.117+deb12-amd64 (= 6.12.117-1~deb12u1)\nDescription: Linux\n";
         assert_eq!(
             signed_kernel(record),
-            Some(("linux-image-6.12.117+deb12-amd64".into(), "6.12.117-1~deb12u1".into()))
+            Some((
+                "linux-image-6.12.117+deb12-amd64".into(),
+                "6.12.117-1~deb12u1".into()
+            ))
         );
         assert_eq!(signed_kernel("Package: x\nDepends: libc6 (>= 2.3)\n"), None);
     }
 
     #[test]
     fn names_the_file_as_apt_does() {
-        assert_eq!(file_name("linux-image-x", "1:2-3"), "linux-image-x_1%3a2-3_amd64.deb");
+        assert_eq!(
+            file_name("linux-image-x", "1:2-3"),
+            "linux-image-x_1%3a2-3_amd64.deb"
+        );
     }
 }

@@ -76,9 +76,15 @@ fn build(arguments: &Build) -> Result<()> {
     tools::check()?;
     boot::check_kernel_arguments(&arguments.kernel_arg)?;
     let target = workspace().join("target");
-    let binary = arguments.binary.clone().unwrap_or_else(|| target.join("x86_64-unknown-linux-gnu/release/rescue"));
+    let binary = arguments
+        .binary
+        .clone()
+        .unwrap_or_else(|| target.join("x86_64-unknown-linux-gnu/release/rescue"));
     initramfs::check_binary(&binary)?;
-    let cache = arguments.cache.clone().unwrap_or_else(|| target.join("image-cache"));
+    let cache = arguments
+        .cache
+        .clone()
+        .unwrap_or_else(|| target.join("image-cache"));
     std::fs::create_dir_all(&cache).with_context(|| format!("creating {}", cache.display()))?;
 
     let package = match &arguments.kernel_deb {
@@ -88,9 +94,16 @@ fn build(arguments: &Build) -> Result<()> {
     let kernel = kernel::unpack(&package, &cache)?;
     println!("kernel      {}", kernel.release);
 
-    let work = tempfile::Builder::new().prefix("work-").tempdir_in(&cache).context("creating a work folder")?;
+    let work = tempfile::Builder::new()
+        .prefix("work-")
+        .tempdir_in(&cache)
+        .context("creating a work folder")?;
     let modules = modules::select(&kernel, include_str!("../modules.list"), work.path())?;
-    println!("modules     {} files, {} KiB", modules.count, modules.bytes / 1024);
+    println!(
+        "modules     {} files, {} KiB",
+        modules.count,
+        modules.bytes / 1024
+    );
 
     let initrd = initramfs::build(&kernel, &modules, &binary, &cache)?;
     println!("initramfs   {} KiB", initrd.len() / 1024);

@@ -14,7 +14,12 @@ use crate::command;
 use crate::kernel::Kernel;
 
 /// depmod's indexes that our own modprobe reads.
-pub const INDEXES: &[&str] = &["modules.alias", "modules.builtin", "modules.dep", "modules.softdep"];
+pub const INDEXES: &[&str] = &[
+    "modules.alias",
+    "modules.builtin",
+    "modules.dep",
+    "modules.softdep",
+];
 
 /// A staged module set.
 #[derive(Debug)]
@@ -52,12 +57,26 @@ pub fn select(kernel: &Kernel, list: &str, work: &Path) -> Result<Modules> {
         bytes += stage_module(&source.join(path), &folder.join(path))?;
     }
     // depmod wants these to order aliases and to know what is built in.
-    for name in ["modules.builtin", "modules.builtin.modinfo", "modules.order"] {
-        fs::copy(source.join(name), folder.join(name)).with_context(|| format!("copying {name}"))?;
+    for name in [
+        "modules.builtin",
+        "modules.builtin.modinfo",
+        "modules.order",
+    ] {
+        fs::copy(source.join(name), folder.join(name))
+            .with_context(|| format!("copying {name}"))?;
     }
-    command::run(Command::new("depmod").arg("-b").arg(&stage).arg(&kernel.release))
-        .context("indexing the chosen modules")?;
-    Ok(Modules { folder, count: paths.len(), bytes })
+    command::run(
+        Command::new("depmod")
+            .arg("-b")
+            .arg(&stage)
+            .arg(&kernel.release),
+    )
+    .context("indexing the chosen modules")?;
+    Ok(Modules {
+        folder,
+        count: paths.len(),
+        bytes,
+    })
 }
 
 /// Copies one module, unpacked; gives its size.
@@ -66,8 +85,14 @@ fn stage_module(source: &Path, target: &Path) -> Result<u64> {
         fs::create_dir_all(folder)?;
     }
     let (target, content) = match source.extension().and_then(|e| e.to_str()) {
-        Some("xz") => (target.with_extension(""), command::output(Command::new("xz").arg("-dc").arg(source))?),
-        _ => (target.to_owned(), fs::read(source).with_context(|| format!("reading {}", source.display()))?),
+        Some("xz") => (
+            target.with_extension(""),
+            command::output(Command::new("xz").arg("-dc").arg(source))?,
+        ),
+        _ => (
+            target.to_owned(),
+            fs::read(source).with_context(|| format!("reading {}", source.display()))?,
+        ),
     };
     // Debian's modules are signed; an unsigned one would only be found out on a machine with Secure Boot.
     if !content.ends_with(b"~Module signature appended~\n") {
@@ -99,7 +124,9 @@ fn name_of(path: &str) -> String {
 
 impl Index {
     fn read(folder: &Path) -> Result<Self> {
-        let read = |name: &str| fs::read_to_string(folder.join(name)).with_context(|| format!("reading {name}"));
+        let read = |name: &str| {
+            fs::read_to_string(folder.join(name)).with_context(|| format!("reading {name}"))
+        };
         Ok(Self::parse(
             &read("modules.dep")?,
             &read("modules.builtin")?,
@@ -109,27 +136,43 @@ impl Index {
     }
 
     fn parse(dep: &str, builtin: &str, softdep: &str, alias: &str) -> Self {
-        let mut index = Self { builtin: builtin.lines().map(name_of).collect(), ..Self::default() };
+        let mut index = Self {
+            builtin: builtin.lines().map(name_of).collect(),
+            ..Self::default()
+        };
         for line in dep.lines() {
             if let Some((path, dependencies)) = line.split_once(':') {
                 let dependencies = dependencies.split_whitespace().map(str::to_owned).collect();
-                index.modules.insert(name_of(path), (path.to_owned(), dependencies));
+                index
+                    .modules
+                    .insert(name_of(path), (path.to_owned(), dependencies));
             }
         }
         for line in softdep.lines() {
             // softdep ext4 pre: crypto-crc32c post: other
             let mut words = line.split_whitespace();
             if let (Some("softdep"), Some(name)) = (words.next(), words.next()) {
-                let wanted = words.filter(|w| !matches!(*w, "pre:" | "post:")).map(canonical);
-                index.soft.entry(canonical(name)).or_default().extend(wanted);
+                let wanted = words
+                    .filter(|w| !matches!(*w, "pre:" | "post:"))
+                    .map(canonical);
+                index
+                    .soft
+                    .entry(canonical(name))
+                    .or_default()
+                    .extend(wanted);
             }
         }
         for line in alias.lines() {
             let mut words = line.split_whitespace();
-            if let (Some("alias"), Some(pattern), Some(name)) = (words.next(), words.next(), words.next())
+            if let (Some("alias"), Some(pattern), Some(name)) =
+                (words.next(), words.next(), words.next())
                 && !pattern.contains(['*', '?', '['])
             {
-                index.aliases.entry(canonical(pattern)).or_default().push(canonical(name));
+                index
+                    .aliases
+                    .entry(canonical(pattern))
+                    .or_default()
+                    .push(canonical(name));
             }
         }
         index
@@ -137,14 +180,23 @@ impl Index {
 
     /// Paths of the named modules and of all they need.
     fn closure(&self, names: &[String]) -> Result<BTreeSet<String>> {
-        let unknown: Vec<&str> = names.iter().filter(|n| !self.knows(n)).map(String::as_str).collect();
+        let unknown: Vec<&str> = names
+            .iter()
+            .filter(|n| !self.knows(n))
+            .map(String::as_str)
+            .collect();
         if !unknown.is_empty() {
-            bail!("image/modules.list names modules that this kernel does not have: {}", unknown.join(", "));
+            bail!(
+                "image/modules.list names modules that this kernel does not have: {}",
+                unknown.join(", ")
+            );
         }
         let mut paths = BTreeSet::new();
         let mut queue: VecDeque<String> = names.iter().cloned().collect();
         while let Some(name) = queue.pop_front() {
-            let Some((path, dependencies)) = self.modules.get(&name) else { continue };
+            let Some((path, dependencies)) = self.modules.get(&name) else {
+                continue;
+            };
             if !paths.insert(path.clone()) {
                 continue;
             }
@@ -172,8 +224,7 @@ mod tests {
         kernel/fs/jbd2/jbd2.ko.xz:\nkernel/lib/crc16.ko.xz:\nkernel/crypto/crc32c_generic.ko.xz:\n\
         kernel/arch/x86/crypto/crc32c-intel.ko.xz:\nkernel/drivers/net/e1000.ko.xz:\n";
     const SOFT: &str = "# Soft dependencies\nsoftdep ext4 pre: crypto-crc32c\n";
-    const ALIAS: &str =
-        "alias crypto-crc32c crc32c_intel\nalias crypto-crc32c crc32c_generic\nalias pci:v*bc01* other\n";
+    const ALIAS: &str = "alias crypto-crc32c crc32c_intel\nalias crypto-crc32c crc32c_generic\nalias pci:v*bc01* other\n";
 
     fn index() -> Index {
         Index::parse(DEP, "kernel/fs/fuse/fuse.ko\n", SOFT, ALIAS)
@@ -183,17 +234,26 @@ mod tests {
     fn closes_over_dependencies_and_soft_dependencies() {
         let paths = index().closure(&["ext4".into(), "fuse".into()]).unwrap();
         let names: Vec<String> = paths.iter().map(|p| name_of(p)).collect();
-        assert_eq!(names, ["crc32c_intel", "crc32c_generic", "ext4", "jbd2", "crc16"]);
+        assert_eq!(
+            names,
+            ["crc32c_intel", "crc32c_generic", "ext4", "jbd2", "crc16"]
+        );
     }
 
     #[test]
     fn names_what_the_kernel_does_not_have() {
-        let error = index().closure(&["ext4".into(), "ext5".into()]).unwrap_err().to_string();
+        let error = index()
+            .closure(&["ext4".into(), "ext5".into()])
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("ext5") && !error.contains("ext4"), "{error}");
     }
 
     #[test]
     fn reads_the_list_with_comments() {
-        assert_eq!(parse_list("# group\nsd_mod\n\nhid-generic # why\n"), ["sd_mod", "hid_generic"]);
+        assert_eq!(
+            parse_list("# group\nsd_mod\n\nhid-generic # why\n"),
+            ["sd_mod", "hid_generic"]
+        );
     }
 }

@@ -24,7 +24,8 @@ const OPENED_LATER: &[&str] = &["libgcc_s.so.1"];
 
 /// Adds the programs, their libraries and the loader.
 pub fn add(archive: &mut Archive) -> Result<()> {
-    let mut libraries: BTreeSet<String> = OPENED_LATER.iter().map(|name| (*name).to_owned()).collect();
+    let mut libraries: BTreeSet<String> =
+        OPENED_LATER.iter().map(|name| (*name).to_owned()).collect();
     for program in tools::PROGRAMS {
         let program = Path::new(program);
         libraries.extend(libraries_of(program)?);
@@ -34,7 +35,10 @@ pub fn add(archive: &mut Archive) -> Result<()> {
         let inside = format!("{LIBRARIES}/{library}");
         archive.add(&inside, content(&Path::new("/").join(&inside))?)?;
     }
-    archive.add(tools::LOADER.trim_start_matches('/'), content(Path::new(tools::LOADER))?)
+    archive.add(
+        tools::LOADER.trim_start_matches('/'),
+        content(Path::new(tools::LOADER))?,
+    )
 }
 
 /// The file names of the libraries that a program needs, directly and indirectly.
@@ -43,7 +47,14 @@ fn libraries_of(program: &Path) -> Result<Vec<String>> {
         Command::new(tools::LOADER)
             // The library path of an empty environment, and no variants for one kind of processor.
             .env_clear()
-            .args(["--inhibit-cache", "--glibc-hwcaps-mask", "", "--library-path", &format!("/{LIBRARIES}"), "--list"])
+            .args([
+                "--inhibit-cache",
+                "--glibc-hwcaps-mask",
+                "",
+                "--library-path",
+                &format!("/{LIBRARIES}"),
+                "--list",
+            ])
             .arg(program),
     )
     .with_context(|| format!("asking which libraries {} needs", program.display()))?;
@@ -54,7 +65,9 @@ fn libraries_of(program: &Path) -> Result<Vec<String>> {
 fn parse(said: &str) -> Result<Vec<String>> {
     let mut libraries = Vec::new();
     for line in said.lines() {
-        let Some((name, found)) = line.split_once(" => ") else { continue };
+        let Some((name, found)) = line.split_once(" => ") else {
+            continue;
+        };
         let name = name.trim();
         let path = found.split(" (").next().unwrap_or_default();
         if path != format!("/{LIBRARIES}/{name}") {
@@ -66,12 +79,18 @@ fn parse(said: &str) -> Result<Vec<String>> {
 }
 
 fn name(program: &Path) -> Result<&str> {
-    program.file_name().and_then(|name| name.to_str()).with_context(|| format!("{} has no name", program.display()))
+    program
+        .file_name()
+        .and_then(|name| name.to_str())
+        .with_context(|| format!("{} has no name", program.display()))
 }
 
 /// Links are followed: what a link of this machine points to is what is meant.
 fn content(path: &Path) -> Result<Entry> {
-    Ok(Entry::File(0o755, fs::read(path).with_context(|| format!("reading {}", path.display()))?))
+    Ok(Entry::File(
+        0o755,
+        fs::read(path).with_context(|| format!("reading {}", path.display()))?,
+    ))
 }
 
 #[cfg(test)]
@@ -85,14 +104,20 @@ mod tests {
             \t/lib64/ld-linux-x86-64.so.2 (0x00007fb8f3ad9000)\n";
         assert_eq!(parse(said).unwrap(), ["libc.so.6"]);
         let error = parse("\tlibz.so.1 => not found\n").unwrap_err().to_string();
-        assert!(error.contains("libz.so.1") && error.contains("not found"), "{error}");
+        assert!(
+            error.contains("libz.so.1") && error.contains("not found"),
+            "{error}"
+        );
         assert!(parse("\tlibz.so.1 => /usr/local/lib/libz.so.1 (0x0)\n").is_err());
     }
 
     #[test]
     fn a_real_program_is_closed_over_its_libraries() {
         let libraries = libraries_of(Path::new("/sbin/xfs_repair")).unwrap();
-        assert!(libraries.contains(&"libc.so.6".to_owned()) && libraries.len() >= 4, "{libraries:?}");
+        assert!(
+            libraries.contains(&"libc.so.6".to_owned()) && libraries.len() >= 4,
+            "{libraries:?}"
+        );
     }
 
     /// What is put together must run where nothing else is.
@@ -107,15 +132,26 @@ mod tests {
             .stdin(std::process::Stdio::piped())
             .spawn()
             .expect("cpio (apt-get install cpio)");
-        std::io::Write::write_all(&mut cpio.stdin.take().unwrap(), &archive.bytes().unwrap()).unwrap();
+        std::io::Write::write_all(&mut cpio.stdin.take().unwrap(), &archive.bytes().unwrap())
+            .unwrap();
         assert!(cpio.wait().unwrap().success());
-        for (program, flag) in
-            [("xfs_repair", "-V"), ("btrfs", "--version"), ("cryptsetup", "--version"), ("mdadm", "--version")]
-        {
-            let ran =
-                Command::new("chroot").arg(root.path()).args([&format!("/{FOLDER}/{program}"), flag]).output().unwrap();
-            let said = String::from_utf8_lossy(&ran.stdout).into_owned() + &String::from_utf8_lossy(&ran.stderr);
-            assert!(ran.status.success() && said.contains('.'), "{program} (this test needs root): {said}");
+        for (program, flag) in [
+            ("xfs_repair", "-V"),
+            ("btrfs", "--version"),
+            ("cryptsetup", "--version"),
+            ("mdadm", "--version"),
+        ] {
+            let ran = Command::new("chroot")
+                .arg(root.path())
+                .args([&format!("/{FOLDER}/{program}"), flag])
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&ran.stdout).into_owned()
+                + &String::from_utf8_lossy(&ran.stderr);
+            assert!(
+                ran.status.success() && said.contains('.'),
+                "{program} (this test needs root): {said}"
+            );
         }
     }
 }

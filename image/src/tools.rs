@@ -22,7 +22,13 @@ pub const GRUB_BIOS: &str = "/usr/lib/grub/i386-pc";
 
 /// Programs that are built against shared libraries; [`crate::programs`] brings those along. `lvm` is not among them: with its
 /// libraries (systemd's, libedit, libgcrypt) it takes 2 MiB of the ISO's 32, and Rescue lays out logical volumes itself.
-pub const PROGRAMS: &[&str] = &["/sbin/e2fsck", "/sbin/xfs_repair", "/bin/btrfs", "/sbin/cryptsetup", "/sbin/mdadm"];
+pub const PROGRAMS: &[&str] = &[
+    "/sbin/e2fsck",
+    "/sbin/xfs_repair",
+    "/bin/btrfs",
+    "/sbin/cryptsetup",
+    "/sbin/mdadm",
+];
 /// What starts them.
 pub const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
 
@@ -48,11 +54,18 @@ const NEEDS: &[Need] = &[
 
 /// Fails with the one line that installs everything missing.
 pub fn check() -> Result<()> {
-    let mut missing: Vec<&str> = NEEDS.iter().filter(|n| !Path::new(n.file).exists()).map(|n| n.package).collect();
+    let mut missing: Vec<&str> = NEEDS
+        .iter()
+        .filter(|n| !Path::new(n.file).exists())
+        .map(|n| n.package)
+        .collect();
     missing.sort_unstable();
     missing.dedup();
     if !missing.is_empty() {
-        bail!("missing Debian packages. Next: apt-get install --no-install-recommends {}", missing.join(" "));
+        bail!(
+            "missing Debian packages. Next: apt-get install --no-install-recommends {}",
+            missing.join(" ")
+        );
     }
     Ok(())
 }

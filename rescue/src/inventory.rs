@@ -113,7 +113,10 @@ pub fn take(paths: &[PathBuf]) -> Result<Inventory> {
     for path in paths.iter().filter(|path| is_block_device(path)) {
         // A device that vanishes meanwhile is told of when it is opened.
         if let Ok(Some(use_)) = in_use::used_here(path) {
-            closed.push((path.clone(), format!("in use by this machine ({use_}): not looked into")));
+            closed.push((
+                path.clone(),
+                format!("in use by this machine ({use_}): not looked into"),
+            ));
         }
     }
     let found = look_over(paths, &closed)?;
@@ -122,7 +125,10 @@ pub fn take(paths: &[PathBuf]) -> Result<Inventory> {
 
 /// The whole disks of this machine.
 pub fn all_disks() -> Vec<PathBuf> {
-    crate::disk::attached::list().iter().map(|disk| PathBuf::from(disk.path())).collect()
+    crate::disk::attached::list()
+        .iter()
+        .map(|disk| PathBuf::from(disk.path()))
+        .collect()
 }
 
 fn is_block_device(path: &Path) -> bool {
@@ -133,7 +139,10 @@ fn is_block_device(path: &Path) -> bool {
 fn arrange(paths: &[PathBuf], closed: &[(PathBuf, String)], found: &Discovery) -> Inventory {
     let mut disks: Vec<DiskItem> = Vec::new();
     for (index, disk) in found.disks.iter().enumerate() {
-        let pieces = found.volumes.iter().filter(|volume| volume.disk == index && volume.logical.is_none());
+        let pieces = found
+            .volumes
+            .iter()
+            .filter(|volume| volume.disk == index && volume.logical.is_none());
         disks.push(DiskItem {
             path: disk.name(),
             size: disk.bytes.len(),
@@ -144,22 +153,48 @@ fn arrange(paths: &[PathBuf], closed: &[(PathBuf, String)], found: &Discovery) -
     }
     for (path, why) in closed {
         let path = escape(&path.to_string_lossy());
-        disks.push(DiskItem { path, size: 0, sector_size: 0, in_use: Some(why.clone()), volumes: Vec::new() });
+        disks.push(DiskItem {
+            path,
+            size: 0,
+            sector_size: 0,
+            in_use: Some(why.clone()),
+            volumes: Vec::new(),
+        });
     }
-    let place = |path: &str| paths.iter().position(|there| escape(&there.to_string_lossy()) == path);
+    let place = |path: &str| {
+        paths
+            .iter()
+            .position(|there| escape(&there.to_string_lossy()) == path)
+    };
     disks.sort_by_key(|disk| place(&disk.path));
     let volume_groups = found.groups.iter().map(|group| GroupItem {
         name: group.name.clone(),
         uuid: group.uuid.clone(),
         physical_volumes: group.physical.clone(),
-        volumes: found.volumes.iter().filter(|v| group.logical.contains(&v.name)).map(|v| item(v, found)).collect(),
+        volumes: found
+            .volumes
+            .iter()
+            .filter(|v| group.logical.contains(&v.name))
+            .map(|v| item(v, found))
+            .collect(),
     });
-    let closed: Vec<String> = closed.iter().map(|(path, _)| escape(&path.to_string_lossy())).collect();
-    let leftovers = found.leftovers.iter().filter(|leftover| !closed.contains(&leftover.device)).cloned();
+    let closed: Vec<String> = closed
+        .iter()
+        .map(|(path, _)| escape(&path.to_string_lossy()))
+        .collect();
+    let leftovers = found
+        .leftovers
+        .iter()
+        .filter(|leftover| !closed.contains(&leftover.device))
+        .cloned();
     Inventory {
         disks,
         volume_groups: volume_groups.collect(),
-        nodes: found.guests.iter().map(|guest| node(guest, found)).collect(),
+        nodes: found
+            .guests
+            .iter()
+            .map(|guest| node(guest, found))
+            .collect(),
         leftovers: leftovers.collect(),
     }
 }
@@ -178,7 +213,10 @@ fn item(volume: &Volume, found: &Discovery) -> VolumeItem {
         label: volume.label().map(str::to_owned),
         part_uuid: volume.part_uuid.clone(),
         part_label: volume.part_label.clone(),
-        volume_group: found.groups.iter().position(|group| group.physical.contains(&volume.name)),
+        volume_group: found
+            .groups
+            .iter()
+            .position(|group| group.physical.contains(&volume.name)),
         roles: roles(volume, found),
     }
 }
@@ -188,10 +226,19 @@ fn roles(volume: &Volume, found: &Discovery) -> Vec<Role> {
     for (node, guest) in found.guests.iter().enumerate() {
         // Subvolumes of btrfs are named `/dev/sda1[/@]`.
         let is_it = |device: &str| {
-            device.strip_prefix(&volume.name).is_some_and(|rest| rest.is_empty() || rest.starts_with('['))
+            device
+                .strip_prefix(&volume.name)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('['))
         };
-        for there in guest.file_systems.iter().filter(|there| is_it(&there.device)) {
-            roles.push(Role { node, role: there.mount_point.to_string() });
+        for there in guest
+            .file_systems
+            .iter()
+            .filter(|there| is_it(&there.device))
+        {
+            roles.push(Role {
+                node,
+                role: there.mount_point.to_string(),
+            });
         }
     }
     roles.extend(
@@ -199,15 +246,24 @@ fn roles(volume: &Volume, found: &Discovery) -> Vec<Role> {
             .swaps
             .iter()
             .filter(|(device, _)| *device == volume.name)
-            .map(|(_, node)| Role { node: *node, role: "swap".into() }),
+            .map(|(_, node)| Role {
+                node: *node,
+                role: "swap".into(),
+            }),
     );
     // The firmware's own: whose disk it is on.
     if volume.partition_kind == PartitionKind::EfiSystem && roles.is_empty() {
         let owners = found.guests.iter().enumerate().filter(|(_, guest)| {
-            let root = guest.file_systems.first().map(|root| root.backing.first_path());
+            let root = guest
+                .file_systems
+                .first()
+                .map(|root| root.backing.first_path());
             root.is_some_and(|root| root == volume.backing.first_path())
         });
-        roles.extend(owners.map(|(node, _)| Role { node, role: "esp".into() }));
+        roles.extend(owners.map(|(node, _)| Role {
+            node,
+            role: "esp".into(),
+        }));
     }
     roles
 }
@@ -222,12 +278,22 @@ fn node(guest: &Guest, found: &Discovery) -> NodeItem {
         }
     };
     for file_system in &guest.file_systems {
-        file_system.backing.disks().into_iter().for_each(|(path, _)| add(path));
+        file_system
+            .backing
+            .disks()
+            .into_iter()
+            .for_each(|(path, _)| add(path));
         // The rest of its group, which it needs to be activated.
-        let group = found.groups.iter().find(|group| group.logical.contains(&file_system.device));
+        let group = found
+            .groups
+            .iter()
+            .find(|group| group.logical.contains(&file_system.device));
         for physical in group.iter().flat_map(|group| &group.physical) {
             let volume = found.volumes.iter().find(|volume| volume.name == *physical);
-            volume.into_iter().flat_map(|volume| volume.backing.disks()).for_each(|(path, _)| add(path));
+            volume
+                .into_iter()
+                .flat_map(|volume| volume.backing.disks())
+                .for_each(|(path, _)| add(path));
         }
     }
     NodeItem {

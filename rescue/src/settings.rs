@@ -30,7 +30,10 @@ pub struct FreeTarget {
 impl Default for FreeTarget {
     /// 15 % of bytes is the kubelet's highest default eviction threshold (imagefs.available), 5 % of inodes its default for nodefs.
     fn default() -> Self {
-        Self { bytes_percent: 15.0, inodes_percent: 5.0 }
+        Self {
+            bytes_percent: 15.0,
+            inodes_percent: 5.0,
+        }
     }
 }
 
@@ -79,7 +82,9 @@ impl Settings {
 
     /// Whether the user vouches for the node of this name on this source.
     pub fn trusts(&self, name: &str, source: &str) -> bool {
-        self.trust.iter().any(|trusted| trusted == name || trusted == source)
+        self.trust
+            .iter()
+            .any(|trusted| trusted == name || trusted == source)
     }
 }
 

@@ -60,7 +60,10 @@ pub fn survey(sources: &[Source], settings: &Settings) -> Result<Survey> {
             // Certificates judged by a clock that is behind the disk would be judged wrongly.
             Some(why) => {
                 let source = format!("{} ({})", node.name(&guest.source), guest.source);
-                survey.unreadable.push(Unreadable { source, reason: why.to_string() });
+                survey.unreadable.push(Unreadable {
+                    source,
+                    reason: why.to_string(),
+                });
                 refusal = Some(why);
             }
         }
@@ -77,8 +80,13 @@ impl Survey {
     /// # Errors
     /// A [`Refusal`] that names those that are there.
     pub fn only(mut self, wanted: &str) -> Result<Self> {
-        let names: Vec<String> = self.nodes.iter().map(|node| format!("{} ({})", node.name, node.source)).collect();
-        self.nodes.retain(|node| node.name == wanted || node.source == wanted);
+        let names: Vec<String> = self
+            .nodes
+            .iter()
+            .map(|node| format!("{} ({})", node.name, node.source))
+            .collect();
+        self.nodes
+            .retain(|node| node.name == wanted || node.source == wanted);
         if self.nodes.is_empty() {
             return Err(Refusal::new(
                 format!("no node named {wanted} among: {}", names.join(", ")),
@@ -131,7 +139,10 @@ fn discover(sources: &[Source], unreadable: &mut Vec<Unreadable>) -> Result<Disc
         let with: Vec<Source> = good.iter().chain([source]).cloned().collect();
         match guest::discover(&with) {
             Ok(_) => good = with,
-            Err(_) => unreadable.push(Unreadable { source: name(source), reason: format!("{error:#}") }),
+            Err(_) => unreadable.push(Unreadable {
+                source: name(source),
+                reason: format!("{error:#}"),
+            }),
         }
     }
     guest::discover(&good).context("looking at the disks that can be read")

@@ -26,7 +26,10 @@ pub fn with_ca(disks: &[Source], ca: &[Source]) -> String {
         let (Source::Disk(at) | Source::Root(at)) = one;
         format!("--ca {}", quoted(at))
     });
-    std::iter::once(sources(disks)).chain(lent).collect::<Vec<_>>().join(" ")
+    std::iter::once(sources(disks))
+        .chain(lent)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// The disks that a guest was found on, root first.
@@ -37,7 +40,11 @@ pub fn guest(guest: &Guest) -> String {
             // What is mounted below the guest's folder comes with it.
             Backing::Folder(_) if !words.is_empty() => continue,
             Backing::Folder(folder) => vec![format!("--root {}", quoted(folder))],
-            backing => backing.disks().into_iter().map(|(disk, _)| quoted(disk)).collect(),
+            backing => backing
+                .disks()
+                .into_iter()
+                .map(|(disk, _)| quoted(disk))
+                .collect(),
         };
         for word in named {
             if !words.contains(&word) {
@@ -45,7 +52,11 @@ pub fn guest(guest: &Guest) -> String {
             }
         }
     }
-    if words.is_empty() { "WORKER".to_owned() } else { words.join(" ") + &Given::get().as_typed() }
+    if words.is_empty() {
+        "WORKER".to_owned()
+    } else {
+        words.join(" ") + &Given::get().as_typed()
+    }
 }
 
 #[cfg(test)]
@@ -54,7 +65,10 @@ mod tests {
 
     #[test]
     fn sources_are_quoted_for_the_shell() {
-        let both = [Source::Disk("/tmp/a b.img".into()), Source::Root("/mnt".into())];
+        let both = [
+            Source::Disk("/tmp/a b.img".into()),
+            Source::Root("/mnt".into()),
+        ];
         assert_eq!(sources(&both), "'/tmp/a b.img' --root /mnt");
     }
 }

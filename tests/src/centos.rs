@@ -23,7 +23,11 @@ pub fn empty(path: &Path, root: u64) -> Result<Disk> {
         .partition(Partition::new(FileSystem::Xfs, "/boot").size(BOOT))
         .partition(Partition::unmounted(FileSystem::Nothing))
         .build(path)?;
-    let physical = disk.volumes.get(1).cloned().context("no second partition")?;
+    let physical = disk
+        .volumes
+        .get(1)
+        .cloned()
+        .context("no second partition")?;
     let (start, swap, root) = {
         let device = disk.attach(1, false)?;
         let name = device.device().to_string_lossy().into_owned();
@@ -35,18 +39,37 @@ pub fn empty(path: &Path, root: u64) -> Result<Disk> {
         let size = format!("{SWAP_MIB}m");
         lvm(&[create.as_slice(), &["swap", "-L", &size, "centos"]].concat())?;
         lvm(&[create.as_slice(), &["root", "-l", "100%FREE", "centos"]].concat())?;
-        let start = lvm(&["pvs", "--noheadings", "--units", "b", "--nosuffix", "-o", "pe_start"])?;
-        (start.trim().parse::<u64>()?, at("seg_pe_ranges", "centos/swap")?, at("seg_pe_ranges", "centos/root")?)
+        let start = lvm(&[
+            "pvs",
+            "--noheadings",
+            "--units",
+            "b",
+            "--nosuffix",
+            "-o",
+            "pe_start",
+        ])?;
+        (
+            start.trim().parse::<u64>()?,
+            at("seg_pe_ranges", "centos/swap")?,
+            at("seg_pe_ranges", "centos/root")?,
+        )
     };
     // `/dev/loop0:4-228`, in extents of 4 MiB.
     for (ranges, mount_point, program) in [(swap, None, "mkswap"), (root, Some("/"), "mkfs.xfs")] {
         let (_, extents) = ranges.trim().split_once(':').context("no range")?;
         let (first, last) = extents.split_once('-').context("more than one range")?;
         let (first, last): (u64, u64) = (first.parse()?, last.parse()?);
-        let (offset, size) = (physical.offset + start + first * 4 * MIB, (last + 1 - first) * 4 * MIB);
+        let (offset, size) = (
+            physical.offset + start + first * 4 * MIB,
+            (last + 1 - first) * 4 * MIB,
+        );
         let device = Loop::attach(path, offset, size, 512, false)?;
         Cmd::new(program).arg("-f").arg(device.device()).ok()?;
-        disk.volumes.push(Volume { offset, size, mount_point: mount_point.map(str::to_owned) });
+        disk.volumes.push(Volume {
+            offset,
+            size,
+            mount_point: mount_point.map(str::to_owned),
+        });
     }
     wait_until_free(path)?;
     Ok(disk)
@@ -59,7 +82,11 @@ pub fn control_plane(path: &Path, root: u64) -> Result<Disk> {
     disk.populate_control_plane()?;
     let boot = {
         let device = disk.attach(0, true)?;
-        Cmd::new("blkid").args(["-p", "-o", "value", "-s", "UUID"]).arg(device.device()).ok()?.stdout
+        Cmd::new("blkid")
+            .args(["-p", "-o", "value", "-s", "UUID"])
+            .arg(device.device())
+            .ok()?
+            .stdout
     };
     disk.mounted(|root| {
         let drop_in = "usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf";
@@ -82,7 +109,10 @@ pub fn control_plane(path: &Path, root: u64) -> Result<Disk> {
 pub fn cut_power(disk: &Disk, last: impl FnOnce(&Path) -> Result<()> + Send) -> Result<()> {
     disk.mounted(|root| {
         last(root)?;
-        Cmd::new("xfs_io").args(["-x", "-c", "syncfs", "-c", "shutdown -f", "."]).dir(root).ok()?;
+        Cmd::new("xfs_io")
+            .args(["-x", "-c", "syncfs", "-c", "shutdown -f", "."])
+            .dir(root)
+            .ok()?;
         Ok(())
     })
 }

@@ -66,14 +66,16 @@ impl Cmd {
     /// More arguments.
     #[must_use]
     pub fn args<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(mut self, arguments: I) -> Self {
-        self.arguments.extend(arguments.into_iter().map(|a| a.as_ref().to_owned()));
+        self.arguments
+            .extend(arguments.into_iter().map(|a| a.as_ref().to_owned()));
         self
     }
 
     /// An environment variable.
     #[must_use]
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.environment.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self.environment
+            .push((name.as_ref().to_owned(), value.as_ref().to_owned()));
         self
     }
 
@@ -108,14 +110,21 @@ impl Cmd {
         input.rewind()?;
 
         let mut command = Command::new(&self.program);
-        command.args(&self.arguments).envs(self.environment.iter().map(|(k, v)| (k, v))).process_group(0);
-        command.stdin(Stdio::from(input)).stdout(out.try_clone()?).stderr(err.try_clone()?);
+        command
+            .args(&self.arguments)
+            .envs(self.environment.iter().map(|(k, v)| (k, v)))
+            .process_group(0);
+        command
+            .stdin(Stdio::from(input))
+            .stdout(out.try_clone()?)
+            .stderr(err.try_clone()?);
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
         let started = Instant::now();
-        let mut child =
-            command.spawn().with_context(|| format!("starting {line} (is it installed? run scripts/setup)"))?;
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("starting {line} (is it installed? run scripts/setup)"))?;
         let group = Pid::from_raw(i32::try_from(child.id())?);
         let mut overdue = false;
         let status = loop {
@@ -138,33 +147,57 @@ impl Cmd {
             took: started.elapsed(),
             line,
         };
-        ensure!(!overdue, "{} was killed after {:?}\n{}", ran.line, self.timeout, ran.transcript());
+        ensure!(
+            !overdue,
+            "{} was killed after {:?}\n{}",
+            ran.line,
+            self.timeout,
+            ran.transcript()
+        );
         Ok(ran)
     }
 
     /// Runs it and insists on exit code 0.
     pub fn ok(self) -> Result<Ran> {
         let ran = self.run()?;
-        ensure!(ran.code == 0, "{} ended with {}\n{}", ran.line, ran.status, ran.transcript());
+        ensure!(
+            ran.code == 0,
+            "{} ended with {}\n{}",
+            ran.line,
+            ran.status,
+            ran.transcript()
+        );
         Ok(ran)
     }
 
     fn line(&self) -> String {
         let words = std::iter::once(&self.program).chain(&self.arguments);
-        words.map(|w| w.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+        words
+            .map(|w| w.to_string_lossy().into_owned())
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 }
 
 impl Ran {
     /// Both outputs, for a failed assertion.
     pub fn transcript(&self) -> String {
-        format!("--- stdout\n{}\n--- stderr\n{}", self.stdout.trim_end(), self.stderr.trim_end())
+        format!(
+            "--- stdout\n{}\n--- stderr\n{}",
+            self.stdout.trim_end(),
+            self.stderr.trim_end()
+        )
     }
 
     /// Standard output as JSON.
     pub fn json(&self) -> Result<serde_json::Value> {
-        serde_json::from_str(&self.stdout)
-            .with_context(|| format!("reading the output of {} as JSON\n{}", self.line, self.transcript()))
+        serde_json::from_str(&self.stdout).with_context(|| {
+            format!(
+                "reading the output of {} as JSON\n{}",
+                self.line,
+                self.transcript()
+            )
+        })
     }
 }
 
@@ -181,8 +214,15 @@ mod tests {
 
     #[test]
     fn output_code_and_input_come_back() {
-        let ran = Cmd::new("sh").args(["-c", "cat; echo no >&2; exit 3"]).stdin("yes").run().expect("runs");
-        assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (3, "yes", "no\n"));
+        let ran = Cmd::new("sh")
+            .args(["-c", "cat; echo no >&2; exit 3"])
+            .stdin("yes")
+            .run()
+            .expect("runs");
+        assert_eq!(
+            (ran.code, ran.stdout.as_str(), ran.stderr.as_str()),
+            (3, "yes", "no\n")
+        );
         assert!(Cmd::new("false").ok().is_err());
         assert!(Cmd::new("/does/not/exist").run().is_err());
     }
@@ -190,7 +230,10 @@ mod tests {
     #[test]
     fn an_overdue_program_is_killed_with_its_children() {
         let started = Instant::now();
-        let ran = Cmd::new("sh").args(["-c", "sleep 60 & sleep 60"]).timeout(Duration::from_millis(100)).run();
+        let ran = Cmd::new("sh")
+            .args(["-c", "sleep 60 & sleep 60"])
+            .timeout(Duration::from_millis(100))
+            .run();
         assert!(ran.is_err());
         assert!(started.elapsed() < Duration::from_secs(10));
     }

@@ -19,7 +19,9 @@ pub fn drive(run: impl FnOnce() -> Result<()>) -> ExitCode {
     if std::env::var_os("CUT_POWER").is_some() {
         fault::before_abort(cut_power);
     }
-    let Err(error) = run() else { return ExitCode::SUCCESS };
+    let Err(error) = run() else {
+        return ExitCode::SUCCESS;
+    };
     eprintln!("{error:#}");
     if error.is::<Refusal>() {
         ExitCode::from(3)
@@ -52,12 +54,20 @@ fn cut_power() {
 /// are any.
 fn keep_what_btrfs_has_written() -> bool {
     let arguments: Vec<String> = std::env::args().collect();
-    let images = arguments.iter().filter_map(|argument| argument.split_once("=btrfs")?.1.split_once('='));
+    let images = arguments
+        .iter()
+        .filter_map(|argument| argument.split_once("=btrfs")?.1.split_once('='));
     let images: std::collections::BTreeSet<&str> = images.map(|(_, image)| image).collect();
     for image in &images {
         let cut = Path::new(image).with_extension("cut");
-        let copied = Command::new("cp").args(["--sparse=always", "--reflink=never", image]).arg(cut).status();
-        assert!(copied.is_ok_and(|status| status.success()), "cannot keep a copy of {image}");
+        let copied = Command::new("cp")
+            .args(["--sparse=always", "--reflink=never", image])
+            .arg(cut)
+            .status();
+        assert!(
+            copied.is_ok_and(|status| status.success()),
+            "cannot keep a copy of {image}"
+        );
     }
     !images.is_empty()
 }
@@ -68,25 +78,40 @@ fn shut_down() {
     let late = std::env::var_os("CUT_POWER").is_some_and(|when| when == "late");
     let shutdown = if late { "shutdown -f" } else { "shutdown" };
     let mut done = Vec::new();
-    let Ok(descriptors) = fs::read_dir("/proc/self/fd") else { return };
+    let Ok(descriptors) = fs::read_dir("/proc/self/fd") else {
+        return;
+    };
     let folders: Vec<PathBuf> = descriptors.flatten().map(|entry| entry.path()).collect();
     for folder in folders {
         const LOOP_MAJOR: u32 = 7;
-        let Ok(meta) = fs::metadata(&folder) else { continue };
-        if !meta.is_dir() || rustix::fs::major(meta.dev()) != LOOP_MAJOR || done.contains(&meta.dev()) {
+        let Ok(meta) = fs::metadata(&folder) else {
+            continue;
+        };
+        if !meta.is_dir()
+            || rustix::fs::major(meta.dev()) != LOOP_MAJOR
+            || done.contains(&meta.dev())
+        {
             continue;
         }
         done.push(meta.dev());
         let theirs = Path::new("/proc").join(std::process::id().to_string());
-        let path = theirs.join(folder.strip_prefix("/proc/self").unwrap_or(&folder)).join(".");
-        let status =
-            Command::new("xfs_io").args(["-r", "-x", "-c", shutdown]).arg(&path).stdout(Stdio::null()).status();
+        let path = theirs
+            .join(folder.strip_prefix("/proc/self").unwrap_or(&folder))
+            .join(".");
+        let status = Command::new("xfs_io")
+            .args(["-r", "-x", "-c", shutdown])
+            .arg(&path)
+            .stdout(Stdio::null())
+            .status();
         assert!(
             status.is_ok_and(|status| status.success()),
             "cannot shut down the file system (is xfsprogs installed?)"
         );
     }
-    assert!(!done.is_empty(), "there is no file system to cut the power of");
+    assert!(
+        !done.is_empty(),
+        "there is no file system to cut the power of"
+    );
 }
 
 /// `path|kind|mode|uid|gid|mtime|content|attributes`; folders without their times, the inode number of files and links.
@@ -105,10 +130,17 @@ pub fn dump_folder(here: &Path, shown: &Path, lines: &mut Vec<String>) -> Result
         } else {
             (if kind.is_fifo() { 'p' } else { 's' }, String::new())
         };
-        let time = if kind.is_dir() { String::new() } else { format!("{}.{:09}", meta.mtime(), meta.mtime_nsec()) };
+        let time = if kind.is_dir() {
+            String::new()
+        } else {
+            format!("{}.{:09}", meta.mtime(), meta.mtime_nsec())
+        };
         let (mode, uid, gid) = (meta.mode() & 0o7777, meta.uid(), meta.gid());
         let attributes = attributes(&path)?;
-        lines.push(format!("{}|{letter}|{mode:04o}|{uid}|{gid}|{time}|{content}|{attributes}", shown.display()));
+        lines.push(format!(
+            "{}|{letter}|{mode:04o}|{uid}|{gid}|{time}|{content}|{attributes}",
+            shown.display()
+        ));
         if kind.is_dir() && entry.file_name() != "lost+found" {
             dump_folder(&path, &shown, lines)?;
         }
@@ -121,7 +153,10 @@ fn attributes(path: &Path) -> Result<String> {
     let length = rustix::fs::llistxattr(path, &mut names)
         .with_context(|| format!("listing attributes of {}", path.display()))?;
     let mut text = String::new();
-    let mut names: Vec<&[u8]> = names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
+    let mut names: Vec<&[u8]> = names[..length]
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+        .collect();
     names.sort_unstable();
     for name in names {
         let mut value = vec![0; 4096];

@@ -60,12 +60,22 @@ impl Partition {
     /// A file system mounted at `mount_point` (`/`, `/var`) whenever the disk is mounted.
     pub fn new(file_system: FileSystem, mount_point: &str) -> Self {
         let mount_point = Some(mount_point.to_owned());
-        Self { file_system, size: None, uuid: None, label: None, mkfs: Vec::new(), mount_point }
+        Self {
+            file_system,
+            size: None,
+            uuid: None,
+            label: None,
+            mkfs: Vec::new(),
+            mount_point,
+        }
     }
 
     /// A partition that is never mounted.
     pub fn unmounted(file_system: FileSystem) -> Self {
-        Self { mount_point: None, ..Self::new(file_system, "") }
+        Self {
+            mount_point: None,
+            ..Self::new(file_system, "")
+        }
     }
 
     /// Its size in bytes, a multiple of 1 MiB; one partition, the last, may take the rest of the disk instead.
@@ -109,7 +119,12 @@ pub struct DiskBuilder {
 impl DiskBuilder {
     /// A sparse image of so many bytes with 512-byte sectors and a GPT.
     pub fn new(size: u64) -> Self {
-        Self { size, sector: 512, table: Table::Gpt, partitions: Vec::new() }
+        Self {
+            size,
+            sector: 512,
+            table: Table::Gpt,
+            partitions: Vec::new(),
+        }
     }
 
     /// 512 or 4096.
@@ -135,11 +150,19 @@ impl DiskBuilder {
 
     /// Makes the image, replacing what is there, and formats its partitions.
     pub fn build(self, path: &Path) -> Result<Disk> {
-        let file = OpenOptions::new().write(true).create(true).truncate(true).open(path);
-        file.and_then(|f| f.set_len(self.size)).with_context(|| format!("making {}", path.display()))?;
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path);
+        file.and_then(|f| f.set_len(self.size))
+            .with_context(|| format!("making {}", path.display()))?;
         let spans = match self.table {
             Table::Bare => {
-                ensure!(self.partitions.len() == 1, "a bare image holds exactly one file system");
+                ensure!(
+                    self.partitions.len() == 1,
+                    "a bare image holds exactly one file system"
+                );
                 vec![(0, self.size)]
             }
             _ => self.divide(path)?,
@@ -147,22 +170,39 @@ impl DiskBuilder {
         let mut volumes = Vec::new();
         for (partition, (offset, size)) in self.partitions.iter().zip(spans) {
             format(path, partition, offset, size, self.sector)?;
-            volumes.push(Volume { offset, size, mount_point: partition.mount_point.clone() });
+            volumes.push(Volume {
+                offset,
+                size,
+                mount_point: partition.mount_point.clone(),
+            });
         }
         wait_until_free(path)?;
-        Ok(Disk { path: path.to_owned(), sector: self.sector, volumes })
+        Ok(Disk {
+            path: path.to_owned(),
+            sector: self.sector,
+            volumes,
+        })
     }
 
     /// Writes the partition table through a loop device of the right sector size and reads back where the partitions came to lie.
     fn divide(&self, path: &Path) -> Result<Vec<(u64, u64)>> {
         let device = Loop::attach(path, 0, self.size, self.sector, false)?;
         Cmd::new("sfdisk")
-            .args(["--quiet", "--no-reread", "--no-tell-kernel", "--wipe=always"])
+            .args([
+                "--quiet",
+                "--no-reread",
+                "--no-tell-kernel",
+                "--wipe=always",
+            ])
             .arg(device.device())
             .stdin(self.sfdisk_script())
             .ok()?;
         let spans = spans(device.device(), self.sector)?;
-        ensure!(spans.len() == self.partitions.len(), "sfdisk made {} partitions", spans.len());
+        ensure!(
+            spans.len() == self.partitions.len(),
+            "sfdisk made {} partitions",
+            spans.len()
+        );
         Ok(spans)
     }
 
@@ -175,7 +215,11 @@ impl DiskBuilder {
             Table::Bare => {}
         }
         for partition in &self.partitions {
-            let kind = if partition.file_system == FileSystem::Swap { "S" } else { "L" };
+            let kind = if partition.file_system == FileSystem::Swap {
+                "S"
+            } else {
+                "L"
+            };
             match partition.size {
                 Some(bytes) => script.push_str(&format!("size={}MiB, type={kind}\n", bytes / MIB)),
                 None => script.push_str(&format!("type={kind}\n")),
@@ -188,10 +232,16 @@ impl DiskBuilder {
 /// Offset and length of every partition but the extended one, in bytes.
 fn spans(device: &Path, sector: u64) -> Result<Vec<(u64, u64)>> {
     let table = Cmd::new("sfdisk").arg("--json").arg(device).ok()?.json()?;
-    let rows = table["partitiontable"]["partitions"].as_array().context("sfdisk shows no partitions")?;
+    let rows = table["partitiontable"]["partitions"]
+        .as_array()
+        .context("sfdisk shows no partitions")?;
     let mut spans = Vec::new();
     for row in rows {
-        let number = |key: &str| row[key].as_u64().with_context(|| format!("sfdisk shows no {key}"));
+        let number = |key: &str| {
+            row[key]
+                .as_u64()
+                .with_context(|| format!("sfdisk shows no {key}"))
+        };
         // The extended partition is only a container.
         if row["type"].as_str() != Some("5") {
             spans.push((number("start")? * sector, number("size")? * sector));
@@ -212,7 +262,10 @@ fn format(path: &Path, partition: &Partition, offset: u64, size: u64, sector: u6
     };
     let device = Loop::attach(path, offset, size, sector, false)?;
     let mut command = Cmd::new(program);
-    if matches!(partition.file_system, FileSystem::Ext2 | FileSystem::Ext3 | FileSystem::Ext4) {
+    if matches!(
+        partition.file_system,
+        FileSystem::Ext2 | FileSystem::Ext3 | FileSystem::Ext4
+    ) {
         // Never ask, and leave nothing for the kernel to initialise later: the image should not change by itself.
         command = command.args(["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"]);
     }
@@ -220,7 +273,11 @@ fn format(path: &Path, partition: &Partition, offset: u64, size: u64, sector: u6
         command = command.args(["-q", "-f"]);
     }
     if let Some(uuid) = &partition.uuid {
-        let value = if uuid_flag == "-m" { format!("uuid={uuid}") } else { uuid.clone() };
+        let value = if uuid_flag == "-m" {
+            format!("uuid={uuid}")
+        } else {
+            uuid.clone()
+        };
         command = command.args([uuid_flag.to_owned(), value]);
     }
     if let Some(label) = &partition.label {
@@ -255,13 +312,24 @@ pub struct Disk {
 impl Disk {
     /// An image made earlier: its first partition is taken for the root file system, the others are never mounted.
     pub fn open(path: &Path, sector: u64) -> Result<Self> {
-        let size = fs::metadata(path).with_context(|| format!("opening {}", path.display()))?.len();
+        let size = fs::metadata(path)
+            .with_context(|| format!("opening {}", path.display()))?
+            .len();
         let device = Loop::attach(path, 0, size, sector, true)?;
         let mount_point = |index| (index == 0).then(|| String::from("/"));
         let spans = spans(device.device(), sector)?.into_iter().enumerate();
-        let volumes =
-            spans.map(|(index, (offset, size))| Volume { offset, size, mount_point: mount_point(index) }).collect();
-        Ok(Self { path: path.to_owned(), sector, volumes })
+        let volumes = spans
+            .map(|(index, (offset, size))| Volume {
+                offset,
+                size,
+                mount_point: mount_point(index),
+            })
+            .collect();
+        Ok(Self {
+            path: path.to_owned(),
+            sector,
+            volumes,
+        })
     }
 
     /// Mounts all file systems read-write as the guest would, in a private namespace, and runs `work` with the guest's root. All is
@@ -271,7 +339,10 @@ impl Disk {
     }
 
     /// As [`Disk::mounted`], through read-only devices: not a byte of the image changes, and a dirty file system does not mount.
-    pub fn mounted_read_only<T: Send>(&self, work: impl FnOnce(&Path) -> Result<T> + Send) -> Result<T> {
+    pub fn mounted_read_only<T: Send>(
+        &self,
+        work: impl FnOnce(&Path) -> Result<T> + Send,
+    ) -> Result<T> {
         self.with_mounts(true, "ro", work)
     }
 
@@ -283,7 +354,13 @@ impl Disk {
     /// Attaches one partition as a loop device.
     pub fn attach(&self, index: usize, read_only: bool) -> Result<Loop> {
         let volume = self.volumes.get(index).context("no such partition")?;
-        Loop::attach(&self.path, volume.offset, volume.size, self.sector, read_only)
+        Loop::attach(
+            &self.path,
+            volume.offset,
+            volume.size,
+            self.sector,
+            read_only,
+        )
     }
 
     /// SHA-256 of the whole image, as lower-case hexadecimal.
@@ -299,23 +376,44 @@ impl Disk {
             }
             hasher.update(&buffer[..read]);
         }
-        Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hasher
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect())
     }
 
     /// A copy that stays sparse.
     pub fn copy_to(&self, path: &Path) -> Result<Self> {
-        Cmd::new("cp").args(["--sparse=always", "--reflink=auto"]).arg(&self.path).arg(path).ok()?;
-        Ok(Self { path: path.to_owned(), ..self.clone() })
+        Cmd::new("cp")
+            .args(["--sparse=always", "--reflink=auto"])
+            .arg(&self.path)
+            .arg(path)
+            .ok()?;
+        Ok(Self {
+            path: path.to_owned(),
+            ..self.clone()
+        })
     }
 
     /// Checks every file system with `e2fsck -fn`, `xfs_repair -n` or `btrfs check`; changes nothing.
     pub fn assert_clean(&self) -> Result<()> {
         for index in 0..self.volumes.len() {
             let device = self.attach(index, true)?;
-            let kind = Cmd::new("blkid").args(["-p", "-o", "value", "-s", "TYPE"]).arg(device.device()).run()?.stdout;
+            let kind = Cmd::new("blkid")
+                .args(["-p", "-o", "value", "-s", "TYPE"])
+                .arg(device.device())
+                .run()?
+                .stdout;
             match kind.trim() {
-                "ext2" | "ext3" | "ext4" => Cmd::new("e2fsck").args(["-f", "-n"]).arg(device.device()).ok()?,
-                "btrfs" => Cmd::new("btrfs").args(["check", "--readonly"]).arg(device.device()).ok()?,
+                "ext2" | "ext3" | "ext4" => Cmd::new("e2fsck")
+                    .args(["-f", "-n"])
+                    .arg(device.device())
+                    .ok()?,
+                "btrfs" => Cmd::new("btrfs")
+                    .args(["check", "--readonly"])
+                    .arg(device.device())
+                    .ok()?,
                 "xfs" => Cmd::new("xfs_repair").arg("-n").arg(device.device()).ok()?,
                 _ => continue,
             };
@@ -331,8 +429,12 @@ impl Disk {
     ) -> Result<T> {
         let folder = tempfile::Builder::new().prefix("rescue-guest-").tempdir()?;
         let root = folder.path();
-        let mut volumes: Vec<(usize, &str)> =
-            self.volumes.iter().enumerate().filter_map(|(i, v)| Some((i, v.mount_point.as_deref()?))).collect();
+        let mut volumes: Vec<(usize, &str)> = self
+            .volumes
+            .iter()
+            .enumerate()
+            .filter_map(|(i, v)| Some((i, v.mount_point.as_deref()?)))
+            .collect();
         volumes.sort_by_key(|(_, mount_point)| mount_point.len());
         let result = in_private_namespace(|| {
             let mut mounts = Vec::new();

@@ -43,7 +43,10 @@ mod tests {
         let first = next_port().unwrap();
         let held = TcpListener::bind((address(), first + 1)).unwrap();
         let second = next_port().unwrap();
-        assert!(address().is_loopback() && second > first + 1, "{first} {second}");
+        assert!(
+            address().is_loopback() && second > first + 1,
+            "{first} {second}"
+        );
         drop(held);
         assert!(next_port().unwrap() > second);
     }

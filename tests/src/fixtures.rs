@@ -28,12 +28,22 @@ pub fn control_plane_archive() -> PathBuf {
 /// The archive has no /boot, /home or /tmp: the empty folders of a Debian system are added.
 pub fn unpack_control_plane(into: &Path) -> Result<()> {
     Cmd::new("tar")
-        .args(["--extract", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--zstd", "--file"])
+        .args([
+            "--extract",
+            "--xattrs",
+            "--xattrs-include=*",
+            "--numeric-owner",
+            "--zstd",
+            "--file",
+        ])
         .arg(control_plane_archive())
         .arg("--directory")
         .arg(into)
         .ok()?;
-    for folder in ["boot", "dev", "home", "mnt", "opt", "proc", "run", "srv", "sys", "tmp", "usr/bin", "usr/sbin"] {
+    for folder in [
+        "boot", "dev", "home", "mnt", "opt", "proc", "run", "srv", "sys", "tmp", "usr/bin",
+        "usr/sbin",
+    ] {
         std::fs::create_dir_all(into.join(folder))?;
     }
     clamp_times(into)
@@ -42,13 +52,26 @@ pub fn unpack_control_plane(into: &Path) -> Result<()> {
 /// As [`unpack_control_plane`], without etcd's data: 2 MiB instead of 125.
 pub fn unpack_small_control_plane(into: &Path) -> Result<()> {
     Cmd::new("tar")
-        .args(["--extract", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--zstd"])
-        .args(["--exclude=./var/lib/etcd/member", "--exclude=var/lib/etcd/member", "--file"])
+        .args([
+            "--extract",
+            "--xattrs",
+            "--xattrs-include=*",
+            "--numeric-owner",
+            "--zstd",
+        ])
+        .args([
+            "--exclude=./var/lib/etcd/member",
+            "--exclude=var/lib/etcd/member",
+            "--file",
+        ])
         .arg(control_plane_archive())
         .arg("--directory")
         .arg(into)
         .ok()?;
-    for folder in ["boot", "dev", "home", "mnt", "opt", "proc", "run", "srv", "sys", "tmp", "usr/bin", "usr/sbin"] {
+    for folder in [
+        "boot", "dev", "home", "mnt", "opt", "proc", "run", "srv", "sys", "tmp", "usr/bin",
+        "usr/sbin",
+    ] {
         std::fs::create_dir_all(into.join(folder))?;
     }
     clamp_times(into)

@@ -65,10 +65,16 @@ pub struct Verdict {
 
 impl Verdict {
     fn good(says: impl Into<String>) -> Self {
-        Self { good: true, says: says.into() }
+        Self {
+            good: true,
+            says: says.into(),
+        }
     }
     fn bad(says: impl Into<String>) -> Self {
-        Self { good: false, says: says.into() }
+        Self {
+            good: false,
+            says: says.into(),
+        }
     }
 }
 
@@ -80,7 +86,11 @@ impl Space {
 
     /// Free inodes in per cent; 100 for a file system without a fixed number.
     pub fn inodes_percent(&self) -> f64 {
-        if self.inodes == 0 { 100.0 } else { self.inodes_free as f64 * 100.0 / self.inodes as f64 }
+        if self.inodes == 0 {
+            100.0
+        } else {
+            self.inodes_free as f64 * 100.0 / self.inodes as f64
+        }
     }
 }
 
@@ -101,9 +111,17 @@ impl Judgement {
         let mut rows = vec![
             (
                 "space free".into(),
-                format!("{} of {} ({:.1} %)", mib(space.available), mib(space.size), space.percent()),
+                format!(
+                    "{} of {} ({:.1} %)",
+                    mib(space.available),
+                    mib(space.size),
+                    space.percent()
+                ),
             ),
-            ("inodes free".into(), format!("{:.1} %", space.inodes_percent())),
+            (
+                "inodes free".into(),
+                format!("{:.1} %", space.inodes_percent()),
+            ),
         ];
         for leaf in &self.leaves {
             let day = leaf.not_after.get(..10).unwrap_or(&leaf.not_after);
@@ -111,7 +129,10 @@ impl Judgement {
         }
         rows.push(("kubelet".into(), self.kubelet.says.clone()));
         rows.push(("etcd, mutual TLS".into(), self.etcd.says.clone()));
-        rows.push(("look-alikes of logs".into(), format!("{} of {} kept", self.kept, fill::TRAPS.len())));
+        rows.push((
+            "look-alikes of logs".into(),
+            format!("{} of {} kept", self.kept, fill::TRAPS.len()),
+        ));
         rows
     }
 }
@@ -133,8 +154,17 @@ pub fn root(root: &Path) -> Result<Judgement> {
     let work = tempfile::tempdir()?;
     let leaves = leaves(root, work.path())?;
     let kubelet = kubelet(root, &leaves);
-    let kept = fill::TRAPS.iter().filter(|t| fs::read(root.join(t)).is_ok_and(|bytes| bytes == fill::trap(t))).count();
-    Ok(Judgement { space, leaves, kubelet, etcd: etcd(root)?, kept })
+    let kept = fill::TRAPS
+        .iter()
+        .filter(|t| fs::read(root.join(t)).is_ok_and(|bytes| bytes == fill::trap(t)))
+        .count();
+    Ok(Judgement {
+        space,
+        leaves,
+        kubelet,
+        etcd: etcd(root)?,
+        kept,
+    })
 }
 
 /// What openssl says of every certificate of a mounted control plane, today.
@@ -159,25 +189,46 @@ fn leaves(root: &Path, work: &Path) -> Result<Vec<Leaf>> {
         ("etcd/server", "etcd/ca.crt"),
         ("front-proxy-client", "front-proxy-ca.crt"),
     ] {
-        leaves.push(judge(name, &pki.join(format!("{name}.crt")), &pki.join(format!("{name}.key")), &pki.join(ca))?);
+        leaves.push(judge(
+            name,
+            &pki.join(format!("{name}.crt")),
+            &pki.join(format!("{name}.key")),
+            &pki.join(ca),
+        )?);
     }
     let (certificate, key) = inline(&root.join("root/.kube/config"), &work.join("user"))?;
-    leaves.push(judge("/root/.kube/config", &certificate, &key, &pki.join("ca.crt"))?);
+    leaves.push(judge(
+        "/root/.kube/config",
+        &certificate,
+        &key,
+        &pki.join("ca.crt"),
+    )?);
 
     // The link is relative in a kubeadm node, but an absolute one would lead out of the mounted guest.
     let link = root.join("var/lib/kubelet/pki/kubelet-client-current.pem");
-    let target = fs::read_link(&link).with_context(|| format!("reading the link {}", link.display()))?;
-    let name = target.file_name().context("the kubelet's link names no file")?;
+    let target =
+        fs::read_link(&link).with_context(|| format!("reading the link {}", link.display()))?;
+    let name = target
+        .file_name()
+        .context("the kubelet's link names no file")?;
     let pem = link.with_file_name(name);
     leaves.push(judge("kubelet client", &pem, &pem, &pki.join("ca.crt"))?);
     Ok(leaves)
 }
 
 fn judge(name: &str, certificate: &Path, key: &Path, ca: &Path) -> Result<Leaf> {
-    let openssl = |arguments: &[&str], file: &Path| Cmd::new("openssl").args(arguments).arg(file).run();
-    let end = openssl(&["x509", "-noout", "-enddate", "-dateopt", "iso_8601", "-in"], certificate)?;
+    let openssl =
+        |arguments: &[&str], file: &Path| Cmd::new("openssl").args(arguments).arg(file).run();
+    let end = openssl(
+        &["x509", "-noout", "-enddate", "-dateopt", "iso_8601", "-in"],
+        certificate,
+    )?;
     let not_after = end.stdout.trim().trim_start_matches("notAfter=").to_owned();
-    let verified = Cmd::new("openssl").args(["verify", "-CAfile"]).arg(ca).arg(certificate).run()?;
+    let verified = Cmd::new("openssl")
+        .args(["verify", "-CAfile"])
+        .arg(ca)
+        .arg(certificate)
+        .run()?;
     let public = openssl(&["x509", "-noout", "-pubkey", "-in"], certificate)?;
     let own = openssl(&["pkey", "-pubout", "-in"], key)?;
     let verdict = if end.code != 0 {
@@ -185,28 +236,45 @@ fn judge(name: &str, certificate: &Path, key: &Path, ca: &Path) -> Result<Leaf> 
     } else if verified.code != 0 {
         // "error 10 at 0 depth lookup: certificate has expired"
         let lines = verified.stderr.lines().chain(verified.stdout.lines());
-        let reason = lines.filter_map(|l| l.split_once("lookup: ")).map(|(_, r)| r.to_owned()).next();
+        let reason = lines
+            .filter_map(|l| l.split_once("lookup: "))
+            .map(|(_, r)| r.to_owned())
+            .next();
         Verdict::bad(reason.unwrap_or_else(|| "not verified".into()))
     } else if own.code != 0 || public.stdout != own.stdout {
         Verdict::bad("the key does not match")
     } else {
         Verdict::good("OK")
     };
-    Ok(Leaf { name: name.to_owned(), not_after, verdict })
+    Ok(Leaf {
+        name: name.to_owned(),
+        not_after,
+        verdict,
+    })
 }
 
 /// Takes the certificate and key out of a kubeconfig that has exactly one user.
 fn inline(kubeconfig: &Path, into: &Path) -> Result<(PathBuf, PathBuf)> {
-    let text = fs::read_to_string(kubeconfig).with_context(|| format!("reading {}", kubeconfig.display()))?;
+    let text = fs::read_to_string(kubeconfig)
+        .with_context(|| format!("reading {}", kubeconfig.display()))?;
     let take = |field: &str| -> Result<Vec<u8>> {
-        let line = text.lines().find_map(|l| l.trim().strip_prefix(field)).context("no such field")?;
+        let line = text
+            .lines()
+            .find_map(|l| l.trim().strip_prefix(field))
+            .context("no such field")?;
         let plain = Cmd::new("base64").arg("-d").stdin(line.trim()).ok()?;
         Ok(plain.stdout.into_bytes())
     };
     fs::create_dir_all(into)?;
     let (certificate, key) = (into.join("client.crt"), into.join("client.key"));
-    fs::write(&certificate, take("client-certificate-data:").context("reading the client's certificate")?)?;
-    fs::write(&key, take("client-key-data:").context("reading the client's key")?)?;
+    fs::write(
+        &certificate,
+        take("client-certificate-data:").context("reading the client's certificate")?,
+    )?;
+    fs::write(
+        &key,
+        take("client-key-data:").context("reading the client's key")?,
+    )?;
     Ok((certificate, key))
 }
 
@@ -225,11 +293,14 @@ fn kubelet(root: &Path, leaves: &[Leaf]) -> Verdict {
 pub fn etcd(root: &Path) -> Result<Verdict> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace (are you root?)")?;
+            unshare(CloneFlags::CLONE_NEWNET)
+                .context("making a network namespace (are you root?)")?;
             Cmd::new("ip").args(["link", "set", "lo", "up"]).ok()?;
             serve(root)
         });
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
@@ -237,7 +308,11 @@ fn serve(root: &Path) -> Result<Verdict> {
     let work = tempfile::tempdir()?;
     let (pki, data) = (work.path().join("pki"), work.path().join("data"));
     for (from, to) in [("etc/kubernetes/pki", &pki), ("var/lib/etcd", &data)] {
-        Cmd::new("cp").args(["-r", "--sparse=always"]).arg(root.join(from)).arg(to).ok()?;
+        Cmd::new("cp")
+            .args(["-r", "--sparse=always"])
+            .arg(root.join(from))
+            .arg(to)
+            .ok()?;
     }
     fs::set_permissions(&data, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
     let manifest = fs::read_to_string(root.join("etc/kubernetes/manifests/etcd.yaml"))?;
@@ -251,14 +326,30 @@ fn serve(root: &Path) -> Result<Verdict> {
         .filter(|f| f.starts_with("--"))
         .map(here)
         .collect();
-    let peer = flags.iter().find_map(|f| f.strip_prefix("--listen-peer-urls=https://")).context("no peer address")?;
-    let address = peer.rsplit_once(':').context("no port in the peer address")?.0;
-    Cmd::new("ip").args(["address", "add", &format!("{address}/32"), "dev", "lo"]).ok()?;
+    let peer = flags
+        .iter()
+        .find_map(|f| f.strip_prefix("--listen-peer-urls=https://"))
+        .context("no peer address")?;
+    let address = peer
+        .rsplit_once(':')
+        .context("no port in the peer address")?
+        .0;
+    Cmd::new("ip")
+        .args(["address", "add", &format!("{address}/32"), "dev", "lo"])
+        .ok()?;
 
     let log = fs::File::create(work.path().join("log"))?;
     let mut command = Command::new("etcd");
-    command.args(&flags).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    let _server = Server(command.spawn().context("starting etcd (is etcd-server installed?)")?);
+    command
+        .args(&flags)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    let _server = Server(
+        command
+            .spawn()
+            .context("starting etcd (is etcd-server installed?)")?,
+    );
 
     let ask = |client: &str, endpoint: &str| {
         Cmd::new("etcdctl")
@@ -266,8 +357,14 @@ fn serve(root: &Path) -> Result<Verdict> {
             .args(["--dial-timeout=3s", "--command-timeout=5s"])
             .arg(format!("--endpoints=https://{endpoint}:2379"))
             .arg(format!("--cacert={}", pki.join("etcd/ca.crt").display()))
-            .arg(format!("--cert={}", pki.join(format!("{client}.crt")).display()))
-            .arg(format!("--key={}", pki.join(format!("{client}.key")).display()))
+            .arg(format!(
+                "--cert={}",
+                pki.join(format!("{client}.crt")).display()
+            ))
+            .arg(format!(
+                "--key={}",
+                pki.join(format!("{client}.key")).display()
+            ))
             .args(["get", MARKER_KEY])
             .run()
     };
@@ -281,7 +378,11 @@ fn serve(root: &Path) -> Result<Verdict> {
         if let Some(reason) = tls_reason(&log).or_else(|| tls_reason(&answer.stderr)) {
             return Ok(Verdict::bad(reason));
         }
-        ensure!(started.elapsed() < Duration::from_secs(60), "etcd does not answer: {}\n{log}", answer.stderr);
+        ensure!(
+            started.elapsed() < Duration::from_secs(60),
+            "etcd does not answer: {}\n{log}",
+            answer.stderr
+        );
         std::thread::sleep(Duration::from_millis(300));
     }
     for (client, endpoint) in [
@@ -292,7 +393,10 @@ fn serve(root: &Path) -> Result<Verdict> {
     ] {
         let answer = ask(client, endpoint)?;
         if answer.code != 0 {
-            return Ok(Verdict::bad(format!("{client} is turned away: {}", answer.stderr.trim())));
+            return Ok(Verdict::bad(format!(
+                "{client} is turned away: {}",
+                answer.stderr.trim()
+            )));
         }
         if !answer.stdout.contains(MARKER_WORD) {
             return Ok(Verdict::bad("serves, but the marker is gone"));
@@ -308,7 +412,14 @@ fn serve(root: &Path) -> Result<Verdict> {
 fn peer_answers(peer: &str, pki: &Path) -> Result<bool> {
     let file = |name: &str| pki.join("etcd").join(name);
     let answer = Cmd::new("openssl")
-        .args(["s_client", "-verify_return_error", "-quiet", "-connect", peer, "-CAfile"])
+        .args([
+            "s_client",
+            "-verify_return_error",
+            "-quiet",
+            "-connect",
+            peer,
+            "-CAfile",
+        ])
         .arg(file("ca.crt"))
         .arg("-cert")
         .arg(file("peer.crt"))

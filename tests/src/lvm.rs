@@ -18,8 +18,21 @@ const EXTENT: u64 = 4 * MIB;
 pub fn run(devices: &[impl AsRef<str>], arguments: &[&str]) -> Result<String> {
     let (command, rest) = arguments.split_first().context("no command")?;
     let devices: Vec<&str> = devices.iter().map(AsRef::as_ref).collect();
-    let lvm = Cmd::new("lvm").args([*command, "--driverloaded", "n", "--devices", &devices.join(",")]);
-    Ok(lvm.args(["--config", "backup{backup=0 archive=0} activation{udev_sync=0}"]).args(rest).ok()?.stdout)
+    let lvm = Cmd::new("lvm").args([
+        *command,
+        "--driverloaded",
+        "n",
+        "--devices",
+        &devices.join(","),
+    ]);
+    Ok(lvm
+        .args([
+            "--config",
+            "backup{backup=0 archive=0} activation{udev_sync=0}",
+        ])
+        .args(rest)
+        .ok()?
+        .stdout)
 }
 
 /// Attaches images as loop devices and works on them with lvm2 alone: `work` gets their names and [`run`].
@@ -27,15 +40,23 @@ pub fn on<T>(
     images: &[PathBuf],
     work: impl FnOnce(&[String], &dyn Fn(&[&str]) -> Result<String>) -> Result<T>,
 ) -> Result<T> {
-    let loops = images.iter().map(|image| Loop::attach(image, 0, fs::metadata(image)?.len(), 512, false));
+    let loops = images
+        .iter()
+        .map(|image| Loop::attach(image, 0, fs::metadata(image)?.len(), 512, false));
     let loops = loops.collect::<Result<Vec<_>>>()?;
-    let devices: Vec<String> = loops.iter().map(|device| device.device().display().to_string()).collect();
+    let devices: Vec<String> = loops
+        .iter()
+        .map(|device| device.device().display().to_string())
+        .collect();
     work(&devices, &|arguments| run(&devices, arguments))
 }
 
 /// A number of bytes or extents as lvm2 prints it.
 pub fn number(text: &str) -> Result<u64> {
-    text.trim().trim_end_matches('B').parse().with_context(|| format!("no number: {text:?}"))
+    text.trim()
+        .trim_end_matches('B')
+        .parse()
+        .with_context(|| format!("no number: {text:?}"))
 }
 
 /// Where a volume's bytes are.
@@ -70,18 +91,39 @@ impl Places {
         for range in ranges.split_whitespace() {
             let (device, extents) = range.split_once(':').context("no range")?;
             let (first, last) = extents.split_once('-').context("no extents")?;
-            let index = devices.iter().position(|there| there == device).context("another device")?;
-            let start = number(&run(&["pvs", "--noheadings", "--units", "b", "-o", "pe_start", device])?)?;
+            let index = devices
+                .iter()
+                .position(|there| there == device)
+                .context("another device")?;
+            let start = number(&run(&[
+                "pvs",
+                "--noheadings",
+                "--units",
+                "b",
+                "-o",
+                "pe_start",
+                device,
+            ])?)?;
             let length = (number(last)? + 1 - number(first)?) * EXTENT;
-            runs.push((images[index].clone(), start + number(first)? * EXTENT, length));
+            runs.push((
+                images[index].clone(),
+                start + number(first)? * EXTENT,
+                length,
+            ));
         }
-        ensure!(stripe == 0 || runs.windows(2).all(|two| two[0].2 == two[1].2), "stripes of different lengths");
+        ensure!(
+            stripe == 0 || runs.windows(2).all(|two| two[0].2 == two[1].2),
+            "stripes of different lengths"
+        );
         Ok(Self { runs, stripe })
     }
 
     /// Calls `each` with image, place there, place in the volume and length of every piece.
     fn pieces(&self, mut each: impl FnMut(&File, u64, u64, u64) -> Result<()>) -> Result<()> {
-        let files = self.runs.iter().map(|(image, ..)| File::options().read(true).write(true).open(image));
+        let files = self
+            .runs
+            .iter()
+            .map(|(image, ..)| File::options().read(true).write(true).open(image));
         let files = files.collect::<Result<Vec<_>, _>>()?;
         let mut at = 0;
         if self.stripe == 0 {
@@ -106,7 +148,9 @@ impl Places {
         let bytes = fs::read(from)?;
         self.pieces(|file, there, at, length| {
             let (at, length) = (usize::try_from(at)?, usize::try_from(length)?);
-            let piece = bytes.get(at..bytes.len().min(at + length)).unwrap_or_default();
+            let piece = bytes
+                .get(at..bytes.len().min(at + length))
+                .unwrap_or_default();
             if piece.iter().any(|byte| *byte != 0) {
                 file.write_all_at(piece, there)?;
             }

@@ -15,12 +15,16 @@ use crate::command::Cmd;
 pub fn in_private_namespace<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNS).context("making a private mount namespace (are you root?)")?;
+            unshare(CloneFlags::CLONE_NEWNS)
+                .context("making a private mount namespace (are you root?)")?;
             let none: Option<&str> = None;
-            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("making mounts private")?;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+                .context("making mounts private")?;
             work()
         });
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
@@ -34,9 +38,17 @@ pub struct Loop {
 
 impl Loop {
     /// Shows `size` bytes of `file` from `offset` as a block device with the given sector size.
-    pub fn attach(file: &Path, offset: u64, size: u64, sector: u64, read_only: bool) -> Result<Self> {
+    pub fn attach(
+        file: &Path,
+        offset: u64,
+        size: u64,
+        sector: u64,
+        read_only: bool,
+    ) -> Result<Self> {
         let mut command = Cmd::new("losetup").args(["--find", "--show"]);
-        command = command.arg(format!("--offset={offset}")).arg(format!("--sizelimit={size}"));
+        command = command
+            .arg(format!("--offset={offset}"))
+            .arg(format!("--sizelimit={size}"));
         command = command.arg(format!("--sector-size={sector}"));
         if read_only {
             command = command.arg("--read-only");
@@ -45,7 +57,10 @@ impl Loop {
         let open = File::open(&device).with_context(|| format!("opening {}", device.display()))?;
         // With a descriptor open this does not detach, it only sets the autoclear flag.
         Cmd::new("losetup").arg("--detach").arg(&device).ok()?;
-        Ok(Self { device, _open: open })
+        Ok(Self {
+            device,
+            _open: open,
+        })
     }
 
     /// Its path.
@@ -90,11 +105,19 @@ impl Drop for WholeDisk {
 pub fn wait_until_free(file: &Path) -> Result<()> {
     let started = Instant::now();
     loop {
-        let users = Cmd::new("losetup").arg("--associated").arg(file).ok()?.stdout;
+        let users = Cmd::new("losetup")
+            .arg("--associated")
+            .arg(file)
+            .ok()?
+            .stdout;
         if users.trim().is_empty() {
             return Ok(());
         }
-        ensure!(started.elapsed() < Duration::from_secs(20), "{} is still in use: {users}", file.display());
+        ensure!(
+            started.elapsed() < Duration::from_secs(20),
+            "{} is still in use: {users}",
+            file.display()
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -109,8 +132,16 @@ pub struct Mounted {
 impl Mounted {
     /// Mounts a device. `options` is what `mount -o` takes.
     pub fn mount(device: &Path, target: &Path, options: &str) -> Result<Self> {
-        Cmd::new("mount").arg("-o").arg(options).arg(device).arg(target).ok()?;
-        Ok(Self { target: target.to_owned(), done: false })
+        Cmd::new("mount")
+            .arg("-o")
+            .arg(options)
+            .arg(device)
+            .arg(target)
+            .ok()?;
+        Ok(Self {
+            target: target.to_owned(),
+            done: false,
+        })
     }
 
     /// Unmounts, and says so when that fails (a busy file system is a fault in the test).

@@ -24,7 +24,11 @@ pub fn rescue_binary() -> PathBuf {
         return release;
     }
     let debug = target.join("debug/rescue");
-    assert!(debug.exists(), "no rescue binary at {}: run `cargo build --release` first", release.display());
+    assert!(
+        debug.exists(),
+        "no rescue binary at {}: run `cargo build --release` first",
+        release.display()
+    );
     eprintln!("note: testing the debug build {}", debug.display());
     debug
 }
@@ -35,8 +39,13 @@ pub fn rescue<I: IntoIterator<Item = S>, S: AsRef<std::ffi::OsStr>>(arguments: I
 }
 
 /// A command line of `rescue` with fault injection, aborting at the `at`-th crash point (0: never).
-pub fn rescue_faulty<I: IntoIterator<Item = S>, S: AsRef<std::ffi::OsStr>>(at: u64, arguments: I) -> Cmd {
-    Cmd::new(faulty_binary()).env("RESCUE_ABORT_AT", at.to_string()).args(arguments)
+pub fn rescue_faulty<I: IntoIterator<Item = S>, S: AsRef<std::ffi::OsStr>>(
+    at: u64,
+    arguments: I,
+) -> Cmd {
+    Cmd::new(faulty_binary())
+        .env("RESCUE_ABORT_AT", at.to_string())
+        .args(arguments)
 }
 
 /// Where `rescue-faulty` is. Cargo builds it with the integration tests, next to them.
@@ -44,14 +53,18 @@ pub fn rescue_faulty<I: IntoIterator<Item = S>, S: AsRef<std::ffi::OsStr>>(at: u
 /// # Panics
 /// When it was not built.
 pub fn faulty_binary() -> PathBuf {
-    let beside = std::env::current_exe().ok().and_then(|test| Some(test.parent()?.parent()?.join("rescue-faulty")));
-    let candidates =
-        beside.into_iter().chain(["debug", "release"].map(|p| target_folder().join(p).join("rescue-faulty")));
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|test| Some(test.parent()?.parent()?.join("rescue-faulty")));
+    let candidates = beside
+        .into_iter()
+        .chain(["debug", "release"].map(|p| target_folder().join(p).join("rescue-faulty")));
     let found = candidates.into_iter().find(|path| path.exists());
     found.expect("no rescue-faulty: run the tests with cargo test -p tests")
 }
 
 fn target_folder() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace().join("target"), PathBuf::from);
     target.join("x86_64-unknown-linux-gnu")
 }

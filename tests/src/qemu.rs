@@ -30,25 +30,40 @@ pub fn iso_of(binary: &Path, kernel_arguments: &[&str]) -> Result<PathBuf> {
     let folder = workspace().join("target/test-iso");
     fs::create_dir_all(&folder)?;
     let _lock = exclusive(&folder.join("lock"))?;
-    let name: String =
-        kernel_arguments.join("_").chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-    let program = binary.file_name().context("a program without a name")?.to_string_lossy();
+    let name: String = kernel_arguments
+        .join("_")
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .collect();
+    let program = binary
+        .file_name()
+        .context("a program without a name")?
+        .to_string_lossy();
     let iso = folder.join(format!("{program}{name}.iso"));
     let mut words = vec!["run", "--quiet", "--package", "image", "--", "build", "-o"];
-    let paths = [iso.to_string_lossy().into_owned(), binary.to_string_lossy().into_owned()];
+    let paths = [
+        iso.to_string_lossy().into_owned(),
+        binary.to_string_lossy().into_owned(),
+    ];
     words.extend([paths[0].as_str(), "--binary", &paths[1]]);
     for argument in kernel_arguments {
         words.extend(["--kernel-arg", argument]);
     }
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    Cmd::new(&cargo).args(words).dir(workspace()).timeout(Duration::from_secs(900)).ok().context("building the ISO")?;
+    Cmd::new(&cargo)
+        .args(words)
+        .dir(workspace())
+        .timeout(Duration::from_secs(900))
+        .ok()
+        .context("building the ISO")?;
     Ok(iso)
 }
 
 /// An exclusive lock on a file, held until it is dropped.
 fn exclusive(path: &Path) -> Result<fs::File> {
     let file = fs::File::create(path).with_context(|| format!("creating {}", path.display()))?;
-    flock(&file, FlockOperation::LockExclusive).with_context(|| format!("locking {}", path.display()))?;
+    flock(&file, FlockOperation::LockExclusive)
+        .with_context(|| format!("locking {}", path.display()))?;
     Ok(file)
 }
 
@@ -58,11 +73,14 @@ fn a_processor() -> Result<fs::File> {
     loop {
         for n in 0..count {
             let path = std::env::temp_dir().join(format!("rescue-tests-qemu-{n}.lock"));
-            let file = fs::File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+            let file =
+                fs::File::create(&path).with_context(|| format!("creating {}", path.display()))?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(file),
                 Err(rustix::io::Errno::WOULDBLOCK) => {}
-                Err(error) => return Err(error).with_context(|| format!("locking {}", path.display())),
+                Err(error) => {
+                    return Err(error).with_context(|| format!("locking {}", path.display()));
+                }
             }
         }
         std::thread::sleep(Duration::from_millis(200));
@@ -117,11 +135,38 @@ pub struct Vm {
 impl Vm {
     /// A machine with so much memory (in MiB) that boots an ISO.
     pub fn new(firmware: Firmware, medium: Medium, iso: &Path, memory: u32) -> Self {
-        let mut vm = Self { arguments: Vec::new(), firmware, disks: 0 };
+        let mut vm = Self {
+            arguments: Vec::new(),
+            firmware,
+            disks: 0,
+        };
         let accelerator = std::env::var("RESCUE_ACCEL").unwrap_or_else(|_| "tcg".to_owned());
-        let processors = if accelerator.starts_with("tcg") { "1" } else { "2" };
-        vm.add(&["-accel", &accelerator, "-cpu", "max", "-smp", processors, "-m", &memory.to_string()]);
-        vm.add(&["-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot", "-serial", "stdio"]);
+        let processors = if accelerator.starts_with("tcg") {
+            "1"
+        } else {
+            "2"
+        };
+        vm.add(&[
+            "-accel",
+            &accelerator,
+            "-cpu",
+            "max",
+            "-smp",
+            processors,
+            "-m",
+            &memory.to_string(),
+        ]);
+        vm.add(&[
+            "-display",
+            "none",
+            "-monitor",
+            "none",
+            "-nic",
+            "none",
+            "-no-reboot",
+            "-serial",
+            "stdio",
+        ]);
         match firmware {
             Firmware::Bios => vm.add(&["-machine", "pc"]),
             Firmware::SecureBoot => vm.add(&[
@@ -134,12 +179,22 @@ impl Vm {
             ]),
         }
         let iso = iso.display();
-        vm.add(&["-drive", &format!("if=none,id=medium,format=raw,readonly=on,file={iso}")]);
+        vm.add(&[
+            "-drive",
+            &format!("if=none,id=medium,format=raw,readonly=on,file={iso}"),
+        ]);
         match (medium, firmware) {
             (Medium::Cd, Firmware::Bios) => vm.add(&["-device", "ide-cd,drive=medium,bootindex=0"]),
-            (Medium::Cd, Firmware::SecureBoot) => vm.add(&["-device", "ide-cd,bus=ide.0,drive=medium,bootindex=0"]),
+            (Medium::Cd, Firmware::SecureBoot) => {
+                vm.add(&["-device", "ide-cd,bus=ide.0,drive=medium,bootindex=0"])
+            }
             (Medium::Stick, _) => {
-                vm.add(&["-device", "qemu-xhci", "-device", "usb-storage,drive=medium,removable=on,bootindex=0"]);
+                vm.add(&[
+                    "-device",
+                    "qemu-xhci",
+                    "-device",
+                    "usb-storage,drive=medium,removable=on,bootindex=0",
+                ]);
             }
         }
         vm
@@ -156,7 +211,10 @@ impl Vm {
     pub fn attach(&mut self, controller: Controller, image: &Path) {
         let n = self.disks;
         self.disks += 1;
-        self.add(&["-drive", &format!("if=none,id=disk{n},format=raw,file={}", image.display())]);
+        self.add(&[
+            "-drive",
+            &format!("if=none,id=disk{n},format=raw,file={}", image.display()),
+        ]);
         let (host, device) = match controller {
             Controller::VirtioBlk => (None, format!("virtio-blk-pci,drive=disk{n}")),
             Controller::Nvme => (None, format!("nvme,drive=disk{n},serial=nvme{n}")),
@@ -165,7 +223,10 @@ impl Vm {
             Controller::Pvscsi => (Some("pvscsi"), scsi(n)),
             Controller::MegaSas => (Some("megasas"), scsi(n)),
             // QEMU shows a SAS disk without a name of its own to nobody.
-            Controller::MptSas => (Some("mptsas1068"), format!("{},wwn=0x5000c50015ea71{n:02x}", scsi(n))),
+            Controller::MptSas => (
+                Some("mptsas1068"),
+                format!("{},wwn=0x5000c50015ea71{n:02x}", scsi(n)),
+            ),
         };
         if let Some(host) = host {
             self.add(&["-device", &format!("{host},id=host{n}")]);
@@ -174,7 +235,8 @@ impl Vm {
     }
 
     fn add(&mut self, words: &[&str]) {
-        self.arguments.extend(words.iter().map(|word| (*word).to_owned()));
+        self.arguments
+            .extend(words.iter().map(|word| (*word).to_owned()));
     }
 
     /// Powers it on, as soon as a processor is free for it.
@@ -186,7 +248,10 @@ impl Vm {
                 let copy = tempfile::NamedTempFile::new()?;
                 fs::copy("/usr/share/OVMF/OVMF_VARS_4M.ms.fd", copy.path())
                     .context("copying OVMF's variables (apt-get install ovmf)")?;
-                self.add(&["-drive", &format!("if=pflash,format=raw,unit=1,file={}", copy.path().display())]);
+                self.add(&[
+                    "-drive",
+                    &format!("if=pflash,format=raw,unit=1,file={}", copy.path().display()),
+                ]);
                 Some(copy)
             }
         };
@@ -210,7 +275,15 @@ impl Vm {
             }
             theirs.close();
         });
-        Ok(Machine { child, input, serial, seen: 0, started: Instant::now(), _variables: variables, _lock: lock })
+        Ok(Machine {
+            child,
+            input,
+            serial,
+            seen: 0,
+            started: Instant::now(),
+            _variables: variables,
+            _lock: lock,
+        })
     }
 }
 
@@ -233,12 +306,16 @@ struct Said {
 
 impl Serial {
     fn lock(&self) -> MutexGuard<'_, Said> {
-        self.said.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.said
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn append(&self, bytes: &[u8]) {
         // Terminals end lines with both; a test looks for text.
-        self.lock().text.push_str(&String::from_utf8_lossy(bytes).replace('\r', ""));
+        self.lock()
+            .text
+            .push_str(&String::from_utf8_lossy(bytes).replace('\r', ""));
         self.more.notify_all();
     }
 
@@ -275,16 +352,30 @@ impl Machine {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || said.ended {
-                let why = if said.ended { "ended" } else { "did not say so in time" };
-                bail!("waiting for {text:?}: the machine {why}. It said:\n{}", last_lines(&said.text, 60));
+                let why = if said.ended {
+                    "ended"
+                } else {
+                    "did not say so in time"
+                };
+                bail!(
+                    "waiting for {text:?}: the machine {why}. It said:\n{}",
+                    last_lines(&said.text, 60)
+                );
             }
-            said = self.serial.more.wait_timeout(said, left).unwrap_or_else(std::sync::PoisonError::into_inner).0;
+            said = self
+                .serial
+                .more
+                .wait_timeout(said, left)
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .0;
         }
     }
 
     /// Types on the serial console.
     pub fn send(&mut self, text: &str) -> Result<()> {
-        self.input.write_all(text.as_bytes()).context("typing on the serial console")?;
+        self.input
+            .write_all(text.as_bytes())
+            .context("typing on the serial console")?;
         self.input.flush().context("typing on the serial console")
     }
 
@@ -304,7 +395,10 @@ impl Machine {
                 return Ok(status);
             }
             if Instant::now() > deadline {
-                bail!("the machine is still on. It said:\n{}", last_lines(&self.serial.lock().text, 60));
+                bail!(
+                    "the machine is still on. It said:\n{}",
+                    last_lines(&self.serial.lock().text, 60)
+                );
             }
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -337,5 +431,8 @@ impl Drop for Machine {
 
 fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
-    lines.get(lines.len().saturating_sub(count)..).unwrap_or_default().join("\n")
+    lines
+        .get(lines.len().saturating_sub(count)..)
+        .unwrap_or_default()
+        .join("\n")
 }

@@ -66,7 +66,12 @@ impl Images {
     ///
     /// # Panics
     /// Here and below: where a tool is missing, the test is not run by root, or what is checked does not hold.
-    pub fn make(driver: &str, folder: &Path, layout: &[(&'static str, &'static str)], full: Full) -> Self {
+    pub fn make(
+        driver: &str,
+        folder: &Path,
+        layout: &[(&'static str, &'static str)],
+        full: Full,
+    ) -> Self {
         let images = layout.iter().enumerate().map(|(n, (mount_point, kind))| {
             // All subvolumes are in the first image.
             let n = if kind.starts_with("btrfs") { 0 } else { n };
@@ -81,7 +86,16 @@ impl Images {
                     file.set_len(48 << 20).unwrap();
                     let few = matches!(full, Full::Inodes | Full::AllBut { what: "inodes", .. });
                     let inodes = if few { "256" } else { "4096" };
-                    let options = ["-q", "-F", "-J", "size=4", "-E", "lazy_itable_init=0,nodiscard", "-N", inodes];
+                    let options = [
+                        "-q",
+                        "-F",
+                        "-J",
+                        "size=4",
+                        "-E",
+                        "lazy_itable_init=0,nodiscard",
+                        "-N",
+                        inodes,
+                    ];
                     run("mkfs.ext4", &[&options[..], &[text(&path)]].concat());
                 }
                 _ => {
@@ -90,9 +104,16 @@ impl Images {
                     run("mkfs.xfs", &["-q", "-f", "-l", "size=64m", text(&path)]);
                 }
             }
-            Image { mount_point, kind, path }
+            Image {
+                mount_point,
+                kind,
+                path,
+            }
         });
-        let images = Self { images: images.collect(), driver: PathBuf::from(driver) };
+        let images = Self {
+            images: images.collect(),
+            driver: PathBuf::from(driver),
+        };
         images.populate(full);
         images.check(false);
         images
@@ -102,21 +123,58 @@ impl Images {
         let mounted: Vec<_> = self
             .file_systems()
             .map(|image| {
-                let device = LoopDevice::open(&image.path, &LoopOptions { read_only: false, ..LoopOptions::default() })
-                    .expect("these tests need root and loop devices");
-                (&image.path, mount_writable(&device.path(), image.file_system()).unwrap(), device)
+                let device = LoopDevice::open(
+                    &image.path,
+                    &LoopOptions {
+                        read_only: false,
+                        ..LoopOptions::default()
+                    },
+                )
+                .expect("these tests need root and loop devices");
+                (
+                    &image.path,
+                    mount_writable(&device.path(), image.file_system()).unwrap(),
+                    device,
+                )
             })
             .collect();
-        let top = |image: &Image| mounted.iter().find(|(path, ..)| **path == image.path).unwrap().1.path();
-        for image in self.images.iter().filter(|image| !image.subvolume().is_empty()) {
+        let top = |image: &Image| {
+            mounted
+                .iter()
+                .find(|(path, ..)| **path == image.path)
+                .unwrap()
+                .1
+                .path()
+        };
+        for image in self
+            .images
+            .iter()
+            .filter(|image| !image.subvolume().is_empty())
+        {
             // Another process has to find it, too.
-            let top = text(&top(image)).replace("/proc/self/", &format!("/proc/{}/", std::process::id()));
-            run("btrfs", &["-q", "subvolume", "create", &format!("{top}/{}", image.subvolume())]);
+            let top =
+                text(&top(image)).replace("/proc/self/", &format!("/proc/{}/", std::process::id()));
+            run(
+                "btrfs",
+                &[
+                    "-q",
+                    "subvolume",
+                    "create",
+                    &format!("{top}/{}", image.subvolume()),
+                ],
+            );
         }
         let at = |path: &str| {
             // Layouts name the root first.
-            let image = self.images.iter().rfind(|image| Path::new(path).starts_with(image.mount_point)).unwrap();
-            let below = path.strip_prefix(image.mount_point).unwrap().trim_start_matches('/');
+            let image = self
+                .images
+                .iter()
+                .rfind(|image| Path::new(path).starts_with(image.mount_point))
+                .unwrap();
+            let below = path
+                .strip_prefix(image.mount_point)
+                .unwrap()
+                .trim_start_matches('/');
             top(image).join(image.subvolume()).join(below)
         };
         populate(&at);
@@ -124,7 +182,10 @@ impl Images {
             Full::No => {}
             Full::Bytes => drop(fill_bytes(&at("/."), &mounted[0].2)),
             Full::Inodes => crate::fill::inodes(&at("/.")).unwrap(),
-            Full::AllBut { what: "blocks", amount } => {
+            Full::AllBut {
+                what: "blocks",
+                amount,
+            } => {
                 let (filler, reserve) = fill_bytes(&at("/."), &mounted[0].2);
                 let block = rustix::fs::fstatvfs(&filler).unwrap().f_frsize;
                 let length = filler.metadata().unwrap().len();
@@ -144,8 +205,16 @@ impl Images {
 
     /// One image for each file system: subvolumes share theirs.
     fn file_systems(&self) -> impl Iterator<Item = &Image> {
-        let is_first = |n: usize| !self.images[..n].iter().any(|earlier| earlier.path == self.images[n].path);
-        self.images.iter().enumerate().filter(move |(n, _)| is_first(*n)).map(|(_, image)| image)
+        let is_first = |n: usize| {
+            !self.images[..n]
+                .iter()
+                .any(|earlier| earlier.path == self.images[n].path)
+        };
+        self.images
+            .iter()
+            .enumerate()
+            .filter(move |(n, _)| is_first(*n))
+            .map(|(_, image)| image)
     }
 
     /// The kernel remembers each btrfs that it has seen, and would take an older copy for one that missed something.
@@ -157,7 +226,9 @@ impl Images {
 
     /// Whether it lies on subvolumes.
     pub fn is_btrfs(&self) -> bool {
-        self.images.iter().any(|image| image.file_system() == "btrfs")
+        self.images
+            .iter()
+            .any(|image| image.file_system() == "btrfs")
     }
 
     /// A copy in another folder.
@@ -165,15 +236,40 @@ impl Images {
         fs::create_dir_all(folder).unwrap();
         let to = |image: &Image| folder.join(image.path.file_name().unwrap());
         for image in self.file_systems() {
-            run("cp", &["--sparse=always", "--reflink=never", text(&image.path), text(&to(image))]);
+            run(
+                "cp",
+                &[
+                    "--sparse=always",
+                    "--reflink=never",
+                    text(&image.path),
+                    text(&to(image)),
+                ],
+            );
         }
-        let images = self.images.iter().map(|image| Image { path: to(image), ..image.clone() }).collect();
-        Self { images, driver: self.driver.clone() }
+        let images = self
+            .images
+            .iter()
+            .map(|image| Image {
+                path: to(image),
+                ..image.clone()
+            })
+            .collect();
+        Self {
+            images,
+            driver: self.driver.clone(),
+        }
     }
 
     /// `MOUNT_POINT=KIND=IMAGE`, as the driver takes them.
     pub fn arguments(&self) -> Vec<String> {
-        let argument = |image: &Image| format!("{}={}={}", image.mount_point, image.kind, image.path.display());
+        let argument = |image: &Image| {
+            format!(
+                "{}={}={}",
+                image.mount_point,
+                image.kind,
+                image.path.display()
+            )
+        };
         self.images.iter().map(argument).collect()
     }
 
@@ -209,7 +305,11 @@ impl Images {
     #[track_caller]
     pub fn succeed(&self, verb: &str) -> String {
         let output = self.driver(verb, &[]);
-        assert!(output.status.success(), "{verb}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{verb}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -232,9 +332,18 @@ impl Images {
     fn mount_and_unmount(&self) {
         self.forget_btrfs();
         for image in self.file_systems() {
-            let device =
-                LoopDevice::open(&image.path, &LoopOptions { read_only: false, ..LoopOptions::default() }).unwrap();
-            mount_writable(&device.path(), image.file_system()).unwrap().unmount().unwrap();
+            let device = LoopDevice::open(
+                &image.path,
+                &LoopOptions {
+                    read_only: false,
+                    ..LoopOptions::default()
+                },
+            )
+            .unwrap();
+            mount_writable(&device.path(), image.file_system())
+                .unwrap()
+                .unmount()
+                .unwrap();
             drop(device);
             wait_until_free(&image.path).unwrap();
         }
@@ -243,14 +352,25 @@ impl Images {
     /// What an ended run must not leave behind: staged files, half-written records, folders of runs that were never committed.
     pub fn leftovers(&self) -> Vec<String> {
         let all = self.succeed("dump");
-        let paths: Vec<&str> = all.lines().filter_map(|line| line.split('|').next()).collect();
-        let ours = paths.iter().filter(|path| path.contains("/.rescue") || path.contains("/var/lib/rescue"));
+        let paths: Vec<&str> = all
+            .lines()
+            .filter_map(|line| line.split('|').next())
+            .collect();
+        let ours = paths
+            .iter()
+            .filter(|path| path.contains("/.rescue") || path.contains("/var/lib/rescue"));
         let left = ours.filter(|path| {
             let run = path.rsplit('/').next().unwrap_or_default();
-            let is_store = path.contains("/.rescue/") && path.matches('/').count() <= 3 && !path.ends_with("/backup");
-            let is_run = path.strip_prefix("/var/lib/rescue/runs/").is_some_and(|rest| !rest.contains('/'));
+            let is_store = path.contains("/.rescue/")
+                && path.matches('/').count() <= 3
+                && !path.ends_with("/backup");
+            let is_run = path
+                .strip_prefix("/var/lib/rescue/runs/")
+                .is_some_and(|rest| !rest.contains('/'));
             let record = format!("/var/lib/rescue/runs/{run}/journal.json");
-            path.contains("/staged") || path.ends_with(".tmp") || ((is_run || is_store) && !paths.contains(&&*record))
+            path.contains("/staged")
+                || path.ends_with(".tmp")
+                || ((is_run || is_store) && !paths.contains(&&*record))
         });
         left.map(|path| (*path).to_owned()).collect()
     }
@@ -267,15 +387,31 @@ pub struct Dump(pub Vec<String>);
 
 impl Dump {
     fn parse(text: &str) -> Self {
-        let ours = |line: &&str| line.starts_with("/var/lib/rescue") || line.starts_with("/.rescue");
-        Self(text.lines().filter(|line| !ours(line)).map(str::to_owned).collect())
+        let ours =
+            |line: &&str| line.starts_with("/var/lib/rescue") || line.starts_with("/.rescue");
+        Self(
+            text.lines()
+                .filter(|line| !ours(line))
+                .map(str::to_owned)
+                .collect(),
+        )
     }
 
     /// Without what was freed, which has no undo.
     pub fn but_for_freed(&self) -> Self {
-        let freed =
-            ["/var/log/messages-20240101|", "/var/log/vmware-vmsvc.1.log|", "/var/log/syslog", "/var/log/audit-agent/"];
-        Self(self.0.iter().filter(|line| !freed.iter().any(|freed| line.starts_with(freed))).cloned().collect())
+        let freed = [
+            "/var/log/messages-20240101|",
+            "/var/log/vmware-vmsvc.1.log|",
+            "/var/log/syslog",
+            "/var/log/audit-agent/",
+        ];
+        Self(
+            self.0
+                .iter()
+                .filter(|line| !freed.iter().any(|freed| line.starts_with(freed)))
+                .cloned()
+                .collect(),
+        )
     }
 
     /// Without the times of the files that the repair writes: they are those of the repair.
@@ -298,9 +434,20 @@ impl Dump {
     /// Fails with the difference.
     #[track_caller]
     pub fn assert_same(&self, other: &Self, what: &str) {
-        let missing: Vec<_> = other.0.iter().filter(|line| !self.0.contains(line)).collect();
-        let surplus: Vec<_> = self.0.iter().filter(|line| !other.0.contains(line)).collect();
-        assert!(missing.is_empty() && surplus.is_empty(), "{what}:\nmissing {missing:#?}\nsurplus {surplus:#?}");
+        let missing: Vec<_> = other
+            .0
+            .iter()
+            .filter(|line| !self.0.contains(line))
+            .collect();
+        let surplus: Vec<_> = self
+            .0
+            .iter()
+            .filter(|line| !other.0.contains(line))
+            .collect();
+        assert!(
+            missing.is_empty() && surplus.is_empty(),
+            "{what}:\nmissing {missing:#?}\nsurplus {surplus:#?}"
+        );
     }
 }
 
@@ -325,14 +472,54 @@ fn populate(at: &dyn Fn(&str) -> PathBuf) {
     let line = "Jan  1 00:00:00 node kubelet: an old line of a log, and then some more of it\n";
     for (path, content, mode, owner) in [
         ("/etc/hosts", "127.0.0.1 localhost\n".to_owned(), 0o644, 0),
-        ("/etc/kubernetes/pki/apiserver.key", "an old key".to_owned(), 0o600, 0),
-        ("/etc/kubernetes/pki/apiserver.crt", "an old certificate".to_owned(), 0o644, 0),
-        ("/etc/kubernetes/manifests/etcd.yaml", "an old manifest".to_owned(), 0o640, 0),
-        ("/etc/kubernetes/kubelet.conf.real", "an old kubelet.conf".to_owned(), 0o600, 7),
-        ("/etc/kubernetes/bootstrap-kubelet.conf", "stale".to_owned(), 0o604, 3),
-        ("/etc/systemd/system/kubelet.service", "[Service]\n".to_owned(), 0o644, 0),
-        ("/home/me/.kube/config", "an old kubeconfig".to_owned(), 0o640, 1000),
-        ("/var/lib/kubelet/pki/kubelet-client-2023.pem", "old".to_owned(), 0o600, 0),
+        (
+            "/etc/kubernetes/pki/apiserver.key",
+            "an old key".to_owned(),
+            0o600,
+            0,
+        ),
+        (
+            "/etc/kubernetes/pki/apiserver.crt",
+            "an old certificate".to_owned(),
+            0o644,
+            0,
+        ),
+        (
+            "/etc/kubernetes/manifests/etcd.yaml",
+            "an old manifest".to_owned(),
+            0o640,
+            0,
+        ),
+        (
+            "/etc/kubernetes/kubelet.conf.real",
+            "an old kubelet.conf".to_owned(),
+            0o600,
+            7,
+        ),
+        (
+            "/etc/kubernetes/bootstrap-kubelet.conf",
+            "stale".to_owned(),
+            0o604,
+            3,
+        ),
+        (
+            "/etc/systemd/system/kubelet.service",
+            "[Service]\n".to_owned(),
+            0o644,
+            0,
+        ),
+        (
+            "/home/me/.kube/config",
+            "an old kubeconfig".to_owned(),
+            0o640,
+            1000,
+        ),
+        (
+            "/var/lib/kubelet/pki/kubelet-client-2023.pem",
+            "old".to_owned(),
+            0o600,
+            0,
+        ),
         ("/var/log/messages-20240101", line.repeat(3000), 0o640, 4),
         ("/var/log/vmware-vmsvc.1.log", line.repeat(500), 0o644, 0),
         ("/var/log/syslog.1", line.to_owned(), 0o644, 0),
@@ -344,8 +531,14 @@ fn populate(at: &dyn Fn(&str) -> PathBuf) {
         set_time(&at(path));
     }
     for (link, target) in [
-        ("/etc/kubernetes/kubelet.conf", "/etc/kubernetes/kubelet.conf.real"),
-        ("/var/lib/kubelet/pki/kubelet-client-current.pem", "/var/lib/kubelet/pki/kubelet-client-2023.pem"),
+        (
+            "/etc/kubernetes/kubelet.conf",
+            "/etc/kubernetes/kubelet.conf.real",
+        ),
+        (
+            "/var/lib/kubelet/pki/kubelet-client-current.pem",
+            "/var/lib/kubelet/pki/kubelet-client-2023.pem",
+        ),
     ] {
         symlink(target, at(link)).unwrap();
         lchown(at(link), Some(42), Some(42)).unwrap();
@@ -354,7 +547,11 @@ fn populate(at: &dyn Fn(&str) -> PathBuf) {
     let attribute = |path: &str, name: &str, value: &[u8]| {
         rustix::fs::lsetxattr(at(path), name, value, XattrFlags::empty()).unwrap();
     };
-    for path in ["/etc/kubernetes/pki/apiserver.key", "/etc/kubernetes/manifests/etcd.yaml", "/home/me/.kube/config"] {
+    for path in [
+        "/etc/kubernetes/pki/apiserver.key",
+        "/etc/kubernetes/manifests/etcd.yaml",
+        "/home/me/.kube/config",
+    ] {
         attribute(path, "user.note", b"kept");
     }
     for path in [
@@ -386,7 +583,9 @@ fn fill_bytes(root: &Path, device: &LoopDevice) -> (fs::File, u64) {
     // What is still to be written may need the hidden blocks.
     rustix::fs::syncfs(fs::File::open(root).unwrap()).unwrap();
     let name = device.path().file_name().unwrap().to_owned();
-    let hidden = Path::new("/sys/fs/ext4").join(name).join("reserved_clusters");
+    let hidden = Path::new("/sys/fs/ext4")
+        .join(name)
+        .join("reserved_clusters");
     let mut reserve = 0;
     if hidden.exists() {
         reserve = fs::read_to_string(&hidden).unwrap().trim().parse().unwrap();
@@ -396,7 +595,9 @@ fn fill_bytes(root: &Path, device: &LoopDevice) -> (fs::File, u64) {
     let mut length = 0;
     // Twice, because writing everything out may give blocks back.
     for piece in [1 << 20, 1 << 16, 4096, 4096] {
-        while rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), length, piece).is_ok() {
+        while rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), length, piece)
+            .is_ok()
+        {
             length += piece;
         }
         rustix::fs::syncfs(&filler).unwrap();
@@ -409,19 +610,40 @@ fn fill_bytes(root: &Path, device: &LoopDevice) -> (fs::File, u64) {
 }
 
 fn acl_entry(tag: u16, permissions: u16, id: u32) -> Vec<u8> {
-    [&tag.to_le_bytes()[..], &permissions.to_le_bytes(), &id.to_le_bytes()].concat()
+    [
+        &tag.to_le_bytes()[..],
+        &permissions.to_le_bytes(),
+        &id.to_le_bytes(),
+    ]
+    .concat()
 }
 
 fn set_time(path: &Path) {
-    let time = Timespec { tv_sec: GUEST_MTIME, tv_nsec: 123_456_789 };
-    let times = Timestamps { last_access: time, last_modification: time };
-    rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).unwrap();
+    let time = Timespec {
+        tv_sec: GUEST_MTIME,
+        tv_nsec: 123_456_789,
+    };
+    let times = Timestamps {
+        last_access: time,
+        last_modification: time,
+    };
+    rustix::fs::utimensat(
+        rustix::fs::CWD,
+        path,
+        &times,
+        rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+    )
+    .unwrap();
 }
 
 /// In memory where there is some: thousands of fsyncs on a disk would take most of the time.
 pub fn scratch() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
-    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
+    if memory.is_dir() {
+        tempfile::tempdir_in(memory).unwrap()
+    } else {
+        tempfile::tempdir().unwrap()
+    }
 }
 
 fn text(path: &Path) -> &str {
@@ -430,7 +652,16 @@ fn text(path: &Path) -> &str {
 
 #[track_caller]
 fn run(program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("{program}: {error}"));
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{program} {arguments:?}: {out}{err}");
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {out}{err}"
+    );
 }

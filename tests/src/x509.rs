@@ -30,22 +30,36 @@ struct Element<'a> {
 
 /// The labels of the PEM blocks in a file, in order.
 pub fn labels(pem: &str) -> Vec<&str> {
-    pem.lines().filter_map(|line| line.strip_prefix("-----BEGIN ")?.strip_suffix("-----")).collect()
+    pem.lines()
+        .filter_map(|line| line.strip_prefix("-----BEGIN ")?.strip_suffix("-----"))
+        .collect()
 }
 
 /// The first certificate of a PEM file, DER.
 pub fn first_certificate(pem: &str) -> Result<Vec<u8>> {
-    let (_, rest) = pem.split_once("-----BEGIN CERTIFICATE-----").context("no certificate")?;
-    let (body, _) = rest.split_once("-----END CERTIFICATE-----").context("a certificate without an end")?;
+    let (_, rest) = pem
+        .split_once("-----BEGIN CERTIFICATE-----")
+        .context("no certificate")?;
+    let (body, _) = rest
+        .split_once("-----END CERTIFICATE-----")
+        .context("a certificate without an end")?;
     let body: String = body.split_whitespace().collect();
-    base64::engine::general_purpose::STANDARD.decode(body).context("decoding a certificate")
+    base64::engine::general_purpose::STANDARD
+        .decode(body)
+        .context("decoding a certificate")
 }
 
 /// The value of `FIELD:` in a kubeconfig with exactly one of it, base64 undone.
 pub fn inline(kubeconfig: &str, field: &str) -> Result<String> {
-    let found = kubeconfig.lines().find_map(|line| line.trim().strip_prefix(field)?.strip_prefix(':'));
-    let value = found.with_context(|| format!("no {field} in the kubeconfig"))?.trim();
-    Ok(String::from_utf8(base64::engine::general_purpose::STANDARD.decode(value)?)?)
+    let found = kubeconfig
+        .lines()
+        .find_map(|line| line.trim().strip_prefix(field)?.strip_prefix(':'));
+    let value = found
+        .with_context(|| format!("no {field} in the kubeconfig"))?
+        .trim();
+    Ok(String::from_utf8(
+        base64::engine::general_purpose::STANDARD.decode(value)?,
+    )?)
 }
 
 /// The fields of a certificate in PEM.
@@ -53,8 +67,21 @@ pub fn fields(pem: &str) -> Result<Fields> {
     let der = first_certificate(pem)?;
     let outer = only(elements(one(&der)?.content)?, 3)?;
     let tbs = elements(outer[0].content)?;
-    ensure!(tbs.len() >= 7 && tbs[0].tag == 0xa0, "not an X.509 v3 certificate");
-    let [version, _serial, algorithm, issuer, validity, subject, key, rest @ ..] = tbs.as_slice() else {
+    ensure!(
+        tbs.len() >= 7 && tbs[0].tag == 0xa0,
+        "not an X.509 v3 certificate"
+    );
+    let [
+        version,
+        _serial,
+        algorithm,
+        issuer,
+        validity,
+        subject,
+        key,
+        rest @ ..,
+    ] = tbs.as_slice()
+    else {
         anyhow::bail!("too few fields");
     };
     let dates = only(elements(validity.content)?, 2)?;
@@ -73,8 +100,14 @@ pub fn fields(pem: &str) -> Result<Fields> {
     for extension in rest.iter().filter(|field| field.tag == 0xa3) {
         for extension in elements(one(extension.content)?.content)? {
             let parts = elements(extension.content)?;
-            let (oid, value) = (hex(parts[0].content), parts.last().context("an extension without a value")?);
-            let name = EXTENSIONS.iter().find(|(known, _)| *known == oid).map_or(oid.as_str(), |(_, name)| name);
+            let (oid, value) = (
+                hex(parts[0].content),
+                parts.last().context("an extension without a value")?,
+            );
+            let name = EXTENSIONS
+                .iter()
+                .find(|(known, _)| *known == oid)
+                .map_or(oid.as_str(), |(_, name)| name);
             let critical = if parts.len() == 3 { "critical " } else { "" };
             put(name, format!("{critical}{}", hex(value.content)));
             order.push(name.to_owned());
@@ -87,7 +120,11 @@ pub fn fields(pem: &str) -> Result<Fields> {
 /// Length of an RSA modulus, or of the encoded point, in bits.
 fn key_size(bits: &Element<'_>) -> Result<String> {
     let key = bits.content.get(1..).context("an empty key")?;
-    let modulus = one(key).ok().filter(|key| key.tag == 0x30).map(|key| elements(key.content)).transpose()?;
+    let modulus = one(key)
+        .ok()
+        .filter(|key| key.tag == 0x30)
+        .map(|key| elements(key.content))
+        .transpose()?;
     let bytes = modulus.map_or(key, |parts| parts[0].content);
     Ok((bytes.iter().skip_while(|byte| **byte == 0).count() * 8).to_string())
 }
@@ -101,7 +138,11 @@ fn one(der: &[u8]) -> Result<Element<'_>> {
 }
 
 fn only(elements: Vec<Element<'_>>, count: usize) -> Result<Vec<Element<'_>>> {
-    ensure!(elements.len() == count, "{} DER elements where {count} belong", elements.len());
+    ensure!(
+        elements.len() == count,
+        "{} DER elements where {count} belong",
+        elements.len()
+    );
     Ok(elements)
 }
 
@@ -111,13 +152,24 @@ fn elements(mut der: &[u8]) -> Result<Vec<Element<'_>>> {
         let (head, length) = match first {
             0..=0x7f => (2, usize::from(*first)),
             0x81..=0x84 => {
-                let digits = rest.get(..usize::from(first & 0x7f)).context("a cut-off length")?;
-                (2 + digits.len(), digits.iter().fold(0, |length, digit| length << 8 | usize::from(*digit)))
+                let digits = rest
+                    .get(..usize::from(first & 0x7f))
+                    .context("a cut-off length")?;
+                (
+                    2 + digits.len(),
+                    digits
+                        .iter()
+                        .fold(0, |length, digit| length << 8 | usize::from(*digit)),
+                )
             }
             _ => anyhow::bail!("not DER"),
         };
         let whole = der.get(..head + length).context("a cut-off DER element")?;
-        all.push(Element { tag: *tag, whole, content: &whole[head..] });
+        all.push(Element {
+            tag: *tag,
+            whole,
+            content: &whole[head..],
+        });
         der = &der[head + length..];
     }
     ensure!(der.is_empty(), "a stray byte after DER");

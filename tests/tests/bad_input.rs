@@ -26,17 +26,29 @@ fn text(path: &Path) -> &str {
 }
 
 /// The command was refused with one line that names `words`, and the file is what it was.
-fn refused_and_unchanged<const N: usize>(image: &Path, command: [&str; N], words: &[&str]) -> Result<()> {
+fn refused_and_unchanged<const N: usize>(
+    image: &Path,
+    command: [&str; N],
+    words: &[&str],
+) -> Result<()> {
     let before = sha256(image)?;
     let ran = rescue(command)?;
-    ensure!(ran.code == 3, "exit code {} instead of 3: {}", ran.code, ran.transcript());
+    ensure!(
+        ran.code == 3,
+        "exit code {} instead of 3: {}",
+        ran.code,
+        ran.transcript()
+    );
     one_line_with(&ran.stderr, words)?;
     ensure!(sha256(image)? == before, "{} was changed", image.display());
     Ok(())
 }
 
 fn one_line_with(stderr: &str, words: &[&str]) -> Result<()> {
-    ensure!(stderr.trim_end().lines().count() == 1, "not one line: {stderr}");
+    ensure!(
+        stderr.trim_end().lines().count() == 1,
+        "not one line: {stderr}"
+    );
     ensure!(!stderr.contains("panicked"), "a panic: {stderr}");
     for word in words {
         ensure!(stderr.contains(word), "'{word}' is not in: {stderr}");
@@ -49,7 +61,11 @@ fn sha256(path: &Path) -> Result<String> {
     Ok(sum.stdout.split(' ').next().unwrap_or_default().to_owned())
 }
 
-fn broken_control_plane(folder: &Path, name: &str, damage: impl FnOnce(&Path) -> Result<()> + Send) -> Result<Disk> {
+fn broken_control_plane(
+    folder: &Path,
+    name: &str,
+    damage: impl FnOnce(&Path) -> Result<()> + Send,
+) -> Result<Disk> {
     let disk = control_plane(&folder.join(name), SIZE)?;
     disk.mounted(damage)?;
     Ok(disk)
@@ -58,10 +74,27 @@ fn broken_control_plane(folder: &Path, name: &str, damage: impl FnOnce(&Path) ->
 /// A repair with only this check leaves the image as it is and says why: exit 1 with the words in its output.
 fn left_unrepaired(disk: &Disk, check: &str, words: &[&str]) -> Result<()> {
     let before = disk.sha256()?;
-    let ran = rescue(["repair", "--yes", "--now", NOW, "--only", check, text(&disk.path)])?;
-    ensure!(ran.code == 1, "exit code {} instead of 1: {}", ran.code, ran.transcript());
+    let ran = rescue([
+        "repair",
+        "--yes",
+        "--now",
+        NOW,
+        "--only",
+        check,
+        text(&disk.path),
+    ])?;
+    ensure!(
+        ran.code == 1,
+        "exit code {} instead of 1: {}",
+        ran.code,
+        ran.transcript()
+    );
     for word in words {
-        ensure!(ran.stdout.contains(word), "'{word}' is not in: {}", ran.transcript());
+        ensure!(
+            ran.stdout.contains(word),
+            "'{word}' is not in: {}",
+            ran.transcript()
+        );
     }
     ensure!(disk.sha256()? == before, "the image was changed");
     Ok(())
@@ -70,9 +103,13 @@ fn left_unrepaired(disk: &Disk, check: &str, words: &[&str]) -> Result<()> {
 #[test]
 fn usage_errors_are_code_2() -> Result<()> {
     let nothing_to_check = vec!["inspect", "--only", "etcd", "--skip", "etcd", "x"];
-    for words in
-        [vec!["inspect"], vec![], vec!["inspect", "--nonsense", "x"], vec!["repair", "--json", "x"], nothing_to_check]
-    {
+    for words in [
+        vec!["inspect"],
+        vec![],
+        vec!["inspect", "--nonsense", "x"],
+        vec!["repair", "--json", "x"],
+        nothing_to_check,
+    ] {
         let ran = rescue_faulty(0, &words).run()?;
         ensure!(ran.code == 2, "{words:?}: {}", ran.transcript());
     }
@@ -81,9 +118,18 @@ fn usage_errors_are_code_2() -> Result<()> {
 
 #[test]
 fn help_is_no_error() -> Result<()> {
-    for words in [vec!["-h"], vec!["--help"], vec!["inspect", "-h"], vec!["certs", "install", "-h"]] {
+    for words in [
+        vec!["-h"],
+        vec!["--help"],
+        vec!["inspect", "-h"],
+        vec!["certs", "install", "-h"],
+    ] {
         let ran = rescue_faulty(0, &words).run()?;
-        ensure!(ran.code == 0 && ran.stdout.contains("Usage: rescue"), "{words:?}: {}", ran.transcript());
+        ensure!(
+            ran.code == 0 && ran.stdout.contains("Usage: rescue"),
+            "{words:?}: {}",
+            ran.transcript()
+        );
     }
     Ok(())
 }
@@ -103,7 +149,14 @@ fn a_disk_that_only_others_may_read() -> Result<()> {
         .args([text(&program), "inspect", text(&image)])
         .run()?;
     ensure!(ran.code == 3, "{}", ran.transcript());
-    one_line_with(&ran.stderr, &["refused", "cannot be opened for reading", "Next: run the same command again as root"])
+    one_line_with(
+        &ran.stderr,
+        &[
+            "refused",
+            "cannot be opened for reading",
+            "Next: run the same command again as root",
+        ],
+    )
 }
 
 #[test]
@@ -111,7 +164,14 @@ fn nothing_to_take_back() -> Result<()> {
     let folder = folder()?;
     let disk = control_plane(&folder.path().join("new.img"), SIZE)?;
     let command = ["undo", "--yes", "--now", NOW, text(&disk.path)];
-    refused_and_unchanged(&disk.path, command, &["rescue has not repaired k8s-master01", "nothing to take back"])
+    refused_and_unchanged(
+        &disk.path,
+        command,
+        &[
+            "rescue has not repaired k8s-master01",
+            "nothing to take back",
+        ],
+    )
 }
 
 #[test]
@@ -134,8 +194,15 @@ fn a_folder_that_is_no_root() -> Result<()> {
 fn a_truncated_image() -> Result<()> {
     let folder = folder()?;
     let disk = control_plane(&folder.path().join("disk.img"), SIZE)?;
-    fs::OpenOptions::new().write(true).open(&disk.path)?.set_len(SIZE / 2)?;
-    refused_and_unchanged(&disk.path, ["repair", "--yes", "--now", NOW, text(&disk.path)], &["disk.img"])
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&disk.path)?
+        .set_len(SIZE / 2)?;
+    refused_and_unchanged(
+        &disk.path,
+        ["repair", "--yes", "--now", NOW, text(&disk.path)],
+        &["disk.img"],
+    )
 }
 
 #[test]
@@ -145,7 +212,9 @@ fn an_empty_file_and_random_bytes() -> Result<()> {
     fs::write(&empty, b"")?;
     refused_and_unchanged(&empty, ["inspect", text(&empty)], &["empty.img"])?;
     let noise = folder.path().join("noise.img");
-    let bytes: Vec<u8> = (0..1_u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let bytes: Vec<u8> = (0..1_u32 << 20)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
     fs::write(&noise, bytes)?;
     refused_and_unchanged(&noise, ["inspect", text(&noise)], &["noise.img"])
 }
@@ -175,8 +244,16 @@ fn an_encrypted_disk() -> Result<()> {
 fn an_image_in_a_format_that_is_not_read() -> Result<()> {
     let folder = folder()?;
     let image = folder.path().join("disk.vdi");
-    Cmd::new("qemu-img").args(["create", "-q", "-f", "vdi"]).arg(&image).arg("16M").ok()?;
-    refused_and_unchanged(&image, ["inspect", text(&image)], &["vdi", "qemu-img convert"])
+    Cmd::new("qemu-img")
+        .args(["create", "-q", "-f", "vdi"])
+        .arg(&image)
+        .arg("16M")
+        .ok()?;
+    refused_and_unchanged(
+        &image,
+        ["inspect", text(&image)],
+        &["vdi", "qemu-img convert"],
+    )
 }
 
 #[test]
@@ -186,8 +263,17 @@ fn a_disk_in_use() -> Result<()> {
     let path = text(&disk.path).to_owned();
     disk.mounted(|_root| {
         let ran = rescue(["repair", "--yes", "--now", NOW, &path])?;
-        ensure!(ran.code == 3, "exit code {} instead of 3: {}", ran.code, ran.transcript());
-        ensure!(ran.stderr.contains("rescue: refused (no file was changed)"), "{}", ran.transcript());
+        ensure!(
+            ran.code == 3,
+            "exit code {} instead of 3: {}",
+            ran.code,
+            ran.transcript()
+        );
+        ensure!(
+            ran.stderr.contains("rescue: refused (no file was changed)"),
+            "{}",
+            ran.transcript()
+        );
         Ok(())
     })
 }
@@ -210,15 +296,33 @@ fn a_ca_key_that_does_not_match() -> Result<()> {
 fn an_unreadable_certificate_is_named_and_left_alone() -> Result<()> {
     let folder = folder()?;
     let disk = broken_control_plane(folder.path(), "disk.img", |root| {
-        Ok(fs::write(root.join("etc/kubernetes/pki/apiserver.crt"), b"this was a certificate once\n")?)
+        Ok(fs::write(
+            root.join("etc/kubernetes/pki/apiserver.crt"),
+            b"this was a certificate once\n",
+        )?)
     })?;
-    let ran = rescue(["repair", "--yes", "--now", NOW, "--only", "certificates", text(&disk.path)])?;
+    let ran = rescue([
+        "repair",
+        "--yes",
+        "--now",
+        NOW,
+        "--only",
+        "certificates",
+        text(&disk.path),
+    ])?;
     ensure!(ran.stdout.contains("apiserver.crt"), "{}", ran.transcript());
     disk.mounted_read_only(|root| {
         let apiserver = fs::read(root.join("etc/kubernetes/pki/apiserver.crt"))?;
         let rebuilt = apiserver.starts_with(b"-----BEGIN CERTIFICATE-----");
-        ensure!(rebuilt || apiserver == b"this was a certificate once\n", "half a certificate was written");
-        ensure!(rebuilt || ran.code == 1, "left broken, but exit code {}", ran.code);
+        ensure!(
+            rebuilt || apiserver == b"this was a certificate once\n",
+            "half a certificate was written"
+        );
+        ensure!(
+            rebuilt || ran.code == 1,
+            "left broken, but exit code {}",
+            ran.code
+        );
         Ok(())
     })
 }
@@ -234,17 +338,38 @@ fn a_kubeconfig_that_is_not_yaml() -> Result<()> {
             root.join("etc/kubernetes/controller-manager.conf"),
             [GARBAGE, b"\nserver: a\nserver: b\n"].concat(),
         )?;
-        Ok(fs::write(root.join("etc/kubernetes/scheduler.conf"), GARBAGE)?)
+        Ok(fs::write(
+            root.join("etc/kubernetes/scheduler.conf"),
+            GARBAGE,
+        )?)
     })?;
     let ran = rescue(["repair", "--yes", "--now", NOW, text(&disk.path)])?;
-    ensure!(ran.code == 1, "exit code {} instead of 1: {}", ran.code, ran.transcript());
-    ensure!(ran.stdout.contains("holds more than kubeadm wrote"), "{}", ran.transcript());
+    ensure!(
+        ran.code == 1,
+        "exit code {} instead of 1: {}",
+        ran.code,
+        ran.transcript()
+    );
+    ensure!(
+        ran.stdout.contains("holds more than kubeadm wrote"),
+        "{}",
+        ran.transcript()
+    );
     disk.mounted_read_only(|root| {
-        for file in ["root/.kube/config", "etc/kubernetes/controller-manager.conf"] {
-            ensure!(fs::read(root.join(file))?.starts_with(GARBAGE), "{file} was changed");
+        for file in [
+            "root/.kube/config",
+            "etc/kubernetes/controller-manager.conf",
+        ] {
+            ensure!(
+                fs::read(root.join(file))?.starts_with(GARBAGE),
+                "{file} was changed"
+            );
         }
         let rebuilt = fs::read_to_string(root.join("etc/kubernetes/scheduler.conf"))?;
-        ensure!(rebuilt.contains("name: system:kube-scheduler@kubernetes"), "scheduler.conf was not rebuilt");
+        ensure!(
+            rebuilt.contains("name: system:kube-scheduler@kubernetes"),
+            "scheduler.conf was not rebuilt"
+        );
         Ok(())
     })
 }
@@ -285,7 +410,11 @@ fn a_worker_without_a_ca_key_is_told_what_it_needs() -> Result<()> {
     let before = disk.sha256()?;
     let ran = rescue(["repair", "--yes", "--now", NOW, text(&disk.path)])?;
     ensure!(ran.code == 1, "{}", ran.transcript());
-    ensure!(disk.sha256()? == before, "the worker was changed: {}", ran.transcript());
+    ensure!(
+        disk.sha256()? == before,
+        "the worker was changed: {}",
+        ran.transcript()
+    );
     Ok(())
 }
 
@@ -294,12 +423,32 @@ fn a_clock_behind_the_disk_is_refused_without_now() -> Result<()> {
     let folder = folder()?;
     // As if the rescued machine's RTC had lost its battery: everything on the disk is newer than this machine's clock.
     let disk = broken_control_plane(folder.path(), "disk.img", |root| {
-        Cmd::new("find").arg(root).args(["-xdev", "-exec", "touch", "-h", "-d", "2037-01-01", "{}", "+"]).ok()?;
+        Cmd::new("find")
+            .arg(root)
+            .args([
+                "-xdev",
+                "-exec",
+                "touch",
+                "-h",
+                "-d",
+                "2037-01-01",
+                "{}",
+                "+",
+            ])
+            .ok()?;
         Ok(())
     })?;
-    refused_and_unchanged(&disk.path, ["inspect", text(&disk.path)], &["clock", "--now"])?;
+    refused_and_unchanged(
+        &disk.path,
+        ["inspect", text(&disk.path)],
+        &["clock", "--now"],
+    )?;
     let ran = rescue(["inspect", "--now", "2037-01-02T00:00:00Z", text(&disk.path)])?;
-    ensure!(ran.code == 1, "--now overrules the clock: {}", ran.transcript());
+    ensure!(
+        ran.code == 1,
+        "--now overrules the clock: {}",
+        ran.transcript()
+    );
     Ok(())
 }
 
@@ -308,12 +457,35 @@ fn two_copies_of_one_disk_are_not_both_repaired() -> Result<()> {
     let folder = folder()?;
     let disk = control_plane(&folder.path().join("disk.img"), SIZE)?;
     let copy = disk.copy_to(&folder.path().join("copy.img"))?;
-    let command = ["repair", "--yes", "--now", NOW, text(&disk.path), text(&copy.path)];
-    refused_and_unchanged(&disk.path, command, &["copies of one system", "copy.img", "--node"])?;
+    let command = [
+        "repair",
+        "--yes",
+        "--now",
+        NOW,
+        text(&disk.path),
+        text(&copy.path),
+    ];
+    refused_and_unchanged(
+        &disk.path,
+        command,
+        &["copies of one system", "copy.img", "--node"],
+    )?;
     refused_and_unchanged(&copy.path, command, &["copies of one system"])?;
-    let ran =
-        rescue(["repair", "--yes", "--now", NOW, "--node", text(&copy.path), text(&disk.path), text(&copy.path)])?;
-    ensure!(ran.code == 0, "named, it is clear which is meant: {}", ran.transcript());
+    let ran = rescue([
+        "repair",
+        "--yes",
+        "--now",
+        NOW,
+        "--node",
+        text(&copy.path),
+        text(&disk.path),
+        text(&copy.path),
+    ])?;
+    ensure!(
+        ran.code == 0,
+        "named, it is clear which is meant: {}",
+        ran.transcript()
+    );
     Ok(())
 }
 
@@ -329,5 +501,9 @@ fn two_roots_are_not_repaired_unattended() -> Result<()> {
         tests::fixtures::unpack_control_plane(&root.join("mnt/second"))?;
         tests::fixtures::unpack_control_plane(root)
     })?;
-    refused_and_unchanged(&disk.path, ["repair", "--yes", "--now", NOW, text(&disk.path)], &["--node"])
+    refused_and_unchanged(
+        &disk.path,
+        ["repair", "--yes", "--now", NOW, text(&disk.path)],
+        &["--node"],
+    )
 }

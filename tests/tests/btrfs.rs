@@ -34,7 +34,11 @@ fn btrfs(words: &[&str], path: &Path) -> Result<()> {
 
 fn empty(path: &Path) -> Result<Disk> {
     DiskBuilder::new(160 * MIB)
-        .partition(Partition::new(FileSystem::Btrfs, "/").label(LABEL).mkfs(["--mixed"]))
+        .partition(
+            Partition::new(FileSystem::Btrfs, "/")
+                .label(LABEL)
+                .mkfs(["--mixed"]),
+        )
         .build(path)
 }
 
@@ -50,7 +54,12 @@ fn root(folder: &Path, name: &str, fstab: &str) -> Result<()> {
 }
 
 fn on(paths: &[&Path]) -> Result<Discovery> {
-    discover(&paths.iter().map(|path| Source::Disk(path.to_path_buf())).collect::<Vec<_>>())
+    discover(
+        &paths
+            .iter()
+            .map(|path| Source::Disk(path.to_path_buf()))
+            .collect::<Vec<_>>(),
+    )
 }
 
 fn only(path: &Path) -> Result<Guest> {
@@ -66,14 +75,23 @@ fn read(guest: &Guest, path: &str) -> Result<String> {
 /// (mount point, subvolume) of each file system.
 fn mounts(guest: &Guest) -> Vec<(String, String)> {
     let name = |fs: &rescue::guest::FileSystem| {
-        let subvolume = fs.subvolume.as_ref().map(|there| there.path.display().to_string());
-        (fs.mount_point.to_string(), subvolume.unwrap_or_else(|| "none".into()))
+        let subvolume = fs
+            .subvolume
+            .as_ref()
+            .map(|there| there.path.display().to_string());
+        (
+            fs.mount_point.to_string(),
+            subvolume.unwrap_or_else(|| "none".into()),
+        )
     };
     guest.file_systems.iter().map(name).collect()
 }
 
 fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
-    expected.iter().map(|(at, subvolume)| ((*at).to_owned(), (*subvolume).to_owned())).collect()
+    expected
+        .iter()
+        .map(|(at, subvolume)| ((*at).to_owned(), (*subvolume).to_owned()))
+        .collect()
 }
 
 #[test]
@@ -97,8 +115,14 @@ fn the_layout_of_suse_with_its_snapshots() -> Result<()> {
         fs::create_dir(first.join(".snapshots"))?;
         fs::create_dir_all(top.join("@/var/lib/kubelet"))?;
         fs::write(top.join("@/var/lib/kubelet/here"), "in var")?;
-        btrfs(&["subvolume", "snapshot", "-r", text(&first)], &top.join("@/.snapshots/2/snapshot"))?;
-        btrfs(&["subvolume", "snapshot", text(&first)], &top.join("@/.snapshots/3/snapshot"))?;
+        btrfs(
+            &["subvolume", "snapshot", "-r", text(&first)],
+            &top.join("@/.snapshots/2/snapshot"),
+        )?;
+        btrfs(
+            &["subvolume", "snapshot", text(&first)],
+            &top.join("@/.snapshots/3/snapshot"),
+        )?;
         btrfs(&["subvolume", "set-default"], &first)
     })?;
     let hash = disk.sha256()?;
@@ -107,12 +131,26 @@ fn the_layout_of_suse_with_its_snapshots() -> Result<()> {
     assert_eq!(read(&guest, "/var/lib/kubelet/here")?, "in var");
     assert_eq!(
         mounts(&guest),
-        pairs(&[("/", "@/.snapshots/1/snapshot"), ("/.snapshots", "@/.snapshots"), ("/var", "@/var")])
+        pairs(&[
+            ("/", "@/.snapshots/1/snapshot"),
+            ("/.snapshots", "@/.snapshots"),
+            ("/var", "@/var")
+        ])
     );
-    let root = guest.file_systems[0].subvolume.as_ref().context("no subvolume")?;
+    let root = guest.file_systems[0]
+        .subvolume
+        .as_ref()
+        .context("no subvolume")?;
     assert_eq!(root.snapshots, 2);
-    assert!(guest.file_systems[0].device.ends_with("disk.img partition 1[/@/.snapshots/1/snapshot]"));
-    assert!(guest.unresolved.len() == 1 && guest.unresolved[0].contains("@/gone, which is not there"), "{guest:?}");
+    assert!(
+        guest.file_systems[0]
+            .device
+            .ends_with("disk.img partition 1[/@/.snapshots/1/snapshot]")
+    );
+    assert!(
+        guest.unresolved.len() == 1 && guest.unresolved[0].contains("@/gone, which is not there"),
+        "{guest:?}"
+    );
     assert_eq!(guest.sharing_bytes(2), [0, 1, 2]);
     drop(guest);
     assert_eq!(disk.sha256()?, hash, "looking changed the image");
@@ -120,9 +158,21 @@ fn the_layout_of_suse_with_its_snapshots() -> Result<()> {
     disk.mounted(|top| {
         fs::write(top.join("etc/hostname"), "old")?;
         let all = tempfile::tempdir()?;
-        let device = Cmd::new("findmnt").args(["-no", "SOURCE"]).arg(top).ok()?.stdout;
-        let device = device.trim().split('[').next().unwrap_or_default().to_owned();
-        Cmd::new("mount").args(["-o", "subvolid=5", &device]).arg(all.path()).ok()?;
+        let device = Cmd::new("findmnt")
+            .args(["-no", "SOURCE"])
+            .arg(top)
+            .ok()?
+            .stdout;
+        let device = device
+            .trim()
+            .split('[')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        Cmd::new("mount")
+            .args(["-o", "subvolid=5", &device])
+            .arg(all.path())
+            .ok()?;
         let third = all.path().join("@/.snapshots/3/snapshot");
         fs::write(third.join("etc/hostname"), "rolled back")?;
         btrfs(&["subvolume", "set-default"], &third)?;
@@ -139,7 +189,11 @@ fn two_systems_are_two_and_many_snapshots_are_none() -> Result<()> {
     disk.mounted(|top| {
         for name in ["@", "fedora"] {
             btrfs(&["subvolume", "create"], &top.join(name))?;
-            root(&top.join(name), name, &format!("LABEL={LABEL} / btrfs subvol=/{name} 0 0\n"))?;
+            root(
+                &top.join(name),
+                name,
+                &format!("LABEL={LABEL} / btrfs subvol=/{name} 0 0\n"),
+            )?;
         }
         fs::create_dir_all(top.join("timeshift-btrfs/snapshots"))?;
         for number in 0..40 {
@@ -149,7 +203,11 @@ fn two_systems_are_two_and_many_snapshots_are_none() -> Result<()> {
         Ok(())
     })?;
     let found = on(&[&disk.path])?;
-    let names: Vec<String> = found.guests.iter().map(|guest| read(guest, "/etc/hostname")).collect::<Result<_>>()?;
+    let names: Vec<String> = found
+        .guests
+        .iter()
+        .map(|guest| read(guest, "/etc/hostname"))
+        .collect::<Result<_>>()?;
     assert_eq!(names, ["@", "fedora"]);
     Ok(())
 }
@@ -176,13 +234,24 @@ fn tree(disk: &Disk, below: &[&str]) -> Result<String> {
     disk.mounted_read_only(|top| {
         let script = "find \"$@\" -not -path '*/rescue*' -printf '%p %m %U %G %l\\n' | sort; \
                       find \"$@\" -type f -not -path '*/rescue/*' -exec sha256sum {} + | sort";
-        Ok(Cmd::new("sh").args(["-ec", script, "sh"]).args(below).dir(top).ok()?.stdout)
+        Ok(Cmd::new("sh")
+            .args(["-ec", script, "sh"])
+            .args(below)
+            .dir(top)
+            .ok()?
+            .stdout)
     })
 }
 
 fn counting(report: &Value) -> usize {
-    let findings = report["nodes"][0]["findings"].as_array().cloned().unwrap_or_default();
-    findings.iter().filter(|finding| finding["severity"] != "note").count()
+    let findings = report["nodes"][0]["findings"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    findings
+        .iter()
+        .filter(|finding| finding["severity"] != "note")
+        .count()
 }
 
 #[test]
@@ -192,32 +261,54 @@ fn a_repair_across_subvolumes_and_its_undo() -> Result<()> {
     let image = text(&disk.path).to_owned();
     let (before, hash) = (tree(&disk, &["@", "@var", "@snapshot"])?, disk.sha256()?);
     let seen = rescue(&["inspect", "--json", "--now", NOW, &image])?;
-    ensure!(seen.code == 1 && counting(&seen.json()?) > 0, "{}", seen.transcript());
+    ensure!(
+        seen.code == 1 && counting(&seen.json()?) > 0,
+        "{}",
+        seen.transcript()
+    );
     let shown = rescue(&["inspect", "--skip", "etcd", "--now", NOW, &image])?.stdout;
-    ensure!(shown.contains("no limit of inodes") && shown.contains("[/@var]"), "{shown}");
+    ensure!(
+        shown.contains("no limit of inodes") && shown.contains("[/@var]"),
+        "{shown}"
+    );
     ensure!(disk.sha256()? == hash, "looking changed the image");
-    ensure!(mounts(&only(&disk.path)?) == pairs(&[("/", "@"), ("/etc", "@/etc"), ("/var", "@var")]), "{shown}");
+    ensure!(
+        mounts(&only(&disk.path)?) == pairs(&[("/", "@"), ("/etc", "@/etc"), ("/var", "@var")]),
+        "{shown}"
+    );
 
     let repaired = rescue(&["repair", "--yes", "--skip", "etcd", "--now", NOW, &image])?;
     ensure!(repaired.code == 0, "{}", repaired.transcript());
     disk.assert_clean()?;
     let snapshot = tree(&disk, &["@snapshot"])?;
-    ensure!(before.contains(snapshot.lines().next().unwrap_or("-")), "{snapshot}");
+    ensure!(
+        before.contains(snapshot.lines().next().unwrap_or("-")),
+        "{snapshot}"
+    );
     disk.mounted_read_only(|top| {
         let pki = top.join("@/etc/kubernetes/pki");
         Cmd::new("openssl")
             .args(["verify", "-attime", "1795420800", "-CAfile"])
             .args([pki.join("ca.crt"), pki.join("apiserver.crt")])
             .ok()?;
-        ensure!(top.join("@var/lib/rescue/runs").is_dir() && !top.join("@/var/lib").exists(), "the run's place");
-        ensure!(top.join("@/etc/.rescue").is_dir(), "what was replaced stays in its subvolume");
+        ensure!(
+            top.join("@var/lib/rescue/runs").is_dir() && !top.join("@/var/lib").exists(),
+            "the run's place"
+        );
+        ensure!(
+            top.join("@/etc/.rescue").is_dir(),
+            "what was replaced stays in its subvolume"
+        );
         Ok(())
     })?;
     ensure!(rescue(&["inspect", "--skip", "etcd", "--now", NOW, &image])?.code == 0);
     let undone = rescue(&["undo", "--yes", "--now", NOW, &image])?;
     ensure!(undone.code == 0, "{}", undone.transcript());
     disk.assert_clean()?;
-    ensure!(tree(&disk, &["@", "@var", "@snapshot"])? == before, "undo did not restore everything");
+    ensure!(
+        tree(&disk, &["@", "@var", "@snapshot"])? == before,
+        "undo did not restore everything"
+    );
     Ok(())
 }
 
@@ -232,19 +323,51 @@ fn of_two_copies_the_right_one_is_repaired() -> Result<()> {
     // The other one mounted by the helper, and the helper's kernel knows it.
     let hash = second.sha256()?;
     second.mounted_read_only(|_| {
-        let repaired = rescue(&["repair", "--yes", "--skip", "etcd", "--now", NOW, text(&first.path)])?;
+        let repaired = rescue(&[
+            "repair",
+            "--yes",
+            "--skip",
+            "etcd",
+            "--now",
+            NOW,
+            text(&first.path),
+        ])?;
         match repaired.code {
             0 => Ok(()),
             // Before Linux 6.7 the kernel mounts only one of them.
-            3 if repaired.transcript().contains("the kernel knows another disk by the btrfs UUID") => Ok(()),
+            3 if repaired
+                .transcript()
+                .contains("the kernel knows another disk by the btrfs UUID") =>
+            {
+                Ok(())
+            }
             _ => anyhow::bail!("{}", repaired.transcript()),
         }
     })?;
     ensure!(second.sha256()? == hash, "the other copy was written to");
     drop(found);
-    let repaired = rescue(&["repair", "--yes", "--skip", "etcd", "--now", NOW, text(&second.path)])?;
+    let repaired = rescue(&[
+        "repair",
+        "--yes",
+        "--skip",
+        "etcd",
+        "--now",
+        NOW,
+        text(&second.path),
+    ])?;
     ensure!(repaired.code == 0, "{}", repaired.transcript());
-    ensure!(rescue(&["inspect", "--skip", "etcd", "--now", NOW, text(&second.path)])?.code == 0);
+    ensure!(
+        rescue(&[
+            "inspect",
+            "--skip",
+            "etcd",
+            "--now",
+            NOW,
+            text(&second.path)
+        ])?
+        .code
+            == 0
+    );
     first.assert_clean()?;
     second.assert_clean()
 }
@@ -256,18 +379,36 @@ fn a_log_that_waits_is_replayed_in_memory() -> Result<()> {
     let cut = folder.path().join("cut.img");
     disk.mounted(|top| {
         btrfs(&["subvolume", "create"], &top.join("@"))?;
-        root(&top.join("@"), "before", &format!("LABEL={LABEL} / btrfs subvol=@ 0 0\n"))?;
+        root(
+            &top.join("@"),
+            "before",
+            &format!("LABEL={LABEL} / btrfs subvol=@ 0 0\n"),
+        )?;
         Cmd::new("sync").arg("-f").arg(top).ok()?;
         // fsync writes to the tree of logs alone; then the power goes.
         let file = top.join("@/etc/hostname");
         fs::write(&file, "after the fsync")?;
         fs::File::open(&file)?.sync_all()?;
-        Cmd::new("cp").args(["--sparse=always"]).arg(&disk.path).arg(&cut).ok().map(drop)
+        Cmd::new("cp")
+            .args(["--sparse=always"])
+            .arg(&disk.path)
+            .arg(&cut)
+            .ok()
+            .map(drop)
     })?;
-    let dump =
-        Cmd::new("btrfs").args(["inspect-internal", "dump-super"]).arg(&part(&cut, &disk, folder.path())?).ok()?.stdout;
-    let log = dump.lines().find(|line| line.starts_with("log_root\t")).context("no log_root")?;
-    ensure!(!log.ends_with("\t0"), "the log is empty: the test does not test it");
+    let dump = Cmd::new("btrfs")
+        .args(["inspect-internal", "dump-super"])
+        .arg(&part(&cut, &disk, folder.path())?)
+        .ok()?
+        .stdout;
+    let log = dump
+        .lines()
+        .find(|line| line.starts_with("log_root\t"))
+        .context("no log_root")?;
+    ensure!(
+        !log.ends_with("\t0"),
+        "the log is empty: the test does not test it"
+    );
     let before = fs::read(&cut)?;
     assert_eq!(read(&only(&cut)?, "/etc/hostname")?, "after the fsync");
     assert!(before == fs::read(&cut)?, "looking changed the image");
@@ -277,9 +418,17 @@ fn a_log_that_waits_is_replayed_in_memory() -> Result<()> {
 /// The first partition as a file of its own.
 fn part(image: &Path, disk: &Disk, folder: &Path) -> Result<PathBuf> {
     let (volume, to) = (&disk.volumes[0], folder.join("part.img"));
-    let copy = |what: String| Cmd::new("dd").arg(format!("if={}", image.display())).arg(what);
+    let copy = |what: String| {
+        Cmd::new("dd")
+            .arg(format!("if={}", image.display()))
+            .arg(what)
+    };
     copy(format!("of={}", to.display()))
-        .args(["bs=1M", &format!("skip={}", volume.offset / MIB), &format!("count={}", volume.size / MIB)])
+        .args([
+            "bs=1M",
+            &format!("skip={}", volume.offset / MIB),
+            &format!("count={}", volume.size / MIB),
+        ])
         .args(["conv=sparse", "status=none"])
         .ok()?;
     Ok(to)
@@ -288,17 +437,26 @@ fn part(image: &Path, disk: &Disk, folder: &Path) -> Result<PathBuf> {
 #[test]
 fn several_devices_are_recognised_and_refused() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let paths: Vec<PathBuf> = (0..2).map(|number| folder.path().join(format!("disk{number}.img"))).collect();
+    let paths: Vec<PathBuf> = (0..2)
+        .map(|number| folder.path().join(format!("disk{number}.img")))
+        .collect();
     for path in &paths {
         fs::File::create(path)?.set_len(128 * MIB)?;
     }
-    Cmd::new("mkfs.btrfs").args(["-q", "-d", "raid1", "-m", "raid1"]).args(&paths).ok()?;
+    Cmd::new("mkfs.btrfs")
+        .args(["-q", "-d", "raid1", "-m", "raid1"])
+        .args(&paths)
+        .ok()?;
     for given in [&paths[..1], &paths[..]] {
         let given: Vec<&Path> = given.iter().map(PathBuf::as_path).collect();
         let error = on(&given).err().context("not refused")?;
-        let refusal = error.downcast_ref::<Refusal>().with_context(|| format!("{error:#}"))?.to_string();
+        let refusal = error
+            .downcast_ref::<Refusal>()
+            .with_context(|| format!("{error:#}"))?
+            .to_string();
         ensure!(
-            refusal.contains("one of 2 devices of one btrfs") && refusal.contains("btrfs device scan"),
+            refusal.contains("one of 2 devices of one btrfs")
+                && refusal.contains("btrfs device scan"),
             "{refusal}"
         );
     }
@@ -312,11 +470,18 @@ fn a_full_btrfs_is_freed_and_its_snapshots_are_told_of() -> Result<()> {
     disk.mounted(|top| {
         let log = top.join("@var/log");
         for (name, megabytes) in [("app.log.1", 40), ("app.log.2", 40)] {
-            let lines = "Feb 23 08:01:02 master01 app[1]: something happened again\n".repeat(megabytes * 18_000);
+            let lines = "Feb 23 08:01:02 master01 app[1]: something happened again\n"
+                .repeat(megabytes * 18_000);
             fs::write(log.join(name), lines)?;
         }
-        Cmd::new("touch").args(["-d", "2024-02-01 UTC"]).arg(log.join("app.log.2")).ok()?;
-        btrfs(&["subvolume", "snapshot", "-r", text(&top.join("@var"))], &top.join("@var-snapshot"))?;
+        Cmd::new("touch")
+            .args(["-d", "2024-02-01 UTC"])
+            .arg(log.join("app.log.2"))
+            .ok()?;
+        btrfs(
+            &["subvolume", "snapshot", "-r", text(&top.join("@var"))],
+            &top.join("@var-snapshot"),
+        )?;
         // To the last byte.
         let full = Cmd::new("dd")
             .args(["if=/dev/zero", "bs=64k", "status=none"])
@@ -326,15 +491,43 @@ fn a_full_btrfs_is_freed_and_its_snapshots_are_told_of() -> Result<()> {
         Ok(())
     })?;
     let image = text(&disk.path).to_owned();
-    let seen = rescue(&["inspect", "--now", NOW, "--details", "--only", "disk-full", &image])?;
+    let seen = rescue(&[
+        "inspect",
+        "--now",
+        NOW,
+        "--details",
+        "--only",
+        "disk-full",
+        &image,
+    ])?;
     ensure!(seen.code == 1, "{}", seen.transcript());
-    ensure!(seen.stdout.matches("is too full").count() == 1, "shared bytes are counted once\n{}", seen.stdout);
-    ensure!(seen.stdout.contains("2 snapshots of what is mounted here"), "{}", seen.stdout);
-    disk.mounted(|top| btrfs(&["subvolume", "delete", "--commit-after"], &top.join("@var-snapshot")))?;
+    ensure!(
+        seen.stdout.matches("is too full").count() == 1,
+        "shared bytes are counted once\n{}",
+        seen.stdout
+    );
+    ensure!(
+        seen.stdout.contains("2 snapshots of what is mounted here"),
+        "{}",
+        seen.stdout
+    );
+    disk.mounted(|top| {
+        btrfs(
+            &["subvolume", "delete", "--commit-after"],
+            &top.join("@var-snapshot"),
+        )
+    })?;
     let repaired = rescue(&["repair", "--yes", "--skip", "etcd", "--now", NOW, &image])?;
-    ensure!(repaired.code <= 1 && repaired.stdout.contains("app.log.2"), "{}", repaired.transcript());
+    ensure!(
+        repaired.code <= 1 && repaired.stdout.contains("app.log.2"),
+        "{}",
+        repaired.transcript()
+    );
     disk.mounted_read_only(|top| {
-        ensure!(!top.join("@var/log/app.log.2").exists(), "nothing was freed");
+        ensure!(
+            !top.join("@var/log/app.log.2").exists(),
+            "nothing was freed"
+        );
         Ok(())
     })?;
     disk.assert_clean()

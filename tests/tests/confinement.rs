@@ -36,7 +36,10 @@ fn decoys(decoy: &Path) {
         ("syslog", "the helper's syslog\n"),
         ("kubelet-client-current.pem", "the helper's certificate"),
         ("runs/20260101-000000-dead/staged/0", "the helper's file"),
-        ("runs/20260101-000000-dead/backup/0", "the helper's other file"),
+        (
+            "runs/20260101-000000-dead/backup/0",
+            "the helper's other file",
+        ),
     ] {
         let path = decoy.join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -50,10 +53,24 @@ fn fingerprint(folder: &Path) -> Vec<String> {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let meta = fs::symlink_metadata(&path).unwrap();
-        let times = (meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec());
-        let content =
-            if meta.is_file() { rescue::base::hash::sha256_hex(&fs::read(&path).unwrap()) } else { String::new() };
-        lines.push(format!("{} {} {:o} {} {times:?} {content}", path.display(), meta.ino(), meta.mode(), meta.nlink()));
+        let times = (
+            meta.mtime(),
+            meta.mtime_nsec(),
+            meta.ctime(),
+            meta.ctime_nsec(),
+        );
+        let content = if meta.is_file() {
+            rescue::base::hash::sha256_hex(&fs::read(&path).unwrap())
+        } else {
+            String::new()
+        };
+        lines.push(format!(
+            "{} {} {:o} {} {times:?} {content}",
+            path.display(),
+            meta.ino(),
+            meta.mode(),
+            meta.nlink()
+        ));
         if meta.is_dir() {
             lines.extend(fingerprint(&path));
         }
@@ -69,7 +86,13 @@ fn scene(make: impl Fn(&Path, &Path)) -> Scene {
     let root = folder.path().join("guest");
     fs::create_dir(&root).unwrap();
     make(&root, &decoy);
-    Scene { decoy, backing: Backing::Folder(root.clone()), kind: "folder", root, _folder: folder }
+    Scene {
+        decoy,
+        backing: Backing::Folder(root.clone()),
+        kind: "folder",
+        root,
+        _folder: folder,
+    }
 }
 
 fn image_scene(make: impl Fn(&Path, &Path)) -> Scene {
@@ -79,17 +102,36 @@ fn image_scene(make: impl Fn(&Path, &Path)) -> Scene {
     let path = folder.path().join("guest.img");
     let length = 32 << 20;
     fs::File::create(&path).unwrap().set_len(length).unwrap();
-    let made = std::process::Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&path).status().unwrap();
+    let made = std::process::Command::new("mkfs.ext4")
+        .args(["-q", "-F"])
+        .arg(&path)
+        .status()
+        .unwrap();
     assert!(made.success());
-    let options = LoopOptions { read_only: false, ..LoopOptions::default() };
+    let options = LoopOptions {
+        read_only: false,
+        ..LoopOptions::default()
+    };
     let device = LoopDevice::open(&path, &options).expect("this test needs root and loop devices");
     let mount: Mount = mount_writable(&device.path(), "ext4").unwrap();
     make(&mount.path(), &decoy);
     mount.unmount().unwrap();
     drop(device);
     tests::mounts::wait_until_free(&path).unwrap();
-    let backing = Backing::Range { path, offset: 0, length, sector_size: 512, block_device: false };
-    Scene { decoy, backing, kind: "ext4", root: PathBuf::new(), _folder: folder }
+    let backing = Backing::Range {
+        path,
+        offset: 0,
+        length,
+        sector_size: 512,
+        block_device: false,
+    };
+    Scene {
+        decoy,
+        backing,
+        kind: "ext4",
+        root: PathBuf::new(),
+        _folder: folder,
+    }
 }
 
 impl Scene {
@@ -104,7 +146,9 @@ impl Scene {
             subvolume: None,
             has_errors: false,
         };
-        let options = OpenOptions { between_looks: std::time::Duration::from_millis(1) };
+        let options = OpenOptions {
+            between_looks: std::time::Duration::from_millis(1),
+        };
         WritableGuest::open_with("the guest", &[file_system], &options).unwrap()
     }
 }
@@ -124,9 +168,16 @@ fn linked_folders(root: &Path, decoy: &Path) {
     fs::remove_dir(root.join("var/log")).unwrap();
     symlink(decoy, root.join("etc/kubernetes")).unwrap();
     let up = "../".repeat(30);
-    symlink(Path::new(&up).join(decoy.strip_prefix("/").unwrap()), root.join("var/log")).unwrap();
-    symlink(Path::new("/proc/1/root").join(decoy.strip_prefix("/").unwrap()), root.join("var/lib/kubelet/pki"))
-        .unwrap();
+    symlink(
+        Path::new(&up).join(decoy.strip_prefix("/").unwrap()),
+        root.join("var/log"),
+    )
+    .unwrap();
+    symlink(
+        Path::new("/proc/1/root").join(decoy.strip_prefix("/").unwrap()),
+        root.join("var/lib/kubelet/pki"),
+    )
+    .unwrap();
 }
 
 /// Links that are there from the start are the guest's own: they lead nowhere, or to the guest's own files of that name.
@@ -135,23 +186,58 @@ fn links_out_of_the_guest_stay_in_it() {
     for scene in [scene(linked_folders), image_scene(linked_folders)] {
         let before = fingerprint(&scene.decoy);
         let guest = scene.open();
-        for path in
-            ["/etc/kubernetes/pki/apiserver.key", "/var/log/syslog", "/var/lib/kubelet/pki/kubelet-client-current.pem"]
-        {
+        for path in [
+            "/etc/kubernetes/pki/apiserver.key",
+            "/var/log/syslog",
+            "/var/lib/kubelet/pki/kubelet-client-current.pem",
+        ] {
             let error = guest.guest().resolve(&path.into()).unwrap_err();
             assert!(matches!(error, TreeError::NotFound(_)), "{path}: {error:?}");
             assert!(Change::write(guest.guest(), &path.into(), "x", 0o600).is_err());
         }
         // The guest has such a folder itself: that is what its links mean.
         let shown = scene.decoy.display().to_string();
-        let mut changes = Change::make_dirs(guest.guest(), &GuestPath::new(&scene.decoy).join("pki"), 0o755).unwrap();
-        apply(&guest, Prepared { free: vec![], changes: std::mem::take(&mut changes) }, &info(), &Silent).unwrap();
-        let change =
-            Change::write(guest.guest(), &"/etc/kubernetes/pki/apiserver.key".into(), "the guest's key", 0o600)
-                .unwrap();
-        assert_eq!(change.path().to_string(), format!("{shown}/pki/apiserver.key"));
-        apply(&guest, Prepared { free: vec![], changes: vec![change] }, &info(), &Silent).unwrap();
-        let inside = guest.guest().read(&GuestPath::new(&scene.decoy).join("pki/apiserver.key")).unwrap();
+        let mut changes = Change::make_dirs(
+            guest.guest(),
+            &GuestPath::new(&scene.decoy).join("pki"),
+            0o755,
+        )
+        .unwrap();
+        apply(
+            &guest,
+            Prepared {
+                free: vec![],
+                changes: std::mem::take(&mut changes),
+            },
+            &info(),
+            &Silent,
+        )
+        .unwrap();
+        let change = Change::write(
+            guest.guest(),
+            &"/etc/kubernetes/pki/apiserver.key".into(),
+            "the guest's key",
+            0o600,
+        )
+        .unwrap();
+        assert_eq!(
+            change.path().to_string(),
+            format!("{shown}/pki/apiserver.key")
+        );
+        apply(
+            &guest,
+            Prepared {
+                free: vec![],
+                changes: vec![change],
+            },
+            &info(),
+            &Silent,
+        )
+        .unwrap();
+        let inside = guest
+            .guest()
+            .read(&GuestPath::new(&scene.decoy).join("pki/apiserver.key"))
+            .unwrap();
         assert_eq!(inside, b"the guest's key");
         guest.close().unwrap();
         assert_eq!(fingerprint(&scene.decoy), before);
@@ -164,7 +250,11 @@ fn links_that_appear_after_the_plan_are_refused() {
     let scene = scene(|root, _| {
         usual_folders(root);
         fs::create_dir_all(root.join("etc/kubernetes/pki")).unwrap();
-        fs::write(root.join("etc/kubernetes/pki/apiserver.key"), "the helper's key".repeat(5000)).unwrap();
+        fs::write(
+            root.join("etc/kubernetes/pki/apiserver.key"),
+            "the helper's key".repeat(5000),
+        )
+        .unwrap();
         for log in ["messages-20240101", "syslog"] {
             fs::write(root.join("var/log").join(log), "x".repeat(100)).unwrap();
         }
@@ -172,28 +262,75 @@ fn links_that_appear_after_the_plan_are_refused() {
     let before = fingerprint(&scene.decoy);
     let guest = scene.open();
     let changes = vec![
-        Change::write(guest.guest(), &"/etc/kubernetes/pki/apiserver.key".into(), "new", 0o600).unwrap(),
+        Change::write(
+            guest.guest(),
+            &"/etc/kubernetes/pki/apiserver.key".into(),
+            "new",
+            0o600,
+        )
+        .unwrap(),
         Change::remove(guest.guest(), &"/etc/kubernetes/pki/apiserver.key".into()).unwrap(),
     ];
-    let free: Vec<FreeAction> = [("messages-20240101", Freeing::Delete), ("syslog", Freeing::KeepTail(10))]
-        .into_iter()
-        .map(|(log, freeing)| {
-            let path = guest.guest().resolve(&GuestPath::new("/var/log").join(log)).unwrap();
-            // As the file outside is, so that only the link itself protects it.
-            let theirs = fs::metadata(scene.decoy.join(log)).unwrap();
-            FreeAction { path, freeing, size: theirs.len(), mtime: theirs.mtime(), frees: 100 }
-        })
-        .collect();
+    let free: Vec<FreeAction> = [
+        ("messages-20240101", Freeing::Delete),
+        ("syslog", Freeing::KeepTail(10)),
+    ]
+    .into_iter()
+    .map(|(log, freeing)| {
+        let path = guest
+            .guest()
+            .resolve(&GuestPath::new("/var/log").join(log))
+            .unwrap();
+        // As the file outside is, so that only the link itself protects it.
+        let theirs = fs::metadata(scene.decoy.join(log)).unwrap();
+        FreeAction {
+            path,
+            freeing,
+            size: theirs.len(),
+            mtime: theirs.mtime(),
+            frees: 100,
+        }
+    })
+    .collect();
     for folder in ["etc/kubernetes", "var/log"] {
-        fs::rename(scene.root.join(folder), scene.root.join(folder).with_extension("away")).unwrap();
+        fs::rename(
+            scene.root.join(folder),
+            scene.root.join(folder).with_extension("away"),
+        )
+        .unwrap();
         symlink(&scene.decoy, scene.root.join(folder)).unwrap();
     }
     for change in changes {
-        let error = apply(&guest, Prepared { free: vec![], changes: vec![change] }, &info(), &Silent).unwrap_err();
-        assert!(error.is::<Refusal>() && error.to_string().contains("symbolic link"), "{error:?}");
+        let error = apply(
+            &guest,
+            Prepared {
+                free: vec![],
+                changes: vec![change],
+            },
+            &info(),
+            &Silent,
+        )
+        .unwrap_err();
+        assert!(
+            error.is::<Refusal>() && error.to_string().contains("symbolic link"),
+            "{error:?}"
+        );
     }
-    let applied = apply(&guest, Prepared { free: free.clone(), changes: vec![] }, &info(), &Silent).unwrap();
-    assert_eq!((applied.freed.len(), applied.left_alone.len()), (0, 2), "{applied:?}");
+    let applied = apply(
+        &guest,
+        Prepared {
+            free: free.clone(),
+            changes: vec![],
+        },
+        &info(),
+        &Silent,
+    )
+    .unwrap();
+    assert_eq!(
+        (applied.freed.len(), applied.left_alone.len()),
+        (0, 2),
+        "{applied:?}"
+    );
 
     // The file itself becomes a link.
     fs::remove_file(scene.root.join("var/log")).unwrap();
@@ -201,8 +338,21 @@ fn links_that_appear_after_the_plan_are_refused() {
     for log in ["messages-20240101", "syslog"] {
         symlink(scene.decoy.join(log), scene.root.join("var/log").join(log)).unwrap();
     }
-    let applied = apply(&guest, Prepared { free, changes: vec![] }, &info(), &Silent).unwrap();
-    assert_eq!((applied.freed.len(), applied.left_alone.len()), (0, 2), "{applied:?}");
+    let applied = apply(
+        &guest,
+        Prepared {
+            free,
+            changes: vec![],
+        },
+        &info(),
+        &Silent,
+    )
+    .unwrap();
+    assert_eq!(
+        (applied.freed.len(), applied.left_alone.len()),
+        (0, 2),
+        "{applied:?}"
+    );
     assert_eq!(fingerprint(&scene.decoy), before);
 }
 
@@ -220,10 +370,22 @@ fn our_own_folders_may_be_hostile_too() {
             let before = fingerprint(&scene.decoy);
             let guest = scene.open();
             let change = Change::write(guest.guest(), &"/etc/file".into(), "new", 0o600).unwrap();
-            let error = apply(&guest, Prepared { free: vec![], changes: vec![change] }, &info(), &Silent).unwrap_err();
+            let error = apply(
+                &guest,
+                Prepared {
+                    free: vec![],
+                    changes: vec![change],
+                },
+                &info(),
+                &Silent,
+            )
+            .unwrap_err();
             assert!(error.is::<Refusal>(), "{error:?}");
             assert!(recover(&guest, &Silent).is_err() && undo(&guest, None, &Silent).is_err());
-            assert!(runs::list(guest.guest()).is_ok_and(|runs| runs.is_empty()) || runs::list(guest.guest()).is_err());
+            assert!(
+                runs::list(guest.guest()).is_ok_and(|runs| runs.is_empty())
+                    || runs::list(guest.guest()).is_err()
+            );
             drop(guest);
             assert_eq!(fingerprint(&scene.decoy), before);
         }
@@ -256,7 +418,11 @@ fn removing_an_unfinished_run_follows_no_link() {
 #[test]
 fn a_made_up_record_cannot_name_files_outside() {
     let run = "20260101-000000-dead";
-    for path in ["/../../../../../../../../../../../..DECOY/admin.conf", "..DECOY/admin.conf", "/etc/out/admin.conf"] {
+    for path in [
+        "/../../../../../../../../../../../..DECOY/admin.conf",
+        "..DECOY/admin.conf",
+        "/etc/out/admin.conf",
+    ] {
         let make = |root: &Path, decoy: &Path| {
             usual_folders(root);
             symlink(decoy, root.join("etc/out")).unwrap();
@@ -265,7 +431,8 @@ fn a_made_up_record_cannot_name_files_outside() {
             fs::create_dir_all(folder.join("backup")).unwrap();
             fs::write(folder.join("staged/0"), "hostile").unwrap();
             let path = path.replace("DECOY", &decoy.display().to_string());
-            let helper = rescue::base::hash::sha256_hex("the helper's kubeconfig".repeat(5000).as_bytes());
+            let helper =
+                rescue::base::hash::sha256_hex("the helper's kubeconfig".repeat(5000).as_bytes());
             let step = |after: serde_json::Value| serde_json::json!({"path": path, "before": {"file": {"sha256": helper}}, "after": after, "mount_point": "/"});
             let record = serde_json::json!({
                 "format": "rescue-run/1", "id": run, "sequence": 1, "version": "0", "started": "", "summary": [], "freed": [],

@@ -22,7 +22,11 @@ const WORKERS: usize = 2;
 
 /// See [`THINNED`].
 fn thinned(images: &Images) -> usize {
-    if images.is_btrfs() { THINNED_ON_BTRFS } else { THINNED }
+    if images.is_btrfs() {
+        THINNED_ON_BTRFS
+    } else {
+        THINNED
+    }
 }
 
 /// Two copies of one btrfs are not mounted at the same time by every kernel.
@@ -57,9 +61,19 @@ impl Stop {
 fn count_steps(start: &Images, verb: &str) -> usize {
     let folder = scratch();
     let count = folder.path().join("calls");
-    let output = start.copy_to(folder.path()).driver(verb, &[("RESCUE_COUNT_CALLS", count.display().to_string())]);
-    assert!(output.status.success(), "{verb}: {}", String::from_utf8_lossy(&output.stderr));
-    fs::read_to_string(count).unwrap().lines().filter(|line| line.starts_with("point ")).count()
+    let output = start
+        .copy_to(folder.path())
+        .driver(verb, &[("RESCUE_COUNT_CALLS", count.display().to_string())]);
+    assert!(
+        output.status.success(),
+        "{verb}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    fs::read_to_string(count)
+        .unwrap()
+        .lines()
+        .filter(|line| line.starts_with("point "))
+        .count()
 }
 
 /// Runs `verb` on copies of `start`, stopped at each step in turn; `then` judges what is left each time. Returns how many were tried
@@ -75,7 +89,9 @@ fn at_every_step(
     let total = count_steps(start, verb);
     let all = std::env::var_os("RESCUE_EXHAUSTIVE").is_some();
     let thinned = thinned(start);
-    let steps: Vec<usize> = (1..=total).filter(|step| all || step % thinned == salt % thinned).collect();
+    let steps: Vec<usize> = (1..=total)
+        .filter(|step| all || step % thinned == salt % thinned)
+        .collect();
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..workers(start) {
@@ -113,36 +129,64 @@ fn survives(layout: &[(&'static str, &'static str)], full: Full, stop: Stop, sal
         let other = images.copy_to(&here.join("undo"));
         images.succeed("apply");
         images.check(false);
-        images.dump().but_for_new_times(&before).assert_same(&after, &format!("repaired after step {step}"));
+        images
+            .dump()
+            .but_for_new_times(&before)
+            .assert_same(&after, &format!("repaired after step {step}"));
 
         let undone = other.driver("undo", &[]);
         // Refused where nothing was committed: there is nothing to undo, and everything must be as before.
-        assert!(matches!(undone.status.code(), Some(0 | 3)), "{step}: {}", String::from_utf8_lossy(&undone.stderr));
+        assert!(
+            matches!(undone.status.code(), Some(0 | 3)),
+            "{step}: {}",
+            String::from_utf8_lossy(&undone.stderr)
+        );
         other.check(false);
         let what = format!("undone after step {step}");
-        other.dump().but_for_freed().assert_same(&before.but_for_freed(), &what);
+        other
+            .dump()
+            .but_for_freed()
+            .assert_same(&before.but_for_freed(), &what);
     });
-    println!("{layout:?}, full: {full:?}, {stop:?}: {tried} of {steps} steps of repair, all recovered and undone");
-    assert!(steps > 120 && tried > steps / thinned(&pristine) - 1, "only {tried} of {steps} steps were tried");
+    println!(
+        "{layout:?}, full: {full:?}, {stop:?}: {tried} of {steps} steps of repair, all recovered and undone"
+    );
+    assert!(
+        steps > 120 && tried > steps / thinned(&pristine) - 1,
+        "only {tried} of {steps} steps were tried"
+    );
 
     let (tried, steps) = at_every_step(&repaired, "undo", stop, salt, |images, step, here| {
         let other = images.copy_to(&here.join("repair"));
         let again = images.driver("undo", &[]);
         // Refused where the undo was complete but for its own clean-up.
-        assert!(matches!(again.status.code(), Some(0 | 3)), "{step}: {}", String::from_utf8_lossy(&again.stderr));
+        assert!(
+            matches!(again.status.code(), Some(0 | 3)),
+            "{step}: {}",
+            String::from_utf8_lossy(&again.stderr)
+        );
         images.check(false);
         let what = format!("undone again after step {step} of an undo");
-        images.dump().but_for_freed().assert_same(&before.but_for_freed(), &what);
+        images
+            .dump()
+            .but_for_freed()
+            .assert_same(&before.but_for_freed(), &what);
 
         other.succeed("apply");
         other.check(false);
         let what = format!("repaired after step {step} of an undo");
-        other.dump().but_for_new_times(&before).assert_same(&after, &what);
+        other
+            .dump()
+            .but_for_new_times(&before)
+            .assert_same(&after, &what);
     });
     println!(
         "{layout:?}, full: {full:?}, {stop:?}: {tried} of {steps} steps of undo, all continued and repaired again"
     );
-    assert!(steps > 40 && tried > steps / thinned(&pristine) - 1, "only {tried} of {steps} steps were tried");
+    assert!(
+        steps > 40 && tried > steps / thinned(&pristine) - 1,
+        "only {tried} of {steps} steps were tried"
+    );
 }
 
 #[test]
@@ -152,7 +196,12 @@ fn killed_on_ext4() {
 
 #[test]
 fn power_cut_with_var_on_a_file_system_of_its_own() {
-    survives(&[("/", "ext4"), ("/var", "ext4")], Full::No, Stop::PowerCut, 1);
+    survives(
+        &[("/", "ext4"), ("/var", "ext4")],
+        Full::No,
+        Stop::PowerCut,
+        1,
+    );
 }
 
 #[test]
@@ -172,12 +221,22 @@ fn power_cut_after_commit_on_xfs() {
 
 #[test]
 fn killed_on_btrfs_with_var_in_a_subvolume_of_its_own() {
-    survives(&[("/", BTRFS[0]), ("/var", BTRFS[1])], Full::No, Stop::Killed, 5);
+    survives(
+        &[("/", BTRFS[0]), ("/var", BTRFS[1])],
+        Full::No,
+        Stop::Killed,
+        5,
+    );
 }
 
 #[test]
 fn power_cut_on_btrfs_with_var_in_a_subvolume_of_its_own() {
-    survives(&[("/", BTRFS[0]), ("/var", BTRFS[1])], Full::No, Stop::PowerCut, 13);
+    survives(
+        &[("/", BTRFS[0]), ("/var", BTRFS[1])],
+        Full::No,
+        Stop::PowerCut,
+        13,
+    );
 }
 
 #[test]
@@ -190,12 +249,19 @@ fn a_full_xfs_is_repaired_and_undone() {
     assert_ne!(images.dump().but_for_freed(), before.but_for_freed());
     images.succeed("undo");
     images.check(false);
-    images.dump().but_for_freed().assert_same(&before.but_for_freed(), "undone");
+    images
+        .dump()
+        .but_for_freed()
+        .assert_same(&before.but_for_freed(), "undone");
 }
 
 #[test]
 fn a_full_disk_where_nothing_may_be_freed_is_refused_and_stays_as_it_is() {
-    for (kind, full) in [("ext4", Full::Bytes), ("ext4", Full::Inodes), ("xfs", Full::Bytes)] {
+    for (kind, full) in [
+        ("ext4", Full::Bytes),
+        ("ext4", Full::Inodes),
+        ("xfs", Full::Bytes),
+    ] {
         let folder = scratch();
         let images = Images::make(DRIVER, folder.path(), &[("/", kind)], full);
         let before = images.dump();
@@ -218,8 +284,11 @@ fn attributes_are_kept_and_labels_found() {
     let after = images.dump();
     // mode, uid, gid and the attributes, without time and content
     let of = |dump: &Dump, path: &str| -> Vec<String> {
-        let line =
-            dump.0.iter().find(|line| line.starts_with(&format!("{path}|"))).unwrap_or_else(|| panic!("no {path}"));
+        let line = dump
+            .0
+            .iter()
+            .find(|line| line.starts_with(&format!("{path}|")))
+            .unwrap_or_else(|| panic!("no {path}"));
         let fields: Vec<&str> = line.split('|').collect();
         [2, 3, 4, 7].map(|field| fields[field].to_owned()).to_vec()
     };

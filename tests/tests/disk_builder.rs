@@ -17,7 +17,8 @@ fn every_table_and_sector_size_holds_a_mountable_system() -> Result<()> {
                     .partition(Partition::new(file_system, "/"))
                     .build(&path)?;
                 disk.mounted(|root| Ok(std::fs::write(root.join("hello"), "there")?))?;
-                let read = disk.mounted_read_only(|root| Ok(std::fs::read_to_string(root.join("hello"))?))?;
+                let read = disk
+                    .mounted_read_only(|root| Ok(std::fs::read_to_string(root.join("hello"))?))?;
                 assert_eq!(read, "there", "{table:?} {sector} {file_system:?}");
                 disk.assert_clean()?;
             }
@@ -59,8 +60,12 @@ fn a_full_control_plane_has_not_one_block_left_and_is_still_clean() -> Result<()
 #[test]
 fn a_file_system_without_inodes_is_made() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let root = Partition::new(FileSystem::Ext4, "/").uuid(fixtures::ROOT_UUID).mkfs(["-N", "4096"]);
-    let disk = DiskBuilder::new(512 * MIB).partition(root).build(&folder.path().join("disk.img"))?;
+    let root = Partition::new(FileSystem::Ext4, "/")
+        .uuid(fixtures::ROOT_UUID)
+        .mkfs(["-N", "4096"]);
+    let disk = DiskBuilder::new(512 * MIB)
+        .partition(root)
+        .build(&folder.path().join("disk.img"))?;
     disk.populate_control_plane()?;
     disk.mounted(fill::inodes)?;
     disk.assert_clean()

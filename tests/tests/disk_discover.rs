@@ -17,7 +17,10 @@ const ROOT: &str = "11111111-1111-4111-8111-111111111111";
 const VAR: &str = "22222222-2222-4222-8222-222222222222";
 
 fn on(paths: &[&Path]) -> Result<Discovery> {
-    let sources: Vec<Source> = paths.iter().map(|path| Source::Disk(path.to_path_buf())).collect();
+    let sources: Vec<Source> = paths
+        .iter()
+        .map(|path| Source::Disk(path.to_path_buf()))
+        .collect();
     discover(&sources)
 }
 
@@ -53,7 +56,11 @@ fn every_table_and_sector_size() -> Result<()> {
     let folder = tempfile::tempdir()?;
     for table in [Table::Gpt, Table::Mbr, Table::MbrLogical, Table::Bare] {
         // Without a table there is nothing that would tell the size of sectors.
-        for sector in if table == Table::Bare { &[512][..] } else { &[512, 4096] } {
+        for sector in if table == Table::Bare {
+            &[512][..]
+        } else {
+            &[512, 4096]
+        } {
             let disk = DiskBuilder::new(100 * MIB)
                 .table(table)
                 .sector_size(*sector)
@@ -74,7 +81,10 @@ fn every_table_and_sector_size() -> Result<()> {
                     block_device: false
                 }
             );
-            assert_eq!((there.uuid.as_deref(), there.kind.as_str(), there.has_errors), (Some(ROOT), "ext4", false));
+            assert_eq!(
+                (there.uuid.as_deref(), there.kind.as_str(), there.has_errors),
+                (Some(ROOT), "ext4", false)
+            );
             let number = match table {
                 Table::Gpt | Table::Mbr => " partition 1",
                 Table::MbrLogical => " partition 5",
@@ -100,7 +110,11 @@ fn block_devices_by_the_kernels_names() -> Result<()> {
         disk.mounted(|at| root(at, "node1", ""))?;
         let device = tests::mounts::Loop::attach(&disk.path, 0, 100 * MIB, sector, true)?;
         let found = on(&[device.device()])?;
-        let there = found.guests.first().and_then(|guest| guest.file_systems.first()).context("no file system")?;
+        let there = found
+            .guests
+            .first()
+            .and_then(|guest| guest.file_systems.first())
+            .context("no file system")?;
         assert_eq!(there.device, format!("{}p1", device.device().display()));
         assert!(
             matches!(&there.backing, Backing::Range { path, block_device: true, sector_size, .. }
@@ -115,19 +129,35 @@ fn block_devices_by_the_kernels_names() -> Result<()> {
 fn with_var(path: &Path, table: Table, fstab: &str) -> Result<Disk> {
     let disk = DiskBuilder::new(120 * MIB)
         .table(table)
-        .partition(Partition::new(FileSystem::Ext4, "/").uuid(ROOT).size(50 * MIB))
-        .partition(Partition::new(FileSystem::Ext4, "/var").uuid(VAR).label("my var").size(40 * MIB))
+        .partition(
+            Partition::new(FileSystem::Ext4, "/")
+                .uuid(ROOT)
+                .size(50 * MIB),
+        )
+        .partition(
+            Partition::new(FileSystem::Ext4, "/var")
+                .uuid(VAR)
+                .label("my var")
+                .size(40 * MIB),
+        )
         .build(path)?;
     disk.mounted(|at| {
         root(at, "node1", fstab)?;
         fs::create_dir(at.join("var/log"))?;
-        Ok(fs::write(at.join("var/log/syslog"), "on the other partition")?)
+        Ok(fs::write(
+            at.join("var/log/syslog"),
+            "on the other partition",
+        )?)
     })?;
     Ok(disk)
 }
 
 fn partition_table_value(disk: &Path, number: u32, what: &str) -> Result<String> {
-    let ran = Cmd::new("sfdisk").arg(format!("--part-{what}")).arg(disk).arg(number.to_string()).ok()?;
+    let ran = Cmd::new("sfdisk")
+        .arg(format!("--part-{what}"))
+        .arg(disk)
+        .arg(number.to_string())
+        .ok()?;
     Ok(ran.stdout.trim().to_owned())
 }
 
@@ -148,14 +178,29 @@ fn var_is_found_by_every_name_that_fstab_may_use() -> Result<()> {
         "/dev/xvda2",
         "/dev/nvme0n1p2",
     ] {
-        let disk = with_var(&path, Table::Gpt, &format!("{spec} /var ext4 defaults 0 2\n"))?;
+        let disk = with_var(
+            &path,
+            Table::Gpt,
+            &format!("{spec} /var ext4 defaults 0 2\n"),
+        )?;
         let guest = only(&disk)?;
-        assert_eq!(text(&guest, "/var/log/syslog")?, "on the other partition", "{spec}");
+        assert_eq!(
+            text(&guest, "/var/log/syslog")?,
+            "on the other partition",
+            "{spec}"
+        );
         assert_eq!(guest.unresolved, Vec::<String>::new(), "{spec}");
-        let points: Vec<_> = guest.file_systems.iter().map(|there| there.mount_point.to_string()).collect();
+        let points: Vec<_> = guest
+            .file_systems
+            .iter()
+            .map(|there| there.mount_point.to_string())
+            .collect();
         assert_eq!(points, ["/", "/var"]);
         let real = guest.resolve(&GuestPath::new("/var/log/syslog"))?;
-        let device = &guest.file_system_of(&real).context("no file system")?.device;
+        let device = &guest
+            .file_system_of(&real)
+            .context("no file system")?
+            .device;
         assert!(device.ends_with("partition 2"), "{device}");
     }
     Ok(())
@@ -164,16 +209,26 @@ fn var_is_found_by_every_name_that_fstab_may_use() -> Result<()> {
 #[test]
 fn var_is_found_by_what_the_partition_table_says() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    for (table, tag, what) in
-        [(Table::Gpt, "PARTUUID", "uuid"), (Table::Gpt, "PARTLABEL", "label"), (Table::Mbr, "PARTUUID", "")]
-    {
+    for (table, tag, what) in [
+        (Table::Gpt, "PARTUUID", "uuid"),
+        (Table::Gpt, "PARTLABEL", "label"),
+        (Table::Mbr, "PARTUUID", ""),
+    ] {
         let disk = with_var(&folder.path().join("disk.img"), table, "")?;
         if what == "label" {
-            Cmd::new("sfdisk").args(["-q", "--part-label"]).arg(&disk.path).args(["2", "the var"]).ok()?;
+            Cmd::new("sfdisk")
+                .args(["-q", "--part-label"])
+                .arg(&disk.path)
+                .args(["2", "the var"])
+                .ok()?;
         }
         let value = match what {
             "" => {
-                let signature = Cmd::new("sfdisk").arg("--disk-id").arg(&disk.path).ok()?.stdout;
+                let signature = Cmd::new("sfdisk")
+                    .arg("--disk-id")
+                    .arg(&disk.path)
+                    .ok()?
+                    .stdout;
                 format!("{}-02", signature.trim().trim_start_matches("0x"))
             }
             _ => partition_table_value(&disk.path, 2, what)?.replace(' ', "\\040"),
@@ -181,7 +236,11 @@ fn var_is_found_by_what_the_partition_table_says() -> Result<()> {
         let fstab = format!("{tag}={value} /var auto defaults 0 2\n");
         disk.mounted(|at| Ok(fs::write(at.join("etc/fstab"), &fstab)?))?;
         let guest = only(&disk)?;
-        assert_eq!(text(&guest, "/var/log/syslog")?, "on the other partition", "{fstab}");
+        assert_eq!(
+            text(&guest, "/var/log/syslog")?,
+            "on the other partition",
+            "{fstab}"
+        );
     }
     Ok(())
 }
@@ -200,7 +259,11 @@ fn what_fstab_asks_for_and_is_not_there_is_said() -> Result<()> {
         LABEL=x /y ext4 noauto 0 0\n\
         tmpfs /tmp tmpfs defaults 0 0\n10.0.0.1:/x /nfs nfs4 _netdev 0 0\nproc /proc proc defaults 0 0\n\
         lonely\n";
-    let guest = only(&with_var(&folder.path().join("disk.img"), Table::Gpt, fstab)?)?;
+    let guest = only(&with_var(
+        &folder.path().join("disk.img"),
+        Table::Gpt,
+        fstab,
+    )?)?;
     let mut said = guest.unresolved.clone();
     said.sort();
     let expected = [
@@ -223,7 +286,8 @@ fn what_fstab_asks_for_and_is_not_there_is_said() -> Result<()> {
 #[test]
 fn mount_points_may_be_links_or_missing_and_binds_lead_to_the_real_file() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let fstab = "LABEL=my\\040var /linked/var ext4 defaults 0 2\n/linked/var/log /srv/logs none bind 0 0\n";
+    let fstab =
+        "LABEL=my\\040var /linked/var ext4 defaults 0 2\n/linked/var/log /srv/logs none bind 0 0\n";
     let disk = with_var(&folder.path().join("disk.img"), Table::Gpt, fstab)?;
     disk.mounted(|at| {
         fs::create_dir(at.join("data"))?;
@@ -232,14 +296,28 @@ fn mount_points_may_be_links_or_missing_and_binds_lead_to_the_real_file() -> Res
     })?;
     let guest = only(&disk)?;
     assert_eq!(guest.unresolved, Vec::<String>::new());
-    assert_eq!(guest.file_systems.get(1).context("no second file system")?.mount_point.to_string(), "/data/var");
+    assert_eq!(
+        guest
+            .file_systems
+            .get(1)
+            .context("no second file system")?
+            .mount_point
+            .to_string(),
+        "/data/var"
+    );
     assert_eq!(text(&guest, "/srv/logs/syslog")?, "on the other partition");
     // The writer must end up on the partition that holds the file, not on the folder that is hidden below the bind mount.
     let real = guest.resolve(&GuestPath::new("/srv/logs/new"));
     assert!(matches!(real, Err(TreeError::NotFound(_))));
     let real = guest.resolve_parent(&GuestPath::new("/srv/logs/new"))?;
     assert_eq!(real.as_path(), Path::new("/data/var/log/new"));
-    assert!(guest.file_system_of(&real).context("no file system")?.device.ends_with("partition 2"));
+    assert!(
+        guest
+            .file_system_of(&real)
+            .context("no file system")?
+            .device
+            .ends_with("partition 2")
+    );
     Ok(())
 }
 
@@ -248,10 +326,17 @@ fn links_of_a_hostile_guest_stay_inside() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let secret = folder.path().join("secret");
     fs::write(&secret, "of the helper")?;
-    let disk = with_var(&folder.path().join("disk.img"), Table::Gpt, "LABEL=my\\040var /var ext4 defaults 0 2\n")?;
+    let disk = with_var(
+        &folder.path().join("disk.img"),
+        Table::Gpt,
+        "LABEL=my\\040var /var ext4 defaults 0 2\n",
+    )?;
     disk.mounted(|at| {
         symlink(&secret, at.join("etc/absolute"))?;
-        symlink(format!("../../../../../../../..{}", secret.display()), at.join("var/log/relative"))?;
+        symlink(
+            format!("../../../../../../../..{}", secret.display()),
+            at.join("var/log/relative"),
+        )?;
         symlink("/proc/self/root/etc/passwd", at.join("etc/proc"))?;
         symlink("loop", at.join("etc/loop"))?;
         // Across partitions, and back by "..": the guest's own files.
@@ -259,9 +344,18 @@ fn links_of_a_hostile_guest_stay_inside() -> Result<()> {
     })?;
     let guest = only(&disk)?;
     for outside in ["/etc/absolute", "/var/log/relative", "/etc/proc"] {
-        assert!(matches!(guest.read(&GuestPath::new(outside)), Err(TreeError::NotFound(_))), "{outside}");
+        assert!(
+            matches!(
+                guest.read(&GuestPath::new(outside)),
+                Err(TreeError::NotFound(_))
+            ),
+            "{outside}"
+        );
     }
-    assert!(matches!(guest.read(&GuestPath::new("/etc/loop")), Err(TreeError::Loop(_))));
+    assert!(matches!(
+        guest.read(&GuestPath::new("/etc/loop")),
+        Err(TreeError::Loop(_))
+    ));
     assert_eq!(text(&guest, "/var/log/back")?, "node1");
     Ok(())
 }
@@ -283,7 +377,13 @@ fn two_roots_are_two_guests_and_copies_are_not_mixed_up() -> Result<()> {
         (&found.guests[1], &two, "node2", "of the second"),
     ] {
         assert_eq!(guest.source, disk.path.display().to_string());
-        assert_eq!((text(guest, "/etc/hostname")?.as_str(), text(guest, "/var/log/syslog")?.as_str()), (name, log));
+        assert_eq!(
+            (
+                text(guest, "/etc/hostname")?.as_str(),
+                text(guest, "/var/log/syslog")?.as_str()
+            ),
+            (name, log)
+        );
         assert!(guest.unresolved.is_empty(), "{:?}", guest.unresolved);
     }
     assert!(found.leftovers.is_empty(), "{:?}", found.leftovers);
@@ -315,10 +415,16 @@ fn var_may_be_on_another_disk() -> Result<()> {
         let found = on(&order.map(PathBuf::as_path))?;
         let guest = found.guests.first().context("no guest")?;
         assert_eq!(text(guest, "/var/marker")?, "data");
-        assert!(guest.unresolved.is_empty() && found.leftovers.is_empty(), "{found:?}");
+        assert!(
+            guest.unresolved.is_empty() && found.leftovers.is_empty(),
+            "{found:?}"
+        );
     }
     let alone = on(&[&system.path])?;
-    assert!(alone.guests[0].unresolved[0].contains("was not given"), "{alone:?}");
+    assert!(
+        alone.guests[0].unresolved[0].contains("was not given"),
+        "{alone:?}"
+    );
     let refused = refusal(on(&[&data.path]))?;
     assert!(refused.means.contains("ext4, no root"), "{refused}");
     Ok(())
@@ -329,8 +435,9 @@ fn a_dirty_file_system_is_replayed_for_root_and_refused_to_others() -> Result<()
     let folder = tempfile::tempdir()?;
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
     for kind in [FileSystem::Ext4, FileSystem::Xfs] {
-        let disk =
-            DiskBuilder::new(400 * MIB).partition(Partition::new(kind, "/")).build(&folder.path().join("disk.img"))?;
+        let disk = DiskBuilder::new(400 * MIB)
+            .partition(Partition::new(kind, "/"))
+            .build(&folder.path().join("disk.img"))?;
         disk.mounted(|at| root(at, "old name", ""))?;
         disk.mounted(|at| {
             fs::write(at.join("etc/hostname"), "new name")?;
@@ -347,7 +454,10 @@ fn a_dirty_file_system_is_replayed_for_root_and_refused_to_others() -> Result<()
 
         let binary = folder.path().join("rescue");
         // By cp: a descriptor of our own, open for writing and inherited by another test's child, would make it "text busy".
-        Cmd::new("cp").arg(tests::programs::faulty_binary()).arg(&binary).ok()?;
+        Cmd::new("cp")
+            .arg(tests::programs::faulty_binary())
+            .arg(&binary)
+            .ok()?;
         let ran = Cmd::new("setpriv")
             .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
             .arg(&binary)
@@ -356,14 +466,22 @@ fn a_dirty_file_system_is_replayed_for_root_and_refused_to_others() -> Result<()
             .arg(&disk.path)
             .run()?;
         assert_eq!(ran.code, 3, "{}", ran.transcript());
-        assert!(ran.stderr.contains(&format!("sudo rescue inspect {}", disk.path.display())), "{}", ran.transcript());
+        assert!(
+            ran.stderr
+                .contains(&format!("sudo rescue inspect {}", disk.path.display())),
+            "{}",
+            ran.transcript()
+        );
     }
     Ok(())
 }
 
 /// Stops the file system as a power cut would, its journal written (`FS_IOC_SHUTDOWN`, EXT4_GOING_FLAGS_LOGFLUSH).
 fn shut_down(folder: &Path) -> Result<()> {
-    Cmd::new("xfs_io").args(["-x", "-c", "shutdown -f"]).arg(folder).ok()?;
+    Cmd::new("xfs_io")
+        .args(["-x", "-c", "shutdown -f"])
+        .arg(folder)
+        .ok()?;
     Ok(())
 }
 
@@ -403,10 +521,15 @@ fn the_superblock_tells_of_errors_and_times() -> Result<()> {
         .build(&folder.path().join("disk.img"))?;
     disk.mounted(|at| root(at, "node1", ""))?;
     let marks = only(&disk)?.time_marks;
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)?
+        .as_secs();
     let mark = u64::try_from(marks.first().context("no time")?.seconds)?;
     assert!(now - mark < 600, "{mark} {now}");
-    Cmd::new("debugfs").args(["-w", "-R", "ssv state 2"]).arg(&disk.path).ok()?;
+    Cmd::new("debugfs")
+        .args(["-w", "-R", "ssv state 2"])
+        .arg(&disk.path)
+        .ok()?;
     assert!(only(&disk)?.file_systems[0].has_errors);
     Ok(())
 }
@@ -416,8 +539,13 @@ fn the_wrong_thing_is_answered_with_one_clear_line() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let at = |name: &str| folder.path().join(name);
     let saw = |path: &Path, expected: &str| -> Result<()> {
-        let refused = refusal(on(&[path])).with_context(|| expected.to_owned())?.to_string();
-        ensure!(refused.contains(expected) && !refused.contains('\n'), "{expected} is not in: {refused}");
+        let refused = refusal(on(&[path]))
+            .with_context(|| expected.to_owned())?
+            .to_string();
+        ensure!(
+            refused.contains(expected) && !refused.contains('\n'),
+            "{expected} is not in: {refused}"
+        );
         Ok(())
     };
     saw(&at("missing"), "does not exist")?;
@@ -434,7 +562,12 @@ fn the_wrong_thing_is_answered_with_one_clear_line() -> Result<()> {
     saw(&at("node1.vmdk"), "node1-flat.vmdk cannot be found")?;
 
     let piece = |name: &str, offset: u64, bytes: &[u8]| -> Result<()> {
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(at(name))?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(at(name))?;
         file.set_len(4 << 20)?;
         Ok(file.write_all_at(bytes, offset)?)
     };
@@ -443,9 +576,18 @@ fn the_wrong_thing_is_answered_with_one_clear_line() -> Result<()> {
     piece("windows", 3, b"NTFS    ")?;
     saw(&at("windows"), "Windows")?;
     piece("qcow2", 0, b"QFI\xfb\0\0\0\x03")?;
-    saw(&at("qcow2"), &format!("qemu-img check {}", at("qcow2").display()))?;
+    saw(
+        &at("qcow2"),
+        &format!("qemu-img check {}", at("qcow2").display()),
+    )?;
     piece("vdi", 0x40, b"\x7f\x10\xda\xbe")?;
-    saw(&at("vdi"), &format!("qemu-img convert -f vdi -O raw {0} {0}.raw", at("vdi").display()))?;
+    saw(
+        &at("vdi"),
+        &format!(
+            "qemu-img convert -f vdi -O raw {0} {0}.raw",
+            at("vdi").display()
+        ),
+    )?;
     piece("lvm", 512, b"LABELONE")?;
     piece("lvm", 536, b"LVM2 001")?;
     saw(&at("lvm"), "checksum of its label")?;
@@ -467,9 +609,15 @@ fn truncated_images_are_recognised() -> Result<()> {
                 .partition(Partition::new(kind, "/"))
                 .build(&folder.path().join("disk.img"))?;
             disk.mounted(|at| root(at, "node1", ""))?;
-            File::options().write(true).open(&disk.path)?.set_len(300 * MIB)?;
+            File::options()
+                .write(true)
+                .open(&disk.path)?
+                .set_len(300 * MIB)?;
             let refused = refusal(on(&[&disk.path]))?.to_string();
-            assert!(refused.contains("truncated"), "{table:?} {kind:?}: {refused}");
+            assert!(
+                refused.contains("truncated"),
+                "{table:?} {kind:?}: {refused}"
+            );
         }
     }
     Ok(())
@@ -481,7 +629,10 @@ fn folders() -> Result<()> {
     let open = |path: &Path| discover(&[Source::Root(path.to_owned())]);
     let saw = |path: &Path, expected: &str| -> Result<()> {
         let refused = refusal(open(path))?.to_string();
-        ensure!(refused.contains(expected), "{expected} is not in: {refused}");
+        ensure!(
+            refused.contains(expected),
+            "{expected} is not in: {refused}"
+        );
         Ok(())
     };
     saw(&folder.path().join("missing"), "does not exist")?;
@@ -498,18 +649,35 @@ fn folders() -> Result<()> {
         Ok(fs::create_dir(at.join("proc"))?)
     })?;
     disk.mounted_read_only(|at| {
-        Cmd::new("mount").args(["-t", "tmpfs", "helper"]).arg(at.join("proc")).ok()?;
+        Cmd::new("mount")
+            .args(["-t", "tmpfs", "helper"])
+            .arg(at.join("proc"))
+            .ok()?;
         fs::write(at.join("proc/secret"), "of the helper")?;
         let found = discover(&[Source::Root(at.to_owned())])?;
         let guest = found.guests.first().context("no guest")?;
         assert_eq!(text(guest, "/var/log/syslog")?, "on the other partition");
         assert_eq!(text(guest, "/logs/syslog")?, "on the other partition");
-        let backing: Vec<_> = guest.file_systems.iter().map(|there| there.backing.clone()).collect();
-        assert_eq!(backing, [Backing::Folder(at.to_owned()), Backing::Folder(at.join("var"))]);
+        let backing: Vec<_> = guest
+            .file_systems
+            .iter()
+            .map(|there| there.backing.clone())
+            .collect();
+        assert_eq!(
+            backing,
+            [
+                Backing::Folder(at.to_owned()),
+                Backing::Folder(at.join("var"))
+            ]
+        );
         assert!(guest.read_dir(&GuestPath::new("/proc"))?.is_empty());
         Cmd::new("umount").arg(at.join("proc")).ok()?;
         assert_eq!(guest.unresolved.len(), 1, "{:?}", guest.unresolved);
-        assert!(guest.unresolved[0].contains("/data is not mounted below"), "{:?}", guest.unresolved);
+        assert!(
+            guest.unresolved[0].contains("/data is not mounted below"),
+            "{:?}",
+            guest.unresolved
+        );
         Ok(())
     })
 }

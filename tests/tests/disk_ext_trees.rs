@@ -21,7 +21,10 @@ const VARIANTS: [(FileSystem, &[&str]); 15] = [
     (FileSystem::Ext4, &["-b", "2048", "-I", "512"]),
     (FileSystem::Ext4, &["-O", "^64bit"]),
     (FileSystem::Ext4, &["-O", "^metadata_csum"]),
-    (FileSystem::Ext4, &["-O", "^metadata_csum,^64bit,^flex_bg", "-b", "1024"]),
+    (
+        FileSystem::Ext4,
+        &["-O", "^metadata_csum,^64bit,^flex_bg", "-b", "1024"],
+    ),
     (FileSystem::Ext4, &["-O", "metadata_csum_seed"]),
     (FileSystem::Ext4, &["-O", "bigalloc", "-C", "16384"]),
     (FileSystem::Ext4, &["-O", "sparse_super2"]),
@@ -50,7 +53,11 @@ fn trees_and_free_space_are_those_of_the_kernel() -> Result<()> {
             compare_usage(&guest, root).with_context(|| format!("{kind:?} {mkfs:?}"))
         })?;
         assert_eq!(disk.sha256()?, hash, "looking changed the image");
-        assert_eq!(fs::metadata(&disk.path)?.atime_nsec(), accessed, "looking changed the access time of the image");
+        assert_eq!(
+            fs::metadata(&disk.path)?.atime_nsec(),
+            accessed,
+            "looking changed the access time of the image"
+        );
     }
     Ok(())
 }
@@ -68,7 +75,12 @@ fn populate(root: &Path) -> Result<()> {
     }
     fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n")?;
     for number in 0..1500 {
-        fs::write(root.join(format!("many/a rather long name, so that the folder needs many blocks {number}")), "x")?;
+        fs::write(
+            root.join(format!(
+                "many/a rather long name, so that the folder needs many blocks {number}"
+            )),
+            "x",
+        )?;
         fs::write(root.join(format!("gone/{number}")), "x")?;
     }
     for number in 0..1490 {
@@ -80,7 +92,10 @@ fn populate(root: &Path) -> Result<()> {
     fs::write(root.join("large"), &pattern)?;
 
     // Every second block of two files in turn: many extents, several levels of them or of indirect blocks.
-    let (one, other) = (File::create(root.join("torn1"))?, File::create(root.join("torn2"))?);
+    let (one, other) = (
+        File::create(root.join("torn1"))?,
+        File::create(root.join("torn2"))?,
+    );
     for block in 0..400u64 {
         one.write_all_at(&[block as u8; 4096], block * 8192)?;
         one.sync_data()?;
@@ -101,7 +116,10 @@ fn populate(root: &Path) -> Result<()> {
     }
     std::os::unix::fs::symlink("/etc", root.join("deep/etc"))?;
     std::os::unix::fs::symlink("../../../../../../etc/shadow", root.join("deep/out"))?;
-    fs::write(root.join(std::ffi::OsStr::from_bytes(b"latin-\xe9 and\nnew line")), "name")?;
+    fs::write(
+        root.join(std::ffi::OsStr::from_bytes(b"latin-\xe9 and\nnew line")),
+        "name",
+    )?;
     nix::unistd::mkfifo(&root.join("fifo"), Mode::from_bits_truncate(0o600))?;
     nix::sys::stat::mknod(
         &root.join("device"),
@@ -140,7 +158,8 @@ fn set_time(path: &Path, seconds: i64) -> Result<()> {
 fn expected(path: &Path) -> Result<Meta> {
     let metadata = fs::symlink_metadata(path)?;
     let kind = metadata.file_type();
-    let special = kind.is_fifo() || kind.is_block_device() || kind.is_char_device() || kind.is_socket();
+    let special =
+        kind.is_fifo() || kind.is_block_device() || kind.is_char_device() || kind.is_socket();
     Ok(Meta {
         kind: match (kind.is_file(), kind.is_dir(), special) {
             (true, _, _) => FileKind::Regular,
@@ -167,11 +186,19 @@ fn compare(tree: &dyn Tree, root: &Path) -> Result<()> {
         seen += 1;
         let there = root.join(path.strip_prefix("/")?);
         let meta = tree.lstat(&path)?;
-        ensure!(meta == expected(&there)?, "{}: {meta:?}, but the kernel says {:?}", path.display(), expected(&there)?);
+        ensure!(
+            meta == expected(&there)?,
+            "{}: {meta:?}, but the kernel says {:?}",
+            path.display(),
+            expected(&there)?
+        );
         match meta.kind {
             FileKind::Directory => {
-                let mut names: Vec<_> =
-                    tree.read_dir(&path)?.into_iter().map(|entry| (entry.name, entry.kind)).collect();
+                let mut names: Vec<_> = tree
+                    .read_dir(&path)?
+                    .into_iter()
+                    .map(|entry| (entry.name, entry.kind))
+                    .collect();
                 names.sort_by(|a, b| a.0.cmp(&b.0));
                 let mut kernels = Vec::new();
                 for entry in fs::read_dir(&there)? {
@@ -179,17 +206,33 @@ fn compare(tree: &dyn Tree, root: &Path) -> Result<()> {
                     kernels.push((entry.file_name(), expected(&entry.path())?.kind));
                 }
                 kernels.sort_by(|a, b| a.0.cmp(&b.0));
-                ensure!(names == kernels, "{}: other names than the kernel's", path.display());
+                ensure!(
+                    names == kernels,
+                    "{}: other names than the kernel's",
+                    path.display()
+                );
                 todo.extend(names.iter().map(|(name, _)| path.join(name)));
                 ensure!(tree.read_range(&path, 0, 1).is_err() && tree.read_link(&path).is_err());
             }
             FileKind::Symlink => {
-                ensure!(tree.read_link(&path)? == fs::read_link(&there)?, "{}: another target", path.display());
-                ensure!(tree.read_dir(&path).is_err() && tree.read_range(&path, 0, 1).is_err(), "a link was followed");
-                ensure!(tree.lstat(&path.join("hosts")).is_err(), "a link was followed");
+                ensure!(
+                    tree.read_link(&path)? == fs::read_link(&there)?,
+                    "{}: another target",
+                    path.display()
+                );
+                ensure!(
+                    tree.read_dir(&path).is_err() && tree.read_range(&path, 0, 1).is_err(),
+                    "a link was followed"
+                );
+                ensure!(
+                    tree.lstat(&path.join("hosts")).is_err(),
+                    "a link was followed"
+                );
             }
             FileKind::Regular => compare_content(tree, &path, &there, meta.size)?,
-            FileKind::Special => ensure!(tree.read_range(&path, 0, 1).is_err(), "a device was opened"),
+            FileKind::Special => {
+                ensure!(tree.read_range(&path, 0, 1).is_err(), "a device was opened")
+            }
         }
     }
     ensure!(seen > 1500, "only {seen} files were compared");
@@ -202,7 +245,11 @@ fn compare_content(tree: &dyn Tree, path: &Path, there: &Path, size: u64) -> Res
     let same = |offset: u64, length: usize| -> Result<()> {
         let mut kernels = vec![0; length.min(usize::try_from(size.saturating_sub(offset))?)];
         file.read_exact_at(&mut kernels, offset)?;
-        ensure!(tree.read_range(path, offset, length)? == kernels, "{}: other bytes at {offset}", path.display());
+        ensure!(
+            tree.read_range(path, offset, length)? == kernels,
+            "{}: other bytes at {offset}",
+            path.display()
+        );
         Ok(())
     };
     if size <= 64 * MIB {
@@ -212,7 +259,15 @@ fn compare_content(tree: &dyn Tree, path: &Path, there: &Path, size: u64) -> Res
             same(step * 5000, 5000)?;
         }
     }
-    for offset in [3 << 30, (3 << 30) - 4096, size.saturating_sub(4097), size / 2, size / 3 * 2 + 1, size, size + 5] {
+    for offset in [
+        3 << 30,
+        (3 << 30) - 4096,
+        size.saturating_sub(4097),
+        size / 2,
+        size / 3 * 2 + 1,
+        size,
+        size + 5,
+    ] {
         same(offset, 10_000)?;
     }
     Ok(())
@@ -221,13 +276,19 @@ fn compare_content(tree: &dyn Tree, path: &Path, there: &Path, size: u64) -> Res
 fn compare_usage(guest: &Guest, root: &Path) -> Result<()> {
     let kernel = rustix::fs::statvfs(root)?;
     let ours = guest.file_systems.first().context("no file system")?.usage;
-    let theirs =
-        (kernel.f_blocks * kernel.f_frsize, kernel.f_bfree * kernel.f_frsize, kernel.f_bavail * kernel.f_frsize);
+    let theirs = (
+        kernel.f_blocks * kernel.f_frsize,
+        kernel.f_bfree * kernel.f_frsize,
+        kernel.f_bavail * kernel.f_frsize,
+    );
     ensure!(
         (ours.bytes_total, ours.bytes_free, ours.bytes_available) == theirs,
         "{ours:?}, but the kernel says {theirs:?}"
     );
-    ensure!((ours.inodes_total, ours.inodes_free) == (kernel.f_files, kernel.f_ffree), "{ours:?}: other inodes");
+    ensure!(
+        (ours.inodes_total, ours.inodes_free) == (kernel.f_files, kernel.f_ffree),
+        "{ours:?}: other inodes"
+    );
     Ok(())
 }
 
@@ -257,7 +318,9 @@ fn a_walk_of_many_files_is_fast() -> Result<()> {
     let opened = begun.elapsed();
     let files = walk(guest.tree())?;
     let (walked, cpu) = (begun.elapsed() - opened, cpu_time()? - cpu);
-    println!("opened in {opened:?}; {files} files walked in {walked:?}, {cpu:?} of it on the processor");
+    println!(
+        "opened in {opened:?}; {files} files walked in {walked:?}, {cpu:?} of it on the processor"
+    );
     assert_eq!(files, 200_000 + 100 + 6);
     // On the processor, because the machine may be busy. A quadratic walk would take minutes.
     assert!(cpu.as_secs() < 10, "{cpu:?}");
@@ -276,7 +339,11 @@ fn walk(tree: Rc<dyn Tree>) -> Result<usize> {
         files += 1;
         for entry in tree.read_dir(&folder)? {
             let path = folder.join(entry.name);
-            if tree.lstat(&path)?.kind == FileKind::Directory { todo.push(path) } else { files += 1 }
+            if tree.lstat(&path)?.kind == FileKind::Directory {
+                todo.push(path)
+            } else {
+                files += 1
+            }
         }
     }
     Ok(files)

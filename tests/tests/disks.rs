@@ -25,7 +25,9 @@ fn ext4(image: &Path, uuid: Option<&str>, files: &[(&str, &str)]) -> Result<()> 
         fs::create_dir_all(tree.path().join("var"))?;
     }
     File::create(image)?.set_len(16 * MIB)?;
-    let mut mkfs = Cmd::new("mkfs.ext4").args(["-q", "-F", "-E", "lazy_itable_init=0", "-d"]).arg(tree.path());
+    let mut mkfs = Cmd::new("mkfs.ext4")
+        .args(["-q", "-F", "-E", "lazy_itable_init=0", "-d"])
+        .arg(tree.path());
     if let Some(uuid) = uuid {
         mkfs = mkfs.args(["-U", uuid]);
     }
@@ -40,7 +42,10 @@ fn disks(paths: &[PathBuf]) -> Result<Value> {
 
 fn node<'a>(all: &'a Value, name: &str) -> Result<(usize, &'a Value)> {
     let nodes = all["nodes"].as_array().context("no nodes")?;
-    let found = nodes.iter().enumerate().find(|(_, node)| node["name"] == name);
+    let found = nodes
+        .iter()
+        .enumerate()
+        .find(|(_, node)| node["name"] == name);
     found.with_context(|| format!("no node {name}: {nodes:?}"))
 }
 
@@ -54,10 +59,18 @@ fn clones_find_their_own_data_disks_by_their_machine_id() -> Result<()> {
         let (name, id) = (format!("worker{number}"), format!("{number}").repeat(32));
         let fstab = format!("UUID={VAR} /var ext4 defaults 0 2\n");
         let root = at(format!("{name}.img"));
-        let files = [("etc/hostname", name.as_str()), ("etc/machine-id", id.as_str()), ("etc/fstab", fstab.as_str())];
+        let files = [
+            ("etc/hostname", name.as_str()),
+            ("etc/machine-id", id.as_str()),
+            ("etc/fstab", fstab.as_str()),
+        ];
         ext4(&root, None, &files)?;
         let var = at(format!("{name}_1.img"));
-        ext4(&var, Some(VAR), &[(&format!("log/journal/{id}/system.journal"), "LPKSHHRH")])?;
+        ext4(
+            &var,
+            Some(VAR),
+            &[(&format!("log/journal/{id}/system.journal"), "LPKSHHRH")],
+        )?;
         paths.push(root);
         // The data disks come in the other order.
         paths.insert(0, var);
@@ -67,24 +80,50 @@ fn clones_find_their_own_data_disks_by_their_machine_id() -> Result<()> {
     for number in 1..=6 {
         let name = format!("worker{number}");
         let (index, worker) = node(&all, &name)?;
-        let own = [at(format!("{name}.img")), at(format!("{name}_1.img"))].map(|path| path.display().to_string());
+        let own = [at(format!("{name}.img")), at(format!("{name}_1.img"))]
+            .map(|path| path.display().to_string());
         ensure!(worker["disks"] == serde_json::json!(own), "{worker:#}");
-        ensure!(worker["unresolved_fstab"] == serde_json::json!([]), "{worker:#}");
-        let disk = all["disks"].as_array().and_then(|disks| disks.iter().find(|disk| disk["path"] == own[1]));
+        ensure!(
+            worker["unresolved_fstab"] == serde_json::json!([]),
+            "{worker:#}"
+        );
+        let disk = all["disks"]
+            .as_array()
+            .and_then(|disks| disks.iter().find(|disk| disk["path"] == own[1]));
         let disk = disk.context("no data disk")?;
-        ensure!(disk["volumes"][0]["roles"] == serde_json::json!([{"node": index, "role": "/var"}]), "{disk:#}");
+        ensure!(
+            disk["volumes"][0]["roles"] == serde_json::json!([{"node": index, "role": "/var"}]),
+            "{disk:#}"
+        );
     }
-    let text = rescue([PathBuf::from("disks")].iter().chain(&paths)).ok()?.stdout;
-    ensure!(text.contains("worker6_1.img") && text.contains("/var") && text.contains("Nodes"), "{text}");
+    let text = rescue([PathBuf::from("disks")].iter().chain(&paths))
+        .ok()?
+        .stdout;
+    ensure!(
+        text.contains("worker6_1.img") && text.contains("/var") && text.contains("Nodes"),
+        "{text}"
+    );
 
     // A data disk that nothing tells whose it is stays one that cannot be guessed.
     for number in 1..=6 {
-        ext4(&at(format!("worker{number}_1.img")), Some(VAR), &[("log/messages", "")])?;
+        ext4(
+            &at(format!("worker{number}_1.img")),
+            Some(VAR),
+            &[("log/messages", "")],
+        )?;
     }
     let all = disks(&paths)?;
     let (_, worker) = node(&all, "worker1")?;
-    ensure!(worker["unresolved_fstab"][0].as_str().is_some_and(|line| line.contains("cannot be guessed")), "{all:#}");
-    ensure!(all["leftovers"].as_array().map(Vec::len) == Some(6), "{all:#}");
+    ensure!(
+        worker["unresolved_fstab"][0]
+            .as_str()
+            .is_some_and(|line| line.contains("cannot be guessed")),
+        "{all:#}"
+    );
+    ensure!(
+        all["leftovers"].as_array().map(Vec::len) == Some(6),
+        "{all:#}"
+    );
     Ok(())
 }
 
@@ -99,13 +138,21 @@ fn what_cannot_be_read_is_named_beside_what_can() -> Result<()> {
     }
     let root = at("root.ext4");
     let fstab = "/dev/vg/root / ext4 defaults 0 1\n/dev/mapper/vg-swap none swap sw 0 0\n";
-    ext4(&root, None, &[("etc/hostname", "node\x1b[31m1"), ("etc/fstab", fstab)])?;
+    ext4(
+        &root,
+        None,
+        &[("etc/hostname", "node\x1b[31m1"), ("etc/fstab", fstab)],
+    )?;
     lvm::on(&group, |devices, run| {
         let names: Vec<&str> = devices.iter().map(String::as_str).collect();
         run(&[&["pvcreate", "-q"], names.as_slice()].concat())?;
         run(&[&["vgcreate", "-q", "vg"], names.as_slice()].concat())?;
-        run(&["lvcreate", "-q", "-an", "-Zn", "-Wn", "-n", "root", "-L", "16m", "vg", names[1]])?;
-        run(&["lvcreate", "-q", "-an", "-Zn", "-Wn", "-n", "swap", "-L", "4m", "vg", names[0]])?;
+        run(&[
+            "lvcreate", "-q", "-an", "-Zn", "-Wn", "-n", "root", "-L", "16m", "vg", names[1],
+        ])?;
+        run(&[
+            "lvcreate", "-q", "-an", "-Zn", "-Wn", "-n", "swap", "-L", "4m", "vg", names[0],
+        ])?;
         lvm::Places::of("vg/root", 0, devices, &group, run)?.pour(&root)?;
         let swap = at("swap");
         File::create(&swap)?.set_len(4 * MIB)?;
@@ -114,23 +161,55 @@ fn what_cannot_be_read_is_named_beside_what_can() -> Result<()> {
     })?;
     let (nothing, missing) = (at("nothing.img"), at("missing.img"));
     File::create(&nothing)?.set_len(MIB)?;
-    let paths = [group[0].clone(), group[1].clone(), nothing, missing, folder.path().to_owned()];
+    let paths = [
+        group[0].clone(),
+        group[1].clone(),
+        nothing,
+        missing,
+        folder.path().to_owned(),
+    ];
     let all = disks(&paths)?;
     let on = [0, 1].map(|index: usize| group[index].display().to_string());
-    ensure!(all["volume_groups"][0]["physical_volumes"] == serde_json::json!(on), "{all:#}");
+    ensure!(
+        all["volume_groups"][0]["physical_volumes"] == serde_json::json!(on),
+        "{all:#}"
+    );
     // The swap alone is on the first disk, but the group needs both.
-    let mut its = all["nodes"][0]["disks"].as_array().context("no disks")?.clone();
+    let mut its = all["nodes"][0]["disks"]
+        .as_array()
+        .context("no disks")?
+        .clone();
     its.sort_by_key(|disk| disk.as_str().map(str::to_owned));
     ensure!(its == on.map(Value::from), "{its:?}");
-    let roles: Vec<&Value> =
-        all["volume_groups"][0]["volumes"].as_array().into_iter().flatten().map(|v| &v["roles"][0]["role"]).collect();
+    let roles: Vec<&Value> = all["volume_groups"][0]["volumes"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|v| &v["roles"][0]["role"])
+        .collect();
     ensure!(roles == ["/", "swap"], "{all:#}");
-    ensure!(all["disks"][0]["volumes"][0]["volume_group"] == 0, "{all:#}");
-    ensure!(all["leftovers"].as_array().map(Vec::len) == Some(3), "{all:#}");
-    let text = rescue([PathBuf::from("disks")].iter().chain(&paths)).ok()?.stdout;
-    for words in ["LVM2 physical volume 2 of 2 of vg", "└─ vg/swap", "does not exist", "is a folder"] {
+    ensure!(
+        all["disks"][0]["volumes"][0]["volume_group"] == 0,
+        "{all:#}"
+    );
+    ensure!(
+        all["leftovers"].as_array().map(Vec::len) == Some(3),
+        "{all:#}"
+    );
+    let text = rescue([PathBuf::from("disks")].iter().chain(&paths))
+        .ok()?
+        .stdout;
+    for words in [
+        "LVM2 physical volume 2 of 2 of vg",
+        "└─ vg/swap",
+        "does not exist",
+        "is a folder",
+    ] {
         ensure!(text.contains(words), "{words}: {text}");
     }
-    ensure!(!text.contains('\x1b'), "a name from the disk reached the terminal as it is: {text:?}");
+    ensure!(
+        !text.contains('\x1b'),
+        "a name from the disk reached the terminal as it is: {text:?}"
+    );
     Ok(())
 }

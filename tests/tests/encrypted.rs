@@ -62,12 +62,19 @@ impl Folder {
     fn encrypt(&self, image: &Path, options: &[&str]) -> Result<()> {
         let file = File::options().write(true).open(image)?;
         file.set_len(file.metadata()?.len() + 32 * MIB)?;
-        cryptsetup(&["reencrypt", "--encrypt", "--type", "luks2", "--reduce-device-size", ROOM])
-            .args(options)
-            .args(["--key-file", self.at("key").to_str().context("a path")?])
-            .arg(image)
-            .ok()
-            .map(drop)
+        cryptsetup(&[
+            "reencrypt",
+            "--encrypt",
+            "--type",
+            "luks2",
+            "--reduce-device-size",
+            ROOM,
+        ])
+        .args(options)
+        .args(["--key-file", self.at("key").to_str().context("a path")?])
+        .arg(image)
+        .ok()
+        .map(drop)
     }
 }
 
@@ -91,7 +98,9 @@ impl ReadAt for Memory {
 const CHEAP: [&str; 4] = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"];
 
 fn cryptsetup(words: &[&str]) -> Cmd {
-    Cmd::new("cryptsetup").args(["-q", "--disable-locks"]).args(words)
+    Cmd::new("cryptsetup")
+        .args(["-q", "--disable-locks"])
+        .args(words)
 }
 
 fn noise(length: usize) -> Vec<u8> {
@@ -121,8 +130,18 @@ fn decrypted(image: &Path) -> Result<Vec<u8>> {
 fn luks_of_both_versions_is_read_byte_by_byte() -> Result<()> {
     let folder = Folder::new()?;
     keys::give(PASSPHRASE.as_bytes().to_vec().into());
-    let argon =
-        |kind| ["--pbkdf", kind, "--pbkdf-force-iterations", "4", "--pbkdf-memory", "32768", "--pbkdf-parallel", "4"];
+    let argon = |kind| {
+        [
+            "--pbkdf",
+            kind,
+            "--pbkdf-force-iterations",
+            "4",
+            "--pbkdf-memory",
+            "32768",
+            "--pbkdf-parallel",
+            "4",
+        ]
+    };
     let (argon2id, argon2i) = (argon("argon2id"), argon("argon2i"));
     let small_key = [&CHEAP[..], &["--key-size", "256", "--hash", "sha1"]].concat();
     let large_sectors = [&CHEAP[..], &["--sector-size", "4096", "--hash", "sha512"]].concat();
@@ -133,13 +152,18 @@ fn luks_of_both_versions_is_read_byte_by_byte() -> Result<()> {
         folder.encrypt(&image, options)?;
         let there = decrypted(&image).with_context(|| format!("{options:?}"))?;
         // The last part of what was set aside for the header is behind the data.
-        ensure!(there.len() >= plain.len() && there[..plain.len()] == plain, "{options:?}");
+        ensure!(
+            there.len() >= plain.len() && there[..plain.len()] == plain,
+            "{options:?}"
+        );
     }
     // The header of version 1, made by cryptsetup from that of version 2.
     let image = folder.root("one", "")?;
     let plain = fs::read(&image)?;
     folder.encrypt(&image, &CHEAP)?;
-    cryptsetup(&["convert", "--type", "luks1"]).arg(&image).ok()?;
+    cryptsetup(&["convert", "--type", "luks1"])
+        .arg(&image)
+        .ok()?;
     ensure!(decrypted(&image)?[..plain.len()] == plain, "LUKS1");
     // Another slot of several.
     fs::write(folder.at("other"), "another one\n")?;
@@ -149,8 +173,16 @@ fn luks_of_both_versions_is_read_byte_by_byte() -> Result<()> {
     fs::write(&key, "first")?;
     folder.encrypt(&image, &CHEAP)?;
     fs::write(folder.at("second"), PASSPHRASE)?;
-    cryptsetup(&["luksAddKey", "--key-file"]).arg(&key).args(CHEAP).arg(&image).arg(folder.at("second")).ok()?;
-    ensure!(decrypted(&image)?[..plain.len()] == plain, "the second slot");
+    cryptsetup(&["luksAddKey", "--key-file"])
+        .arg(&key)
+        .args(CHEAP)
+        .arg(&image)
+        .arg(folder.at("second"))
+        .ok()?;
+    ensure!(
+        decrypted(&image)?[..plain.len()] == plain,
+        "the second slot"
+    );
     Ok(())
 }
 
@@ -161,15 +193,27 @@ fn a_system_on_lvm_in_luks_is_found_with_its_crypttab() -> Result<()> {
     let var = folder.at("var");
     File::create(&var)?.set_len(16 * MIB)?;
     fs::create_dir_all(folder.at("var-tree/log"))?;
-    Cmd::new("mkfs.ext4").args(["-q", "-F", "-d"]).arg(folder.at("var-tree")).arg(&var).ok()?;
+    Cmd::new("mkfs.ext4")
+        .args(["-q", "-F", "-d"])
+        .arg(folder.at("var-tree"))
+        .arg(&var)
+        .ok()?;
     folder.encrypt(&var, &CHEAP)?;
     let uuid = cryptsetup(&["luksUUID"]).arg(&var).ok()?.stdout;
 
     let tree = folder.at("tree-master01");
     fs::create_dir_all(tree.join("etc"))?;
-    fs::write(tree.join("etc/crypttab"), format!("# name device key\nvar_crypt UUID={} none luks\n", uuid.trim()))?;
-    let root = folder
-        .root("master01", "/dev/mapper/vg-root / ext4 defaults 0 1\n/dev/mapper/var_crypt /var ext4 defaults 0 2\n")?;
+    fs::write(
+        tree.join("etc/crypttab"),
+        format!(
+            "# name device key\nvar_crypt UUID={} none luks\n",
+            uuid.trim()
+        ),
+    )?;
+    let root = folder.root(
+        "master01",
+        "/dev/mapper/vg-root / ext4 defaults 0 1\n/dev/mapper/var_crypt /var ext4 defaults 0 2\n",
+    )?;
     let disk = folder.at("disk");
     File::create(&disk)?.set_len(40 * MIB)?;
     {
@@ -179,27 +223,71 @@ fn a_system_on_lvm_in_luks_is_found_with_its_crypttab() -> Result<()> {
             let config = "backup{backup=0 archive=0} activation{udev_sync=0}";
             let (command, rest) = words.split_first().context("no command")?;
             Cmd::new("lvm")
-                .args([*command, "--driverloaded", "n", "--devices", &node, "--config", config])
+                .args([
+                    *command,
+                    "--driverloaded",
+                    "n",
+                    "--devices",
+                    &node,
+                    "--config",
+                    config,
+                ])
                 .args(rest)
                 .ok()
         };
         lvm(&["pvcreate", "-q", &node])?;
         lvm(&["vgcreate", "-q", "vg", &node])?;
-        lvm(&["lvcreate", "-q", "-an", "-Zn", "-Wn", "-n", "root", "-l", "4", "vg"])?;
-        let start = lvm(&["pvs", "--noheadings", "--units", "b", "-o", "pe_start", &node])?.stdout;
+        lvm(&[
+            "lvcreate", "-q", "-an", "-Zn", "-Wn", "-n", "root", "-l", "4", "vg",
+        ])?;
+        let start = lvm(&[
+            "pvs",
+            "--noheadings",
+            "--units",
+            "b",
+            "-o",
+            "pe_start",
+            &node,
+        ])?
+        .stdout;
         let start: u64 = start.trim().trim_end_matches('B').parse()?;
-        File::options().write(true).open(device.device())?.write_all_at(&fs::read(&root)?, start)?;
+        File::options()
+            .write(true)
+            .open(device.device())?
+            .write_all_at(&fs::read(&root)?, start)?;
     }
     folder.encrypt(&disk, &CHEAP)?;
 
     keys::give(PASSPHRASE.as_bytes().to_vec().into());
     let found = discover(&[Source::Disk(disk), Source::Disk(var)])?;
-    let [guest] = found.guests.as_slice() else { anyhow::bail!("{found:?}") };
-    assert_eq!(guest.read_text(&GuestPath::new("/etc/hostname"))?, "master01");
-    let mounted: Vec<&str> = guest.file_systems.iter().map(|fs| fs.device.as_str()).collect();
-    assert_eq!(guest.file_systems.len(), 2, "{mounted:?} {:?}", guest.unresolved);
-    assert!(mounted[0].contains("vg/root") && mounted[1].ends_with("var, decrypted"), "{mounted:?}");
-    assert!(guest.unresolved.is_empty() && found.leftovers.is_empty(), "{:?} {:?}", guest.unresolved, found.leftovers);
+    let [guest] = found.guests.as_slice() else {
+        anyhow::bail!("{found:?}")
+    };
+    assert_eq!(
+        guest.read_text(&GuestPath::new("/etc/hostname"))?,
+        "master01"
+    );
+    let mounted: Vec<&str> = guest
+        .file_systems
+        .iter()
+        .map(|fs| fs.device.as_str())
+        .collect();
+    assert_eq!(
+        guest.file_systems.len(),
+        2,
+        "{mounted:?} {:?}",
+        guest.unresolved
+    );
+    assert!(
+        mounted[0].contains("vg/root") && mounted[1].ends_with("var, decrypted"),
+        "{mounted:?}"
+    );
+    assert!(
+        guest.unresolved.is_empty() && found.leftovers.is_empty(),
+        "{:?} {:?}",
+        guest.unresolved,
+        found.leftovers
+    );
     Ok(())
 }
 
@@ -210,7 +298,9 @@ fn what_opens_it_and_what_does_not() -> Result<()> {
     folder.encrypt(&image, &CHEAP)?;
     let image = image.to_str().context("a path")?;
     let rescue = |words: &[&str], passphrase: &str| -> Result<Ran> {
-        let ran = rescue_faulty(0, words).env("RESCUE_LUKS_PASSPHRASE", passphrase).run()?;
+        let ran = rescue_faulty(0, words)
+            .env("RESCUE_LUKS_PASSPHRASE", passphrase)
+            .run()?;
         let said = format!("{}{}", ran.stdout, ran.stderr);
         ensure!(!said.contains("horse"), "a passphrase was printed: {said}");
         Ok(ran)
@@ -226,17 +316,36 @@ fn what_opens_it_and_what_does_not() -> Result<()> {
     );
     let wrong = rescue(&inspect, "wrong horse")?;
     ensure!(
-        wrong.code == 3 && wrong.stderr.contains("none of the passphrases given opens it"),
+        wrong.code == 3
+            && wrong
+                .stderr
+                .contains("none of the passphrases given opens it"),
         "{}",
         wrong.transcript()
     );
     let right = rescue(&inspect, PASSPHRASE)?;
     ensure!(right.stdout.contains("master01"), "{}", right.transcript());
     let key = folder.at("key");
-    let by_file = rescue(&["inspect", "--luks-key-file", key.to_str().context("a path")?, image], "")?;
-    ensure!(by_file.stdout.contains("master01"), "{}", by_file.transcript());
+    let by_file = rescue(
+        &[
+            "inspect",
+            "--luks-key-file",
+            key.to_str().context("a path")?,
+            image,
+        ],
+        "",
+    )?;
+    ensure!(
+        by_file.stdout.contains("master01"),
+        "{}",
+        by_file.transcript()
+    );
     let missing = rescue(&["inspect", "--luks-key-file", "/nowhere", image], "")?;
-    ensure!(missing.code == 2 && missing.stderr.contains("/nowhere"), "{}", missing.transcript());
+    ensure!(
+        missing.code == 2 && missing.stderr.contains("/nowhere"),
+        "{}",
+        missing.transcript()
+    );
     Ok(())
 }
 
@@ -258,12 +367,17 @@ fn damaged_and_crafted_headers() -> Result<()> {
     // One copy of the header is enough.
     let whole = decrypted(&good)?;
     ensure!(damage(&[(5000, b"x")])?? == whole && damage(&[(0x4000, &[0; 4096])])?? == whole);
-    for pieces in [&[(5000, &b"x"[..]), (0x4000 + 5000, b"x")][..], &[(8, &[0xff; 8]), (0x4008, &[0xff; 8])]] {
+    for pieces in [
+        &[(5000, &b"x"[..]), (0x4000 + 5000, b"x")][..],
+        &[(8, &[0xff; 8]), (0x4008, &[0xff; 8])],
+    ] {
         let error = damage(pieces)?.unwrap_err();
         ensure!(format!("{error:#}").contains("checksum"), "{error:#}");
     }
     // Version 1 has no checksum: every field may be anything. Nothing panics, nothing takes for ever.
-    cryptsetup(&["convert", "--type", "luks1"]).arg(&good).ok()?;
+    cryptsetup(&["convert", "--type", "luks1"])
+        .arg(&good)
+        .ok()?;
     let bytes = fs::read(&good)?;
     // The fields of the header, and the first slot.
     for at in (8..256).step_by(4) {
@@ -279,7 +393,10 @@ fn damaged_and_crafted_headers() -> Result<()> {
         fs::copy(&good, &image)?;
         File::options().write(true).open(&image)?.set_len(length)?;
         let seen = discover(&[Source::Disk(image.clone())]);
-        ensure!(seen.is_err_and(|error| error.is::<Refusal>()), "cut at {length}");
+        ensure!(
+            seen.is_err_and(|error| error.is::<Refusal>()),
+            "cut at {length}"
+        );
     }
     Ok(())
 }
@@ -294,14 +411,20 @@ fn craft(image: &Path, change: impl Fn(&mut Value)) -> Result<()> {
         let mut header = vec![0; length];
         file.read_exact_at(&mut header, at)?;
         let (binary, area) = header.split_at_mut(4096);
-        let end = area.iter().position(|byte| *byte == 0).context("JSON without an end")?;
+        let end = area
+            .iter()
+            .position(|byte| *byte == 0)
+            .context("JSON without an end")?;
         let mut json: Value = serde_json::from_slice(&area[..end])?;
         change(&mut json);
         let json = serde_json::to_vec(&json)?;
         area.fill(0);
         area[..json.len()].copy_from_slice(&json);
         binary[448..512].fill(0);
-        let checksum = Sha256::new().chain_update(&*binary).chain_update(&*area).finalize();
+        let checksum = Sha256::new()
+            .chain_update(&*binary)
+            .chain_update(&*area)
+            .finalize();
         binary[448..480].copy_from_slice(&checksum);
         file.write_all_at(&header, at)?;
     }
@@ -312,7 +435,11 @@ fn craft(image: &Path, change: impl Fn(&mut Value)) -> Result<()> {
 fn refused_quickly(image: &Path) -> Result<String> {
     let begin = Instant::now();
     let error = decrypted(image).err().context("it was opened")?;
-    ensure!(begin.elapsed() < Duration::from_secs(5), "{:?}: {error:#}", begin.elapsed());
+    ensure!(
+        begin.elapsed() < Duration::from_secs(5),
+        "{:?}: {error:#}",
+        begin.elapsed()
+    );
     Ok(format!("{error:#}"))
 }
 
@@ -324,7 +451,10 @@ fn the_work_of_a_header_is_bounded() -> Result<()> {
     let image = folder.root("master01", "")?;
     let plain = fs::read(&image)?;
     // Below the bound; the second of the passphrases opens it.
-    folder.encrypt(&image, &["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "2000000"])?;
+    folder.encrypt(
+        &image,
+        &["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "2000000"],
+    )?;
     ensure!(decrypted(&image)?[..plain.len()] == plain);
 
     let good = folder.root("cheap", "")?;
@@ -337,20 +467,29 @@ fn the_work_of_a_header_is_bounded() -> Result<()> {
         kdf["salt"] = json!(salt);
         kdf
     };
-    let pbkdf2 = |iterations: u64| json!({ "type": "pbkdf2", "hash": "sha256", "iterations": iterations });
-    let kdfs =
-        [pbkdf2(1 << 30), pbkdf2(u64::from(u32::MAX)), pbkdf2(1 << 40), argon2(4 << 20, 1000), argon2(8, 1 << 31)];
+    let pbkdf2 =
+        |iterations: u64| json!({ "type": "pbkdf2", "hash": "sha256", "iterations": iterations });
+    let kdfs = [
+        pbkdf2(1 << 30),
+        pbkdf2(u64::from(u32::MAX)),
+        pbkdf2(1 << 40),
+        argon2(4 << 20, 1000),
+        argon2(8, 1 << 31),
+    ];
     for kdf in kdfs.map(with_salt) {
         fs::copy(&good, &bad)?;
         craft(&bad, |json| json["keyslots"]["0"]["kdf"] = kdf.clone())?;
         let refusal = refused_quickly(&bad)?;
         ensure!(
-            refusal.contains("asks for 1 key slot, the dearest") && refusal.contains("cryptsetup open"),
+            refusal.contains("asks for 1 key slot, the dearest")
+                && refusal.contains("cryptsetup open"),
             "{refusal}"
         );
     }
     fs::copy(&good, &bad)?;
-    craft(&bad, |json| json["digests"]["0"]["iterations"] = json!(u32::MAX))?;
+    craft(&bad, |json| {
+        json["digests"]["0"]["iterations"] = json!(u32::MAX)
+    })?;
     ensure!(refused_quickly(&bad)?.contains("a digest of its key with 4294967295 iterations"));
 
     // A slot that costs too much, preferred to the one that opens it.
@@ -365,19 +504,32 @@ fn the_work_of_a_header_is_bounded() -> Result<()> {
     ensure!(decrypted(&bad)?[..plain.len()] == plain, "the cheaper slot");
 
     // Version 1: the iterations of the digest and of the slot, in a header without a checksum. In a process that does not know the key yet.
-    cryptsetup(&["convert", "--type", "luks1"]).arg(&good).ok()?;
+    cryptsetup(&["convert", "--type", "luks1"])
+        .arg(&good)
+        .ok()?;
     let image = bad.to_str().context("a path")?;
     for at in [164, 208 + 4] {
         fs::copy(&good, &bad)?;
-        File::options().write(true).open(&bad)?.write_all_at(&[0xff; 4], at)?;
+        File::options()
+            .write(true)
+            .open(&bad)?
+            .write_all_at(&[0xff; 4], at)?;
         let begin = Instant::now();
-        let refused = rescue_faulty(0, ["inspect", image]).env("RESCUE_LUKS_PASSPHRASE", PASSPHRASE).run()?;
-        ensure!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+        let refused = rescue_faulty(0, ["inspect", image])
+            .env("RESCUE_LUKS_PASSPHRASE", PASSPHRASE)
+            .run()?;
+        ensure!(
+            begin.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            begin.elapsed()
+        );
         ensure!(
             refused.code == 3
                 && refused.stderr.contains("no Linux system was found")
                 && refused.stderr.contains("4294967295 iterations")
-                && refused.stderr.contains("give /dev/mapper/NAME to rescue instead"),
+                && refused
+                    .stderr
+                    .contains("give /dev/mapper/NAME to rescue instead"),
             "{}",
             refused.transcript()
         );

@@ -12,16 +12,22 @@ const OF_OTHER: &str = "11111111111111111111111111111111";
 
 fn nodes(roots: &[&Path]) -> Cmd {
     let arguments = roots.iter().flat_map(|root| [Path::new("--root"), *root]);
-    Cmd::new(rescue_binary()).args(["etcd", "nodes"]).args(arguments)
+    Cmd::new(rescue_binary())
+        .args(["etcd", "nodes"])
+        .args(arguments)
 }
 
 #[test]
 fn a_real_node_is_listed_with_its_lease_and_disk() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    fixtures::unpack_control_plane(folder.path()).context("unpacking the real node (are you root?)")?;
+    fixtures::unpack_control_plane(folder.path())
+        .context("unpacking the real node (are you root?)")?;
     let answer = nodes(&[folder.path()]).arg("--json").ok()?.json()?;
     let node = &answer["nodes"][0];
-    ensure!(answer["nodes"].as_array().map(Vec::len) == Some(1) && answer["remarks"] == json!([]), "{answer}");
+    ensure!(
+        answer["nodes"].as_array().map(Vec::len) == Some(1) && answer["remarks"] == json!([]),
+        "{answer}"
+    );
     let expected = json!({
         "name": "k8s-master01", "roles": [], "internal_ips": ["10.0.2.15"], "hostname": "k8s-master01", "kubelet_version": "v1.20.2",
         "machine_id": "48ac18b487514229975ebcbf998b9997", "pod_cidrs": ["10.244.0.0/24"], "unschedulable": false,
@@ -29,7 +35,10 @@ fn a_real_node_is_listed_with_its_lease_and_disk() -> Result<()> {
     });
     assert_eq!(*node, expected);
     let text = nodes(&[folder.path()]).ok()?.stdout;
-    ensure!(text.contains("k8s-master01  -     10.0.2.15    v1.20.2  2023-02-23 08:07 UTC"), "{text}");
+    ensure!(
+        text.contains("k8s-master01  -     10.0.2.15    v1.20.2  2023-02-23 08:07 UTC"),
+        "{text}"
+    );
     Ok(())
 }
 
@@ -53,17 +62,31 @@ fn machine(root: &Path, name: &str, machine_id: &str) -> Result<()> {
 #[test]
 fn what_only_the_log_holds_counts_and_renamed_machines_are_told() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let (control, renamed, stranger) =
-        (folder.path().join("cp"), folder.path().join("renamed"), folder.path().join("stranger"));
-    let mut cluster = Cluster::prepare(&Version::debian(), 1, 100_000, |_, _| control.join("var/lib/etcd"))?;
+    let (control, renamed, stranger) = (
+        folder.path().join("cp"),
+        folder.path().join("renamed"),
+        folder.path().join("stranger"),
+    );
+    let mut cluster = Cluster::prepare(&Version::debian(), 1, 100_000, |_, _| {
+        control.join("var/lib/etcd")
+    })?;
     cluster.run()?;
     cluster.put("/registry/minions/w1", &node("w1", OF_OTHER))?;
-    cluster.put("/registry/minions/gone", &node("gone", "2".repeat(32).as_str()))?;
-    cluster.ctl(0).args(["del", "/registry/minions/gone"]).ok()?;
+    cluster.put(
+        "/registry/minions/gone",
+        &node("gone", "2".repeat(32).as_str()),
+    )?;
+    cluster
+        .ctl(0)
+        .args(["del", "/registry/minions/gone"])
+        .ok()?;
     // Cloned machines: their ID tells nothing.
     cluster.put("/registry/minions/c1", &node("c1", &"3".repeat(32)))?;
     cluster.put("/registry/minions/c2", &node("c2", &"3".repeat(32)))?;
-    cluster.put("/registry/minions/secret", "k8s:enc:aescbc:v1:key1:xxxxxxxxxxxxxxxx")?;
+    cluster.put(
+        "/registry/minions/secret",
+        "k8s:enc:aescbc:v1:key1:xxxxxxxxxxxxxxxx",
+    )?;
     // Within the 100 ms after which etcd writes its database.
     cluster.kill()?;
     tests::etcd::guest::make(&control, "m1", &[])?;
@@ -73,17 +96,33 @@ fn what_only_the_log_holds_counts_and_renamed_machines_are_told() -> Result<()> 
     let roots = [control.as_path(), &renamed, &stranger];
     let answer = nodes(&roots).arg("--json").ok()?.json()?;
     let list = answer["nodes"].as_array().context("nodes")?;
-    let names: Vec<&str> = list.iter().filter_map(|node| node["name"].as_str()).collect();
+    let names: Vec<&str> = list
+        .iter()
+        .filter_map(|node| node["name"].as_str())
+        .collect();
     assert_eq!(names, ["c1", "c2", "w1"]);
     assert_eq!(answer["unreadable"], json!(["secret"]));
     assert_eq!(list[2]["disks"], json!([renamed]));
-    ensure!(list[2]["roles"] == json!(["worker"]) && list[0]["disks"] == json!([]), "{answer}");
-    let remarks: Vec<&str> = answer["remarks"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     ensure!(
-        remarks.iter().any(|one| one.contains("calls itself w1-new") && one.contains("machine ID of w1")),
+        list[2]["roles"] == json!(["worker"]) && list[0]["disks"] == json!([]),
+        "{answer}"
+    );
+    let remarks: Vec<&str> = answer["remarks"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    ensure!(
+        remarks
+            .iter()
+            .any(|one| one.contains("calls itself w1-new") && one.contains("machine ID of w1")),
         "{remarks:?}"
     );
-    ensure!(remarks.iter().any(|one| one.starts_with("somebody (")), "{remarks:?}");
+    ensure!(
+        remarks.iter().any(|one| one.starts_with("somebody (")),
+        "{remarks:?}"
+    );
 
     // A database whose pages are no pages, and no other member: refused.
     let db = control.join("var/lib/etcd/member/snap/db");
@@ -91,7 +130,10 @@ fn what_only_the_log_holds_counts_and_renamed_machines_are_told() -> Result<()> 
     bytes[..8192].fill(0);
     fs::write(&db, bytes)?;
     let refused = nodes(&roots).run()?;
-    ensure!(refused.code == 3 && refused.stderr.contains("database is damaged"), "{refused:?}");
+    ensure!(
+        refused.code == 3 && refused.stderr.contains("database is damaged"),
+        "{refused:?}"
+    );
     Ok(())
 }
 
@@ -100,14 +142,24 @@ fn a_machine_that_only_runs_etcd_is_called_so() -> Result<()> {
     let folder = tempfile::tempdir()?;
     machine(folder.path(), "db1", OF_OTHER)?;
     let role = || -> Result<String> {
-        Ok(Cmd::new(rescue_binary()).args(["inspect", "--root"]).arg(folder.path()).run()?.stdout)
+        Ok(Cmd::new(rescue_binary())
+            .args(["inspect", "--root"])
+            .arg(folder.path())
+            .run()?
+            .stdout)
     };
     let without = role()?;
-    ensure!(without.contains("a Linux system without Kubernetes"), "{without}");
-    let environment =
-        "ETCD_DATA_DIR=/var/lib/etcd\nETCD_NAME=db1\nETCD_INITIAL_ADVERTISE_PEER_URLS=http://10.0.0.1:2380\n";
+    ensure!(
+        without.contains("a Linux system without Kubernetes"),
+        "{without}"
+    );
+    let environment = "ETCD_DATA_DIR=/var/lib/etcd\nETCD_NAME=db1\nETCD_INITIAL_ADVERTISE_PEER_URLS=http://10.0.0.1:2380\n";
     fs::write(folder.path().join("etc/etcd.env"), environment)?;
     let with = role()?;
-    ensure!(with.contains("etcd, run by systemd, without Kubernetes") && !with.contains("a Linux system"), "{with}");
+    ensure!(
+        with.contains("etcd, run by systemd, without Kubernetes")
+            && !with.contains("a Linux system"),
+        "{with}"
+    );
     Ok(())
 }

@@ -29,15 +29,34 @@ struct Failure {
     lasts: bool,
 }
 
-const ONCE_EIO: Failure = Failure { with: "EIO", lasts: false };
-const EIO: Failure = Failure { with: "EIO", lasts: true };
-const ONCE_ENOSPC: Failure = Failure { with: "ENOSPC", lasts: false };
-const ENOSPC: Failure = Failure { with: "ENOSPC", lasts: true };
+const ONCE_EIO: Failure = Failure {
+    with: "EIO",
+    lasts: false,
+};
+const EIO: Failure = Failure {
+    with: "EIO",
+    lasts: true,
+};
+const ONCE_ENOSPC: Failure = Failure {
+    with: "ENOSPC",
+    lasts: false,
+};
+const ENOSPC: Failure = Failure {
+    with: "ENOSPC",
+    lasts: true,
+};
 
 impl Failure {
     fn environment(self, call: usize) -> [(&'static str, String); 2] {
-        let at = if self.lasts { format!("{call}+") } else { call.to_string() };
-        [("RESCUE_FAIL_AT", at), ("RESCUE_FAIL_WITH", self.with.to_owned())]
+        let at = if self.lasts {
+            format!("{call}+")
+        } else {
+            call.to_string()
+        };
+        [
+            ("RESCUE_FAIL_AT", at),
+            ("RESCUE_FAIL_WITH", self.with.to_owned()),
+        ]
     }
 }
 
@@ -50,7 +69,10 @@ struct Said {
 impl Said {
     fn of(output: &Output) -> Self {
         let code = output.status.code().expect("it must live");
-        Self { code, text: String::from_utf8_lossy(&output.stderr).into_owned() }
+        Self {
+            code,
+            text: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
     }
 }
 
@@ -58,9 +80,19 @@ impl Said {
 fn count_calls(start: &Images, verb: &str) -> usize {
     let folder = scratch();
     let count = folder.path().join("calls");
-    let output = start.copy_to(folder.path()).driver(verb, &[("RESCUE_COUNT_CALLS", count.display().to_string())]);
-    assert!(output.status.success(), "{verb}: {}", String::from_utf8_lossy(&output.stderr));
-    fs::read_to_string(count).unwrap().lines().filter(|line| line.starts_with("call ")).count()
+    let output = start
+        .copy_to(folder.path())
+        .driver(verb, &[("RESCUE_COUNT_CALLS", count.display().to_string())]);
+    assert!(
+        output.status.success(),
+        "{verb}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    fs::read_to_string(count)
+        .unwrap()
+        .lines()
+        .filter(|line| line.starts_with("call "))
+        .count()
 }
 
 /// Lets each call of `verb` fail in turn, on copies of `start`. Returns how many were tried and how many there are.
@@ -74,7 +106,9 @@ fn at_every_call(
     let folder = scratch();
     let total = count_calls(start, verb);
     let all = std::env::var_os("RESCUE_EXHAUSTIVE").is_some();
-    let calls: Vec<usize> = (1..=total).filter(|call| all || call % THINNED == salt % THINNED).collect();
+    let calls: Vec<usize> = (1..=total)
+        .filter(|call| all || call % THINNED == salt % THINNED)
+        .collect();
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..WORKERS {
@@ -83,7 +117,11 @@ fn at_every_call(
                     let here = folder.path().join(call.to_string());
                     let images = start.copy_to(&here);
                     let said = Said::of(&images.driver(verb, &failure.environment(call)));
-                    assert!(said.text.contains("fault injection"), "call {call} was not reached: {}", said.text);
+                    assert!(
+                        said.text.contains("fault injection"),
+                        "call {call} was not reached: {}",
+                        said.text
+                    );
                     images.check(false);
                     let what = format!("{verb}, {failure:?} at call {call}: {}", said.text);
                     then(&images, said, &what, &here);
@@ -99,7 +137,12 @@ fn at_every_call(
 fn changed(now: &Dump, before: &Dump) -> Vec<String> {
     let (now, before) = (now.but_for_freed(), before.but_for_freed());
     let path = |line: &String| line.split('|').next().unwrap_or_default().to_owned();
-    let one_way = |a: &Dump, b: &Dump| a.0.iter().filter(|line| !b.0.contains(line)).map(path).collect::<Vec<_>>();
+    let one_way = |a: &Dump, b: &Dump| {
+        a.0.iter()
+            .filter(|line| !b.0.contains(line))
+            .map(path)
+            .collect::<Vec<_>>()
+    };
     let mut paths = one_way(&now, &before);
     paths.extend(one_way(&before, &now));
     paths.sort();
@@ -109,7 +152,12 @@ fn changed(now: &Dump, before: &Dump) -> Vec<String> {
 
 /// The number after `words` in what was said.
 fn number_after(text: &str, words: &str) -> Option<usize> {
-    text.split(words).nth(1)?.split_whitespace().next()?.parse().ok()
+    text.split(words)
+        .nth(1)?
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()
 }
 
 /// A repair that failed: exit code and message against what is on the disk.
@@ -120,16 +168,25 @@ fn judge_repair(said: &Said, now: &Dump, before: &Dump, what: &str) {
         0 => assert_eq!(paths.len(), CHANGES, "{what}: {paths:?}"),
         3 => {
             now.assert_same(before, what);
-            assert!(said.text.contains("no file of the guest was changed"), "{what}");
+            assert!(
+                said.text.contains("no file of the guest was changed"),
+                "{what}"
+            );
         }
         4 if said.text.contains("unmounting failed") => {}
         4 => {
-            let applied = number_after(&said.text, "stopped after ").unwrap_or_else(|| panic!("no number: {what}"));
+            let applied = number_after(&said.text, "stopped after ")
+                .unwrap_or_else(|| panic!("no number: {what}"));
             // The step that failed may have come into effect; then it is named.
-            let in_the_middle = paths.iter().any(|path| said.text.contains(&format!("while changing {path}")));
+            let in_the_middle = paths
+                .iter()
+                .any(|path| said.text.contains(&format!("while changing {path}")));
             let most = applied + usize::from(in_the_middle);
             assert!((applied..=most).contains(&paths.len()), "{what}: {paths:?}");
-            assert!(said.text.contains(&format!(" of {CHANGES} changes")), "{what}");
+            assert!(
+                said.text.contains(&format!(" of {CHANGES} changes")),
+                "{what}"
+            );
             assert!(said.text.contains("Next: "), "{what}");
         }
         code => panic!("{what}: exit code {code}"),
@@ -144,51 +201,106 @@ fn survives(layout: &[(&'static str, &'static str)], failure: Failure, salt: usi
     repaired.succeed("apply");
     let after = repaired.dump().but_for_new_times(&before);
 
-    let (tried, calls) = at_every_call(&pristine, "apply", failure, salt, |images, said, what, here| {
-        judge_repair(&said, &images.dump(), &before, what);
-        let other = images.copy_to(&here.join("undo"));
-        images.succeed("apply");
-        images.check(false);
-        images.dump().but_for_new_times(&before).assert_same(&after, what);
-        assert!(images.leftovers().is_empty(), "{what}: {:?}", images.leftovers());
+    let (tried, calls) = at_every_call(
+        &pristine,
+        "apply",
+        failure,
+        salt,
+        |images, said, what, here| {
+            judge_repair(&said, &images.dump(), &before, what);
+            let other = images.copy_to(&here.join("undo"));
+            images.succeed("apply");
+            images.check(false);
+            images
+                .dump()
+                .but_for_new_times(&before)
+                .assert_same(&after, what);
+            assert!(
+                images.leftovers().is_empty(),
+                "{what}: {:?}",
+                images.leftovers()
+            );
 
-        let undone = Said::of(&other.driver("undo", &[]));
-        assert!(matches!(undone.code, 0 | 3), "{what}, then undo: {}", undone.text);
-        other.check(false);
-        other.dump().but_for_freed().assert_same(&before.but_for_freed(), &format!("{what}, then undo"));
-    });
-    println!("{layout:?}, {failure:?}: {tried} of {calls} calls of a repair failed, all recovered and undone");
-    assert!(calls > 120 && tried > calls / THINNED - 1, "only {tried} of {calls} calls were tried");
+            let undone = Said::of(&other.driver("undo", &[]));
+            assert!(
+                matches!(undone.code, 0 | 3),
+                "{what}, then undo: {}",
+                undone.text
+            );
+            other.check(false);
+            other
+                .dump()
+                .but_for_freed()
+                .assert_same(&before.but_for_freed(), &format!("{what}, then undo"));
+        },
+    );
+    println!(
+        "{layout:?}, {failure:?}: {tried} of {calls} calls of a repair failed, all recovered and undone"
+    );
+    assert!(
+        calls > 120 && tried > calls / THINNED - 1,
+        "only {tried} of {calls} calls were tried"
+    );
 
-    let (tried, calls) = at_every_call(&repaired, "undo", failure, salt, |images, said, what, here| {
-        let now = images.dump();
-        match said.code {
-            0 => now.but_for_freed().assert_same(&before.but_for_freed(), what),
-            3 => {
-                now.but_for_new_times(&before).assert_same(&after, what);
-                assert!(said.text.contains("no file of the guest was changed"), "{what}");
+    let (tried, calls) = at_every_call(
+        &repaired,
+        "undo",
+        failure,
+        salt,
+        |images, said, what, here| {
+            let now = images.dump();
+            match said.code {
+                0 => now
+                    .but_for_freed()
+                    .assert_same(&before.but_for_freed(), what),
+                3 => {
+                    now.but_for_new_times(&before).assert_same(&after, what);
+                    assert!(
+                        said.text.contains("no file of the guest was changed"),
+                        "{what}"
+                    );
+                }
+                4 if said.text.contains("unmounting failed") => {}
+                4 => {
+                    let done = number_after(&said.text, "stopped after ")
+                        .unwrap_or_else(|| panic!("no number: {what}"));
+                    let left = changed(&now, &before).len();
+                    let middle = usize::from(said.text.contains("while putting back "));
+                    assert!(
+                        (CHANGES - done - middle..=CHANGES - done).contains(&left),
+                        "{what}: {left} are left"
+                    );
+                }
+                code => panic!("{what}: exit code {code}"),
             }
-            4 if said.text.contains("unmounting failed") => {}
-            4 => {
-                let done = number_after(&said.text, "stopped after ").unwrap_or_else(|| panic!("no number: {what}"));
-                let left = changed(&now, &before).len();
-                let middle = usize::from(said.text.contains("while putting back "));
-                assert!((CHANGES - done - middle..=CHANGES - done).contains(&left), "{what}: {left} are left");
-            }
-            code => panic!("{what}: exit code {code}"),
-        }
-        let other = images.copy_to(&here.join("repair"));
-        let again = Said::of(&images.driver("undo", &[]));
-        assert!(matches!(again.code, 0 | 3), "{what}, then undo: {}", again.text);
-        images.check(false);
-        images.dump().but_for_freed().assert_same(&before.but_for_freed(), &format!("{what}, then undo"));
+            let other = images.copy_to(&here.join("repair"));
+            let again = Said::of(&images.driver("undo", &[]));
+            assert!(
+                matches!(again.code, 0 | 3),
+                "{what}, then undo: {}",
+                again.text
+            );
+            images.check(false);
+            images
+                .dump()
+                .but_for_freed()
+                .assert_same(&before.but_for_freed(), &format!("{what}, then undo"));
 
-        other.succeed("apply");
-        other.check(false);
-        other.dump().but_for_new_times(&before).assert_same(&after, &format!("{what}, then repair"));
-    });
-    println!("{layout:?}, {failure:?}: {tried} of {calls} calls of an undo failed, all continued and repaired again");
-    assert!(calls > 40 && tried > calls / THINNED - 1, "only {tried} of {calls} calls were tried");
+            other.succeed("apply");
+            other.check(false);
+            other
+                .dump()
+                .but_for_new_times(&before)
+                .assert_same(&after, &format!("{what}, then repair"));
+        },
+    );
+    println!(
+        "{layout:?}, {failure:?}: {tried} of {calls} calls of an undo failed, all continued and repaired again"
+    );
+    assert!(
+        calls > 40 && tried > calls / THINNED - 1,
+        "only {tried} of {calls} calls were tried"
+    );
 }
 
 #[test]
@@ -216,10 +328,18 @@ fn the_disk_becomes_full() {
 #[test]
 fn a_little_room_is_enough_or_nothing_happens() {
     let mut outcomes = [0, 0];
-    for (what, amounts) in [("blocks", vec![0, 2, 4, 8, 12, 16, 24, 48]), ("inodes", (0..=28).step_by(4).collect())] {
+    for (what, amounts) in [
+        ("blocks", vec![0, 2, 4, 8, 12, 16, 24, 48]),
+        ("inodes", (0..=28).step_by(4).collect()),
+    ] {
         for amount in amounts {
             let folder = scratch();
-            let images = Images::make(DRIVER, folder.path(), &[("/", "ext4")], Full::AllBut { what, amount });
+            let images = Images::make(
+                DRIVER,
+                folder.path(),
+                &[("/", "ext4")],
+                Full::AllBut { what, amount },
+            );
             let before = images.dump();
             for skip in [false, true] {
                 let mut environment = vec![("FREE_NOTHING", "1".to_owned())];
@@ -243,7 +363,11 @@ fn a_little_room_is_enough_or_nothing_happens() {
                                 || said.text.contains("nothing more may be freed"),
                             "{what}"
                         );
-                        assert!(here.leftovers().is_empty(), "{what}: {:?}", here.leftovers());
+                        assert!(
+                            here.leftovers().is_empty(),
+                            "{what}: {:?}",
+                            here.leftovers()
+                        );
                     }
                     code => panic!("exit code {code}: {what}"),
                 }
@@ -252,6 +376,9 @@ fn a_little_room_is_enough_or_nothing_happens() {
             }
         }
     }
-    println!("repaired {} times, refused {} times", outcomes[0], outcomes[1]);
+    println!(
+        "repaired {} times, refused {} times",
+        outcomes[0], outcomes[1]
+    );
     assert!(outcomes.iter().all(|times| *times > 3), "{outcomes:?}");
 }

@@ -39,41 +39,104 @@ const NAMES_A_FILE: &[&str] = &[
 
 /// The tree under `guest/` is the one resolver; its tests and these places are all there is.
 const ALLOWED: &[(&str, &str)] = &[
-    ("checks/etcd_look.rs", "the device number of the folder that the user named"),
+    (
+        "checks/etcd_look.rs",
+        "the device number of the folder that the user named",
+    ),
     ("cli/args.rs", "what the user typed"),
     ("cli/certs/bundle.rs", "what the user typed"),
     ("cli/certs/output.rs", "where the user wants the output"),
     ("cli/certs/passphrase.rs", "what the user typed"),
     ("cli/certs/worker.rs", "what the user typed"),
     ("cli/etcd/making.rs", "the new folder that the user named"),
-    ("cli/etcd/sources.rs", "the device number of the folder that the user named"),
+    (
+        "cli/etcd/sources.rs",
+        "the device number of the folder that the user named",
+    ),
     ("cli/given.rs", "the key file that the user named"),
-    ("disk/btrfs/identity.rs", "/dev/btrfs-control, /sys/fs/btrfs and our own devices"),
-    ("disk/btrfs/subvolumes.rs", "below a mount of ours, by descriptor, no link followed"),
-    ("disk/device_mapper.rs", "/dev/mapper/control and our own devices"),
-    ("disk/export/memory.rs", "/proc/self/cgroup and this machine's control groups"),
-    ("disk/export/mod.rs", "a type only: what the guest holds open"),
-    ("disk/export/server.rs", "/dev/fuse and the one file of ours in it"),
-    ("disk/export/spill.rs", "the file that the user names for large journals"),
-    ("disk/image/files.rs", "files that an image names: confined to its folder and those that the user allows"),
-    ("disk/image/qcow2.rs", "the image's own path, for comparison"),
+    (
+        "disk/btrfs/identity.rs",
+        "/dev/btrfs-control, /sys/fs/btrfs and our own devices",
+    ),
+    (
+        "disk/btrfs/subvolumes.rs",
+        "below a mount of ours, by descriptor, no link followed",
+    ),
+    (
+        "disk/device_mapper.rs",
+        "/dev/mapper/control and our own devices",
+    ),
+    (
+        "disk/export/memory.rs",
+        "/proc/self/cgroup and this machine's control groups",
+    ),
+    (
+        "disk/export/mod.rs",
+        "a type only: what the guest holds open",
+    ),
+    (
+        "disk/export/server.rs",
+        "/dev/fuse and the one file of ours in it",
+    ),
+    (
+        "disk/export/spill.rs",
+        "the file that the user names for large journals",
+    ),
+    (
+        "disk/image/files.rs",
+        "files that an image names: confined to its folder and those that the user allows",
+    ),
+    (
+        "disk/image/qcow2.rs",
+        "the image's own path, for comparison",
+    ),
     ("disk/image/vmdk.rs", "the image's own path, for comparison"),
-    ("disk/loop_device.rs", "/dev/loop-control, our own devices, images that the user named"),
+    (
+        "disk/loop_device.rs",
+        "/dev/loop-control, our own devices, images that the user named",
+    ),
     ("disk/luks/kdf.rs", "/proc/meminfo"),
     ("disk/mountinfo.rs", "/proc/self/mountinfo"),
     ("disk/source.rs", "disks that the user named"),
-    ("etcd/decide/levelled.rs", "etcd's own File, which reads through the guest"),
+    (
+        "etcd/decide/levelled.rs",
+        "etcd's own File, which reads through the guest",
+    ),
     ("etcd/file.rs", "a type only: what the guest holds open"),
-    ("etcd/member.rs", "etcd's own File, which reads through the guest"),
-    ("etcd/mend.rs", "etcd's own File, which reads through the guest"),
-    ("etcd/rebuild/database.rs", "etcd's own File, which reads through the guest"),
-    ("etcd/rebuild/origin.rs", "files that the user named, and etcd's own File, which reads through the guest"),
-    ("etcd/wal/behind_damage.rs", "etcd's own File, which reads through the guest"),
-    ("etcd/wal/log.rs", "etcd's own File, which reads through the guest"),
-    ("etcd/write/wal.rs", "etcd's own File, which reads through the guest"),
+    (
+        "etcd/member.rs",
+        "etcd's own File, which reads through the guest",
+    ),
+    (
+        "etcd/mend.rs",
+        "etcd's own File, which reads through the guest",
+    ),
+    (
+        "etcd/rebuild/database.rs",
+        "etcd's own File, which reads through the guest",
+    ),
+    (
+        "etcd/rebuild/origin.rs",
+        "files that the user named, and etcd's own File, which reads through the guest",
+    ),
+    (
+        "etcd/wal/behind_damage.rs",
+        "etcd's own File, which reads through the guest",
+    ),
+    (
+        "etcd/wal/log.rs",
+        "etcd's own File, which reads through the guest",
+    ),
+    (
+        "etcd/write/wal.rs",
+        "etcd's own File, which reads through the guest",
+    ),
     ("fsck/checker.rs", "where the checkers are on this machine"),
     ("fsck/run.rs", "a checker, on a device of ours"),
-    ("fuzzing/etcd.rs", "etcd's own File, which reads through the guest"),
+    (
+        "fuzzing/etcd.rs",
+        "etcd's own File, which reads through the guest",
+    ),
     ("fuzzing/runs.rs", "a throw-away guest of the fuzzer"),
     ("inventory.rs", "/sys/block"),
     ("live/coldplug.rs", "/sys/devices"),
@@ -84,34 +147,82 @@ const ALLOWED: &[(&str, &str)] = &[
     ("live/power.rs", "/proc/sys"),
     ("live/role.rs", "consoles, and the programs of the ISO"),
     ("live/session.rs", "/proc, /sys"),
-    ("mount/mod.rs", "devices of ours; below a mount by descriptor"),
-    ("repair/confined.rs", "the one writer: by descriptor beneath a mount, openat2 without links"),
-    ("repair/confined_tree.rs", "the one writer's own view, by descriptor"),
+    (
+        "mount/mod.rs",
+        "devices of ours; below a mount by descriptor",
+    ),
+    (
+        "repair/confined.rs",
+        "the one writer: by descriptor beneath a mount, openat2 without links",
+    ),
+    (
+        "repair/confined_tree.rs",
+        "the one writer's own view, by descriptor",
+    ),
     ("repair/fault.rs", "crash points of tests"),
-    ("repair/folder.rs", "the new folder that the user named, with names of our own in it"),
-    ("repair/freeing.rs", "a type only: descriptors come from confined.rs"),
-    ("repair/in_use/device.rs", "/sys, /proc and the disk that the user named"),
-    ("repair/in_use/file.rs", "/sys and the image that the user named"),
+    (
+        "repair/folder.rs",
+        "the new folder that the user named, with names of our own in it",
+    ),
+    (
+        "repair/freeing.rs",
+        "a type only: descriptors come from confined.rs",
+    ),
+    (
+        "repair/in_use/device.rs",
+        "/sys, /proc and the disk that the user named",
+    ),
+    (
+        "repair/in_use/file.rs",
+        "/sys and the image that the user named",
+    ),
     ("repair/in_use/heads.rs", "a type only"),
     ("repair/in_use/held_open.rs", "/proc"),
     ("repair/in_use/holders.rs", "/sys"),
     ("repair/in_use/image.rs", "the image that the user named"),
-    ("repair/in_use/keeper.rs", "/run/rescue, /proc and the disk that the user named"),
+    (
+        "repair/in_use/keeper.rs",
+        "/run/rescue, /proc and the disk that the user named",
+    ),
     ("repair/in_use/mod.rs", "the disk that the user named"),
     ("repair/in_use/openers.rs", "/proc"),
-    ("repair/in_use/read_only.rs", "the disk that the user named, and this program itself"),
-    ("repair/in_use/vmware.rs", "the folder of the image that the user named"),
-    ("repair/kept/keep_in.rs", "the folder of this machine that the user named"),
-    ("repair/kept/tree.rs", "a type only: descriptors come from confined.rs"),
+    (
+        "repair/in_use/read_only.rs",
+        "the disk that the user named, and this program itself",
+    ),
+    (
+        "repair/in_use/vmware.rs",
+        "the folder of the image that the user named",
+    ),
+    (
+        "repair/kept/keep_in.rs",
+        "the folder of this machine that the user named",
+    ),
+    (
+        "repair/kept/tree.rs",
+        "a type only: descriptors come from confined.rs",
+    ),
     ("repair/mod.rs", "our own OpenOptions"),
-    ("repair/new_file.rs", "a type only: descriptors come from confined.rs"),
+    (
+        "repair/new_file.rs",
+        "a type only: descriptors come from confined.rs",
+    ),
     ("repair/prune.rs", "a type only"),
     ("repair/stage.rs", "a method of ours, and a type"),
-    ("repair/storage_daemon.rs", "qemu-storage-daemon, in a folder of ours"),
-    ("repair/write_mount.rs", "our own OpenOptions; folders that the user named"),
+    (
+        "repair/storage_daemon.rs",
+        "qemu-storage-daemon, in a folder of ours",
+    ),
+    (
+        "repair/write_mount.rs",
+        "our own OpenOptions; folders that the user named",
+    ),
     ("repair/xattrs.rs", "a type only"),
     ("session.rs", "sources that the user named"),
-    ("space/plan.rs", "the device number of the folder that the user named"),
+    (
+        "space/plan.rs",
+        "the device number of the folder that the user named",
+    ),
 ];
 
 #[test]
@@ -119,7 +230,12 @@ fn no_code_outside_guest_opens_a_path_of_the_guest() {
     let source = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../rescue/src"));
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for path in rust_files(source) {
-        let name = path.strip_prefix(source).unwrap().to_str().unwrap().to_owned();
+        let name = path
+            .strip_prefix(source)
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .to_owned();
         if name.starts_with("guest/") || name.ends_with("tests.rs") {
             continue;
         }
@@ -137,8 +253,14 @@ fn no_code_outside_guest_opens_a_path_of_the_guest() {
              guest, say so in tests/tests/guest_paths.rs"
         );
     }
-    let stale: Vec<&&str> = allowed.keys().filter(|name| !found.contains_key(**name)).collect();
-    assert!(stale.is_empty(), "these need no exception any more: {stale:?}");
+    let stale: Vec<&&str> = allowed
+        .keys()
+        .filter(|name| !found.contains_key(**name))
+        .collect();
+    assert!(
+        stale.is_empty(),
+        "these need no exception any more: {stale:?}"
+    );
 }
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
@@ -156,9 +278,18 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
 
 /// Lines of the program itself, without comments and without the tests at its end.
 fn hits(text: &str) -> Vec<String> {
-    let program = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-    let lines = program.lines().map(str::trim).filter(|line| !line.starts_with("//"));
-    lines.filter(|line| NAMES_A_FILE.iter().any(|word| line.contains(word))).map(str::to_owned).collect()
+    let program = text
+        .split("#[cfg(test)]\nmod tests {")
+        .next()
+        .unwrap_or_default();
+    let lines = program
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.starts_with("//"));
+    lines
+        .filter(|line| NAMES_A_FILE.iter().any(|word| line.contains(word)))
+        .map(str::to_owned)
+        .collect()
 }
 
 #[test]

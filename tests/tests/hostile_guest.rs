@@ -22,8 +22,16 @@ const MEMORY: u64 = 768 << 10;
 const PATIENCE: Duration = Duration::from_secs(150);
 
 fn look(root: &Path, words: &str) -> Result<Ran> {
-    let script = format!("ulimit -v {MEMORY}; exec {} {words} --root {}", faulty_binary().display(), root.display());
-    Cmd::new("sh").args(["-c", &script]).env("RESCUE_ABORT_AT", "0").timeout(PATIENCE).run()
+    let script = format!(
+        "ulimit -v {MEMORY}; exec {} {words} --root {}",
+        faulty_binary().display(),
+        root.display()
+    );
+    Cmd::new("sh")
+        .args(["-c", &script])
+        .env("RESCUE_ABORT_AT", "0")
+        .timeout(PATIENCE)
+        .run()
 }
 
 fn misleads(character: char) -> bool {
@@ -37,17 +45,31 @@ fn survives(spoil: impl Fn(&Path) -> Result<()>) -> Result<String> {
     fixtures::unpack_small_control_plane(folder.path())?;
     spoil(folder.path())?;
     let mut said = String::new();
-    for words in
-        [format!("inspect --details --now {NOW}"), format!("inspect --json --now {NOW}"), format!("certs --now {NOW}")]
-    {
+    for words in [
+        format!("inspect --details --now {NOW}"),
+        format!("inspect --json --now {NOW}"),
+        format!("certs --now {NOW}"),
+    ] {
         let ran = look(folder.path(), &words)?;
-        ensure!((0..=3).contains(&ran.code), "{words} ended with {}\n{}", ran.status, ran.transcript());
-        ensure!(!ran.stderr.contains("internal error"), "{}", ran.transcript());
+        ensure!(
+            (0..=3).contains(&ran.code),
+            "{words} ended with {}\n{}",
+            ran.status,
+            ran.transcript()
+        );
+        ensure!(
+            !ran.stderr.contains("internal error"),
+            "{}",
+            ran.transcript()
+        );
         let all = ran.stdout + &ran.stderr;
         ensure!(
             !all.contains(misleads),
             "{words} shows what misleads: {:?}",
-            all.chars().filter(|c| misleads(*c)).take(9).collect::<Vec<_>>()
+            all.chars()
+                .filter(|c| misleads(*c))
+                .take(9)
+                .collect::<Vec<_>>()
         );
         said.push_str(&all);
     }
@@ -94,9 +116,16 @@ fn pipes_devices_and_sockets_where_files_are_expected() -> Result<()> {
 #[test]
 fn files_larger_than_memory() -> Result<()> {
     survives(|root| {
-        let logs = ["var/log/messages", "var/log/syslog.1", "var/log/x.log.2.gz", "root/.kube/config"];
+        let logs = [
+            "var/log/messages",
+            "var/log/syslog.1",
+            "var/log/x.log.2.gz",
+            "root/.kube/config",
+        ];
         for path in IMPORTANT.iter().chain(&logs) {
-            replace(root, path, |path| Ok(File::create(path)?.set_len(100 << 30)?))?;
+            replace(root, path, |path| {
+                Ok(File::create(path)?.set_len(100 << 30)?)
+            })?;
         }
         Ok(())
     })?;
@@ -107,7 +136,10 @@ fn files_larger_than_memory() -> Result<()> {
 fn laughs() -> String {
     let mut text = "a0: &a0 [lol]\n".to_owned();
     for level in 1..12 {
-        text.push_str(&format!("a{level}: &a{level} [{}]\n", vec![format!("*a{}", level - 1); 10].join(",")));
+        text.push_str(&format!(
+            "a{level}: &a{level} [{}]\n",
+            vec![format!("*a{}", level - 1); 10].join(",")
+        ));
     }
     text
 }
@@ -121,7 +153,10 @@ fn yaml_that_is_deep_or_large_or_unfolds() -> Result<()> {
     let very_large = format!("a: \"{}\"\n", "x".repeat(100 << 20));
     for text in [deep, deeper, list, laughs(), large, very_large] {
         survives(|root| {
-            for path in IMPORTANT.iter().filter(|path| path.ends_with(".yaml") || path.ends_with(".conf")) {
+            for path in IMPORTANT
+                .iter()
+                .filter(|path| path.ends_with(".yaml") || path.ends_with(".conf"))
+            {
                 replace(root, path, |path| Ok(fs::write(path, &text)?))?;
             }
             Ok(())
@@ -132,8 +167,14 @@ fn yaml_that_is_deep_or_large_or_unfolds() -> Result<()> {
 
 #[test]
 fn links_in_circles_and_into_this_machine() -> Result<()> {
-    const FOLDERS: [&str; 6] =
-        ["etc/kubernetes/pki", "etc/kubernetes/manifests", "var/lib/kubelet", "var/log", "etc/systemd", "root/.kube"];
+    const FOLDERS: [&str; 6] = [
+        "etc/kubernetes/pki",
+        "etc/kubernetes/manifests",
+        "var/lib/kubelet",
+        "var/log",
+        "etc/systemd",
+        "root/.kube",
+    ];
     survives(|root| {
         for folder in FOLDERS {
             let path = root.join(folder);
@@ -163,7 +204,10 @@ fn links_in_circles_and_into_this_machine() -> Result<()> {
             }
             Ok(())
         })?;
-        ensure!(!said.contains("name-of-the-helper"), "{target} was followed out of the guest");
+        ensure!(
+            !said.contains("name-of-the-helper"),
+            "{target} was followed out of the guest"
+        );
     }
     Ok(())
 }
@@ -171,7 +215,12 @@ fn links_in_circles_and_into_this_machine() -> Result<()> {
 #[test]
 fn folders_in_folders_in_folders() -> Result<()> {
     survives(|root| {
-        for folder in ["var/log", "etc/systemd/system", "etc/kubernetes/pki", "home"] {
+        for folder in [
+            "var/log",
+            "etc/systemd/system",
+            "etc/kubernetes/pki",
+            "home",
+        ] {
             let script = format!(
                 "mkdir -p {folder} && cd {folder} && python3 -c \"import os\nfor i in range(4096):\n os.mkdir('d'); os.chdir('d')\nopen('f.log.1','w')\""
             );
@@ -184,7 +233,8 @@ fn folders_in_folders_in_folders() -> Result<()> {
 
 #[test]
 fn names_that_a_terminal_would_obey() -> Result<()> {
-    let name = b"\x1b[2J\x1b]0;title\x07\n\rrescue: all is well\xc2\x9b31m\xe2\x80\xae\xe2\x80\x8b\xff";
+    let name =
+        b"\x1b[2J\x1b]0;title\x07\n\rrescue: all is well\xc2\x9b31m\xe2\x80\xae\xe2\x80\x8b\xff";
     let said = survives(|root| {
         for folder in [
             "var/log",
@@ -196,7 +246,9 @@ fn names_that_a_terminal_would_obey() -> Result<()> {
         ] {
             fs::create_dir_all(root.join(folder))?;
             for ending in ["", ".log.1", ".gz", ".crt", ".key", ".conf", ".yaml"] {
-                let file = root.join(folder).join(OsStr::from_bytes(&[name.as_slice(), ending.as_bytes()].concat()));
+                let file = root.join(folder).join(OsStr::from_bytes(
+                    &[name.as_slice(), ending.as_bytes()].concat(),
+                ));
                 let certificate = root.join("etc/kubernetes/pki/ca.crt");
                 if ending == ".crt" {
                     fs::copy(certificate, file).map(drop)?
@@ -207,22 +259,38 @@ fn names_that_a_terminal_would_obey() -> Result<()> {
         }
         let evil = "\x1b[2Jevil\x07\u{202e}";
         fs::write(root.join("etc/hostname"), format!("{evil}\n"))?;
-        replace(root, "etc/os-release", |path| Ok(fs::write(path, format!("PRETTY_NAME=\"{evil}\"\nID=debian\n"))?))?;
-        fs::write(root.join("etc/fstab"), format!("UUID={evil} /mnt/{evil} ext4 defaults 0 0\n"))?;
+        replace(root, "etc/os-release", |path| {
+            Ok(fs::write(
+                path,
+                format!("PRETTY_NAME=\"{evil}\"\nID=debian\n"),
+            )?)
+        })?;
+        fs::write(
+            root.join("etc/fstab"),
+            format!("UUID={evil} /mnt/{evil} ext4 defaults 0 0\n"),
+        )?;
         let manifest = root.join("etc/kubernetes/manifests/kube-apiserver.yaml");
         let text = fs::read_to_string(&manifest)?;
         let flag = "    - \"--tls-cert-file=/etc/\\e[2J\\u202e.crt\"\n    - --advertise-address";
-        fs::write(&manifest, text.replacen("    - --advertise-address", flag, 1))?;
+        fs::write(
+            &manifest,
+            text.replacen("    - --advertise-address", flag, 1),
+        )?;
         Ok(())
     })?;
-    ensure!(said.contains("\\u{1b}[2J") && said.contains("\\u{202e}"), "the names were not shown at all");
+    ensure!(
+        said.contains("\\u{1b}[2J") && said.contains("\\u{202e}"),
+        "the names were not shown at all"
+    );
     Ok(())
 }
 
 #[test]
 fn a_long_passwd_units_that_include_each_other_and_an_fstab_over_our_own_paths() -> Result<()> {
     survives(|root| {
-        let users: String = (0..400_000).map(|n| format!("u{n}:x:{n}:{n}::/home/u{n}:/bin/sh\n")).collect();
+        let users: String = (0..400_000)
+            .map(|n| format!("u{n}:x:{n}:{n}::/home/u{n}:/bin/sh\n"))
+            .collect();
         fs::write(root.join("etc/passwd"), users)?;
         let units = root.join("etc/systemd/system/kubelet.service.d");
         fs::create_dir_all(&units)?;
@@ -235,7 +303,16 @@ fn a_long_passwd_units_that_include_each_other_and_an_fstab_over_our_own_paths()
             fs::write(units.join(format!("{n}.conf")), text)?;
         }
         let mut fstab = String::new();
-        for at in ["/proc", "/sys", "/dev", "/", "/var/lib/rescue", "/var/lib/rescue/runs", "/../../..", "/tmp/../.."] {
+        for at in [
+            "/proc",
+            "/sys",
+            "/dev",
+            "/",
+            "/var/lib/rescue",
+            "/var/lib/rescue/runs",
+            "/../../..",
+            "/tmp/../..",
+        ] {
             fstab.push_str(&format!("/dev/sda1 {at} ext4 defaults 0 0\n"));
         }
         fstab.push_str("/etc /var/lib/rescue none bind 0 0\n/ /var none bind 0 0\n/var /var/var none bind 0 0\n");
@@ -262,7 +339,10 @@ fn a_long_passwd_units_that_include_each_other_and_an_fstab_over_our_own_paths()
 /// `RESCUE_TINY_FILES=1000000` (or ten times that) is for an afternoon; the results are in docs/measurements.md.
 #[test]
 fn very_many_tiny_files() -> Result<()> {
-    let count: u32 = std::env::var("RESCUE_TINY_FILES").ok().and_then(|text| text.parse().ok()).unwrap_or(20_000);
+    let count: u32 = std::env::var("RESCUE_TINY_FILES")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(20_000);
     survives(|root| {
         let many = root.join("var/log/many");
         fs::create_dir_all(&many)?;

@@ -30,7 +30,14 @@ fn repair(image: &Path, code: i32) -> Result<Ran> {
 }
 
 fn sha256(path: &Path) -> Result<String> {
-    Ok(Cmd::new("sha256sum").arg(path).ok()?.stdout.split(' ').next().unwrap_or_default().to_owned())
+    Ok(Cmd::new("sha256sum")
+        .arg(path)
+        .ok()?
+        .stdout
+        .split(' ')
+        .next()
+        .unwrap_or_default()
+        .to_owned())
 }
 
 type Files = BTreeMap<PathBuf, (u32, u32, u32, i64, Vec<u8>)>;
@@ -38,13 +45,21 @@ type Files = BTreeMap<PathBuf, (u32, u32, u32, i64, Vec<u8>)>;
 /// All files under /etc and of the kubelet: bytes, owner, mode, time.
 fn snapshot(root: &Path) -> Result<Files> {
     let mut files = Files::new();
-    let mut todo = vec![root.join("etc"), root.join("var/lib/kubelet"), root.join("root")];
+    let mut todo = vec![
+        root.join("etc"),
+        root.join("var/lib/kubelet"),
+        root.join("root"),
+    ];
     while let Some(path) = todo.pop() {
         let meta = path.symlink_metadata()?;
         let bytes = if meta.is_symlink() {
             fs::read_link(&path)?.into_os_string().into_encoded_bytes()
         } else if meta.is_dir() {
-            todo.extend(fs::read_dir(&path)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?);
+            todo.extend(
+                fs::read_dir(&path)?
+                    .map(|entry| Ok(entry?.path()))
+                    .collect::<Result<Vec<_>>>()?,
+            );
             continue;
         } else {
             fs::read(&path)?
@@ -64,10 +79,16 @@ struct Node {
 
 impl Node {
     fn new() -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("rescue-image-repair-").tempdir()?;
+        let folder = tempfile::Builder::new()
+            .prefix("rescue-image-repair-")
+            .tempdir()?;
         let raw = control_plane(&folder.path().join("node.raw"), 700 * MIB)?;
         let before = raw.mounted_read_only(snapshot)?;
-        Ok(Self { folder, raw, before })
+        Ok(Self {
+            folder,
+            raw,
+            before,
+        })
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -75,14 +96,20 @@ impl Node {
     }
 
     fn qemu_img(&self, line: &str) -> Result<Ran> {
-        Cmd::new("qemu-img").args(line.split(' ')).dir(self.folder.path()).ok()
+        Cmd::new("qemu-img")
+            .args(line.split(' '))
+            .dir(self.folder.path())
+            .ok()
     }
 
     /// What QEMU itself sees in an image: a clean file system, and these files.
     fn files(&self, image: &str) -> Result<Files> {
         self.qemu_img(&format!("check -q {image}"))?;
         self.qemu_img(&format!("convert -O raw {image} seen.raw"))?;
-        let seen = Disk { path: self.at("seen.raw"), ..self.raw.clone() };
+        let seen = Disk {
+            path: self.at("seen.raw"),
+            ..self.raw.clone()
+        };
         seen.assert_clean()?;
         seen.mounted_read_only(snapshot)
     }
@@ -90,9 +117,16 @@ impl Node {
     fn is_as_before(&self, image: &str) -> Result<()> {
         let files = self.files(image)?;
         for (path, state) in &self.before {
-            ensure!(files.get(path) == Some(state), "{} is not as it was", path.display());
+            ensure!(
+                files.get(path) == Some(state),
+                "{} is not as it was",
+                path.display()
+            );
         }
-        ensure!(files.len() == self.before.len(), "something was left behind");
+        ensure!(
+            files.len() == self.before.len(),
+            "something was left behind"
+        );
         Ok(())
     }
 }
@@ -102,7 +136,13 @@ fn daemons(image: &Path) -> Result<Vec<(i32, String)>> {
     let name = image.canonicalize()?.to_string_lossy().into_owned();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).into_owned();
         if line.contains("qemu-storage-daemon") && line.contains(&name) {
@@ -116,7 +156,11 @@ fn daemons(image: &Path) -> Result<Vec<(i32, String)>> {
 fn nobody_has(image: &Path) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !daemons(image)?.is_empty() {
-        ensure!(Instant::now() < deadline, "a daemon still holds {}", image.display());
+        ensure!(
+            Instant::now() < deadline,
+            "a daemon still holds {}",
+            image.display()
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(())
@@ -132,22 +176,35 @@ fn a_qcow2_over_another_is_repaired_and_the_repair_taken_back() -> Result<()> {
     let hash = sha256(&disk)?;
 
     let seen = rescue(&["inspect", "--now", NOW, text(&disk)])?;
-    ensure!(seen.code == 1 && seen.stdout.contains("apiserver expired"), "{}", seen.transcript());
+    ensure!(
+        seen.code == 1 && seen.stdout.contains("apiserver expired"),
+        "{}",
+        seen.transcript()
+    );
     ensure!(sha256(&disk)? == hash, "looking changed the image");
 
     repair(&disk, 0)?;
     nobody_has(&disk)?;
-    ensure!(node.files("disk.qcow2")? != node.before, "nothing was repaired");
+    ensure!(
+        node.files("disk.qcow2")? != node.before,
+        "nothing was repaired"
+    );
     let again = rescue(&["inspect", "--now", NOW, text(&disk)])?;
     ensure!(again.code == 0, "{}", again.transcript());
 
     let undone = rescue(&["undo", "--yes", "--now", NOW, text(&disk)])?;
     ensure!(undone.code == 0, "{}", undone.transcript());
     node.is_as_before("disk.qcow2")?;
-    ensure!(sha256(&node.at("base.qcow2"))? == base, "the file below was changed");
+    ensure!(
+        sha256(&node.at("base.qcow2"))? == base,
+        "the file below was changed"
+    );
     // The snapshot is the disk as it was, byte for byte.
     node.qemu_img("convert -O raw -l before disk.qcow2 snapshot.raw")?;
-    ensure!(sha256(&node.at("snapshot.raw"))? == sha256(&node.raw.path)?, "the snapshot was changed");
+    ensure!(
+        sha256(&node.at("snapshot.raw"))? == sha256(&node.raw.path)?,
+        "the snapshot was changed"
+    );
     Ok(())
 }
 
@@ -160,7 +217,11 @@ fn a_repair_of_a_qcow2_that_was_killed_is_completed_by_the_next() -> Result<()> 
         fs::copy(node.at("fresh.qcow2"), node.at("disk.qcow2"))?;
         let disk = node.at("disk.qcow2");
         let ran = rescue_faulty(at, ["repair", "--yes", "--now", NOW, text(&disk)]).run()?;
-        ensure!(ran.code == -1, "it was not killed at {at}: {}", ran.transcript());
+        ensure!(
+            ran.code == -1,
+            "it was not killed at {at}: {}",
+            ran.transcript()
+        );
         // At once: the daemon of the killed run is waited for.
         repair(&disk, 0).with_context(|| format!("after a kill at {at}"))?;
         let undone = rescue(&["undo", "--yes", "--now", NOW, text(&disk)])?;
@@ -179,22 +240,41 @@ fn a_daemon_that_is_killed_leaves_nothing_behind() -> Result<()> {
     let scratch = node.at("scratch");
     fs::create_dir(&scratch)?;
     let mut command = Command::new(faulty_binary());
-    command.env("RESCUE_ABORT_AT", "0").env("TMPDIR", &scratch).args(["repair", "--yes", "--now", NOW, text(&disk)]);
-    let mut repairing = Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+    command
+        .env("RESCUE_ABORT_AT", "0")
+        .env("TMPDIR", &scratch)
+        .args(["repair", "--yes", "--now", NOW, text(&disk)]);
+    let mut repairing = Running(
+        command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?,
+    );
     let deadline = Instant::now() + Duration::from_secs(60);
     let daemon = loop {
-        let there = daemons(&disk)?.into_iter().find(|(_, program)| program.ends_with("qemu-storage-daemon"));
+        let there = daemons(&disk)?
+            .into_iter()
+            .find(|(_, program)| program.ends_with("qemu-storage-daemon"));
         if let Some((pid, _)) = there {
             break pid;
         }
-        ensure!(Instant::now() < deadline && repairing.0.try_wait()?.is_none(), "no daemon was started");
+        ensure!(
+            Instant::now() < deadline && repairing.0.try_wait()?.is_none(),
+            "no daemon was started"
+        );
     };
     std::thread::sleep(Duration::from_millis(300));
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon), nix::sys::signal::Signal::SIGKILL)?;
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(daemon),
+        nix::sys::signal::Signal::SIGKILL,
+    )?;
     let ended = repairing.0.wait()?;
     ensure!(!ended.success(), "the repair did not notice");
     nobody_has(&disk)?;
-    let left: Vec<_> = fs::read_dir(&scratch)?.flatten().map(|entry| entry.path()).collect();
+    let left: Vec<_> = fs::read_dir(&scratch)?
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
     ensure!(left.is_empty(), "{left:?} stayed");
 
     node.qemu_img("check -q -r all disk.qcow2")?;
@@ -221,18 +301,28 @@ fn what_must_not_be_written_to_is_refused_and_stays_as_it_is() -> Result<()> {
     let refused = |image: &Path, words: &[&str]| -> Result<()> {
         let before = sha256(image)?;
         let ran = repair(image, 3)?;
-        ensure!(words.iter().all(|word| ran.stderr.contains(word)), "{words:?} in {}", ran.stderr);
+        ensure!(
+            words.iter().all(|word| ran.stderr.contains(word)),
+            "{words:?} in {}",
+            ran.stderr
+        );
         ensure!(sha256(image)? == before, "{} was changed", image.display());
         Ok(())
     };
     for (bit, words) in [(1_u8, "was not closed by QEMU"), (2, "marked as corrupt")] {
-        File::options().write(true).open(&disk)?.write_all_at(&[bit], 79)?;
+        File::options()
+            .write(true)
+            .open(&disk)?
+            .write_all_at(&[bit], 79)?;
         refused(&disk, &[words, "qemu-img check -r all"])?;
     }
     // The line to type does what it says.
     node.qemu_img("check -q -r all disk.qcow2")?;
 
-    let node_words = format!("driver=qcow2,node-name=d,file.driver=file,file.filename={}", disk.display());
+    let node_words = format!(
+        "driver=qcow2,node-name=d,file.driver=file,file.filename={}",
+        disk.display()
+    );
     let export = format!(
         "type=vhost-user-blk,id=e,node-name=d,writable=on,addr.type=unix,addr.path={}",
         node.at("socket").display()
@@ -253,18 +343,32 @@ fn what_must_not_be_written_to_is_refused_and_stays_as_it_is() -> Result<()> {
     let path = node.at("empty");
     fs::create_dir(&path)?;
     let words = ["repair", "--yes", "--now", NOW, text(&disk)];
-    let ran = Cmd::new(faulty_binary()).env("PATH", &path).args(words).run()?;
+    let ran = Cmd::new(faulty_binary())
+        .env("PATH", &path)
+        .args(words)
+        .run()?;
     ensure!(
-        ran.code == 3 && ran.stderr.contains("no qemu-storage-daemon") && ran.stderr.contains("qemu-img convert"),
+        ran.code == 3
+            && ran.stderr.contains("no qemu-storage-daemon")
+            && ran.stderr.contains("qemu-img convert"),
         "{}",
         ran.transcript()
     );
 
     for form in ["monolithicSparse", "streamOptimized"] {
-        node.qemu_img(&format!("convert -O vmdk -o subformat={form} node.raw disk.vmdk"))?;
+        node.qemu_img(&format!(
+            "convert -O vmdk -o subformat={form} node.raw disk.vmdk"
+        ))?;
         let seen = rescue(&["inspect", "--now", NOW, text(&node.at("disk.vmdk"))])?;
-        ensure!(seen.code == 1 && seen.stdout.contains("apiserver expired"), "{}", seen.transcript());
-        refused(&node.at("disk.vmdk"), &[form, "qemu-img convert -f vmdk -O raw"])?;
+        ensure!(
+            seen.code == 1 && seen.stdout.contains("apiserver expired"),
+            "{}",
+            seen.transcript()
+        );
+        refused(
+            &node.at("disk.vmdk"),
+            &[form, "qemu-img convert -f vmdk -O raw"],
+        )?;
     }
     Ok(())
 }

@@ -23,16 +23,23 @@ const LOG_FILE: u64 = 60 * MIB;
 
 /// Three members with the little of a control plane that etcd's repair asks for, killed.
 fn cluster() -> Result<Cluster> {
-    let mut cluster =
-        Cluster::prepare(&Version::debian(), 3, 40, |folder, name| folder.join(name).join("var/lib/etcd"))?;
+    let mut cluster = Cluster::prepare(&Version::debian(), 3, 40, |folder, name| {
+        folder.join(name).join("var/lib/etcd")
+    })?;
     for member in &cluster.members {
         let root = root(&member.data_dir);
         for folder in ["bin", "var/lib", "etc/kubernetes/manifests"] {
             fs::create_dir_all(root.join(folder))?;
         }
         fs::write(root.join("etc/hostname"), format!("{}\n", member.name))?;
-        fs::write(root.join("etc/os-release"), "ID=debian\nPRETTY_NAME=Debian\n")?;
-        fs::write(root.join("etc/fstab"), format!("LABEL={} / auto defaults 0 1\n", member.name))?;
+        fs::write(
+            root.join("etc/os-release"),
+            "ID=debian\nPRETTY_NAME=Debian\n",
+        )?;
+        fs::write(
+            root.join("etc/fstab"),
+            format!("LABEL={} / auto defaults 0 1\n", member.name),
+        )?;
         let manifest = format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: etcd, namespace: kube-system}}\nspec:\n  containers:\n  - name: etcd\n    \
              image: k8s.gcr.io/etcd:3.4.13-0\n    command: [etcd, --data-dir=/var/lib/etcd, --name={}, \
@@ -57,7 +64,9 @@ fn root(data_dir: &Path) -> &Path {
 
 /// A disk with a member's guest on it.
 fn disk(path: &Path, kind: FileSystem, name: &str, root: &Path) -> Result<Disk> {
-    let disk = DiskBuilder::new(SIZE).partition(Partition::new(kind, "/").label(name)).build(path)?;
+    let disk = DiskBuilder::new(SIZE)
+        .partition(Partition::new(kind, "/").label(name))
+        .build(path)?;
     disk.mounted(|to| etcd::copy(&root.join("."), to))?;
     Ok(disk)
 }
@@ -65,7 +74,11 @@ fn disk(path: &Path, kind: FileSystem, name: &str, root: &Path) -> Result<Disk> 
 /// Everything of a guest that a repair may change, and every byte of etcd's.
 fn state(root: &Path) -> Result<(BTreeMap<PathBuf, State>, String)> {
     let list = "find . -printf '%p %y %m %u %s\\n' | sort; find . -type f -print0 | sort -z | xargs -0 -r sha256sum";
-    let etcd = Cmd::new("sh").args(["-c", list]).dir(root.join("var/lib/etcd")).ok()?.stdout;
+    let etcd = Cmd::new("sh")
+        .args(["-c", list])
+        .dir(root.join("var/lib/etcd"))
+        .ok()?
+        .stdout;
     Ok((snapshot(root)?, etcd))
 }
 
@@ -79,34 +92,71 @@ fn judge(cluster: &mut Cluster, disks: &[Disk], held: &(Vec<etcd::Key>, i64)) ->
     cluster.run().context("starting what was repaired")?;
     for number in 0..disks.len() {
         let now = cluster.keys(number)?;
-        ensure!(now == *held, "m{}: revision {} instead of {}, or other keys", number + 1, now.1, held.1);
-        ensure!(cluster.hash(number, held.1)? == cluster.hash(0, held.1)?, "hashes differ");
+        ensure!(
+            now == *held,
+            "m{}: revision {} instead of {}, or other keys",
+            number + 1,
+            now.1,
+            held.1
+        );
+        ensure!(
+            cluster.hash(number, held.1)? == cluster.hash(0, held.1)?,
+            "hashes differ"
+        );
     }
-    ensure!(cluster.list()?.len() == disks.len(), "{:?}", cluster.list()?);
+    ensure!(
+        cluster.list()?.len() == disks.len(),
+        "{:?}",
+        cluster.list()?
+    );
     cluster.put("new", "write")?;
     for number in 0..disks.len() {
-        let got = cluster.ctl(number).args(["get", "new", "--print-value-only"]).ok()?.stdout;
-        ensure!(got.trim() == "write", "m{} does not have the new write: {got}", number + 1);
+        let got = cluster
+            .ctl(number)
+            .args(["get", "new", "--print-value-only"])
+            .ok()?
+            .stdout;
+        ensure!(
+            got.trim() == "write",
+            "m{} does not have the new write: {got}",
+            number + 1
+        );
     }
     cluster.kill()
 }
 
 #[test]
 fn three_control_planes_are_repaired_unattended_as_one() -> Result<()> {
-    let folder = tempfile::Builder::new().prefix("rescue-iso-all-nodes-").tempdir()?;
-    let arguments = ["rescue.auto=repair", "rescue.all-nodes", "rescue.only=etcd", "rescue.after=shell"];
+    let folder = tempfile::Builder::new()
+        .prefix("rescue-iso-all-nodes-")
+        .tempdir()?;
+    let arguments = [
+        "rescue.auto=repair",
+        "rescue.all-nodes",
+        "rescue.only=etcd",
+        "rescue.after=shell",
+    ];
     let iso = iso(&arguments)?;
     let mut cluster = cluster()?;
     let held = cluster.keys(0)?;
     cluster.kill()?;
     // One lost its database's end, one everything.
-    let dirs: Vec<_> = cluster.members.iter().map(|member| member.data_dir.clone()).collect();
-    let database = fs::OpenOptions::new().write(true).open(dirs[1].join("member/snap/db"))?;
+    let dirs: Vec<_> = cluster
+        .members
+        .iter()
+        .map(|member| member.data_dir.clone())
+        .collect();
+    let database = fs::OpenOptions::new()
+        .write(true)
+        .open(dirs[1].join("member/snap/db"))?;
     database.set_len(8192)?;
     fs::remove_dir_all(dirs[2].join("member"))?;
     let logs = fs::read_dir(dirs[0].join("member/wal"))?.map(|file| Ok(file?.metadata()?.len()));
     let logs: u64 = logs.sum::<Result<u64>>()?;
-    ensure!(logs > LOG_FILE, "{logs} bytes of logs are no member of a usual size");
+    ensure!(
+        logs > LOG_FILE,
+        "{logs} bytes of logs are no member of a usual size"
+    );
 
     let kinds = [FileSystem::Ext4, FileSystem::Btrfs, FileSystem::Xfs];
     let mut disks = Vec::new();
@@ -114,37 +164,61 @@ fn three_control_planes_are_repaired_unattended_as_one() -> Result<()> {
         let image = folder.path().join(format!("{}.img", member.name));
         disks.push(disk(&image, kind, &member.name, root(&member.data_dir))?);
     }
-    let before = disks.iter().map(|disk| disk.mounted_read_only(state)).collect::<Result<Vec<_>>>()?;
+    let before = disks
+        .iter()
+        .map(|disk| disk.mounted_read_only(state))
+        .collect::<Result<Vec<_>>>()?;
 
     let vm = Vm::new(Firmware::Bios, Medium::Cd, &iso, 512);
-    let vm = disks.iter().fold(vm, |vm, disk| vm.disk(Controller::VirtioBlk, &disk.path));
+    let vm = disks
+        .iter()
+        .fold(vm, |vm, disk| vm.disk(Controller::VirtioBlk, &disk.path));
     let mut machine = vm.start()?;
     machine.expect("=== rescue receipt", BOOT)?;
     eprintln!("started {:.1} s after power on", machine.up().as_secs_f64());
     let said = machine.expect("rescue: exit ", ANSWER)?;
-    machine.expect("0\n", ANSWER).with_context(|| said.clone())?;
-    eprintln!("repaired {:.1} s after power on", machine.up().as_secs_f64());
+    machine
+        .expect("0\n", ANSWER)
+        .with_context(|| said.clone())?;
+    eprintln!(
+        "repaired {:.1} s after power on",
+        machine.up().as_secs_f64()
+    );
     ensure!(said.contains("G1"), "{said}");
     machine.expect("This is a shell.", ANSWER)?;
     // Nothing of the guests is mounted any more: this is what the next boot would see.
     let repaired = disks.iter().zip(&cluster.members);
-    let repaired =
-        repaired.map(|(disk, member)| disk.copy_to(&folder.path().join(format!("{}-repaired.img", member.name))));
+    let repaired = repaired.map(|(disk, member)| {
+        disk.copy_to(&folder.path().join(format!("{}-repaired.img", member.name)))
+    });
     let repaired = repaired.collect::<Result<Vec<_>>>()?;
 
-    let undone = machine.shell("rescue undo --yes /dev/vda /dev/vdb /dev/vdc; echo code $?", ANSWER)?;
+    let undone = machine.shell(
+        "rescue undo --yes /dev/vda /dev/vdb /dev/vdc; echo code $?",
+        ANSWER,
+    )?;
     ensure!(undone.contains("\ncode 0\n"), "{undone}");
     machine.send("poweroff -f\r")?;
     machine.wait_off(ANSWER)?;
-    eprintln!("undone and off {:.1} s after power on", machine.up().as_secs_f64());
+    eprintln!(
+        "undone and off {:.1} s after power on",
+        machine.up().as_secs_f64()
+    );
     let said = machine.transcript();
     drop(machine);
-    ensure!(!said.contains("Kernel panic") && !said.contains("panicked at"), "{said}");
+    ensure!(
+        !said.contains("Kernel panic") && !said.contains("panicked at"),
+        "{said}"
+    );
 
     judge(&mut cluster, &repaired, &held)?;
     for (disk, before) in disks.iter().zip(&before) {
         disk.assert_clean()?;
-        ensure!(disk.mounted_read_only(state)? == *before, "{} is not what it was", disk.path.display());
+        ensure!(
+            disk.mounted_read_only(state)? == *before,
+            "{} is not what it was",
+            disk.path.display()
+        );
     }
     Ok(())
 }

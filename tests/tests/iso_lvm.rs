@@ -23,7 +23,10 @@ fn shell(machine: &mut Machine, command: &str) -> Result<String> {
 /// Makes another machine of a clone of the template: its own name and machine-id, and no node yet.
 fn into_another_machine(root: &Path) -> Result<()> {
     std::fs::write(root.join("etc/hostname"), "another-machine\n")?;
-    std::fs::write(root.join("etc/machine-id"), "0123456789abcdef0123456789abcdef\n")?;
+    std::fs::write(
+        root.join("etc/machine-id"),
+        "0123456789abcdef0123456789abcdef\n",
+    )?;
     for folder in ["etc/kubernetes", "var/lib/kubelet", "var/lib/etcd"] {
         std::fs::remove_dir_all(root.join(folder))?;
     }
@@ -31,14 +34,17 @@ fn into_another_machine(root: &Path) -> Result<()> {
 }
 
 #[test]
-fn the_outages_machine_beside_its_clone_and_a_striped_volume_killed_at_the_worst_moment() -> Result<()> {
+fn the_outages_machine_beside_its_clone_and_a_striped_volume_killed_at_the_worst_moment()
+-> Result<()> {
     let folder = tempfile::tempdir()?;
     let at = |name: &str| folder.path().join(name);
     let node = centos::control_plane(&at("node.img"), 600 * MIB)?;
     let clone = node.copy_to(&at("clone.img"))?;
     clone.mounted(into_another_machine)?;
     node.mounted(fill::to_enospc)?;
-    centos::cut_power(&node, |root| Ok(std::fs::write(root.join("etc/motd"), "written last\n")?))?;
+    centos::cut_power(&node, |root| {
+        Ok(std::fs::write(root.join("etc/motd"), "written last\n")?)
+    })?;
     let before = clone.sha256()?;
 
     // A control plane on a volume in stripes over two whole disks, in a group that is called `centos`, too.
@@ -46,11 +52,17 @@ fn the_outages_machine_beside_its_clone_and_a_striped_volume_killed_at_the_worst
     let file_system = at("file-system.img");
     let bare = |path: &Path| -> Result<Disk> {
         let root = Partition::new(FileSystem::Ext4, "/").uuid(tests::fixtures::ROOT_UUID);
-        DiskBuilder::new(352 * MIB).table(Table::Bare).partition(root).build(path)
+        DiskBuilder::new(352 * MIB)
+            .table(Table::Bare)
+            .partition(root)
+            .build(path)
     };
     bare(&file_system)?.populate_control_plane()?;
     // The bitmap forgets blocks that files use.
-    Cmd::new("debugfs").args(["-w", "-R", "freeb 20000 2000"]).arg(&file_system).ok()?;
+    Cmd::new("debugfs")
+        .args(["-w", "-R", "freeb 20000 2000"])
+        .arg(&file_system)
+        .ok()?;
     for disk in &striped {
         std::fs::File::create(disk)?.set_len(200 * MIB)?;
     }
@@ -58,13 +70,22 @@ fn the_outages_machine_beside_its_clone_and_a_striped_volume_killed_at_the_worst
         let names: Vec<&str> = devices.iter().map(String::as_str).collect();
         run(&[&["pvcreate", "-q"], names.as_slice()].concat())?;
         run(&[&["vgcreate", "-q", "centos"], names.as_slice()].concat())?;
-        let create = ["lvcreate", "-q", "-an", "-Zn", "-Wn", "-n", "root", "-L", "352m"];
+        let create = [
+            "lvcreate", "-q", "-an", "-Zn", "-Wn", "-n", "root", "-L", "352m",
+        ];
         run(&[create.as_slice(), &["-i", "2", "-I", "64k", "centos"]].concat())?;
         lvm::Places::of("centos/root", STRIPE, devices, &striped, run)
     })?;
     places.pour(&file_system)?;
 
-    let iso = iso_of(&faulty_binary(), &["rescue.auto=repair", "rescue.node=/dev/vdb", "rescue.after=shell"])?;
+    let iso = iso_of(
+        &faulty_binary(),
+        &[
+            "rescue.auto=repair",
+            "rescue.node=/dev/vdb",
+            "rescue.after=shell",
+        ],
+    )?;
     let mut vm = Vm::new(Firmware::Bios, Medium::Cd, &iso, 512);
     for image in [&clone.path, &node.path, &striped[0], &striped[1]] {
         vm = vm.disk(Controller::VirtioBlk, image);
@@ -75,24 +96,59 @@ fn the_outages_machine_beside_its_clone_and_a_striped_volume_killed_at_the_worst
     ensure!(said.contains("Repaired k8s-master01"), "{said}");
     vm.expect("0\n", ANSWER)?;
     vm.expect("This is a shell.", ANSWER)?;
-    let left = shell(&mut vm, "ls /sys/block | grep dm-; grep -c dm_mod /proc/modules")?;
+    let left = shell(
+        &mut vm,
+        "ls /sys/block | grep dm-; grep -c dm_mod /proc/modules",
+    )?;
     ensure!(!left.contains("dm-0") && left.contains("\n1\n"), "{left}");
 
     // Damaged: the checker mends it on the volume, and no repair would begin before.
-    let said = shell(&mut vm, "rescue fsck --yes /dev/vdc /dev/vdd; echo code $?; ls /sys/block/vdc/holders")?;
-    ensure!(said.contains("DAMAGED") && said.contains("e2fsck -f -p") && said.contains("code 0\n"), "{said}");
-    ensure!(said.contains("no damage found") && !said.contains("\ndm-"), "{said}");
+    let said = shell(
+        &mut vm,
+        "rescue fsck --yes /dev/vdc /dev/vdd; echo code $?; ls /sys/block/vdc/holders",
+    )?;
+    ensure!(
+        said.contains("DAMAGED") && said.contains("e2fsck -f -p") && said.contains("code 0\n"),
+        "{said}"
+    );
+    ensure!(
+        said.contains("no damage found") && !said.contains("\ndm-"),
+        "{said}"
+    );
 
     // Killed before the device was marked for removal: it stays, and does not stand in the way.
     let repair = "rescue repair --yes /dev/vdc /dev/vdd";
-    let said = shell(&mut vm, &format!("RESCUE_ABORT_AT=1 {repair}; cat /sys/block/vdc/holders/dm-*/dm/uuid"))?;
-    ensure!(said.contains("not yet marked for removal") && said.contains("RESCUE-"), "{said}");
+    let said = shell(
+        &mut vm,
+        &format!("RESCUE_ABORT_AT=1 {repair}; cat /sys/block/vdc/holders/dm-*/dm/uuid"),
+    )?;
+    ensure!(
+        said.contains("not yet marked for removal") && said.contains("RESCUE-"),
+        "{said}"
+    );
     // Killed while files change: nothing stays.
-    let said = shell(&mut vm, &format!("RESCUE_ABORT_AT=60 {repair}; sleep 1; ls /sys/block/vdc/holders"))?;
-    ensure!(said.contains("abort at point 60") && !said.contains("\ndm-"), "{said}");
-    let said = shell(&mut vm, &format!("{repair}; echo code $?; ls /sys/block/vdd/holders"))?;
-    ensure!(said.contains("Repaired k8s-master01") && said.contains("code 0") && !said.contains("\ndm-"), "{said}");
-    let said = shell(&mut vm, "rescue repair --yes --node /dev/vdb /dev/vda /dev/vdb; echo code $?")?;
+    let said = shell(
+        &mut vm,
+        &format!("RESCUE_ABORT_AT=60 {repair}; sleep 1; ls /sys/block/vdc/holders"),
+    )?;
+    ensure!(
+        said.contains("abort at point 60") && !said.contains("\ndm-"),
+        "{said}"
+    );
+    let said = shell(
+        &mut vm,
+        &format!("{repair}; echo code $?; ls /sys/block/vdd/holders"),
+    )?;
+    ensure!(
+        said.contains("Repaired k8s-master01")
+            && said.contains("code 0")
+            && !said.contains("\ndm-"),
+        "{said}"
+    );
+    let said = shell(
+        &mut vm,
+        "rescue repair --yes --node /dev/vdb /dev/vda /dev/vdb; echo code $?",
+    )?;
     ensure!(said.contains("code 0"), "{said}");
     vm.send("poweroff -f\r")?;
     vm.wait_off(ANSWER)?;
@@ -102,11 +158,17 @@ fn the_outages_machine_beside_its_clone_and_a_striped_volume_killed_at_the_worst
     node.assert_clean()?;
     let judgement = judge::disk(&node)?;
     ensure!(judgement.healthy(), "{:#?}", judgement.rows());
-    ensure!(node.mounted_read_only(|root| Ok(std::fs::read_to_string(root.join("etc/motd"))?))? == "written last\n");
+    ensure!(
+        node.mounted_read_only(|root| Ok(std::fs::read_to_string(root.join("etc/motd"))?))?
+            == "written last\n"
+    );
 
     let drawn = at("drawn.img");
     places.draw(&drawn)?;
-    let drawn = Disk { path: drawn, ..bare(&at("unused.img"))? };
+    let drawn = Disk {
+        path: drawn,
+        ..bare(&at("unused.img"))?
+    };
     drawn.assert_clean()?;
     let judgement = judge::disk(&drawn)?;
     ensure!(judgement.healthy(), "{:#?}", judgement.rows());

@@ -25,7 +25,9 @@ fn full_disk(path: &Path) -> Result<Disk> {
 
 fn machine(iso: &Path, disks: &[&Path]) -> Vm {
     let vm = Vm::new(Firmware::Bios, Medium::Cd, iso, LITTLE_MEMORY);
-    disks.iter().fold(vm, |vm, disk| vm.disk(Controller::VirtioBlk, disk))
+    disks
+        .iter()
+        .fold(vm, |vm, disk| vm.disk(Controller::VirtioBlk, disk))
 }
 
 fn assert_healthy(disk: &Disk) -> Result<()> {
@@ -33,7 +35,11 @@ fn assert_healthy(disk: &Disk) -> Result<()> {
     disk.mounted(|_| Ok(()))?;
     disk.assert_clean()?;
     let judgement = judge::disk(disk)?;
-    ensure!(judgement.healthy(), "not healthy after the repair: {:#?}", judgement.rows());
+    ensure!(
+        judgement.healthy(),
+        "not healthy after the repair: {:#?}",
+        judgement.rows()
+    );
     Ok(())
 }
 
@@ -52,7 +58,8 @@ fn wait_for_a_write(image: &Path, made: SystemTime) -> Result<()> {
 }
 
 #[test]
-fn a_full_and_expired_control_plane_is_repaired_unattended_and_survives_five_power_cuts() -> Result<()> {
+fn a_full_and_expired_control_plane_is_repaired_unattended_and_survives_five_power_cuts()
+-> Result<()> {
     let folder = tempfile::tempdir()?;
     let iso = iso(&["rescue.auto=repair"])?;
     let broken = full_disk(&folder.path().join("broken.img"))?;
@@ -71,7 +78,10 @@ fn a_full_and_expired_control_plane_is_repaired_unattended_and_survives_five_pow
     ensure!(said.contains("=== end of rescue receipt"), "{said}");
     vm.expect("0\n", FAREWELL)?;
     vm.wait_off(FAREWELL)?;
-    eprintln!("from the first write to the receipt: {:.1} s", took.as_secs_f64());
+    eprintln!(
+        "from the first write to the receipt: {:.1} s",
+        took.as_secs_f64()
+    );
     drop(vm);
     assert_healthy(&whole)?;
 
@@ -90,7 +100,15 @@ fn a_full_and_expired_control_plane_is_repaired_unattended_and_survives_five_pow
         drop(vm);
         cut_in_the_middle += u32::from(!finished);
         let runs = rescue(["runs", &path.to_string_lossy()]).run()?;
-        eprintln!("cut {cut}: {}; {}", if finished { "too late" } else { "in the middle" }, runs.stdout.trim());
+        eprintln!(
+            "cut {cut}: {}; {}",
+            if finished {
+                "too late"
+            } else {
+                "in the middle"
+            },
+            runs.stdout.trim()
+        );
         if cut == 0 {
             let mut vm = machine(&iso, &[&path]).start()?;
             vm.expect("rescue: exit 0", BOOT + REPAIR)?;
@@ -101,14 +119,20 @@ fn a_full_and_expired_control_plane_is_repaired_unattended_and_survives_five_pow
         assert_healthy(&disk)?;
         std::fs::remove_file(&path)?;
     }
-    ensure!(cut_in_the_middle >= 3, "only {cut_in_the_middle} of 5 cuts hit the repair while it wrote");
+    ensure!(
+        cut_in_the_middle >= 3,
+        "only {cut_in_the_middle} of 5 cuts hit the repair while it wrote"
+    );
     Ok(())
 }
 
 /// Makes another machine of a copy: its own name, machine-id and no node of the first one's cluster.
 fn into_another_machine(root: &Path) -> Result<()> {
     std::fs::write(root.join("etc/hostname"), "another-machine\n")?;
-    std::fs::write(root.join("etc/machine-id"), "0123456789abcdef0123456789abcdef\n")?;
+    std::fs::write(
+        root.join("etc/machine-id"),
+        "0123456789abcdef0123456789abcdef\n",
+    )?;
     for folder in ["etc/kubernetes", "var/lib/kubelet", "var/lib/etcd"] {
         std::fs::remove_dir_all(root.join(folder))?;
     }
@@ -117,13 +141,24 @@ fn into_another_machine(root: &Path) -> Result<()> {
 
 /// Boots both disks with an unattended repair and expects it to be refused with `words`, and both disks to stay as they are.
 fn refused_unattended(disks: [&Disk; 2], words: &str) -> Result<()> {
-    let before = disks.iter().map(|disk| disk.sha256()).collect::<Result<Vec<_>>>()?;
-    let mut vm = machine(&iso(&["rescue.auto=repair"])?, &disks.map(|disk| disk.path.as_path())).start()?;
+    let before = disks
+        .iter()
+        .map(|disk| disk.sha256())
+        .collect::<Result<Vec<_>>>()?;
+    let mut vm = machine(
+        &iso(&["rescue.auto=repair"])?,
+        &disks.map(|disk| disk.path.as_path()),
+    )
+    .start()?;
     let said = vm.expect("rescue: exit 3", BOOT)?;
     ensure!(said.contains(words), "{said}");
     vm.wait_off(FAREWELL)?;
     ensure!(
-        disks.iter().map(|disk| disk.sha256()).collect::<Result<Vec<_>>>()? == before,
+        disks
+            .iter()
+            .map(|disk| disk.sha256())
+            .collect::<Result<Vec<_>>>()?
+            == before,
         "a refused repair changed a disk"
     );
     Ok(())
@@ -145,10 +180,20 @@ fn an_argument_that_is_not_understood_stops_an_unattended_repair() -> Result<()>
     let path = folder.path().join("disk.img");
     let disk = control_plane(&path, 512 * MIB)?;
     let before = disk.sha256()?;
-    let mut vm = machine(&iso(&["rescue.auto=repair", "rescue.onyl=certificates"])?, &[&path]).start()?;
+    let mut vm = machine(
+        &iso(&["rescue.auto=repair", "rescue.onyl=certificates"])?,
+        &[&path],
+    )
+    .start()?;
     let said = vm.expect("rescue: exit 3", BOOT)?;
-    ensure!(said.contains("rescue.onyl=certificates: there is no such setting"), "{said}");
+    ensure!(
+        said.contains("rescue.onyl=certificates: there is no such setting"),
+        "{said}"
+    );
     vm.wait_off(FAREWELL)?;
-    ensure!(disk.sha256()? == before, "a refused repair changed the disk");
+    ensure!(
+        disk.sha256()? == before,
+        "a refused repair changed the disk"
+    );
     Ok(())
 }

@@ -34,23 +34,42 @@ impl Nodes {
             let (name, files) = (format!("m{n}"), folder.join("files"));
             old_member(&files, &name);
             let member = files.join("var/lib/etcd/member");
-            let mut database: Vec<u8> =
-                (0..DATABASE as u64).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+            let mut database: Vec<u8> = (0..DATABASE as u64)
+                .map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8)
+                .collect();
             database.extend(format!("data of {name}").bytes());
             fs::write(member.join("snap/db"), database).unwrap();
-            fs::set_permissions(member.join("wal/0.wal"), fs::Permissions::from_mode(0o640)).unwrap();
+            fs::set_permissions(member.join("wal/0.wal"), fs::Permissions::from_mode(0o640))
+                .unwrap();
             for path in ["", "snap", "snap/db", "wal/0.wal"] {
                 std::os::unix::fs::chown(member.join(path), Some(52), Some(53)).unwrap();
                 let value = format!("label of {path}");
                 let flags = rustix::fs::XattrFlags::empty();
-                rustix::fs::setxattr(member.join(path), "security.selinux", value.as_bytes(), flags).unwrap();
+                rustix::fs::setxattr(
+                    member.join(path),
+                    "security.selinux",
+                    value.as_bytes(),
+                    flags,
+                )
+                .unwrap();
             }
             std::os::unix::fs::symlink("db", member.join("snap/link")).unwrap();
             if n == full {
                 fs::write(files.join("var/filled"), vec![1; FILLED]).unwrap();
             }
             let mkfs = Command::new("mkfs.ext4")
-                .args(["-q", "-F", "-b", "1024", "-J", "size=1", "-N", "256", "-E", "lazy_itable_init=0,nodiscard"])
+                .args([
+                    "-q",
+                    "-F",
+                    "-b",
+                    "1024",
+                    "-J",
+                    "size=1",
+                    "-N",
+                    "256",
+                    "-E",
+                    "lazy_itable_init=0,nodiscard",
+                ])
                 .arg("-d")
                 .arg(&files)
                 .arg(folder.join(format!("{name}.img")))
@@ -59,15 +78,25 @@ impl Nodes {
             assert!(mkfs.unwrap().success(), "mkfs.ext4");
             fs::remove_dir_all(&files).unwrap();
         }
-        Self { folder: folder.to_path_buf(), count }
+        Self {
+            folder: folder.to_path_buf(),
+            count,
+        }
     }
 
     fn copy_to(&self, folder: &Path) -> Self {
         fs::create_dir_all(folder).unwrap();
         let from = self.folder.join(".");
-        let copied = Command::new("cp").args(["-a", "--sparse=always"]).arg(from).arg(folder).status();
+        let copied = Command::new("cp")
+            .args(["-a", "--sparse=always"])
+            .arg(from)
+            .arg(folder)
+            .status();
         assert!(copied.unwrap().success(), "cp");
-        Self { folder: folder.to_path_buf(), count: self.count }
+        Self {
+            folder: folder.to_path_buf(),
+            count: self.count,
+        }
     }
 
     fn images(&self) -> impl Iterator<Item = PathBuf> {
@@ -81,7 +110,11 @@ impl Nodes {
     fn driver(&self, verb: &str, environment: &[(&str, String)]) -> Output {
         let mut command = Command::new(DRIVER);
         command.args([verb, "ext4"]);
-        command.args(self.images().enumerate().map(|(n, path)| format!("m{}={}", n + 1, path.display())));
+        command.args(
+            self.images()
+                .enumerate()
+                .map(|(n, path)| format!("m{}={}", n + 1, path.display())),
+        );
         command.env("MEMBER_BYTES", (DATABASE + (64 << 10)).to_string());
         let given = environment.iter().any(|(name, _)| *name == "KEEP_IN");
         if !given {
@@ -89,7 +122,8 @@ impl Nodes {
         }
         let wanted = environment.iter().filter(|(_, value)| !value.is_empty());
         let output = command.envs(wanted.cloned()).output().unwrap();
-        self.images().for_each(|path| wait_until_free(&path).unwrap());
+        self.images()
+            .for_each(|path| wait_until_free(&path).unwrap());
         output
     }
 
@@ -104,13 +138,23 @@ impl Nodes {
     fn look(&self, when: &str) -> Seen {
         let text = self.succeed("look", when);
         for path in self.images() {
-            let check = Command::new("e2fsck").arg("-fn").arg(&path).output().unwrap();
-            assert!(check.status.success(), "{when}: {}", String::from_utf8_lossy(&check.stdout));
+            let check = Command::new("e2fsck")
+                .arg("-fn")
+                .arg(&path)
+                .output()
+                .unwrap();
+            assert!(
+                check.status.success(),
+                "{when}: {}",
+                String::from_utf8_lossy(&check.stdout)
+            );
         }
         let mut seen = Seen::default();
         for line in text.lines() {
             match line.strip_prefix("state ") {
-                Some(state) => seen.members.push(state.split(' ').nth(1).unwrap().to_owned()),
+                Some(state) => seen
+                    .members
+                    .push(state.split(' ').nth(1).unwrap().to_owned()),
                 None if line.contains(" /var/lib/rescue") => seen.ours.push(line.to_owned()),
                 None => seen.files.push(line.to_owned()),
             }
@@ -124,18 +168,36 @@ impl Nodes {
         assert!(output.status.success(), "{verb}: {}", said(&output));
         let lines = fs::read_to_string(&count).unwrap();
         fs::remove_file(count).unwrap();
-        lines.lines().filter(|line| line.starts_with("point ")).count()
+        lines
+            .lines()
+            .filter(|line| line.starts_with("point "))
+            .count()
     }
 
     fn stop(&self, verb: &str, step: usize, power: &str) {
-        let environment = [("RESCUE_ABORT_AT", step.to_string()), ("CUT_POWER", power.to_owned())];
+        let environment = [
+            ("RESCUE_ABORT_AT", step.to_string()),
+            ("CUT_POWER", power.to_owned()),
+        ];
         let output = self.driver(verb, &environment);
-        assert_eq!(output.status.signal(), Some(6), "{verb} at step {step}: {}", said(&output));
+        assert_eq!(
+            output.status.signal(),
+            Some(6),
+            "{verb} at step {step}: {}",
+            said(&output)
+        );
     }
 
     /// The one folder of a node below that of the run.
     fn kept(&self) -> PathBuf {
-        let only = |folder: &Path| fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
+        let only = |folder: &Path| {
+            fs::read_dir(folder)
+                .unwrap()
+                .next()
+                .unwrap()
+                .unwrap()
+                .path()
+        };
         only(&only(&self.keep()))
     }
 }
@@ -152,7 +214,13 @@ struct Seen {
 }
 
 fn wanted(count: usize) -> Vec<String> {
-    let state = |n| if n == count && count > 1 { "fence" } else { "new" };
+    let state = |n| {
+        if n == count && count > 1 {
+            "fence"
+        } else {
+            "new"
+        }
+    };
     (1..=count).map(|n| state(n).to_owned()).collect()
 }
 
@@ -162,7 +230,10 @@ fn survives(count: usize, full: usize, power: &str, thinned: usize) {
     let old = start.look("at first");
     let done = start.copy_to(&folder.path().join("done"));
     done.succeed("apply", "at first");
-    assert!(done.kept().join("old/snap/db").exists(), "it was to be kept elsewhere");
+    assert!(
+        done.kept().join("old/snap/db").exists(),
+        "it was to be kept elsewhere"
+    );
     let all = std::env::var_os("RESCUE_EXHAUSTIVE").is_some();
     for (verb, from) in [("apply", &start), ("undo", &done)] {
         let total = from.copy_to(&folder.path().join(verb)).points(verb);
@@ -177,21 +248,47 @@ fn survives(count: usize, full: usize, power: &str, thinned: usize) {
             let other = nodes.copy_to(&here.path().join("undo"));
             let seen = nodes.look(when);
             let any = |state: &str| seen.members.iter().any(|member| member == state);
-            assert!(!any("missing"), "{when}: etcd would start empty: {:?}", seen.members);
-            assert!(!(any("old") && any("new")), "{when}: two clusters: {:?}", seen.members);
+            assert!(
+                !any("missing"),
+                "{when}: etcd would start empty: {:?}",
+                seen.members
+            );
+            assert!(
+                !(any("old") && any("new")),
+                "{when}: two clusters: {:?}",
+                seen.members
+            );
 
             nodes.succeed("apply", when);
             let repaired = nodes.look(when);
             assert_eq!(repaired.members, wanted(count), "{when}, then repaired");
-            assert!(!repaired.ours.iter().any(|line| line.contains("/staged")), "{when}: {:?}", repaired.ours);
+            assert!(
+                !repaired.ours.iter().any(|line| line.contains("/staged")),
+                "{when}: {:?}",
+                repaired.ours
+            );
 
             let undone = other.driver("undo", &[]);
-            assert!(matches!(undone.status.code(), Some(0 | 3)), "{when}: {}", said(&undone));
+            assert!(
+                matches!(undone.status.code(), Some(0 | 3)),
+                "{when}: {}",
+                said(&undone)
+            );
             let back = other.look(when);
-            assert_eq!(back.files, old.files, "{when}, then undone: {}", said(&undone));
+            assert_eq!(
+                back.files,
+                old.files,
+                "{when}, then undone: {}",
+                said(&undone)
+            );
         }
-        println!("{count} nodes, power {power:?}: {tried} of {total} steps of {verb}, all safe, recovered and undone");
-        assert!(total > 60 && tried >= total / thinned, "only {tried} of {total} steps were tried");
+        println!(
+            "{count} nodes, power {power:?}: {tried} of {total} steps of {verb}, all safe, recovered and undone"
+        );
+        assert!(
+            total > 60 && tried >= total / thinned,
+            "only {tried} of {total} steps were tried"
+        );
     }
 }
 
@@ -218,21 +315,39 @@ fn without_what_is_kept_nothing_is_done() {
     let old = start.look("at first");
     let count = start.copy_to(&folder.path().join("count"));
     let calls = folder.path().join("calls");
-    let counted = count.driver("apply", &[("RESCUE_COUNT_CALLS", calls.display().to_string())]);
+    let counted = count.driver(
+        "apply",
+        &[("RESCUE_COUNT_CALLS", calls.display().to_string())],
+    );
     assert!(counted.status.success());
     let lines = fs::read_to_string(calls).unwrap();
-    let points: Vec<&str> = lines.lines().filter_map(|line| line.strip_prefix("point ")).collect();
+    let points: Vec<&str> = lines
+        .lines()
+        .filter_map(|line| line.strip_prefix("point "))
+        .collect();
     let at = |name: &str| points.iter().position(|point| *point == name).unwrap() + 1;
-    let emptied = points.iter().rposition(|point| *point == "phase: filled").unwrap() + 1;
+    let emptied = points
+        .iter()
+        .rposition(|point| *point == "phase: filled")
+        .unwrap()
+        + 1;
     let path = "/var/lib/etcd/member";
-    for (step, is_emptied) in [(at("phase: both copies read back") - 6, false), (emptied, true)] {
+    for (step, is_emptied) in [
+        (at("phase: both copies read back") - 6, false),
+        (emptied, true),
+    ] {
         let nodes = start.copy_to(&folder.path().join(format!("stopped-{step}")));
         nodes.stop("apply", step, "");
         let before = nodes.look("stopped");
         assert_eq!(before.members, ["fence"], "{step}");
         let refused = |verb: &str, saying: &str, keep_in: &str| {
             let output = nodes.driver(verb, &[("KEEP_IN", keep_in.to_owned())]);
-            assert_eq!(output.status.code(), Some(3), "{verb} at {step}: {}", said(&output));
+            assert_eq!(
+                output.status.code(),
+                Some(3),
+                "{verb} at {step}: {}",
+                said(&output)
+            );
             assert!(said(&output).contains(saying), "{}", said(&output));
             assert_eq!(nodes.look("refused"), before, "{verb} at {step}");
         };
@@ -255,7 +370,11 @@ fn without_what_is_kept_nothing_is_done() {
         let again = folder.path().join(format!("again-{step}"));
         let again = start.copy_to(&again);
         again.stop("apply", step, "");
-        let changed = if is_emptied { "new/snap/db" } else { "old/wal/0.wal" };
+        let changed = if is_emptied {
+            "new/snap/db"
+        } else {
+            "old/wal/0.wal"
+        };
         let file = again.kept().join(changed);
         let mut bytes = fs::read(&file).unwrap();
         bytes[7] ^= 1;
@@ -263,7 +382,11 @@ fn without_what_is_kept_nothing_is_done() {
         let before = again.look("changed");
         let output = again.driver("apply", &[]);
         assert_eq!(output.status.code(), Some(3), "{}", said(&output));
-        assert!(said(&output).contains("is not as it left it"), "{}", said(&output));
+        assert!(
+            said(&output).contains("is not as it left it"),
+            "{}",
+            said(&output)
+        );
         assert_eq!(again.look("refused"), before);
         again.succeed("undo", "from the old one");
         assert_eq!(again.look("undone").files, old.files);
@@ -278,7 +401,11 @@ fn refused_before_anything_is_changed() {
     let before = nodes.look("at first");
     let output = nodes.driver("apply", &[("KEEP_IN", String::new())]);
     assert_eq!(output.status.code(), Some(3), "{}", said(&output));
-    assert!(said(&output).contains("add --keep-in DIR, a folder of this machine with 6."), "{}", said(&output));
+    assert!(
+        said(&output).contains("add --keep-in DIR, a folder of this machine with 6."),
+        "{}",
+        said(&output)
+    );
     let missing = folder.path().join("missing").display().to_string();
     let output = nodes.driver("apply", &[("KEEP_IN", missing)]);
     assert_eq!(output.status.code(), Some(3), "{}", said(&output));
@@ -293,8 +420,25 @@ fn refused_before_anything_is_changed() {
     nodes.succeed("apply", "at last");
     let kept = nodes.kept();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!((mode(kept.parent().unwrap()), mode(&kept), mode(&kept.join("old/snap"))), (0o700, 0o700, 0o700));
-    assert_eq!((mode(&kept.join("old/snap/db")), mode(&kept.join("old.json"))), (0o600, 0o600));
+    assert_eq!(
+        (
+            mode(kept.parent().unwrap()),
+            mode(&kept),
+            mode(&kept.join("old/snap"))
+        ),
+        (0o700, 0o700, 0o700)
+    );
+    assert_eq!(
+        (
+            mode(&kept.join("old/snap/db")),
+            mode(&kept.join("old.json"))
+        ),
+        (0o600, 0o600)
+    );
     assert!(!kept.join("new").exists(), "it is in its place");
-    assert!(fs::read_to_string(kept.join("README.txt")).unwrap().contains("--keep-in DIR"));
+    assert!(
+        fs::read_to_string(kept.join("README.txt"))
+            .unwrap()
+            .contains("--keep-in DIR")
+    );
 }

@@ -40,13 +40,24 @@ fn robbed(unpack: impl Fn(&Path) -> Result<()>) -> Result<tempfile::TempDir> {
 
 fn names(root: &Path, leaf: &str) -> Result<String> {
     let file = root.join(PKI).join(format!("{leaf}.crt"));
-    Ok(Cmd::new("openssl").args(["x509", "-noout", "-ext", "subjectAltName", "-in"]).arg(file).ok()?.stdout)
+    Ok(Cmd::new("openssl")
+        .args(["x509", "-noout", "-ext", "subjectAltName", "-in"])
+        .arg(file)
+        .ok()?
+        .stdout)
 }
 
 /// What the remedies say, with the findings.
 fn plan(findings: &[Finding]) -> String {
-    let details = findings.iter().flat_map(|finding| &finding.remedies).flat_map(|remedy| remedy.details());
-    format!("{}\n{}", told(findings), details.collect::<Vec<_>>().join("\n"))
+    let details = findings
+        .iter()
+        .flat_map(|finding| &finding.remedies)
+        .flat_map(|remedy| remedy.details());
+    format!(
+        "{}\n{}",
+        told(findings),
+        details.collect::<Vec<_>>().join("\n")
+    )
 }
 
 fn said(root: &Path) -> Result<String> {
@@ -68,7 +79,12 @@ fn a_real_node_gets_back_the_names_that_only_etcd_knows() -> Result<()> {
         ensure!(plan.contains(words), "{words} is not in\n{plan}");
     }
     let api = names(root, "apiserver")?;
-    for name in ["DNS:k8s-vip.example.internal", "IP Address:172.20.5.10", "IP Address:10.96.0.1", "DNS:k8s-master01"] {
+    for name in [
+        "DNS:k8s-vip.example.internal",
+        "IP Address:172.20.5.10",
+        "IP Address:10.96.0.1",
+        "DNS:k8s-master01",
+    ] {
         ensure!(api.contains(name), "{name} is not in {api}");
     }
     // What kubeadm itself had given it, no more and no less.
@@ -78,11 +94,21 @@ fn a_real_node_gets_back_the_names_that_only_etcd_knows() -> Result<()> {
         assert_eq!(names(root, leaf)?, names(original.path(), leaf)?, "{leaf}");
     }
     let admin = fs::read_to_string(root.join("etc/kubernetes/admin.conf"))?;
-    ensure!(admin.contains("server: https://k8s-vip.example.internal:6443"), "{admin}");
+    ensure!(
+        admin.contains("server: https://k8s-vip.example.internal:6443"),
+        "{admin}"
+    );
     let scheduler = fs::read_to_string(root.join("etc/kubernetes/scheduler.conf"))?;
-    ensure!(scheduler.contains("server: https://10.0.2.15:6443"), "{scheduler}");
+    ensure!(
+        scheduler.contains("server: https://10.0.2.15:6443"),
+        "{scheduler}"
+    );
     let lost = LOST.iter().find(|file| !root.join(file).exists());
-    ensure!(lost.is_none() && !told(&after).contains("missing"), "{lost:?}: {}", told(&after));
+    ensure!(
+        lost.is_none() && !told(&after).contains("missing"),
+        "{lost:?}: {}",
+        told(&after)
+    );
     Ok(())
 }
 
@@ -90,11 +116,16 @@ fn a_real_node_gets_back_the_names_that_only_etcd_knows() -> Result<()> {
 fn an_address_that_no_flag_says_comes_from_the_node_s_own_pods() -> Result<()> {
     let node = robbed(fixtures::unpack_control_plane)?;
     let root = node.path();
-    for (pod, flags) in
-        [("kube-apiserver", "advertise-address"), ("etcd", "advertise-client-urls\\|advertise-peer-urls")]
-    {
+    for (pod, flags) in [
+        ("kube-apiserver", "advertise-address"),
+        ("etcd", "advertise-client-urls\\|advertise-peer-urls"),
+    ] {
         let file = root.join(format!("etc/kubernetes/manifests/{pod}.yaml"));
-        Cmd::new("sed").arg("-i").arg(format!("/^ *- --.*\\({flags}\\)=/d")).arg(&file).ok()?;
+        Cmd::new("sed")
+            .arg("-i")
+            .arg(format!("/^ *- --.*\\({flags}\\)=/d"))
+            .arg(&file)
+            .ok()?;
     }
     let plan = said(root)?;
     let source = "IP:10.0.2.15 (/registry/pods/kube-system/kube-apiserver-k8s-master01 in etcd, kubeadm.kubernetes.io/kube-apiserver.advertise-address.endpoint)";
@@ -111,10 +142,27 @@ fn where_etcd_is_no_help_it_is_said_why() -> Result<()> {
     let (pki, ours) = (root.join(PKI), ["ca.crt", "ca.key"]);
     let saved = ours.map(|name| fs::read(pki.join(name)));
     cluster::key(cluster::P256, &pki.join("ca.key"))?;
-    let wanted = ["req", "-x509", "-new", "-days", "3650", "-subj", "/CN=kubernetes", "-key"];
-    Cmd::new("openssl").args(wanted).arg(pki.join("ca.key")).arg("-out").arg(pki.join("ca.crt")).ok()?;
+    let wanted = [
+        "req",
+        "-x509",
+        "-new",
+        "-days",
+        "3650",
+        "-subj",
+        "/CN=kubernetes",
+        "-key",
+    ];
+    Cmd::new("openssl")
+        .args(wanted)
+        .arg(pki.join("ca.key"))
+        .arg("-out")
+        .arg(pki.join("ca.crt"))
+        .ok()?;
     let strange = said(root)?;
-    ensure!(strange.contains("it holds another cluster") && !strange.contains("172.20.5.10"), "{strange}");
+    ensure!(
+        strange.contains("it holds another cluster") && !strange.contains("172.20.5.10"),
+        "{strange}"
+    );
     for (name, bytes) in ours.iter().zip(saved) {
         fs::write(pki.join(name), bytes?)?;
     }
@@ -127,9 +175,15 @@ fn where_etcd_is_no_help_it_is_said_why() -> Result<()> {
     fs::write(&db, bytes)?;
     let (before, after) = repair(root, &Settings::default())?;
     let plan = plan(&before);
-    ensure!(plan.contains("kubeadm-config in etcd is no help: its database is damaged"), "{plan}");
+    ensure!(
+        plan.contains("kubeadm-config in etcd is no help: its database is damaged"),
+        "{plan}"
+    );
     let api = names(root, "apiserver")?;
-    ensure!(!api.contains("172.20.5.10") && api.contains("IP Address:10.0.2.15"), "{api}");
+    ensure!(
+        !api.contains("172.20.5.10") && api.contains("IP Address:10.0.2.15"),
+        "{api}"
+    );
     ensure!(!told(&after).contains("missing"), "{}", told(&after));
     Ok(())
 }
@@ -138,7 +192,8 @@ fn where_etcd_is_no_help_it_is_said_why() -> Result<()> {
 fn kubeadm_config(configuration: &str) -> String {
     let metadata = serde_json::json!({"name": "kubeadm-config", "namespace": "kube-system"});
     let data = serde_json::json!({ "ClusterConfiguration": configuration });
-    serde_json::json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": metadata, "data": data}).to_string()
+    serde_json::json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": metadata, "data": data})
+        .to_string()
 }
 
 #[test]
@@ -149,7 +204,10 @@ fn what_only_the_log_holds_counts_and_what_is_encrypted_does_not() -> Result<()>
     let place = root.join("var/lib/etcd");
     let mut cluster = Cluster::prepare(&Version::debian(), 1, 100_000, |_, _| place.clone())?;
     cluster.run()?;
-    cluster.put(KEY, &kubeadm_config("kind: ClusterConfiguration\napiServer: {certSANs: [old.example.org]}\n"))?;
+    cluster.put(
+        KEY,
+        &kubeadm_config("kind: ClusterConfiguration\napiServer: {certSANs: [old.example.org]}\n"),
+    )?;
     let configuration = "kind: ClusterConfiguration\napiServer: {certSANs: [new.example.org, 'a b']}\ncontrolPlaneEndpoint: '10.9.9.9'\n\
                          etcd: {local: {serverCertSANs: [etcd.example.org], peerCertSANs: [192.0.2.7]}}\n";
     cluster.put(KEY, &kubeadm_config(configuration))?;
@@ -172,7 +230,10 @@ fn what_only_the_log_holds_counts_and_what_is_encrypted_does_not() -> Result<()>
     cluster.kill()?;
     let (before, _) = repair(root, &Settings::default())?;
     let plan = plan(&before);
-    ensure!(plan.contains("is encrypted at rest there (k8s:enc:)"), "{plan}");
+    ensure!(
+        plan.contains("is encrypted at rest there (k8s:enc:)"),
+        "{plan}"
+    );
     ensure!(!names(root, "apiserver")?.contains("example.org"));
     Ok(())
 }
@@ -201,7 +262,10 @@ fn another_control_plane_s_etcd_tells_what_the_own_one_cannot() -> Result<()> {
     let root = node.path();
     // A node of its own: by its name, its machine ID, and what its kubelet and its pods are called.
     fs::write(root.join("etc/hostname"), "k8s-master02\n")?;
-    fs::write(root.join("etc/machine-id"), "58ac18b487514229975ebcbf998b9998\n")?;
+    fs::write(
+        root.join("etc/machine-id"),
+        "58ac18b487514229975ebcbf998b9998\n",
+    )?;
     fs::remove_dir_all(root.join("var/lib/kubelet/pki"))?;
     Cmd::new("sed")
         .args(["-i", "s/k8s-master01/k8s-master02/g"])
@@ -215,9 +279,23 @@ fn another_control_plane_s_etcd_tells_what_the_own_one_cannot() -> Result<()> {
 
     // Of a cluster with another CA nothing is taken.
     cluster::key(cluster::P256, &root.join(PKI).join("ca.key"))?;
-    let wanted = ["req", "-x509", "-new", "-days", "3650", "-subj", "/CN=kubernetes", "-key"];
+    let wanted = [
+        "req",
+        "-x509",
+        "-new",
+        "-days",
+        "3650",
+        "-subj",
+        "/CN=kubernetes",
+        "-key",
+    ];
     let (ca, key) = (root.join(PKI).join("ca.crt"), root.join(PKI).join("ca.key"));
-    Cmd::new("openssl").args(wanted).arg(key).arg("-out").arg(ca).ok()?;
+    Cmd::new("openssl")
+        .args(wanted)
+        .arg(key)
+        .arg("-out")
+        .arg(ca)
+        .ok()?;
     let strange = said_of_both(whole.path(), root)?;
     ensure!(!strange.contains("the etcd of"), "{strange}");
     Ok(())

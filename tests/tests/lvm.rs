@@ -17,7 +17,9 @@ use tests::{Cmd, centos, fill, judge, lvm, rescue, rescue_faulty};
 const CHUNK: u64 = 64 << 10;
 
 fn images(folder: &Path, count: usize) -> Result<Vec<PathBuf>> {
-    let paths: Vec<PathBuf> = (0..count).map(|number| folder.join(format!("disk{number}.img"))).collect();
+    let paths: Vec<PathBuf> = (0..count)
+        .map(|number| folder.join(format!("disk{number}.img")))
+        .collect();
     for path in &paths {
         File::create(path)?.set_len(100 * MIB)?;
     }
@@ -36,7 +38,11 @@ fn root(folder: &Path, name: &str, length: u64, fstab: &str) -> Result<PathBuf> 
     fs::write(tree.join("large"), large())?;
     let image = folder.join(format!("{name}.ext4"));
     File::create(&image)?.set_len(length)?;
-    Cmd::new("mkfs.ext4").args(["-q", "-F", "-E", "lazy_itable_init=0", "-d"]).arg(&tree).arg(&image).ok()?;
+    Cmd::new("mkfs.ext4")
+        .args(["-q", "-F", "-E", "lazy_itable_init=0", "-d"])
+        .arg(&tree)
+        .arg(&image)
+        .ok()?;
     Ok(image)
 }
 
@@ -55,11 +61,19 @@ fn machine(folder: &Path, layout: &[&str], stripe: u64) -> Result<Vec<PathBuf>> 
     let file = root(folder, "node1", 120 * MIB, swap)?;
     lvm::on(&disks, |devices, run| {
         let names: Vec<&str> = devices.iter().map(String::as_str).collect();
-        run(&[&["pvcreate", "-q", "--metadatasize", "64k"], names.as_slice()].concat())?;
+        run(&[
+            &["pvcreate", "-q", "--metadatasize", "64k"],
+            names.as_slice(),
+        ]
+        .concat())?;
         run(&[&["vgcreate", "-q", "my-vg"], names.as_slice()].concat())?;
-        let create = ["lvcreate", "-q", "-an", "-Zn", "-Wn", "-n", "root", "-L", "120m"];
+        let create = [
+            "lvcreate", "-q", "-an", "-Zn", "-Wn", "-n", "root", "-L", "120m",
+        ];
         run(&[create.as_slice(), layout, &["my-vg"]].concat())?;
-        run(&["lvcreate", "-q", "-an", "-Zn", "-Wn", "-n", "swap", "-L", "8m", "my-vg"])?;
+        run(&[
+            "lvcreate", "-q", "-an", "-Zn", "-Wn", "-n", "swap", "-L", "8m", "my-vg",
+        ])?;
         // Often enough that the text goes round in its area, wherever that begins.
         for turn in 0..24 {
             let tag = format!("{turn}-{}", "x".repeat(200));
@@ -78,14 +92,28 @@ fn assert_reads(disks: &[PathBuf]) -> Result<()> {
     let read = guest.tree().read(Path::new("/large"), 64 << 20)?;
     ensure!(read == large(), "the file is not what was written");
     // The swap line resolves; /var does not, and is said.
-    ensure!(guest.unresolved.len() == 1 && guest.unresolved[0].contains("my--vg-var"), "{:?}", guest.unresolved);
+    ensure!(
+        guest.unresolved.len() == 1 && guest.unresolved[0].contains("my--vg-var"),
+        "{:?}",
+        guest.unresolved
+    );
     let (source, file_systems) = (guest.source.clone(), guest.file_systems.clone());
     drop(guest);
-    match (DeviceMapper::open()?, WritableGuest::open(&source, &file_systems)) {
+    match (
+        DeviceMapper::open()?,
+        WritableGuest::open(&source, &file_systems),
+    ) {
         (Some(_), opened) => opened?.close(),
         (None, opened) => {
-            let refused = opened.map(|_| ()).unwrap_err().downcast::<Refusal>()?.to_string();
-            ensure!(refused.contains("in several pieces") && refused.contains("modprobe dm_mod"), "{refused}");
+            let refused = opened
+                .map(|_| ())
+                .unwrap_err()
+                .downcast::<Refusal>()?
+                .to_string();
+            ensure!(
+                refused.contains("in several pieces") && refused.contains("modprobe dm_mod"),
+                "{refused}"
+            );
             Ok(())
         }
     }
@@ -100,7 +128,10 @@ fn a_volume_over_two_disks_end_to_end() -> Result<()> {
 
     // One disk alone: what is missing is said.
     let refused = on(&disks[..1]).unwrap_err();
-    ensure!(format!("{refused:#}").contains("a disk that was not given"), "{refused:#}");
+    ensure!(
+        format!("{refused:#}").contains("a disk that was not given"),
+        "{refused:#}"
+    );
 
     // Beside copies of both, which parts belong together cannot be told.
     let mut all = disks.clone();
@@ -110,25 +141,50 @@ fn a_volume_over_two_disks_end_to_end() -> Result<()> {
         all.push(copy);
     }
     let refused = format!("{:#}", on(&all).unwrap_err());
-    ensure!(refused.contains("copies of one volume group") && refused.contains("disk1.copy"), "{refused}");
+    ensure!(
+        refused.contains("copies of one volume group") && refused.contains("disk1.copy"),
+        "{refused}"
+    );
 
     // One machine's group was changed since: now it can.
-    let copies = [disks[0].with_extension("copy"), disks[1].with_extension("copy")];
-    lvm::on(&copies, |_, run| run(&["vgchange", "-q", "--addtag", "changed", "my-vg"]).map(drop))?;
+    let copies = [
+        disks[0].with_extension("copy"),
+        disks[1].with_extension("copy"),
+    ];
+    lvm::on(&copies, |_, run| {
+        run(&["vgchange", "-q", "--addtag", "changed", "my-vg"]).map(drop)
+    })?;
     let found = on(&all)?;
-    let guests: Vec<&str> = found.guests.iter().map(|guest| guest.source.as_str()).collect();
+    let guests: Vec<&str> = found
+        .guests
+        .iter()
+        .map(|guest| guest.source.as_str())
+        .collect();
     ensure!(guests.len() == 2, "{found:?}");
     for guest in &found.guests {
         let backing = &guest.file_systems[0].backing;
         let kind = |path: &Path| path.extension().map(ToOwned::to_owned);
-        let kinds: Vec<_> = backing.disks().into_iter().map(|(path, _)| kind(path)).collect();
-        ensure!(kinds.len() == 2 && kinds[0] == kinds[1], "parts of two machines in one volume: {backing:?}");
-        ensure!(guest.tree().read(Path::new("/large"), 64 << 20)? == large(), "the file is not what was written");
+        let kinds: Vec<_> = backing
+            .disks()
+            .into_iter()
+            .map(|(path, _)| kind(path))
+            .collect();
+        ensure!(
+            kinds.len() == 2 && kinds[0] == kinds[1],
+            "parts of two machines in one volume: {backing:?}"
+        );
+        ensure!(
+            guest.tree().read(Path::new("/large"), 64 << 20)? == large(),
+            "the file is not what was written"
+        );
     }
     drop(found);
 
     // A label with one wrong bit is not believed.
-    File::options().write(true).open(&disks[0])?.write_all_at(&[0xff], 512 + 40)?;
+    File::options()
+        .write(true)
+        .open(&disks[0])?
+        .write_all_at(&[0xff], 512 + 40)?;
     let refused = format!("{:#}", on(&disks).unwrap_err());
     ensure!(refused.contains("checksum of its label"), "{refused}");
     std::io::stdout().flush()?;
@@ -142,12 +198,20 @@ fn a_striped_volume() -> Result<()> {
     assert_reads(&disks)?;
 
     // The machine's own administrator wanted nobody to write to it.
-    lvm::on(&disks, |_, run| run(&["lvchange", "-q", "-p", "r", "my-vg/root"]).map(drop))?;
+    lvm::on(&disks, |_, run| {
+        run(&["lvchange", "-q", "-p", "r", "my-vg/root"]).map(drop)
+    })?;
     let guest = on(&disks)?.guests.pop().context("no guest")?;
     let (source, file_systems) = (guest.source.clone(), guest.file_systems.clone());
     drop(guest);
-    let refused = WritableGuest::open(&source, &file_systems).map(|_| ()).unwrap_err().downcast::<Refusal>()?;
-    ensure!(refused.next.contains("lvchange -p rw my-vg/root"), "{refused}");
+    let refused = WritableGuest::open(&source, &file_systems)
+        .map(|_| ())
+        .unwrap_err()
+        .downcast::<Refusal>()?;
+    ensure!(
+        refused.next.contains("lvchange -p rw my-vg/root"),
+        "{refused}"
+    );
     Ok(())
 }
 
@@ -158,13 +222,18 @@ fn a_centos_node_is_repaired_and_a_copy_beside_it_is_left_alone() -> Result<()> 
     let node = centos::control_plane(&folder.path().join("node.img"), 600 * MIB)?;
     let clone = node.copy_to(&folder.path().join("clone.img"))?;
     node.mounted(fill::to_enospc)?;
-    centos::cut_power(&node, |root| Ok(fs::write(root.join("etc/motd"), "written last\n")?))?;
+    centos::cut_power(&node, |root| {
+        Ok(fs::write(root.join("etc/motd"), "written last\n")?)
+    })?;
     let before = clone.sha256()?;
     let (first, second) = (node.path.to_string_lossy(), clone.path.to_string_lossy());
 
     // Every UUID and every name is there twice: nobody is there to say which is meant, so neither is touched.
     let refused = rescue(["repair", "--yes", &first, &second]).run()?;
-    ensure!(refused.code == 3 && refused.stderr.contains("are copies of one system"), "{refused:?}");
+    ensure!(
+        refused.code == 3 && refused.stderr.contains("are copies of one system"),
+        "{refused:?}"
+    );
     // Killed while it changes files: the kernel unmounts what is left in order, so that nothing is in the log, and the next run goes on.
     let killed = rescue_faulty(60, ["repair", "--yes", "--node", &first, &second, &first]).run()?;
     ensure!(killed.stderr.contains("abort at point 60"), "{killed:?}");
@@ -176,10 +245,16 @@ fn a_centos_node_is_repaired_and_a_copy_beside_it_is_left_alone() -> Result<()> 
     node.assert_clean()?;
     let judgement = judge::disk(&node)?;
     ensure!(judgement.healthy(), "{:#?}", judgement.rows());
-    ensure!(node.mounted_read_only(|root| Ok(fs::read_to_string(root.join("etc/motd"))?))? == "written last\n");
+    ensure!(
+        node.mounted_read_only(|root| Ok(fs::read_to_string(root.join("etc/motd"))?))?
+            == "written last\n"
+    );
 
     rescue(["undo", "--yes", &first]).ok()?;
     node.assert_clean()?;
-    ensure!(!judge::disk(&node)?.kubelet.good, "undone, the certificates are over again");
+    ensure!(
+        !judge::disk(&node)?.kubelet.good,
+        "undone, the certificates are over again"
+    );
     Ok(())
 }

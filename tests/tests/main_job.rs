@@ -30,7 +30,10 @@ fn text(path: &Path) -> &str {
 }
 
 fn checks_with_findings(report: &Value) -> Vec<String> {
-    let findings = report["nodes"][0]["findings"].as_array().cloned().unwrap_or_default();
+    let findings = report["nodes"][0]["findings"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
     let mut checks: Vec<String> = findings
         .iter()
         .filter(|finding| finding["severity"] != "note")
@@ -52,10 +55,19 @@ fn openssl_verifies(pki: &Path, leaf: &str, ca: &str) -> Result<()> {
 }
 
 fn key_matches(pki: &Path, leaf: &str) -> Result<()> {
-    let of_certificate = Cmd::new("openssl").args(["x509", "-noout", "-pubkey", "-in"]).arg(pki.join(leaf)).ok()?;
+    let of_certificate = Cmd::new("openssl")
+        .args(["x509", "-noout", "-pubkey", "-in"])
+        .arg(pki.join(leaf))
+        .ok()?;
     let key = pki.join(leaf).with_extension("key");
-    let of_key = Cmd::new("openssl").args(["pkey", "-pubout", "-in"]).arg(key).ok()?;
-    ensure!(of_certificate.stdout == of_key.stdout, "{leaf} does not match its key");
+    let of_key = Cmd::new("openssl")
+        .args(["pkey", "-pubout", "-in"])
+        .arg(key)
+        .ok()?;
+    ensure!(
+        of_certificate.stdout == of_key.stdout,
+        "{leaf} does not match its key"
+    );
     Ok(())
 }
 
@@ -80,18 +92,36 @@ fn a_full_and_expired_control_plane_comes_back_and_the_repair_can_be_undone() ->
     let seen = rescue(&["inspect", "--json", "--now", NOW, &image])?;
     ensure!(seen.code == 1, "{}", seen.transcript());
     let checks = checks_with_findings(&seen.json()?);
-    for check in ["disk-full", "certificates", "admin-kubeconfig", "kubelet-bootstrap"] {
-        ensure!(checks.iter().any(|found| found == check), "{check} is missing in {checks:?}");
+    for check in [
+        "disk-full",
+        "certificates",
+        "admin-kubeconfig",
+        "kubelet-bootstrap",
+    ] {
+        ensure!(
+            checks.iter().any(|found| found == check),
+            "{check} is missing in {checks:?}"
+        );
     }
     let dry = rescue(&["repair", "--dry-run", "--now", NOW, &image])?;
-    ensure!(dry.code == 1 && dry.stdout.contains("dry run"), "{}", dry.transcript());
+    ensure!(
+        dry.code == 1 && dry.stdout.contains("dry run"),
+        "{}",
+        dry.transcript()
+    );
     ensure!(disk.sha256()? == hash, "looking changed the image");
 
     let repaired = rescue(&["repair", "--yes", "--json", "--now", NOW, &image])?;
     ensure!(repaired.code == 0, "{}", repaired.transcript());
     let report = repaired.json()?;
-    ensure!(report["schema"] == "rescue/v1" && report["receipt"]["runs"][0]["run"].is_string(), "{report}");
-    ensure!(!repaired.transcript().contains("PRIVATE KEY"), "key material was printed");
+    ensure!(
+        report["schema"] == "rescue/v1" && report["receipt"]["runs"][0]["run"].is_string(),
+        "{report}"
+    );
+    ensure!(
+        !repaired.transcript().contains("PRIVATE KEY"),
+        "key material was printed"
+    );
     disk.assert_clean()?;
 
     disk.mounted_read_only(|root| {
@@ -101,29 +131,53 @@ fn a_full_and_expired_control_plane_comes_back_and_the_repair_can_be_undone() ->
             key_matches(&pki, leaf)?;
         }
         let link = fs::read_link(root.join("var/lib/kubelet/pki/kubelet-client-current.pem"))?;
-        ensure!(link.is_absolute(), "the kubelet wants an absolute link, not {}", link.display());
+        ensure!(
+            link.is_absolute(),
+            "the kubelet wants an absolute link, not {}",
+            link.display()
+        );
         let pem = root.join(link.strip_prefix("/")?);
-        ensure!(pem.metadata()?.permissions().mode() & 0o777 == 0o600, "the kubelet's key is readable by others");
+        ensure!(
+            pem.metadata()?.permissions().mode() & 0o777 == 0o600,
+            "the kubelet's key is readable by others"
+        );
         openssl_verifies(&pki, text(&pem), "ca.crt")?;
         let dropin = root.join("etc/systemd/system/kubelet.service.d/90-rescue.conf");
-        ensure!(!dropin.exists(), "a usable client certificate makes the drop-in needless");
-        ensure!(!root.join("var/log/vmware-vmsvc-root.1.log").exists(), "rotated logs are still there");
+        ensure!(
+            !dropin.exists(),
+            "a usable client certificate makes the drop-in needless"
+        );
+        ensure!(
+            !root.join("var/log/vmware-vmsvc-root.1.log").exists(),
+            "rotated logs are still there"
+        );
         Ok(())
     })?;
 
     let again = rescue(&["inspect", "--now", NOW, &image])?;
     ensure!(again.code == 0, "{}", again.transcript());
     let runs = rescue(&["runs", "--now", NOW, &image])?;
-    ensure!(runs.code == 0 && runs.stdout.contains("done"), "{}", runs.transcript());
+    ensure!(
+        runs.code == 0 && runs.stdout.contains("done"),
+        "{}",
+        runs.transcript()
+    );
 
     let undone = rescue(&["undo", "--yes", "--now", NOW, &image])?;
     ensure!(undone.code == 0, "{}", undone.transcript());
     disk.assert_clean()?;
     let after = disk.mounted_read_only(snapshot)?;
     for (path, state) in &before {
-        ensure!(after.get(path) == Some(state), "undo did not restore {}", path.display());
+        ensure!(
+            after.get(path) == Some(state),
+            "undo did not restore {}",
+            path.display()
+        );
     }
-    let added: Vec<_> = after.keys().filter(|path| !before.contains_key(*path)).collect();
+    let added: Vec<_> = after
+        .keys()
+        .filter(|path| !before.contains_key(*path))
+        .collect();
     ensure!(added.is_empty(), "undo left {added:?}");
     Ok(())
 }

@@ -18,11 +18,16 @@ fn repair(root: &Path) -> Result<Ran> {
 
 fn add_to_fstab(root: &Path, line: &str) -> Result<()> {
     let path = root.join("etc/fstab");
-    Ok(fs::write(&path, format!("{}{line}\n", fs::read_to_string(&path)?))?)
+    Ok(fs::write(
+        &path,
+        format!("{}{line}\n", fs::read_to_string(&path)?),
+    )?)
 }
 
 fn node(lines: &[&str]) -> Result<tempfile::TempDir> {
-    let folder = tempfile::Builder::new().prefix("rescue-missing-").tempdir()?;
+    let folder = tempfile::Builder::new()
+        .prefix("rescue-missing-")
+        .tempdir()?;
     unpack_control_plane(folder.path())?;
     for line in lines {
         add_to_fstab(folder.path(), line)?;
@@ -35,8 +40,17 @@ fn without_its_var_nothing_is_written() -> Result<()> {
     let node = node(&["LABEL=var /var xfs defaults 0 0"])?;
     let ran = repair(node.path())?;
     ensure!(ran.code == 3, "{}", ran.transcript());
-    ensure!(ran.stderr.contains("/var is not there: fstab line 2: LABEL=var on /var is not mounted"), "{}", ran.stderr);
-    ensure!(ran.stderr.contains("Next: give the disk that holds it too"), "{}", ran.stderr);
+    ensure!(
+        ran.stderr
+            .contains("/var is not there: fstab line 2: LABEL=var on /var is not mounted"),
+        "{}",
+        ran.stderr
+    );
+    ensure!(
+        ran.stderr.contains("Next: give the disk that holds it too"),
+        "{}",
+        ran.stderr
+    );
     ensure!(!node.path().join("var/lib/rescue").exists() && !node.path().join(".rescue").exists());
     Ok(())
 }
@@ -46,7 +60,9 @@ fn without_the_kubelets_disk_all_else_is_repaired() -> Result<()> {
     let node = node(&["LABEL=kubelet /var/lib/kubelet ext4 defaults 0 0"])?;
     let pki = node.path().join("var/lib/kubelet/pki");
     let names = || -> Result<Vec<_>> {
-        Ok(fs::read_dir(&pki)?.map(|entry| entry.map(|e| e.file_name())).collect::<Result<_, _>>()?)
+        Ok(fs::read_dir(&pki)?
+            .map(|entry| entry.map(|e| e.file_name()))
+            .collect::<Result<_, _>>()?)
     };
     let before = names()?;
     let ran = repair(node.path())?;
@@ -57,11 +73,23 @@ fn without_the_kubelets_disk_all_else_is_repaired() -> Result<()> {
         "give that disk too",
         "done  renew /etc/kubernetes/pki/apiserver.crt",
     ] {
-        ensure!(ran.stdout.contains(words), "'{words}' is not in: {}", ran.stdout);
+        ensure!(
+            ran.stdout.contains(words),
+            "'{words}' is not in: {}",
+            ran.stdout
+        );
     }
-    ensure!(names()? == before, "something was written below the empty mount point");
-    let drop_in = node.path().join("etc/systemd/system/kubelet.service.d/90-rescue.conf");
-    ensure!(!drop_in.exists(), "the kubelet's flags were changed for a certificate that nobody could see");
+    ensure!(
+        names()? == before,
+        "something was written below the empty mount point"
+    );
+    let drop_in = node
+        .path()
+        .join("etc/systemd/system/kubelet.service.d/90-rescue.conf");
+    ensure!(
+        !drop_in.exists(),
+        "the kubelet's flags were changed for a certificate that nobody could see"
+    );
     Ok(())
 }
 
@@ -71,10 +99,16 @@ fn a_unit_that_cannot_be_seen_is_not_said_to_be_missing() -> Result<()> {
     fs::remove_dir_all(node.path().join("usr/lib/systemd"))?;
     let ran = repair(node.path())?;
     ensure!(
-        ran.stdout.contains("kubelet.service cannot be looked for: the disk that holds /usr was not given"),
+        ran.stdout.contains(
+            "kubelet.service cannot be looked for: the disk that holds /usr was not given"
+        ),
         "{}",
         ran.stdout
     );
-    ensure!(!ran.stdout.contains("Install the kubelet package again"), "{}", ran.stdout);
+    ensure!(
+        !ran.stdout.contains("Install the kubelet package again"),
+        "{}",
+        ran.stdout
+    );
     Ok(())
 }

@@ -29,15 +29,30 @@ exec /run/bin/busybox sh -c "$2"
 /// Runs `script` (busybox's sh) with the guest mounted at `root` as its `/`, and `rescue` in its path.
 fn inside(root: &Path, script: &str) -> Result<Ran> {
     let bin = root.join("run/bin");
-    Cmd::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(root.join("run")).ok()?;
+    Cmd::new("mount")
+        .args(["-t", "tmpfs", "tmpfs"])
+        .arg(root.join("run"))
+        .ok()?;
     fs::create_dir_all(&bin)?;
-    for (from, name) in [(Path::new("/bin/busybox"), "busybox"), (&faulty_binary(), "rescue")] {
+    for (from, name) in [
+        (Path::new("/bin/busybox"), "busybox"),
+        (&faulty_binary(), "rescue"),
+    ] {
         fs::copy(from, bin.join(name)).with_context(|| format!("copying {}", from.display()))?;
         fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755))?;
     }
     let script = format!("export PATH=/run/bin; busybox --install -s /run/bin; {script}");
     let ran = Cmd::new("unshare")
-        .args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", BECOME_ROOT, "become-root"])
+        .args([
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "sh",
+            "-c",
+            BECOME_ROOT,
+            "become-root",
+        ])
         .arg(root)
         .arg(&script)
         .env("RESCUE_ABORT_AT", "0")
@@ -54,7 +69,9 @@ fn full_disk(folder: &Path) -> Result<Disk> {
 
 #[test]
 fn a_running_node_is_repaired_around_what_its_processes_have_open() -> Result<()> {
-    let folder = tempfile::Builder::new().prefix("rescue-online-").tempdir()?;
+    let folder = tempfile::Builder::new()
+        .prefix("rescue-online-")
+        .tempdir()?;
     let disk = full_disk(folder.path())?;
     disk.mounted(|root| {
         let held = "/var/log/vmware-vmsvc-root.1.log";
@@ -92,7 +109,9 @@ fn a_running_node_is_repaired_around_what_its_processes_have_open() -> Result<()
 
 #[test]
 fn what_is_held_open_is_named_and_the_receipt_is_for_programs_too() -> Result<()> {
-    let folder = tempfile::Builder::new().prefix("rescue-online-").tempdir()?;
+    let folder = tempfile::Builder::new()
+        .prefix("rescue-online-")
+        .tempdir()?;
     let disk = full_disk(folder.path())?;
     disk.mounted(|root| {
         // All of the logs at once: nothing may go.
@@ -117,7 +136,9 @@ fn what_is_held_open_is_named_and_the_receipt_is_for_programs_too() -> Result<()
 
 #[test]
 fn a_second_run_is_refused_while_the_first_has_the_lock() -> Result<()> {
-    let folder = tempfile::Builder::new().prefix("rescue-online-").tempdir()?;
+    let folder = tempfile::Builder::new()
+        .prefix("rescue-online-")
+        .tempdir()?;
     let disk = control_plane(&folder.path().join("disk.img"), 700 * MIB)?;
     disk.mounted(|root| {
         // The lock that a repair takes is on the root folder itself.
@@ -139,7 +160,9 @@ fn a_second_run_is_refused_while_the_first_has_the_lock() -> Result<()> {
 
 #[test]
 fn chroots_containers_and_strangers_are_refused() -> Result<()> {
-    let folder = tempfile::Builder::new().prefix("rescue-online-").tempdir()?;
+    let folder = tempfile::Builder::new()
+        .prefix("rescue-online-")
+        .tempdir()?;
     let disk = control_plane(&folder.path().join("disk.img"), 700 * MIB)?;
     disk.mounted(|root| {
         let refused = |script: &str, words: &str| {

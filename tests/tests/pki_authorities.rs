@@ -5,8 +5,8 @@ mod pki_support;
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use pki_support::cluster::{
-    CA, CA_WITHOUT_SKI, CLIENT, Cluster, P256, P384, RSA, SERVER, Wanted, base64, certificate, inline, openssl_x509,
-    text,
+    CA, CA_WITHOUT_SKI, CLIENT, Cluster, P256, P384, RSA, SERVER, Wanted, base64, certificate,
+    inline, openssl_x509, text,
 };
 use pki_support::told;
 use rescue::base::severity::Severity;
@@ -30,11 +30,19 @@ const ONLY: [&str; 3] = ["authorities", "certificates", "admin-kubeconfig"];
 /// The CAs of these tests live for 20 days; this is 30 days later.
 fn later() -> Settings {
     let now = OffsetDateTime::now_utc() + Duration::days(30);
-    Settings { now, now_given: true, only: ONLY.map(str::to_owned).to_vec(), ..Settings::default() }
+    Settings {
+        now,
+        now_given: true,
+        only: ONLY.map(str::to_owned).to_vec(),
+        ..Settings::default()
+    }
 }
 
 fn renewing() -> Settings {
-    Settings { renew_ca: true, ..later() }
+    Settings {
+        renew_ca: true,
+        ..later()
+    }
 }
 
 fn peer(cluster: &Cluster, settings: &Settings) -> Result<Rc<Peer>> {
@@ -42,10 +50,20 @@ fn peer(cluster: &Cluster, settings: &Settings) -> Result<Rc<Peer>> {
     Ok(Rc::new(Peer::read(&guest, &Node::read(&guest), settings)))
 }
 
-fn planned(cluster: &Cluster, settings: &Settings, peers: &[Rc<Peer>]) -> Result<(Vec<Finding>, Plan)> {
+fn planned(
+    cluster: &Cluster,
+    settings: &Settings,
+    peers: &[Rc<Peer>],
+) -> Result<(Vec<Finding>, Plan)> {
     let guest = cluster.guest()?;
     let node = Node::read(&guest);
-    let context = Context { guest: &guest, node: &node, settings, peers, ui: &Silent };
+    let context = Context {
+        guest: &guest,
+        node: &node,
+        settings,
+        peers,
+        ui: &Silent,
+    };
     Ok((plan::findings(&context), plan::plan(&context)))
 }
 
@@ -53,17 +71,38 @@ fn planned(cluster: &Cluster, settings: &Settings, peers: &[Rc<Peer>]) -> Result
 fn mended(cluster: &Cluster, settings: &Settings, peers: &[Rc<Peer>]) -> Result<Vec<String>> {
     let (findings, plan) = planned(cluster, settings, peers)?;
     ensure!(plan.dropped.is_empty(), "{:?}", plan.dropped);
-    let left: Vec<Finding> = plan.left.iter().filter(|left| left.severity > Severity::Note).cloned().collect();
-    ensure!(left.is_empty(), "left:\n{}\nof:\n{}", told(&left), told(&findings));
-    let steps = plan.steps.iter().map(|step| step.remedy.summary()).collect();
+    let left: Vec<Finding> = plan
+        .left
+        .iter()
+        .filter(|left| left.severity > Severity::Note)
+        .cloned()
+        .collect();
+    ensure!(
+        left.is_empty(),
+        "left:\n{}\nof:\n{}",
+        told(&left),
+        told(&findings)
+    );
+    let steps = plan
+        .steps
+        .iter()
+        .map(|step| step.remedy.summary())
+        .collect();
     let writable = pki_support::open(cluster.root())?;
-    apply(&writable, plan.prepared, &RunInfo::new(settings.now, Vec::new()), &Silent)?;
+    apply(
+        &writable,
+        plan.prepared,
+        &RunInfo::new(settings.now, Vec::new()),
+        &Silent,
+    )?;
     writable.close()?;
     Ok(steps)
 }
 
 fn finding<'a>(findings: &'a [Finding], words: &str) -> Result<&'a Finding> {
-    let found = findings.iter().find(|finding| finding.title.contains(words));
+    let found = findings
+        .iter()
+        .find(|finding| finding.title.contains(words));
     found.with_context(|| format!("no finding says {words:?}:\n{}", told(findings)))
 }
 
@@ -72,7 +111,11 @@ fn refused(cluster: &Cluster, title: &str, words: &[&str]) -> Result<()> {
     let (findings, plan) = planned(cluster, &renewing(), &[])?;
     let found = finding(&findings, title)?;
     let advice = found.advice.join(" ");
-    ensure!(plan.is_empty() && found.remedies.is_empty(), "{}", told(&findings));
+    ensure!(
+        plan.is_empty() && found.remedies.is_empty(),
+        "{}",
+        told(&findings)
+    );
     for word in words {
         ensure!(advice.contains(word), "{word:?} is not in {advice:?}");
     }
@@ -82,7 +125,11 @@ fn refused(cluster: &Cluster, title: &str, words: &[&str]) -> Result<()> {
 /// OpenSSL accepts `leaf` with the root `ca` at `at`; strict about nothing but what it checks by itself.
 fn verify_at(ca: &Path, leaf: &Path, at: OffsetDateTime) -> Result<()> {
     let at = at.unix_timestamp().to_string();
-    Cmd::new("openssl").args(["verify", "-attime", &at, "-CAfile"]).arg(ca).arg(leaf).ok()?;
+    Cmd::new("openssl")
+        .args(["verify", "-attime", &at, "-CAfile"])
+        .arg(ca)
+        .arg(leaf)
+        .ok()?;
     Ok(())
 }
 
@@ -90,7 +137,13 @@ fn verify_at(ca: &Path, leaf: &Path, at: OffsetDateTime) -> Result<()> {
 fn kept(pem: &str) -> Result<String> {
     let shown = openssl_x509(
         pem,
-        &["-text", "-nameopt", "RFC2253,show_type", "-certopt", "no_serial,no_signame,no_sigdump,no_validity"],
+        &[
+            "-text",
+            "-nameopt",
+            "RFC2253,show_type",
+            "-certopt",
+            "no_serial,no_signame,no_sigdump,no_validity",
+        ],
     )?;
     Ok(shown + &openssl_x509(pem, &["-startdate", "-pubkey"])?)
 }
@@ -98,15 +151,32 @@ fn kept(pem: &str) -> Result<String> {
 const CA_WITH_SAN: &str = "keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign\n\
     basicConstraints=critical,CA:TRUE,pathlen:2\nsubjectKeyIdentifier=hash\nsubjectAltName=DNS:kubernetes\nnsComment=made by hand\n";
 const CA_CFSSL: &str = "keyUsage=critical,keyCertSign,cRLSign\nbasicConstraints=critical,CA:TRUE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n";
-const CA_EASYRSA: &str =
-    "basicConstraints=CA:TRUE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid:always,issuer:always\n";
+const CA_EASYRSA: &str = "basicConstraints=CA:TRUE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid:always,issuer:always\n";
 
 #[test]
 fn any_ca_is_renewed_with_its_own_key_and_what_it_signed_stays_good() -> Result<()> {
     for (name, key, subject, extensions, serial) in [
-        ("kubeadm from 1.22 on, and more", RSA, "/CN=kubernetes", CA_WITH_SAN, "0"),
-        ("kubeadm up to 1.18", RSA, "/CN=kubernetes", CA_WITHOUT_SKI, "0"),
-        ("cfssl", P384, "/C=DE/O=Übung+OU=x/CN=kubernetes", CA_CFSSL, "0x7fffffffffffffffff"),
+        (
+            "kubeadm from 1.22 on, and more",
+            RSA,
+            "/CN=kubernetes",
+            CA_WITH_SAN,
+            "0",
+        ),
+        (
+            "kubeadm up to 1.18",
+            RSA,
+            "/CN=kubernetes",
+            CA_WITHOUT_SKI,
+            "0",
+        ),
+        (
+            "cfssl",
+            P384,
+            "/C=DE/O=Übung+OU=x/CN=kubernetes",
+            CA_CFSSL,
+            "0x7fffffffffffffffff",
+        ),
         ("easyrsa", P256, "/CN=kubernetes", CA_EASYRSA, "4711"),
     ] {
         let cluster = Cluster::control_plane(key, subject, extensions, 20, serial)?;
@@ -118,27 +188,67 @@ fn any_ca_is_renewed_with_its_own_key_and_what_it_signed_stays_good() -> Result<
         };
         let base = cluster.root().join("old");
         let extensions = format!("{CLIENT}{with_issuer}");
-        let wanted = Wanted { base: &base, key: P256, subject: "/CN=x", extensions: &extensions, days: 900 };
+        let wanted = Wanted {
+            base: &base,
+            key: P256,
+            subject: "/CN=x",
+            extensions: &extensions,
+            days: 900,
+        };
         certificate(&wanted, Some(&cluster.pki("ca")), None)?;
         cluster.leaf("apiserver", "ca", P256, "/CN=kube-apiserver", SERVER)?;
-        let (old, key) = (fs::read_to_string(cluster.pki("ca.crt"))?, fs::read(cluster.pki("ca.key"))?);
+        let (old, key) = (
+            fs::read_to_string(cluster.pki("ca.crt"))?,
+            fs::read(cluster.pki("ca.key"))?,
+        );
         let settings = renewing();
         let steps = mended(&cluster, &settings, &[])?;
-        ensure!(steps.len() == 2 && steps[0].starts_with("renew the CA ca in /etc/kubernetes/pki/ca.crt"), "{steps:?}");
+        ensure!(
+            steps.len() == 2
+                && steps[0].starts_with("renew the CA ca in /etc/kubernetes/pki/ca.crt"),
+            "{steps:?}"
+        );
         let new = fs::read_to_string(cluster.pki("ca.crt"))?;
-        ensure!(kept(&new)? == kept(&old)?, "{name}:\n{}\n{}", kept(&old)?, kept(&new)?);
-        ensure!(fs::read(cluster.pki("ca.key"))? == key, "{name}: the key stays");
+        ensure!(
+            kept(&new)? == kept(&old)?,
+            "{name}:\n{}\n{}",
+            kept(&old)?,
+            kept(&new)?
+        );
+        ensure!(
+            fs::read(cluster.pki("ca.key"))? == key,
+            "{name}: the key stays"
+        );
         let serial = |pem: &str| openssl_x509(pem, &["-serial"]);
-        ensure!((serial(&new)? == serial(&old)?) == (name == "easyrsa"), "{name}: {}", serial(&new)?);
-        ensure!(!serial(&new)?.contains("serial=-") && (name == "easyrsa" || serial(&new)?.trim() != "serial=00"));
+        ensure!(
+            (serial(&new)? == serial(&old)?) == (name == "easyrsa"),
+            "{name}: {}",
+            serial(&new)?
+        );
+        ensure!(
+            !serial(&new)?.contains("serial=-")
+                && (name == "easyrsa" || serial(&new)?.trim() != "serial=00")
+        );
         let end = (settings.now + Duration::days(3650)).date().to_string();
-        ensure!(openssl_x509(&new, &["-enddate", "-dateopt", "iso_8601"])?.contains(&end), "{name}");
+        ensure!(
+            openssl_x509(&new, &["-enddate", "-dateopt", "iso_8601"])?.contains(&end),
+            "{name}"
+        );
         // Old leaf and new leaf, after the old CA's end; the new leaf to its own end.
         let (ca, after) = (cluster.pki("ca.crt"), settings.now);
         verify_at(&ca, &base.with_extension("crt"), after).with_context(|| name.to_owned())?;
-        verify_at(&ca, &cluster.pki("apiserver.crt"), after + Duration::days(360)).with_context(|| name.to_owned())?;
+        verify_at(
+            &ca,
+            &cluster.pki("apiserver.crt"),
+            after + Duration::days(360),
+        )
+        .with_context(|| name.to_owned())?;
         let again = planned(&cluster, &settings, &[])?;
-        ensure!(again.1.is_empty() && again.0.is_empty(), "{name}: {}", told(&again.0));
+        ensure!(
+            again.1.is_empty() && again.0.is_empty(),
+            "{name}: {}",
+            told(&again.0)
+        );
     }
     Ok(())
 }
@@ -168,23 +278,34 @@ fn a_sha1_signature_becomes_sha256() -> Result<()> {
 fn a_pkcs8_key_signs_and_stays_as_it_is() -> Result<()> {
     let cluster = Cluster::control_plane(P384, "/CN=kubernetes", CA, 20, "1")?;
     let key = cluster.pki("ca.key");
-    let pkcs8 = Cmd::new("openssl").args(["pkcs8", "-topk8", "-nocrypt", "-in"]).arg(&key).ok()?.stdout;
+    let pkcs8 = Cmd::new("openssl")
+        .args(["pkcs8", "-topk8", "-nocrypt", "-in"])
+        .arg(&key)
+        .ok()?
+        .stdout;
     ensure!(pkcs8.starts_with("-----BEGIN PRIVATE KEY-----"));
     fs::write(&key, &pkcs8)?;
     mended(&cluster, &renewing(), &[])?;
     ensure!(fs::read_to_string(&key)? == pkcs8);
     let new = fs::read_to_string(cluster.pki("ca.crt"))?;
     ensure!(openssl_x509(&new, &["-text"])?.contains("ecdsa-with-SHA384"));
-    verify_at(&cluster.pki("ca.crt"), &cluster.pki("ca.crt"), renewing().now)
+    verify_at(
+        &cluster.pki("ca.crt"),
+        &cluster.pki("ca.crt"),
+        renewing().now,
+    )
 }
 
 /// The CA certificates of a kubeconfig's text, decoded.
 fn trusted(config: &str) -> Result<Vec<String>> {
-    let data = config
-        .lines()
-        .filter_map(|line| line.trim().trim_start_matches("- ").strip_prefix("certificate-authority-data: "));
+    let data = config.lines().filter_map(|line| {
+        line.trim()
+            .trim_start_matches("- ")
+            .strip_prefix("certificate-authority-data: ")
+    });
     data.map(|data| {
-        let bytes = base64::engine::general_purpose::STANDARD.decode(data.trim().trim_matches('"'))?;
+        let bytes =
+            base64::engine::general_purpose::STANDARD.decode(data.trim().trim_matches('"'))?;
         Ok(String::from_utf8(bytes)?)
     })
     .collect()
@@ -217,16 +338,32 @@ fn with_copies() -> Result<Cluster> {
             "--root-ca-file=/etc/kubernetes/root-ca.crt",
         ],
     )?;
-    cluster.write("srv/clients.pem", format!("# clients\r\n{}# ours\n{ca}# end", other.replace('\n', "\r\n")))?;
+    cluster.write(
+        "srv/clients.pem",
+        format!(
+            "# clients\r\n{}# ours\n{ca}# end",
+            other.replace('\n', "\r\n")
+        ),
+    )?;
     cluster.write("etc/kubernetes/root-ca.crt", format!("text before\n{ca}"))?;
     let der = cluster.root().join("etc/kubernetes/ca.der");
-    Cmd::new("openssl").args(["x509", "-outform", "DER", "-out"]).arg(der).stdin(ca.clone()).ok()?;
+    Cmd::new("openssl")
+        .args(["x509", "-outform", "DER", "-out"])
+        .arg(der)
+        .stdin(ca.clone())
+        .ok()?;
     let pair = cluster.client("ca", P256, "/O=system:masters/CN=kubernetes-admin")?;
     let admin = cluster.kubeconfig("kubernetes-admin", &inline(&pair))?;
     cluster.write("etc/kubernetes/admin.conf", &admin)?;
     cluster.write("root/.kube/config", &admin)?;
-    cluster.write("home/anna/.kube/config", two_clusters(&ca, &other, &inline(&pair)))?;
-    cluster.write("etc/cni/net.d/calico-kubeconfig", cluster.kubeconfig("calico", "    token: x\n")?)?;
+    cluster.write(
+        "home/anna/.kube/config",
+        two_clusters(&ca, &other, &inline(&pair)),
+    )?;
+    cluster.write(
+        "etc/cni/net.d/calico-kubeconfig",
+        cluster.kubeconfig("calico", "    token: x\n")?,
+    )?;
     cluster.write("etc/kubernetes/pki.bak/ca.crt", &ca)?;
     cluster.write("etc/ssl/certs/ca-certificates.crt", format!("{other}{ca}"))?;
     cluster.write("usr/local/share/ca-certificates/kubernetes.crt", &ca)?;
@@ -247,8 +384,15 @@ fn two_clusters(ca: &str, other: &str, user: &str) -> String {
 }
 
 fn snapshot(root: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
-    let listed = Cmd::new("find").arg(root).args(["-type", "f", "-not", "-path", "*/var/lib/rescue/*"]).ok()?.stdout;
-    listed.lines().map(|path| Ok((path.to_owned(), fs::read(path)?))).collect()
+    let listed = Cmd::new("find")
+        .arg(root)
+        .args(["-type", "f", "-not", "-path", "*/var/lib/rescue/*"])
+        .ok()?
+        .stdout;
+    listed
+        .lines()
+        .map(|path| Ok((path.to_owned(), fs::read(path)?)))
+        .collect()
 }
 
 #[test]
@@ -269,30 +413,58 @@ fn every_copy_is_exchanged_and_nothing_else_and_undo_restores_all() -> Result<()
         "/etc/kubernetes/ca.der",
         "/usr/local/share/ca-certificates/kubernetes.crt",
     ] {
-        ensure!(steps.iter().any(|step| step.contains(path)), "{path} is not in {steps:#?}");
+        ensure!(
+            steps.iter().any(|step| step.contains(path)),
+            "{path} is not in {steps:#?}"
+        );
     }
     let guest = cluster.guest()?;
-    let (new, old) =
-        (text(&guest, "/etc/kubernetes/pki/ca.crt")?, &before[&cluster.pki("ca.crt").display().to_string()]);
+    let (new, old) = (
+        text(&guest, "/etc/kubernetes/pki/ca.crt")?,
+        &before[&cluster.pki("ca.crt").display().to_string()],
+    );
     let old = String::from_utf8(old.clone())?;
     ensure!(new != old);
     let was = |path: &str| -> Result<String> {
-        Ok(String::from_utf8(before[&cluster.root().join(&path[1..]).display().to_string()].clone())?)
+        Ok(String::from_utf8(
+            before[&cluster.root().join(&path[1..]).display().to_string()].clone(),
+        )?)
     };
-    for path in ["/srv/clients.pem", "/etc/kubernetes/root-ca.crt", "/usr/local/share/ca-certificates/kubernetes.crt"] {
-        ensure!(text(&guest, path)? == was(path)?.replace(&old, &new), "{path}");
+    for path in [
+        "/srv/clients.pem",
+        "/etc/kubernetes/root-ca.crt",
+        "/usr/local/share/ca-certificates/kubernetes.crt",
+    ] {
+        ensure!(
+            text(&guest, path)? == was(path)?.replace(&old, &new),
+            "{path}"
+        );
     }
     let swapped = |path: &str| -> Result<String> {
         let text = was(path)?;
         trusted(&text)?.iter().try_fold(text.clone(), |text, data| {
-            Ok(text.replace(&base64(data.as_bytes()), &base64(data.replace(&old, &new).as_bytes())))
+            Ok(text.replace(
+                &base64(data.as_bytes()),
+                &base64(data.replace(&old, &new).as_bytes()),
+            ))
         })
     };
-    ensure!(text(&guest, "/etc/cni/net.d/calico-kubeconfig")? == swapped("/etc/cni/net.d/calico-kubeconfig")?);
+    ensure!(
+        text(&guest, "/etc/cni/net.d/calico-kubeconfig")?
+            == swapped("/etc/cni/net.d/calico-kubeconfig")?
+    );
     // The users' certificates are renewed too, so only what is before them is compared.
-    for path in ["/etc/kubernetes/admin.conf", "/root/.kube/config", "/home/anna/.kube/config"] {
+    for path in [
+        "/etc/kubernetes/admin.conf",
+        "/root/.kube/config",
+        "/home/anna/.kube/config",
+    ] {
         let head = |text: &str| text.split("users:").next().map(str::to_owned);
-        ensure!(head(&text(&guest, path)?) == head(&swapped(path)?), "{path}:\n{}", text(&guest, path)?);
+        ensure!(
+            head(&text(&guest, path)?) == head(&swapped(path)?),
+            "{path}:\n{}",
+            text(&guest, path)?
+        );
     }
     for untouched in [
         "/etc/kubernetes/pki.bak/ca.crt",
@@ -308,7 +480,10 @@ fn every_copy_is_exchanged_and_nothing_else_and_undo_restores_all() -> Result<()
     let writable = pki_support::open(cluster.root())?;
     undo(&writable, None, &Silent)?;
     writable.close()?;
-    ensure!(snapshot(cluster.root())? == before, "undo brings every byte back");
+    ensure!(
+        snapshot(cluster.root())? == before,
+        "undo brings every byte back"
+    );
     Ok(())
 }
 
@@ -316,10 +491,24 @@ fn every_copy_is_exchanged_and_nothing_else_and_undo_restores_all() -> Result<()
 fn without_the_flag_nothing_happens_and_the_line_to_type_is_told() -> Result<()> {
     let cluster = with_copies()?;
     let (findings, plan) = planned(&cluster, &later(), &[])?;
-    ensure!(plan.is_empty(), "{:?}", plan.steps.iter().map(|step| step.remedy.summary()).collect::<Vec<_>>());
+    ensure!(
+        plan.is_empty(),
+        "{:?}",
+        plan.steps
+            .iter()
+            .map(|step| step.remedy.summary())
+            .collect::<Vec<_>>()
+    );
     let found = finding(&findings, "CA ca expired")?;
     ensure!(found.severity == Severity::StopsBoot);
-    ensure!(found.advice.iter().any(|line| line.contains("rescue repair SRC --renew-ca")), "{}", told(&findings));
+    ensure!(
+        found
+            .advice
+            .iter()
+            .any(|line| line.contains("rescue repair SRC --renew-ca")),
+        "{}",
+        told(&findings)
+    );
     // Within a year of its end it may be renewed too; with more than a year left the flag changes nothing.
     let young = Cluster::control_plane(P256, "/CN=kubernetes", CA, 300, "1")?;
     ensure!(planned(&young, &renewing(), &[])?.1.steps.len() == 1);
@@ -332,16 +521,22 @@ fn without_the_flag_nothing_happens_and_the_line_to_type_is_told() -> Result<()>
 fn the_backup_and_the_system_bundle_are_named_as_left() -> Result<()> {
     let (findings, _) = planned(&with_copies()?, &renewing(), &[])?;
     let advice = finding(&findings, "CA ca expired")?.advice.join(" ");
-    for word in
-        ["/etc/kubernetes/pki.bak/ca.crt (a backup)", "/etc/ssl/certs/ca-certificates.crt", "update-ca-certificates"]
-    {
+    for word in [
+        "/etc/kubernetes/pki.bak/ca.crt (a backup)",
+        "/etc/ssl/certs/ca-certificates.crt",
+        "update-ca-certificates",
+    ] {
         ensure!(advice.contains(word), "{word}: {advice}");
     }
     let remedies = &finding(&findings, "CA ca expired")?.remedies;
     let details = remedies.first().context("a remedy")?.details().join(" ");
-    for word in
-        ["kube-root-ca.crt", "cluster-info", "extension-apiserver-authentication", "caBundle", "service accounts"]
-    {
+    for word in [
+        "kube-root-ca.crt",
+        "cluster-info",
+        "extension-apiserver-authentication",
+        "caBundle",
+        "service accounts",
+    ] {
         ensure!(details.contains(word), "{word}: {details}");
     }
     Ok(())
@@ -356,13 +551,27 @@ fn only_the_matching_certificate_of_a_bundle_is_renewed() -> Result<()> {
     fs::remove_file(cluster.pki("old.crt"))?;
     let ca = fs::read_to_string(cluster.pki("ca.crt"))?;
     fs::write(cluster.pki("ca.crt"), format!("{old}{ca}"))?;
-    cluster.manifest("kube-controller-manager", &["--cluster-signing-cert-file=/etc/kubernetes/pki/ca.crt"])?;
+    cluster.manifest(
+        "kube-controller-manager",
+        &["--cluster-signing-cert-file=/etc/kubernetes/pki/ca.crt"],
+    )?;
     let (findings, _) = planned(&cluster, &renewing(), &[])?;
     let bundle = finding(&findings, "is a bundle of 2")?;
-    ensure!(bundle.severity == Severity::Note && bundle.advice.join(" ").contains("expected 1 certificate, found 2"));
+    ensure!(
+        bundle.severity == Severity::Note
+            && bundle
+                .advice
+                .join(" ")
+                .contains("expected 1 certificate, found 2")
+    );
     mended(&cluster, &renewing(), &[])?;
     let new = fs::read_to_string(cluster.pki("ca.crt"))?;
-    ensure!(new.starts_with(&old) && !new.contains(&ca) && new.matches("BEGIN CERTIFICATE").count() == 2, "{new}");
+    ensure!(
+        new.starts_with(&old)
+            && !new.contains(&ca)
+            && new.matches("BEGIN CERTIFICATE").count() == 2,
+        "{new}"
+    );
     Ok(())
 }
 
@@ -375,33 +584,76 @@ fn what_cannot_be_renewed_is_refused_with_the_reason() -> Result<()> {
     refused(
         &external,
         "CA ca expired",
-        &["its key is not on this node (/etc/kubernetes/pki/ca.key)", "Bring the key"],
+        &[
+            "its key is not on this node (/etc/kubernetes/pki/ca.key)",
+            "Bring the key",
+        ],
     )?;
 
     let mismatch = make()?;
     pki_support::cluster::key(P256, &mismatch.pki("ca.key"))?;
-    refused(&mismatch, "CA ca does not match its key", &["does not match", "Restore the pair"])?;
+    refused(
+        &mismatch,
+        "CA ca does not match its key",
+        &["does not match", "Restore the pair"],
+    )?;
 
     let encrypted = make()?;
     let key = encrypted.pki("ca.key");
-    let locked = Cmd::new("openssl").args(["pkcs8", "-topk8", "-passout", "pass:secret", "-in"]).arg(&key).ok()?.stdout;
+    let locked = Cmd::new("openssl")
+        .args(["pkcs8", "-topk8", "-passout", "pass:secret", "-in"])
+        .arg(&key)
+        .ok()?
+        .stdout;
     fs::write(&key, locked)?;
-    refused(&encrypted, "CA ca has an unreadable key", &["encrypted with a passphrase"])?;
+    refused(
+        &encrypted,
+        "CA ca has an unreadable key",
+        &["encrypted with a passphrase"],
+    )?;
 
     let intermediate = make()?;
     intermediate.ca("root", P256, "/CN=company root", CA, 3650, "1")?;
-    let wanted =
-        Wanted { base: &intermediate.pki("ca"), key: P256, subject: "/CN=kubernetes", extensions: CA, days: 20 };
+    let wanted = Wanted {
+        base: &intermediate.pki("ca"),
+        key: P256,
+        subject: "/CN=kubernetes",
+        extensions: CA,
+        days: 20,
+    };
     certificate(&wanted, Some(&intermediate.pki("root")), None)?;
-    refused(&intermediate, "CA ca expired", &["issued by CN=company root", "Only that CA can renew it"])?;
+    refused(
+        &intermediate,
+        "CA ca expired",
+        &["issued by CN=company root", "Only that CA can renew it"],
+    )?;
 
-    let no_constraints = Cluster::control_plane(P256, "/CN=kubernetes", "subjectKeyIdentifier=hash\n", 20, "1")?;
-    refused(&no_constraints, "CA ca is not a CA certificate", &["basicConstraints CA:TRUE"])?;
+    let no_constraints = Cluster::control_plane(
+        P256,
+        "/CN=kubernetes",
+        "subjectKeyIdentifier=hash\n",
+        20,
+        "1",
+    )?;
+    refused(
+        &no_constraints,
+        "CA ca is not a CA certificate",
+        &["basicConstraints CA:TRUE"],
+    )?;
 
     let future = make()?;
-    let early = Settings { now: OffsetDateTime::now_utc() - Duration::days(30), ..renewing() };
+    let early = Settings {
+        now: OffsetDateTime::now_utc() - Duration::days(30),
+        ..renewing()
+    };
     let (findings, plan) = planned(&future, &early, &[])?;
-    ensure!(plan.is_empty() && finding(&findings, "CA ca is not yet valid")?.advice.join(" ").contains("--now"));
+    ensure!(
+        plan.is_empty()
+            && finding(&findings, "CA ca is not yet valid")?
+                .advice
+                .join(" ")
+                .contains("--now")
+    );
     Ok(())
 }
 
@@ -425,7 +677,10 @@ fn copies_follow_a_ca_that_was_renewed_elsewhere() -> Result<()> {
     let found = finding(&findings, "CA ca was renewed, but not every copy")?;
     ensure!(found.severity == Severity::WillBreak, "{}", told(&findings));
     let steps = mended(&cluster, &later(), &[])?;
-    ensure!(steps == ["put the renewed CA ca into /etc/cni/net.d/calico-kubeconfig"], "{steps:?}");
+    ensure!(
+        steps == ["put the renewed CA ca into /etc/cni/net.d/calico-kubeconfig"],
+        "{steps:?}"
+    );
     let config = fs::read_to_string(cluster.root().join("etc/cni/net.d/calico-kubeconfig"))?;
     ensure!(trusted(&config)? == [fs::read_to_string(cluster.pki("ca.crt"))?]);
     Ok(())
@@ -437,14 +692,20 @@ fn sibling(of: &Cluster, with_key: bool) -> Result<Cluster> {
     fs::copy(of.pki("ca.crt"), cluster.pki("ca.crt"))?;
     if with_key {
         fs::copy(of.pki("ca.key"), cluster.pki("ca.key"))?;
-        cluster.manifest("kube-apiserver", &["--client-ca-file=/etc/kubernetes/pki/ca.crt"])?;
+        cluster.manifest(
+            "kube-apiserver",
+            &["--client-ca-file=/etc/kubernetes/pki/ca.crt"],
+        )?;
     } else {
         let pair = of.client("ca", P256, "/O=system:nodes/CN=system:node:node1")?;
         let current = "/var/lib/kubelet/pki/kubelet-client-current.pem";
         cluster.write("var/lib/kubelet/pki/kubelet-client-1.pem", pair.0 + &pair.1)?;
         cluster.link(&current[1..], "/var/lib/kubelet/pki/kubelet-client-1.pem")?;
         let body = format!("    client-certificate: {current}\n    client-key: {current}\n");
-        cluster.write("etc/kubernetes/kubelet.conf", cluster.kubeconfig("default-auth", &body)?)?;
+        cluster.write(
+            "etc/kubernetes/kubelet.conf",
+            cluster.kubeconfig("default-auth", &body)?,
+        )?;
         cluster.write(
             "var/lib/kubelet/config.yaml",
             "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nauthentication:\n  x509:\n    clientCAFile: /etc/kubernetes/pki/ca.crt\n",
@@ -460,24 +721,53 @@ fn all_nodes_of_a_cluster_get_the_same_certificate() -> Result<()> {
     let settings = renewing();
     // Before: the worker is told who will bring it; alone it is told what to bring.
     let (findings, _) = planned(&worker, &settings, &[peer(&first, &settings)?])?;
-    ensure!(finding(&findings, "CA ca expired")?.advice.join(" ").contains("as soon as node"), "{}", told(&findings));
-    refused(&worker, "CA ca expired", &["Give the disk of a control plane"])?;
+    ensure!(
+        finding(&findings, "CA ca expired")?
+            .advice
+            .join(" ")
+            .contains("as soon as node"),
+        "{}",
+        told(&findings)
+    );
+    refused(
+        &worker,
+        "CA ca expired",
+        &["Give the disk of a control plane"],
+    )?;
 
-    mended(&first, &settings, &[peer(&second, &settings)?, peer(&worker, &settings)?])?;
+    mended(
+        &first,
+        &settings,
+        &[peer(&second, &settings)?, peer(&worker, &settings)?],
+    )?;
     let new = fs::read_to_string(first.pki("ca.crt"))?;
     // A day later, in another run: the certificate that is there already is taken, not one more made.
-    let day_after = Settings { now: settings.now + Duration::days(1), ..renewing() };
+    let day_after = Settings {
+        now: settings.now + Duration::days(1),
+        ..renewing()
+    };
     let steps = mended(&second, &day_after, &[peer(&first, &day_after)?])?;
-    ensure!(steps.first().is_some_and(|step| step.starts_with("take the renewed CA ca from node")), "{steps:?}");
+    ensure!(
+        steps
+            .first()
+            .is_some_and(|step| step.starts_with("take the renewed CA ca from node")),
+        "{steps:?}"
+    );
     ensure!(fs::read_to_string(second.pki("ca.crt"))? == new);
     // The worker needs no flag: the decision was taken when the first was renewed.
     let steps = mended(&worker, &later(), &[peer(&first, &later())?])?;
     ensure!(fs::read_to_string(worker.pki("ca.crt"))? == new);
     let conf = fs::read_to_string(worker.root().join("etc/kubernetes/kubelet.conf"))?;
     ensure!(trusted(&conf)? == [new.clone()], "{steps:?}");
-    let pem = worker.root().join("var/lib/kubelet/pki/kubelet-client-current.pem");
+    let pem = worker
+        .root()
+        .join("var/lib/kubelet/pki/kubelet-client-current.pem");
     let pem = fs::read_link(&pem)?;
-    verify_at(&worker.pki("ca.crt"), &worker.root().join(pem.strip_prefix("/")?), settings.now)?;
+    verify_at(
+        &worker.pki("ca.crt"),
+        &worker.root().join(pem.strip_prefix("/")?),
+        settings.now,
+    )?;
     Ok(())
 }
 
@@ -486,7 +776,11 @@ fn a_ca_of_the_same_name_but_another_key_is_never_taken() -> Result<()> {
     let ours = Cluster::control_plane(P256, "/CN=kubernetes", CA, 20, "1")?;
     let theirs = Cluster::control_plane(P256, "/CN=kubernetes", CA, 3650, "1")?;
     let (findings, plan) = planned(&ours, &later(), &[peer(&theirs, &later())?])?;
-    ensure!(plan.is_empty() && finding(&findings, "CA ca expired")?.remedies.is_empty(), "{}", told(&findings));
+    ensure!(
+        plan.is_empty() && finding(&findings, "CA ca expired")?.remedies.is_empty(),
+        "{}",
+        told(&findings)
+    );
     // Nor one with our name and key that somebody else signed.
     let forged = sibling(&ours, true)?;
     let other = Cluster::control_plane(P256, "/CN=kubernetes", CA, 3650, "1")?;
@@ -511,6 +805,10 @@ fn a_ca_of_the_same_name_but_another_key_is_never_taken() -> Result<()> {
         .arg(forged.pki("ca.crt"))
         .ok()?;
     let (findings, plan) = planned(&ours, &later(), &[peer(&forged, &later())?])?;
-    ensure!(plan.is_empty() && finding(&findings, "CA ca expired")?.remedies.is_empty(), "{}", told(&findings));
+    ensure!(
+        plan.is_empty() && finding(&findings, "CA ca expired")?.remedies.is_empty(),
+        "{}",
+        told(&findings)
+    );
     Ok(())
 }

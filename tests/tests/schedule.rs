@@ -19,7 +19,15 @@ const TIMER: &str = "etc/systemd/system/kubeadm-certs-renew.timer";
 const ENABLED: &str = "etc/systemd/system/timers.target.wants/kubeadm-certs-renew.timer";
 
 fn schedule(root: &Path, more: &[&str]) -> Result<Ran> {
-    let words = ["certs", "schedule", "--yes", "--now", NOW, "--root", text(root)];
+    let words = [
+        "certs",
+        "schedule",
+        "--yes",
+        "--now",
+        NOW,
+        "--root",
+        text(root),
+    ];
     rescue_faulty(0, words.iter().chain(more)).run()
 }
 
@@ -30,13 +38,19 @@ fn text(path: &Path) -> &str {
 fn program(root: &Path, path: &str, content: &str) -> Result<()> {
     let path = root.join(path);
     fs::write(&path, content).with_context(|| format!("writing {}", path.display()))?;
-    Ok(fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?)
+    Ok(fs::set_permissions(
+        &path,
+        fs::Permissions::from_mode(0o755),
+    )?)
 }
 
 /// A kubeadm of that version as its Debian package installs it. It writes down how it is called.
 fn install_kubeadm(root: &Path, version: &str) -> Result<()> {
     let package = format!("\nPackage: kubeadm\nStatus: hold ok installed\nVersion: {version}-00\n");
-    fs::OpenOptions::new().append(true).open(root.join("var/lib/dpkg/status"))?.write_all(package.as_bytes())?;
+    fs::OpenOptions::new()
+        .append(true)
+        .open(root.join("var/lib/dpkg/status"))?
+        .write_all(package.as_bytes())?;
     let called = format!(
         "#!/bin/sh\nif [ \"$1\" = version ]; then echo v{version}; exit; fi\necho \"kubeadm $*\" >>/calls\n\
          case \"$*\" in *renew*) echo renewed >>/etc/kubernetes/admin.conf ;; esac\n"
@@ -59,7 +73,9 @@ esac
 
 /// A node with a kubeadm, and with what its script needs to be run in a chroot.
 fn node(version: &str) -> Result<tempfile::TempDir> {
-    let folder = tempfile::Builder::new().prefix("rescue-schedule-").tempdir()?;
+    let folder = tempfile::Builder::new()
+        .prefix("rescue-schedule-")
+        .tempdir()?;
     let root = folder.path();
     unpack_control_plane(root)?;
     install_kubeadm(root, version)?;
@@ -74,8 +90,16 @@ fn node(version: &str) -> Result<tempfile::TempDir> {
             symlink("/usr/bin/busybox", path)?;
         }
     }
-    for name in ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"] {
-        fs::write(root.join(format!("container-{name}")), format!("{name}-1\n"))?;
+    for name in [
+        "etcd",
+        "kube-apiserver",
+        "kube-controller-manager",
+        "kube-scheduler",
+    ] {
+        fs::write(
+            root.join(format!("container-{name}")),
+            format!("{name}-1\n"),
+        )?;
     }
     Ok(folder)
 }
@@ -83,8 +107,14 @@ fn node(version: &str) -> Result<tempfile::TempDir> {
 /// Runs the script as systemd would, and returns the calls that it made.
 fn run_script(root: &Path) -> Result<Vec<String>> {
     let _ = fs::remove_file(root.join("calls"));
-    Cmd::new("chroot").arg(root).arg(format!("/{SCRIPT}")).ok()?;
-    Ok(fs::read_to_string(root.join("calls"))?.lines().map(str::to_owned).collect())
+    Cmd::new("chroot")
+        .arg(root)
+        .arg(format!("/{SCRIPT}"))
+        .ok()?;
+    Ok(fs::read_to_string(root.join("calls"))?
+        .lines()
+        .map(str::to_owned)
+        .collect())
 }
 
 fn systemd_accepts(root: &Path) -> Result<()> {
@@ -93,21 +123,43 @@ fn systemd_accepts(root: &Path) -> Result<()> {
     fs::create_dir_all(&units)?;
     for entry in fs::read_dir("/lib/systemd/system")? {
         let entry = entry?;
-        if entry.file_name().to_string_lossy().ends_with(".target") && !entry.file_type()?.is_dir() {
-            fs::write(units.join(entry.file_name()), fs::read(entry.path()).unwrap_or_default())?;
+        if entry.file_name().to_string_lossy().ends_with(".target") && !entry.file_type()?.is_dir()
+        {
+            fs::write(
+                units.join(entry.file_name()),
+                fs::read(entry.path()).unwrap_or_default(),
+            )?;
         }
     }
     let ran = Cmd::new("systemd-analyze")
         .arg(format!("--root={}", text(root)))
-        .args(["--man=no", "verify", "kubeadm-certs-renew.service", "kubeadm-certs-renew.timer"])
+        .args([
+            "--man=no",
+            "verify",
+            "kubeadm-certs-renew.service",
+            "kubeadm-certs-renew.timer",
+        ])
         .run()?;
-    let about_ours = ran.transcript().lines().filter(|line| line.contains("kubeadm-certs-renew")).count();
+    let about_ours = ran
+        .transcript()
+        .lines()
+        .filter(|line| line.contains("kubeadm-certs-renew"))
+        .count();
     ensure!(ran.code == 0 && about_ours == 0, "{}", ran.transcript());
     let timer = fs::read_to_string(root.join(TIMER))?;
-    let calendar = timer.lines().find_map(|line| line.strip_prefix("OnCalendar=")).context("no OnCalendar=")?;
-    let ran = Cmd::new("systemd-analyze").args(["calendar", "--iterations=14", calendar]).ok()?;
+    let calendar = timer
+        .lines()
+        .find_map(|line| line.strip_prefix("OnCalendar="))
+        .context("no OnCalendar=")?;
+    let ran = Cmd::new("systemd-analyze")
+        .args(["calendar", "--iterations=14", calendar])
+        .ok()?;
     // Fourteen monthly runs: every certificate of a year is renewed long before it ends.
-    ensure!(ran.stdout.contains("Next elapse") && ran.stdout.contains("Iter. #14"), "{}", ran.transcript());
+    ensure!(
+        ran.stdout.contains("Next elapse") && ran.stdout.contains("Iter. #14"),
+        "{}",
+        ran.transcript()
+    );
     Ok(())
 }
 
@@ -115,7 +167,9 @@ fn snapshot(root: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
     let mut files = BTreeMap::new();
     let mut todo = vec![root.join("etc"), root.join("usr/local"), root.join("root")];
     while let Some(path) = todo.pop() {
-        let Ok(meta) = path.symlink_metadata() else { continue };
+        let Ok(meta) = path.symlink_metadata() else {
+            continue;
+        };
         let content = if meta.is_symlink() {
             fs::read_link(&path)?.into_os_string().into_encoded_bytes()
         } else if meta.is_dir() {
@@ -133,34 +187,65 @@ fn snapshot(root: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
 
 #[test]
 fn the_timer_runs_the_right_kubeadm_and_is_undone() -> Result<()> {
-    for (version, call) in [("1.18.20", "kubeadm alpha certs renew all"), ("1.20.2", "kubeadm certs renew all")] {
+    for (version, call) in [
+        ("1.18.20", "kubeadm alpha certs renew all"),
+        ("1.20.2", "kubeadm certs renew all"),
+    ] {
         let folder = node(version)?;
         let root = folder.path();
-        fs::copy(root.join("etc/kubernetes/admin.conf"), root.join("root/.kube/config"))?;
+        fs::copy(
+            root.join("etc/kubernetes/admin.conf"),
+            root.join("root/.kube/config"),
+        )?;
         let before = snapshot(root)?;
         let ran = schedule(root, &[])?;
-        ensure!(ran.code == 0 && ran.stdout.contains(&format!("`{call}`")), "{}", ran.transcript());
-        ensure!(fs::read_link(root.join(ENABLED))? == Path::new("/").join(TIMER), "not enabled");
+        ensure!(
+            ran.code == 0 && ran.stdout.contains(&format!("`{call}`")),
+            "{}",
+            ran.transcript()
+        );
+        ensure!(
+            fs::read_link(root.join(ENABLED))? == Path::new("/").join(TIMER),
+            "not enabled"
+        );
         systemd_accepts(root)?;
 
         let calls = run_script(root)?;
-        let expected =
-            [call, "stop etcd-1", "stop kube-apiserver-1", "stop kube-controller-manager-1", "stop kube-scheduler-1"];
+        let expected = [
+            call,
+            "stop etcd-1",
+            "stop kube-apiserver-1",
+            "stop kube-controller-manager-1",
+            "stop kube-scheduler-1",
+        ];
         ensure!(calls == expected, "{version}: {calls:?}");
-        let (admin, copy) =
-            (fs::read(root.join("etc/kubernetes/admin.conf"))?, fs::read(root.join("root/.kube/config"))?);
-        ensure!(admin == copy && admin.ends_with(b"renewed\n"), "the copy of admin.conf is stale");
+        let (admin, copy) = (
+            fs::read(root.join("etc/kubernetes/admin.conf"))?,
+            fs::read(root.join("root/.kube/config"))?,
+        );
+        ensure!(
+            admin == copy && admin.ends_with(b"renewed\n"),
+            "the copy of admin.conf is stale"
+        );
         // What somebody changed is his.
         fs::write(root.join("root/.kube/config"), "mine")?;
         run_script(root)?;
-        ensure!(fs::read(root.join("root/.kube/config"))? == b"mine", "a changed kubeconfig was overwritten");
+        ensure!(
+            fs::read(root.join("root/.kube/config"))? == b"mine",
+            "a changed kubeconfig was overwritten"
+        );
         for path in ["etc/kubernetes/admin.conf", "root/.kube/config"].map(|path| root.join(path)) {
             fs::write(&path, &before[&path])?;
         }
 
         let again = schedule(root, &[])?;
-        ensure!(again.code == 0 && again.stdout.contains("Nothing was changed"), "{}", again.transcript());
-        let undone = rescue_faulty(0, ["undo", "--yes", "--now", NOW, "--root", text(root)]).ok()?;
+        ensure!(
+            again.code == 0 && again.stdout.contains("Nothing was changed"),
+            "{}",
+            again.transcript()
+        );
+        let undone =
+            rescue_faulty(0, ["undo", "--yes", "--now", NOW, "--root", text(root)]).ok()?;
         ensure!(undone.stdout.contains(SCRIPT), "{}", undone.transcript());
         ensure!(snapshot(root)? == before, "undo left something behind");
     }
@@ -173,7 +258,12 @@ fn an_upgraded_kubeadm_is_asked_for_its_version() -> Result<()> {
     schedule(folder.path(), &[])?;
     install_kubeadm(folder.path(), "1.22.3")?;
     let calls = run_script(folder.path())?;
-    ensure!(calls.first().is_some_and(|call| call == "kubeadm certs renew all"), "{calls:?}");
+    ensure!(
+        calls
+            .first()
+            .is_some_and(|call| call == "kubeadm certs renew all"),
+        "{calls:?}"
+    );
     Ok(())
 }
 
@@ -184,8 +274,16 @@ fn what_would_not_work_is_refused() -> Result<()> {
     let before = snapshot(root)?;
     let refused = |words: &str| {
         let ran = schedule(root, &["--json"])?;
-        ensure!(ran.code == 3 && ran.stderr.contains(words), "{words:?}: {}", ran.transcript());
-        ensure!(ran.json()?["error"]["kind"] == "refused", "{}", ran.transcript());
+        ensure!(
+            ran.code == 3 && ran.stderr.contains(words),
+            "{words:?}: {}",
+            ran.transcript()
+        );
+        ensure!(
+            ran.json()?["error"]["kind"] == "refused",
+            "{}",
+            ran.transcript()
+        );
         Ok(())
     };
     let away = |path: &str| fs::rename(root.join(path), root.join("away"));
@@ -204,9 +302,15 @@ fn what_would_not_work_is_refused() -> Result<()> {
     fs::remove_file(root.join(TIMER))?;
 
     away("etc/kubernetes/manifests/kube-apiserver.yaml")?;
-    fs::rename(root.join("etc/kubernetes/pki/apiserver.key"), root.join("key"))?;
+    fs::rename(
+        root.join("etc/kubernetes/pki/apiserver.key"),
+        root.join("key"),
+    )?;
     refused("this node is a worker")?;
-    fs::rename(root.join("key"), root.join("etc/kubernetes/pki/apiserver.key"))?;
+    fs::rename(
+        root.join("key"),
+        root.join("etc/kubernetes/pki/apiserver.key"),
+    )?;
     back("etc/kubernetes/manifests/kube-apiserver.yaml")?;
     ensure!(snapshot(root)? == before, "a refusal changed something");
     Ok(())
@@ -217,15 +321,30 @@ fn what_renews_already_is_left_to_do_it() -> Result<()> {
     let folder = node("1.20.2")?;
     let root = folder.path();
     let timer = root.join("etc/systemd/system/k8s-certs-renew.timer");
-    fs::write(&timer, "[Timer]\nOnCalendar=Mon *-*-1,2,3,4,5,6,7 03:00:00\n")?;
+    fs::write(
+        &timer,
+        "[Timer]\nOnCalendar=Mon *-*-1,2,3,4,5,6,7 03:00:00\n",
+    )?;
     let ran = schedule(root, &[])?;
-    ensure!(ran.code == 0 && ran.stdout.contains("kubespray's own timer"), "{}", ran.transcript());
+    ensure!(
+        ran.code == 0 && ran.stdout.contains("kubespray's own timer"),
+        "{}",
+        ran.transcript()
+    );
     ensure!(!root.join(TIMER).exists(), "a second timer was added");
     fs::remove_file(timer)?;
     fs::create_dir_all(root.join("etc/cron.d"))?;
-    fs::write(root.join("etc/cron.d/certs"), "0 3 1 * * root kubeadm certs renew all\n")?;
+    fs::write(
+        root.join("etc/cron.d/certs"),
+        "0 3 1 * * root kubeadm certs renew all\n",
+    )?;
     let ran = schedule(root, &[])?;
-    ensure!(ran.stdout.contains("/etc/cron.d/certs runs `kubeadm certs renew` already"), "{}", ran.transcript());
+    ensure!(
+        ran.stdout
+            .contains("/etc/cron.d/certs runs `kubeadm certs renew` already"),
+        "{}",
+        ran.transcript()
+    );
     fs::remove_file(root.join("etc/cron.d/certs"))?;
 
     schedule(root, &[])?;
@@ -233,14 +352,19 @@ fn what_renews_already_is_left_to_do_it() -> Result<()> {
     let removed = schedule(root, &["--remove"])?;
     ensure!(removed.code == 0, "{}", removed.transcript());
     for path in [TIMER, ENABLED, SCRIPT] {
-        ensure!(root.join(path).symlink_metadata().is_err(), "{path} is still there");
+        ensure!(
+            root.join(path).symlink_metadata().is_err(),
+            "{path} is still there"
+        );
     }
     Ok(())
 }
 
 #[test]
 fn the_log_that_filled_the_disk_is_rotated_from_now_on() -> Result<()> {
-    let folder = tempfile::Builder::new().prefix("rescue-schedule-").tempdir()?;
+    let folder = tempfile::Builder::new()
+        .prefix("rescue-schedule-")
+        .tempdir()?;
     let disk = control_plane(&folder.path().join("disk.img"), 700 * MIB)?;
     disk.mounted(|root| {
         install_kubeadm(root, "1.20.2")?;
@@ -248,10 +372,16 @@ fn the_log_that_filled_the_disk_is_rotated_from_now_on() -> Result<()> {
         fill::to_enospc(root)
     })?;
     let image = text(&disk.path);
-    let run = |words: &[&str]| rescue_faulty(0, words.iter().chain(&["--yes", "--now", NOW, image])).ok();
+    let run =
+        |words: &[&str]| rescue_faulty(0, words.iter().chain(&["--yes", "--now", NOW, image])).ok();
     run(&["repair", "--only", "disk-full"])?;
     let ran = run(&["certs", "schedule"])?;
-    ensure!(ran.stdout.contains("add a rule for logrotate: /var/log/vmware-*[!0-9].log took"), "{}", ran.transcript());
+    ensure!(
+        ran.stdout
+            .contains("add a rule for logrotate: /var/log/vmware-*[!0-9].log took"),
+        "{}",
+        ran.transcript()
+    );
     disk.assert_clean()?;
 
     disk.mounted(|root| {
@@ -272,16 +402,35 @@ fn the_log_that_filled_the_disk_is_rotated_from_now_on() -> Result<()> {
     })?;
 
     let again = run(&["certs", "schedule"])?;
-    ensure!(again.stdout.contains("Nothing was changed"), "{}", again.transcript());
+    ensure!(
+        again.stdout.contains("Nothing was changed"),
+        "{}",
+        again.transcript()
+    );
     run(&["undo"])?;
     disk.mounted(|root| {
-        ensure!(!root.join("etc/logrotate.d/rescue-vmware").exists(), "undo left the rule");
+        ensure!(
+            !root.join("etc/logrotate.d/rescue-vmware").exists(),
+            "undo left the rule"
+        );
         // A rule of somebody else for the same file is not doubled.
-        fs::write(root.join("etc/logrotate.d/open-vm-tools"), "/var/log/vmware-*.log {\n  weekly\n}\n")?;
+        fs::write(
+            root.join("etc/logrotate.d/open-vm-tools"),
+            "/var/log/vmware-*.log {\n  weekly\n}\n",
+        )?;
         Ok(())
     })?;
     let ran = run(&["certs", "schedule", "--logs-only"])?;
-    ensure!(ran.stdout.contains("/etc/logrotate.d/open-vm-tools:1 rotates /var/log/vmware-"), "{}", ran.transcript());
-    ensure!(ran.stdout.contains("Nothing was changed"), "{}", ran.transcript());
+    ensure!(
+        ran.stdout
+            .contains("/etc/logrotate.d/open-vm-tools:1 rotates /var/log/vmware-"),
+        "{}",
+        ran.transcript()
+    );
+    ensure!(
+        ran.stdout.contains("Nothing was changed"),
+        "{}",
+        ran.transcript()
+    );
     Ok(())
 }

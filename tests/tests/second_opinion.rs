@@ -15,15 +15,25 @@ fn comes_back(builder: DiskBuilder, fill: fn(&std::path::Path) -> Result<()>) ->
         fill(root)
     })?;
     let before = judge::disk(&disk)?;
-    assert!(!before.healthy() && !before.kubelet.good && !before.etcd.good, "{before:#?}");
-    assert!(!before.leaves.iter().any(|leaf| leaf.verdict.good), "{before:#?}");
+    assert!(
+        !before.healthy() && !before.kubelet.good && !before.etcd.good,
+        "{before:#?}"
+    );
+    assert!(
+        !before.leaves.iter().any(|leaf| leaf.verdict.good),
+        "{before:#?}"
+    );
 
     let repaired = rescue(["repair", "--yes"]).arg(&path).run()?;
     assert_eq!(repaired.code, 0, "{}", repaired.transcript());
     disk.assert_clean()?;
     let after = judge::disk(&disk)?;
     assert!(after.healthy(), "{after:#?}\n{}", repaired.transcript());
-    assert_eq!(after.kept, fill::TRAPS.len(), "a file that only looks like a log is gone");
+    assert_eq!(
+        after.kept,
+        fill::TRAPS.len(),
+        "a file that only looks like a log is gone"
+    );
 
     let undone = rescue(["undo", "--yes"]).arg(&path).run()?;
     assert_eq!(undone.code, 0, "{}", undone.transcript());
@@ -41,7 +51,10 @@ fn root(file_system: FileSystem) -> Partition {
 
 #[test]
 fn ext4_without_one_free_byte() -> Result<()> {
-    comes_back(DiskBuilder::new(1024 * MIB).partition(root(FileSystem::Ext4)), fill::to_enospc)
+    comes_back(
+        DiskBuilder::new(1024 * MIB).partition(root(FileSystem::Ext4)),
+        fill::to_enospc,
+    )
 }
 
 #[test]
@@ -52,10 +65,20 @@ fn ext4_without_one_free_inode() -> Result<()> {
 
 #[test]
 fn xfs_in_a_logical_partition_without_one_free_byte() -> Result<()> {
-    comes_back(DiskBuilder::new(1024 * MIB).table(Table::MbrLogical).partition(root(FileSystem::Xfs)), fill::to_enospc)
+    comes_back(
+        DiskBuilder::new(1024 * MIB)
+            .table(Table::MbrLogical)
+            .partition(root(FileSystem::Xfs)),
+        fill::to_enospc,
+    )
 }
 
 #[test]
 fn ext4_on_4096_byte_sectors_without_one_free_byte() -> Result<()> {
-    comes_back(DiskBuilder::new(1024 * MIB).sector_size(4096).partition(root(FileSystem::Ext4)), fill::to_enospc)
+    comes_back(
+        DiskBuilder::new(1024 * MIB)
+            .sector_size(4096)
+            .partition(root(FileSystem::Ext4)),
+        fill::to_enospc,
+    )
 }

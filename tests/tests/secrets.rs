@@ -14,13 +14,32 @@ const TELLING: usize = 20;
 
 /// The words of the private keys in a file: lines of PEM bodies, as they stand and as a kubeconfig carries them.
 fn words_of(text: &str, words: &mut BTreeSet<String>) {
-    for block in text.split("-----BEGIN ").skip(1).filter(|block| block.contains("PRIVATE KEY-----")) {
+    for block in text
+        .split("-----BEGIN ")
+        .skip(1)
+        .filter(|block| block.contains("PRIVATE KEY-----"))
+    {
         let body = block.split_once("-----").map_or("", |(_, rest)| rest);
-        let lines = body.split("-----END").next().unwrap_or_default().split_whitespace();
-        words.extend(lines.filter(|line| line.len() >= TELLING).map(str::to_owned));
+        let lines = body
+            .split("-----END")
+            .next()
+            .unwrap_or_default()
+            .split_whitespace();
+        words.extend(
+            lines
+                .filter(|line| line.len() >= TELLING)
+                .map(str::to_owned),
+        );
     }
-    for line in text.lines().filter_map(|line| line.trim().strip_prefix("client-key-data: ")) {
-        words.extend(line.as_bytes().chunks_exact(2 * TELLING).map(|part| String::from_utf8_lossy(part).into_owned()));
+    for line in text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("client-key-data: "))
+    {
+        words.extend(
+            line.as_bytes()
+                .chunks_exact(2 * TELLING)
+                .map(|part| String::from_utf8_lossy(part).into_owned()),
+        );
         if let Ok(pem) = base64::engine::general_purpose::STANDARD.decode(line.trim()) {
             words_of(&String::from_utf8_lossy(&pem), words);
         }
@@ -82,7 +101,11 @@ fn no_key_is_ever_told() -> Result<()> {
     let at = root.to_string_lossy().into_owned();
     let mut words = BTreeSet::new();
     keys_of(root, &mut words)?;
-    ensure!(words.len() > 100, "only {} words: the search would find nothing", words.len());
+    ensure!(
+        words.len() > 100,
+        "only {} words: the search would find nothing",
+        words.len()
+    );
 
     let mut all = told(&at)?;
     keys_of(root, &mut words)?;
@@ -90,33 +113,61 @@ fn no_key_is_ever_told() -> Result<()> {
     // Damage that puts keys where something else is read.
     let kubernetes = root.join("etc/kubernetes");
     let half = fs::read(kubernetes.join("pki/apiserver.key"))?;
-    fs::write(kubernetes.join("pki/apiserver.key"), &half[..half.len() / 2])?;
-    fs::copy(kubernetes.join("pki/sa.key"), kubernetes.join("pki/front-proxy-client.crt"))?;
-    fs::copy(kubernetes.join("pki/ca.crt"), kubernetes.join("pki/etcd/peer.key"))?;
+    fs::write(
+        kubernetes.join("pki/apiserver.key"),
+        &half[..half.len() / 2],
+    )?;
+    fs::copy(
+        kubernetes.join("pki/sa.key"),
+        kubernetes.join("pki/front-proxy-client.crt"),
+    )?;
+    fs::copy(
+        kubernetes.join("pki/ca.crt"),
+        kubernetes.join("pki/etcd/peer.key"),
+    )?;
     for (file, before) in [("scheduler.conf", "{["), ("admin.conf", "\t\"")] {
         let text = fs::read_to_string(kubernetes.join(file))?;
-        fs::write(kubernetes.join(file), text.replace("client-key-data: ", &format!("client-key-data: {before}")))?;
+        fs::write(
+            kubernetes.join(file),
+            text.replace("client-key-data: ", &format!("client-key-data: {before}")),
+        )?;
     }
     all.push_str(&told(&at)?);
     keys_of(root, &mut words)?;
     all.push_str(&rescue(["undo", "--yes", "--root", &at]).run()?.transcript());
 
-    ensure!(all.contains("front-proxy-client"), "nothing was told:\n{all}");
+    ensure!(
+        all.contains("front-proxy-client"),
+        "nothing was told:\n{all}"
+    );
     // The search can find: the same words in the same text.
-    let planted = words.iter().nth(words.len() / 2).cloned().unwrap_or_default();
-    ensure!(found(&format!("{all}{planted}"), &words).is_some(), "a planted word was not found");
+    let planted = words
+        .iter()
+        .nth(words.len() / 2)
+        .cloned()
+        .unwrap_or_default();
+    ensure!(
+        found(&format!("{all}{planted}"), &words).is_some(),
+        "a planted word was not found"
+    );
     let leaked = found(&all, &words);
-    ensure!(leaked.is_none(), "part of a key was printed: {}…", leaked.map_or("", |word| &word[..6]));
+    ensure!(
+        leaked.is_none(),
+        "part of a key was printed: {}…",
+        leaked.map_or("", |word| &word[..6])
+    );
     Ok(())
 }
 
 #[test]
 fn the_search_knows_every_form() {
-    let pem =
-        "-----BEGIN RSA PRIVATE KEY-----\nMIIEowIBAAKCAQEAlx1dAAAAAAAAAAAAAAAA\nshort\n-----END RSA PRIVATE KEY-----\n";
+    let pem = "-----BEGIN RSA PRIVATE KEY-----\nMIIEowIBAAKCAQEAlx1dAAAAAAAAAAAAAAAA\nshort\n-----END RSA PRIVATE KEY-----\n";
     let data = base64::engine::general_purpose::STANDARD.encode(pem);
     let mut words = BTreeSet::new();
-    words_of(&format!("users:\n- user:\n    client-key-data: {data}\n"), &mut words);
+    words_of(
+        &format!("users:\n- user:\n    client-key-data: {data}\n"),
+        &mut words,
+    );
     assert!(found("saw MIIEowIBAAKCAQEAlx1dAAAAAAAAAAAAAAAA here", &words).is_some());
     assert!(found(&format!("saw {data}"), &words).is_some());
     assert!(found("saw short", &words).is_none());

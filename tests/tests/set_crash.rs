@@ -44,7 +44,18 @@ impl Nodes {
                 return (name, image);
             }
             let status = Command::new("mkfs.ext4")
-                .args(["-q", "-F", "-b", "1024", "-J", "size=1", "-N", "256", "-E", "lazy_itable_init=0,nodiscard"])
+                .args([
+                    "-q",
+                    "-F",
+                    "-b",
+                    "1024",
+                    "-J",
+                    "size=1",
+                    "-N",
+                    "256",
+                    "-E",
+                    "lazy_itable_init=0,nodiscard",
+                ])
                 .arg("-d")
                 .arg(&files)
                 .arg(&image)
@@ -54,30 +65,55 @@ impl Nodes {
             fs::remove_dir_all(&files).unwrap();
             (name, image)
         });
-        Self { kind, disks: disks.collect() }
+        Self {
+            kind,
+            disks: disks.collect(),
+        }
     }
 
     fn copy_to(&self, folder: &Path) -> Self {
         fs::create_dir_all(folder).unwrap();
         let disks = self.disks.iter().map(|(name, path)| {
             let to = folder.join(path.file_name().unwrap());
-            assert!(Command::new("cp").args(["-a", "--sparse=always"]).arg(path).arg(&to).status().unwrap().success());
+            assert!(
+                Command::new("cp")
+                    .args(["-a", "--sparse=always"])
+                    .arg(path)
+                    .arg(&to)
+                    .status()
+                    .unwrap()
+                    .success()
+            );
             (name.clone(), to)
         });
-        Self { kind: self.kind, disks: disks.collect() }
+        Self {
+            kind: self.kind,
+            disks: disks.collect(),
+        }
     }
 
     fn driver(&self, verb: &str, environment: &[(&str, String)]) -> Output {
         self.driver_of(&self.disks, verb, environment)
     }
 
-    fn driver_of(&self, disks: &[(String, PathBuf)], verb: &str, environment: &[(&str, String)]) -> Output {
+    fn driver_of(
+        &self,
+        disks: &[(String, PathBuf)],
+        verb: &str,
+        environment: &[(&str, String)],
+    ) -> Output {
         let mut command = Command::new(DRIVER);
         command.args([verb, self.kind]);
-        command.args(disks.iter().map(|(name, path)| format!("{name}={}", path.display())));
+        command.args(
+            disks
+                .iter()
+                .map(|(name, path)| format!("{name}={}", path.display())),
+        );
         let output = command.envs(environment.iter().cloned()).output().unwrap();
         if self.kind != "folder" {
-            self.disks.iter().for_each(|(_, path)| wait_until_free(path).unwrap());
+            self.disks
+                .iter()
+                .for_each(|(_, path)| wait_until_free(path).unwrap());
         }
         output
     }
@@ -85,7 +121,11 @@ impl Nodes {
     #[track_caller]
     fn succeed(&self, verb: &str, when: &str) -> String {
         let output = self.driver(verb, &[]);
-        assert!(output.status.success(), "{verb} {when}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{verb} {when}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -94,16 +134,29 @@ impl Nodes {
     fn look(&self, when: &str) -> Seen {
         let text = self.succeed("look", when);
         if self.kind != "folder" {
-            let program = if self.kind == "xfs" { ["xfs_repair", "-n"] } else { ["e2fsck", "-fn"] };
+            let program = if self.kind == "xfs" {
+                ["xfs_repair", "-n"]
+            } else {
+                ["e2fsck", "-fn"]
+            };
             for (name, path) in &self.disks {
-                let check = Command::new(program[0]).arg(program[1]).arg(path).output().unwrap();
-                assert!(check.status.success(), "{name} {when}: {}", String::from_utf8_lossy(&check.stdout));
+                let check = Command::new(program[0])
+                    .arg(program[1])
+                    .arg(path)
+                    .output()
+                    .unwrap();
+                assert!(
+                    check.status.success(),
+                    "{name} {when}: {}",
+                    String::from_utf8_lossy(&check.stdout)
+                );
             }
         }
         let mut seen = Seen::default();
         for line in text.lines() {
             if let Some(state) = line.strip_prefix("state ") {
-                seen.members.push(state.split(' ').nth(1).unwrap().to_owned());
+                seen.members
+                    .push(state.split(' ').nth(1).unwrap().to_owned());
             } else if line.contains(" /var/lib/rescue") {
                 seen.ours.push(line.to_owned());
             } else {
@@ -128,13 +181,25 @@ impl Seen {
 
     #[track_caller]
     fn assert_safe(&self, when: &str) {
-        assert!(!self.any("missing"), "{when}: etcd would start empty: {:?}", self.members);
-        assert!(!(self.any("old") && self.any("new")), "{when}: two clusters: {:?}", self.members);
+        assert!(
+            !self.any("missing"),
+            "{when}: etcd would start empty: {:?}",
+            self.members
+        );
+        assert!(
+            !(self.any("old") && self.any("new")),
+            "{when}: two clusters: {:?}",
+            self.members
+        );
     }
 
     #[track_caller]
     fn assert_nothing_kept(&self, what: &[&str], when: &str) {
-        let kept: Vec<&String> = self.ours.iter().filter(|line| what.iter().any(|what| line.contains(what))).collect();
+        let kept: Vec<&String> = self
+            .ours
+            .iter()
+            .filter(|line| what.iter().any(|what| line.contains(what)))
+            .collect();
         assert!(kept.is_empty(), "{when}: {kept:?}");
     }
 }
@@ -142,16 +207,33 @@ impl Seen {
 /// The smallest that mkfs.xfs makes, with `files` moved into it.
 fn make_xfs(image: &Path, files: &Path) {
     fs::File::create(image).unwrap().set_len(300 << 20).unwrap();
-    let status = Command::new("mkfs.xfs").args(["-q", "-f", "-l", "size=64m"]).arg(image).status();
+    let status = Command::new("mkfs.xfs")
+        .args(["-q", "-f", "-l", "size=64m"])
+        .arg(image)
+        .status();
     assert!(status.unwrap().success(), "mkfs.xfs");
-    let options = LoopOptions { read_only: false, ..LoopOptions::default() };
+    let options = LoopOptions {
+        read_only: false,
+        ..LoopOptions::default()
+    };
     let device = LoopDevice::open(image, &options).expect("these tests need root and loop devices");
     let mount = mount_writable(&device.path(), "xfs").unwrap();
     // As another process names it.
     let own = Path::new("/proc").join(std::process::id().to_string());
-    let to = own.join(mount.path().strip_prefix("/proc/self").unwrap()).join(".");
+    let to = own
+        .join(mount.path().strip_prefix("/proc/self").unwrap())
+        .join(".");
     for folder in ["etc", "var"] {
-        assert!(Command::new("cp").arg("-a").arg(files.join(folder)).arg(&to).status().unwrap().success(), "cp");
+        assert!(
+            Command::new("cp")
+                .arg("-a")
+                .arg(files.join(folder))
+                .arg(&to)
+                .status()
+                .unwrap()
+                .success(),
+            "cp"
+        );
     }
     mount.unmount().unwrap();
     drop(device);
@@ -160,7 +242,13 @@ fn make_xfs(image: &Path, files: &Path) {
 }
 
 fn wanted(count: usize) -> Vec<String> {
-    let state = |n| if n == count && count > 1 { "fence" } else { "new" };
+    let state = |n| {
+        if n == count && count > 1 {
+            "fence"
+        } else {
+            "new"
+        }
+    };
     (1..=count).map(|n| state(n).to_owned()).collect()
 }
 
@@ -168,15 +256,27 @@ fn wanted(count: usize) -> Vec<String> {
 fn count_steps(start: &Nodes, verb: &str) -> usize {
     let folder = scratch();
     let count = folder.path().join("calls");
-    let output = start.copy_to(folder.path()).driver(verb, &[("RESCUE_COUNT_CALLS", count.display().to_string())]);
-    assert!(output.status.success(), "{verb}: {}", String::from_utf8_lossy(&output.stderr));
-    fs::read_to_string(count).unwrap().lines().filter(|line| line.starts_with("point ")).count()
+    let output = start
+        .copy_to(folder.path())
+        .driver(verb, &[("RESCUE_COUNT_CALLS", count.display().to_string())]);
+    assert!(
+        output.status.success(),
+        "{verb}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    fs::read_to_string(count)
+        .unwrap()
+        .lines()
+        .filter(|line| line.starts_with("point "))
+        .count()
 }
 
 /// Tries `step` for all steps, or some.
 fn for_each_step(total: usize, thinned: usize, salt: usize, step: impl Fn(usize) + Sync) -> usize {
     let all = std::env::var_os("RESCUE_EXHAUSTIVE").is_some();
-    let steps: Vec<usize> = (1..=total).filter(|step| all || step % thinned == salt % thinned).collect();
+    let steps: Vec<usize> = (1..=total)
+        .filter(|step| all || step % thinned == salt % thinned)
+        .collect();
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..WORKERS {
@@ -197,7 +297,11 @@ fn stopped(start: &Nodes, folder: &Path, verb: &str, step: usize, power: Option<
     environment.extend(power.map(|when| ("CUT_POWER", when.to_owned())));
     let output = nodes.driver(verb, &environment);
     let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.signal(), Some(6), "{verb} at step {step}: {said}");
+    assert_eq!(
+        output.status.signal(),
+        Some(6),
+        "{verb} at step {step}: {said}"
+    );
     nodes
 }
 
@@ -219,7 +323,13 @@ impl Start {
             done.succeed("apply", "at first");
             done
         });
-        Self { kind, count, old, done, _folder: folder }
+        Self {
+            kind,
+            count,
+            old,
+            done,
+            _folder: folder,
+        }
     }
 
     fn stopped(&self, folder: &Path, verb: &str, step: usize, power: Option<&str>) -> Nodes {
@@ -229,7 +339,12 @@ impl Start {
                 let nodes = self.old.copy_to(folder);
                 nodes.succeed("apply", "before its undo");
                 let output = nodes.driver("undo", &[("RESCUE_ABORT_AT", step.to_string())]);
-                assert_eq!(output.status.signal(), Some(6), "{step}: {}", String::from_utf8_lossy(&output.stderr));
+                assert_eq!(
+                    output.status.signal(),
+                    Some(6),
+                    "{step}: {}",
+                    String::from_utf8_lossy(&output.stderr)
+                );
                 nodes
             }
             _ => stopped(&self.old, folder, verb, step, power),
@@ -244,9 +359,20 @@ impl Start {
                 let nodes = self.old.copy_to(folder.path());
                 nodes.succeed("apply", "before its undo");
                 let count = folder.path().join("calls");
-                let output = nodes.driver("undo", &[("RESCUE_COUNT_CALLS", count.display().to_string())]);
-                assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-                fs::read_to_string(count).unwrap().lines().filter(|line| line.starts_with("point ")).count()
+                let output = nodes.driver(
+                    "undo",
+                    &[("RESCUE_COUNT_CALLS", count.display().to_string())],
+                );
+                assert!(
+                    output.status.success(),
+                    "{}",
+                    String::from_utf8_lossy(&output.stderr)
+                );
+                fs::read_to_string(count)
+                    .unwrap()
+                    .lines()
+                    .filter(|line| line.starts_with("point "))
+                    .count()
             }
             _ => count_steps(&self.old, verb),
         }
@@ -272,21 +398,33 @@ fn survives(kind: &'static str, count: usize, power: Option<&str>, thinned: usiz
 
             nodes.succeed("apply", when);
             let repaired = nodes.look(when);
-            assert_eq!(repaired.members, wanted(start.count), "{when}, then repaired");
+            assert_eq!(
+                repaired.members,
+                wanted(start.count),
+                "{when}, then repaired"
+            );
             repaired.assert_nothing_kept(&["/staged"], when);
 
             let undone = other.driver("undo", &[]);
             // Refused where nothing was committed, or all is undone: everything must be as before.
             let said = String::from_utf8_lossy(&undone.stderr);
-            assert!(matches!(undone.status.code(), Some(0 | 3)), "{when}: {said}");
+            assert!(
+                matches!(undone.status.code(), Some(0 | 3)),
+                "{when}: {said}"
+            );
             let back = other.look(when);
             assert_eq!(back.files, old.files, "{when}, then undone: {said}");
             if undone.status.success() {
                 back.assert_nothing_kept(&["/staged", "/backup"], when);
             }
         });
-        println!("{count} on {kind}, {power:?}: {tried} of {total} steps of {verb}, all safe, recovered and undone");
-        assert!(total > 15 * count && tried >= total / thinned, "only {tried} of {total} steps were tried");
+        println!(
+            "{count} on {kind}, {power:?}: {tried} of {total} steps of {verb}, all safe, recovered and undone"
+        );
+        assert!(
+            total > 15 * count && tried >= total / thinned,
+            "only {tried} of {total} steps were tried"
+        );
     }
 }
 
@@ -335,8 +473,15 @@ fn two_of_three_are_refused_and_stay_as_they_are() {
             for verb in ["apply", "undo"] {
                 let output = nodes.driver_of(&few, verb, &[]);
                 let said = String::from_utf8_lossy(&output.stderr);
-                assert_eq!(output.status.code(), Some(3), "{verb} without {missing} at step {step}: {said}");
-                assert!(said.contains(&format!("disks of {missing} too")) || verb == "undo", "{said}");
+                assert_eq!(
+                    output.status.code(),
+                    Some(3),
+                    "{verb} without {missing} at step {step}: {said}"
+                );
+                assert!(
+                    said.contains(&format!("disks of {missing} too")) || verb == "undo",
+                    "{said}"
+                );
                 assert_eq!(nodes.look("refused"), before, "{verb} without {missing}");
             }
         }
@@ -351,14 +496,32 @@ fn failing_calls_are_told_truly() {
     let folder = scratch();
     let count = folder.path().join("calls");
     let nodes = start.old.copy_to(&folder.path().join("count"));
-    assert!(nodes.driver("apply", &[("RESCUE_COUNT_CALLS", count.display().to_string())]).status.success());
-    let total = fs::read_to_string(count).unwrap().lines().filter(|line| line.starts_with("call ")).count();
+    assert!(
+        nodes
+            .driver(
+                "apply",
+                &[("RESCUE_COUNT_CALLS", count.display().to_string())]
+            )
+            .status
+            .success()
+    );
+    let total = fs::read_to_string(count)
+        .unwrap()
+        .lines()
+        .filter(|line| line.starts_with("call "))
+        .count();
     let old = start.old.look("at first");
-    for (n, (lasts, with)) in [("", "EIO"), ("+", "EIO"), ("", "ENOSPC")].into_iter().enumerate() {
+    for (n, (lasts, with)) in [("", "EIO"), ("+", "EIO"), ("", "ENOSPC")]
+        .into_iter()
+        .enumerate()
+    {
         let tried = for_each_step(total, 2 * THINNED, 5 * n, |call| {
             let folder = scratch();
             let nodes = start.old.copy_to(folder.path());
-            let fault = [("RESCUE_FAIL_AT", format!("{call}{lasts}")), ("RESCUE_FAIL_WITH", with.to_owned())];
+            let fault = [
+                ("RESCUE_FAIL_AT", format!("{call}{lasts}")),
+                ("RESCUE_FAIL_WITH", with.to_owned()),
+            ];
             let output = nodes.driver("apply", &fault);
             let said = String::from_utf8_lossy(&output.stderr);
             let when = &format!("call {call}{lasts} failed with {with}: {said}");
@@ -375,7 +538,12 @@ fn failing_calls_are_told_truly() {
             nodes.succeed("undo", when);
             assert_eq!(nodes.look(when).files, old.files, "{when}");
         });
-        println!("{tried} of {total} calls failed with {with}{lasts}, all told truly and recovered");
-        assert!(total > 60 && tried >= total / (2 * THINNED), "{tried} of {total}");
+        println!(
+            "{tried} of {total} calls failed with {with}{lasts}, all told truly and recovered"
+        );
+        assert!(
+            total > 60 && tried >= total / (2 * THINNED),
+            "{tried} of {total}"
+        );
     }
 }

@@ -24,8 +24,16 @@ use tests::Cmd;
 use tests::programs::rescue_faulty;
 
 /// All files that `kubeadm join --control-plane` copies.
-const SHARED: [&str; 8] =
-    ["ca.crt", "ca.key", "front-proxy-ca.crt", "front-proxy-ca.key", "etcd/ca.crt", "etcd/ca.key", "sa.key", "sa.pub"];
+const SHARED: [&str; 8] = [
+    "ca.crt",
+    "ca.key",
+    "front-proxy-ca.crt",
+    "front-proxy-ca.key",
+    "etcd/ca.crt",
+    "etcd/ca.key",
+    "sa.key",
+    "sa.pub",
+];
 
 /// A control plane without any key; `members` are the names in etcd's first list of members.
 fn node(name: &str, number: u8, members: &[(&str, u8)]) -> Result<Cluster> {
@@ -53,7 +61,10 @@ fn node(name: &str, number: u8, members: &[(&str, u8)]) -> Result<Cluster> {
         ],
     )?;
     let url = |number: u8| format!("https://10.0.0.{number}:2380");
-    let members: Vec<String> = members.iter().map(|(name, number)| format!("{name}={}", url(*number))).collect();
+    let members: Vec<String> = members
+        .iter()
+        .map(|(name, number)| format!("{name}={}", url(*number)))
+        .collect();
     cluster.manifest(
         "etcd",
         &[
@@ -67,7 +78,11 @@ fn node(name: &str, number: u8, members: &[(&str, u8)]) -> Result<Cluster> {
 }
 
 fn own_keys(cluster: &Cluster) -> Result<()> {
-    for (base, name) in [("ca", "kubernetes"), ("front-proxy-ca", "front-proxy-ca"), ("etcd/ca", "etcd-ca")] {
+    for (base, name) in [
+        ("ca", "kubernetes"),
+        ("front-proxy-ca", "front-proxy-ca"),
+        ("etcd/ca", "etcd-ca"),
+    ] {
         cluster.ca(base, P256, &format!("/CN={name}"), CA, 3650, "1")?;
     }
     service_account_keys(cluster)
@@ -88,9 +103,27 @@ fn service_account_keys(cluster: &Cluster) -> Result<()> {
 }
 
 fn leaves(cluster: &Cluster) -> Result<()> {
-    cluster.leaf("apiserver-kubelet-client", "ca", P256, "/CN=kube-apiserver-kubelet-client", CLIENT)?;
-    cluster.leaf("front-proxy-client", "front-proxy-ca", P256, "/CN=front-proxy-client", CLIENT)?;
-    cluster.leaf("apiserver-etcd-client", "etcd/ca", P256, "/CN=kube-apiserver-etcd-client", CLIENT)
+    cluster.leaf(
+        "apiserver-kubelet-client",
+        "ca",
+        P256,
+        "/CN=kube-apiserver-kubelet-client",
+        CLIENT,
+    )?;
+    cluster.leaf(
+        "front-proxy-client",
+        "front-proxy-ca",
+        P256,
+        "/CN=front-proxy-client",
+        CLIENT,
+    )?;
+    cluster.leaf(
+        "apiserver-etcd-client",
+        "etcd/ca",
+        P256,
+        "/CN=kube-apiserver-etcd-client",
+        CLIENT,
+    )
 }
 
 fn share(from: &Cluster, to: &Cluster) -> Result<()> {
@@ -112,10 +145,20 @@ fn pair() -> Result<(Cluster, Cluster)> {
 
 /// Findings of the two checks on each node, and the plan for the first.
 fn look(nodes: &[&Cluster]) -> Result<(Vec<NodeReport>, Plan)> {
-    let sources: Vec<Source> = nodes.iter().map(|node| Source::Root(node.root().to_path_buf())).collect();
+    let sources: Vec<Source> = nodes
+        .iter()
+        .map(|node| Source::Root(node.root().to_path_buf()))
+        .collect();
     let only = vec!["shared-keys".to_owned(), "service-account-keys".to_owned()];
-    let settings = Settings { only, ..Settings::default() };
-    let session = Session { sources: &sources, settings: &settings, ui: &Silent };
+    let settings = Settings {
+        only,
+        ..Settings::default()
+    };
+    let session = Session {
+        sources: &sources,
+        settings: &settings,
+        ui: &Silent,
+    };
     let nodes = session.inspect()?.nodes;
     let plan = session.plan(&nodes[0]);
     Ok((nodes, plan))
@@ -124,7 +167,12 @@ fn look(nodes: &[&Cluster]) -> Result<(Vec<NodeReport>, Plan)> {
 /// What the plan writes in pki/: name, bytes, attributes.
 fn written(plan: &Plan) -> Vec<(String, Vec<u8>, Attributes)> {
     let write = |change: &Change| match change {
-        Change::Write { path, content, attributes, .. } => {
+        Change::Write {
+            path,
+            content,
+            attributes,
+            ..
+        } => {
             let name = path.to_string().replace("/etc/kubernetes/pki/", "");
             Some((name, content.expose().to_vec(), attributes.clone()))
         }
@@ -143,7 +191,12 @@ fn control_planes_that_agree_are_left_in_peace() -> Result<()> {
     let (one, two) = pair()?;
     let (nodes, plan) = look(&[&one, &two])?;
     for node in &nodes {
-        ensure!(node.findings.is_empty(), "{}: {}", node.name(), told(&node.findings));
+        ensure!(
+            node.findings.is_empty(),
+            "{}: {}",
+            node.name(),
+            told(&node.findings)
+        );
     }
     ensure!(plan.is_empty());
     Ok(())
@@ -156,19 +209,29 @@ fn two_clusters_on_the_table_are_two_clusters() -> Result<()> {
     let (other, another) = pair()?;
     for cluster in [&one, &two, &other, &another] {
         let pair = cluster.client("ca", P256, "/O=system:masters/CN=kubernetes-admin")?;
-        let config = cluster.kubeconfig("kubernetes-admin", &pki_support::cluster::inline(&pair))?;
+        let config =
+            cluster.kubeconfig("kubernetes-admin", &pki_support::cluster::inline(&pair))?;
         cluster.write("etc/kubernetes/admin.conf", config)?;
     }
     let (nodes, _) = look(&[&one, &two, &other, &another])?;
     for node in &nodes {
-        ensure!(node.findings.is_empty(), "{}: {}", node.name(), told(&node.findings));
+        ensure!(
+            node.findings.is_empty(),
+            "{}: {}",
+            node.name(),
+            told(&node.findings)
+        );
     }
     // And nothing is copied from one to the other.
     for name in ["ca.crt", "ca.key", "sa.key", "etcd/ca.key"] {
         let bytes = fs::read(one.pki(name))?;
         fs::write(one.pki(name), "")?;
         let (_, plan) = look(&[&one, &other, &another])?;
-        ensure!(plan.prepared.changes.is_empty(), "{name}: {:?}", written(&plan).len());
+        ensure!(
+            plan.prepared.changes.is_empty(),
+            "{name}: {:?}",
+            written(&plan).len()
+        );
         fs::write(one.pki(name), bytes)?;
     }
     Ok(())
@@ -181,14 +244,23 @@ fn every_shared_file_comes_back_from_the_other_node() -> Result<()> {
         let path = one.pki(name);
         let whole = fs::read(&path)?;
         let garbage = b"\x00\x17garbage".to_vec();
-        for damage in [None, Some(Vec::new()), Some(garbage), Some(whole[..whole.len() / 2].to_vec())] {
+        for damage in [
+            None,
+            Some(Vec::new()),
+            Some(garbage),
+            Some(whole[..whole.len() / 2].to_vec()),
+        ] {
             match &damage {
                 None => fs::remove_file(&path)?,
                 Some(bytes) => fs::write(&path, bytes)?,
             }
             let (nodes, plan) = look(&[&one, &two])?;
             let files = written(&plan);
-            let what = format!("{name} {:?}: {}", damage.as_ref().map(Vec::len), told(&nodes[0].findings));
+            let what = format!(
+                "{name} {:?}: {}",
+                damage.as_ref().map(Vec::len),
+                told(&nodes[0].findings)
+            );
             ensure!(files.len() == 1 && files[0].0 == name, "{what}");
             ensure!(files[0].1 == whole, "{what}: other bytes");
             ensure!(plan.left.is_empty(), "{what}: left {}", told(&plan.left));
@@ -209,36 +281,60 @@ fn a_whole_ca_is_copied_only_where_a_leaf_proves_it() -> Result<()> {
     fs::remove_dir_all(one.pki("etcd"))?;
     let (nodes, plan) = look(&[&one, &two])?;
     let names: Vec<String> = written(&plan).into_iter().map(|(name, ..)| name).collect();
-    ensure!(names == ["etcd/ca.crt", "etcd/ca.key"], "{names:?} {}", told(&nodes[0].findings));
+    ensure!(
+        names == ["etcd/ca.crt", "etcd/ca.key"],
+        "{names:?} {}",
+        told(&nodes[0].findings)
+    );
     ensure!(plan.left.is_empty(), "{}", told(&plan.left));
     // The one certificate that it signed is gone too: nothing says whose it was.
     fs::remove_file(one.pki("apiserver-etcd-client.crt"))?;
     let (nodes, plan) = look(&[&one, &two])?;
     ensure!(plan.prepared.changes.is_empty());
     let finding = only_finding(&nodes[0].findings)?;
-    ensure!(finding.advice[0].contains("Not copied") && finding.advice[0].contains("master02"), "{:?}", finding.advice);
+    ensure!(
+        finding.advice[0].contains("Not copied") && finding.advice[0].contains("master02"),
+        "{:?}",
+        finding.advice
+    );
     Ok(())
 }
 
 #[test]
 fn of_an_odd_pair_the_wrong_half_is_replaced() -> Result<()> {
     let (one, two) = pair()?;
-    let (certificate, right) = (fs::read(one.pki("front-proxy-ca.crt"))?, fs::read(one.pki("front-proxy-ca.key"))?);
+    let (certificate, right) = (
+        fs::read(one.pki("front-proxy-ca.crt"))?,
+        fs::read(one.pki("front-proxy-ca.key"))?,
+    );
     key(P256, &one.pki("front-proxy-ca.key"))?;
     let (_, plan) = look(&[&one, &two])?;
-    ensure!(matches!(written(&plan).as_slice(), [(name, bytes, _)] if name == "front-proxy-ca.key" && *bytes == right));
+    ensure!(
+        matches!(written(&plan).as_slice(), [(name, bytes, _)] if name == "front-proxy-ca.key" && *bytes == right)
+    );
     fs::write(one.pki("front-proxy-ca.key"), &right)?;
     let stranger = Cluster::new()?;
     own_keys(&stranger)?;
-    fs::copy(stranger.pki("front-proxy-ca.crt"), one.pki("front-proxy-ca.crt"))?;
+    fs::copy(
+        stranger.pki("front-proxy-ca.crt"),
+        one.pki("front-proxy-ca.crt"),
+    )?;
     let (_, plan) = look(&[&one, &two])?;
     ensure!(
         matches!(written(&plan).as_slice(), [(name, bytes, _)] if name == "front-proxy-ca.crt" && *bytes == certificate)
     );
     fs::copy(stranger.pki("ca.key"), one.pki("front-proxy-ca.key"))?;
     let (nodes, plan) = look(&[&one, &two])?;
-    ensure!(plan.prepared.changes.is_empty(), "{}", told(&nodes[0].findings));
-    ensure!(only_finding(&nodes[0].findings)?.advice[0].contains("neither"), "{}", told(&nodes[0].findings));
+    ensure!(
+        plan.prepared.changes.is_empty(),
+        "{}",
+        told(&nodes[0].findings)
+    );
+    ensure!(
+        only_finding(&nodes[0].findings)?.advice[0].contains("neither"),
+        "{}",
+        told(&nodes[0].findings)
+    );
     Ok(())
 }
 
@@ -246,19 +342,45 @@ fn of_an_odd_pair_the_wrong_half_is_replaced() -> Result<()> {
 fn drift_is_told_from_every_side_and_nothing_is_overwritten() -> Result<()> {
     let (one, two) = pair()?;
     // Somebody made all of master03's keys anew; only etcd's list of members still says where it belongs.
-    let three = node("master03", 3, &[("master01", 1), ("master02", 2), ("master03", 3)])?;
+    let three = node(
+        "master03",
+        3,
+        &[("master01", 1), ("master02", 2), ("master03", 3)],
+    )?;
     own_keys(&three)?;
     leaves(&three)?;
     let (nodes, plan) = look(&[&three, &one, &two])?;
     ensure!(plan.prepared.changes.is_empty());
-    ensure!(nodes[0].findings.len() == 4, "three CAs and the service accounts: {}", told(&nodes[0].findings));
-    let ca = nodes[0].findings.iter().find(|finding| finding.title.contains("CA ca ")).context("the cluster's CA")?;
-    ensure!(ca.evidence.iter().any(|line| line.saw.contains("initial-cluster")), "{:?}", ca.evidence);
-    ensure!(ca.advice[1].contains("this node is the odd one") && ca.advice[1].contains("master01"), "{:?}", ca.advice);
-    let seen_from_one =
-        nodes[1].findings.iter().find(|finding| finding.title.contains("CA ca ")).context("from master01")?;
     ensure!(
-        seen_from_one.advice[1].contains("master03") && seen_from_one.advice[1].contains("agrees with 1"),
+        nodes[0].findings.len() == 4,
+        "three CAs and the service accounts: {}",
+        told(&nodes[0].findings)
+    );
+    let ca = nodes[0]
+        .findings
+        .iter()
+        .find(|finding| finding.title.contains("CA ca "))
+        .context("the cluster's CA")?;
+    ensure!(
+        ca.evidence
+            .iter()
+            .any(|line| line.saw.contains("initial-cluster")),
+        "{:?}",
+        ca.evidence
+    );
+    ensure!(
+        ca.advice[1].contains("this node is the odd one") && ca.advice[1].contains("master01"),
+        "{:?}",
+        ca.advice
+    );
+    let seen_from_one = nodes[1]
+        .findings
+        .iter()
+        .find(|finding| finding.title.contains("CA ca "))
+        .context("from master01")?;
+    ensure!(
+        seen_from_one.advice[1].contains("master03")
+            && seen_from_one.advice[1].contains("agrees with 1"),
         "{:?}",
         seen_from_one.advice
     );
@@ -280,13 +402,30 @@ fn drift_is_told_from_every_side_and_nothing_is_overwritten() -> Result<()> {
 fn where_two_disagree_the_place_to_ask_is_one_that_has_an_answer() -> Result<()> {
     let (one, two) = pair()?;
     // Workers have the cluster's own CA and no other.
-    for (base, words) in [("front-proxy-ca", "extension-apiserver-authentication"), ("etcd/ca", "quorum")] {
-        two.ca(base, P256, &format!("/CN={}", base.replace('/', "-")), CA, 3650, "1")?;
+    for (base, words) in [
+        ("front-proxy-ca", "extension-apiserver-authentication"),
+        ("etcd/ca", "quorum"),
+    ] {
+        two.ca(
+            base,
+            P256,
+            &format!("/CN={}", base.replace('/', "-")),
+            CA,
+            3650,
+            "1",
+        )?;
         let (nodes, _) = look(&[&one, &two])?;
         let title = format!("CA {} is not the same", base.replace('/', "-"));
-        let drift = nodes[0].findings.iter().find(|finding| finding.title.contains(&title)).context("drift")?;
+        let drift = nodes[0]
+            .findings
+            .iter()
+            .find(|finding| finding.title.contains(&title))
+            .context("drift")?;
         let advice = drift.advice.join("\n");
-        ensure!(advice.contains(words) && !advice.contains("workers"), "{advice}");
+        ensure!(
+            advice.contains(words) && !advice.contains("workers"),
+            "{advice}"
+        );
     }
     Ok(())
 }
@@ -308,7 +447,11 @@ fn a_lost_private_key_is_never_made_anew() -> Result<()> {
     let (other, _) = pair()?;
     fs::remove_file(one.pki("sa.pub"))?;
     let (nodes, plan) = look(&[&one, &other])?;
-    ensure!(plan.prepared.changes.is_empty() && nodes[0].findings.len() == 2, "{}", told(&nodes[0].findings));
+    ensure!(
+        plan.prepared.changes.is_empty() && nodes[0].findings.len() == 2,
+        "{}",
+        told(&nodes[0].findings)
+    );
     // A node of the same cluster whose key is not this public key's: still nothing.
     fs::write(one.pki("sa.pub"), public)?;
     let two = node("master02", 2, &[("master01", 1), ("master02", 2)])?;
@@ -317,8 +460,16 @@ fn a_lost_private_key_is_never_made_anew() -> Result<()> {
     }
     service_account_keys(&two)?;
     let (nodes, plan) = look(&[&one, &two])?;
-    ensure!(plan.prepared.changes.is_empty(), "{}", told(&nodes[0].findings));
-    ensure!(told(&nodes[0].findings).contains("does not belong to the public key"), "{}", told(&nodes[0].findings));
+    ensure!(
+        plan.prepared.changes.is_empty(),
+        "{}",
+        told(&nodes[0].findings)
+    );
+    ensure!(
+        told(&nodes[0].findings).contains("does not belong to the public key"),
+        "{}",
+        told(&nodes[0].findings)
+    );
     Ok(())
 }
 
@@ -337,12 +488,16 @@ fn keys_that_do_not_belong_together() -> Result<()> {
         told(&nodes[0].findings)
     );
     let (_, plan) = look(&[&one, &two])?;
-    ensure!(matches!(written(&plan).as_slice(), [(name, bytes, _)] if name == "sa.pub" && *bytes == public));
+    ensure!(
+        matches!(written(&plan).as_slice(), [(name, bytes, _)] if name == "sa.pub" && *bytes == public)
+    );
     // The private key is.
     fs::write(one.pki("sa.pub"), &public)?;
     fs::copy(stranger.pki("sa.key"), one.pki("sa.key"))?;
     let (_, plan) = look(&[&one, &two])?;
-    ensure!(matches!(written(&plan).as_slice(), [(name, bytes, _)] if name == "sa.key" && *bytes == private));
+    ensure!(
+        matches!(written(&plan).as_slice(), [(name, bytes, _)] if name == "sa.key" && *bytes == private)
+    );
     Ok(())
 }
 
@@ -352,10 +507,18 @@ fn several_public_keys_while_a_key_is_being_replaced() -> Result<()> {
     let stranger = Cluster::new()?;
     service_account_keys(&stranger)?;
     for cluster in [&one, &two] {
-        let path = cluster.root().join("etc/kubernetes/manifests/kube-apiserver.yaml");
+        let path = cluster
+            .root()
+            .join("etc/kubernetes/manifests/kube-apiserver.yaml");
         let text = fs::read_to_string(&path)?;
         let flag = "    - --service-account-key-file=/etc/kubernetes/pki/sa.pub\n";
-        fs::write(&path, text.replace(flag, &format!("{flag}{}", flag.replace("sa.pub", "sa-old.pub"))))?;
+        fs::write(
+            &path,
+            text.replace(
+                flag,
+                &format!("{flag}{}", flag.replace("sa.pub", "sa-old.pub")),
+            ),
+        )?;
         fs::copy(stranger.pki("sa.pub"), cluster.pki("sa-old.pub"))?;
     }
     ensure!(look(&[&one])?.0[0].findings.is_empty());
@@ -368,12 +531,16 @@ fn several_public_keys_while_a_key_is_being_replaced() -> Result<()> {
         told(&nodes[0].findings)
     );
     let (_, plan) = look(&[&one, &two])?;
-    ensure!(matches!(written(&plan).as_slice(), [(name, bytes, _)] if name == "sa-old.pub" && *bytes == old));
+    ensure!(
+        matches!(written(&plan).as_slice(), [(name, bytes, _)] if name == "sa-old.pub" && *bytes == old)
+    );
     // With the current one lost as well, that one is known from the private key, the earlier one is not.
     let public = fs::read(one.pki("sa.pub"))?;
     fs::write(one.pki("sa.pub"), "")?;
     let (_, plan) = look(&[&one])?;
-    ensure!(matches!(written(&plan).as_slice(), [(name, bytes, _)] if name == "sa.pub" && *bytes == public));
+    ensure!(
+        matches!(written(&plan).as_slice(), [(name, bytes, _)] if name == "sa.pub" && *bytes == public)
+    );
     Ok(())
 }
 
@@ -384,50 +551,99 @@ fn repaired_on_the_disk_and_taken_back_without_a_word_of_a_key() -> Result<()> {
     fs::remove_file(one.pki("sa.key"))?;
     fs::write(one.pki("sa.pub"), "")?;
     fs::remove_file(one.pki("ca.key"))?;
-    let roots = [one.root().to_str().context("UTF-8")?, two.root().to_str().context("UTF-8")?];
-    let words = ["repair", "--yes", "--json", "--root", roots[0], "--root", roots[1], "--node", "master01"];
+    let roots = [
+        one.root().to_str().context("UTF-8")?,
+        two.root().to_str().context("UTF-8")?,
+    ];
+    let words = [
+        "repair", "--yes", "--json", "--root", roots[0], "--root", roots[1], "--node", "master01",
+    ];
     let checks = ["--only", "shared-keys", "--only", "service-account-keys"];
     let ran = rescue_faulty(0, words.iter().chain(&checks)).run()?;
     ensure!(ran.code == 0, "{}", ran.transcript());
-    ensure!(!ran.transcript().contains("PRIVATE KEY"), "{}", ran.transcript());
-    let secret: String = String::from_utf8(wanted.clone())?.lines().nth(3).context("a line of the key")?.to_owned();
+    ensure!(
+        !ran.transcript().contains("PRIVATE KEY"),
+        "{}",
+        ran.transcript()
+    );
+    let secret: String = String::from_utf8(wanted.clone())?
+        .lines()
+        .nth(3)
+        .context("a line of the key")?
+        .to_owned();
     ensure!(!ran.transcript().contains(&secret));
     for name in ["sa.key", "sa.pub", "ca.key"] {
-        ensure!(fs::read(one.pki(name))? == fs::read(two.pki(name))?, "{name} differs");
-        ensure!(fs::metadata(one.pki(name))?.permissions().mode() & 0o777 == 0o600, "{name}");
+        ensure!(
+            fs::read(one.pki(name))? == fs::read(two.pki(name))?,
+            "{name} differs"
+        );
+        ensure!(
+            fs::metadata(one.pki(name))?.permissions().mode() & 0o777 == 0o600,
+            "{name}"
+        );
     }
     let undone = rescue_faulty(0, ["undo", "--yes", "--root", roots[0]]).run()?;
     ensure!(undone.code == 0, "{}", undone.transcript());
-    ensure!(!one.pki("sa.key").exists() && !one.pki("ca.key").exists() && fs::read(one.pki("sa.pub"))?.is_empty());
+    ensure!(
+        !one.pki("sa.key").exists()
+            && !one.pki("ca.key").exists()
+            && fs::read(one.pki("sa.pub"))?.is_empty()
+    );
     Ok(())
 }
 
 /// Adds a flag to the API server's manifest.
 fn api_flag(cluster: &Cluster, flag: &str) -> Result<()> {
-    let path = cluster.root().join("etc/kubernetes/manifests/kube-apiserver.yaml");
+    let path = cluster
+        .root()
+        .join("etc/kubernetes/manifests/kube-apiserver.yaml");
     let text = fs::read_to_string(&path)?;
-    Ok(fs::write(&path, text.replace("    image:", &format!("    - {flag}\n    image:")))?)
+    Ok(fs::write(
+        &path,
+        text.replace("    image:", &format!("    - {flag}\n    image:")),
+    )?)
 }
 
 #[test]
 fn secrets_must_be_encrypted_alike() -> Result<()> {
     let (one, two) = pair()?;
     let config = "kind: EncryptionConfiguration\nresources:\n- resources: [secrets]\n  providers:\n  - aescbc: {keys: [{name: k, secret: SECRETSECRET}]}\n";
-    api_flag(&one, "--encryption-provider-config=/etc/kubernetes/enc.yaml")?;
+    api_flag(
+        &one,
+        "--encryption-provider-config=/etc/kubernetes/enc.yaml",
+    )?;
     one.write("etc/kubernetes/enc.yaml", config)?;
     let (nodes, _) = look(&[&one, &two])?;
     let finding = only_finding(&nodes[0].findings)?;
-    ensure!(finding.title.contains("Secrets") && finding.remedies.is_empty(), "{}", told(&nodes[0].findings));
+    ensure!(
+        finding.title.contains("Secrets") && finding.remedies.is_empty(),
+        "{}",
+        told(&nodes[0].findings)
+    );
     only_finding(&nodes[1].findings)?;
     // The same in other words.
-    api_flag(&two, "--encryption-provider-config=/etc/kubernetes/enc.yaml")?;
+    api_flag(
+        &two,
+        "--encryption-provider-config=/etc/kubernetes/enc.yaml",
+    )?;
     two.write("etc/kubernetes/enc.yaml", format!("# ours\n{config}"))?;
-    ensure!(look(&[&one, &two])?.0.iter().all(|node| node.findings.is_empty()));
-    two.write("etc/kubernetes/enc.yaml", config.replace("SECRETSECRET", "OTHERSECRET"))?;
+    ensure!(
+        look(&[&one, &two])?
+            .0
+            .iter()
+            .all(|node| node.findings.is_empty())
+    );
+    two.write(
+        "etc/kubernetes/enc.yaml",
+        config.replace("SECRETSECRET", "OTHERSECRET"),
+    )?;
     let (nodes, plan) = look(&[&one, &two])?;
     ensure!(plan.prepared.changes.is_empty());
     let words = told(&nodes[0].findings);
-    ensure!(words.contains("says something else") && !words.contains("SECRETSECRET"), "{words}");
+    ensure!(
+        words.contains("says something else") && !words.contains("SECRETSECRET"),
+        "{words}"
+    );
     Ok(())
 }
 
@@ -457,7 +673,8 @@ fn a_ca_that_was_renewed_on_one_node_only_is_worth_a_note() -> Result<()> {
     ensure!(plan.prepared.changes.is_empty());
     let finding = only_finding(&nodes[0].findings)?;
     ensure!(
-        finding.title == "CA ca was renewed on master02, not here" && finding.severity == Severity::Note,
+        finding.title == "CA ca was renewed on master02, not here"
+            && finding.severity == Severity::Note,
         "{finding:?}"
     );
     ensure!(nodes[1].findings.is_empty(), "{}", told(&nodes[1].findings));
@@ -472,8 +689,17 @@ fn the_key_of_a_ca_that_is_over_still_comes_back() -> Result<()> {
     let sources = [&one, &two].map(|node| Source::Root(node.root().to_path_buf()));
     let now = time::OffsetDateTime::now_utc() + time::Duration::days(4000);
     let only = vec!["shared-keys".to_owned()];
-    let settings = Settings { only, now, now_given: true, ..Settings::default() };
-    let session = Session { sources: &sources, settings: &settings, ui: &Silent };
+    let settings = Settings {
+        only,
+        now,
+        now_given: true,
+        ..Settings::default()
+    };
+    let session = Session {
+        sources: &sources,
+        settings: &settings,
+        ui: &Silent,
+    };
     let nodes = session.inspect()?.nodes;
     let plan = session.plan(&nodes[0]);
     ensure!(
@@ -496,7 +722,11 @@ fn a_companys_root_does_not_make_two_clusters_one() -> Result<()> {
         fs::remove_file(cluster.pki("ca.key"))?;
     }
     let (nodes, plan) = look(&[&one, &other])?;
-    ensure!(plan.prepared.changes.is_empty() && nodes[0].findings.is_empty(), "{}", told(&nodes[0].findings));
+    ensure!(
+        plan.prepared.changes.is_empty() && nodes[0].findings.is_empty(),
+        "{}",
+        told(&nodes[0].findings)
+    );
     Ok(())
 }
 
@@ -515,11 +745,20 @@ fn a_copied_key_is_closed_whatever_was_there() -> Result<()> {
     ] {
         fs::write(&key, "")?;
         fs::set_permissions(&key, fs::Permissions::from_mode(bits))?;
-        Cmd::new("setfacl").args(["-m", "default:user:1000:rwx"]).arg(one.pki("")).ok()?;
+        Cmd::new("setfacl")
+            .args(["-m", "default:user:1000:rwx"])
+            .arg(one.pki(""))
+            .ok()?;
         if let Some(entry) = entry {
             Cmd::new("setfacl").args(["-m", entry]).arg(&key).ok()?;
         }
-        let list = || -> Result<String> { Ok(Cmd::new("getfacl").args(["-n", "-p"]).arg(&key).ok()?.stdout) };
+        let list = || -> Result<String> {
+            Ok(Cmd::new("getfacl")
+                .args(["-n", "-p"])
+                .arg(&key)
+                .ok()?
+                .stdout)
+        };
         let before = list()?;
         let (_, plan) = look(&[&one, &two])?;
         let writable = pki_support::open(one.root())?;
@@ -528,12 +767,23 @@ fn a_copied_key_is_closed_whatever_was_there() -> Result<()> {
         let what = format!("{bits:04o} {entry:?}");
         ensure!(fs::read(&key)? == whole, "{what}");
         let mode = fs::metadata(&key)?.permissions().mode() & 0o7777;
-        ensure!(mode == expected && !list()?.contains("user:1000"), "{what}: {mode:04o}\n{}", list()?);
+        ensure!(
+            mode == expected && !list()?.contains("user:1000"),
+            "{what}: {mode:04o}\n{}",
+            list()?
+        );
         let remarks: Vec<&String> = plan.steps.iter().flat_map(|step| &step.remarks).collect();
-        ensure!(remarks.is_empty() == (bits == expected && entry.is_none()), "{what}: {remarks:?}");
+        ensure!(
+            remarks.is_empty() == (bits == expected && entry.is_none()),
+            "{what}: {remarks:?}"
+        );
         undo(&writable, None, &Silent)?;
         writable.close()?;
-        ensure!(list()? == before && fs::read(&key)?.is_empty(), "{what}: undo left\n{}", list()?);
+        ensure!(
+            list()? == before && fs::read(&key)?.is_empty(),
+            "{what}: undo left\n{}",
+            list()?
+        );
         Cmd::new("setfacl").arg("-b").arg(&key).ok()?;
     }
     Ok(())

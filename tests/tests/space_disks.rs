@@ -52,7 +52,12 @@ fn populate(root: &Path) -> Result<()> {
         sparse.write_all_at(&[1; 3000], hole * 50_000_000)?;
     }
     let reserved = File::create(root.join("preallocated"))?;
-    match rustix::fs::fallocate(&reserved, rustix::fs::FallocateFlags::KEEP_SIZE, 0, 5_000_000) {
+    match rustix::fs::fallocate(
+        &reserved,
+        rustix::fs::FallocateFlags::KEEP_SIZE,
+        0,
+        5_000_000,
+    ) {
         // ext2 has no extents to preallocate.
         Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
         Err(error) => return Err(error.into()),
@@ -60,9 +65,19 @@ fn populate(root: &Path) -> Result<()> {
     symlink("short", root.join("a/short"))?;
     symlink("x".repeat(900), root.join("a/long"))?;
     for number in 0..2000 {
-        fs::write(root.join(format!("many/a name that makes the folder large, number {number}")), "x")?;
+        fs::write(
+            root.join(format!(
+                "many/a name that makes the folder large, number {number}"
+            )),
+            "x",
+        )?;
     }
-    rustix::fs::setxattr(root.join("a/one"), "user.note", &[b'n'; 700], rustix::fs::XattrFlags::empty())?;
+    rustix::fs::setxattr(
+        root.join("a/one"),
+        "user.note",
+        &[b'n'; 700],
+        rustix::fs::XattrFlags::empty(),
+    )?;
     Ok(())
 }
 
@@ -86,10 +101,23 @@ fn a_walk_counts_what_du_counts_on_the_kernel_s_mount() -> Result<()> {
         disk.mounted_read_only(|root| {
             let count = |arguments: &[&str]| -> Result<u64> {
                 let ran = Cmd::new("du").args(arguments).arg(root).ok()?;
-                Ok(ran.stdout.split_whitespace().next().context("du says nothing")?.parse()?)
+                Ok(ran
+                    .stdout
+                    .split_whitespace()
+                    .next()
+                    .context("du says nothing")?
+                    .parse()?)
             };
-            assert_eq!(walked.total.bytes, count(&["-sx", "--block-size=1"])?, "{kind:?} {mkfs:?}");
-            assert_eq!(walked.total.inodes, count(&["-sx", "--inodes"])?, "{kind:?} {mkfs:?}");
+            assert_eq!(
+                walked.total.bytes,
+                count(&["-sx", "--block-size=1"])?,
+                "{kind:?} {mkfs:?}"
+            );
+            assert_eq!(
+                walked.total.inodes,
+                count(&["-sx", "--inodes"])?,
+                "{kind:?} {mkfs:?}"
+            );
             Ok(())
         })?;
     }
@@ -101,7 +129,11 @@ fn a_walk_counts_what_du_counts_on_the_kernel_s_mount() -> Result<()> {
 fn a_full_partition_of_logs_is_freed_by_itself() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let disk = DiskBuilder::new(700 * MIB)
-        .partition(Partition::new(FileSystem::Ext4, "/").size(480 * MIB).uuid(tests::fixtures::ROOT_UUID))
+        .partition(
+            Partition::new(FileSystem::Ext4, "/")
+                .size(480 * MIB)
+                .uuid(tests::fixtures::ROOT_UUID),
+        )
         .partition(Partition::new(FileSystem::Ext4, "/var/log").uuid(LOG_UUID))
         .build(&folder.path().join("disk.img"))?;
     disk.populate_control_plane()?;
@@ -113,7 +145,10 @@ fn a_full_partition_of_logs_is_freed_by_itself() -> Result<()> {
         fs::write(root.join("etc/fstab"), fstab)?;
         // The names of rotated logs, outside the places that rules reach.
         fs::create_dir_all(root.join("var/lib/app"))?;
-        fs::write(root.join("var/lib/app/app.log.2"), "Feb 20 06:25:01 host app: x\n".repeat(1000))?;
+        fs::write(
+            root.join("var/lib/app/app.log.2"),
+            "Feb 20 06:25:01 host app: x\n".repeat(1000),
+        )?;
         fill::traps(root)?;
         let free = rustix::fs::statvfs(root.join("var/log"))?;
         fill::logs(root, free.f_bfree * free.f_frsize / 100 * 80)?;
@@ -128,42 +163,89 @@ fn a_full_partition_of_logs_is_freed_by_itself() -> Result<()> {
     let guest = guest(&disk.path)?;
     let node = Node::read(&guest);
     let settings = Settings::default();
-    let context = Looking { guest: &guest, node: &node, settings: &settings, peers: &[], ui: &Silent };
+    let context = Looking {
+        guest: &guest,
+        node: &node,
+        settings: &settings,
+        peers: &[],
+        ui: &Silent,
+    };
     let catalogue = rescue::checks::catalogue();
-    let check = catalogue.iter().find(|check| check.id() == "disk-full").context("no such check")?;
+    let check = catalogue
+        .iter()
+        .find(|check| check.id() == "disk-full")
+        .context("no such check")?;
     let findings = check.run(&context)?;
     ensure!(findings.len() == 1, "{findings:?}");
     assert_eq!(findings[0].severity, Severity::StopsBoot);
-    assert!(findings[0].title.starts_with("/var/log is too full"), "{}", findings[0].title);
-    let planned = findings[0].remedies.first().context("no remedy")?.prepare(&context)?.free;
+    assert!(
+        findings[0].title.starts_with("/var/log is too full"),
+        "{}",
+        findings[0].title
+    );
+    let planned = findings[0]
+        .remedies
+        .first()
+        .context("no remedy")?
+        .prepare(&context)?
+        .free;
     ensure!(!planned.is_empty());
     for action in &planned {
-        assert!(action.path.as_path().starts_with("/var/log"), "{}", action.path);
-        assert!(!fill::TRAPS.iter().any(|trap| action.path.as_path() == Path::new("/").join(trap)), "{}", action.path);
+        assert!(
+            action.path.as_path().starts_with("/var/log"),
+            "{}",
+            action.path
+        );
+        assert!(
+            !fill::TRAPS
+                .iter()
+                .any(|trap| action.path.as_path() == Path::new("/").join(trap)),
+            "{}",
+            action.path
+        );
     }
 
     let expected = rescue::space::usage_after(&guest, &planned);
     let after = disk.mounted(|root| {
-        for action in planned.iter().filter(|action| action.freeing == Freeing::Delete) {
+        for action in planned
+            .iter()
+            .filter(|action| action.freeing == Freeing::Delete)
+        {
             fs::remove_file(root.join(action.path.as_path().strip_prefix("/")?))?;
         }
         for action in &planned {
             if let Freeing::KeepTail(keep) = action.freeing {
-                File::options().write(true).open(root.join(action.path.as_path().strip_prefix("/")?))?.set_len(keep)?;
+                File::options()
+                    .write(true)
+                    .open(root.join(action.path.as_path().strip_prefix("/")?))?
+                    .set_len(keep)?;
             }
         }
         rustix::fs::sync();
         Ok(rustix::fs::statvfs(root.join("var/log"))?)
     })?;
-    let index = guest.file_systems.iter().position(|fs| fs.mount_point.as_path() == Path::new("/var/log"));
-    let expected = expected.get(index.context("no /var/log")?).context("no usage")?;
+    let index = guest
+        .file_systems
+        .iter()
+        .position(|fs| fs.mount_point.as_path() == Path::new("/var/log"));
+    let expected = expected
+        .get(index.context("no /var/log")?)
+        .context("no usage")?;
     // Within a few blocks of folders and extent trees.
     let found = after.f_bfree * after.f_frsize;
-    assert!(found.abs_diff(expected.bytes_free) < 256 << 10, "{found} free, {} expected", expected.bytes_free);
+    assert!(
+        found.abs_diff(expected.bytes_free) < 256 << 10,
+        "{found} free, {} expected",
+        expected.bytes_free
+    );
     assert_eq!(after.f_ffree, expected.inodes_free);
     let guest = self::guest(&disk.path)?;
     let node = Node::read(&guest);
-    let context = Looking { guest: &guest, node: &node, ..context };
+    let context = Looking {
+        guest: &guest,
+        node: &node,
+        ..context
+    };
     let left = check.run(&context)?;
     assert!(left.is_empty(), "{left:?}");
     Ok(())

@@ -16,7 +16,12 @@ fn race(argument: &str) -> usize {
     let started: Vec<_> = (0..RACERS)
         .map(|_| {
             let mut command = Command::new(DRIVER);
-            command.args(["apply", argument]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+            command
+                .args(["apply", argument])
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
         })
         .collect();
     let mut refused = 0;
@@ -26,7 +31,11 @@ fn race(argument: &str) -> usize {
         match output.status.code() {
             Some(0) => {}
             Some(3) => {
-                let why = ["another rescue", "open for writing", "is shown as the block device"];
+                let why = [
+                    "another rescue",
+                    "open for writing",
+                    "is shown as the block device",
+                ];
                 assert!(why.iter().any(|why| said.contains(why)), "{said}");
                 assert!(said.contains("then run this again"), "{said}");
                 refused += 1;
@@ -51,12 +60,21 @@ fn one_image() {
         refused += race(&images.arguments()[0]);
         images.check(false);
         images.succeed("apply");
-        images.dump().but_for_new_times(&before).assert_same(&after, "after the race");
+        images
+            .dump()
+            .but_for_new_times(&before)
+            .assert_same(&after, "after the race");
         assert_eq!(images.succeed("runs"), "1 Done\n");
         images.succeed("undo");
-        images.dump().but_for_freed().assert_same(&before.but_for_freed(), "undone after the race");
+        images
+            .dump()
+            .but_for_freed()
+            .assert_same(&before.but_for_freed(), "undone after the race");
     }
-    println!("{refused} of {} racers for an image were refused", ROUNDS * RACERS);
+    println!(
+        "{refused} of {} racers for an image were refused",
+        ROUNDS * RACERS
+    );
     assert!(refused > 0, "nobody was ever in the way of another");
 }
 
@@ -70,12 +88,26 @@ fn one_folder() {
         let argument = format!("/=folder={}", folder.path().display());
         refused += race(&argument);
         for verb in ["apply", "runs"] {
-            let output = Command::new(DRIVER).args([verb, &argument]).output().unwrap();
-            assert!(output.status.success(), "{verb}: {}", String::from_utf8_lossy(&output.stderr));
-            assert!(verb == "apply" || output.stdout == b"1 Done\n", "{}", String::from_utf8_lossy(&output.stdout));
+            let output = Command::new(DRIVER)
+                .args([verb, &argument])
+                .output()
+                .unwrap();
+            assert!(
+                output.status.success(),
+                "{verb}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            assert!(
+                verb == "apply" || output.stdout == b"1 Done\n",
+                "{}",
+                String::from_utf8_lossy(&output.stdout)
+            );
         }
     }
-    println!("{refused} of {} racers for a folder were refused", ROUNDS * RACERS);
+    println!(
+        "{refused} of {} racers for a folder were refused",
+        ROUNDS * RACERS
+    );
     assert!(refused > 0, "nobody was ever in the way of another");
 }
 
@@ -90,8 +122,13 @@ fn a_copied_disk_is_undone_and_pruned() {
     let elsewhere = images.copy_to(&folder.path().join("elsewhere"));
     let disk = elsewhere.path(0).to_owned();
     let rescue = |arguments: &[&str]| {
-        let output = Command::new(tests::programs::faulty_binary()).args(arguments).arg(&disk).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        let output = Command::new(tests::programs::faulty_binary())
+            .args(arguments)
+            .arg(&disk)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
         (output.status.code(), said)
     };
     let (code, listed) = rescue(&["runs"]);
@@ -100,12 +137,21 @@ fn a_copied_disk_is_undone_and_pruned() {
     assert!(code == Some(2) && refused.contains("--yes"), "{refused}");
     // The newest stays unless it is said.
     let (code, kept) = rescue(&["runs", "--prune", "--yes"]);
-    assert!(code == Some(0) && kept.contains("nothing to remove"), "{kept}");
+    assert!(
+        code == Some(0) && kept.contains("nothing to remove"),
+        "{kept}"
+    );
     let (code, undone) = rescue(&["undo", "--yes"]);
     assert!(code == Some(0) && undone.contains("taken back"), "{undone}");
-    elsewhere.dump().but_for_freed().assert_same(&before.but_for_freed(), "undone elsewhere");
+    elsewhere
+        .dump()
+        .but_for_freed()
+        .assert_same(&before.but_for_freed(), "undone elsewhere");
     let (code, pruned) = rescue(&["runs", "--prune", "--keep", "0", "--yes"]);
-    assert!(code == Some(0) && pruned.contains("1 run is removed"), "{pruned}");
+    assert!(
+        code == Some(0) && pruned.contains("1 run is removed"),
+        "{pruned}"
+    );
     let (_, listed) = rescue(&["runs"]);
     assert!(listed.contains("has not repaired"), "{listed}");
     elsewhere.check(false);

@@ -14,14 +14,15 @@ pub fn misleads(character: char) -> bool {
 
 /// Text from a disk made safe to show: what [`misleads`] is escaped.
 pub fn escape(text: &str) -> String {
-    text.chars().fold(String::with_capacity(text.len()), |mut safe, character| {
-        if misleads(character) {
-            safe.extend(character.escape_default());
-        } else {
-            safe.push(character);
-        }
-        safe
-    })
+    text.chars()
+        .fold(String::with_capacity(text.len()), |mut safe, character| {
+            if misleads(character) {
+                safe.extend(character.escape_default());
+            } else {
+                safe.push(character);
+            }
+            safe
+        })
 }
 
 /// A key of etcd in one line.

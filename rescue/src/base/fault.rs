@@ -47,7 +47,16 @@ mod injected {
     use rustix::io::Errno;
 
     /// Calls that need no room on a file system: what a full disk still does.
-    const WITHOUT_ROOM: [&str; 8] = ["unlink", "rmdir", "fsync", "syncfs", "chown", "chmod", "futimens", "removexattr"];
+    const WITHOUT_ROOM: [&str; 8] = [
+        "unlink",
+        "rmdir",
+        "fsync",
+        "syncfs",
+        "chown",
+        "chmod",
+        "futimens",
+        "removexattr",
+    ];
 
     static BEFORE_ABORT: OnceLock<fn()> = OnceLock::new();
 
@@ -58,7 +67,10 @@ mod injected {
     }
 
     /// Makes a system call that changes the guest, or fails instead.
-    pub fn call<T>(name: &'static str, make: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    pub fn call<T>(
+        name: &'static str,
+        make: impl FnOnce() -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
         static CALLS: AtomicU64 = AtomicU64::new(0);
         count("call", name);
         if let Some(error) = failure(name, CALLS.fetch_add(1, Ordering::Relaxed) + 1) {
@@ -77,7 +89,8 @@ mod injected {
         };
         let first: u64 = first.parse().ok()?;
         let full = std::env::var("RESCUE_FAIL_WITH").is_ok_and(|with| with == "ENOSPC");
-        let hit = number == first || (lasts && number > first && !(full && WITHOUT_ROOM.contains(&name)));
+        let hit =
+            number == first || (lasts && number > first && !(full && WITHOUT_ROOM.contains(&name)));
         if number == first {
             eprintln!("fault injection: call {number}, {name}, fails");
         }
@@ -99,15 +112,24 @@ mod injected {
     }
 
     fn count(what: &str, name: &str) {
-        let Some(path) = std::env::var_os("RESCUE_COUNT_CALLS") else { return };
-        let file = std::fs::File::options().append(true).create(true).open(path);
+        let Some(path) = std::env::var_os("RESCUE_COUNT_CALLS") else {
+            return;
+        };
+        let file = std::fs::File::options()
+            .append(true)
+            .create(true)
+            .open(path);
         let written = file.and_then(|mut file| writeln!(file, "{what} {name}"));
         assert!(written.is_ok(), "the calls cannot be counted: {written:?}");
     }
 
     /// How much of `bytes` is written with one call: half of them with the first.
     pub fn piece(bytes: &[u8], is_first: bool) -> &[u8] {
-        if is_first { bytes.get(..bytes.len().div_ceil(2)).unwrap_or(bytes) } else { bytes }
+        if is_first {
+            bytes.get(..bytes.len().div_ceil(2)).unwrap_or(bytes)
+        } else {
+            bytes
+        }
     }
 
     /// Whether the look at the free space is left out.

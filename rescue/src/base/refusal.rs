@@ -15,6 +15,10 @@ pub struct Refusal {
 impl Refusal {
     /// All three parts; none ends with a full stop.
     pub fn new(saw: impl Into<String>, means: impl Into<String>, next: impl Into<String>) -> Self {
-        Self { saw: saw.into(), means: means.into(), next: next.into() }
+        Self {
+            saw: saw.into(),
+            means: means.into(),
+            next: next.into(),
+        }
     }
 }

@@ -5,7 +5,10 @@ use std::path::Path;
 /// A path, quoted for the shell where it needs that.
 pub fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
-    match text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+:@,".contains(c)) {
+    match text
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || "/._-+:@,".contains(c))
+    {
         true => text,
         false => format!("'{}'", text.replace('\'', r"'\''")),
     }

@@ -57,20 +57,31 @@ mod request {
 }
 
 /// `BTRFS_IOC_TREE_SEARCH`: `page` is a `struct btrfs_ioctl_search_args` (104 bytes of key, then room for items).
-pub(crate) fn btrfs_tree_search(folder: BorrowedFd<'_>, page: &mut [u8; 4096]) -> Result<(), Errno> {
+pub(crate) fn btrfs_tree_search(
+    folder: BorrowedFd<'_>,
+    page: &mut [u8; 4096],
+) -> Result<(), Errno> {
     // SAFETY: `page` is alive and as long as the structure, which has no pointers in it; other file systems answer ENOTTY.
     unsafe { request::btrfs_tree_search(folder.as_raw_fd(), page) }.map(drop)
 }
 
 /// `BTRFS_IOC_INO_LOOKUP`: the path of folder `inode` inside subvolume `tree`, with a slash at its end, empty for its root.
-pub(crate) fn btrfs_folder_path(folder: BorrowedFd<'_>, tree: u64, inode: u64) -> Result<Vec<u8>, Errno> {
+pub(crate) fn btrfs_folder_path(
+    folder: BorrowedFd<'_>,
+    tree: u64,
+    inode: u64,
+) -> Result<Vec<u8>, Errno> {
     const NAME: usize = 16;
     let mut page = [0_u8; 4096];
     page[..8].copy_from_slice(&tree.to_le_bytes());
     page[8..NAME].copy_from_slice(&inode.to_le_bytes());
     // SAFETY: as above (`struct btrfs_ioctl_ino_lookup_args`).
     unsafe { request::btrfs_ino_lookup(folder.as_raw_fd(), &raw mut page) }?;
-    Ok(page[NAME..].split(|byte| *byte == 0).next().unwrap_or_default().to_vec())
+    Ok(page[NAME..]
+        .split(|byte| *byte == 0)
+        .next()
+        .unwrap_or_default()
+        .to_vec())
 }
 
 /// `BTRFS_IOC_INO_LOOKUP` without a subvolume: the number of the one that `folder` is in.
@@ -99,7 +110,13 @@ pub(crate) fn btrfs_device_path(folder: BorrowedFd<'_>, number: u64) -> Result<O
     info[..8].copy_from_slice(&number.to_le_bytes());
     // SAFETY: as above (`struct btrfs_ioctl_dev_info_args`).
     unsafe { request::btrfs_dev_info(folder.as_raw_fd(), &raw mut info) }?;
-    Ok(OsString::from_vec(info[PATH..].split(|byte| *byte == 0).next().unwrap_or_default().to_vec()))
+    Ok(OsString::from_vec(
+        info[PATH..]
+            .split(|byte| *byte == 0)
+            .next()
+            .unwrap_or_default()
+            .to_vec(),
+    ))
 }
 
 /// `BTRFS_IOC_FORGET_DEV`: `control` is /dev/btrfs-control. Mounted devices are not forgotten.
@@ -108,7 +125,10 @@ pub(crate) fn btrfs_forget(control: BorrowedFd<'_>, device: &Path) -> Result<(),
     let path = device.as_os_str().as_bytes();
     let mut volume = [0_u8; 4096];
     // One byte stays zero: the end of the name.
-    volume[..4095].get_mut(NAME..NAME + path.len()).ok_or(Errno::ENAMETOOLONG)?.copy_from_slice(path);
+    volume[..4095]
+        .get_mut(NAME..NAME + path.len())
+        .ok_or(Errno::ENAMETOOLONG)?
+        .copy_from_slice(path);
     // SAFETY: as above (`struct btrfs_ioctl_vol_args`), only read by the kernel.
     unsafe { request::btrfs_forget_dev(control.as_raw_fd(), &raw const volume) }.map(drop)
 }
@@ -153,14 +173,22 @@ pub(crate) const DM_HEADER: usize = 312;
 
 /// Sends a command (`DM_…_CMD`) to device-mapper; `message` is a `struct dm_ioctl` with what follows it, and holds the answer afterwards.
 /// Its `data_size` is filled in here.
-pub(crate) fn device_mapper(control: BorrowedFd<'_>, command: u8, message: &mut [u8]) -> Result<(), Errno> {
+pub(crate) fn device_mapper(
+    control: BorrowedFd<'_>,
+    command: u8,
+    message: &mut [u8],
+) -> Result<(), Errno> {
     let length = u32::try_from(message.len()).map_err(|_| Errno::EINVAL)?;
-    let size = message.get_mut(12..16).filter(|_| length as usize >= DM_HEADER).ok_or(Errno::EINVAL)?;
+    let size = message
+        .get_mut(12..16)
+        .filter(|_| length as usize >= DM_HEADER)
+        .ok_or(Errno::EINVAL)?;
     size.copy_from_slice(&length.to_ne_bytes());
     let request = nix::request_code_readwrite!(0xfd, command, DM_HEADER);
     // SAFETY: the kernel reads and writes at most `data_size` bytes of the message, which is its length; it copies them, so that they need
     // no alignment. A descriptor of another kind answers ENOTTY.
-    Errno::result(unsafe { libc::ioctl(control.as_raw_fd(), request, message.as_mut_ptr()) }).map(drop)
+    Errno::result(unsafe { libc::ioctl(control.as_raw_fd(), request, message.as_mut_ptr()) })
+        .map(drop)
 }
 
 /// Gives the calling thread a descriptor table of its own that holds `kept` and the standard streams and nothing else, and
@@ -199,7 +227,8 @@ pub(crate) fn write_lease_is_free(file: BorrowedFd<'_>) -> Result<(), Errno> {
     // SAFETY: both calls take an integer and no memory; the descriptor is open for the whole call.
     Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) })?;
     // SAFETY: as above.
-    Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) }).map(drop)
+    Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) })
+        .map(drop)
 }
 
 /// Rust ignores SIGPIPE; a command in a pipe should die of it quietly, as others do.
@@ -220,8 +249,17 @@ struct MountAttr {
 }
 
 /// Sets and clears `MOUNT_ATTR_*` of a mount whose root is open (`mount_setattr`, Linux 5.12). Clearing comes first.
-pub(crate) fn set_mount_attributes(root: BorrowedFd<'_>, set: u32, clear: u32) -> Result<(), Errno> {
-    let attributes = MountAttr { set: set.into(), clear: clear.into(), propagation: 0, user_namespace: 0 };
+pub(crate) fn set_mount_attributes(
+    root: BorrowedFd<'_>,
+    set: u32,
+    clear: u32,
+) -> Result<(), Errno> {
+    let attributes = MountAttr {
+        set: set.into(),
+        clear: clear.into(),
+        propagation: 0,
+        user_namespace: 0,
+    };
     let size = size_of::<MountAttr>();
     // SAFETY: the path is an empty C string, `attributes` is a live `struct mount_attr` of the size given, and the kernel only reads them.
     let result = unsafe {
@@ -240,10 +278,22 @@ pub(crate) fn set_mount_attributes(root: BorrowedFd<'_>, set: u32, clear: u32) -
 /// Has the kernel begin to write a range of a file to the disk, without waiting for it (`sync_file_range`). A hint: file systems that cannot
 /// do it leave everything to fsync.
 pub(crate) fn begin_writing(file: BorrowedFd<'_>, offset: u64, length: u64) {
-    let (Ok(offset), Ok(length)) = (libc::off64_t::try_from(offset), libc::off64_t::try_from(length)) else { return };
+    let (Ok(offset), Ok(length)) = (
+        libc::off64_t::try_from(offset),
+        libc::off64_t::try_from(length),
+    ) else {
+        return;
+    };
     // A length of 0 would mean everything behind.
     if length > 0 {
         // SAFETY: the call takes integers and no memory; the descriptor is open for the whole call.
-        unsafe { libc::sync_file_range(file.as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE) };
+        unsafe {
+            libc::sync_file_range(
+                file.as_raw_fd(),
+                offset,
+                length,
+                libc::SYNC_FILE_RANGE_WRITE,
+            )
+        };
     }
 }

@@ -36,13 +36,21 @@ pub fn percent(part: u64, whole: u64) -> String {
 /// `2024-02-23 08:02 UTC`.
 pub fn time(time: OffsetDateTime) -> String {
     let utc = time.to_offset(time::UtcOffset::UTC);
-    format!("{:04}-{:02}-{:02} {:02}:{:02} UTC", utc.year(), u8::from(utc.month()), utc.day(), utc.hour(), utc.minute())
+    format!(
+        "{:04}-{:02}-{:02} {:02}:{:02} UTC",
+        utc.year(),
+        u8::from(utc.month()),
+        utc.day(),
+        utc.hour(),
+        utc.minute()
+    )
 }
 
 /// RFC 3339 in UTC, for programs.
 pub fn rfc3339(time: OffsetDateTime) -> String {
     let utc = time.to_offset(time::UtcOffset::UTC);
-    utc.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
+    utc.format(&time::format_description::well_known::Rfc3339)
+        .unwrap_or_default()
 }
 
 /// A duration in its two largest units: `2 y 273 d`, `5 h 3 min`.

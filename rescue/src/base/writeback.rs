@@ -17,7 +17,11 @@ pub struct Early<F> {
 impl<F: AsFd> Early<F> {
     /// `file` is at its beginning.
     pub fn new(file: F) -> Self {
-        Self { file, at: 0, begun: 0 }
+        Self {
+            file,
+            at: 0,
+            begun: 0,
+        }
     }
 
     fn begin(&mut self) {

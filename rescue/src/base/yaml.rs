@@ -26,7 +26,9 @@ fn bounded(bytes: &[u8]) -> Result<&str> {
     let (mut depth, mut deepest, mut anchors, mut aliases, mut before) = (0_usize, 0, 0, 0, '\n');
     let mut characters = text.chars().peekable();
     while let Some(character) = characters.next() {
-        let names = |next: Option<&char>| next.is_some_and(|next| next.is_alphanumeric() || matches!(next, '_' | '-'));
+        let names = |next: Option<&char>| {
+            next.is_some_and(|next| next.is_alphanumeric() || matches!(next, '_' | '-'))
+        };
         let begins = before.is_whitespace() || matches!(before, '[' | '{' | ',');
         match character {
             '[' | '{' => depth += 1,
@@ -38,23 +40,33 @@ fn bounded(bytes: &[u8]) -> Result<&str> {
         deepest = deepest.max(depth);
         before = character;
     }
-    ensure!(deepest < DEEPEST, "it is nested more than {DEEPEST} levels deep");
-    let unfolds = anchors > 0 && aliases > 0 && (aliases > MOST_ALIASES || text.len() > LONGEST_WITH_ANCHORS);
-    ensure!(!unfolds, "it repeats parts of itself {aliases} times (anchors and aliases)");
+    ensure!(
+        deepest < DEEPEST,
+        "it is nested more than {DEEPEST} levels deep"
+    );
+    let unfolds =
+        anchors > 0 && aliases > 0 && (aliases > MOST_ALIASES || text.len() > LONGEST_WITH_ANCHORS);
+    ensure!(
+        !unfolds,
+        "it repeats parts of itself {aliases} times (anchors and aliases)"
+    );
     Ok(text)
 }
 
 /// Parses one YAML document.
 pub fn parse(bytes: &[u8]) -> Result<Value> {
     let text = bounded(bytes)?;
-    let yaml: serde_yaml::Value = serde_yaml::from_str(text).context("the file is not valid YAML")?;
+    let yaml: serde_yaml::Value =
+        serde_yaml::from_str(text).context("the file is not valid YAML")?;
     serde_json::to_value(yaml).context("the YAML has keys that are not text")
 }
 
 /// All documents of a YAML file that parse; nothing of a file that does not begin as YAML.
 pub fn parse_all(bytes: &[u8]) -> Vec<Value> {
     use serde::Deserialize as _;
-    let Ok(text) = bounded(bytes) else { return Vec::new() };
+    let Ok(text) = bounded(bytes) else {
+        return Vec::new();
+    };
     serde_yaml::Deserializer::from_str(text)
         .map_while(|document| serde_yaml::Value::deserialize(document).ok())
         .filter_map(|document| serde_json::to_value(document).ok())
@@ -105,10 +117,16 @@ mod tests {
 
     #[test]
     fn ordinary_files_are_not() {
-        assert_eq!(parse(laughs(3).as_bytes()).unwrap()["a2"][0][0], serde_json::json!(["lol", "lol"]));
+        assert_eq!(
+            parse(laughs(3).as_bytes()).unwrap()["a2"][0][0],
+            serde_json::json!(["lol", "lol"])
+        );
         let script = "run: |\n  [ -e /x ] && ls *log & { true; }\n  case a in *b) ;; esac\nschedule: '* * * * *'\n";
         assert!(parse(script.as_bytes()).is_ok());
-        let annotation = format!("a: '{}'", r#"{"kind":"Pod","spec":{"a":[{"b":1}]}}"#.repeat(1000));
+        let annotation = format!(
+            "a: '{}'",
+            r#"{"kind":"Pod","spec":{"a":[{"b":1}]}}"#.repeat(1000)
+        );
         assert!(parse(annotation.as_bytes()).is_ok());
     }
 }

@@ -19,7 +19,11 @@ pub struct Draft {
 impl Draft {
     /// No change yet. `now`: seconds since 1970, the times of new files.
     pub fn new(guest: &Guest, now: i64) -> Self {
-        Self { guest: guest.clone(), changes: Vec::new(), now }
+        Self {
+            guest: guest.clone(),
+            changes: Vec::new(),
+            now,
+        }
     }
 
     /// Adds a change.
@@ -39,8 +43,8 @@ impl Draft {
     /// # Errors
     /// As [`Draft::push`].
     pub fn write(&mut self, path: &GuestPath, bytes: impl Into<Vec<u8>>, mode: u32) -> Result<()> {
-        let change =
-            Change::write(&self.guest, path, bytes, mode).with_context(|| format!("planning to write {path}"))?;
+        let change = Change::write(&self.guest, path, bytes, mode)
+            .with_context(|| format!("planning to write {path}"))?;
         self.push(change)
     }
 
@@ -59,19 +63,35 @@ impl Draft {
         for change in Change::make_dirs(&self.guest, &path.parent(), 0o755)? {
             self.push(change)?;
         }
-        let mut change =
-            Change::write(&self.guest, path, bytes, mode).with_context(|| format!("planning to write {path}"))?;
-        let model = self.guest.stat(like).or_else(|_| self.guest.stat(&path.parent())).ok();
-        if let (Change::Write { attributes: attributes @ Attributes::Set { .. }, .. }, Some(model)) =
-            (&mut change, model)
+        let mut change = Change::write(&self.guest, path, bytes, mode)
+            .with_context(|| format!("planning to write {path}"))?;
+        let model = self
+            .guest
+            .stat(like)
+            .or_else(|_| self.guest.stat(&path.parent()))
+            .ok();
+        if let (
+            Change::Write {
+                attributes: attributes @ Attributes::Set { .. },
+                ..
+            },
+            Some(model),
+        ) = (&mut change, model)
         {
-            *attributes = Attributes::Set { mode, uid: model.uid, gid: model.gid };
+            *attributes = Attributes::Set {
+                mode,
+                uid: model.uid,
+                gid: model.gid,
+            };
         }
         self.push(change)
     }
 
     /// All changes, in the order in which they were added.
     pub fn done(self) -> Prepared {
-        Prepared { changes: self.changes, ..Prepared::default() }
+        Prepared {
+            changes: self.changes,
+            ..Prepared::default()
+        }
     }
 }

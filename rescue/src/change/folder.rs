@@ -59,7 +59,9 @@ impl<'a> Sources<'a> {
     /// Where it is not among those that are open.
     pub fn get(&self, source: &str) -> Result<&'a Guest> {
         let guest = self.0.iter().find(|guest| guest.source == source);
-        guest.copied().with_context(|| format!("{source} is needed and not open"))
+        guest
+            .copied()
+            .with_context(|| format!("{source} is needed and not open"))
     }
 }
 
@@ -96,7 +98,9 @@ impl DirectorySink {
     /// What the system says, with the path.
     pub fn create(top: &Path) -> Result<Self> {
         make_folder(top, 0o700)?;
-        Ok(Self { top: top.to_owned() })
+        Ok(Self {
+            top: top.to_owned(),
+        })
     }
 
     /// Synchronises everything that was written.
@@ -104,7 +108,8 @@ impl DirectorySink {
     /// # Errors
     /// What the system says.
     pub fn finish(self) -> Result<()> {
-        let top = File::open(&self.top).with_context(|| format!("opening {}", self.top.display()))?;
+        let top =
+            File::open(&self.top).with_context(|| format!("opening {}", self.top.display()))?;
         rustix::fs::syncfs(&top).with_context(|| format!("synchronising {}", self.top.display()))
     }
 
@@ -114,8 +119,9 @@ impl DirectorySink {
     /// What the system says.
     pub fn finish_beside<T>(self, meanwhile: impl FnOnce() -> T) -> Result<T> {
         thread::scope(|scope| {
-            let finishing =
-                thread::Builder::new().name("synchronising".to_owned()).spawn_scoped(scope, || self.finish());
+            let finishing = thread::Builder::new()
+                .name("synchronising".to_owned())
+                .spawn_scoped(scope, || self.finish());
             let done = meanwhile();
             match finishing.context("starting a thread")?.join() {
                 Ok(finished) => finished.map(|()| done),
@@ -126,7 +132,10 @@ impl DirectorySink {
 }
 
 fn make_folder(path: &Path, mode: u32) -> Result<()> {
-    DirBuilder::new().mode(mode).create(path).with_context(|| format!("making {}", path.display()))
+    DirBuilder::new()
+        .mode(mode)
+        .create(path)
+        .with_context(|| format!("making {}", path.display()))
 }
 
 impl FolderSink for DirectorySink {
@@ -136,8 +145,14 @@ impl FolderSink for DirectorySink {
 
     fn file(&mut self, path: &Path, mode: u32) -> Result<Box<dyn SinkFile + '_>> {
         let path = self.top.join(path);
-        let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path);
-        Ok(Box::new(Early::new(file.with_context(|| format!("making {}", path.display()))?)))
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&path);
+        Ok(Box::new(Early::new(
+            file.with_context(|| format!("making {}", path.display()))?,
+        )))
     }
 
     fn copy(&mut self, path: &Path, from: &Guest, source: &GuestPath) -> Result<()> {
@@ -148,9 +163,16 @@ impl FolderSink for DirectorySink {
         let mut file = self.file(path, meta.mode & 0o7777)?;
         let mut at = 0;
         while at < meta.size {
-            let bytes = tree.read_range(real.as_path(), at, COPIED_AT_ONCE).with_context(reading)?;
-            ensure!(!bytes.is_empty(), "{source} in the guest ended at {at} of {} bytes", meta.size);
-            file.write_all(&bytes).with_context(|| format!("writing {}", path.display()))?;
+            let bytes = tree
+                .read_range(real.as_path(), at, COPIED_AT_ONCE)
+                .with_context(reading)?;
+            ensure!(
+                !bytes.is_empty(),
+                "{source} in the guest ended at {at} of {} bytes",
+                meta.size
+            );
+            file.write_all(&bytes)
+                .with_context(|| format!("writing {}", path.display()))?;
             at += bytes.len() as u64;
         }
         Ok(())

@@ -32,12 +32,18 @@ impl Content {
     /// Wraps the bytes. They are secret where a private key is found in them, so that no writer of keys can forget to say so.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
         let bytes = bytes.into();
-        Self { is_secret: secret::holds_private_key(&bytes), bytes }
+        Self {
+            is_secret: secret::holds_private_key(&bytes),
+            bytes,
+        }
     }
 
     /// Wraps bytes that are secret whatever they look like.
     pub fn secret(bytes: impl Into<Vec<u8>>) -> Self {
-        Self { bytes: bytes.into(), is_secret: true }
+        Self {
+            bytes: bytes.into(),
+            is_secret: true,
+        }
     }
 
     /// Whether the file that gets the bytes must be closed to others; see [`secret`].
@@ -81,7 +87,11 @@ pub(super) fn each_chunk(
 ) -> TreeResult<()> {
     let mut at = 0;
     while at < size {
-        let mut bytes = tree.read_range(path, at, CHUNK.min(usize::try_from(size - at).unwrap_or(CHUNK)))?;
+        let mut bytes = tree.read_range(
+            path,
+            at,
+            CHUNK.min(usize::try_from(size - at).unwrap_or(CHUNK)),
+        )?;
         if bytes.is_empty() {
             break;
         }
@@ -104,11 +114,17 @@ impl Edit {
     /// Writes what of it lies in `chunk`, which begins at `at` in the file.
     pub fn apply(&self, at: u64, chunk: &mut [u8]) {
         let bytes = self.bytes.expose();
-        let within = |from: u64, length: usize| usize::try_from(from).unwrap_or(usize::MAX).min(length);
-        let (skipped, place) =
-            (within(at.saturating_sub(self.offset), bytes.len()), within(self.offset.saturating_sub(at), chunk.len()));
+        let within =
+            |from: u64, length: usize| usize::try_from(from).unwrap_or(usize::MAX).min(length);
+        let (skipped, place) = (
+            within(at.saturating_sub(self.offset), bytes.len()),
+            within(self.offset.saturating_sub(at), chunk.len()),
+        );
         let rest = chunk.get_mut(place..).unwrap_or_default();
-        for (place, byte) in rest.iter_mut().zip(bytes.get(skipped..).unwrap_or_default()) {
+        for (place, byte) in rest
+            .iter_mut()
+            .zip(bytes.get(skipped..).unwrap_or_default())
+        {
             *place = *byte;
         }
     }
@@ -149,8 +165,12 @@ impl Expect {
             Err(error) => return Err(error),
         };
         Ok(match meta.kind {
-            FileKind::Regular => Self::File { sha256: hash_of(tree.as_ref(), path.as_path(), meta.size)? },
-            FileKind::Symlink => Self::Symlink { target: tree.read_link(path.as_path())? },
+            FileKind::Regular => Self::File {
+                sha256: hash_of(tree.as_ref(), path.as_path(), meta.size)?,
+            },
+            FileKind::Symlink => Self::Symlink {
+                target: tree.read_link(path.as_path())?,
+            },
             FileKind::Directory => Self::Directory,
             FileKind::Special => {
                 return Err(TreeError::NotARegularFile(path.as_path().to_path_buf()));
@@ -286,7 +306,12 @@ impl Change {
     }
 
     /// Writes `content` where `path` leads (through links), keeping owner and mode; a new file gets `mode` and root's ownership.
-    pub fn write(guest: &Guest, path: &GuestPath, content: impl Into<Vec<u8>>, mode: u32) -> TreeResult<Self> {
+    pub fn write(
+        guest: &Guest,
+        path: &GuestPath,
+        content: impl Into<Vec<u8>>,
+        mode: u32,
+    ) -> TreeResult<Self> {
         let real = match guest.resolve(path) {
             Ok(real) => real,
             Err(TreeError::NotFound(_)) => guest.resolve_parent(path)?,
@@ -295,9 +320,18 @@ impl Change {
         let expect = Expect::now(guest, &real)?;
         let attributes = match expect {
             Expect::File { .. } => Attributes::Keep,
-            _ => Attributes::Set { mode, uid: 0, gid: 0 },
+            _ => Attributes::Set {
+                mode,
+                uid: 0,
+                gid: 0,
+            },
         };
-        Ok(Self::Write { path: real, content: Content::new(content), attributes, expect })
+        Ok(Self::Write {
+            path: real,
+            content: Content::new(content),
+            attributes,
+            expect,
+        })
     }
 
     /// Cuts the file at `path` to its first `size` bytes and writes `edits` into it; reads it once from end to end.
@@ -310,21 +344,44 @@ impl Change {
         }
         let size = size.min(meta.size);
         let (mut before, mut after) = (Sha256::new(), Sha256::new());
-        each_chunk(tree.as_ref(), real.as_path(), meta.size, &mut |at, bytes| {
-            before.update(&*bytes);
-            edits.iter().for_each(|edit| edit.apply(at, bytes));
-            let kept = usize::try_from(size.saturating_sub(at)).unwrap_or(usize::MAX).min(bytes.len());
-            after.update(bytes.get(..kept).unwrap_or_default());
-        })?;
-        let expect = Expect::File { sha256: hex(&before.finalize()) };
-        Ok(Self::Patch { path: real, edits, size, sha256: hex(&after.finalize()), expect })
+        each_chunk(
+            tree.as_ref(),
+            real.as_path(),
+            meta.size,
+            &mut |at, bytes| {
+                before.update(&*bytes);
+                edits.iter().for_each(|edit| edit.apply(at, bytes));
+                let kept = usize::try_from(size.saturating_sub(at))
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len());
+                after.update(bytes.get(..kept).unwrap_or_default());
+            },
+        )?;
+        let expect = Expect::File {
+            sha256: hex(&before.finalize()),
+        };
+        Ok(Self::Patch {
+            path: real,
+            edits,
+            size,
+            sha256: hex(&after.finalize()),
+            expect,
+        })
     }
 
     /// Points the link at `path` (its parent resolved, itself not followed) to `target`.
-    pub fn symlink(guest: &Guest, path: &GuestPath, target: impl Into<PathBuf>) -> TreeResult<Self> {
+    pub fn symlink(
+        guest: &Guest,
+        path: &GuestPath,
+        target: impl Into<PathBuf>,
+    ) -> TreeResult<Self> {
         let real = guest.resolve_parent(path)?;
         let expect = Expect::now(guest, &real)?;
-        Ok(Self::Symlink { path: real, target: target.into(), expect })
+        Ok(Self::Symlink {
+            path: real,
+            target: target.into(),
+            expect,
+        })
     }
 
     /// Removes what is at `path` itself.
@@ -338,9 +395,17 @@ impl Change {
     ///
     /// # Errors
     /// What cannot be read; [`TreeError::Unsupported`] where another file system is mounted in it, or would be at boot.
-    pub fn replace_folder(guest: &Guest, path: &GuestPath, build: Rc<dyn BuildFolder>) -> TreeResult<Self> {
+    pub fn replace_folder(
+        guest: &Guest,
+        path: &GuestPath,
+        build: Rc<dyn BuildFolder>,
+    ) -> TreeResult<Self> {
         let (path, expect) = whole(guest, path)?;
-        Ok(Self::ReplaceFolder { path, build: Recipe(build), expect })
+        Ok(Self::ReplaceFolder {
+            path,
+            build: Recipe(build),
+            expect,
+        })
     }
 
     /// Puts a file where `path` leads (through links). Reads what is there once from end to end.
@@ -349,7 +414,11 @@ impl Change {
     /// As of [`Change::replace_folder`].
     pub fn fence(guest: &Guest, path: &GuestPath, why: impl Into<String>) -> TreeResult<Self> {
         let (path, expect) = whole(guest, path)?;
-        Ok(Self::Fence { path, why: why.into(), expect })
+        Ok(Self::Fence {
+            path,
+            why: why.into(),
+            expect,
+        })
     }
 
     /// The folders that are missing on the way to `path`, outermost first, then nothing. `..` in the missing part is refused
@@ -361,8 +430,14 @@ impl Change {
             match guest.resolve(&GuestPath::new(there)) {
                 Ok(real) => break real,
                 Err(TreeError::NotFound(_)) => {
-                    missing.push(there.file_name().ok_or_else(|| TreeError::NotFound(there.to_path_buf()))?);
-                    there = there.parent().ok_or_else(|| TreeError::NotFound(there.to_path_buf()))?;
+                    missing.push(
+                        there
+                            .file_name()
+                            .ok_or_else(|| TreeError::NotFound(there.to_path_buf()))?,
+                    );
+                    there = there
+                        .parent()
+                        .ok_or_else(|| TreeError::NotFound(there.to_path_buf()))?;
                 }
                 Err(error) => return Err(error),
             }
@@ -373,7 +448,14 @@ impl Change {
             .rev()
             .map(|name| {
                 at = at.child(name);
-                Self::MakeDir { path: at.clone(), attributes: Attributes::Set { mode, uid: 0, gid: 0 } }
+                Self::MakeDir {
+                    path: at.clone(),
+                    attributes: Attributes::Set {
+                        mode,
+                        uid: 0,
+                        gid: 0,
+                    },
+                }
             })
             .collect())
     }
@@ -386,15 +468,27 @@ fn whole(guest: &Guest, path: &GuestPath) -> TreeResult<(RealPath, Expect)> {
         Err(TreeError::NotFound(_)) => guest.resolve_parent(path)?,
         Err(error) => return Err(error),
     };
-    let mounted = guest.file_systems.iter().map(|file_system| &file_system.mount_point);
+    let mounted = guest
+        .file_systems
+        .iter()
+        .map(|file_system| &file_system.mount_point);
     let missing = guest.missing.iter().map(|missing| &missing.at);
-    if let Some(inside) = mounted.chain(missing).find(|at| at.as_path().starts_with(real.as_path())) {
-        let reason =
-            format!("{inside} is a mount point, and what is mounted there cannot be exchanged with the folder");
-        return Err(TreeError::Unsupported { path: real.as_path().to_path_buf(), reason });
+    if let Some(inside) = mounted
+        .chain(missing)
+        .find(|at| at.as_path().starts_with(real.as_path()))
+    {
+        let reason = format!(
+            "{inside} is a mount point, and what is mounted there cannot be exchanged with the folder"
+        );
+        return Err(TreeError::Unsupported {
+            path: real.as_path().to_path_buf(),
+            reason,
+        });
     }
     let expect = match Expect::now(guest, &real)? {
-        Expect::Directory => Expect::Tree { sha256: tree_hash::of(guest.tree().as_ref(), real.as_path())? },
+        Expect::Directory => Expect::Tree {
+            sha256: tree_hash::of(guest.tree().as_ref(), real.as_path())?,
+        },
         other => other,
     };
     Ok((real, expect))

@@ -50,14 +50,21 @@ pub struct Planned {
 
 impl std::fmt::Debug for Planned {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Planned").field("paths", &self.overlay.keys()).finish_non_exhaustive()
+        f.debug_struct("Planned")
+            .field("paths", &self.overlay.keys())
+            .finish_non_exhaustive()
     }
 }
 
 impl Planned {
     /// Nothing planned yet; `now` (seconds since 1970) becomes the modification time of planned files.
     pub fn over(base: Rc<dyn Tree>, now: i64) -> Self {
-        Self { base, overlay: BTreeMap::new(), replaced: Vec::new(), now }
+        Self {
+            base,
+            overlay: BTreeMap::new(),
+            replaced: Vec::new(),
+            now,
+        }
     }
 
     /// Adds a freeing step.
@@ -69,7 +76,14 @@ impl Planned {
                 let meta = self.lstat(path)?;
                 let size = meta.size.min(keep);
                 let skip = meta.size - size;
-                Entry::Tail { meta: Meta { size, allocated: Some(size.next_multiple_of(4096)), ..meta }, skip }
+                Entry::Tail {
+                    meta: Meta {
+                        size,
+                        allocated: Some(size.next_multiple_of(4096)),
+                        ..meta
+                    },
+                    skip,
+                }
             }
         };
         self.overlay.insert(path.to_path_buf(), entry);
@@ -80,7 +94,11 @@ impl Planned {
     pub fn apply(&mut self, change: &Change) -> TreeResult<()> {
         let path = change.path().as_path().to_path_buf();
         let entry = match change {
-            Change::Write { content, attributes, .. } => {
+            Change::Write {
+                content,
+                attributes,
+                ..
+            } => {
                 let mut meta = self.meta(&path, FileKind::Regular, attributes, 0o644);
                 meta.size = content.expose().len() as u64;
                 // What cannot be read of an old file is no reason not to replace it.
@@ -89,7 +107,11 @@ impl Planned {
                     let old = list.take().filter(|_| *attributes == Attributes::Keep);
                     meta.mode = secret::mode(meta.mode, meta.gid, old.as_ref());
                 }
-                Entry::File { bytes: content.expose().to_vec(), meta, list }
+                Entry::File {
+                    bytes: content.expose().to_vec(),
+                    meta,
+                    list,
+                }
             }
             Change::Patch { edits, size, .. } => {
                 if self.overlay.contains_key(&path) {
@@ -98,27 +120,56 @@ impl Planned {
                 }
                 let mut meta = self.meta(&path, FileKind::Regular, &Attributes::Keep, 0o600);
                 meta.size = *size;
-                Entry::Patched { meta, edits: edits.clone() }
+                Entry::Patched {
+                    meta,
+                    edits: edits.clone(),
+                }
             }
             Change::Symlink { target, .. } => {
-                let meta = self.meta(&path, FileKind::Symlink, &Attributes::Set { mode: 0o777, uid: 0, gid: 0 }, 0o777);
-                Entry::Link { target: target.clone(), meta }
+                let meta = self.meta(
+                    &path,
+                    FileKind::Symlink,
+                    &Attributes::Set {
+                        mode: 0o777,
+                        uid: 0,
+                        gid: 0,
+                    },
+                    0o777,
+                );
+                Entry::Link {
+                    target: target.clone(),
+                    meta,
+                }
             }
             Change::Remove { .. } => Entry::Gone,
-            Change::MakeDir { attributes, .. } => {
-                Entry::Folder { meta: self.meta(&path, FileKind::Directory, attributes, 0o755) }
-            }
-            Change::ReplaceFolder { .. } => {
-                Entry::Built { meta: self.meta(&path, FileKind::Directory, &Attributes::Keep, 0o700) }
-            }
+            Change::MakeDir { attributes, .. } => Entry::Folder {
+                meta: self.meta(&path, FileKind::Directory, attributes, 0o755),
+            },
+            Change::ReplaceFolder { .. } => Entry::Built {
+                meta: self.meta(&path, FileKind::Directory, &Attributes::Keep, 0o700),
+            },
             Change::Fence { why, .. } => {
-                let mut meta = self.meta(&path, FileKind::Regular, &Attributes::Set { mode: 0o644, uid: 0, gid: 0 }, 0);
+                let mut meta = self.meta(
+                    &path,
+                    FileKind::Regular,
+                    &Attributes::Set {
+                        mode: 0o644,
+                        uid: 0,
+                        gid: 0,
+                    },
+                    0,
+                );
                 meta.size = why.len() as u64;
-                Entry::File { bytes: why.clone().into_bytes(), meta, list: None }
+                Entry::File {
+                    bytes: why.clone().into_bytes(),
+                    meta,
+                    list: None,
+                }
             }
         };
         if matches!(change, Change::ReplaceFolder { .. } | Change::Fence { .. }) {
-            self.overlay.retain(|planned, _| !planned.starts_with(&path));
+            self.overlay
+                .retain(|planned, _| !planned.starts_with(&path));
             self.replaced.push(path.clone());
         }
         self.overlay.insert(path, entry);
@@ -127,7 +178,11 @@ impl Planned {
 
     /// Whether `path` lies in a folder that is replaced as a whole.
     fn refuse_replaced(&self, path: &Path) -> TreeResult<()> {
-        let Some(top) = self.replaced.iter().find(|top| path.starts_with(top) && path != top.as_path()) else {
+        let Some(top) = self
+            .replaced
+            .iter()
+            .find(|top| path.starts_with(top) && path != top.as_path())
+        else {
             return Ok(());
         };
         match self.overlay.get(top) {
@@ -136,18 +191,41 @@ impl Planned {
         }
     }
 
-    fn meta(&self, path: &Path, kind: FileKind, attributes: &Attributes, default_mode: u32) -> Meta {
+    fn meta(
+        &self,
+        path: &Path,
+        kind: FileKind,
+        attributes: &Attributes,
+        default_mode: u32,
+    ) -> Meta {
         let (mode, uid, gid) = match attributes {
             Attributes::Set { mode, uid, gid } => (*mode, *uid, *gid),
-            Attributes::Keep => self.lstat(path).map_or((default_mode, 0, 0), |old| (old.mode, old.uid, old.gid)),
+            Attributes::Keep => self
+                .lstat(path)
+                .map_or((default_mode, 0, 0), |old| (old.mode, old.uid, old.gid)),
         };
-        Meta { kind, mode, uid, gid, size: 0, mtime: self.now, allocated: None, nlink: None, ino: None }
+        Meta {
+            kind,
+            mode,
+            uid,
+            gid,
+            size: 0,
+            mtime: self.now,
+            allocated: None,
+            nlink: None,
+            ino: None,
+        }
     }
 }
 
 fn unbuilt(path: &Path) -> TreeError {
-    let reason = "it is made only when the plan is carried out, and read back before it is put in place".to_owned();
-    TreeError::Unsupported { path: path.to_path_buf(), reason }
+    let reason =
+        "it is made only when the plan is carried out, and read back before it is put in place"
+            .to_owned();
+    TreeError::Unsupported {
+        path: path.to_path_buf(),
+        reason,
+    }
 }
 
 impl Tree for Planned {
@@ -184,7 +262,9 @@ impl Tree for Planned {
         match self.overlay.get(path) {
             Some(Entry::Gone) => Err(TreeError::NotFound(path.to_path_buf())),
             Some(Entry::File { bytes, .. }) => {
-                let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+                let from = usize::try_from(offset)
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len());
                 let to = from.saturating_add(length).min(bytes.len());
                 Ok(bytes[from..to].to_vec())
             }
@@ -194,7 +274,10 @@ impl Tree for Planned {
                 edits.iter().for_each(|edit| edit.apply(offset, &mut bytes));
                 Ok(bytes)
             }
-            Some(Entry::Tail { skip, .. }) => self.base.read_range(path, offset.saturating_add(*skip), length),
+            Some(Entry::Tail { skip, .. }) => {
+                self.base
+                    .read_range(path, offset.saturating_add(*skip), length)
+            }
             Some(Entry::Link { .. } | Entry::Folder { .. } | Entry::Built { .. }) => {
                 Err(TreeError::NotARegularFile(path.to_path_buf()))
             }
@@ -240,11 +323,16 @@ impl Tree for Planned {
             entries.retain(|there| there.name != name);
             let kind = match entry {
                 Entry::Gone => continue,
-                Entry::File { .. } | Entry::Patched { .. } | Entry::Tail { .. } => FileKind::Regular,
+                Entry::File { .. } | Entry::Patched { .. } | Entry::Tail { .. } => {
+                    FileKind::Regular
+                }
                 Entry::Link { .. } => FileKind::Symlink,
                 Entry::Folder { .. } | Entry::Built { .. } => FileKind::Directory,
             };
-            entries.push(DirEntry { name: name.to_os_string(), kind });
+            entries.push(DirEntry {
+                name: name.to_os_string(),
+                kind,
+            });
         }
         Ok(entries)
     }

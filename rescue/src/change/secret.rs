@@ -24,7 +24,9 @@ const STICKY: u32 = 0o1000;
 /// Whether the bytes hold a private key: PEM of any kind, or one inline in a kubeconfig.
 pub fn holds_private_key(bytes: &[u8]) -> bool {
     const SIGNS: [&[u8]; 2] = [b"PRIVATE KEY-----", b"client-key-data"];
-    SIGNS.iter().any(|sign| bytes.windows(sign.len()).any(|part| part == *sign))
+    SIGNS
+        .iter()
+        .any(|sign| bytes.windows(sign.len()).any(|part| part == *sign))
 }
 
 /// Mode of a new secret file where the one that it replaces, or the writer, has `mode`.
@@ -40,7 +42,15 @@ pub fn mode(mode: u32, gid: u32, list: Option<&AccessList>) -> u32 {
 
 /// What a change takes away from the file that it replaces, one line for each thing, and whether others can replace it in turn.
 pub fn remarks(guest: &Guest, change: &Change) -> Vec<String> {
-    let Change::Write { path, content, attributes, .. } = change else { return Vec::new() };
+    let Change::Write {
+        path,
+        content,
+        attributes,
+        ..
+    } = change
+    else {
+        return Vec::new();
+    };
     if !content.is_secret() {
         return Vec::new();
     }
@@ -51,15 +61,25 @@ pub fn remarks(guest: &Guest, change: &Change) -> Vec<String> {
     {
         let list = tree.access_list(path.as_path());
         let new = match attributes {
-            Attributes::Keep => mode(old.mode, old.gid, list.as_ref().ok().and_then(Option::as_ref)),
+            Attributes::Keep => mode(
+                old.mode,
+                old.gid,
+                list.as_ref().ok().and_then(Option::as_ref),
+            ),
             Attributes::Set { mode, gid, .. } => crate::change::secret::mode(*mode, *gid, None),
         };
         lines.extend(
-            mode_line(&old, new, list.as_ref().is_ok_and(Option::is_some)).map(|line| format!("{path}: {line}")),
+            mode_line(&old, new, list.as_ref().is_ok_and(Option::is_some))
+                .map(|line| format!("{path}: {line}")),
         );
         lines.extend(match list {
-            Ok(list) => list.as_ref().and_then(list_line).map(|line| format!("{path}: {line}")),
-            Err(error) => Some(format!("{path}: its access list is dropped, if it has one: {error}")),
+            Ok(list) => list
+                .as_ref()
+                .and_then(list_line)
+                .map(|line| format!("{path}: {line}")),
+            Err(error) => Some(format!(
+                "{path}: its access list is dropped, if it has one: {error}"
+            )),
         });
     }
     let folders = path.as_path().ancestors().skip(1);
@@ -108,7 +128,9 @@ fn list_line(list: &AccessList) -> Option<String> {
 /// Says so of a folder in which everybody may replace the files of others.
 fn open_folder(guest: &Guest, folder: &Path) -> Option<String> {
     let meta = guest.tree().lstat(folder).ok()?;
-    let is_open = meta.kind == FileKind::Directory && meta.mode & OTHERS_WRITE != 0 && meta.mode & STICKY == 0;
+    let is_open = meta.kind == FileKind::Directory
+        && meta.mode & OTHERS_WRITE != 0
+        && meta.mode & STICKY == 0;
     is_open.then(|| {
         let folder = GuestPath::new(folder);
         format!(
@@ -126,9 +148,13 @@ mod tests {
     /// user::rw-, user:1000:rw-, group::GROUP, mask::rw-, other::---
     fn list(group: u8) -> AccessList {
         let mut value = vec![2, 0, 0, 0];
-        for (tag, permissions, id) in
-            [(1u8, 6, u32::MAX), (2, 6, 1000), (4, group, u32::MAX), (0x10, 6, u32::MAX), (0x20, 0, u32::MAX)]
-        {
+        for (tag, permissions, id) in [
+            (1u8, 6, u32::MAX),
+            (2, 6, 1000),
+            (4, group, u32::MAX),
+            (0x10, 6, u32::MAX),
+            (0x20, 0, u32::MAX),
+        ] {
             value.extend([tag, 0, permissions, 0]);
             value.extend(id.to_le_bytes());
         }
@@ -158,7 +184,11 @@ mod tests {
             for gid in [0, 7] {
                 let new = mode(old, gid, None);
                 assert_eq!(new & !0o640, 0, "{old:04o} becomes {new:04o}");
-                assert_eq!(new & !old, 0, "{old:04o} becomes {new:04o}: more than before");
+                assert_eq!(
+                    new & !old,
+                    0,
+                    "{old:04o} becomes {new:04o}: more than before"
+                );
             }
         }
     }
@@ -178,7 +208,12 @@ mod tests {
         ] {
             assert!(holds_private_key(secret.as_bytes()), "{secret}");
         }
-        for public in ["", "-----BEGIN CERTIFICATE-----\n", "-----BEGIN PUBLIC KEY-----\n", "client-key: /a.key\n"] {
+        for public in [
+            "",
+            "-----BEGIN CERTIFICATE-----\n",
+            "-----BEGIN PUBLIC KEY-----\n",
+            "client-key: /a.key\n",
+        ] {
             assert!(!holds_private_key(public.as_bytes()), "{public}");
         }
     }

@@ -23,7 +23,11 @@ pub fn of(tree: &dyn Tree, path: &Path) -> TreeResult<String> {
     if meta.kind != FileKind::Directory {
         return Err(TreeError::NotADirectory(path.to_path_buf()));
     }
-    let mut hash = TreeHash { tree, hasher: Sha256::new(), count: 0 };
+    let mut hash = TreeHash {
+        tree,
+        hasher: Sha256::new(),
+        count: 0,
+    };
     hash.attributes(b'd', &meta);
     hash.folder(path, 0)?;
     Ok(hex(&hash.hasher.finalize()))
@@ -37,11 +41,19 @@ struct TreeHash<'a> {
 
 impl TreeHash<'_> {
     fn folder(&mut self, path: &Path, depth: usize) -> TreeResult<()> {
-        let mut names: Vec<OsString> = self.tree.read_dir(path)?.into_iter().map(|entry| entry.name).collect();
+        let mut names: Vec<OsString> = self
+            .tree
+            .read_dir(path)?
+            .into_iter()
+            .map(|entry| entry.name)
+            .collect();
         names.sort();
         self.count = self.count.saturating_add(names.len());
         if depth > DEEPEST || self.count > MOST {
-            return Err(unsupported(path, "there is more in it than in any folder that is replaced as a whole"));
+            return Err(unsupported(
+                path,
+                "there is more in it than in any folder that is replaced as a whole",
+            ));
         }
         self.hasher.update((names.len() as u64).to_le_bytes());
         for name in names {
@@ -67,7 +79,9 @@ impl TreeHash<'_> {
             FileKind::Regular => {
                 self.attributes(b'f', &meta);
                 self.hasher.update(meta.size.to_le_bytes());
-                each_chunk(self.tree, path, meta.size, &mut |_, bytes| self.hasher.update(&*bytes))
+                each_chunk(self.tree, path, meta.size, &mut |_, bytes| {
+                    self.hasher.update(&*bytes)
+                })
             }
             FileKind::Special => Err(unsupported(path, "it is a device, FIFO or socket")),
         }
@@ -87,7 +101,10 @@ impl TreeHash<'_> {
 }
 
 fn unsupported(path: &Path, reason: &str) -> TreeError {
-    TreeError::Unsupported { path: PathBuf::from(path), reason: reason.to_owned() }
+    TreeError::Unsupported {
+        path: PathBuf::from(path),
+        reason: reason.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -101,7 +118,12 @@ mod tests {
 
     #[test]
     fn everything_but_time_counts() {
-        let tree = || MemoryTree::new().dir("/m").file("/m/wal/1.wal", "log").file("/m/snap/db", "data");
+        let tree = || {
+            MemoryTree::new()
+                .dir("/m")
+                .file("/m/wal/1.wal", "log")
+                .file("/m/snap/db", "data")
+        };
         let before = hash(tree());
         assert_eq!(hash(tree()), before);
         let others = [
@@ -120,8 +142,16 @@ mod tests {
     #[test]
     fn a_file_is_no_folder_and_too_much_is_refused() {
         let guest = MemoryTree::new().file("/m", "fence").into_guest();
-        assert!(matches!(of(guest.tree().as_ref(), Path::new("/m")), Err(TreeError::NotADirectory(_))));
-        let deep = MemoryTree::new().dir(format!("/m{}", "/a".repeat(30))).into_guest();
-        assert!(matches!(of(deep.tree().as_ref(), Path::new("/m")), Err(TreeError::Unsupported { .. })));
+        assert!(matches!(
+            of(guest.tree().as_ref(), Path::new("/m")),
+            Err(TreeError::NotADirectory(_))
+        ));
+        let deep = MemoryTree::new()
+            .dir(format!("/m{}", "/a".repeat(30)))
+            .into_guest();
+        assert!(matches!(
+            of(deep.tree().as_ref(), Path::new("/m")),
+            Err(TreeError::Unsupported { .. })
+        ));
     }
 }

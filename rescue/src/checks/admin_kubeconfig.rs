@@ -26,7 +26,10 @@ use crate::pki::x509::key::PrivateKey;
 const ID: &str = "admin-kubeconfig";
 
 /// kubeadm's own administrators, whose copies are looked for.
-const SOURCES: [&str; 2] = ["/etc/kubernetes/admin.conf", "/etc/kubernetes/super-admin.conf"];
+const SOURCES: [&str; 2] = [
+    "/etc/kubernetes/admin.conf",
+    "/etc/kubernetes/super-admin.conf",
+];
 
 /// Permissions of group and others.
 const NOT_THE_OWNERS: u32 = 0o077;
@@ -52,11 +55,24 @@ impl Check for AdminKubeconfig {
         let guest = context.guest;
         let now = context.settings.now;
         let inventory = Inventory::read(guest, context.node, now);
-        let Some(authority) = inventory.authorities.get(&Authority::Cluster) else { return Ok(Vec::new()) };
-        let admins: Vec<Admin> = SOURCES.iter().filter_map(|path| Admin::read(guest, &GuestPath::new(path))).collect();
+        let Some(authority) = inventory.authorities.get(&Authority::Cluster) else {
+            return Ok(Vec::new());
+        };
+        let admins: Vec<Admin> = SOURCES
+            .iter()
+            .filter_map(|path| Admin::read(guest, &GuestPath::new(path)))
+            .collect();
         // A link to admin.conf is the same file.
-        let sources: BTreeSet<RealPath> = admins.iter().filter_map(|admin| guest.resolve(&admin.path).ok()).collect();
-        let look = Look { guest, admins: &admins, authority, now };
+        let sources: BTreeSet<RealPath> = admins
+            .iter()
+            .filter_map(|admin| guest.resolve(&admin.path).ok())
+            .collect();
+        let look = Look {
+            guest,
+            admins: &admins,
+            authority,
+            now,
+        };
         let configs = personal_configs(guest);
         Ok(configs
             .iter()
@@ -75,8 +91,14 @@ struct Admin {
 impl Admin {
     fn read(guest: &Guest, path: &GuestPath) -> Option<Self> {
         let (certificate, _) = current_pair(guest, path).ok()?;
-        let certificate = Certificate::all_from_pem(&certificate).ok()?.into_iter().next()?;
-        Some(Self { path: path.clone(), certificate })
+        let certificate = Certificate::all_from_pem(&certificate)
+            .ok()?
+            .into_iter()
+            .next()?;
+        Some(Self {
+            path: path.clone(),
+            certificate,
+        })
     }
 
     fn is(&self, certificate: &Certificate) -> bool {
@@ -86,14 +108,23 @@ impl Admin {
 
 /// Same name, same groups: admin.conf and super-admin.conf differ in both since kubeadm 1.29.
 fn is_same_user(one: &Certificate, other: &Certificate) -> bool {
-    let groups = |certificate: &Certificate| certificate.organizations.iter().cloned().collect::<BTreeSet<_>>();
+    let groups = |certificate: &Certificate| {
+        certificate
+            .organizations
+            .iter()
+            .cloned()
+            .collect::<BTreeSet<_>>()
+    };
     one.common_name == other.common_name && groups(one) == groups(other)
 }
 
 /// Certificate and key of the current user, PEM.
 fn current_pair(guest: &Guest, path: &GuestPath) -> anyhow::Result<(Vec<u8>, Vec<u8>)> {
-    let config = Kubeconfig::parse(&guest.read(path)?, path).with_context(|| format!("reading {path}"))?;
-    let user = config.current_user().with_context(|| format!("{path}: current-context leads to no user"))?;
+    let config =
+        Kubeconfig::parse(&guest.read(path)?, path).with_context(|| format!("reading {path}"))?;
+    let user = config
+        .current_user()
+        .with_context(|| format!("{path}: current-context leads to no user"))?;
     Ok((bytes(guest, &user.certificate)?, bytes(guest, &user.key)?))
 }
 
@@ -123,9 +154,18 @@ impl Look<'_> {
             Err(_) if file.refused.is_some() => return None,
             Err(error) => return Some(not_a_kubeconfig(path, &error)),
         };
-        let users: Vec<(&User, Standing)> = config.users.iter().map(|user| (user, self.standing(path, user))).collect();
-        let others: Vec<String> = users.iter().filter_map(|(user, standing)| standing.left_alone(user)).collect();
-        let Some(found) = stale(file, &users) else { return note(path, &users, &others) };
+        let users: Vec<(&User, Standing)> = config
+            .users
+            .iter()
+            .map(|user| (user, self.standing(path, user)))
+            .collect();
+        let others: Vec<String> = users
+            .iter()
+            .filter_map(|(user, standing)| standing.left_alone(user))
+            .collect();
+        let Some(found) = stale(file, &users) else {
+            return note(path, &users, &others);
+        };
         if others.is_empty() {
             return Some(found);
         }
@@ -133,13 +173,19 @@ impl Look<'_> {
     }
 
     fn standing(&self, path: &GuestPath, user: &User) -> Standing {
-        let other = |why: &str, saw| Standing::Other { why: why.to_owned(), saw };
+        let other = |why: &str, saw| Standing::Other {
+            why: why.to_owned(),
+            saw,
+        };
         let data = match &user.certificate {
             Material::Inline(data) => data,
             Material::File(_) => return other("its certificate is in a file of its own", None),
             Material::None => return other("no client certificate", None),
         };
-        let Some(certificate) = Certificate::all_from_pem(data).ok().and_then(|all| all.into_iter().next()) else {
+        let Some(certificate) = Certificate::all_from_pem(data)
+            .ok()
+            .and_then(|all| all.into_iter().next())
+        else {
             return other("its certificate is unreadable", None);
         };
         let saw = dates(&certificate, path, self.now).and_then(|problem| match problem.verdict {
@@ -153,14 +199,21 @@ impl Look<'_> {
         let Some(admin) = self.admins.iter().find(|admin| admin.is(&certificate)) else {
             return other("not the administrator", saw);
         };
-        let Some(saw) = saw else { return Standing::Fresh };
+        let Some(saw) = saw else {
+            return Standing::Fresh;
+        };
         let source = admin.path.clone();
         if let Some(why) = key_problem(user, &certificate) {
             return Standing::Unproved { source, saw, why };
         }
-        let mendable =
-            self.authority.signer.is_ok() || admin.certificate.not_after > certificate.not_after.max(self.now);
-        Standing::Stale { source, certificate: Box::new(certificate), saw, mendable }
+        let mendable = self.authority.signer.is_ok()
+            || admin.certificate.not_after > certificate.not_after.max(self.now);
+        Standing::Stale {
+            source,
+            certificate: Box::new(certificate),
+            saw,
+            mendable,
+        }
     }
 }
 
@@ -180,9 +233,15 @@ fn key_problem(user: &User, certificate: &Certificate) -> Option<&'static str> {
 }
 
 fn not_a_kubeconfig(path: &GuestPath, error: &anyhow::Error) -> Finding {
-    Finding::new(ID, Severity::WillBreak, format!("{path} is not a kubeconfig"))
-        .with_evidence(path, printable(&format!("{error:#}")))
-        .with_advice("kubectl refuses it. Left as it is: mend it by hand, or delete it if nobody needs it.")
+    Finding::new(
+        ID,
+        Severity::WillBreak,
+        format!("{path} is not a kubeconfig"),
+    )
+    .with_evidence(path, printable(&format!("{error:#}")))
+    .with_advice(
+        "kubectl refuses it. Left as it is: mend it by hand, or delete it if nobody needs it.",
+    )
 }
 
 /// The administrator's entries that are over, with what refreshes them where that may be done.
@@ -190,10 +249,27 @@ fn stale(file: &PersonalConfig, users: &[(&User, Standing)]) -> Option<Finding> 
     let path = &file.path;
     let mut finding: Option<Finding> = None;
     for (user, standing) in users {
-        let Standing::Stale { source, certificate, saw, mendable } = standing else { continue };
+        let Standing::Stale {
+            source,
+            certificate,
+            saw,
+            mendable,
+        } = standing
+        else {
+            continue;
+        };
         let title = format!("{path}: the administrator's certificate {saw}");
-        let found = finding.take().unwrap_or_else(|| Finding::new(ID, Severity::WillBreak, title));
-        let found = found.with_evidence(path, format!("user {}: {} {saw}", printable(&user.name), certificate.subject));
+        let found = finding
+            .take()
+            .unwrap_or_else(|| Finding::new(ID, Severity::WillBreak, title));
+        let found = found.with_evidence(
+            path,
+            format!(
+                "user {}: {} {saw}",
+                printable(&user.name),
+                certificate.subject
+            ),
+        );
         finding = Some(match (&file.refused, *mendable) {
             (Some(why), _) => found
                 .with_advice(format!(
@@ -207,7 +283,13 @@ fn stale(file: &PersonalConfig, users: &[(&User, Standing)]) -> Option<Finding> 
         });
     }
     let becomes_unreadable = file.refused.is_none() && file.meta.uid != file.home_uid;
-    finding.map(|found| if becomes_unreadable { found.with_advice(of_root(file)) } else { found })
+    finding.map(|found| {
+        if becomes_unreadable {
+            found.with_advice(of_root(file))
+        } else {
+            found
+        }
+    })
 }
 
 /// What an administrator types to get the new key all the same.
@@ -220,7 +302,12 @@ fn by_hand(source: &GuestPath) -> String {
 
 /// Says what becomes of a copy that belongs to root in another person's home.
 fn of_root(file: &PersonalConfig) -> String {
-    let PersonalConfig { path, meta, home_uid, .. } = file;
+    let PersonalConfig {
+        path,
+        meta,
+        home_uid,
+        ..
+    } = file;
     format!(
         "It belongs to user {}, and the home folder to user {home_uid}: afterwards that person cannot read it. \
          Where they should, type after boot: sudo chown {home_uid} {path}",
@@ -233,8 +320,12 @@ fn note(path: &GuestPath, users: &[(&User, Standing)], others: &[String]) -> Opt
     let expired: Vec<String> = users
         .iter()
         .filter_map(|(user, standing)| match standing {
-            Standing::Other { saw: Some(saw), .. } => Some(format!("user {} {saw}", printable(&user.name))),
-            Standing::Unproved { why, saw, .. } => Some(format!("user {} {saw}, and {why}", printable(&user.name))),
+            Standing::Other { saw: Some(saw), .. } => {
+                Some(format!("user {} {saw}", printable(&user.name)))
+            }
+            Standing::Unproved { why, saw, .. } => {
+                Some(format!("user {} {saw}, and {why}", printable(&user.name)))
+            }
             _ => None,
         })
         .collect();
@@ -254,7 +345,9 @@ fn note(path: &GuestPath, users: &[(&User, Standing)], others: &[String]) -> Opt
         .with_advice(format!("Left alone: {}.", others.join(", ")));
     Some(match unproved {
         Some(source) => found
-            .with_advice("Everybody can have the certificate, so a new key goes only where the old one was.")
+            .with_advice(
+                "Everybody can have the certificate, so a new key goes only where the old one was.",
+            )
             .with_advice(by_hand(source)),
         None => found,
     })
@@ -273,7 +366,11 @@ enum Standing {
         mendable: bool,
     },
     /// The administrator's certificate, over or nearly, with no private key that fits it.
-    Unproved { source: GuestPath, saw: String, why: &'static str },
+    Unproved {
+        source: GuestPath,
+        saw: String,
+        why: &'static str,
+    },
     /// Somebody else.
     Other { why: String, saw: Option<String> },
 }
@@ -282,7 +379,10 @@ impl Standing {
     fn left_alone(&self, user: &User) -> Option<String> {
         let name = printable(&user.name);
         match self {
-            Self::Other { why, saw: Some(saw) } => Some(format!("user {name} ({why}; {saw})")),
+            Self::Other {
+                why,
+                saw: Some(saw),
+            } => Some(format!("user {name} ({why}; {saw})")),
             Self::Other { why, saw: None } => Some(format!("user {name} ({why})")),
             Self::Unproved { why, saw, .. } => Some(format!("user {name} ({why}; {saw})")),
             Self::Fresh | Self::Stale { .. } => None,
@@ -318,7 +418,11 @@ impl RefreshKubeconfig {
         let meta = tree.lstat(self.real.as_path())?;
         let has_list = !matches!(tree.access_list(self.real.as_path()), Ok(None));
         Ok(match has_list || meta.mode & NOT_THE_OWNERS != 0 {
-            true => Attributes::Set { mode: 0o600, uid: meta.uid, gid: meta.gid },
+            true => Attributes::Set {
+                mode: 0o600,
+                uid: meta.uid,
+                gid: meta.gid,
+            },
             false => Attributes::Keep,
         })
     }
@@ -330,7 +434,12 @@ impl Remedy for RefreshKubeconfig {
     }
 
     fn summary(&self) -> String {
-        format!("refresh user {} in {} from {}", printable(&self.user), self.path, self.source)
+        format!(
+            "refresh user {} in {} from {}",
+            printable(&self.user),
+            self.path,
+            self.source
+        )
     }
 
     fn details(&self) -> Vec<String> {
@@ -343,9 +452,11 @@ impl Remedy for RefreshKubeconfig {
 
     fn fields(&self) -> serde_json::Map<String, serde_json::Value> {
         let mut fields = serde_json::Map::new();
-        for (key, value) in
-            [("path", self.path.to_string()), ("user", self.user.clone()), ("source", self.source.to_string())]
-        {
+        for (key, value) in [
+            ("path", self.path.to_string()),
+            ("user", self.user.clone()),
+            ("source", self.source.to_string()),
+        ] {
             fields.insert(key.to_owned(), value.into());
         }
         fields
@@ -354,30 +465,50 @@ impl Remedy for RefreshKubeconfig {
     /// Reads the source as it will be by then. Copying one that was not renewed would mend nothing.
     fn prepare(&self, context: &Context<'_>) -> anyhow::Result<Prepared> {
         let guest = context.guest;
-        let (certificate, key) =
-            current_pair(guest, &self.source).with_context(|| format!("reading {}", self.source))?;
-        let leaf = Certificate::all_from_pem(&certificate)?.into_iter().next().context("no certificate")?;
+        let (certificate, key) = current_pair(guest, &self.source)
+            .with_context(|| format!("reading {}", self.source))?;
+        let leaf = Certificate::all_from_pem(&certificate)?
+            .into_iter()
+            .next()
+            .context("no certificate")?;
         if leaf.not_after <= self.old.not_after || leaf.not_after < context.settings.now {
             // Certificates skipped, or not mendable here: the finding stays, the rest of the plan does not suffer.
-            context.ui.note(&format!("{} is not renewed, so {} stays as it is", self.source, self.path));
+            context.ui.note(&format!(
+                "{} is not renewed, so {} stays as it is",
+                self.source, self.path
+            ));
             return Ok(Prepared::default());
         }
         if !is_same_user(&leaf, &self.old) {
-            bail!("{} is another user's: {}, not {}", self.source, leaf.subject, self.old.subject);
+            bail!(
+                "{} is another user's: {}, not {}",
+                self.source,
+                leaf.subject,
+                self.old.subject
+            );
         }
         if !leaf.matches(&PrivateKey::from_pem(&key)?) {
             bail!("{}: its certificate does not match its key", self.source);
         }
         let old = guest.tree().read(self.real.as_path(), READ_LIMIT)?;
-        let new = replace_credentials(&old, &self.user, NewMaterial::Inline(&certificate), NewMaterial::Inline(&key))
-            .with_context(|| format!("editing {}", self.path))?;
+        let new = replace_credentials(
+            &old,
+            &self.user,
+            NewMaterial::Inline(&certificate),
+            NewMaterial::Inline(&key),
+        )
+        .with_context(|| format!("editing {}", self.path))?;
         let change = Change::Write {
             path: self.real.clone(),
             content: Content::secret(new),
             attributes: self.attributes(guest)?,
-            expect: Expect::now(guest, &self.real).with_context(|| format!("planning to write {}", self.path))?,
+            expect: Expect::now(guest, &self.real)
+                .with_context(|| format!("planning to write {}", self.path))?,
         };
-        Ok(Prepared { changes: vec![change], ..Prepared::default() })
+        Ok(Prepared {
+            changes: vec![change],
+            ..Prepared::default()
+        })
     }
 }
 
@@ -388,7 +519,10 @@ mod tests {
     fn pair(algorithm: &'static rcgen::SignatureAlgorithm) -> (Certificate, rcgen::KeyPair) {
         let key = rcgen::KeyPair::generate_for(algorithm).unwrap();
         let params = rcgen::CertificateParams::new(vec!["a".to_owned()]).unwrap();
-        (Certificate::from_der(params.self_signed(&key).unwrap().der()).unwrap(), key)
+        (
+            Certificate::from_der(params.self_signed(&key).unwrap().der()).unwrap(),
+            key,
+        )
     }
 
     fn problem(certificate: &Certificate, key: Material) -> Option<&'static str> {
@@ -409,16 +543,26 @@ mod tests {
 
     #[test]
     fn only_the_private_key_of_the_certificate_proves_anything() {
-        for algorithm in [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_RSA_SHA256] {
+        for algorithm in [
+            &rcgen::PKCS_ECDSA_P256_SHA256,
+            &rcgen::PKCS_ECDSA_P384_SHA384,
+            &rcgen::PKCS_RSA_SHA256,
+        ] {
             let ((certificate, own), (_, other)) = (pair(algorithm), pair(algorithm));
             assert_eq!(problem(&certificate, inline(&own.serialize_pem())), None);
             let wrong = problem(&certificate, inline(&other.serialize_pem()));
             assert_eq!(wrong, Some("its private key does not fit its certificate"));
             let public = problem(&certificate, inline(&own.public_key_pem()));
             assert_eq!(public, Some("its private key is unreadable"));
-            let file = problem(&certificate, Material::File("/etc/kubernetes/pki/admin.key".into()));
+            let file = problem(
+                &certificate,
+                Material::File("/etc/kubernetes/pki/admin.key".into()),
+            );
             assert_eq!(file, Some("its private key is in a file of its own"));
-            assert_eq!(problem(&certificate, Material::None), Some("it has no private key"));
+            assert_eq!(
+                problem(&certificate, Material::None),
+                Some("it has no private key")
+            );
         }
     }
 
@@ -430,7 +574,10 @@ mod tests {
         let own_public = own.public_key_raw().to_vec();
         let other_public = other.public_key_raw().to_vec();
         let mut forged = other.serialize_der();
-        let at = forged.windows(other_public.len()).position(|part| part == other_public).expect("its public part");
+        let at = forged
+            .windows(other_public.len())
+            .position(|part| part == other_public)
+            .expect("its public part");
         forged[at..at + own_public.len()].copy_from_slice(&own_public);
         let pem = crate::pki::x509::pem::encode("PRIVATE KEY", &forged);
         assert!(problem(&certificate, inline(&pem)).is_some());
@@ -442,8 +589,12 @@ mod tests {
         let (certificate, _) = pair(&rcgen::PKCS_RSA_SHA256);
         let (_, other) = pair(&rcgen::PKCS_RSA_SHA256);
         // Both are 2048 bits long, so the modulus has the same place in both.
-        let modulus =
-            |bytes: &[u8]| bytes.windows(4).position(|part| part == [0x02, 0x82, 0x01, 0x01]).expect("a modulus");
+        let modulus = |bytes: &[u8]| {
+            bytes
+                .windows(4)
+                .position(|part| part == [0x02, 0x82, 0x01, 0x01])
+                .expect("a modulus")
+        };
         let own_public = certificate.public_key.clone();
         let mut forged = other.serialize_der();
         let (from, to) = (modulus(&own_public), modulus(&forged));
@@ -458,16 +609,26 @@ mod tests {
             let key = rcgen::KeyPair::generate().unwrap();
             let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
             params.distinguished_name = rcgen::DistinguishedName::new();
-            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+            params
+                .distinguished_name
+                .push(rcgen::DnType::CommonName, name);
             for group in groups {
-                params.distinguished_name.push(rcgen::DnType::OrganizationName, *group);
+                params
+                    .distinguished_name
+                    .push(rcgen::DnType::OrganizationName, *group);
             }
             Certificate::from_der(params.self_signed(&key).unwrap().der()).unwrap()
         };
         let admin = certificate("kubernetes-admin", &["kubeadm:cluster-admins"]);
         let super_admin = certificate("kubernetes-super-admin", &["system:masters"]);
-        assert!(is_same_user(&admin, &certificate("kubernetes-admin", &["kubeadm:cluster-admins"])));
-        for other in [&super_admin, &certificate("kubernetes-admin", &["system:masters"])] {
+        assert!(is_same_user(
+            &admin,
+            &certificate("kubernetes-admin", &["kubeadm:cluster-admins"])
+        ));
+        for other in [
+            &super_admin,
+            &certificate("kubernetes-admin", &["system:masters"]),
+        ] {
             assert!(!is_same_user(&admin, other));
         }
     }

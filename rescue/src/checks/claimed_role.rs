@@ -21,7 +21,9 @@ impl Check for ClaimedRole {
     }
 
     fn run(&self, context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
-        let Some(doubt) = &context.node.doubt else { return Ok(Vec::new()) };
+        let Some(doubt) = &context.node.doubt else {
+            return Ok(Vec::new());
+        };
         let party = context.node.name(&context.guest.source);
         let finding = Finding::new(ID, Severity::StopsBoot, format!("{party} says that it is a control plane, and nothing on its disk proves it"))
             .with_evidence(claimed_at(&doubt.claim), format!("says so: {}", doubt.claim))
@@ -38,5 +40,9 @@ impl Check for ClaimedRole {
 
 /// The file that a role's source begins with: `/etc/x.yaml (which cannot be read as a pod)`.
 fn claimed_at(claim: &str) -> &str {
-    claim.split(' ').next().filter(|path| path.starts_with('/')).unwrap_or_default()
+    claim
+        .split(' ')
+        .next()
+        .filter(|path| path.starts_with('/'))
+        .unwrap_or_default()
 }

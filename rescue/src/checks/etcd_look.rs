@@ -35,19 +35,33 @@ impl Check for EtcdLook {
     }
 
     fn run(&self, context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
-        let Some(found) = locate::on_node(context.guest, context.node) else { return Ok(Vec::new()) };
+        let Some(found) = locate::on_node(context.guest, context.node) else {
+            return Ok(Vec::new());
+        };
         if let Some(holder) = holder(context.guest, &found.place) {
-            let title = format!("etcd is running: {holder} has its database open, so it was not looked into");
-            return Ok(vec![Finding::new(ID, Severity::Note, title).with_evidence(&found.place.data_dir, "in use")]);
+            let title = format!(
+                "etcd is running: {holder} has its database open, so it was not looked into"
+            );
+            return Ok(vec![
+                Finding::new(ID, Severity::Note, title)
+                    .with_evidence(&found.place.data_dir, "in use"),
+            ]);
         }
         let data = MemberData::read(context.guest, &found.place);
         let launch = found.launch;
         let quota = launch.as_ref().map_or(DEFAULT_QUOTA, Launch::quota);
         let mut findings = findings(context.guest, &data, quota, context.ui);
-        findings
-            .extend(launch.as_ref().and_then(|launch| moved(launch, &data)).map(|moved| missed(&moved, &data.place)));
+        findings.extend(
+            launch
+                .as_ref()
+                .and_then(|launch| moved(launch, &data))
+                .map(|moved| missed(&moved, &data.place)),
+        );
         Ok(match launch.map(|launch| launch.by) {
-            Some(By::Embedded(embedding)) => findings.into_iter().map(|finding| left_to(finding, embedding)).collect(),
+            Some(By::Embedded(embedding)) => findings
+                .into_iter()
+                .map(|finding| left_to(finding, embedding))
+                .collect(),
             _ => findings,
         })
     }
@@ -58,8 +72,15 @@ fn left_to(finding: Finding, embedding: Embedding) -> Finding {
     if finding.severity == Severity::Note {
         return finding;
     }
-    let advice = format!("{} runs etcd inside itself and has its own way back: {}.", embedding.name, embedding.tool);
-    Finding { remedies: Vec::new(), advice: vec![COPY_FIRST.to_owned(), advice], ..finding }
+    let advice = format!(
+        "{} runs etcd inside itself and has its own way back: {}.",
+        embedding.name, embedding.tool
+    );
+    Finding {
+        remedies: Vec::new(),
+        advice: vec![COPY_FIRST.to_owned(), advice],
+        ..finding
+    }
 }
 
 fn findings(guest: &Guest, data: &MemberData, quota: u64, ui: &dyn Ui) -> Vec<Finding> {
@@ -71,18 +92,26 @@ fn findings(guest: &Guest, data: &MemberData, quota: u64, ui: &dyn Ui) -> Vec<Fi
     if let Some(problem) = boot::over_quota(data, quota) {
         problems.push(problem);
     }
-    let mut findings: Vec<Finding> =
-        problems.iter().filter(|problem| problem.effect != Effect::Harmless).map(mended).collect();
-    let harmless = problems.iter().filter(|problem| problem.effect == Effect::Harmless);
+    let mut findings: Vec<Finding> = problems
+        .iter()
+        .filter(|problem| problem.effect != Effect::Harmless)
+        .map(mended)
+        .collect();
+    let harmless = problems
+        .iter()
+        .filter(|problem| problem.effect == Effect::Harmless);
     if findings.is_empty() {
         let title = format!("etcd: {}; it will start", summary(data));
         let evidence = "log, snapshots and database read whole";
-        findings.push(Finding::new(ID, Severity::Note, title).with_evidence(&data.place.data_dir, evidence));
+        findings.push(
+            Finding::new(ID, Severity::Note, title).with_evidence(&data.place.data_dir, evidence),
+        );
     }
     if let Some(first) = findings.first_mut() {
-        first
-            .evidence
-            .extend(harmless.map(|problem| crate::finding::Evidence::new(&problem.path, problem.saw.clone())));
+        first.evidence.extend(
+            harmless
+                .map(|problem| crate::finding::Evidence::new(&problem.path, problem.saw.clone())),
+        );
     }
     findings
 }
@@ -90,7 +119,9 @@ fn findings(guest: &Guest, data: &MemberData, quota: u64, ui: &dyn Ui) -> Vec<Fi
 /// The machine has another address than the cluster knows.
 fn missed(moved: &Moved, place: &Place) -> Finding {
     let (known, own) = (moved.known.join(","), moved.own.join(","));
-    let title = format!("etcd: the other members look for this one at {known}, where it does not listen any more");
+    let title = format!(
+        "etcd: the other members look for this one at {known}, where it does not listen any more"
+    );
     Finding::new(ID, Severity::WillBreak, title)
         .with_evidence(&place.data_dir, format!("member {:x} is known at {known}, and is started at {own}", moved.id))
         .with_advice(
@@ -111,8 +142,16 @@ fn mended(problem: &Problem, guest: &Guest, data: &MemberData) -> Finding {
     }
     match mend::mend(guest, data, problem) {
         Ok(mend) => {
-            let remedy = MendEtcd { place: data.place.clone(), kind: problem.kind, mend };
-            Finding { advice: Vec::new(), ..finding }.with_remedy(remedy)
+            let remedy = MendEtcd {
+                place: data.place.clone(),
+                kind: problem.kind,
+                mend,
+            };
+            Finding {
+                advice: Vec::new(),
+                ..finding
+            }
+            .with_remedy(remedy)
         }
         // Where there is nothing there is nothing to be mended.
         Err(_) if matches!(problem.kind, Kind::NoMember | Kind::NoLog) => finding,
@@ -147,23 +186,43 @@ impl Remedy for MendEtcd {
         let data = MemberData::read(guest, &self.place);
         let pages = check_pages(guest, &data, context.ui);
         let problems = boot::problems(&data);
-        let problem = problems.iter().chain(&pages).find(|p| p.kind == self.kind && p.effect == Effect::Stops);
-        let Some(problem) = problem else { return Ok(Prepared::default()) };
+        let problem = problems
+            .iter()
+            .chain(&pages)
+            .find(|p| p.kind == self.kind && p.effect == Effect::Stops);
+        let Some(problem) = problem else {
+            return Ok(Prepared::default());
+        };
         let mend = mend::mend(guest, &data, problem).map_err(anyhow::Error::msg)?;
         let changes = mend.changes(guest)?;
         let mut tree = Planned::over(guest.tree(), context.settings.now.unix_timestamp());
         for change in &changes {
             tree.apply(change)?;
         }
-        mend::prove(&guest.with_tree(Rc::new(tree)), &self.place, &data, self.kind).map_err(anyhow::Error::msg)?;
-        Ok(Prepared { changes, ..Prepared::default() })
+        mend::prove(
+            &guest.with_tree(Rc::new(tree)),
+            &self.place,
+            &data,
+            self.kind,
+        )
+        .map_err(anyhow::Error::msg)?;
+        Ok(Prepared {
+            changes,
+            ..Prepared::default()
+        })
     }
 }
 
 fn finding(problem: &Problem, guest: &Guest) -> Finding {
-    let severity = if problem.effect == Effect::Stops { Severity::StopsBoot } else { Severity::WillBreak };
+    let severity = if problem.effect == Effect::Stops {
+        Severity::StopsBoot
+    } else {
+        Severity::WillBreak
+    };
     let says = problem.etcd_says.as_ref().filter(|says| !says.is_empty());
-    let says = says.map(|says| format!("; etcd will say: {says}")).unwrap_or_default();
+    let says = says
+        .map(|says| format!("; etcd will say: {says}"))
+        .unwrap_or_default();
     let mut finding = Finding::new(ID, severity, format!("etcd: {}", problem.saw))
         .with_evidence(&problem.path, format!("{}{says}", problem.saw));
     if let Some(advice) = boot::advice(problem) {
@@ -176,7 +235,9 @@ fn finding(problem: &Problem, guest: &Guest) -> Finding {
              same disks says which one holds the newest writes.",
         );
         for missing in &guest.unresolved {
-            finding = finding.with_advice(format!("Perhaps etcd's data is on a disk that was not given: {missing}"));
+            finding = finding.with_advice(format!(
+                "Perhaps etcd's data is on a disk that was not given: {missing}"
+            ));
         }
     }
     finding
@@ -185,19 +246,32 @@ fn finding(problem: &Problem, guest: &Guest) -> Finding {
 /// "k8s-master01, one of 3 members, at revision 4711 of 868.0 KiB".
 fn summary(data: &MemberData) -> String {
     let (members, _) = data.membership();
-    let own = data.log.identity.and_then(|identity| members.list.get(&identity.member));
-    let name = own.map(|member| member.name.as_str()).filter(|name| !name.is_empty()).unwrap_or("a member");
+    let own = data
+        .log
+        .identity
+        .and_then(|identity| members.list.get(&identity.member));
+    let name = own
+        .map(|member| member.name.as_str())
+        .filter(|name| !name.is_empty())
+        .unwrap_or("a member");
     let of = match members.list.len() {
         0 => String::new(),
         1 => ", the only member".to_owned(),
         count => format!(", one of {count} members"),
     };
-    let facts = data.facts().map(|facts| format!(", revision {}", facts.revision)).unwrap_or_default();
+    let facts = data
+        .facts()
+        .map(|facts| format!(", revision {}", facts.revision))
+        .unwrap_or_default();
     let size = match &data.stored {
         Stored::Open(open) => format!(", database {}", units::bytes(open.0.db.size())),
         _ => String::new(),
     };
-    format!("{name}{of}{facts}{size}, last entry {} of term {}", data.log.last, data.log.last_term())
+    format!(
+        "{name}{of}{facts}{size}, last entry {} of term {}",
+        data.log.last,
+        data.log.last_term()
+    )
 }
 
 #[cfg(test)]
@@ -244,13 +318,18 @@ mod tests {
             (MemoryTree::new().dir(DIR), "empty cluster"),
             (sample::member(DIR).file(DB, ""), "meta pages"),
             (sample::member(DIR).file(DB, metas), "meta pages"),
-            (sample::member(DIR).file(DB, &sample::sound_database(8)[..3 * 4096]), "cut short"),
+            (
+                sample::member(DIR).file(DB, &sample::sound_database(8)[..3 * 4096]),
+                "cut short",
+            ),
             (sample::member(DIR).without(LOG), "log is empty"),
             (sample::member(DIR).file(LOG, flipped), "checksum is wrong"),
         ];
         for (tree, words) in cases {
             let findings = look(tree);
-            let found = findings.iter().find(|finding| finding.title.contains(words));
+            let found = findings
+                .iter()
+                .find(|finding| finding.title.contains(words));
             let found = found.unwrap_or_else(|| panic!("{words}: {findings:#?}"));
             assert_eq!(found.severity, Severity::StopsBoot, "{words}");
             assert!(!found.advice.is_empty() || !found.remedies.is_empty());
@@ -259,10 +338,17 @@ mod tests {
 
     #[test]
     fn a_member_that_is_lost_names_the_repair_with_all_disks() {
-        for tree in [MemoryTree::new().dir(DIR), sample::member(DIR).without(LOG), sample::member(DIR).file(DB, "")] {
+        for tree in [
+            MemoryTree::new().dir(DIR),
+            sample::member(DIR).without(LOG),
+            sample::member(DIR).file(DB, ""),
+        ] {
             let findings = look(tree);
             let advice = findings[0].advice.join("\n");
-            assert!(advice.contains("Next: `rescue repair` with the disks of all control planes"), "{advice}");
+            assert!(
+                advice.contains("Next: `rescue repair` with the disks of all control planes"),
+                "{advice}"
+            );
             assert!(!advice.contains("whose it is"), "{advice}");
         }
     }
@@ -272,7 +358,12 @@ mod tests {
         let log = sample::log(8);
         let findings = look(sample::member(DIR).file(LOG, &log[..log.len() - 3]));
         assert_eq!(findings[0].severity, Severity::Note, "{findings:#?}");
-        assert!(findings[0].evidence.iter().any(|evidence| evidence.saw.contains("etcd cuts it off itself")));
+        assert!(
+            findings[0]
+                .evidence
+                .iter()
+                .any(|evidence| evidence.saw.contains("etcd cuts it off itself"))
+        );
     }
 
     #[test]

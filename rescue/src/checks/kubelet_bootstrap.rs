@@ -39,18 +39,30 @@ impl Check for KubeletBootstrap {
     }
 
     fn run(&self, context: &Context<'_>) -> Result<Vec<Finding>> {
-        if !matches!(context.node.role.value, Some(Role::ControlPlane | Role::Worker)) {
+        if !matches!(
+            context.node.role.value,
+            Some(Role::ControlPlane | Role::Worker)
+        ) {
             return Ok(Vec::new());
         }
-        Ok(unit_findings(context.guest, context.node).or_else(|| bootstrap_finding(context)).into_iter().collect())
+        Ok(unit_findings(context.guest, context.node)
+            .or_else(|| bootstrap_finding(context))
+            .into_iter()
+            .collect())
     }
 }
 
 /// A unit that systemd will not start at all.
 fn unit_findings(guest: &Guest, node: &Node) -> Option<Finding> {
     let stops = |title: &str| Finding::new(ID, Severity::StopsBoot, title);
-    let Some(unit) = &node.kubelet.unit else { return Some(no_unit(guest)) };
-    let path = unit.fragment.as_ref().map(ToString::to_string).unwrap_or_default();
+    let Some(unit) = &node.kubelet.unit else {
+        return Some(no_unit(guest));
+    };
+    let path = unit
+        .fragment
+        .as_ref()
+        .map(ToString::to_string)
+        .unwrap_or_default();
     if unit.masked {
         return Some(
             stops("kubelet.service is masked: systemd refuses to start it")
@@ -76,10 +88,17 @@ fn unit_findings(guest: &Guest, node: &Node) -> Option<Finding> {
 fn bare_command(guest: &Guest, node: &Node, unit: &Unit) -> Option<Finding> {
     let command = unit.command()?;
     let argv = unit.argv();
-    let is_kubelet = argv.first().is_some_and(|program| program.rsplit('/').next() == Some("kubelet"));
-    let configured = ["--config", "--config-dir", "--pod-manifest-path", "--kubeconfig"]
-        .iter()
-        .any(|flag| node.kubelet.flag(flag).is_some());
+    let is_kubelet = argv
+        .first()
+        .is_some_and(|program| program.rsplit('/').next() == Some("kubelet"));
+    let configured = [
+        "--config",
+        "--config-dir",
+        "--pod-manifest-path",
+        "--kubeconfig",
+    ]
+    .iter()
+    .any(|flag| node.kubelet.flag(flag).is_some());
     if node.role.value != Some(Role::ControlPlane) || !is_kubelet || configured {
         return None;
     }
@@ -89,7 +108,11 @@ fn bare_command(guest: &Guest, node: &Node, unit: &Unit) -> Option<Finding> {
         "the kubelet is started without its configuration: it runs none of the control plane's static pods",
     )
     .with_evidence(&command.origin, "starts it without --config, --pod-manifest-path and --kubeconfig");
-    let empty = |path: &&GuestPath| guest.read(path).is_ok_and(|bytes| bytes.trim_ascii().is_empty());
+    let empty = |path: &&GuestPath| {
+        guest
+            .read(path)
+            .is_ok_and(|bytes| bytes.trim_ascii().is_empty())
+    };
     for drop_in in unit.drop_ins.iter().filter(empty) {
         finding = finding
             .with_evidence(
@@ -107,11 +130,15 @@ fn bare_command(guest: &Guest, node: &Node, unit: &Unit) -> Option<Finding> {
 /// A unit that is not there, or that lies where nobody can look from here.
 fn no_unit(guest: &Guest) -> Finding {
     const WHERE: &str = "/etc/systemd/system, /usr/lib/systemd/system";
-    let unseen = |title: &str| Finding::new(ID, Severity::WillBreak, title).with_evidence(WHERE, "no kubelet.service");
+    let unseen = |title: &str| {
+        Finding::new(ID, Severity::WillBreak, title).with_evidence(WHERE, "no kubelet.service")
+    };
     let units = GuestPath::new("/usr/lib/systemd/system");
     if let Some(missing) = guest.hidden(&units) {
-        return unseen("kubelet.service cannot be looked for: the disk that holds /usr was not given")
-            .with_advice(format!("{}. Give that disk too.", missing.why));
+        return unseen(
+            "kubelet.service cannot be looked for: the disk that holds /usr was not given",
+        )
+        .with_advice(format!("{}. Give that disk too.", missing.why));
     }
     // Image-based systems mount /usr by a kernel argument, or bring the kubelet in an image that is laid over it at boot.
     if !guest.exists(&units) {
@@ -124,26 +151,44 @@ fn no_unit(guest: &Guest) -> Finding {
             Severity::Note,
             "kubelet.service cannot be looked for: it may come from a system extension",
         )
-        .with_evidence(image, "laid over /usr at boot (systemd-sysext), not looked into")
+        .with_evidence(
+            image,
+            "laid over /usr at boot (systemd-sysext), not looked into",
+        )
         .with_evidence(WHERE, "no kubelet.service");
     }
-    Finding::new(ID, Severity::StopsBoot, "there is no kubelet.service: nothing starts the kubelet")
-        .with_evidence(WHERE, "no kubelet.service")
-        .with_advice("Install the kubelet package again, in the version that the node had.")
+    Finding::new(
+        ID,
+        Severity::StopsBoot,
+        "there is no kubelet.service: nothing starts the kubelet",
+    )
+    .with_evidence(WHERE, "no kubelet.service")
+    .with_advice("Install the kubelet package again, in the version that the node had.")
 }
 
 /// The first image or folder that systemd-sysext lays over /usr (systemd-sysext(8)).
 fn extension(guest: &Guest) -> Option<GuestPath> {
-    ["/etc/extensions", "/var/lib/extensions"].iter().find_map(|folder| {
-        let folder = GuestPath::new(folder);
-        let first = guest.read_dir(&folder).unwrap_or_default().into_iter().next()?;
-        Some(folder.join(first.name))
-    })
+    ["/etc/extensions", "/var/lib/extensions"]
+        .iter()
+        .find_map(|folder| {
+            let folder = GuestPath::new(folder);
+            let first = guest
+                .read_dir(&folder)
+                .unwrap_or_default()
+                .into_iter()
+                .next()?;
+            Some(folder.join(first.name))
+        })
 }
 
 fn bootstrap_finding(context: &Context<'_>) -> Option<Finding> {
     let (guest, node, settings) = (context.guest, context.node, context.settings);
-    let missing = node.kubelet.bootstrap_kubeconfig.value.as_ref().filter(|path| !guest.exists(path))?;
+    let missing = node
+        .kubelet
+        .bootstrap_kubeconfig
+        .value
+        .as_ref()
+        .filter(|path| !guest.exists(path))?;
     // Without --kubeconfig the kubelet runs alone and never bootstraps.
     let kubeconfig = node.kubelet.kubeconfig.value.as_ref()?;
     let unusable = unusable_client(guest, kubeconfig, settings.now);
@@ -185,7 +230,8 @@ fn with_policy(mut finding: Finding, context: &Context<'_>, stops: bool) -> Find
     }
     match settings.patch_kubelet {
         PatchKubelet::Never => {
-            return finding.with_advice("--patch-kubelet never: the kubelet's flags are left alone.");
+            return finding
+                .with_advice("--patch-kubelet never: the kubelet's flags are left alone.");
         }
         PatchKubelet::Needed if worker => {
             return finding.with_advice(
@@ -195,13 +241,23 @@ fn with_policy(mut finding: Finding, context: &Context<'_>, stops: bool) -> Find
         }
         _ => {}
     }
-    let hidden = |evidence: &Evidence| context.guest.hidden(&GuestPath::new(&evidence.path)).is_some();
+    let hidden = |evidence: &Evidence| {
+        context
+            .guest
+            .hidden(&GuestPath::new(&evidence.path))
+            .is_some()
+    };
     if finding.evidence.iter().any(hidden) {
         return finding.with_advice(
             "The flag is left alone: what the kubelet will find at the next boot cannot be seen from here.",
         );
     }
-    let kubeconfig = node.kubelet.kubeconfig.value.as_ref().filter(|path| !context.guest.exists(path));
+    let kubeconfig = node
+        .kubelet
+        .kubeconfig
+        .value
+        .as_ref()
+        .filter(|path| !context.guest.exists(path));
     if let Some(gone) = kubeconfig
         && settings.patch_kubelet == PatchKubelet::Needed
     {
@@ -210,18 +266,23 @@ fn with_policy(mut finding: Finding, context: &Context<'_>, stops: bool) -> Find
              needs it."
         ));
     }
-    let Some(unit) = &node.kubelet.unit else { return finding };
+    let Some(unit) = &node.kubelet.unit else {
+        return finding;
+    };
     match edit(context.guest, unit, settings) {
         Ok(edit) => finding.with_remedy(TakeFlagOut::new(unit, edit, settings)),
-        Err(why) => {
-            finding.with_advice(format!("The flag cannot be taken out automatically: {why}. Edit the unit by hand."))
-        }
+        Err(why) => finding.with_advice(format!(
+            "The flag cannot be taken out automatically: {why}. Edit the unit by hand."
+        )),
     }
 }
 
 fn flag_origin(node: &Node) -> String {
     let source = &node.kubelet.bootstrap_kubeconfig.source;
-    source.strip_suffix(&format!(" {FLAG}")).unwrap_or(source).to_owned()
+    source
+        .strip_suffix(&format!(" {FLAG}"))
+        .unwrap_or(source)
+        .to_owned()
 }
 
 /// Why the kubelet will not use the client certificate in its kubeconfig; `None` when it will. Issuer, names and NotBefore are not
@@ -231,24 +292,33 @@ pub fn unusable_client(guest: &Guest, path: &GuestPath, now: OffsetDateTime) -> 
     if !guest.exists(path) {
         return fault("not there".to_owned());
     }
-    let kubeconfig =
-        match guest.read(path).map_err(anyhow::Error::from).and_then(|bytes| Kubeconfig::parse(&bytes, path)) {
-            Ok(kubeconfig) => kubeconfig,
-            Err(error) => return fault(format!("cannot be read as a kubeconfig: {error:#}")),
-        };
-    let (Some(user), Some(cluster)) = (kubeconfig.current_user(), kubeconfig.current_cluster()) else {
+    let kubeconfig = match guest
+        .read(path)
+        .map_err(anyhow::Error::from)
+        .and_then(|bytes| Kubeconfig::parse(&bytes, path))
+    {
+        Ok(kubeconfig) => kubeconfig,
+        Err(error) => return fault(format!("cannot be read as a kubeconfig: {error:#}")),
+    };
+    let (Some(user), Some(cluster)) = (kubeconfig.current_user(), kubeconfig.current_cluster())
+    else {
         return fault("its current context leads to no user and cluster".to_owned());
     };
     if cluster.server.as_deref().is_none_or(str::is_empty) {
         return fault("its cluster has no server".to_owned());
     }
     if user.both_specified {
-        return fault("its user has a certificate both inline and as a file, which is an error".to_owned());
+        return fault(
+            "its user has a certificate both inline and as a file, which is an error".to_owned(),
+        );
     }
     if let Material::File(file) = &cluster.certificate_authority
         && let Err(error) = guest.read(file)
     {
-        return Some(Evidence::new(file, format!("the cluster's CA cannot be read: {error}")));
+        return Some(Evidence::new(
+            file,
+            format!("the cluster's CA cannot be read: {error}"),
+        ));
     }
     let (certificate, at) = match material(guest, &user.certificate, path) {
         Ok(Some(found)) => found,
@@ -265,16 +335,27 @@ pub fn unusable_client(guest: &Guest, path: &GuestPath, now: OffsetDateTime) -> 
         Err(error) => return Some(Evidence::new(at, format!("cannot be read: {error:#}"))),
     };
     // Any expired certificate counts, a CA that follows the leaf included.
-    if let Some(expired) = certificates.iter().find(|certificate| now > certificate.not_after) {
-        return Some(Evidence::new(at, format!("client certificate expired {}", units::time(expired.not_after))));
+    if let Some(expired) = certificates
+        .iter()
+        .find(|certificate| now > certificate.not_after)
+    {
+        return Some(Evidence::new(
+            at,
+            format!(
+                "client certificate expired {}",
+                units::time(expired.not_after)
+            ),
+        ));
     }
     // Pairs in files are compared later and elsewhere by the kubelet.
-    let inline = matches!(user.certificate, Material::Inline(_)) && matches!(user.key, Material::Inline(_));
+    let inline =
+        matches!(user.certificate, Material::Inline(_)) && matches!(user.key, Material::Inline(_));
     let mismatch = certificates.first().zip(PrivateKey::from_pem(&key).ok());
     match mismatch {
-        Some((leaf, key)) if inline && leaf.public_key != key.public_key() => {
-            Some(Evidence::new(at, "the inline key does not belong to the client certificate"))
-        }
+        Some((leaf, key)) if inline && leaf.public_key != key.public_key() => Some(Evidence::new(
+            at,
+            "the inline key does not belong to the client certificate",
+        )),
         _ => None,
     }
 }
@@ -290,12 +371,19 @@ fn material(
         Material::Inline(bytes) => Ok(Some((bytes.clone(), kubeconfig.clone()))),
         Material::File(file) => match guest.read(file) {
             Ok(bytes) => Ok(Some((bytes, file.clone()))),
-            Err(error) => Err(Evidence::new(file, format!("named in {kubeconfig}: {error}"))),
+            Err(error) => Err(Evidence::new(
+                file,
+                format!("named in {kubeconfig}: {error}"),
+            )),
         },
     }
 }
 
-fn edit(guest: &Guest, unit: &Unit, settings: &Settings) -> std::result::Result<Edit, without_flag::Impossible> {
+fn edit(
+    guest: &Guest,
+    unit: &Unit,
+    settings: &Settings,
+) -> std::result::Result<Edit, without_flag::Impossible> {
     if settings.in_place {
         without_flag::in_place(guest, unit, FLAG)
     } else {
@@ -327,18 +415,33 @@ impl TakeFlagOut {
     }
 
     fn file_names(&self) -> String {
-        self.files.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
+        self.files
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(" and ")
     }
 }
 
 impl Remedy for TakeFlagOut {
     fn kind(&self) -> &'static str {
-        if self.in_place { "edit-kubelet-flags" } else { "override-drop-in" }
+        if self.in_place {
+            "edit-kubelet-flags"
+        } else {
+            "override-drop-in"
+        }
     }
 
     fn summary(&self) -> String {
-        let how = if self.in_place { "in place, in" } else { "by the drop-in" };
-        format!("take {FLAG} out of the kubelet's flags {how} {}", self.file_names())
+        let how = if self.in_place {
+            "in place, in"
+        } else {
+            "by the drop-in"
+        };
+        format!(
+            "take {FLAG} out of the kubelet's flags {how} {}",
+            self.file_names()
+        )
     }
 
     fn details(&self) -> Vec<String> {
@@ -359,14 +462,21 @@ impl Remedy for TakeFlagOut {
     }
 
     fn prepare(&self, context: &Context<'_>) -> Result<Prepared> {
-        let unit =
-            Unit::load(context.guest, &self.unit).with_context(|| format!("loading {} in the guest", self.unit))?;
-        let settings = Settings { in_place: self.in_place, ..context.settings.clone() };
-        let edit =
-            edit(context.guest, &unit, &settings).with_context(|| format!("taking {FLAG} out of {}", self.unit))?;
-        let changes =
-            edit.changes(context.guest).with_context(|| format!("changing {} in the guest", self.file_names()))?;
-        Ok(Prepared { changes, ..Prepared::default() })
+        let unit = Unit::load(context.guest, &self.unit)
+            .with_context(|| format!("loading {} in the guest", self.unit))?;
+        let settings = Settings {
+            in_place: self.in_place,
+            ..context.settings.clone()
+        };
+        let edit = edit(context.guest, &unit, &settings)
+            .with_context(|| format!("taking {FLAG} out of {}", self.unit))?;
+        let changes = edit
+            .changes(context.guest)
+            .with_context(|| format!("changing {} in the guest", self.file_names()))?;
+        Ok(Prepared {
+            changes,
+            ..Prepared::default()
+        })
     }
 }
 
@@ -427,28 +537,53 @@ mod tests {
     }
 
     fn settings() -> Settings {
-        Settings { now: now(), ..Settings::default() }
+        Settings {
+            now: now(),
+            ..Settings::default()
+        }
     }
 
     fn always() -> Settings {
-        Settings { patch_kubelet: PatchKubelet::Always, ..settings() }
+        Settings {
+            patch_kubelet: PatchKubelet::Always,
+            ..settings()
+        }
     }
 
     fn findings(guest: &Guest, settings: &Settings) -> Vec<Finding> {
         let node = Node::read(guest);
-        KubeletBootstrap.run(&Context { guest, node: &node, settings, peers: &[], ui: &Silent }).expect("it runs")
+        KubeletBootstrap
+            .run(&Context {
+                guest,
+                node: &node,
+                settings,
+                peers: &[],
+                ui: &Silent,
+            })
+            .expect("it runs")
     }
 
     /// Finds, prepares and applies; gives back the guest as planned, and checks that only the flag went.
     fn mend(tree: MemoryTree, settings: &Settings) -> Guest {
         let guest = tree.into_guest();
-        let before = Unit::load(&guest, "kubelet.service").expect("a unit").argv();
+        let before = Unit::load(&guest, "kubelet.service")
+            .expect("a unit")
+            .argv();
         let found = findings(&guest, settings);
         let finding = found.first().expect("a finding");
-        let remedy = finding.remedies.first().unwrap_or_else(|| panic!("no remedy: {finding:?}"));
+        let remedy = finding
+            .remedies
+            .first()
+            .unwrap_or_else(|| panic!("no remedy: {finding:?}"));
         let node = Node::read(&guest);
         let prepared = remedy
-            .prepare(&Context { guest: &guest, node: &node, settings, peers: &[], ui: &Silent })
+            .prepare(&Context {
+                guest: &guest,
+                node: &node,
+                settings,
+                peers: &[],
+                ui: &Silent,
+            })
             .expect("it can be prepared");
         let mut planned = Planned::over(guest.tree(), 0);
         for change in &prepared.changes {
@@ -456,15 +591,24 @@ mod tests {
         }
         let planned = guest.with_tree(Rc::new(planned));
         let after = Unit::load(&planned, "kubelet.service").expect("a unit");
-        assert!(after.argv().iter().all(|word| !word.contains("bootstrap")), "{:?}", after.argv());
+        assert!(
+            after.argv().iter().all(|word| !word.contains("bootstrap")),
+            "{:?}",
+            after.argv()
+        );
         assert_eq!(after.argv(), without_flag::argv_without(&before, FLAG));
-        assert_eq!(after.argv().len() + usize::from(before.iter().any(|word| word == FLAG)) + 1, before.len());
+        assert_eq!(
+            after.argv().len() + usize::from(before.iter().any(|word| word == FLAG)) + 1,
+            before.len()
+        );
         assert!(findings(&planned, settings).is_empty());
         planned
     }
 
     fn text(guest: &Guest, path: &str) -> String {
-        guest.read_text(&GuestPath::new(path)).unwrap_or_else(|error| panic!("{error}"))
+        guest
+            .read_text(&GuestPath::new(path))
+            .unwrap_or_else(|error| panic!("{error}"))
     }
 
     #[test]
@@ -478,7 +622,11 @@ mod tests {
         let own = "/etc/systemd/system/kubelet.service.d/10-kubeadm.conf";
         let finding = found(healthy().file(own, "")).expect("the kubelet has no configuration");
         assert_eq!(finding.severity, Severity::StopsBoot);
-        assert!(finding.title.contains("without its configuration"), "{}", finding.title);
+        assert!(
+            finding.title.contains("without its configuration"),
+            "{}",
+            finding.title
+        );
         assert!(finding.advice[0].contains(own), "{:?}", finding.advice);
         // A script may bring what cannot be seen here.
         let script = "[Service]\nExecStart=\nExecStart=/usr/local/bin/start-kubelet\n";
@@ -492,15 +640,28 @@ mod tests {
         let there = node(2020).file("/etc/kubernetes/bootstrap-kubelet.conf", "x");
         assert!(findings(&there.into_guest(), &settings()).is_empty());
         let on_request = findings(&node(2030).into_guest(), &always());
-        assert_eq!((on_request[0].severity, on_request[0].remedies.len()), (Severity::Note, 1));
+        assert_eq!(
+            (on_request[0].severity, on_request[0].remedies.len()),
+            (Severity::Note, 1)
+        );
     }
 
     #[test]
     fn an_expired_one_stops_the_kubelet() {
         let found = findings(&node(2020).into_guest(), &settings());
         assert_eq!((found.len(), found[0].severity), (1, Severity::StopsBoot));
-        let evidence: Vec<_> = found[0].evidence.iter().map(|seen| (seen.path.as_str(), seen.saw.as_str())).collect();
-        assert_eq!(evidence[0], ("/usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf:2", BOOTSTRAP));
+        let evidence: Vec<_> = found[0]
+            .evidence
+            .iter()
+            .map(|seen| (seen.path.as_str(), seen.saw.as_str()))
+            .collect();
+        assert_eq!(
+            evidence[0],
+            (
+                "/usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf:2",
+                BOOTSTRAP
+            )
+        );
         assert_eq!(evidence[2].0, "/var/lib/kubelet/pki/current.pem");
         assert!(evidence[2].1.contains("expired 2020-01-01"), "{evidence:?}");
         assert!(found[0].advice[0].contains("renewing the kubelet's client certificate"));
@@ -509,7 +670,15 @@ mod tests {
     #[test]
     fn the_policy_decides_about_the_remedy() {
         let remedies = |tree: MemoryTree, patch_kubelet| {
-            findings(&tree.into_guest(), &Settings { patch_kubelet, ..settings() })[0].remedies.len()
+            findings(
+                &tree.into_guest(),
+                &Settings {
+                    patch_kubelet,
+                    ..settings()
+                },
+            )[0]
+            .remedies
+            .len()
         };
         assert_eq!(remedies(node(2020), PatchKubelet::Needed), 1);
         assert_eq!(remedies(node(2020), PatchKubelet::Never), 0);
@@ -517,7 +686,10 @@ mod tests {
         assert_eq!(remedies(worker(2020), PatchKubelet::Always), 1);
         // No kubelet starts without its kubeconfig, whatever its flags.
         let without_kubeconfig = node(2020).without("/etc/kubernetes/kubelet.conf");
-        assert_eq!(remedies(without_kubeconfig.clone(), PatchKubelet::Needed), 0);
+        assert_eq!(
+            remedies(without_kubeconfig.clone(), PatchKubelet::Needed),
+            0
+        );
         assert_eq!(remedies(without_kubeconfig, PatchKubelet::Always), 1);
     }
 
@@ -525,19 +697,35 @@ mod tests {
     fn the_kubelets_own_rule() {
         let saw = |tree: MemoryTree| {
             let guest = tree.into_guest();
-            let seen = unusable_client(&guest, &GuestPath::new("/etc/kubernetes/kubelet.conf"), now());
+            let seen = unusable_client(
+                &guest,
+                &GuestPath::new("/etc/kubernetes/kubelet.conf"),
+                now(),
+            );
             seen.map(|evidence| evidence.saw).unwrap_or_default()
         };
         let conf = |text: &str| node(2030).file("/etc/kubernetes/kubelet.conf", text);
         assert_eq!(saw(node(2030)), "");
         assert!(saw(node(2030).without("/etc/kubernetes/kubelet.conf")).contains("not there"));
         assert!(saw(conf("{")).contains("cannot be read as a kubeconfig"));
-        assert!(saw(conf(&KUBECONFIG.replace("current-context: c", "current-context: d"))).contains("context"));
+        assert!(
+            saw(conf(
+                &KUBECONFIG.replace("current-context: c", "current-context: d")
+            ))
+            .contains("context")
+        );
         assert!(saw(conf(&KUBECONFIG.replace("server", "ignored"))).contains("no server"));
-        assert!(saw(node(2030).without("/var/lib/kubelet/pki/current.pem")).contains("does not exist"));
-        assert!(saw(node(2030).file("/var/lib/kubelet/pki/current.pem", "")).contains("cannot be read"));
+        assert!(
+            saw(node(2030).without("/var/lib/kubelet/pki/current.pem")).contains("does not exist")
+        );
+        assert!(
+            saw(node(2030).file("/var/lib/kubelet/pki/current.pem", "")).contains("cannot be read")
+        );
         let with_expired_ca = pem(2030) + &pem(2020);
-        assert!(saw(node(2030).file("/var/lib/kubelet/pki/current.pem", with_expired_ca)).contains("expired"));
+        assert!(
+            saw(node(2030).file("/var/lib/kubelet/pki/current.pem", with_expired_ca))
+                .contains("expired")
+        );
         let inline = |certificate: &str, key: &str| {
             use base64::Engine as _;
             let data = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
@@ -552,19 +740,30 @@ mod tests {
         let (one, other) = (pem(2030), pem(2030));
         assert_eq!(saw(inline(&one, &one)), "");
         assert!(saw(inline(&one, &other)).contains("does not belong"));
-        assert!(saw(conf(&KUBECONFIG.replace("client-key:", "ignored:"))).contains("without a key"));
+        assert!(
+            saw(conf(&KUBECONFIG.replace("client-key:", "ignored:"))).contains("without a key")
+        );
     }
 
     #[test]
     fn overrides_only_the_variable() {
         let planned = mend(node(2020), &settings());
         let drop_in = text(&planned, DROP_IN);
-        let settings: Vec<&str> = drop_in.lines().filter(|line| !line.starts_with('#')).collect();
+        let settings: Vec<&str> = drop_in
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .collect();
         assert_eq!(
             settings,
-            ["[Service]", "Environment=\"KUBELET_KUBECONFIG_ARGS=--kubeconfig=/etc/kubernetes/kubelet.conf\""]
+            [
+                "[Service]",
+                "Environment=\"KUBELET_KUBECONFIG_ARGS=--kubeconfig=/etc/kubernetes/kubelet.conf\""
+            ]
         );
-        assert_eq!(planned.stat(&GuestPath::new(DROP_IN)).expect("there").mode, 0o644);
+        assert_eq!(
+            planned.stat(&GuestPath::new(DROP_IN)).expect("there").mode,
+            0o644
+        );
     }
 
     #[test]
@@ -572,7 +771,8 @@ mod tests {
         let file = "KUBELET_KUBECONFIG_ARGS=\"--kubeconfig=/etc/kubernetes/kubelet.conf --x='a\\\"b\\$c' --bootstrap-kubeconfig=/gone\"\n";
         let planned = mend(node(2020).file("/etc/default/kubelet", file), &settings());
         assert!(
-            text(&planned, DROP_IN).contains("EnvironmentFile=-/etc/systemd/system/kubelet.service.d/90-rescue.env")
+            text(&planned, DROP_IN)
+                .contains("EnvironmentFile=-/etc/systemd/system/kubelet.service.d/90-rescue.env")
         );
         assert!(!text(&planned, DROP_IN).contains("Environment="));
         // kubespray: everything in one variable over several lines, no drop-in folder.
@@ -582,8 +782,17 @@ mod tests {
             .file("/etc/systemd/system/kubelet.service", "[Service]\nEnvironmentFile=-/etc/kubernetes/kubelet.env\nExecStart=/usr/local/bin/kubelet $KUBE_LOGTOSTDERR \\\n\t\t$KUBELET_ARGS\n")
             .file("/etc/kubernetes/kubelet.env", "KUBE_LOGTOSTDERR=\"--v=2\"\nKUBELET_ARGS=\"--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf \\\n--config=/var/lib/kubelet/config.yaml \\\n--kubeconfig=/etc/kubernetes/kubelet.conf \"\n");
         mend(kubespray.clone(), &settings());
-        let planned = mend(kubespray, &Settings { in_place: true, ..settings() });
-        assert_eq!(text(&planned, "/etc/kubernetes/kubelet.env").lines().nth(1), Some("KUBELET_ARGS=\"\\"));
+        let planned = mend(
+            kubespray,
+            &Settings {
+                in_place: true,
+                ..settings()
+            },
+        );
+        assert_eq!(
+            text(&planned, "/etc/kubernetes/kubelet.env").lines().nth(1),
+            Some("KUBELET_ARGS=\"\\")
+        );
     }
 
     #[test]
@@ -601,39 +810,71 @@ mod tests {
             &settings(),
         );
         assert!(
-            text(&planned, DROP_IN).contains("ExecStart=\nExecStart=-/usr/bin/kubelet '--a=%n $$x'  --kubeconfig"),
+            text(&planned, DROP_IN)
+                .contains("ExecStart=\nExecStart=-/usr/bin/kubelet '--a=%n $$x'  --kubeconfig"),
             "{}",
             text(&planned, DROP_IN)
         );
         mend(
-            literal("/usr/bin/kubelet --bootstrap-kubeconfig ${B} --kubeconfig=/etc/kubernetes/kubelet.conf"),
+            literal(
+                "/usr/bin/kubelet --bootstrap-kubeconfig ${B} --kubeconfig=/etc/kubernetes/kubelet.conf",
+            ),
             &settings(),
         );
         mend(
-            literal("/usr/bin/kubelet --kubeconfig=/etc/kubernetes/kubelet.conf --bootstrap-kubeconfig /gone"),
-            &Settings { in_place: true, ..settings() },
+            literal(
+                "/usr/bin/kubelet --kubeconfig=/etc/kubernetes/kubelet.conf --bootstrap-kubeconfig /gone",
+            ),
+            &Settings {
+                in_place: true,
+                ..settings()
+            },
         );
     }
 
     #[test]
     fn edits_the_vendors_line() {
-        let planned = mend(node(2020), &Settings { in_place: true, ..settings() });
+        let planned = mend(
+            node(2020),
+            &Settings {
+                in_place: true,
+                ..settings()
+            },
+        );
         let expected = KUBEADM.replace(&format!("{BOOTSTRAP} "), "");
-        assert_eq!(text(&planned, "/usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf"), expected);
+        assert_eq!(
+            text(
+                &planned,
+                "/usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf"
+            ),
+            expected
+        );
         assert!(!planned.exists(&GuestPath::new(DROP_IN)));
     }
 
     #[test]
     fn wins_over_a_later_drop_in_and_replaces_its_own() {
-        let later = node(2020).file("/etc/systemd/system/kubelet.service.d/99-site.conf", KUBEADM);
+        let later = node(2020).file(
+            "/etc/systemd/system/kubelet.service.d/99-site.conf",
+            KUBEADM,
+        );
         let planned = mend(later, &settings());
-        assert!(planned.exists(&GuestPath::new("/etc/systemd/system/kubelet.service.d/zz-90-rescue.conf")));
+        assert!(planned.exists(&GuestPath::new(
+            "/etc/systemd/system/kubelet.service.d/zz-90-rescue.conf"
+        )));
         let stale = node(2020).file(DROP_IN, "[Service]\nEnvironment=KUBELET_EXTRA_ARGS=--old\n");
         let guest = stale.into_guest();
         let found = findings(&guest, &settings());
-        let context =
-            Context { guest: &guest, node: &Node::read(&guest), settings: &settings(), peers: &[], ui: &Silent };
-        let prepared = found[0].remedies[0].prepare(&context).expect("it can be prepared");
+        let context = Context {
+            guest: &guest,
+            node: &Node::read(&guest),
+            settings: &settings(),
+            peers: &[],
+            ui: &Silent,
+        };
+        let prepared = found[0].remedies[0]
+            .prepare(&context)
+            .expect("it can be prepared");
         assert_eq!(prepared.changes.len(), 1);
     }
 
@@ -644,7 +885,10 @@ mod tests {
             .without("/usr/lib/systemd/system/kubelet.service.d")
             .file("/usr/lib/systemd/system/kubelet.service", unit);
         let found = findings(&tree.into_guest(), &settings());
-        assert_eq!((found[0].severity, found[0].remedies.len()), (Severity::StopsBoot, 0));
+        assert_eq!(
+            (found[0].severity, found[0].remedies.len()),
+            (Severity::StopsBoot, 0)
+        );
         assert!(found[0].advice.iter().any(|line| line.contains("by hand")));
     }
 
@@ -658,8 +902,10 @@ mod tests {
         assert!(masked.0.contains("masked") && masked.1 == 0);
         let missing = title(node(2030).without("/usr/lib/systemd/system/kubelet.service"));
         assert!(missing.0.contains("no kubelet.service"));
-        let broken =
-            title(node(2030).file("/etc/systemd/system/kubelet.service.d/20.conf", "[Service]\nExecStart=/bin/x\n"));
+        let broken = title(node(2030).file(
+            "/etc/systemd/system/kubelet.service.d/20.conf",
+            "[Service]\nExecStart=/bin/x\n",
+        ));
         assert!(broken.0.contains("refuses"));
     }
 }

@@ -39,9 +39,23 @@ impl Check for ServiceAccountKeys {
             return Ok(Vec::new());
         }
         let own = Peer::read(context.guest, context.node, context.settings);
-        let judge = Judge { siblings: siblings(&own, context.peers), keys: &own.service_accounts };
-        let mut findings: Vec<Finding> = judge.keys.signing.iter().filter_map(|file| judge.signing(file)).collect();
-        findings.extend(judge.keys.verifying.iter().filter_map(|file| judge.verifying(file)));
+        let judge = Judge {
+            siblings: siblings(&own, context.peers),
+            keys: &own.service_accounts,
+        };
+        let mut findings: Vec<Finding> = judge
+            .keys
+            .signing
+            .iter()
+            .filter_map(|file| judge.signing(file))
+            .collect();
+        findings.extend(
+            judge
+                .keys
+                .verifying
+                .iter()
+                .filter_map(|file| judge.verifying(file)),
+        );
         findings.extend(judge.mismatch());
         Ok(findings)
     }
@@ -62,23 +76,45 @@ struct Found<'a> {
 impl Found<'_> {
     /// `finding` with this key as its remedy, where it may cross.
     fn mend(&self, finding: Finding, path: &GuestPath, proof: String) -> Finding {
-        let file = SharedFile { path: path.clone(), content: self.content.clone(), is_secret: true };
-        copy(finding, &self.sibling.peer, vec![file], proof, &self.sibling.permit)
+        let file = SharedFile {
+            path: path.clone(),
+            content: self.content.clone(),
+            is_secret: true,
+        };
+        copy(
+            finding,
+            &self.sibling.peer,
+            vec![file],
+            proof,
+            &self.sibling.permit,
+        )
     }
 }
 
 impl Judge<'_> {
     /// The private keys of the siblings: of those that one may best be copied from.
     fn found(&self) -> Vec<Found<'_>> {
-        let holding = self.siblings.iter().filter(|sibling| !Self::keys_of(&[sibling]).is_empty());
+        let holding = self
+            .siblings
+            .iter()
+            .filter(|sibling| !Self::keys_of(&[sibling]).is_empty());
         Self::keys_of(&best_permitted(holding, |sibling| &sibling.permit))
     }
 
     fn keys_of<'s>(siblings: &[&'s Sibling]) -> Vec<Found<'s>> {
         let mut found = Vec::new();
         for &sibling in siblings {
-            let keys = sibling.peer.service_accounts.signing.iter().filter_map(|signing| signing.key.as_ref().ok());
-            found.extend(keys.map(|(key, content)| Found { sibling, public_key: key.public_key(), content }));
+            let keys = sibling
+                .peer
+                .service_accounts
+                .signing
+                .iter()
+                .filter_map(|signing| signing.key.as_ref().ok());
+            found.extend(keys.map(|(key, content)| Found {
+                sibling,
+                public_key: key.public_key(),
+                content,
+            }));
         }
         found
     }
@@ -89,11 +125,23 @@ impl Judge<'_> {
         if found.is_empty() {
             return Err(RESTORE.to_owned());
         }
-        if let Some(at) = found.iter().position(|found| self.keys.accepts(found.public_key)) {
+        if let Some(at) = found
+            .iter()
+            .position(|found| self.keys.accepts(found.public_key))
+        {
             let found = found.swap_remove(at);
-            return Ok((found, "the public key on this node is that key's".to_owned()));
+            return Ok((
+                found,
+                "the public key on this node is that key's".to_owned(),
+            ));
         }
-        let names = || self.siblings.iter().map(|sibling| sibling.peer.shown()).collect::<Vec<_>>().join(", ");
+        let names = || {
+            self.siblings
+                .iter()
+                .map(|sibling| sibling.peer.shown())
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
         if self.keys.verifying.iter().any(|file| file.keys.is_ok()) {
             return Err(format!(
                 "The sa.key of {} does not belong to the public key on this node, so it is not copied: restore this node's own from a backup.",
@@ -101,7 +149,10 @@ impl Judge<'_> {
             ));
         }
         let first = found.swap_remove(0);
-        if found.iter().any(|other| other.public_key != first.public_key) {
+        if found
+            .iter()
+            .any(|other| other.public_key != first.public_key)
+        {
             return Err(format!(
                 "{} hold different keys, so none is copied: find out which one the cluster uses.",
                 names()
@@ -113,7 +164,10 @@ impl Judge<'_> {
                 names()
             ));
         }
-        let proof = format!("one cluster: {}; all its control planes share this key", first.sibling.kinship.words);
+        let proof = format!(
+            "one cluster: {}; all its control planes share this key",
+            first.sibling.kinship.words
+        );
         Ok((first, proof))
     }
 
@@ -122,7 +176,9 @@ impl Judge<'_> {
         let finding = broken(&file.file, "the service accounts' private key", trouble);
         Some(match self.replacement() {
             Ok((found, proof)) => found.mend(finding, &file.file.path, proof),
-            Err(why) => finding.with_advice(LOST).with_advice(format!("Refused: {why}")),
+            Err(why) => finding
+                .with_advice(LOST)
+                .with_advice(format!("Refused: {why}")),
         })
     }
 
@@ -135,28 +191,49 @@ impl Judge<'_> {
         here.or_else(|| {
             let path = self.keys.signing.first()?.file.path.clone();
             let (found, _) = self.replacement().ok()?;
-            found.sibling.permit.is_ok().then(|| (path, found.public_key.to_vec()))
+            found
+                .sibling
+                .permit
+                .is_ok()
+                .then(|| (path, found.public_key.to_vec()))
         })
     }
 
     fn verifying(&self, file: &VerifyingKeys) -> Option<Finding> {
         let trouble = file.keys.as_ref().err()?;
         // One file for both is the private key's matter.
-        if self.keys.signing.iter().any(|signing| signing.file.path == file.file.path) {
+        if self
+            .keys
+            .signing
+            .iter()
+            .any(|signing| signing.file.path == file.file.path)
+        {
             return None;
         }
         let finding = broken(&file.file, "the service accounts' public key", trouble);
         let Some((key, public)) = self.private() else {
-            return Some(finding.with_advice("It can be worked out from the private key alone, and that is lost too."));
+            return Some(finding.with_advice(
+                "It can be worked out from the private key alone, and that is lost too.",
+            ));
         };
-        let broken_files = self.keys.verifying.iter().filter(|file| file.keys.is_err()).count();
+        let broken_files = self
+            .keys
+            .verifying
+            .iter()
+            .filter(|file| file.keys.is_err())
+            .count();
         let stem = |path: &GuestPath| path.as_path().with_extension("");
-        if !self.keys.accepts(&public) && (broken_files == 1 || stem(&key) == stem(&file.file.path)) {
+        if !self.keys.accepts(&public) && (broken_files == 1 || stem(&key) == stem(&file.file.path))
+        {
             let proof = match self.keys.verifying.len() {
                 1 => "it is the only key that tokens are signed with".to_owned(),
                 _ => "no other file of the API server holds its public half".to_owned(),
             };
-            return Some(finding.with_remedy(DerivePublicKey { key, path: file.file.path.clone(), proof }));
+            return Some(finding.with_remedy(DerivePublicKey {
+                key,
+                path: file.file.path.clone(),
+                proof,
+            }));
         }
         Some(match self.same_file_elsewhere(file) {
             Some((sibling, content)) => {
@@ -173,16 +250,28 @@ impl Judge<'_> {
     }
 
     fn same_file_elsewhere(&self, file: &VerifyingKeys) -> Option<(&Sibling, Content)> {
-        self.siblings.iter().filter(|sibling| sibling.kinship.by_key).find_map(|sibling| {
-            let there =
-                sibling.peer.service_accounts.verifying.iter().find(|there| there.file.path == file.file.path)?;
-            there.keys.as_ref().ok().map(|(_, content)| (sibling, content.clone()))
-        })
+        self.siblings
+            .iter()
+            .filter(|sibling| sibling.kinship.by_key)
+            .find_map(|sibling| {
+                let there = sibling
+                    .peer
+                    .service_accounts
+                    .verifying
+                    .iter()
+                    .find(|there| there.file.path == file.file.path)?;
+                there
+                    .keys
+                    .as_ref()
+                    .ok()
+                    .map(|(_, content)| (sibling, content.clone()))
+            })
     }
 
     /// All files are readable, and yet tokens signed here are not accepted here.
     fn mismatch(&self) -> Option<Finding> {
-        let readable = self.keys.verifying.iter().all(|file| file.keys.is_ok()) && !self.keys.verifying.is_empty();
+        let readable = self.keys.verifying.iter().all(|file| file.keys.is_ok())
+            && !self.keys.verifying.is_empty();
         let (file, key) = self.keys.signing.iter().find_map(|file| {
             let (key, _) = file.key.as_ref().ok()?;
             (!self.keys.accepts(key.public_key())).then_some((&file.file, key))
@@ -191,10 +280,17 @@ impl Judge<'_> {
             return None;
         }
         let public = &self.keys.verifying[0].file.path;
-        let finding = Finding::new(ID, Severity::WillBreak, "the service accounts' keys do not belong together")
-            .with_evidence(&file.path, format!("its public half is not in {public}"));
+        let finding = Finding::new(
+            ID,
+            Severity::WillBreak,
+            "the service accounts' keys do not belong together",
+        )
+        .with_evidence(&file.path, format!("its public half is not in {public}"));
         let found = self.found();
-        if let Some(right) = found.iter().find(|found| self.keys.accepts(found.public_key)) {
+        if let Some(right) = found
+            .iter()
+            .find(|found| self.keys.accepts(found.public_key))
+        {
             let proof = format!("{public} on this node is the other half of that key");
             return Some(right.mend(finding, &file.path, proof));
         }
@@ -207,7 +303,10 @@ impl Judge<'_> {
             return Some(finding.with_remedy(DerivePublicKey {
                 key: file.path.clone(),
                 path: public.clone(),
-                proof: format!("{} has the same private key, with its own public half", confirmed.sibling.peer.shown()),
+                proof: format!(
+                    "{} has the same private key, with its own public half",
+                    confirmed.sibling.peer.shown()
+                ),
             }));
         }
         Some(
@@ -225,8 +324,18 @@ impl Judge<'_> {
 }
 
 fn broken(file: &KeyFile, what: &str, trouble: &Trouble) -> Finding {
-    let severity = if file.is_api_servers() { Severity::StopsBoot } else { Severity::WillBreak };
-    let state = if trouble.missing { "missing" } else { "unreadable" };
-    Finding::new(ID, severity, format!("{what} is {state}"))
-        .with_evidence(&file.path, format!("{}; named by {}", trouble.saw, file.named_by.join(", ")))
+    let severity = if file.is_api_servers() {
+        Severity::StopsBoot
+    } else {
+        Severity::WillBreak
+    };
+    let state = if trouble.missing {
+        "missing"
+    } else {
+        "unreadable"
+    };
+    Finding::new(ID, severity, format!("{what} is {state}")).with_evidence(
+        &file.path,
+        format!("{}; named by {}", trouble.saw, file.named_by.join(", ")),
+    )
 }

@@ -79,7 +79,11 @@ pub struct Inspect {
     #[argh(option, from_str_fn(check_argument))]
     pub skip: Vec<String>,
     /// how much must be free, in per cent of bytes, or BYTES,INODES (default 15,5)
-    #[argh(option, from_str_fn(free_target_argument), default = "FreeTarget::default()")]
+    #[argh(
+        option,
+        from_str_fn(free_target_argument),
+        default = "FreeTarget::default()"
+    )]
     pub free_target: FreeTarget,
     /// a control-plane disk (or its mounted folder) that is only read, for the CA key on it; may be given several times
     #[argh(option, from_str_fn(source_argument))]
@@ -128,7 +132,11 @@ pub struct Repair {
     #[argh(option, default = "365", from_str_fn(days_argument))]
     pub days: u32,
     /// how much must be free, in per cent of bytes, or BYTES,INODES (default 15,5)
-    #[argh(option, from_str_fn(free_target_argument), default = "FreeTarget::default()")]
+    #[argh(
+        option,
+        from_str_fn(free_target_argument),
+        default = "FreeTarget::default()"
+    )]
     pub free_target: FreeTarget,
     /// keep the keys of renewed certificates
     #[argh(switch)]
@@ -144,7 +152,11 @@ pub struct Repair {
     #[argh(option, default = "3650", from_str_fn(days_argument))]
     pub ca_days: u32,
     /// take --bootstrap-kubeconfig out of the kubelet's flags: needed, always or never (default needed)
-    #[argh(option, from_str_fn(patch_kubelet_argument), default = "PatchKubelet::Needed")]
+    #[argh(
+        option,
+        from_str_fn(patch_kubelet_argument),
+        default = "PatchKubelet::Needed"
+    )]
     pub patch_kubelet: PatchKubelet,
     /// edit the vendor's line instead of laying a drop-in beside it
     #[argh(switch)]
@@ -299,14 +311,24 @@ pub enum Stop {
 /// Parses the command line without its first word.
 pub fn parse(words: &[String]) -> Result<Arguments, Stop> {
     if words.is_empty() {
-        return Err(Stop::Usage(format!("{}\n{}", "no command given", help(&["--help"]))));
+        return Err(Stop::Usage(format!(
+            "{}\n{}",
+            "no command given",
+            help(&["--help"])
+        )));
     }
     if words == ["--version"] {
-        return Ok(Arguments { command: Command::Version(Version {}) });
+        return Ok(Arguments {
+            command: Command::Version(Version {}),
+        });
     }
     let mut words = super::certs::with_list(split_equals(words));
     // argh knows only --help; everybody types -h.
-    for word in words.iter_mut().take_while(|word| *word != "--").filter(|word| *word == "-h") {
+    for word in words
+        .iter_mut()
+        .take_while(|word| *word != "--")
+        .filter(|word| *word == "-h")
+    {
         *word = "--help".to_owned();
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -324,18 +346,40 @@ pub fn with_next_step(text: &str, words: &[String]) -> String {
     // What follows a sub-command does not show up in its help.
     let knows = |words: &[&str]| {
         let asked: Vec<&str> = words.iter().copied().chain(["--help"]).collect();
-        let line = ["rescue"].iter().chain(words).copied().collect::<Vec<_>>().join(" ");
-        Arguments::from_args(&["rescue"], &asked).is_err_and(|exit| exit.status.is_ok() && exit.output.contains(&line))
+        let line = ["rescue"]
+            .iter()
+            .chain(words)
+            .copied()
+            .collect::<Vec<_>>()
+            .join(" ");
+        Arguments::from_args(&["rescue"], &asked)
+            .is_err_and(|exit| exit.status.is_ok() && exit.output.contains(&line))
     };
     // `certs list`, `repair`, or nothing of the kind.
-    let words: Vec<&str> = words.iter().map(String::as_str).filter(|word| !word.starts_with('-')).take(2).collect();
-    let command = (0..=words.len()).rev().map(|count| &words[..count]).find(|words| knows(words)).unwrap_or_default();
-    let line: Vec<&str> = ["rescue"].into_iter().chain(command.iter().copied()).chain(["--help"]).collect();
+    let words: Vec<&str> = words
+        .iter()
+        .map(String::as_str)
+        .filter(|word| !word.starts_with('-'))
+        .take(2)
+        .collect();
+    let command = (0..=words.len())
+        .rev()
+        .map(|count| &words[..count])
+        .find(|words| knows(words))
+        .unwrap_or_default();
+    let line: Vec<&str> = ["rescue"]
+        .into_iter()
+        .chain(command.iter().copied())
+        .chain(["--help"])
+        .collect();
     format!("{text}\nNext: `{}` says what there is", line.join(" "))
 }
 
 fn help(words: &[&str]) -> String {
-    Arguments::from_args(&["rescue"], words).err().map(|exit| exit.output).unwrap_or_default()
+    Arguments::from_args(&["rescue"], words)
+        .err()
+        .map(|exit| exit.output)
+        .unwrap_or_default()
 }
 
 /// `--flag=value` becomes two words, as argh wants it; after `--` everything is a source.
@@ -356,8 +400,12 @@ fn split_equals(words: &[String]) -> Vec<String> {
 
 /// Disks and folders as sources; at least one is needed.
 pub fn sources(disks: &[PathBuf], roots: &[PathBuf]) -> Result<Vec<Source>, Stop> {
-    let all: Vec<Source> =
-        disks.iter().cloned().map(Source::Disk).chain(roots.iter().cloned().map(Source::Root)).collect();
+    let all: Vec<Source> = disks
+        .iter()
+        .cloned()
+        .map(Source::Disk)
+        .chain(roots.iter().cloned().map(Source::Root))
+        .collect();
     if all.is_empty() {
         return Err(Stop::Usage(
             "no disk given. Name a disk of the powered-off machine (rescue inspect /dev/sdb, rescue inspect disk.img) or a \
@@ -376,7 +424,11 @@ pub fn sources_as_typed(sources: &[Source]) -> String {
 /// What stands where a disk is meant: a folder is a mounted guest.
 pub fn source_argument(text: &str) -> Result<Source, String> {
     let path = PathBuf::from(text);
-    Ok(if path.is_dir() { Source::Root(path) } else { Source::Disk(path) })
+    Ok(if path.is_dir() {
+        Source::Root(path)
+    } else {
+        Source::Disk(path)
+    })
 }
 
 impl Inspect {
@@ -418,7 +470,10 @@ impl Repair {
 
 /// What answers a plan's question beforehand: whether it was given, and how to give it.
 pub fn answers(yes: bool, dry_run: bool) -> [(bool, &'static str); 2] {
-    [(yes, "--yes to carry the plan out"), (dry_run, "--dry-run to see it")]
+    [
+        (yes, "--yes to carry the plan out"),
+        (dry_run, "--dry-run to see it"),
+    ]
 }
 
 /// JSON is for programs, which cannot be asked.
@@ -426,33 +481,43 @@ pub fn refuse_asking(json: bool, answers: &[(bool, &str)]) -> Result<(), Stop> {
     if !json || answers.iter().any(|(is_given, _)| *is_given) {
         return Ok(());
     }
-    let (last, others) = answers.split_last().map_or(("--yes", &[][..]), |((_, last), others)| (*last, others));
+    let (last, others) = answers
+        .split_last()
+        .map_or(("--yes", &[][..]), |((_, last), others)| (*last, others));
     let others: String = others.iter().map(|(_, way)| format!("{way}, ")).collect();
     let or = if others.is_empty() { "" } else { "or " };
-    Err(Stop::Usage(format!("--json cannot ask: add {others}{or}{last}")))
+    Err(Stop::Usage(format!(
+        "--json cannot ask: add {others}{or}{last}"
+    )))
 }
 
 /// A run without any check would find nothing, and seem to say that all is well.
 pub fn refuse_no_checks(settings: &Settings) -> Result<(), Stop> {
     match crate::plan::selected_checks(settings).is_empty() {
         false => Ok(()),
-        true => Err(Stop::Usage("--only and --skip leave no check to run; `rescue checks` lists them".to_owned())),
+        true => Err(Stop::Usage(
+            "--only and --skip leave no check to run; `rescue checks` lists them".to_owned(),
+        )),
     }
 }
 
 /// Default settings with the time given, if any.
 pub fn with_now(now: Option<OffsetDateTime>) -> Settings {
     let default = Settings::default();
-    Settings { now: now.unwrap_or(default.now), now_given: now.is_some(), ..default }
+    Settings {
+        now: now.unwrap_or(default.now),
+        now_given: now.is_some(),
+        ..default
+    }
 }
 
 /// A name for a serving certificate, as it stands.
 fn san_argument(text: &str) -> Result<String, String> {
     match crate::pki::x509::names::Name::asked(text) {
         Some(_) => Ok(text.to_owned()),
-        None => {
-            Err(format!("{text:?} is neither a DNS name nor an IP address, nor etcd-server= or etcd-peer= with one"))
-        }
+        None => Err(format!(
+            "{text:?} is neither a DNS name nor an IP address, nor etcd-server= or etcd-peer= with one"
+        )),
     }
 }
 
@@ -466,7 +531,10 @@ fn check_argument(text: &str) -> Result<String, String> {
     let known: Vec<&str> = catalogue().iter().map(|check| check.id()).collect();
     match known.contains(&text) {
         true => Ok(text.to_owned()),
-        false => Err(format!("no check is called '{text}'; there are: {}", known.join(", "))),
+        false => Err(format!(
+            "no check is called '{text}'; there are: {}",
+            known.join(", ")
+        )),
     }
 }
 
@@ -488,8 +556,13 @@ fn free_target_argument(text: &str) -> Result<FreeTarget, String> {
         None => (percent(text), Some(FreeTarget::default().inodes_percent)),
     };
     match (bytes, inodes) {
-        (Some(bytes_percent), Some(inodes_percent)) => Ok(FreeTarget { bytes_percent, inodes_percent }),
-        _ => Err(format!("'{text}' is not a percentage from 0 to 95, or two as in 15,5")),
+        (Some(bytes_percent), Some(inodes_percent)) => Ok(FreeTarget {
+            bytes_percent,
+            inodes_percent,
+        }),
+        _ => Err(format!(
+            "'{text}' is not a percentage from 0 to 95, or two as in 15,5"
+        )),
     }
 }
 
@@ -517,7 +590,10 @@ mod tests {
             "repair a.img b.img --yes --days 30",
             "repair a.img --yes b.img --days=30",
         ] {
-            let Ok(Arguments { command: Command::Repair(repair) }) = parse(&words(line)) else {
+            let Ok(Arguments {
+                command: Command::Repair(repair),
+            }) = parse(&words(line))
+            else {
                 panic!("{line} should parse");
             };
             assert!(repair.yes);
@@ -549,11 +625,16 @@ mod tests {
             ("certs --bogus", "`rescue certs --help`"),
             ("repair --days", "`rescue repair --help`"),
         ] {
-            let Err(Stop::Usage(text)) = parse(&words(line)) else { panic!("{line}") };
+            let Err(Stop::Usage(text)) = parse(&words(line)) else {
+                panic!("{line}")
+            };
             let said = with_next_step(&text, &words(line));
             assert!(said.contains(next), "{line}: {said}");
         }
-        assert_eq!(with_next_step("type `rescue checks`", &words("inspect a")), "type `rescue checks`");
+        assert_eq!(
+            with_next_step("type `rescue checks`", &words("inspect a")),
+            "type `rescue checks`"
+        );
     }
 
     #[test]

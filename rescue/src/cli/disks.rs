@@ -9,7 +9,11 @@ use crate::report::{inventory as text, json};
 
 /// Draws what is on the disks given, or on all of this machine.
 pub fn run(command: &Disks) -> Result<Result<Outcome>, Stop> {
-    let paths = if command.src.is_empty() { inventory::all_disks() } else { command.src.clone() };
+    let paths = if command.src.is_empty() {
+        inventory::all_disks()
+    } else {
+        command.src.clone()
+    };
     Ok(inventory::take(&paths).map(|inventory| {
         match command.json {
             true => println!("{}", json::inventory(&inventory)),

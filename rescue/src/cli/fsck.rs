@@ -30,7 +30,15 @@ fn check(command: &Fsck, sources: &[Source]) -> Result<Outcome> {
     for file_system in &found.file_systems {
         let seen = fsck::look(file_system, &Terminal)?;
         say(command, &verdict(&seen));
-        entries.push((file_system, Entry { before: seen, mended: None, after: None, left: None }));
+        entries.push((
+            file_system,
+            Entry {
+                before: seen,
+                mended: None,
+                after: None,
+                left: None,
+            },
+        ));
     }
     for (file_system, entry) in &mut entries {
         if entry.before.needs_mending() {
@@ -42,22 +50,44 @@ fn check(command: &Fsck, sources: &[Source]) -> Result<Outcome> {
     if command.json {
         println!("{}", json(&entries, &found.notes));
     } else {
-        found.notes.iter().for_each(|note| println!("{}: {}", note.device, note.what));
+        found
+            .notes
+            .iter()
+            .for_each(|note| println!("{}: {}", note.device, note.what));
     }
-    Ok(if entries.iter().any(Entry::is_left) { Outcome::FindingsLeft } else { Outcome::Clean })
+    Ok(if entries.iter().any(Entry::is_left) {
+        Outcome::FindingsLeft
+    } else {
+        Outcome::Clean
+    })
 }
 
 /// The disks are open only as long as what was found on them lives.
 fn open(command: &Fsck) -> Result<Found> {
-    let disks = command.src.iter().map(|path| Disk::open(path)).collect::<Result<Vec<_>>>()?;
+    let disks = command
+        .src
+        .iter()
+        .map(|path| Disk::open(path))
+        .collect::<Result<Vec<_>>>()?;
     fsck::find(&disks)
 }
 
 fn nothing_to_check(sources: &[Source], found: &Found) -> Refusal {
-    let notes: Vec<String> = found.notes.iter().map(|note| format!("{}: {}", note.device, note.what)).collect();
-    let there = if notes.is_empty() { "nothing that is recognised".to_owned() } else { notes.join("; ") };
+    let notes: Vec<String> = found
+        .notes
+        .iter()
+        .map(|note| format!("{}: {}", note.device, note.what))
+        .collect();
+    let there = if notes.is_empty() {
+        "nothing that is recognised".to_owned()
+    } else {
+        notes.join("; ")
+    };
     Refusal::new(
-        format!("no ext, XFS or btrfs was found on {}", typed::sources(sources)),
+        format!(
+            "no ext, XFS or btrfs was found on {}",
+            typed::sources(sources)
+        ),
         format!("there is nothing to check; what is there: {there}"),
         "name the disk that holds the file systems; lsblk -f shows the disks of this machine",
     )
@@ -65,7 +95,11 @@ fn nothing_to_check(sources: &[Source], found: &Found) -> Refusal {
 
 /// Asks, mends and looks again. What may not be mended, or was declined, is said in the entry.
 fn mend(command: &Fsck, found: &Checkable, entry: &mut Entry, sources: &str) -> Result<()> {
-    let extent = if command.answer_yes { Extent::AnswerYes } else { Extent::Safe };
+    let extent = if command.answer_yes {
+        Extent::AnswerYes
+    } else {
+        Extent::Safe
+    };
     let line = match preen::line(found, &entry.before, extent) {
         Ok(line) => line,
         Err(refusal) => {
@@ -74,8 +108,10 @@ fn mend(command: &Fsck, found: &Checkable, entry: &mut Entry, sources: &str) -> 
         }
     };
     if !agreed(command, found, &line) {
-        entry.left =
-            Some(format!("Nothing was written to {}. Next: rescue fsck {sources}, and answer yes", found.device));
+        entry.left = Some(format!(
+            "Nothing was written to {}. Next: rescue fsck {sources}, and answer yes",
+            found.device
+        ));
         return Ok(());
     }
     let preened = match preen::preen(found, &entry.before, extent, &Terminal) {
@@ -94,7 +130,11 @@ fn mend(command: &Fsck, found: &Checkable, entry: &mut Entry, sources: &str) -> 
 }
 
 fn agreed(command: &Fsck, found: &Checkable, line: &str) -> bool {
-    let warning = if command.answer_yes { " It may cut files or move them to lost+found." } else { "" };
+    let warning = if command.answer_yes {
+        " It may cut files or move them to lost+found."
+    } else {
+        ""
+    };
     let question = format!(
         "Mend {} with `{line}`?{warning} A copy of the disk, or a snapshot, is the only way back.",
         found.device
@@ -105,7 +145,11 @@ fn agreed(command: &Fsck, found: &Checkable, line: &str) -> bool {
 /// With fresh eyes: the disk as it is now.
 fn look_again(command: &Fsck, found: &Checkable) -> Result<Verdict> {
     let again = open(command)?;
-    match again.file_systems.iter().find(|there| there.backing == found.backing) {
+    match again
+        .file_systems
+        .iter()
+        .find(|there| there.backing == found.backing)
+    {
         Some(there) => fsck::look(there, &Terminal),
         None => bail!("{} was not found again", found.device),
     }

@@ -35,7 +35,10 @@ pub fn take(words: &[String]) -> Result<(Vec<String>, Given), Stop> {
             Some((flag, value)) => (flag, Some(value.to_owned())),
             None => (word.as_str(), None),
         };
-        if !matches!(flag, "--image-format" | "--image-folder" | "--luks-key-file" | "--spill") {
+        if !matches!(
+            flag,
+            "--image-format" | "--image-folder" | "--luks-key-file" | "--spill"
+        ) {
             rest.push(word.clone());
             continue;
         }
@@ -63,18 +66,27 @@ pub fn apply(given: Given) -> Result<(), Stop> {
     if let Some(passphrase) = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()) {
         keys::give(Zeroizing::new(passphrase.into_encoded_bytes()));
     }
-    keys::ask_with(|volume| passphrase::try_to_ask(&format!("Passphrase of the encrypted volume {volume}")));
+    keys::ask_with(|volume| {
+        passphrase::try_to_ask(&format!("Passphrase of the encrypted volume {volume}"))
+    });
     given.set();
     Ok(())
 }
 
 /// Its whole content, line ends too, as cryptsetup has it.
 fn key_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, Stop> {
-    let trouble = |what: String| Stop::Usage(format!("reading the key file {}: {what}", shell::quoted(path)));
+    let trouble = |what: String| {
+        Stop::Usage(format!(
+            "reading the key file {}: {what}",
+            shell::quoted(path)
+        ))
+    };
     let file = File::open(path).map_err(|error| trouble(error.to_string()))?;
     // No reallocation, which would leave pieces of the key behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(LARGEST_KEY + 1));
-    file.take(LARGEST_KEY as u64 + 1).read_to_end(&mut bytes).map_err(|error| trouble(error.to_string()))?;
+    file.take(LARGEST_KEY as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| trouble(error.to_string()))?;
     match bytes.len() {
         0 => Err(trouble("it is empty".into())),
         1..=LARGEST_KEY => Ok(bytes),
@@ -83,7 +95,8 @@ fn key_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, Stop> {
 }
 
 fn format(name: &str) -> Result<Format, Stop> {
-    Format::named(name).ok_or_else(|| Stop::Usage(format!("'{name}' is not one of raw, qcow2, vmdk")))
+    Format::named(name)
+        .ok_or_else(|| Stop::Usage(format!("'{name}' is not one of raw, qcow2, vmdk")))
 }
 
 #[cfg(test)]
@@ -103,18 +116,33 @@ mod tests {
         assert_eq!(rest, "inspect a b");
         let folders = vec![PathBuf::from("/base"), PathBuf::from("/other")];
         let spill = Some(PathBuf::from("/big/x"));
-        assert_eq!(given, Given { format: Some(Format::Qcow2), folders, spill, ..Given::default() });
-        let typed = " --image-format qcow2 --image-folder /base --image-folder /other --spill /big/x";
+        assert_eq!(
+            given,
+            Given {
+                format: Some(Format::Qcow2),
+                folders,
+                spill,
+                ..Given::default()
+            }
+        );
+        let typed =
+            " --image-format qcow2 --image-folder /base --image-folder /other --spill /big/x";
         assert_eq!(given.as_typed(), typed);
         let (rest, given) = taken("inspect -- --image-format").unwrap();
-        assert_eq!((rest.as_str(), given), ("inspect -- --image-format", Given::default()));
+        assert_eq!(
+            (rest.as_str(), given),
+            ("inspect -- --image-format", Given::default())
+        );
     }
 
     #[test]
     fn nonsense_is_a_usage_error() {
-        for line in
-            ["inspect --image-format", "inspect --image-format tar a", "inspect a --image-folder", "inspect a --spill"]
-        {
+        for line in [
+            "inspect --image-format",
+            "inspect --image-format tar a",
+            "inspect a --image-folder",
+            "inspect a --spill",
+        ] {
             assert!(matches!(taken(line), Err(Stop::Usage(_))), "{line}");
         }
     }

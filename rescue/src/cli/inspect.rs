@@ -17,7 +17,11 @@ pub fn run(command: &Inspect) -> Result<Result<Outcome>, Stop> {
     let sources = args::sources(&command.src, &command.root)?;
     let settings = command.settings();
     args::refuse_no_checks(&settings)?;
-    let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
+    let session = Session {
+        sources: &sources,
+        settings: &settings,
+        ui: &Terminal,
+    };
     Ok(show(command, &session))
 }
 
@@ -25,7 +29,10 @@ fn show(command: &Inspect, session: &Session<'_>) -> Result<Outcome> {
     let mut inspection = session.inspect()?;
     if command.one_node {
         let leftovers = std::mem::take(&mut inspection.leftovers);
-        inspection = Inspection { nodes: vec![only_node(inspection, None)?], leftovers };
+        inspection = Inspection {
+            nodes: vec![only_node(inspection, None)?],
+            leftovers,
+        };
     }
     let together = together(session, &inspection);
     if command.json {
@@ -33,15 +40,28 @@ fn show(command: &Inspect, session: &Session<'_>) -> Result<Outcome> {
         object["together"] = together.iter().map(set::outlook_json).collect();
         println!("{object}");
     } else {
-        let style = text::Style { colours: colours(), details: command.details };
-        print!("{}", text::inspection(&inspection, session.settings.now, &style));
+        let style = text::Style {
+            colours: colours(),
+            details: command.details,
+        };
+        print!(
+            "{}",
+            text::inspection(&inspection, session.settings.now, &style)
+        );
         print!("{}", set::outlook(&together, &style));
         let sources = typed::with_ca(session.sources, &session.settings.ca);
         let is_planned = together.iter().any(|wanted| wanted.plan.is_ok());
-        println!("{}", text::next_step(&inspection, is_planned, &sources, session.settings));
+        println!(
+            "{}",
+            text::next_step(&inspection, is_planned, &sources, session.settings)
+        );
     }
     let findings = inspection.nodes.iter().any(NodeReport::needs_repair);
-    Ok(if findings || !together.is_empty() { Outcome::FindingsLeft } else { Outcome::Clean })
+    Ok(if findings || !together.is_empty() {
+        Outcome::FindingsLeft
+    } else {
+        Outcome::Clean
+    })
 }
 
 /// What a repair of all these nodes would do as one. Why it could do nothing for an only one is among that one's findings.

@@ -54,14 +54,19 @@ impl From<Outcome> for ExitCode {
 pub fn main() -> ExitCode {
     restore_default_sigpipe();
     report_panics_plainly();
-    let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let words: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
     run(&words).into()
 }
 
 /// Whether a command line, without the program's name, can be understood.
 #[cfg(test)]
 pub(crate) fn understands(words: &[String]) -> bool {
-    given::take(words).and_then(|(words, _)| args::parse(&words)).is_ok()
+    given::take(words)
+        .and_then(|(words, _)| args::parse(&words))
+        .is_ok()
 }
 
 /// Runs one command line, without the program's name.
@@ -114,9 +119,14 @@ struct Failure {
 
 impl Failure {
     fn of(error: &anyhow::Error) -> Self {
-        let part_way = error.is::<TransactionError>() || error.is::<UndoError>() || error.is::<PartWay>();
+        let part_way =
+            error.is::<TransactionError>() || error.is::<UndoError>() || error.is::<PartWay>();
         let refused = error.chain().any(|cause| cause.is::<Refusal>());
-        let outcome = if part_way { Outcome::PartWay } else { Outcome::Refused };
+        let outcome = if part_way {
+            Outcome::PartWay
+        } else {
+            Outcome::Refused
+        };
         let kind = match (part_way, refused) {
             (true, _) => "failed part-way",
             (false, true) => "refused",
@@ -124,14 +134,26 @@ impl Failure {
         };
         // Whatever a cause quotes of a guest: one line, and nothing that moves the cursor.
         let text = crate::base::escaping::escape(&format!("{error:#}").replace('\n', " "));
-        Self { outcome, kind, text }
+        Self {
+            outcome,
+            kind,
+            text,
+        }
     }
 }
 
 /// One clear line with the cause chain; for programs, a JSON object on standard output as well.
 fn explain(error: &anyhow::Error, json: bool) -> Outcome {
-    let Failure { outcome, kind, text } = Failure::of(error);
-    let unchanged = if outcome == Outcome::PartWay { "" } else { " (no file was changed)" };
+    let Failure {
+        outcome,
+        kind,
+        text,
+    } = Failure::of(error);
+    let unchanged = if outcome == Outcome::PartWay {
+        ""
+    } else {
+        " (no file was changed)"
+    };
     eprintln!("rescue: {kind}{unchanged}: {text}");
     if json {
         println!("{}", crate::report::json::failure(kind, &text));
@@ -147,7 +169,10 @@ fn restore_default_sigpipe() {
 /// A panic is our mistake; the user gets one line instead of a backtrace, and never a value that may be secret.
 fn report_panics_plainly() {
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let place = panic
+            .location()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         eprintln!(
             "rescue: internal error at {place}; this is a mistake in rescue. If a repair was under way, run the same command \
              again: it completes or discards what was begun."

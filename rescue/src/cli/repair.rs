@@ -26,8 +26,17 @@ pub fn run(command: &Repair) -> Result<Result<Outcome>, Stop> {
     let settings = command.settings();
     args::refuse_no_checks(&settings)?;
     read_only::protect(sources.iter().chain(&settings.ca));
-    let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
-    Ok(Conversation { command, session: &session, settings: &settings }.hold())
+    let session = Session {
+        sources: &sources,
+        settings: &settings,
+        ui: &Terminal,
+    };
+    Ok(Conversation {
+        command,
+        session: &session,
+        settings: &settings,
+    }
+    .hold())
 }
 
 /// Plans of one check that one run carries out; each of them is for nodes that belong to no other plan.
@@ -57,7 +66,9 @@ impl NodeEnd {
             name: String::new(),
             source: String::new(),
             json: told.json,
-            left: receipt.as_ref().map_or(told.left, |receipt| receipt.after.needs_repair()),
+            left: receipt
+                .as_ref()
+                .map_or(told.left, |receipt| receipt.after.needs_repair()),
             receipt: receipt.as_ref().map(json::receipt),
             changed: false,
             failure: None,
@@ -66,20 +77,44 @@ impl NodeEnd {
 
     fn failed(json: serde_json::Value, failure: Failure) -> Self {
         let (name, source) = (String::new(), String::new());
-        Self { name, source, json, receipt: None, left: true, changed: false, failure: Some(failure) }
+        Self {
+            name,
+            source,
+            json,
+            receipt: None,
+            left: true,
+            changed: false,
+            failure: Some(failure),
+        }
     }
 
     /// All nodes were looked at again; those of the plan were changed.
     fn after_set(&mut self, receipt: &SetReceipt) {
-        let Some(node) = receipt.after.nodes.iter().find(|node| node.guest.source == self.source) else { return };
+        let Some(node) = receipt
+            .after
+            .nodes
+            .iter()
+            .find(|node| node.guest.source == self.source)
+        else {
+            return;
+        };
         self.left = self.failure.is_some() || node.needs_repair();
-        self.changed |= receipt.plan.parts.iter().any(|part| part.source == self.source);
+        self.changed |= receipt
+            .plan
+            .parts
+            .iter()
+            .any(|part| part.source == self.source);
         self.json = json::node(node);
     }
 
     fn failure_json(&self) -> Option<serde_json::Value> {
         let failure = self.failure.as_ref()?;
-        Some(json::failed_node(&self.name, &self.source, failure.kind, &failure.text))
+        Some(json::failed_node(
+            &self.name,
+            &self.source,
+            failure.kind,
+            &failure.text,
+        ))
     }
 
     fn words(&self) -> &'static str {
@@ -99,7 +134,10 @@ impl NodeEnd {
 
 /// "Refused" promises that nothing was changed anywhere; once one node of several was, a failure of another is part-way.
 fn outcome(ends: &[NodeEnd]) -> Outcome {
-    let failures: Vec<Outcome> = ends.iter().filter_map(|end| Some(end.failure.as_ref()?.outcome)).collect();
+    let failures: Vec<Outcome> = ends
+        .iter()
+        .filter_map(|end| Some(end.failure.as_ref()?.outcome))
+        .collect();
     let changed = ends.iter().any(NodeEnd::was_changed) || failures.contains(&Outcome::PartWay);
     match (failures.is_empty(), changed) {
         (false, true) => Outcome::PartWay,
@@ -111,14 +149,27 @@ fn outcome(ends: &[NodeEnd]) -> Outcome {
 
 /// One line per node; the details stand above.
 fn summary(ends: &[NodeEnd], sources: &str) -> String {
-    let width = ends.iter().map(|end| end.name.len()).max().unwrap_or_default();
-    let mut text = format!("{} nodes:\n", ends.iter().filter(|end| !end.source.is_empty()).count());
+    let width = ends
+        .iter()
+        .map(|end| end.name.len())
+        .max()
+        .unwrap_or_default();
+    let mut text = format!(
+        "{} nodes:\n",
+        ends.iter().filter(|end| !end.source.is_empty()).count()
+    );
     for end in ends {
-        let source = if end.source.is_empty() { String::new() } else { format!(" ({})", end.source) };
+        let source = if end.source.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", end.source)
+        };
         text.push_str(&format!("  {:width$}  {}{source}\n", end.name, end.words()));
     }
     if ends.iter().any(|end| end.left) {
-        text.push_str(&format!("Next: rescue inspect {sources}    (what is left on each, and what to do about it)\n"));
+        text.push_str(&format!(
+            "Next: rescue inspect {sources}    (what is left on each, and what to do about it)\n"
+        ));
     }
     text
 }
@@ -144,37 +195,66 @@ impl Conversation<'_> {
                 let plan = wanted.plan.as_ref();
                 plan.is_ok_and(|plan| plan.parts.iter().any(|part| part.source == source))
             };
-            wanted.iter().filter(part_of).map(|wanted| wanted.check).collect()
+            wanted
+                .iter()
+                .filter(part_of)
+                .map(|wanted| wanted.check)
+                .collect()
         };
         // Control planes first: what they lend to the others may be what their own repair renews.
         nodes.sort_by_key(|node| node.node.role.value != Some(Role::ControlPlane));
         let mut ends = Vec::new();
         while !nodes.is_empty() {
             let node = nodes.remove(0);
-            let (name, source, before) = (node.name().to_owned(), node.guest.source.clone(), json::node(&node));
+            let (name, source, before) = (
+                node.name().to_owned(),
+                node.guest.source.clone(),
+                json::node(&node),
+            );
             match self.one(node, &mended_together(&source)) {
                 Ok((told, receipt)) => {
                     if let Some(receipt) = &receipt {
                         self.session.refresh(&mut nodes, &receipt.after);
                     }
-                    ends.push(NodeEnd { name, source, ..NodeEnd::new(told, receipt) });
+                    ends.push(NodeEnd {
+                        name,
+                        source,
+                        ..NodeEnd::new(told, receipt)
+                    });
                 }
                 Err(error) => {
                     let failure = Failure::of(&error);
-                    let unchanged =
-                        if failure.outcome == Outcome::PartWay { "" } else { " (no file of it was changed)" };
-                    eprintln!("rescue: {name} ({source}): {}{unchanged}: {}", failure.kind, failure.text);
-                    ends.push(NodeEnd { name, source, ..NodeEnd::failed(before, failure) });
+                    let unchanged = if failure.outcome == Outcome::PartWay {
+                        ""
+                    } else {
+                        " (no file of it was changed)"
+                    };
+                    eprintln!(
+                        "rescue: {name} ({source}): {}{unchanged}: {}",
+                        failure.kind, failure.text
+                    );
+                    ends.push(NodeEnd {
+                        name,
+                        source,
+                        ..NodeEnd::failed(before, failure)
+                    });
                 }
             }
             self.say("\n");
         }
-        let together = if wanted.is_empty() { Together::default() } else { self.together(&mut ends) };
+        let together = if wanted.is_empty() {
+            Together::default()
+        } else {
+            self.together(&mut ends)
+        };
         Ok(self.close(ends, together))
     }
 
     fn wishes(&self) -> SetWishes {
-        SetWishes { declare_dead: self.command.declare_dead.clone(), unproven: self.command.unproven }
+        SetWishes {
+            declare_dead: self.command.declare_dead.clone(),
+            unproven: self.command.unproven,
+        }
     }
 
     /// What several nodes need as one, after what each of them needed alone: that may have given the space for it.
@@ -183,14 +263,26 @@ impl Conversation<'_> {
         for check in PLANNERS.iter().map(|(check, _)| *check) {
             let mut done = Vec::new();
             while done.len() < MOST_PLANS
-                && let Some(error) = self.next_set(check, &mut done, ends, &mut together).transpose()
+                && let Some(error) = self
+                    .next_set(check, &mut done, ends, &mut together)
+                    .transpose()
             {
                 let Err(error) = error else { continue };
                 let failure = Failure::of(&error);
-                let unchanged = if failure.outcome == Outcome::PartWay { "" } else { " (nothing of it was done)" };
-                eprintln!("rescue: {check}: {}{unchanged}: {}", failure.kind, failure.text);
+                let unchanged = if failure.outcome == Outcome::PartWay {
+                    ""
+                } else {
+                    " (nothing of it was done)"
+                };
+                eprintln!(
+                    "rescue: {check}: {}{unchanged}: {}",
+                    failure.kind, failure.text
+                );
                 let name = format!("{check} of all nodes");
-                ends.push(NodeEnd { name, ..NodeEnd::failed(serde_json::Value::Null, failure) });
+                ends.push(NodeEnd {
+                    name,
+                    ..NodeEnd::failed(serde_json::Value::Null, failure)
+                });
             }
         }
         together
@@ -204,7 +296,10 @@ impl Conversation<'_> {
         ends: &mut [NodeEnd],
         together: &mut Together,
     ) -> Result<Option<()>> {
-        let nodes = self.session.inspect().and_then(|inspection| self.chosen(inspection));
+        let nodes = self
+            .session
+            .inspect()
+            .and_then(|inspection| self.chosen(inspection));
         let nodes = match nodes {
             Ok(nodes) => nodes,
             // Said once, whatever is left to be planned.
@@ -216,12 +311,30 @@ impl Conversation<'_> {
         };
         let wanted = self.session.plan_sets(&nodes, &self.wishes());
         let mut wanted = wanted.into_iter().filter(|wanted| wanted.check == check);
-        let Some(wanted) = wanted.find(|wanted| !done.contains(&identity(wanted))) else { return Ok(None) };
+        let Some(wanted) = wanted.find(|wanted| !done.contains(&identity(wanted))) else {
+            return Ok(None);
+        };
         done.push(identity(&wanted));
         let plan = wanted.plan?;
-        let Repair { yes, accept_loss, dry_run, json, .. } = *self.command;
+        let Repair {
+            yes,
+            accept_loss,
+            dry_run,
+            json,
+            ..
+        } = *self.command;
         let planned = set_report::plan_json(&plan);
-        match set::carry_out(self.session, nodes, plan, Answers { yes, accept_loss, dry_run, json })? {
+        match set::carry_out(
+            self.session,
+            nodes,
+            plan,
+            Answers {
+                yes,
+                accept_loss,
+                dry_run,
+                json,
+            },
+        )? {
             None => together.planned.push(planned),
             Some(receipt) => {
                 together.done.push(set_report::receipt_json(&receipt));
@@ -233,7 +346,11 @@ impl Conversation<'_> {
 
     /// Repairs of several nodes as one that were cut off come before everything else.
     fn finish_earlier_sets(&self, inspection: Inspection) -> Result<Inspection> {
-        let Some(run) = inspection.nodes.iter().find_map(|node| node.unfinished_set().cloned()) else {
+        let Some(run) = inspection
+            .nodes
+            .iter()
+            .find_map(|node| node.unfinished_set().cloned())
+        else {
             return Ok(inspection);
         };
         let names = run.together.join(", ");
@@ -251,8 +368,14 @@ impl Conversation<'_> {
         if !self.command.yes && !confirm("Complete it?") {
             return Err(declined().into());
         }
-        let nodes = inspection.nodes.into_iter().filter(|node| node.is_part_of(&run)).collect();
-        let (recovered, inspection) = self.session.recover_sets(nodes, &self.command.declare_dead)?;
+        let nodes = inspection
+            .nodes
+            .into_iter()
+            .filter(|node| node.is_part_of(&run))
+            .collect();
+        let (recovered, inspection) = self
+            .session
+            .recover_sets(nodes, &self.command.declare_dead)?;
         self.say(&(text::recovered(&recovered) + "\n"));
         Ok(inspection)
     }
@@ -261,13 +384,28 @@ impl Conversation<'_> {
     fn close(&self, ends: Vec<NodeEnd>, together: Together) -> Outcome {
         let outcome = outcome(&ends);
         if ends.len() > 1 {
-            self.say(&summary(&ends, &typed::with_ca(self.session.sources, &self.settings.ca)));
+            self.say(&summary(
+                &ends,
+                &typed::with_ca(self.session.sources, &self.settings.ca),
+            ));
         }
         if self.command.json {
             let failed = ends.iter().filter_map(NodeEnd::failure_json).collect();
             let receipts = ends.iter().filter_map(|end| end.receipt.clone()).collect();
-            let nodes = ends.into_iter().map(|end| end.json).filter(|node| !node.is_null()).collect();
-            println!("{}", json::repair_together(nodes, (!self.command.dry_run).then_some(receipts), together, failed));
+            let nodes = ends
+                .into_iter()
+                .map(|end| end.json)
+                .filter(|node| !node.is_null())
+                .collect();
+            println!(
+                "{}",
+                json::repair_together(
+                    nodes,
+                    (!self.command.dry_run).then_some(receipts),
+                    together,
+                    failed
+                )
+            );
         }
         outcome
     }
@@ -279,7 +417,11 @@ impl Conversation<'_> {
             refuse_copies(&inspection.nodes)?;
         }
         let ambiguous = inspection.nodes.len() > self.session.sources.len();
-        if inspection.nodes.len() == 1 || self.command.node.is_some() || self.command.one_node || ambiguous {
+        if inspection.nodes.len() == 1
+            || self.command.node.is_some()
+            || self.command.one_node
+            || ambiguous
+        {
             return Ok(vec![only_node(inspection, self.command.node.as_deref())?]);
         }
         Ok(inspection.nodes)
@@ -289,8 +431,14 @@ impl Conversation<'_> {
     fn one(&self, node: NodeReport, without: &[&str]) -> Result<(Told, Option<Receipt>)> {
         let node = self.finish_earlier_run(node)?;
         let plan = self.session.plan_without(&node, without);
-        let style = text::Style { colours: colours(), details: self.command.dry_run };
-        let mut told = Told { json: json::planned(&node, &plan), left: node.needs_repair() };
+        let style = text::Style {
+            colours: colours(),
+            details: self.command.dry_run,
+        };
+        let mut told = Told {
+            json: json::planned(&node, &plan),
+            left: node.needs_repair(),
+        };
         self.say(&text::node(&node, self.settings.now, &style));
         self.say(&text::plan_beside(&plan, without, &style));
         if !plan.is_empty() {
@@ -305,8 +453,14 @@ impl Conversation<'_> {
             });
             return Ok((told, None));
         }
-        let irreversible = if plan.has_irreversible_steps() { " What is freed cannot be brought back." } else { "" };
-        if !self.command.yes && !confirm(&format!("Carry this out on {}?{irreversible}", node.name())) {
+        let irreversible = if plan.has_irreversible_steps() {
+            " What is freed cannot be brought back."
+        } else {
+            ""
+        };
+        if !self.command.yes
+            && !confirm(&format!("Carry this out on {}?{irreversible}", node.name()))
+        {
             return Err(declined().into());
         }
         let receipt = self.session.repair(node, plan)?;
@@ -322,7 +476,10 @@ impl Conversation<'_> {
             _ => typed::guest(&receipt.after.guest),
         };
         if self.command.node.is_some() && self.session.sources.len() == 1 {
-            words.push_str(&format!(" --node {}", shell::quoted(std::path::Path::new(&receipt.node))));
+            words.push_str(&format!(
+                " --node {}",
+                shell::quoted(std::path::Path::new(&receipt.node))
+            ));
         }
         words
     }
@@ -335,10 +492,14 @@ impl Conversation<'_> {
 
     /// A repair that was cut off is completed (or discarded) before anything new is planned.
     fn finish_earlier_run(&self, node: NodeReport) -> Result<NodeReport> {
-        let Some(run) = node.unfinished_run() else { return Ok(node) };
+        let Some(run) = node.unfinished_run() else {
+            return Ok(node);
+        };
         let run = run.id.clone();
         if self.command.dry_run {
-            eprintln!("An earlier repair (run {run}) was cut off; `rescue repair` would complete it first.");
+            eprintln!(
+                "An earlier repair (run {run}) was cut off; `rescue repair` would complete it first."
+            );
             return Ok(node);
         }
         self.say(&format!(
@@ -357,7 +518,12 @@ impl Conversation<'_> {
 /// What a plan is known by when it is made a second time: the nodes that it changes, or why there is none.
 fn identity(wanted: &Wanted) -> String {
     match &wanted.plan {
-        Ok(plan) => plan.parts.iter().map(|part| part.source.as_str()).collect::<Vec<_>>().join("\n"),
+        Ok(plan) => plan
+            .parts
+            .iter()
+            .map(|part| part.source.as_str())
+            .collect::<Vec<_>>()
+            .join("\n"),
         Err(error) => format!("{error:#}"),
     }
 }
@@ -365,12 +531,17 @@ fn identity(wanted: &Wanted) -> String {
 /// A clone or snapshot beside the disk it was made from: only a person knows which of them is to boot.
 fn refuse_copies(nodes: &[NodeReport]) -> Result<()> {
     let identity = |node: &NodeReport| {
-        let root = node.guest.file_systems.first().and_then(|fs| fs.uuid.clone());
+        let root = node
+            .guest
+            .file_systems
+            .first()
+            .and_then(|fs| fs.uuid.clone());
         (root, node.node.machine_id.value.clone())
     };
     let same = |a: &NodeReport, b: &NodeReport| {
         let ((root_a, machine_a), (root_b, machine_b)) = (identity(a), identity(b));
-        let same_disk = (root_a.is_some() && root_a == root_b) || (machine_a.is_some() && machine_a == machine_b);
+        let same_disk = (root_a.is_some() && root_a == root_b)
+            || (machine_a.is_some() && machine_a == machine_b);
         // Machines made from one template share these without being copies; their names differ.
         same_disk && a.name() == b.name()
     };
@@ -410,17 +581,38 @@ mod tests {
         let node = Node::read(&guest);
         let (findings, certificates, unreferenced) = (Vec::new(), Vec::new(), Vec::new());
         let (runs, peers, party) = (Vec::new(), Vec::new(), Default::default());
-        NodeReport { guest, node, findings, certificates, unreferenced, runs, peers, party }
+        NodeReport {
+            guest,
+            node,
+            findings,
+            certificates,
+            unreferenced,
+            runs,
+            peers,
+            party,
+        }
     }
 
     fn end(source: &str) -> NodeEnd {
-        let told = Told { json: serde_json::Value::Null, left: true };
-        NodeEnd { name: source.to_owned(), source: source.to_owned(), ..NodeEnd::new(told, None) }
+        let told = Told {
+            json: serde_json::Value::Null,
+            left: true,
+        };
+        NodeEnd {
+            name: source.to_owned(),
+            source: source.to_owned(),
+            ..NodeEnd::new(told, None)
+        }
     }
 
     #[test]
     fn only_nodes_of_the_plan_are_called_repaired() {
-        let part = SetPart { source: "a".into(), name: "a".into(), details: Vec::new(), changes: Vec::new() };
+        let part = SetPart {
+            source: "a".into(),
+            name: "a".into(),
+            details: Vec::new(),
+            changes: Vec::new(),
+        };
         let plan = SetPlan {
             summary: String::new(),
             guarantee: Guarantee::new(Level::G1),
@@ -434,11 +626,17 @@ mod tests {
             plan,
             applied: Vec::new(),
             etcd: Vec::new(),
-            after: Inspection { nodes: vec![node("a"), node("b")], leftovers: Vec::new() },
+            after: Inspection {
+                nodes: vec![node("a"), node("b")],
+                leftovers: Vec::new(),
+            },
             took: std::time::Duration::ZERO,
         };
         let mut ends = [end("a"), end("b")];
         ends.iter_mut().for_each(|end| end.after_set(&receipt));
-        assert_eq!(ends.each_ref().map(NodeEnd::words), ["repaired", "nothing to repair"]);
+        assert_eq!(
+            ends.each_ref().map(NodeEnd::words),
+            ["repaired", "nothing to repair"]
+        );
     }
 }

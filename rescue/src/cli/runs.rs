@@ -18,11 +18,19 @@ pub fn run(command: &Runs) -> Result<Result<Outcome>, Stop> {
         return Err(Stop::Usage("--keep and --yes belong to --prune".to_owned()));
     }
     let settings = args::with_now(command.now);
-    let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
+    let session = Session {
+        sources: &sources,
+        settings: &settings,
+        ui: &Terminal,
+    };
     if command.prune {
         read_only::protect(&sources);
     }
-    Ok(if command.prune { prune(command, &session) } else { list(command, &session) })
+    Ok(if command.prune {
+        prune(command, &session)
+    } else {
+        list(command, &session)
+    })
 }
 
 fn list(command: &Runs, session: &Session<'_>) -> Result<Outcome> {
@@ -39,7 +47,9 @@ fn prune(command: &Runs, session: &Session<'_>) -> Result<Outcome> {
     let keep = command.keep.unwrap_or(1);
     let gone = node.runs.len().saturating_sub(keep);
     let folders = node.runs.iter().take(gone).flat_map(|run| &run.keeps);
-    let last: String = folders.map(|kept| format!(" The old {} is among it, whole.", kept.path)).collect();
+    let last: String = folders
+        .map(|kept| format!(" The old {} is among it, whole.", kept.path))
+        .collect();
     let question = format!(
         "Remove what is kept of the finished repairs of {} but for the newest {keep}? They cannot be undone then.{last}",
         node.name()

@@ -43,7 +43,10 @@ pub fn carry_out(
     plan: SetPlan,
     answers: Answers,
 ) -> Result<Option<SetReceipt>> {
-    let style = text::Style { colours: colours(), details: answers.dry_run };
+    let style = text::Style {
+        colours: colours(),
+        details: answers.dry_run,
+    };
     answers.say(&set::plan(&plan, &style));
     if answers.dry_run {
         answers.say("This was a dry run: nothing was changed.\n");
@@ -52,14 +55,27 @@ pub fn carry_out(
     drop(session.keep_in()?);
     Session::refuse_unready_set(&nodes, &plan)?;
     refuse_silent_loss(&plan, answers)?;
-    let losses = if plan.guarantee.loses_nothing() { "" } else { " Acknowledged writes may be lost." };
+    let losses = if plan.guarantee.loses_nothing() {
+        ""
+    } else {
+        " Acknowledged writes may be lost."
+    };
     let names: Vec<&str> = plan.parts.iter().map(|part| part.name.as_str()).collect();
     if !answers.yes && !confirm(&format!("Carry this out on {}?{losses}", names.join(", "))) {
         let next = "run the same command again and answer yes, or add --yes";
-        return Err(Refusal::new("the answer was not yes", "nothing was changed by this plan", next).into());
+        return Err(Refusal::new(
+            "the answer was not yes",
+            "nothing was changed by this plan",
+            next,
+        )
+        .into());
     }
     let receipt = session.repair_set(nodes, plan)?;
-    answers.say(&set::receipt(&receipt, &typed::sources(session.sources), &style));
+    answers.say(&set::receipt(
+        &receipt,
+        &typed::sources(session.sources),
+        &style,
+    ));
     Ok(Some(receipt))
 }
 
@@ -67,7 +83,11 @@ pub fn carry_out(
 /// done where each member given starts, or is fenced.
 pub fn outcome(receipt: Option<&SetReceipt>) -> Outcome {
     let is_well = |receipt: &SetReceipt| receipt.etcd.iter().all(|stands| stands.state.is_well());
-    if receipt.is_some_and(is_well) { Outcome::Clean } else { Outcome::FindingsLeft }
+    if receipt.is_some_and(is_well) {
+        Outcome::Clean
+    } else {
+        Outcome::FindingsLeft
+    }
 }
 
 /// A plan that may lose something is never carried out unasked.

@@ -17,9 +17,17 @@ use crate::settings::Settings;
 pub fn run(command: &Undo) -> Result<Result<Outcome>, Stop> {
     let sources = args::sources(&command.src, &command.root)?;
     args::refuse_asking(command.json, &[(command.yes, "--yes")])?;
-    let settings = Settings { fsck: !command.no_fsck, keep_in: command.keep_in.clone(), ..args::with_now(command.now) };
+    let settings = Settings {
+        fsck: !command.no_fsck,
+        keep_in: command.keep_in.clone(),
+        ..args::with_now(command.now)
+    };
     read_only::protect(&sources);
-    let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
+    let session = Session {
+        sources: &sources,
+        settings: &settings,
+        ui: &Terminal,
+    };
     Ok(take_back(command, &session))
 }
 
@@ -45,29 +53,55 @@ fn take_back(command: &Undo, session: &Session<'_>) -> Result<Outcome> {
 /// The run of several nodes that is meant: the one named, or the newest where it is the same on all of its nodes.
 fn set_to_undo(inspection: &Inspection, command: &Undo) -> Option<RunSummary> {
     let meant = |node: &&NodeReport| {
-        command.node.as_deref().is_none_or(|name| node.name() == name || node.guest.source == name)
+        command
+            .node
+            .as_deref()
+            .is_none_or(|name| node.name() == name || node.guest.source == name)
     };
     let is_named = |run: &&RunSummary| command.run.as_ref().is_some_and(|id| *id == run.id);
-    let is_open = |run: &&RunSummary| !matches!(run.state, RunState::Undone | RunState::NotCommitted);
+    let is_open =
+        |run: &&RunSummary| !matches!(run.state, RunState::Undone | RunState::NotCommitted);
     let of = |node: &'_ NodeReport| match &command.run {
         Some(_) => node.runs.iter().find(is_named).cloned(),
         None => node.runs.iter().rfind(is_open).cloned(),
     };
-    let runs: Vec<RunSummary> = inspection.nodes.iter().filter(meant).filter_map(of).collect();
+    let runs: Vec<RunSummary> = inspection
+        .nodes
+        .iter()
+        .filter(meant)
+        .filter_map(of)
+        .collect();
     let set = runs.iter().find(|run| !run.together.is_empty())?;
     // Another repair came after it on one of them: that is undone first.
     let same = |node: &NodeReport| of(node).is_none_or(|run| run.id == set.id);
-    let all = inspection.nodes.iter().filter(|node| node.is_part_of(set)).all(same);
+    let all = inspection
+        .nodes
+        .iter()
+        .filter(|node| node.is_part_of(set))
+        .all(same);
     (all || command.run.is_some()).then(|| set.clone())
 }
 
-fn take_set_back(command: &Undo, session: &Session<'_>, inspection: Inspection, run: &RunSummary) -> Result<Outcome> {
-    let question = format!("Take back run {} on {} together?", run.id, run.together.join(", "));
+fn take_set_back(
+    command: &Undo,
+    session: &Session<'_>,
+    inspection: Inspection,
+    run: &RunSummary,
+) -> Result<Outcome> {
+    let question = format!(
+        "Take back run {} on {} together?",
+        run.id,
+        run.together.join(", ")
+    );
     if !command.yes && !confirm(&question) {
         let next = "run the same command again and answer yes, or add --yes";
         return Err(Refusal::new("the answer was not yes", "nothing was changed", next).into());
     }
-    let nodes = inspection.nodes.into_iter().filter(|node| node.is_part_of(run)).collect();
+    let nodes = inspection
+        .nodes
+        .into_iter()
+        .filter(|node| node.is_part_of(run))
+        .collect();
     let undone = session.undo_set(nodes, &command.declare_dead, &run.id)?;
     match command.json {
         true => println!("{}", set::undone_json(&undone)),
@@ -78,7 +112,9 @@ fn take_set_back(command: &Undo, session: &Session<'_>, inspection: Inspection, 
 
 /// Of several nodes the one that has the run: receipts name all disks that were given, and the run.
 fn with_run(mut inspection: Inspection, command: &Undo) -> Inspection {
-    let Some(run) = command.run.as_ref().filter(|_| command.node.is_none()) else { return inspection };
+    let Some(run) = command.run.as_ref().filter(|_| command.node.is_none()) else {
+        return inspection;
+    };
     let has = |node: &NodeReport| node.runs.iter().any(|there| there.id == *run);
     if inspection.nodes.iter().any(has) {
         inspection.nodes.retain(has);

@@ -29,8 +29,11 @@ impl Attached {
 
 /// The disks that are there now.
 pub fn list() -> Vec<Attached> {
-    let mut disks: Vec<Attached> =
-        entries("/sys/block").into_iter().filter(|name| may_be_a_disk(name)).filter_map(read).collect();
+    let mut disks: Vec<Attached> = entries("/sys/block")
+        .into_iter()
+        .filter(|name| may_be_a_disk(name))
+        .filter_map(read)
+        .collect();
     disks.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
     disks
 }
@@ -39,7 +42,8 @@ pub fn list() -> Vec<Attached> {
 fn may_be_a_disk(name: &str) -> bool {
     const NOT: &[&str] = &["loop", "ram", "zram", "sr", "fd", "dm-", "md", "nbd", "mtd"];
     !NOT.iter().any(|prefix| {
-        name.strip_prefix(prefix).is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()))
+        name.strip_prefix(prefix)
+            .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()))
     })
 }
 
@@ -50,22 +54,32 @@ fn natural(name: &str) -> (usize, &str) {
 
 fn read(name: String) -> Option<Attached> {
     let folder = Path::new("/sys/block").join(&name);
-    let text =
-        |file: &str| fs::read_to_string(folder.join(file)).map(|text| text.trim().to_owned()).unwrap_or_default();
+    let text = |file: &str| {
+        fs::read_to_string(folder.join(file))
+            .map(|text| text.trim().to_owned())
+            .unwrap_or_default()
+    };
     // In units of 512 bytes, whatever the disk's own sectors are; 0 is a drive without a medium.
     let size = text("size").parse::<u64>().ok()?.saturating_mul(512);
     // NVMe multipath shows each path as a hidden twin.
     if size == 0 || text("hidden") == "1" || is_ours(&name) {
         return None;
     }
-    Some(Attached { size, model: text("device/model"), driver: driver(&folder), name })
+    Some(Attached {
+        size,
+        model: text("device/model"),
+        driver: driver(&folder),
+        name,
+    })
 }
 
 /// The driver of the nearest PCI, VMBus or Xen device above the disk.
 fn driver(folder: &Path) -> String {
     // Drivers of the disk itself, not of what it hangs on.
     const GENERIC: &[&str] = &["sd", "sr", "usb", "usb-storage", "nvme"];
-    let Ok(device) = fs::canonicalize(folder) else { return String::new() };
+    let Ok(device) = fs::canonicalize(folder) else {
+        return String::new();
+    };
     device
         .ancestors()
         .filter_map(|folder| fs::read_link(folder.join("driver")).ok())
@@ -78,18 +92,26 @@ fn driver(folder: &Path) -> String {
 fn is_ours(name: &str) -> bool {
     // The primary volume descriptor is in the 17th sector of 2048 bytes.
     let mut descriptor = [0; 2048];
-    let read = fs::File::open(format!("/dev/{name}")).and_then(|disk| disk.read_exact_at(&mut descriptor, 16 * 2048));
+    let read = fs::File::open(format!("/dev/{name}"))
+        .and_then(|disk| disk.read_exact_at(&mut descriptor, 16 * 2048));
     read.is_ok() && is_our_volume(&descriptor)
 }
 
 fn is_our_volume(descriptor: &[u8]) -> bool {
     descriptor.get(1..6) == Some(b"CD001")
-        && descriptor.get(40..72).is_some_and(|name| name.trim_ascii_end() == OUR_VOLUME)
+        && descriptor
+            .get(40..72)
+            .is_some_and(|name| name.trim_ascii_end() == OUR_VOLUME)
 }
 
 fn entries(folder: &str) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(folder)
-        .map(|entries| entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+        .map(|entries| {
+            entries
+                .flatten()
+                .filter_map(|entry| entry.file_name().into_string().ok())
+                .collect()
+        })
         .unwrap_or_default();
     names.sort();
     names
@@ -101,7 +123,9 @@ mod tests {
 
     #[test]
     fn leaves_out_what_is_no_disk() {
-        for name in ["loop0", "ram1", "sr0", "fd0", "dm-3", "md127", "zram0", "nbd1"] {
+        for name in [
+            "loop0", "ram1", "sr0", "fd0", "dm-3", "md127", "zram0", "nbd1",
+        ] {
             assert!(!may_be_a_disk(name), "{name}");
         }
         for name in ["sda", "vdb", "xvda", "nvme0n1", "mmcblk0", "sdaa"] {

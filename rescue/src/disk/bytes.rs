@@ -4,7 +4,10 @@
 use crate::base::escaping::escape;
 
 fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    at.checked_add(N).and_then(|end| bytes.get(at..end)).and_then(|slice| slice.try_into().ok()).unwrap_or([0; N])
+    at.checked_add(N)
+        .and_then(|end| bytes.get(at..end))
+        .and_then(|slice| slice.try_into().ok())
+        .unwrap_or([0; N])
 }
 
 /// Little-endian 16 bits at `at`.
@@ -39,7 +42,9 @@ pub(super) fn be64(bytes: &[u8], at: usize) -> u64 {
 
 /// Whether `magic` stands at `at`.
 pub(super) fn has(bytes: &[u8], at: usize, magic: &[u8]) -> bool {
-    at.checked_add(magic.len()).and_then(|end| bytes.get(at..end)) == Some(magic)
+    at.checked_add(magic.len())
+        .and_then(|end| bytes.get(at..end))
+        == Some(magic)
 }
 
 /// A fixed-width text field: up to its first NUL, control characters escaped, `None` when empty.

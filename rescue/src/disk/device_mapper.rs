@@ -88,9 +88,13 @@ pub struct MappedDevice {
 impl DeviceMapper {
     /// `None` where the kernel has none (its module is loaded if there is one). Needs root.
     pub fn open() -> anyhow::Result<Option<Self>> {
-        let Some(control) = open_control().with_context(|| format!("opening {CONTROL}"))? else { return Ok(None) };
+        let Some(control) = open_control().with_context(|| format!("opening {CONTROL}"))? else {
+            return Ok(None);
+        };
         let mapper = Self { control };
-        mapper.send(DM_VERSION, &mut Message::new("", "")).context("asking device-mapper for its version")?;
+        mapper
+            .send(DM_VERSION, &mut Message::new("", ""))
+            .context("asking device-mapper for its version")?;
         Ok(Some(mapper))
     }
 
@@ -98,18 +102,29 @@ impl DeviceMapper {
     pub fn create(self, layout: &Layout, below: &[&Path]) -> anyhow::Result<MappedDevice> {
         let mut numbers = Vec::new();
         for node in below {
-            let metadata = std::fs::metadata(node).with_context(|| format!("looking at {}", node.display()))?;
-            numbers.push((rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev())));
+            let metadata = std::fs::metadata(node)
+                .with_context(|| format!("looking at {}", node.display()))?;
+            numbers.push((
+                rustix::fs::major(metadata.rdev()),
+                rustix::fs::minor(metadata.rdev()),
+            ));
         }
         self.make(&targets(layout, &numbers).context("a layout that is not in whole sectors")?)
     }
 
     /// Makes a device that decrypts another, given by its node.
     pub fn create_encrypted(self, crypt: &Crypt, below: &Path) -> anyhow::Result<MappedDevice> {
-        let metadata = std::fs::metadata(below).with_context(|| format!("looking at {}", below.display()))?;
-        let number = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
-        let target = crypt_target(crypt, number).context("a layout that is not in whole sectors")?;
-        let made = self.make(std::slice::from_ref(&target)).context("having dm-crypt decrypt it");
+        let metadata =
+            std::fs::metadata(below).with_context(|| format!("looking at {}", below.display()))?;
+        let number = (
+            rustix::fs::major(metadata.rdev()),
+            rustix::fs::minor(metadata.rdev()),
+        );
+        let target =
+            crypt_target(crypt, number).context("a layout that is not in whole sectors")?;
+        let made = self
+            .make(std::slice::from_ref(&target))
+            .context("having dm-crypt decrypt it");
         // The key is in it.
         drop(Zeroizing::new(target.parameters));
         made
@@ -117,12 +132,21 @@ impl DeviceMapper {
 
     fn make(self, targets: &[Target]) -> anyhow::Result<MappedDevice> {
         let unique = unique().context("reading random bytes")?;
-        let (name, uuid) = (format!("{NAME_PREFIX}{unique}"), format!("{UUID_PREFIX}{unique}"));
+        let (name, uuid) = (
+            format!("{NAME_PREFIX}{unique}"),
+            format!("{UUID_PREFIX}{unique}"),
+        );
         let mut message = Message::new(&name, &uuid);
-        self.send(DM_DEV_CREATE, &mut message).context("making a device of device-mapper")?;
+        self.send(DM_DEV_CREATE, &mut message)
+            .context("making a device of device-mapper")?;
         // From here on dropping takes it down again.
         let minor = message.minor();
-        let mut made = MappedDevice { device: None, mapper: self, name: name.clone(), minor };
+        let mut made = MappedDevice {
+            device: None,
+            mapper: self,
+            name: name.clone(),
+            minor,
+        };
         let mut table = Message::new(&name, "");
         for target in targets {
             table.add(target);
@@ -130,17 +154,25 @@ impl DeviceMapper {
         if targets.iter().any(|target| target.kind == CRYPT) {
             table.set(FLAGS, SECURE_DATA);
         }
-        made.mapper.send(DM_TABLE_LOAD, &mut table).map_err(|errno| match errno {
-            Errno::EBUSY => anyhow::anyhow!("another program uses a device below it").context(errno),
-            errno => errno.into(),
-        })?;
+        made.mapper
+            .send(DM_TABLE_LOAD, &mut table)
+            .map_err(|errno| match errno {
+                Errno::EBUSY => {
+                    anyhow::anyhow!("another program uses a device below it").context(errno)
+                }
+                errno => errno.into(),
+            })?;
         // "Suspend" without its flag is resume.
-        made.mapper.send(DM_DEV_SUSPEND, &mut Message::new(&name, "")).context("starting a device of device-mapper")?;
+        made.mapper
+            .send(DM_DEV_SUSPEND, &mut Message::new(&name, ""))
+            .context("starting a device of device-mapper")?;
         made.device = Some(open_device(minor)?);
         crate::base::fault::point("a device that is not yet marked for removal");
         let mut remove = Message::new(&name, "");
         remove.set(FLAGS, DEFERRED_REMOVE);
-        made.mapper.send(DM_DEV_REMOVE, &mut remove).context("marking a device of device-mapper for removal")?;
+        made.mapper
+            .send(DM_DEV_REMOVE, &mut remove)
+            .context("marking a device of device-mapper for removal")?;
         Ok(made)
     }
 
@@ -153,8 +185,10 @@ impl DeviceMapper {
         let deadline = Instant::now() + patience;
         loop {
             // That it has no such name any more can mean that the kernel is still taking it down, and holds what is below it.
-            let is_nameless =
-                matches!(self.send(DM_DEV_REMOVE, &mut Message::new(name, "")), Ok(()) | Err(Errno::ENXIO));
+            let is_nameless = matches!(
+                self.send(DM_DEV_REMOVE, &mut Message::new(name, "")),
+                Ok(()) | Err(Errno::ENXIO)
+            );
             if is_nameless && !is_shown(Path::new(BLOCK), device, name) {
                 return true;
             }
@@ -169,7 +203,9 @@ impl DeviceMapper {
 /// Whether sysfs shows this device: it gives no name of one that is being taken down.
 fn is_shown(block: &Path, device: &str, name: &str) -> bool {
     let folder = block.join(device);
-    folder.exists() && std::fs::read_to_string(folder.join("dm/name")).map_or(true, |shown| shown.trim() == name)
+    folder.exists()
+        && std::fs::read_to_string(folder.join("dm/name"))
+            .map_or(true, |shown| shown.trim() == name)
 }
 
 /// Removes a device that a run of ours left behind when it was killed, by its folder in `/sys/block` (`dm-3`) and its name; whether it is gone. The
@@ -184,7 +220,9 @@ impl MappedDevice {
     pub fn path(&self) -> PathBuf {
         let node = node(self.minor);
         match &self.device {
-            Some(device) if !node.exists() => PathBuf::from(format!("/proc/self/fd/{}", device.as_raw_fd())),
+            Some(device) if !node.exists() => {
+                PathBuf::from(format!("/proc/self/fd/{}", device.as_raw_fd()))
+            }
             _ => node,
         }
     }
@@ -194,7 +232,8 @@ impl Drop for MappedDevice {
     fn drop(&mut self) {
         drop(self.device.take());
         // It removes itself, only not at once: the next look at the disk should not find it.
-        self.mapper.remove(&format!("dm-{}", self.minor), &self.name, RELEASE_TIMEOUT);
+        self.mapper
+            .remove(&format!("dm-{}", self.minor), &self.name, RELEASE_TIMEOUT);
     }
 }
 
@@ -208,8 +247,16 @@ fn open_control() -> std::io::Result<Option<File>> {
     // No udev, or the module is not loaded: a passing node of our own asks the kernel for it.
     let path = PathBuf::from(format!("/dev/rescue-control-{}", std::process::id()));
     let number = rustix::fs::makedev(CONTROL_NUMBER.0, CONTROL_NUMBER.1);
-    let made = rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::CharacterDevice, Mode::RUSR | Mode::WUSR, number);
-    let control = made.map_err(std::io::Error::from).and_then(|()| open(&path));
+    let made = rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &path,
+        FileType::CharacterDevice,
+        Mode::RUSR | Mode::WUSR,
+        number,
+    );
+    let control = made
+        .map_err(std::io::Error::from)
+        .and_then(|()| open(&path));
     let _ = std::fs::remove_file(&path);
     match control {
         Ok(control) => Ok(Some(control)),
@@ -221,7 +268,10 @@ fn open_control() -> std::io::Result<Option<File>> {
 /// A kernel without it, or a container that may not use it.
 fn is_missing(error: &std::io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
-    matches!(errno, Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO | Errno::EPERM | Errno::EACCES))
+    matches!(
+        errno,
+        Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO | Errno::EPERM | Errno::EACCES)
+    )
 }
 
 fn node(minor: u32) -> PathBuf {
@@ -233,13 +283,29 @@ fn open_device(minor: u32) -> anyhow::Result<OwnedFd> {
     let path = node(minor);
     let shown = format!("/sys/block/dm-{minor}/dev");
     let numbers = std::fs::read_to_string(&shown).with_context(|| format!("reading {shown}"))?;
-    let major = numbers.split(':').next().and_then(|major| major.parse().ok());
-    let number = rustix::fs::makedev(major.with_context(|| format!("reading {shown}: {numbers:?}"))?, minor);
+    let major = numbers
+        .split(':')
+        .next()
+        .and_then(|major| major.parse().ok());
+    let number = rustix::fs::makedev(
+        major.with_context(|| format!("reading {shown}: {numbers:?}"))?,
+        minor,
+    );
     let is_ours = std::fs::metadata(&path).is_ok_and(|metadata| metadata.rdev() == number);
-    let path = if is_ours { path } else { PathBuf::from(format!("/dev/rescue-dm-{minor}-{}", std::process::id())) };
+    let path = if is_ours {
+        path
+    } else {
+        PathBuf::from(format!("/dev/rescue-dm-{minor}-{}", std::process::id()))
+    };
     if !is_ours {
-        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::BlockDevice, Mode::RUSR | Mode::WUSR, number)
-            .with_context(|| format!("making {}", path.display()))?;
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &path,
+            FileType::BlockDevice,
+            Mode::RUSR | Mode::WUSR,
+            number,
+        )
+        .with_context(|| format!("making {}", path.display()))?;
     }
     let device = rustix::fs::open(&path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
     if !is_ours {
@@ -263,16 +329,34 @@ fn targets(layout: &Layout, numbers: &[(u32, u32)]) -> Option<Vec<Target>> {
     let mut targets = Vec::new();
     for segment in layout.segments() {
         let mut parameters = String::new();
-        let kind = if segment.areas.len() == 1 { "linear" } else { "striped" };
+        let kind = if segment.areas.len() == 1 {
+            "linear"
+        } else {
+            "striped"
+        };
         if kind == "striped" {
-            let _ = write!(parameters, "{} {} ", segment.areas.len(), sectors(segment.stripe)?);
+            let _ = write!(
+                parameters,
+                "{} {} ",
+                segment.areas.len(),
+                sectors(segment.stripe)?
+            );
         }
         for (number, area) in segment.areas.iter().enumerate() {
             let (major, minor) = numbers.get(area.below)?;
             let space = if number == 0 { "" } else { " " };
-            let _ = write!(parameters, "{space}{major}:{minor} {}", sectors(area.offset)?);
+            let _ = write!(
+                parameters,
+                "{space}{major}:{minor} {}",
+                sectors(area.offset)?
+            );
         }
-        targets.push(Target { start: sectors(segment.start)?, length: sectors(segment.length)?, kind, parameters });
+        targets.push(Target {
+            start: sectors(segment.start)?,
+            length: sectors(segment.length)?,
+            kind,
+            parameters,
+        });
     }
     Some(targets)
 }
@@ -286,11 +370,21 @@ fn crypt_target(crypt: &Crypt, (major, minor): (u32, u32)) -> Option<Target> {
     for byte in crypt.key.bytes() {
         let _ = write!(parameters, "{byte:02x}");
     }
-    let _ = write!(parameters, " {} {major}:{minor} {}", crypt.iv_tweak, sectors(crypt.offset)?);
+    let _ = write!(
+        parameters,
+        " {} {major}:{minor} {}",
+        crypt.iv_tweak,
+        sectors(crypt.offset)?
+    );
     if crypt.sector_size != 512 {
         let _ = write!(parameters, " 1 sector_size:{}", crypt.sector_size);
     }
-    Some(Target { start: 0, length: sectors(crypt.length)?, kind: CRYPT, parameters })
+    Some(Target {
+        start: 0,
+        length: sectors(crypt.length)?,
+        kind: CRYPT,
+        parameters,
+    })
 }
 
 /// A `struct dm_ioctl` and the targets behind it. Wiped when dropped: there may be a key in it.
@@ -322,7 +416,10 @@ impl Message {
     }
 
     fn get(&self, at: usize) -> u32 {
-        self.0.get(at..at + 4).and_then(|field| field.try_into().ok()).map_or(0, u32::from_ne_bytes)
+        self.0
+            .get(at..at + 4)
+            .and_then(|field| field.try_into().ok())
+            .map_or(0, u32::from_ne_bytes)
     }
 
     /// Of `dev`, which the kernel encodes as `new_encode_dev`: the major number in bits 8 to 19.
@@ -356,21 +453,56 @@ mod tests {
 
     #[test]
     fn tables_are_what_dmsetup_would_load() {
-        let linear =
-            Segment { start: 0, length: 8 << 20, stripe: 512, areas: vec![Area { below: 1, offset: 1 << 20 }] };
-        let areas = vec![Area { below: 0, offset: 1 << 20 }, Area { below: 1, offset: 9 << 20 }];
-        let striped = Segment { start: 8 << 20, length: 8 << 20, stripe: 64 << 10, areas };
+        let linear = Segment {
+            start: 0,
+            length: 8 << 20,
+            stripe: 512,
+            areas: vec![Area {
+                below: 1,
+                offset: 1 << 20,
+            }],
+        };
+        let areas = vec![
+            Area {
+                below: 0,
+                offset: 1 << 20,
+            },
+            Area {
+                below: 1,
+                offset: 9 << 20,
+            },
+        ];
+        let striped = Segment {
+            start: 8 << 20,
+            length: 8 << 20,
+            stripe: 64 << 10,
+            areas,
+        };
         let layout = Layout::new(vec![linear, striped], &[64 << 20, 64 << 20]).unwrap();
         let targets = targets(&layout, &[(8, 2), (259, 300)]).unwrap();
-        let lines: Vec<String> =
-            targets.iter().map(|t| format!("{} {} {} {}", t.start, t.length, t.kind, t.parameters)).collect();
-        assert_eq!(lines, ["0 16384 linear 259:300 2048", "16384 16384 striped 2 128 8:2 2048 259:300 18432"]);
+        let lines: Vec<String> = targets
+            .iter()
+            .map(|t| format!("{} {} {} {}", t.start, t.length, t.kind, t.parameters))
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                "0 16384 linear 259:300 2048",
+                "16384 16384 striped 2 128 8:2 2048 259:300 18432"
+            ]
+        );
 
         let mut message = Message::new("rescue-1", "RESCUE-1");
         targets.iter().for_each(|target| message.add(target));
-        assert_eq!((message.get(TARGET_COUNT), message.get(DATA_START)), (2, 312));
+        assert_eq!(
+            (message.get(TARGET_COUNT), message.get(DATA_START)),
+            (2, 312)
+        );
         let next = message.get(312 + 20) as usize;
-        assert_eq!(next, (40_usize + "259:300 2048".len() + 1).next_multiple_of(8));
+        assert_eq!(
+            next,
+            (40_usize + "259:300 2048".len() + 1).next_multiple_of(8)
+        );
         assert_eq!(&message.0[312 + next + 24..][..8], b"striped\0");
         assert_eq!(message.0.len() % 8, 0);
     }
@@ -391,7 +523,15 @@ mod tests {
 
     #[test]
     fn half_sectors_are_no_table() {
-        let segment = Segment { start: 0, length: 1024, stripe: 512, areas: vec![Area { below: 0, offset: 100 }] };
+        let segment = Segment {
+            start: 0,
+            length: 1024,
+            stripe: 512,
+            areas: vec![Area {
+                below: 0,
+                offset: 100,
+            }],
+        };
         let layout = Layout::new(vec![segment], &[4096]).unwrap();
         assert_eq!(targets(&layout, &[(8, 2)]), None);
     }

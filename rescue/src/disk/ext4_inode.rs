@@ -51,7 +51,10 @@ fn corrupt<T>(reason: impl Into<String>) -> Result<T> {
 
 /// CRC-32C as ext4 chains it: from a seed, not inverted at the end.
 pub(super) fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
-    const CHAINED: crc::Algorithm<u32> = crc::Algorithm { xorout: 0, ..crc::CRC_32_ISCSI };
+    const CHAINED: crc::Algorithm<u32> = crc::Algorithm {
+        xorout: 0,
+        ..crc::CRC_32_ISCSI
+    };
     static CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&CHAINED);
     // The crate wants the register as it was before reflection.
     let mut digest = CRC.digest_with_initial(seed.reverse_bits());
@@ -108,12 +111,17 @@ struct Entry {
 impl Folder {
     fn name(&self, entry: &Entry) -> &[u8] {
         let at = entry.name_at as usize;
-        self.names.get(at..at + usize::from(entry.name_length)).unwrap_or_default()
+        self.names
+            .get(at..at + usize::from(entry.name_length))
+            .unwrap_or_default()
     }
 
     /// Inode number behind a name.
     pub fn find(&self, name: &OsStr) -> Option<u32> {
-        let at = self.entries.binary_search_by(|entry| self.name(entry).cmp(name.as_bytes())).ok()?;
+        let at = self
+            .entries
+            .binary_search_by(|entry| self.name(entry).cmp(name.as_bytes()))
+            .ok()?;
         self.entries.get(at).map(|entry| entry.inode)
     }
 
@@ -124,7 +132,9 @@ impl Folder {
 
     /// All names with their inodes.
     pub fn iter(&self) -> impl Iterator<Item = (&OsStr, u32)> {
-        self.entries.iter().map(|entry| (OsStr::from_bytes(self.name(entry)), entry.inode))
+        self.entries
+            .iter()
+            .map(|entry| (OsStr::from_bytes(self.name(entry)), entry.inode))
     }
 }
 
@@ -141,17 +151,29 @@ impl Inodes {
         let size = usize::from(superblock.descriptor_size);
         let length = u64::from(superblock.groups) * u64::from(superblock.descriptor_size);
         // Also keeps a crafted count from taking all memory: the descriptors must really be there.
-        if superblock.descriptors_at().checked_add(length).is_none_or(|end| end > bytes.len()) {
+        if superblock
+            .descriptors_at()
+            .checked_add(length)
+            .is_none_or(|end| end > bytes.len())
+        {
             return corrupt("the block group descriptors lie past the end");
         }
         let mut tables = Vec::with_capacity(superblock.groups as usize);
         let mut raw = vec![0; size];
         for group in 0..u64::from(superblock.groups) {
             bytes.read(superblock.descriptors_at() + group * size as u64, &mut raw)?;
-            let high = if size >= 64 { u64::from(le32(&raw, 0x28)) << 32 } else { 0 };
+            let high = if size >= 64 {
+                u64::from(le32(&raw, 0x28)) << 32
+            } else {
+                0
+            };
             tables.push(u64::from(le32(&raw, 0x8)) | high);
         }
-        Ok(Self { bytes, superblock: superblock.clone(), tables })
+        Ok(Self {
+            bytes,
+            superblock: superblock.clone(),
+            tables,
+        })
     }
 
     fn block_size(&self) -> u64 {
@@ -167,17 +189,22 @@ impl Inodes {
     pub fn access_list(&self, number: u32) -> Result<Option<Vec<u8>>> {
         let raw = self.raw(number)?;
         let damaged = |reason: &'static str| InodeError::Corrupt(reason.to_owned());
-        if let Some(value) = ext4_xattr::in_inode(&raw, ext4_xattr::POSIX_ACL_ACCESS).map_err(damaged)? {
+        if let Some(value) =
+            ext4_xattr::in_inode(&raw, ext4_xattr::POSIX_ACL_ACCESS).map_err(damaged)?
+        {
             return Ok(Some(value));
         }
         match ext4_xattr::block_of(&raw) {
             0 => Ok(None),
-            block => ext4_xattr::in_block(&self.block(block)?, ext4_xattr::POSIX_ACL_ACCESS).map_err(damaged),
+            block => ext4_xattr::in_block(&self.block(block)?, ext4_xattr::POSIX_ACL_ACCESS)
+                .map_err(damaged),
         }
     }
 
     fn raw(&self, number: u32) -> Result<Vec<u8>> {
-        let index = number.checked_sub(1).filter(|_| number <= self.superblock.inodes);
+        let index = number
+            .checked_sub(1)
+            .filter(|_| number <= self.superblock.inodes);
         let Some(index) = index else {
             return corrupt(format!("inode {number} does not exist"));
         };
@@ -185,10 +212,15 @@ impl Inodes {
         let Some(table) = self.tables.get(group as usize) else {
             return corrupt(format!("inode {number} lies in no block group"));
         };
-        let within = u64::from(index % self.superblock.inodes_per_group) * u64::from(self.superblock.inode_size);
-        let at = table.checked_mul(self.block_size()).and_then(|start| start.checked_add(within));
+        let within = u64::from(index % self.superblock.inodes_per_group)
+            * u64::from(self.superblock.inode_size);
+        let at = table
+            .checked_mul(self.block_size())
+            .and_then(|start| start.checked_add(within));
         let Some(at) = at else {
-            return corrupt(format!("the inode table of group {group} lies past the end"));
+            return corrupt(format!(
+                "the inode table of group {group} lies past the end"
+            ));
         };
         let mut raw = vec![0; usize::from(self.superblock.inode_size)];
         self.bytes.read(at, &mut raw)?;
@@ -209,9 +241,18 @@ impl Inodes {
             }
         }
         let sum = crc32c(self.inode_seed(number, raw), &blank);
-        let stored = u32::from(le16(raw, 0x7c)) | if wide { u32::from(le16(raw, 0x82)) << 16 } else { 0 };
+        let stored = u32::from(le16(raw, 0x7c))
+            | if wide {
+                u32::from(le16(raw, 0x82)) << 16
+            } else {
+                0
+            };
         let expected = if wide { sum } else { sum & 0xffff };
-        if stored == expected { Ok(()) } else { corrupt(format!("the checksum of inode {number} is wrong")) }
+        if stored == expected {
+            Ok(())
+        } else {
+            corrupt(format!("the checksum of inode {number} is wrong"))
+        }
     }
 
     fn inode_seed(&self, number: u32, raw: &[u8]) -> u32 {
@@ -231,8 +272,14 @@ impl Inodes {
         let flags = le32(raw, 0x20);
         let join = |low: u16, high: u16| u32::from(low) | (u32::from(high) << 16);
         let wide_size = kind == FileKind::Regular
-            || (kind == FileKind::Directory && self.superblock.incompat & ext_super::INCOMPAT_LARGE_DIR != 0);
-        let size = u64::from(le32(raw, 4)) | if wide_size { u64::from(le32(raw, 0x6c)) << 32 } else { 0 };
+            || (kind == FileKind::Directory
+                && self.superblock.incompat & ext_super::INCOMPAT_LARGE_DIR != 0);
+        let size = u64::from(le32(raw, 4))
+            | if wide_size {
+                u64::from(le32(raw, 0x6c)) << 32
+            } else {
+                0
+            };
         let (mtime, has_odd_times) = times(raw);
         let has_checksum = self.superblock.ro_compat & ext_super::RO_COMPAT_METADATA_CSUM != 0;
         let mut map = [0; 60];
@@ -261,34 +308,52 @@ impl Inodes {
             return low;
         }
         let count = low | (u64::from(le16(raw, 0x74)) << 32);
-        if flags & FLAG_HUGE_FILE != 0 { count * (self.block_size() / 512) } else { count }
+        if flags & FLAG_HUGE_FILE != 0 {
+            count * (self.block_size() / 512)
+        } else {
+            count
+        }
     }
 
     /// Up to `buffer.len()` bytes from `offset`, holes as zeros; short only at the end of the file.
     pub fn read_data(&self, inode: &Inode, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         if inode.flags & FLAG_INLINE_DATA != 0 {
-            return Err(InodeError::Unsupported("its content is stored inside its inode (inline_data)"));
+            return Err(InodeError::Unsupported(
+                "its content is stored inside its inode (inline_data)",
+            ));
         }
         let block_size = self.block_size();
-        let length = usize::try_from(inode.size.saturating_sub(offset)).unwrap_or(usize::MAX).min(buffer.len());
+        let length = usize::try_from(inode.size.saturating_sub(offset))
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
         let mut done = 0;
         while done < length {
             let at = offset + done as u64;
             let Ok(logical) = u32::try_from(at / block_size) else {
-                return corrupt(format!("inode {} is larger than a file can be", inode.number));
+                return corrupt(format!(
+                    "inode {} is larger than a file can be",
+                    inode.number
+                ));
             };
             let run = self.run_at(inode, logical)?;
             let within = at % block_size;
             let left = (u64::from(run.length) * block_size).saturating_sub(within);
-            let step = usize::try_from(left).unwrap_or(usize::MAX).min(length - done);
+            let step = usize::try_from(left)
+                .unwrap_or(usize::MAX)
+                .min(length - done);
             let Some(part) = buffer.get_mut(done..done + step) else {
                 break;
             };
             match run.physical {
                 Some(block) => {
-                    let start = block.checked_mul(block_size).and_then(|start| start.checked_add(within));
-                    let inside =
-                        start.filter(|start| start.checked_add(step as u64).is_some_and(|end| end <= self.bytes.len()));
+                    let start = block
+                        .checked_mul(block_size)
+                        .and_then(|start| start.checked_add(within));
+                    let inside = start.filter(|start| {
+                        start
+                            .checked_add(step as u64)
+                            .is_some_and(|end| end <= self.bytes.len())
+                    });
                     let Some(start) = inside else {
                         return corrupt(format!("inode {} has blocks past the end", inode.number));
                     };
@@ -303,11 +368,20 @@ impl Inodes {
 
     /// Where the content from block `logical` on lies, and for how many blocks; at least one.
     fn run_at(&self, inode: &Inode, logical: u32) -> Result<Run> {
-        if inode.has_extents() { self.extent_at(inode, logical) } else { self.mapped_block(inode, logical) }
+        if inode.has_extents() {
+            self.extent_at(inode, logical)
+        } else {
+            self.mapped_block(inode, logical)
+        }
     }
 
     fn extent_at(&self, inode: &Inode, logical: u32) -> Result<Run> {
-        let bad = || corrupt(format!("the extent tree of inode {} is damaged", inode.number));
+        let bad = || {
+            corrupt(format!(
+                "the extent tree of inode {} is damaged",
+                inode.number
+            ))
+        };
         let mut node = inode.map.to_vec();
         let mut expected_depth = None;
         // Where the next branch to the right begins: a hole ends there at the latest.
@@ -315,20 +389,31 @@ impl Inodes {
         loop {
             let (entries, depth) = (usize::from(le16(&node, 2)), le16(&node, 6));
             let fits = entries <= (node.len() / 12).saturating_sub(1);
-            if le16(&node, 0) != EXTENT_MAGIC || !fits || depth > expected_depth.unwrap_or(MAX_EXTENT_DEPTH) {
+            if le16(&node, 0) != EXTENT_MAGIC
+                || !fits
+                || depth > expected_depth.unwrap_or(MAX_EXTENT_DEPTH)
+            {
                 return bad();
             }
             if expected_depth.is_some_and(|expected| expected != depth) {
                 return bad();
             }
-            let entry = |index: usize| node.get(12 * (index + 1)..12 * (index + 2)).unwrap_or_default();
+            let entry = |index: usize| {
+                node.get(12 * (index + 1)..12 * (index + 2))
+                    .unwrap_or_default()
+            };
             // The last entry that begins at or before `logical`.
             let first = |index: &usize| le32(entry(*index), 0);
-            let after = (0..entries).take_while(|index| first(index) <= logical).count();
+            let after = (0..entries)
+                .take_while(|index| first(index) <= logical)
+                .count();
             if after < entries {
                 limit = limit.min(le32(entry(after), 0));
             }
-            let hole = Run { physical: None, length: limit.saturating_sub(logical).max(1) };
+            let hole = Run {
+                physical: None,
+                length: limit.saturating_sub(logical).max(1),
+            };
             let Some(index) = after.checked_sub(1) else {
                 return Ok(hole);
             };
@@ -336,13 +421,20 @@ impl Inodes {
             if depth == 0 {
                 let (first, raw_length) = (le32(found, 0), u32::from(le16(found, 4)));
                 let written = raw_length <= MAX_WRITTEN_EXTENT;
-                let length = if written { raw_length } else { raw_length - MAX_WRITTEN_EXTENT };
+                let length = if written {
+                    raw_length
+                } else {
+                    raw_length - MAX_WRITTEN_EXTENT
+                };
                 let into = logical - first;
                 if into >= length {
                     return Ok(hole);
                 }
                 let start = u64::from(le32(found, 8)) | (u64::from(le16(found, 6)) << 32);
-                return Ok(Run { physical: written.then_some(start + u64::from(into)), length: length - into });
+                return Ok(Run {
+                    physical: written.then_some(start + u64::from(into)),
+                    length: length - into,
+                });
             }
             let child = u64::from(le32(found, 4)) | (u64::from(le16(found, 8)) << 32);
             expected_depth = Some(depth - 1);
@@ -360,7 +452,9 @@ impl Inodes {
         }
         let at = 12 * (usize::from(le16(node, 4)) + 1);
         match (node.get(..at), node.get(at..at + 4)) {
-            (Some(covered), Some(stored)) => crc32c(inode.checksum_seed, covered) == le32(stored, 0),
+            (Some(covered), Some(stored)) => {
+                crc32c(inode.checksum_seed, covered) == le32(stored, 0)
+            }
             _ => false,
         }
     }
@@ -369,7 +463,10 @@ impl Inodes {
     fn mapped_block(&self, inode: &Inode, logical: u32) -> Result<Run> {
         let per_block = self.block_size() / 4;
         let mut index = u64::from(logical);
-        let run = |block: u32| Run { physical: (block != 0).then_some(u64::from(block)), length: 1 };
+        let run = |block: u32| Run {
+            physical: (block != 0).then_some(u64::from(block)),
+            length: 1,
+        };
         if index < 12 {
             return Ok(run(le32(&inode.map, index as usize * 4)));
         }
@@ -387,13 +484,18 @@ impl Inodes {
                 }
                 let slot = index / per_block.pow(below) % per_block;
                 let mut raw = [0; 4];
-                let at = u64::from(block).checked_mul(self.block_size()).map(|start| start + slot * 4);
+                let at = u64::from(block)
+                    .checked_mul(self.block_size())
+                    .map(|start| start + slot * 4);
                 self.bytes.read(at.unwrap_or(u64::MAX), &mut raw)?;
                 block = u32::from_le_bytes(raw);
             }
             return Ok(run(block));
         }
-        corrupt(format!("inode {} is larger than its block map", inode.number))
+        corrupt(format!(
+            "inode {} is larger than its block map",
+            inode.number
+        ))
     }
 
     /// A link's target: in the inode up to 59 bytes, in a block of its own beyond.
@@ -426,7 +528,10 @@ impl Inodes {
         if inode.size > MAX_FOLDER {
             return Err(InodeError::Unsupported("the folder is larger than 512 MiB"));
         }
-        let mut folder = Folder { names: Vec::new(), entries: Vec::new() };
+        let mut folder = Folder {
+            names: Vec::new(),
+            entries: Vec::new(),
+        };
         let mut block = vec![0; self.superblock.block_size as usize];
         for number in 0..inode.size.div_ceil(self.block_size()) {
             self.read_data(inode, number * self.block_size(), &mut block)?;
@@ -435,7 +540,9 @@ impl Inodes {
         let Folder { names, mut entries } = folder;
         let name = |entry: &Entry| {
             let at = entry.name_at as usize;
-            names.get(at..at + usize::from(entry.name_length)).unwrap_or_default()
+            names
+                .get(at..at + usize::from(entry.name_length))
+                .unwrap_or_default()
         };
         entries.sort_unstable_by(|a, b| name(a).cmp(name(b)));
         Ok(Folder { names, entries })
@@ -451,9 +558,13 @@ impl Inodes {
             };
             let name_length = block.get(at + 6).copied().unwrap_or(0);
             let number = le32(block, at);
-            let name = block.get(at + 8..at + 8 + usize::from(name_length)).filter(|_| at + record <= block.len());
-            let (true, Some(name)) = (record >= 8 && (number == 0 || record >= 8 + usize::from(name_length)), name)
-            else {
+            let name = block
+                .get(at + 8..at + 8 + usize::from(name_length))
+                .filter(|_| at + record <= block.len());
+            let (true, Some(name)) = (
+                record >= 8 && (number == 0 || record >= 8 + usize::from(name_length)),
+                name,
+            ) else {
                 return corrupt(format!("folder {} is damaged", inode.number));
             };
             at += record;
@@ -465,7 +576,11 @@ impl Inodes {
             }
             let name_at = folder.names.len() as u32;
             folder.names.extend_from_slice(name);
-            folder.entries.push(Entry { name_at, name_length, inode: number });
+            folder.entries.push(Entry {
+                name_at,
+                name_length,
+                inode: number,
+            });
         }
         Ok(())
     }
@@ -478,7 +593,9 @@ pub(super) fn journal_has_error(bytes: Arc<dyn ReadAt>, superblock: &ExtSuper) -
     let head = superblock.journal_inode().and_then(|number| {
         let inodes = Inodes::open(Rc::new(Cached::new(bytes)), superblock).ok()?;
         let mut head = [0; 64];
-        inodes.read_data(&inodes.read(number).ok()?, 0, &mut head).ok()?;
+        inodes
+            .read_data(&inodes.read(number).ok()?, 0, &mut head)
+            .ok()?;
         Some(head)
     });
     head.is_some_and(|head| be32(&head, 0) == MAGIC && be32(&head, 0x20) != 0)
@@ -498,13 +615,30 @@ fn has_wide_checksum(raw: &[u8]) -> bool {
 /// Modification time, and whether any time is one that `ext4-view` cannot take. The extra field of each time holds two more
 /// bits of seconds and the nanoseconds (`ext4_decode_extra_time`).
 fn times(raw: &[u8]) -> (i64, bool) {
-    let extra_size = if raw.len() > 128 { usize::from(le16(raw, 0x80)) } else { 0 };
-    let extra = |at: usize| if at + 4 <= 128 + extra_size { le32(raw, at) } else { 0 };
-    let seconds = |at: usize, extra: u32| i64::from(le32(raw, at).cast_signed()) + (i64::from(extra & 3) << 32);
-    let odd = |at: usize, extra_at: usize| le32(raw, at) > i32::MAX as u32 || le32(raw, extra_at) >> 2 >= 1_000_000_000;
+    let extra_size = if raw.len() > 128 {
+        usize::from(le16(raw, 0x80))
+    } else {
+        0
+    };
+    let extra = |at: usize| {
+        if at + 4 <= 128 + extra_size {
+            le32(raw, at)
+        } else {
+            0
+        }
+    };
+    let seconds = |at: usize, extra: u32| {
+        i64::from(le32(raw, at).cast_signed()) + (i64::from(extra & 3) << 32)
+    };
+    let odd = |at: usize, extra_at: usize| {
+        le32(raw, at) > i32::MAX as u32 || le32(raw, extra_at) >> 2 >= 1_000_000_000
+    };
     let times = [(0x8, 0x8c), (0xc, 0x84), (0x10, 0x88), (0x90, 0x94)];
     // Inodes of 128 bytes end before the extra fields; le32 reads those as zero, and creation time is not there at all.
-    (seconds(0x10, extra(0x88)), times.iter().any(|(at, extra_at)| odd(*at, *extra_at)))
+    (
+        seconds(0x10, extra(0x88)),
+        times.iter().any(|(at, extra_at)| odd(*at, *extra_at)),
+    )
 }
 
 /// A small read cache over a file system: a walk reads neighbouring inodes and folder blocks again and again.
@@ -527,7 +661,10 @@ const MAX_CACHED_READ: usize = 16 << 10;
 
 impl Cached {
     pub fn new(below: Arc<dyn ReadAt>) -> Self {
-        Self { below, chunks: RefCell::default() }
+        Self {
+            below,
+            chunks: RefCell::default(),
+        }
     }
 
     pub fn len(&self) -> u64 {
@@ -541,10 +678,15 @@ impl Cached {
         }
         let mut done = 0;
         while done < buffer.len() {
-            let at = offset.checked_add(done as u64).ok_or(ErrorKind::UnexpectedEof)?;
+            let at = offset
+                .checked_add(done as u64)
+                .ok_or(ErrorKind::UnexpectedEof)?;
             let chunk = self.chunk(at / CHUNK)?;
             let from = (at % CHUNK) as usize;
-            let there = chunk.get(from..).filter(|there| !there.is_empty()).ok_or(ErrorKind::UnexpectedEof)?;
+            let there = chunk
+                .get(from..)
+                .filter(|there| !there.is_empty())
+                .ok_or(ErrorKind::UnexpectedEof)?;
             let step = there.len().min(buffer.len() - done);
             if let (Some(to), Some(from)) = (buffer.get_mut(done..done + step), there.get(..step)) {
                 to.copy_from_slice(from);
@@ -562,8 +704,10 @@ impl Cached {
             *used = now;
             return Ok(Rc::clone(chunk));
         }
-        let start =
-            number.checked_mul(CHUNK).filter(|start| *start < self.below.len()).ok_or(ErrorKind::UnexpectedEof)?;
+        let start = number
+            .checked_mul(CHUNK)
+            .filter(|start| *start < self.below.len())
+            .ok_or(ErrorKind::UnexpectedEof)?;
         let length = CHUNK.min(self.below.len() - start) as usize;
         let mut bytes = vec![0; length];
         self.below.read_exact_at(&mut bytes, start)?;

@@ -34,7 +34,9 @@ pub struct Ext4Tree {
 
 impl std::fmt::Debug for Ext4Tree {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ext4Tree").field("view", &self.view).finish_non_exhaustive()
+        f.debug_struct("Ext4Tree")
+            .field("view", &self.view)
+            .finish_non_exhaustive()
     }
 }
 
@@ -55,7 +57,11 @@ struct FolderCache {
 struct Source(Rc<Cached>);
 
 impl Ext4Read for Source {
-    fn read(&mut self, start: u64, buffer: &mut [u8]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    fn read(
+        &mut self,
+        start: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         Ok(self.0.read(start, buffer)?)
     }
 }
@@ -69,16 +75,30 @@ impl Ext4Tree {
         let root = Path::new("/");
         let usage_source = Arc::clone(&bytes);
         let cached = Rc::new(Cached::new(bytes));
-        let inodes = Inodes::open(Rc::clone(&cached), superblock).map_err(|error| own_error(root, error))?;
+        let inodes =
+            Inodes::open(Rc::clone(&cached), superblock).map_err(|error| own_error(root, error))?;
         let view = Ext4::load(Box::new(Source(cached))).map_err(|error| view_error(root, error))?;
         let journal = match superblock.journal_inode() {
-            Some(number) => inodes.read(number).map_err(|error| own_error(root, error))?.size,
+            Some(number) => {
+                inodes
+                    .read(number)
+                    .map_err(|error| own_error(root, error))?
+                    .size
+            }
             None => 0,
         };
         let usage = superblock
             .usage(usage_source.as_ref(), journal)
-            .map_err(|source| TreeError::Io { path: root.to_path_buf(), source })?;
-        Ok(Self { view, inodes, folders: RefCell::default(), usage })
+            .map_err(|source| TreeError::Io {
+                path: root.to_path_buf(),
+                source,
+            })?;
+        Ok(Self {
+            view,
+            inodes,
+            folders: RefCell::default(),
+            usage,
+        })
     }
 
     /// Bytes and inodes, as `statfs` on a mount would tell.
@@ -93,8 +113,14 @@ impl Ext4Tree {
             return Ok((known.inode.clone(), known.odd));
         };
         let known = self.known(parent)?;
-        let number = known.folder.find(name).ok_or_else(|| TreeError::NotFound(path.to_path_buf()))?;
-        let inode = self.inodes.read(number).map_err(|error| own_error(path, error))?;
+        let number = known
+            .folder
+            .find(name)
+            .ok_or_else(|| TreeError::NotFound(path.to_path_buf()))?;
+        let inode = self
+            .inodes
+            .read(number)
+            .map_err(|error| own_error(path, error))?;
         let odd = known.odd || inode.is_odd;
         Ok((inode, odd))
     }
@@ -104,7 +130,10 @@ impl Ext4Tree {
             return Ok(known);
         }
         let (inode, odd) = if split(path)?.is_none() {
-            let root = self.inodes.read(ROOT).map_err(|error| own_error(path, error))?;
+            let root = self
+                .inodes
+                .read(ROOT)
+                .map_err(|error| own_error(path, error))?;
             let odd = root.is_odd;
             (root, odd)
         } else {
@@ -113,7 +142,10 @@ impl Ext4Tree {
         if inode.kind != FileKind::Directory {
             return Err(TreeError::NotADirectory(path.to_path_buf()));
         }
-        let folder = self.inodes.folder(&inode).map_err(|error| own_error(path, error))?;
+        let folder = self
+            .inodes
+            .folder(&inode)
+            .map_err(|error| own_error(path, error))?;
         let known = Rc::new(Known { inode, folder, odd });
         self.folders.borrow_mut().put(path, &known);
         Ok(known)
@@ -141,7 +173,8 @@ impl FolderCache {
             self.names = self.by_path.values().map(|(_, known)| cost(known)).sum();
         }
         self.names += cost(known);
-        self.by_path.insert(path.to_path_buf(), (self.clock, Rc::clone(known)));
+        self.by_path
+            .insert(path.to_path_buf(), (self.clock, Rc::clone(known)));
     }
 }
 
@@ -149,7 +182,9 @@ impl FolderCache {
 fn split(path: &Path) -> TreeResult<Option<(&Path, &OsStr)>> {
     match (path.components().next_back(), path.parent()) {
         (Some(Component::RootDir), _) => Ok(None),
-        (Some(Component::Normal(name)), Some(parent)) if path.is_absolute() => Ok(Some((parent, name))),
+        (Some(Component::Normal(name)), Some(parent)) if path.is_absolute() => {
+            Ok(Some((parent, name)))
+        }
         _ => Err(TreeError::NotFound(path.to_path_buf())),
     }
 }
@@ -172,13 +207,19 @@ impl Tree for Ext4Tree {
 
     fn access_list(&self, path: &Path) -> TreeResult<Option<AccessList>> {
         let (inode, _) = self.lookup(path)?;
-        let Some(value) = self.inodes.access_list(inode.number).map_err(|error| own_error(path, error))? else {
+        let Some(value) = self
+            .inodes
+            .access_list(inode.number)
+            .map_err(|error| own_error(path, error))?
+        else {
             return Ok(None);
         };
-        AccessList::from_ext4(&value).map(Some).ok_or_else(|| TreeError::Corrupt {
-            path: path.to_path_buf(),
-            reason: "its access list is damaged".to_owned(),
-        })
+        AccessList::from_ext4(&value)
+            .map(Some)
+            .ok_or_else(|| TreeError::Corrupt {
+                path: path.to_path_buf(),
+                reason: "its access list is damaged".to_owned(),
+            })
     }
 
     fn read_range(&self, path: &Path, offset: u64, length: usize) -> TreeResult<Vec<u8>> {
@@ -194,7 +235,10 @@ impl Tree for Ext4Tree {
         }
         let left = usize::try_from(inode.size.saturating_sub(offset)).unwrap_or(usize::MAX);
         let mut buffer = vec![0; left.min(length)];
-        let done = self.inodes.read_data(&inode, offset, &mut buffer).map_err(|error| own_error(path, error))?;
+        let done = self
+            .inodes
+            .read_data(&inode, offset, &mut buffer)
+            .map_err(|error| own_error(path, error))?;
         buffer.truncate(done);
         Ok(buffer)
     }
@@ -206,13 +250,23 @@ impl Tree for Ext4Tree {
                 .folder
                 .iter()
                 .map(|(name, number)| {
-                    let inode = self.inodes.read(number).map_err(|error| own_error(&path.join(name), error))?;
-                    Ok(DirEntry { name: name.to_os_string(), kind: inode.kind })
+                    let inode = self
+                        .inodes
+                        .read(number)
+                        .map_err(|error| own_error(&path.join(name), error))?;
+                    Ok(DirEntry {
+                        name: name.to_os_string(),
+                        kind: inode.kind,
+                    })
                 })
                 .collect();
         }
         let mut entries = Vec::with_capacity(known.folder.len());
-        for entry in self.view.read_dir(path.as_os_str().as_bytes()).map_err(|error| view_error(path, error))? {
+        for entry in self
+            .view
+            .read_dir(path.as_os_str().as_bytes())
+            .map_err(|error| view_error(path, error))?
+        {
             let entry = entry.map_err(|error| view_error(path, error))?;
             let name = entry.file_name();
             if name == "." || name == ".." {
@@ -224,7 +278,10 @@ impl Tree for Ext4Tree {
                 ext4_view::FileType::Symlink => FileKind::Symlink,
                 _ => FileKind::Special,
             };
-            entries.push(DirEntry { name: OsStr::from_bytes(name.as_ref()).to_os_string(), kind });
+            entries.push(DirEntry {
+                name: OsStr::from_bytes(name.as_ref()).to_os_string(),
+                kind,
+            });
         }
         Ok(entries)
     }
@@ -242,10 +299,16 @@ impl Tree for Ext4Tree {
         }
         if inode.size == 0 || inode.size >= MAX_LINK {
             let reason = format!("a symbolic link of {} bytes", inode.size);
-            return Err(TreeError::Corrupt { path: path.to_path_buf(), reason });
+            return Err(TreeError::Corrupt {
+                path: path.to_path_buf(),
+                reason,
+            });
         }
         // Not by `ext4-view`: it calls a target damaged that no path could be (a part longer than 255 bytes), and the kernel does not.
-        let target = self.inodes.link_target(&inode).map_err(|error| own_error(path, error))?;
+        let target = self
+            .inodes
+            .link_target(&inode)
+            .map_err(|error| own_error(path, error))?;
         Ok(PathBuf::from(OsString::from_vec(target)))
     }
 }
@@ -254,9 +317,15 @@ fn own_error(path: &Path, error: InodeError) -> TreeError {
     let path = path.to_path_buf();
     match error {
         InodeError::Corrupt(reason) => TreeError::Corrupt { path, reason },
-        InodeError::Unsupported(reason) => TreeError::Unsupported { path, reason: reason.into() },
+        InodeError::Unsupported(reason) => TreeError::Unsupported {
+            path,
+            reason: reason.into(),
+        },
         InodeError::Io(source) if source.kind() == std::io::ErrorKind::UnexpectedEof => {
-            TreeError::Corrupt { path, reason: "it points past the end of the disk".into() }
+            TreeError::Corrupt {
+                path,
+                reason: "it points past the end of the disk".into(),
+            }
         }
         InodeError::Io(source) => TreeError::Io { path, source },
     }
@@ -270,14 +339,29 @@ fn view_error(path: &Path, error: Ext4Error) -> TreeError {
         Ext4Error::IsADirectory | Ext4Error::IsASpecialFile => TreeError::NotARegularFile(path),
         Ext4Error::NotASymlink => TreeError::NotASymlink(path),
         Ext4Error::TooManySymlinks => TreeError::Loop(path),
-        Ext4Error::Encrypted => TreeError::Unsupported { path, reason: "it is encrypted (fscrypt)".into() },
-        Ext4Error::Incompatible(what) => TreeError::Unsupported { path, reason: what.to_string() },
-        Ext4Error::Corrupt(what) => TreeError::Corrupt { path, reason: what.to_string() },
+        Ext4Error::Encrypted => TreeError::Unsupported {
+            path,
+            reason: "it is encrypted (fscrypt)".into(),
+        },
+        Ext4Error::Incompatible(what) => TreeError::Unsupported {
+            path,
+            reason: what.to_string(),
+        },
+        Ext4Error::Corrupt(what) => TreeError::Corrupt {
+            path,
+            reason: what.to_string(),
+        },
         Ext4Error::Io(source) => match source.downcast::<std::io::Error>() {
             Ok(source) => own_error(&path, InodeError::Io(*source)),
-            Err(source) => TreeError::Io { path, source: std::io::Error::other(source) },
+            Err(source) => TreeError::Io {
+                path,
+                source: std::io::Error::other(source),
+            },
         },
-        other => TreeError::Unsupported { path, reason: other.to_string() },
+        other => TreeError::Unsupported {
+            path,
+            reason: other.to_string(),
+        },
     }
 }
 
@@ -299,8 +383,14 @@ mod tests {
         }
         fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
             let at = usize::try_from(offset).map_err(|_| std::io::ErrorKind::UnexpectedEof)?;
-            let end = at.checked_add(buffer.len()).ok_or(std::io::ErrorKind::UnexpectedEof)?;
-            buffer.copy_from_slice(self.0.get(at..end).ok_or(std::io::ErrorKind::UnexpectedEof)?);
+            let end = at
+                .checked_add(buffer.len())
+                .ok_or(std::io::ErrorKind::UnexpectedEof)?;
+            buffer.copy_from_slice(
+                self.0
+                    .get(at..end)
+                    .ok_or(std::io::ErrorKind::UnexpectedEof)?,
+            );
             Ok(())
         }
     }
@@ -310,13 +400,21 @@ mod tests {
         let (content, path) = (folder.path().join("content"), folder.path().join("image"));
         fs::create_dir_all(content.join("a/b")).unwrap();
         for number in 0..200 {
-            fs::write(content.join(format!("a/some file with a name of some length {number}")), "x").unwrap();
+            fs::write(
+                content.join(format!("a/some file with a name of some length {number}")),
+                "x",
+            )
+            .unwrap();
         }
         fs::write(content.join("a/b/large"), vec![7; 300_000]).unwrap();
         std::os::unix::fs::symlink("t".repeat(200), content.join("link")).unwrap();
         fs::File::create(&path).unwrap().set_len(4 << 20).unwrap();
         let mut command = Command::new("mke2fs");
-        command.args(["-q", "-F", "-b", "1024", "-N", "512", "-d"]).arg(&content).args(mkfs).arg(&path);
+        command
+            .args(["-q", "-F", "-b", "1024", "-N", "512", "-d"])
+            .arg(&content)
+            .args(mkfs)
+            .arg(&path);
         assert!(command.status().unwrap().success());
         fs::read(&path).unwrap()
     }
@@ -338,7 +436,12 @@ mod tests {
             let _ = tree.read_range(&path, 5 << 20, 1000);
             let _ = tree.read_link(&path);
             let _ = tree.access_list(&path);
-            for entry in tree.read_dir(&path).unwrap_or_default().into_iter().take(300) {
+            for entry in tree
+                .read_dir(&path)
+                .unwrap_or_default()
+                .into_iter()
+                .take(300)
+            {
                 let _ = tree.lstat(&path.join(&entry.name));
                 if seen + todo.len() < 1000 && path.components().count() < 10 {
                     todo.push(path.join(entry.name));
@@ -358,24 +461,37 @@ mod tests {
             state ^= state << 17;
             state
         };
-        let kinds: [&[&str]; 3] = [&["-t", "ext4", "-O", "^metadata_csum"], &["-t", "ext4"], &["-t", "ext2"]];
+        let kinds: [&[&str]; 3] = [
+            &["-t", "ext4", "-O", "^metadata_csum"],
+            &["-t", "ext4"],
+            &["-t", "ext2"],
+        ];
         for mkfs in kinds {
             let clean = image(mkfs);
             assert!(look_at_all(&open(clean.clone()).unwrap()) > 200);
-            let used: Vec<usize> = (1024..clean.len()).filter(|at| clean[*at] != 0 && clean[*at] != 7).collect();
+            let used: Vec<usize> = (1024..clean.len())
+                .filter(|at| clean[*at] != 0 && clean[*at] != 7)
+                .collect();
             let mut opened = 0;
             for _ in 0..150 {
                 let mut dirty = clean.clone();
                 for _ in 0..1 + random() % 12 {
                     let at = used[random() as usize % used.len()];
-                    dirty[at] = if random() % 2 == 0 { random() as u8 } else { dirty[at] ^ (1 << (random() % 8)) };
+                    dirty[at] = if random() % 2 == 0 {
+                        random() as u8
+                    } else {
+                        dirty[at] ^ (1 << (random() % 8))
+                    };
                 }
                 if let Some(tree) = open(dirty) {
                     opened += 1;
                     look_at_all(&tree);
                 }
             }
-            assert!(opened > 20, "{mkfs:?}: only {opened} damaged images could be opened at all");
+            assert!(
+                opened > 20,
+                "{mkfs:?}: only {opened} damaged images could be opened at all"
+            );
         }
     }
 
@@ -386,27 +502,52 @@ mod tests {
         let (content, path) = (folder.path().join("content"), folder.path().join("image"));
         fs::create_dir(&content).unwrap();
         let many: Vec<u32> = (1000..1060).collect();
-        for (name, users) in [("none", &many[..0]), ("one", &many[..1]), ("many", &many[..])] {
+        for (name, users) in [
+            ("none", &many[..0]),
+            ("one", &many[..1]),
+            ("many", &many[..]),
+        ] {
             fs::write(content.join(name), "x").unwrap();
             let entries: Vec<String> = users.iter().map(|user| format!("u:{user}:rw")).collect();
-            let entries = if entries.is_empty() { "u::rw".to_owned() } else { entries.join(",") + ",g:7:r,m::r" };
-            let set = Command::new("setfacl").args(["-m", &entries]).arg(content.join(name)).status().unwrap();
+            let entries = if entries.is_empty() {
+                "u::rw".to_owned()
+            } else {
+                entries.join(",") + ",g:7:r,m::r"
+            };
+            let set = Command::new("setfacl")
+                .args(["-m", &entries])
+                .arg(content.join(name))
+                .status()
+                .unwrap();
             assert!(set.success());
         }
-        for mkfs in [&["-t", "ext4", "-I", "256"], &["-t", "ext4", "-I", "128"], &["-t", "ext2", "-I", "128"]] {
+        for mkfs in [
+            &["-t", "ext4", "-I", "256"],
+            &["-t", "ext4", "-I", "128"],
+            &["-t", "ext2", "-I", "128"],
+        ] {
             fs::File::create(&path).unwrap().set_len(4 << 20).unwrap();
             let mut command = Command::new("mke2fs");
-            command.args(["-q", "-F", "-b", "1024", "-d"]).arg(&content).args(mkfs).arg(&path);
+            command
+                .args(["-q", "-F", "-b", "1024", "-d"])
+                .arg(&content)
+                .args(mkfs)
+                .arg(&path);
             assert!(command.status().unwrap().success());
             let tree = open(fs::read(&path).unwrap()).unwrap();
             let list = |name: &str| tree.access_list(&Path::new("/").join(name)).unwrap();
             assert_eq!(list("none"), None, "{mkfs:?}");
             for (name, users) in [("one", &many[..1]), ("many", &many[..])] {
-                let mut named: Vec<(Named, u32)> = users.iter().map(|user| (Named::User(*user), 4)).collect();
+                let mut named: Vec<(Named, u32)> =
+                    users.iter().map(|user| (Named::User(*user), 4)).collect();
                 named.push((Named::Group(7), 4));
                 assert_eq!(list(name).unwrap().named(), named, "{mkfs:?} {name}");
                 let kernel = crate::tree::FolderTree::open(&content).unwrap();
-                assert_eq!(list(name), kernel.access_list(&Path::new("/").join(name)).unwrap(), "{mkfs:?} {name}");
+                assert_eq!(
+                    list(name),
+                    kernel.access_list(&Path::new("/").join(name)).unwrap(),
+                    "{mkfs:?} {name}"
+                );
             }
         }
     }
@@ -416,10 +557,16 @@ mod tests {
         let mut bytes = image(&["-t", "ext4"]);
         let has_error = |bytes: &[u8]| {
             let superblock = ExtSuper::parse(&bytes[1024..]).unwrap().unwrap();
-            super::super::ext4_inode::journal_has_error(Arc::new(Memory(bytes.to_vec())), &superblock)
+            super::super::ext4_inode::journal_has_error(
+                Arc::new(Memory(bytes.to_vec())),
+                &superblock,
+            )
         };
         assert!(!has_error(&bytes));
-        let journal = bytes.windows(8).position(|window| window == b"\xc0\x3b\x39\x98\0\0\0\x04").expect("no journal");
+        let journal = bytes
+            .windows(8)
+            .position(|window| window == b"\xc0\x3b\x39\x98\0\0\0\x04")
+            .expect("no journal");
         bytes[journal + 0x23] = 5;
         assert!(has_error(&bytes));
     }
@@ -432,13 +579,26 @@ mod tests {
         // The size of every inode in the table that has the large file's size becomes gigantic: holes, not memory.
         let mut crafted = clean;
         let size = 300_000u32.to_le_bytes();
-        let at = crafted.windows(4).position(|window| window == size).expect("the inode is somewhere");
+        let at = crafted
+            .windows(4)
+            .position(|window| window == size)
+            .expect("the inode is somewhere");
         crafted[at + 0x6c - 4..at + 0x6c].copy_from_slice(&0x0fff_ffffu32.to_le_bytes());
         let tree = open(crafted).unwrap();
         let meta = tree.lstat(Path::new("/a/b/large")).unwrap();
         assert_eq!((meta.ino, meta.size > 1 << 50), (Some(number), true));
-        assert!(matches!(tree.read(Path::new("/a/b/large"), 1 << 20), Err(TreeError::TooLarge { .. })));
-        let start = tree.inodes.read_data(&tree.lookup(Path::new("/a/b/large")).unwrap().0, 0, &mut [0; 100]).unwrap();
+        assert!(matches!(
+            tree.read(Path::new("/a/b/large"), 1 << 20),
+            Err(TreeError::TooLarge { .. })
+        ));
+        let start = tree
+            .inodes
+            .read_data(
+                &tree.lookup(Path::new("/a/b/large")).unwrap().0,
+                0,
+                &mut [0; 100],
+            )
+            .unwrap();
         assert_eq!(start, 100);
         let past = tree.read_range(Path::new("/a/b/large"), 1 << 50, 100);
         assert!(matches!(past, Err(TreeError::Corrupt { .. })), "{past:?}");

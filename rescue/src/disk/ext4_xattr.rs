@@ -47,13 +47,17 @@ pub(super) fn in_block(block: &[u8], index: u8) -> Result<Option<Vec<u8>>, &'sta
 fn find(entries: &[u8], values: &[u8], index: u8) -> Result<Option<Vec<u8>>, &'static str> {
     let mut rest = entries;
     while le32(rest, 0) != 0 {
-        let Some(entry) = rest.get(..ENTRY) else { return Err("its extended attributes are damaged") };
+        let Some(entry) = rest.get(..ENTRY) else {
+            return Err("its extended attributes are damaged");
+        };
         let name_length = usize::from(entry[0]);
         if (name_length, entry[1]) == (0, index) {
             return value(entry, values).map(Some);
         }
         let next = (ENTRY + name_length).next_multiple_of(4);
-        rest = rest.get(next..).ok_or("its extended attributes are damaged")?;
+        rest = rest
+            .get(next..)
+            .ok_or("its extended attributes are damaged")?;
     }
     Ok(None)
 }
@@ -63,6 +67,11 @@ fn value(entry: &[u8], values: &[u8]) -> Result<Vec<u8>, &'static str> {
         return Err("an extended attribute is stored in an inode of its own (ea_inode)");
     }
     let (at, size) = (usize::from(le16(entry, 2)), le32(entry, 8) as usize);
-    let end = at.checked_add(size).ok_or("its extended attributes are damaged")?;
-    values.get(at..end).map(<[u8]>::to_vec).ok_or("its extended attributes are damaged")
+    let end = at
+        .checked_add(size)
+        .ok_or("its extended attributes are damaged")?;
+    values
+        .get(at..end)
+        .map(<[u8]>::to_vec)
+        .ok_or("its extended attributes are damaged")
 }

@@ -105,10 +105,18 @@ impl ExtSuper {
 
     fn parse_valid(raw: &[u8]) -> std::result::Result<Self, BadSuperblock> {
         let high = |at: usize| u64::from(le32(raw, at)) << 32;
-        let check = |fine: bool, what: &'static str| if fine { Ok(()) } else { Err(BadSuperblock(what)) };
+        let check = |fine: bool, what: &'static str| {
+            if fine {
+                Ok(())
+            } else {
+                Err(BadSuperblock(what))
+            }
+        };
         let (compat, incompat, ro_compat) = (le32(raw, 0x5c), le32(raw, 0x60), le32(raw, 0x64));
         let wide = incompat & INCOMPAT_64BIT != 0;
-        let count = |low: usize, upper: usize| u64::from(le32(raw, low)) | if wide { high(upper) } else { 0 };
+        let count = |low: usize, upper: usize| {
+            u64::from(le32(raw, low)) | if wide { high(upper) } else { 0 }
+        };
 
         check(le32(raw, 0x18) <= 6, "the block size")?;
         let block_size = 1024u32 << le32(raw, 0x18);
@@ -118,28 +126,48 @@ impl ExtSuper {
         let inodes_per_group = le32(raw, 0x28);
         let bits_per_block = block_size.saturating_mul(8);
         let blocks_per_cluster = if ro_compat & RO_COMPAT_BIGALLOC != 0 {
-            let log = le32(raw, 0x1c).checked_sub(le32(raw, 0x18)).filter(|log| *log <= 20);
+            let log = le32(raw, 0x1c)
+                .checked_sub(le32(raw, 0x18))
+                .filter(|log| *log <= 20);
             1u64 << log.ok_or(BadSuperblock("the cluster size"))?
         } else {
             1
         };
-        check(first_data_block <= 1 && blocks > u64::from(first_data_block), "the number of blocks")?;
         check(
-            blocks_per_group != 0 && u64::from(blocks_per_group) <= u64::from(bits_per_block) * blocks_per_cluster,
+            first_data_block <= 1 && blocks > u64::from(first_data_block),
+            "the number of blocks",
+        )?;
+        check(
+            blocks_per_group != 0
+                && u64::from(blocks_per_group) <= u64::from(bits_per_block) * blocks_per_cluster,
             "the size of block groups",
         )?;
-        check(inodes_per_group != 0 && inodes_per_group <= bits_per_block, "the number of inodes in a group")?;
-        let groups = (blocks - u64::from(first_data_block)).div_ceil(u64::from(blocks_per_group));
-        let groups = u32::try_from(groups).map_err(|_| BadSuperblock("the number of block groups"))?;
-        check(groups.checked_mul(inodes_per_group) == Some(le32(raw, 0x0)), "the number of inodes")?;
-        let inode_size = if le32(raw, 0x4c) == 0 { 128 } else { le16(raw, 0x58) };
         check(
-            inode_size >= 128 && inode_size.is_power_of_two() && u32::from(inode_size) <= block_size,
+            inodes_per_group != 0 && inodes_per_group <= bits_per_block,
+            "the number of inodes in a group",
+        )?;
+        let groups = (blocks - u64::from(first_data_block)).div_ceil(u64::from(blocks_per_group));
+        let groups =
+            u32::try_from(groups).map_err(|_| BadSuperblock("the number of block groups"))?;
+        check(
+            groups.checked_mul(inodes_per_group) == Some(le32(raw, 0x0)),
+            "the number of inodes",
+        )?;
+        let inode_size = if le32(raw, 0x4c) == 0 {
+            128
+        } else {
+            le16(raw, 0x58)
+        };
+        check(
+            inode_size >= 128
+                && inode_size.is_power_of_two()
+                && u32::from(inode_size) <= block_size,
             "the size of inodes",
         )?;
         let descriptor_size = if wide { le16(raw, 0xfe) } else { 32 };
         check(
-            descriptor_size.is_power_of_two() && (if wide { 64 } else { 32 }..=1024).contains(&descriptor_size),
+            descriptor_size.is_power_of_two()
+                && (if wide { 64 } else { 32 }..=1024).contains(&descriptor_size),
             "the size of group descriptors",
         )?;
 
@@ -211,7 +239,12 @@ impl ExtSuper {
         let descriptors = self.read_descriptors(bytes)?;
         let wide = self.incompat & INCOMPAT_64BIT != 0;
         let field = |raw: &[u8], low: usize, high: usize| {
-            u64::from(le16(raw, low)) | if wide { u64::from(le16(raw, high)) << 16 } else { 0 }
+            u64::from(le16(raw, low))
+                | if wide {
+                    u64::from(le16(raw, high)) << 16
+                } else {
+                    0
+                }
         };
         let (mut free_clusters, mut free_inodes) = (0u64, 0u64);
         for raw in descriptors.chunks_exact(usize::from(self.descriptor_size)) {
@@ -219,13 +252,19 @@ impl ExtSuper {
             free_inodes += field(raw, 0xe, 0x2e);
         }
         let block_size = u64::from(self.block_size);
-        let free_blocks = free_clusters.saturating_mul(self.blocks_per_cluster).min(self.blocks);
+        let free_blocks = free_clusters
+            .saturating_mul(self.blocks_per_cluster)
+            .min(self.blocks);
         let withheld = self.reserved_blocks.saturating_add(self.emergency_blocks());
-        let total = self.blocks.saturating_sub(self.overhead_blocks(journal_length));
+        let total = self
+            .blocks
+            .saturating_sub(self.overhead_blocks(journal_length));
         Ok(Usage {
             bytes_total: total.saturating_mul(block_size),
             bytes_free: free_blocks.saturating_mul(block_size),
-            bytes_available: free_blocks.saturating_sub(withheld).saturating_mul(block_size),
+            bytes_available: free_blocks
+                .saturating_sub(withheld)
+                .saturating_mul(block_size),
             inodes_total: u64::from(self.inodes),
             inodes_free: free_inodes.min(u64::from(self.inodes)),
         })
@@ -234,7 +273,10 @@ impl ExtSuper {
     fn read_descriptors(&self, bytes: &dyn ReadAt) -> Result<Vec<u8>> {
         let length = u64::from(self.groups) * u64::from(self.descriptor_size);
         if length > MAX_DESCRIPTORS || self.incompat & INCOMPAT_META_BG != 0 {
-            return Err(Error::new(ErrorKind::Unsupported, "block group descriptors of this size or layout"));
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "block group descriptors of this size or layout",
+            ));
         }
         let mut descriptors = vec![0; usize::try_from(length).map_err(Error::other)?];
         bytes.read_exact_at(&mut descriptors, self.descriptors_at())?;
@@ -252,14 +294,24 @@ impl ExtSuper {
     /// Blocks that hold the file system's own structures (`ext4_calculate_overhead`).
     fn overhead_blocks(&self, journal_length: u64) -> u64 {
         // With bigalloc the kernel believes the stored figure, too.
-        if self.ro_compat & RO_COMPAT_BIGALLOC != 0 && u64::from(self.overhead_clusters) <= self.blocks {
+        if self.ro_compat & RO_COMPAT_BIGALLOC != 0
+            && u64::from(self.overhead_clusters) <= self.blocks
+        {
             return u64::from(self.overhead_clusters) * self.blocks_per_cluster;
         }
         let block_size = u64::from(self.block_size);
-        let inode_table = (u64::from(self.inodes_per_group) * u64::from(self.inode_size)).div_ceil(block_size);
-        let table_blocks = (u64::from(self.groups) * u64::from(self.descriptor_size)).div_ceil(block_size);
-        let with_superblock = (0..self.groups).filter(|group| self.has_superblock(*group)).count() as u64;
-        let journal = if self.compat & COMPAT_HAS_JOURNAL != 0 { journal_length / block_size } else { 0 };
+        let inode_table =
+            (u64::from(self.inodes_per_group) * u64::from(self.inode_size)).div_ceil(block_size);
+        let table_blocks =
+            (u64::from(self.groups) * u64::from(self.descriptor_size)).div_ceil(block_size);
+        let with_superblock = (0..self.groups)
+            .filter(|group| self.has_superblock(*group))
+            .count() as u64;
+        let journal = if self.compat & COMPAT_HAS_JOURNAL != 0 {
+            journal_length / block_size
+        } else {
+            0
+        };
         u64::from(self.first_data_block)
             + u64::from(self.groups) * (inode_table + 2)
             + with_superblock * (1 + table_blocks + u64::from(self.reserved_gdt_blocks))
@@ -282,7 +334,8 @@ impl ExtSuper {
 
     /// Number of the journal's inode, where the journal is inside.
     pub(super) fn journal_inode(&self) -> Option<u32> {
-        (self.compat & COMPAT_HAS_JOURNAL != 0 && self.journal_inode != 0).then_some(self.journal_inode)
+        (self.compat & COMPAT_HAS_JOURNAL != 0 && self.journal_inode != 0)
+            .then_some(self.journal_inode)
     }
 }
 
@@ -297,7 +350,9 @@ fn is_power_of(mut number: u32, root: u32) -> bool {
 fn newest_time(raw: &[u8]) -> i64 {
     [(0x2c, 0x275), (0x30, 0x274), (0x40, 0x277), (0x1cc, 0x279)]
         .iter()
-        .map(|(low, high)| i64::from(le32(raw, *low)) | (i64::from(raw.get(*high).copied().unwrap_or(0)) << 32))
+        .map(|(low, high)| {
+            i64::from(le32(raw, *low)) | (i64::from(raw.get(*high).copied().unwrap_or(0)) << 32)
+        })
         .max()
         .unwrap_or(0)
 }

@@ -21,8 +21,11 @@ impl FatSuper {
             few => u64::from(few),
         };
         let cluster = sector * u64::from(head.get(13).copied().unwrap_or(0));
-        Self { length: sectors * sector, free: free_clusters(head, sector).map(|count| count * cluster) }
-            .without_nonsense()
+        Self {
+            length: sectors * sector,
+            free: free_clusters(head, sector).map(|count| count * cluster),
+        }
+        .without_nonsense()
     }
 
     fn without_nonsense(self) -> Self {
@@ -39,7 +42,10 @@ fn free_clusters(head: &[u8], sector: u64) -> Option<u64> {
     let at = usize::try_from(u64::from(le16(head, 48)) * sector).ok()?;
     let info = head.get(at..at.checked_add(512)?)?;
     let signed = has(info, 0, b"RRaA") && has(info, 484, b"rrAa");
-    signed.then(|| le32(info, 488)).filter(|count| *count != UNKNOWN).map(u64::from)
+    signed
+        .then(|| le32(info, 488))
+        .filter(|count| *count != UNKNOWN)
+        .map(u64::from)
 }
 
 #[cfg(test)]
@@ -53,7 +59,9 @@ mod tests {
         let path = file.path().to_str().unwrap();
         // 64 MiB in clusters of one sector: FAT32.
         let made = std::process::Command::new("mformat")
-            .args(["-F", "-c", "1", "-i", path, "-T", "131072", "-h", "64", "-s", "32"])
+            .args([
+                "-F", "-c", "1", "-i", path, "-T", "131072", "-h", "64", "-s", "32",
+            ])
             .output();
         let made = made.expect("mformat must be installed (package mtools)");
         assert!(made.status.success(), "{made:?}");
@@ -61,7 +69,10 @@ mod tests {
         assert_eq!(before.length, 64 << 20);
         let free = before.free.unwrap();
         assert!(free > 60 << 20 && free < 64 << 20, "{free}");
-        let copied = std::process::Command::new("mcopy").args(["-i", path, "/bin/sh", "::/sh"]).output().unwrap();
+        let copied = std::process::Command::new("mcopy")
+            .args(["-i", path, "/bin/sh", "::/sh"])
+            .output()
+            .unwrap();
         assert!(copied.status.success(), "{copied:?}");
         assert!(FatSuper::parse(&std::fs::read(path).unwrap()).free.unwrap() < free);
     }
@@ -77,9 +88,22 @@ mod tests {
         head[512..516].copy_from_slice(b"RRaA");
         head[996..1000].copy_from_slice(b"rrAa");
         head[1000..1004].copy_from_slice(&u32::MAX.wrapping_sub(1).to_le_bytes());
-        assert_eq!(FatSuper::parse(&head), FatSuper { length: 9 * 512, free: None });
+        assert_eq!(
+            FatSuper::parse(&head),
+            FatSuper {
+                length: 9 * 512,
+                free: None
+            }
+        );
         head[48..50].copy_from_slice(&u16::MAX.to_le_bytes());
         assert_eq!(FatSuper::parse(&head).free, None);
-        assert_eq!(FatSuper::parse(b""), FatSuper { length: 0, free: None }.without_nonsense());
+        assert_eq!(
+            FatSuper::parse(b""),
+            FatSuper {
+                length: 0,
+                free: None
+            }
+            .without_nonsense()
+        );
     }
 }

@@ -37,12 +37,21 @@ impl Given {
 
     /// How the user typed it, with a blank before each flag.
     pub fn as_typed(&self) -> String {
-        let mut flags = self.format.map(|format| format!(" --image-format {}", format.name())).unwrap_or_default();
+        let mut flags = self
+            .format
+            .map(|format| format!(" --image-format {}", format.name()))
+            .unwrap_or_default();
         for folder in &self.folders {
-            flags.push_str(&format!(" --image-folder {}", crate::base::shell::quoted(folder)));
+            flags.push_str(&format!(
+                " --image-folder {}",
+                crate::base::shell::quoted(folder)
+            ));
         }
         for file in &self.luks_key_files {
-            flags.push_str(&format!(" --luks-key-file {}", crate::base::shell::quoted(file)));
+            flags.push_str(&format!(
+                " --luks-key-file {}",
+                crate::base::shell::quoted(file)
+            ));
         }
         if let Some(file) = &self.spill {
             flags.push_str(&format!(" --spill {}", crate::base::shell::quoted(file)));

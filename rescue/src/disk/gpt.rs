@@ -51,11 +51,14 @@ pub fn read(disk: &Arc<dyn ReadAt>, boot_sector: &BootSector) -> Result<Table, T
     for (lba, place) in backups(disk, boot_sector)? {
         match read_at(disk, lba) {
             Ok(mut table) => {
-                let note = format!("the primary GPT is damaged ({primary}); the backup {place} was read");
+                let note =
+                    format!("the primary GPT is damaged ({primary}); the backup {place} was read");
                 table.notes.insert(0, note);
                 return Ok(table);
             }
-            Err(TableError::Damaged(backup)) => damaged.push_str(&format!("; the backup {place}: {backup}")),
+            Err(TableError::Damaged(backup)) => {
+                damaged.push_str(&format!("; the backup {place}: {backup}"))
+            }
             Err(error) => return Err(error),
         }
     }
@@ -71,7 +74,10 @@ pub fn read(disk: &Arc<dyn ReadAt>, boot_sector: &BootSector) -> Result<Table, T
 
 /// Where a backup may be, in sectors: at the end, where it belongs; and on a disk that was enlarged, where its end was, as the primary
 /// header or the protective MBR tells.
-fn backups(disk: &Arc<dyn ReadAt>, boot_sector: &BootSector) -> Result<Vec<(u64, &'static str)>, TableError> {
+fn backups(
+    disk: &Arc<dyn ReadAt>,
+    boot_sector: &BootSector,
+) -> Result<Vec<(u64, &'static str)>, TableError> {
     let sector_size = u64::from(disk.sector_size());
     let last = (disk.len() / sector_size).saturating_sub(1);
     let mut found = vec![(last, "at the end of the disk")];
@@ -106,13 +112,18 @@ fn other_sector_size(disk: &Arc<dyn ReadAt>) -> Result<Option<u64>, Error> {
 /// A disk whose first sector was overwritten may still have its GPT. One that was formatted as a whole afterwards may, too:
 /// there the file system counts, so this is asked only where nothing else is recognised.
 pub(super) fn read_without_boot_sector(disk: &Arc<dyn ReadAt>) -> Result<Table, TableError> {
-    let empty = Table { partitions: Vec::new(), notes: Vec::new() };
+    let empty = Table {
+        partitions: Vec::new(),
+        notes: Vec::new(),
+    };
     if super::probe::probe(disk.as_ref())?.is_some() {
         return Ok(empty);
     }
     match read_at(disk, 1) {
         Ok(mut table) => {
-            table.notes.push("the protective MBR in the first sector is gone; the GPT behind it was read".into());
+            table.notes.push(
+                "the protective MBR in the first sector is gone; the GPT behind it was read".into(),
+            );
             Ok(table)
         }
         Err(TableError::Io(error)) => Err(error.into()),
@@ -128,7 +139,10 @@ fn read_at(disk: &Arc<dyn ReadAt>, lba: u64) -> Result<Table, TableError> {
     let offset = lba
         .checked_mul(sector_size)
         .filter(|at| *at != 0)
-        .filter(|at| at.checked_add(sector_size).is_some_and(|end| end <= disk.len()));
+        .filter(|at| {
+            at.checked_add(sector_size)
+                .is_some_and(|end| end <= disk.len())
+        });
     let offset = offset.ok_or_else(|| damaged("the disk is too small to hold it"))?;
     let mut raw = [0; HEADER_LENGTH];
     disk.read_exact_at(&mut raw, offset)?;
@@ -137,27 +151,47 @@ fn read_at(disk: &Arc<dyn ReadAt>, lba: u64) -> Result<Table, TableError> {
     // The crate reads a header only from sector 1: show it the disk from one sector before ours.
     let window = Slice::new(Arc::clone(disk), offset - sector_size, 2 * sector_size)
         .ok_or_else(|| damaged("the disk is too small to hold it"))?;
-    header::read_header_from_arbitrary_device(&mut Cursor { bytes: Arc::new(window), at: 0 }, block_size)
-        .map_err(|error| damaged(&format!("its header does not check out ({error})")))?;
+    header::read_header_from_arbitrary_device(
+        &mut Cursor {
+            bytes: Arc::new(window),
+            at: 0,
+        },
+        block_size,
+    )
+    .map_err(|error| damaged(&format!("its header does not check out ({error})")))?;
     let entries = entries(disk, &raw)?;
 
-    let mut table = Table { partitions: Vec::new(), notes: Vec::new() };
+    let mut table = Table {
+        partitions: Vec::new(),
+        notes: Vec::new(),
+    };
     for (number, entry) in (1..).zip(entries.chunks_exact(le32(&raw, ENTRY_SIZE) as usize)) {
         let kind = guid(entry, 0);
         if kind == UNUSED {
             continue;
         }
         if table.partitions.len() == MAX_PARTITIONS {
-            table.notes.push(format!("more than {MAX_PARTITIONS} partitions; the rest was not read"));
+            table.notes.push(format!(
+                "more than {MAX_PARTITIONS} partitions; the rest was not read"
+            ));
             break;
         }
         // Both ends count (inclusive), in sectors.
         let (first, last) = (le64(entry, 32), le64(entry, 40));
-        let bounds = last.checked_sub(first).and_then(|length| length.checked_add(1)).and_then(|sectors| {
-            Some((first.checked_mul(sector_size)?, sectors.checked_mul(sector_size)?)).filter(|_| first > lba.min(1))
-        });
+        let bounds = last
+            .checked_sub(first)
+            .and_then(|length| length.checked_add(1))
+            .and_then(|sectors| {
+                Some((
+                    first.checked_mul(sector_size)?,
+                    sectors.checked_mul(sector_size)?,
+                ))
+                .filter(|_| first > lba.min(1))
+            });
         let Some((offset, length)) = bounds else {
-            table.notes.push(format!("partition {number} has impossible bounds and was left out"));
+            table.notes.push(format!(
+                "partition {number} has impossible bounds and was left out"
+            ));
             continue;
         };
         table.partitions.push(Partition {
@@ -185,9 +219,11 @@ fn entries(disk: &Arc<dyn ReadAt>, header: &[u8]) -> Result<Vec<u8>, TableError>
     let offset = offset
         .filter(|at| at.checked_add(length).is_some_and(|end| end <= disk.len()))
         .ok_or_else(|| damaged("its table lies past the end of the disk"))?;
-    let mut bytes = vec![0; usize::try_from(length).map_err(|_| damaged("its table is too large"))?];
+    let mut bytes =
+        vec![0; usize::try_from(length).map_err(|_| damaged("its table is too large"))?];
     disk.read_exact_at(&mut bytes, offset)?;
-    if crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC).checksum(&bytes) != le32(header, TABLE_CHECKSUM) {
+    if crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC).checksum(&bytes) != le32(header, TABLE_CHECKSUM)
+    {
         return Err(damaged("the checksum of its table does not fit"));
     }
     Ok(bytes)
@@ -195,15 +231,26 @@ fn entries(disk: &Arc<dyn ReadAt>, header: &[u8]) -> Result<Vec<u8>, TableError>
 
 /// A GUID as text, lower case; its first three fields are little-endian.
 fn guid(entry: &[u8], at: usize) -> String {
-    let tail: String = (8..16).map(|byte| format!("{:02x}", entry.get(at + byte).copied().unwrap_or(0))).collect();
+    let tail: String = (8..16)
+        .map(|byte| format!("{:02x}", entry.get(at + byte).copied().unwrap_or(0)))
+        .collect();
     let (middle, end) = tail.split_at(4);
-    format!("{:08x}-{:04x}-{:04x}-{middle}-{end}", le32(entry, at), le16(entry, at + 4), le16(entry, at + 6))
+    format!(
+        "{:08x}-{:04x}-{:04x}-{middle}-{end}",
+        le32(entry, at),
+        le16(entry, at + 4),
+        le16(entry, at + 6)
+    )
 }
 
 /// The name: 36 characters of UTF-16 at most, up to the first that is zero.
 fn name(entry: &[u8]) -> String {
-    let units = (0..36).map(|index| le16(entry, 56 + index * 2)).take_while(|unit| *unit != 0);
-    char::decode_utf16(units).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+    let units = (0..36)
+        .map(|index| le16(entry, 56 + index * 2))
+        .take_while(|unit| *unit != 0);
+    char::decode_utf16(units)
+        .map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER))
+        .collect()
 }
 
 /// What the crate takes on trust.
@@ -212,17 +259,24 @@ fn check_header(raw: &[u8], lba: u64) -> Result<(), TableError> {
         return Err(TableError::Damaged("its signature is missing".into()));
     }
     if le64(raw, MY_LBA) != lba {
-        return Err(TableError::Damaged(format!("its header says sector {}, but stands in {lba}", le64(raw, MY_LBA))));
+        return Err(TableError::Damaged(format!(
+            "its header says sector {}, but stands in {lba}",
+            le64(raw, MY_LBA)
+        )));
     }
     if le64(raw, TABLE_LBA) < 2 && lba == 1 {
         return Err(TableError::Damaged("its table overlaps the header".into()));
     }
     let (size, count) = (le32(raw, ENTRY_SIZE), le32(raw, ENTRY_COUNT));
     if size < LEAST_ENTRY || !size.is_power_of_two() {
-        return Err(TableError::Unsupported(format!("GPT entries of {size} bytes")));
+        return Err(TableError::Unsupported(format!(
+            "GPT entries of {size} bytes"
+        )));
     }
     if u64::from(count) * u64::from(size) > MAX_TABLE {
-        return Err(TableError::Unsupported(format!("a GPT with room for {count} partitions")));
+        return Err(TableError::Unsupported(format!(
+            "a GPT with room for {count} partitions"
+        )));
     }
     Ok(())
 }
@@ -236,7 +290,9 @@ struct Cursor {
 impl Read for Cursor {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let left = self.bytes.len().saturating_sub(self.at);
-        let length = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        let length = usize::try_from(left)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
         let Some(part) = buffer.get_mut(..length) else {
             return Ok(0);
         };

@@ -49,7 +49,10 @@ impl Layout {
                 return Err("its segments overlap or leave gaps");
             }
             let each = segment.length / (segment.areas.len() as u64).max(1);
-            if segment.areas.is_empty() || segment.stripe == 0 || each * segment.areas.len() as u64 != segment.length {
+            if segment.areas.is_empty()
+                || segment.stripe == 0
+                || each * segment.areas.len() as u64 != segment.length
+            {
                 return Err("one of its segments cannot be divided among its stripes");
             }
             // The last turn would reach past the others' ends.
@@ -59,12 +62,20 @@ impl Layout {
             for area in &segment.areas {
                 let there = lengths.get(area.below).copied().unwrap_or(0);
                 if area.offset.checked_add(each).is_none_or(|end| end > there) {
-                    return Err("it reaches past the end of a physical volume; the disk may have been cut off");
+                    return Err(
+                        "it reaches past the end of a physical volume; the disk may have been cut off",
+                    );
                 }
             }
-            length = length.checked_add(segment.length).ok_or("it is larger than any disk")?;
+            length = length
+                .checked_add(segment.length)
+                .ok_or("it is larger than any disk")?;
         }
-        if length == 0 { Err("it is empty") } else { Ok(Self { segments, length }) }
+        if length == 0 {
+            Err("it is empty")
+        } else {
+            Ok(Self { segments, length })
+        }
     }
 
     /// Length in bytes.
@@ -79,8 +90,12 @@ impl Layout {
 
     /// The runs below that are used, ascending.
     pub fn used(&self) -> Vec<usize> {
-        let mut used: Vec<usize> =
-            self.segments.iter().flat_map(|segment| &segment.areas).map(|area| area.below).collect();
+        let mut used: Vec<usize> = self
+            .segments
+            .iter()
+            .flat_map(|segment| &segment.areas)
+            .map(|area| area.below)
+            .collect();
         used.sort_unstable();
         used.dedup();
         used
@@ -89,7 +104,11 @@ impl Layout {
     /// The same layout over the runs that it uses alone: their numbers before, and the layout with new numbers.
     pub fn compact(mut self) -> (Vec<usize>, Self) {
         let used = self.used();
-        for area in self.segments.iter_mut().flat_map(|segment| &mut segment.areas) {
+        for area in self
+            .segments
+            .iter_mut()
+            .flat_map(|segment| &mut segment.areas)
+        {
             area.below = used.binary_search(&area.below).unwrap_or(0);
         }
         (used, self)
@@ -100,7 +119,9 @@ impl Layout {
         let first = *self.segments.first()?.areas.first()?;
         let mut next = first.offset;
         for segment in &self.segments {
-            let [area] = segment.areas.as_slice() else { return None };
+            let [area] = segment.areas.as_slice() else {
+                return None;
+            };
             if area.below != first.below || area.offset != next {
                 return None;
             }
@@ -111,16 +132,27 @@ impl Layout {
 
     /// The area that holds byte `at`, the byte there, and how many bytes follow there in one run.
     fn find(&self, at: u64) -> Option<(usize, u64, u64)> {
-        let index = self.segments.partition_point(|segment| segment.start <= at).checked_sub(1)?;
+        let index = self
+            .segments
+            .partition_point(|segment| segment.start <= at)
+            .checked_sub(1)?;
         let segment = self.segments.get(index)?;
         let within = at - segment.start;
         if let [only] = segment.areas.as_slice() {
-            return Some((only.below, only.offset + within, segment.length.checked_sub(within)?));
+            return Some((
+                only.below,
+                only.offset + within,
+                segment.length.checked_sub(within)?,
+            ));
         }
         let (turn, within) = (within / segment.stripe, within % segment.stripe);
         let count = segment.areas.len() as u64;
         let area = segment.areas.get(usize::try_from(turn % count).ok()?)?;
-        Some((area.below, area.offset + turn / count * segment.stripe + within, segment.stripe - within))
+        Some((
+            area.below,
+            area.offset + turn / count * segment.stripe + within,
+            segment.stripe - within,
+        ))
     }
 }
 
@@ -135,15 +167,24 @@ impl Laid {
     /// `below` are the runs that the layout counts.
     pub fn new(layout: Layout, below: Vec<Arc<dyn ReadAt>>) -> Self {
         let used = layout.used();
-        let sizes = used.iter().filter_map(|index| below.get(*index)).map(|run| run.sector_size());
+        let sizes = used
+            .iter()
+            .filter_map(|index| below.get(*index))
+            .map(|run| run.sector_size());
         let sector_size = sizes.max().unwrap_or(512);
-        Self { layout, below, sector_size }
+        Self {
+            layout,
+            below,
+            sector_size,
+        }
     }
 }
 
 impl std::fmt::Debug for Laid {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Laid").field("layout", &self.layout).finish_non_exhaustive()
+        f.debug_struct("Laid")
+            .field("layout", &self.layout)
+            .finish_non_exhaustive()
     }
 }
 
@@ -156,15 +197,25 @@ impl ReadAt for Laid {
     }
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
         let past_end = || Error::from(ErrorKind::UnexpectedEof);
-        if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > self.layout.length) {
+        if offset
+            .checked_add(buffer.len() as u64)
+            .is_none_or(|end| end > self.layout.length)
+        {
             return Err(past_end());
         }
         let (mut rest, mut at) = (buffer, offset);
         while !rest.is_empty() {
-            let (below, from, run) = self.layout.find(at).filter(|(_, _, run)| *run > 0).ok_or_else(past_end)?;
+            let (below, from, run) = self
+                .layout
+                .find(at)
+                .filter(|(_, _, run)| *run > 0)
+                .ok_or_else(past_end)?;
             let length = usize::try_from(run).unwrap_or(usize::MAX).min(rest.len());
             let (now, later) = rest.split_at_mut(length);
-            self.below.get(below).ok_or_else(past_end)?.read_exact_at(now, from)?;
+            self.below
+                .get(below)
+                .ok_or_else(past_end)?
+                .read_exact_at(now, from)?;
             at += length as u64;
             rest = later;
         }
@@ -177,20 +228,64 @@ mod tests {
     use super::*;
 
     fn linear(start: u64, length: u64, below: usize, offset: u64) -> Segment {
-        Segment { start, length, stripe: 512, areas: vec![Area { below, offset }] }
+        Segment {
+            start,
+            length,
+            stripe: 512,
+            areas: vec![Area { below, offset }],
+        }
     }
 
     #[test]
     fn only_what_lies_in_one_piece_is_one_run() {
         let layout = |segments| Layout::new(segments, &[10_000, 10_000]).unwrap();
         let run = layout(vec![linear(0, 1024, 1, 512), linear(1024, 512, 1, 1536)]);
-        assert_eq!(run.one_run(), Some(Area { below: 1, offset: 512 }));
+        assert_eq!(
+            run.one_run(),
+            Some(Area {
+                below: 1,
+                offset: 512
+            })
+        );
         let (used, compact) = run.compact();
-        assert_eq!((used, compact.one_run()), (vec![1], Some(Area { below: 0, offset: 512 })));
-        assert_eq!(layout(vec![linear(0, 1024, 0, 512), linear(1024, 512, 1, 1536)]).one_run(), None);
-        assert_eq!(layout(vec![linear(0, 1024, 0, 512), linear(1024, 512, 0, 2048)]).one_run(), None);
-        let areas = vec![Area { below: 0, offset: 0 }, Area { below: 1, offset: 0 }];
-        assert_eq!(layout(vec![Segment { start: 0, length: 2048, stripe: 512, areas }]).one_run(), None);
+        assert_eq!(
+            (used, compact.one_run()),
+            (
+                vec![1],
+                Some(Area {
+                    below: 0,
+                    offset: 512
+                })
+            )
+        );
+        assert_eq!(
+            layout(vec![linear(0, 1024, 0, 512), linear(1024, 512, 1, 1536)]).one_run(),
+            None
+        );
+        assert_eq!(
+            layout(vec![linear(0, 1024, 0, 512), linear(1024, 512, 0, 2048)]).one_run(),
+            None
+        );
+        let areas = vec![
+            Area {
+                below: 0,
+                offset: 0,
+            },
+            Area {
+                below: 1,
+                offset: 0,
+            },
+        ];
+        assert_eq!(
+            layout(vec![Segment {
+                start: 0,
+                length: 2048,
+                stripe: 512,
+                areas
+            }])
+            .one_run(),
+            None
+        );
     }
 
     #[test]
@@ -203,10 +298,26 @@ mod tests {
             vec![linear(0, 1024, 0, 9_999)],
             vec![linear(0, 1024, 7, 0)],
             vec![linear(0, u64::MAX, 0, 1)],
-            vec![Segment { start: 0, length: 1, stripe: 512, areas: Vec::new() }],
-            vec![Segment { start: 0, length: 1, stripe: 0, areas: vec![Area { below: 0, offset: 0 }] }],
+            vec![Segment {
+                start: 0,
+                length: 1,
+                stripe: 512,
+                areas: Vec::new(),
+            }],
+            vec![Segment {
+                start: 0,
+                length: 1,
+                stripe: 0,
+                areas: vec![Area {
+                    below: 0,
+                    offset: 0,
+                }],
+            }],
         ] {
-            assert!(Layout::new(segments.clone(), &[10_000]).is_err(), "{segments:?}");
+            assert!(
+                Layout::new(segments.clone(), &[10_000]).is_err(),
+                "{segments:?}"
+            );
         }
     }
 }

@@ -36,7 +36,12 @@ pub struct LoopOptions {
 
 impl Default for LoopOptions {
     fn default() -> Self {
-        Self { offset: 0, length: 0, sector_size: 512, read_only: true }
+        Self {
+            offset: 0,
+            length: 0,
+            sector_size: 512,
+            read_only: true,
+        }
     }
 }
 
@@ -52,16 +57,21 @@ impl LoopDevice {
     pub fn attach(file: BorrowedFd<'_>, options: &LoopOptions) -> anyhow::Result<Self> {
         let control = open_control()?;
         for _ in 0..RACE_RETRIES {
-            let number = sys::loop_ctl_get_free(control.as_fd()).context("asking the kernel for a free loop device")?;
+            let number = sys::loop_ctl_get_free(control.as_fd())
+                .context("asking the kernel for a free loop device")?;
             let device = open_device(number, options.read_only)?;
             match sys::loop_configure(device.as_fd(), file, config(options)) {
                 Ok(()) => return Ok(Self { device, number }),
                 Err(Errno::EBUSY) => {}
                 Err(Errno::ENOTTY | Errno::ENOSYS) => return Err(old_kernel().into()),
-                Err(errno) => return Err(errno).with_context(|| format!("setting up /dev/loop{number}")),
+                Err(errno) => {
+                    return Err(errno).with_context(|| format!("setting up /dev/loop{number}"));
+                }
             }
         }
-        anyhow::bail!("setting up a loop device: other programs took every free one, {RACE_RETRIES} times in a row")
+        anyhow::bail!(
+            "setting up a loop device: other programs took every free one, {RACE_RETRIES} times in a row"
+        )
     }
 
     /// Shows (a part of) an image file. Needs root.
@@ -71,13 +81,18 @@ impl LoopDevice {
             .write(!options.read_only)
             .open(image)
             .with_context(|| format!("opening {}", image.display()))?;
-        Self::attach(file.as_fd(), options).with_context(|| format!("showing {} as a block device", image.display()))
+        Self::attach(file.as_fd(), options)
+            .with_context(|| format!("showing {} as a block device", image.display()))
     }
 
     /// A path that opens this device, for as long as this lives: `/dev/loop3`, or our own descriptor where /dev has no such node.
     pub fn path(&self) -> PathBuf {
         let node = node(self.number);
-        if node.exists() { node } else { PathBuf::from(format!("/proc/self/fd/{}", self.device.as_raw_fd())) }
+        if node.exists() {
+            node
+        } else {
+            PathBuf::from(format!("/proc/self/fd/{}", self.device.as_raw_fd()))
+        }
     }
 }
 
@@ -88,13 +103,22 @@ impl AsFd for LoopDevice {
 }
 
 fn open_control() -> anyhow::Result<File> {
-    File::options().read(true).write(true).open(CONTROL).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => {
-            Refusal::new(format!("there is no {CONTROL}"), "this kernel shows no loop devices", "modprobe loop").into()
-        }
-        std::io::ErrorKind::PermissionDenied => crate::mount::needs_root("setting up a loop device").into(),
-        _ => anyhow::Error::new(error).context(format!("opening {CONTROL}")),
-    })
+    File::options()
+        .read(true)
+        .write(true)
+        .open(CONTROL)
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Refusal::new(
+                format!("there is no {CONTROL}"),
+                "this kernel shows no loop devices",
+                "modprobe loop",
+            )
+            .into(),
+            std::io::ErrorKind::PermissionDenied => {
+                crate::mount::needs_root("setting up a loop device").into()
+            }
+            _ => anyhow::Error::new(error).context(format!("opening {CONTROL}")),
+        })
 }
 
 fn node(number: u32) -> PathBuf {
@@ -103,7 +127,12 @@ fn node(number: u32) -> PathBuf {
 
 /// Opens the device, over a passing node of our own where nobody (no devtmpfs, no udev) has made one.
 fn open_device(number: u32, read_only: bool) -> anyhow::Result<OwnedFd> {
-    let flags = OFlags::CLOEXEC | if read_only { OFlags::RDONLY } else { OFlags::RDWR };
+    let flags = OFlags::CLOEXEC
+        | if read_only {
+            OFlags::RDONLY
+        } else {
+            OFlags::RDWR
+        };
     let path = node(number);
     match rustix::fs::open(&path, flags, Mode::empty()) {
         Err(rustix::io::Errno::NOENT) => {
@@ -120,10 +149,19 @@ fn open_device(number: u32, read_only: bool) -> anyhow::Result<OwnedFd> {
 fn make_node(number: u32, path: &Path) -> anyhow::Result<()> {
     let shown = format!("/sys/block/loop{number}/dev");
     let numbers = std::fs::read_to_string(&shown).with_context(|| format!("reading {shown}"))?;
-    let (major, minor) = numbers.trim().split_once(':').with_context(|| format!("reading {shown}: {numbers:?}"))?;
+    let (major, minor) = numbers
+        .trim()
+        .split_once(':')
+        .with_context(|| format!("reading {shown}: {numbers:?}"))?;
     let device = rustix::fs::makedev(major.parse()?, minor.parse()?);
     let mode = Mode::RUSR | Mode::WUSR;
-    match rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::BlockDevice, mode, device) {
+    match rustix::fs::mknodat(
+        rustix::fs::CWD,
+        path,
+        rustix::fs::FileType::BlockDevice,
+        mode,
+        device,
+    ) {
         Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
         Err(errno) => Err(errno).with_context(|| format!("making {}", path.display())),
     }
@@ -180,34 +218,60 @@ mod tests {
     #[test]
     fn shows_a_part_of_a_file_and_goes_away() {
         let file = image();
-        let options = LoopOptions { offset: 8192, length: 16384, sector_size: 4096, ..LoopOptions::default() };
+        let options = LoopOptions {
+            offset: 8192,
+            length: 16384,
+            sector_size: 4096,
+            ..LoopOptions::default()
+        };
         let device = LoopDevice::open(file.path(), &options).expect("this test needs root");
         let shown = File::open(device.path()).unwrap();
         let mut bytes = vec![0; 16384];
         shown.read_exact_at(&mut bytes, 0).unwrap();
         assert_eq!((bytes[0], bytes[16383]), (2, 5));
-        assert_eq!(shown.read_at(&mut bytes, 16384).unwrap(), 0, "the length bounds it");
+        assert_eq!(
+            shown.read_at(&mut bytes, 16384).unwrap(),
+            0,
+            "the length bounds it"
+        );
         let path = format!("/sys/block/loop{}/queue/logical_block_size", device.number);
         assert_eq!(std::fs::read_to_string(path).unwrap().trim(), "4096");
-        let writing = File::options().write(true).open(device.path()).and_then(|file| file.write_all_at(b"x", 0));
+        let writing = File::options()
+            .write(true)
+            .open(device.path())
+            .and_then(|file| file.write_all_at(b"x", 0));
         assert!(writing.is_err(), "read-only");
         let number = device.number;
-        assert!(backing(number).unwrap().contains(file.path().to_str().unwrap()));
+        assert!(
+            backing(number)
+                .unwrap()
+                .contains(file.path().to_str().unwrap())
+        );
         drop(shown);
         drop(device);
-        assert!(!backing(number).unwrap_or_default().contains(file.path().to_str().unwrap()));
+        assert!(
+            !backing(number)
+                .unwrap_or_default()
+                .contains(file.path().to_str().unwrap())
+        );
     }
 
     #[test]
     fn writes_reach_the_file() {
         let file = image();
-        let options = LoopOptions { offset: 4096, read_only: false, ..LoopOptions::default() };
+        let options = LoopOptions {
+            offset: 4096,
+            read_only: false,
+            ..LoopOptions::default()
+        };
         let device = LoopDevice::open(file.path(), &options).expect("this test needs root");
         let shown = File::options().write(true).open(device.path()).unwrap();
         shown.write_all_at(b"hello", 512).unwrap();
         shown.sync_all().unwrap();
         let mut bytes = [0; 5];
-        file.as_file().read_exact_at(&mut bytes, 4096 + 512).unwrap();
+        file.as_file()
+            .read_exact_at(&mut bytes, 4096 + 512)
+            .unwrap();
         assert_eq!(&bytes, b"hello");
     }
 
@@ -218,9 +282,13 @@ mod tests {
                 std::thread::spawn(|| {
                     for _ in 0..8 {
                         let file = image();
-                        let device =
-                            LoopDevice::open(file.path(), &LoopOptions::default()).expect("this test needs root");
-                        assert!(backing(device.number).unwrap().contains(file.path().to_str().unwrap()));
+                        let device = LoopDevice::open(file.path(), &LoopOptions::default())
+                            .expect("this test needs root");
+                        assert!(
+                            backing(device.number)
+                                .unwrap()
+                                .contains(file.path().to_str().unwrap())
+                        );
                     }
                 })
             })

@@ -57,14 +57,19 @@ impl BootSector {
         if !entries.iter().any(Entry::is_used) {
             return None;
         }
-        Some(Self { disk_signature: le32(sector, 440), entries })
+        Some(Self {
+            disk_signature: le32(sector, 440),
+            entries,
+        })
     }
 
     /// The last sector that it guards: where the disk ended when the GPT was made. `None` where it does not say.
     pub fn protected_end(&self) -> Option<u64> {
         // 0xffffffff stands for "too large to say".
-        let guard =
-            self.entries.iter().find(|entry| entry.kind == PROTECTIVE && entry.sectors != u64::from(u32::MAX))?;
+        let guard = self
+            .entries
+            .iter()
+            .find(|entry| entry.kind == PROTECTIVE && entry.sectors != u64::from(u32::MAX))?;
         (guard.start + guard.sectors).checked_sub(1)
     }
 
@@ -76,9 +81,14 @@ impl BootSector {
 
 /// FAT and NTFS begin with a jump and carry their name; their boot code may look like partition entries.
 fn looks_like_file_system(sector: &[u8]) -> bool {
-    [(3, b"NTFS    ".as_slice()), (54, b"FAT".as_slice()), (82, b"FAT32".as_slice()), (3, b"-FVE-FS-".as_slice())]
-        .iter()
-        .any(|(at, magic)| has(sector, *at, magic))
+    [
+        (3, b"NTFS    ".as_slice()),
+        (54, b"FAT".as_slice()),
+        (82, b"FAT32".as_slice()),
+        (3, b"-FVE-FS-".as_slice()),
+    ]
+    .iter()
+    .any(|(at, magic)| has(sector, *at, magic))
 }
 
 /// The four entries of a table sector; `None` when a boot indicator is neither 0 nor 0x80, as in the kernel.
@@ -89,7 +99,11 @@ fn entries(sector: &[u8]) -> Option<Vec<Entry>> {
             return None;
         }
         let kind = raw.get(4).copied().unwrap_or(0);
-        entries.push(Entry { kind, start: u64::from(le32(raw, 8)), sectors: u64::from(le32(raw, 12)) });
+        entries.push(Entry {
+            kind,
+            start: u64::from(le32(raw, 8)),
+            sectors: u64::from(le32(raw, 12)),
+        });
     }
     Some(entries)
 }
@@ -97,13 +111,17 @@ fn entries(sector: &[u8]) -> Option<Vec<Entry>> {
 /// Reads primary and logical partitions.
 pub fn read(disk: &dyn ReadAt, boot_sector: &BootSector) -> Result<Table, TableError> {
     let sector_size = u64::from(disk.sector_size());
-    let mut table = Table { partitions: Vec::new(), notes: Vec::new() };
+    let mut table = Table {
+        partitions: Vec::new(),
+        notes: Vec::new(),
+    };
     let partition = |number: u32, entry: &Entry, start: u64| Partition {
         number,
         // Both factors are below 2^34 and 2^12.
         offset: start * sector_size,
         length: entry.sectors * sector_size,
-        uuid: (boot_sector.disk_signature != 0).then(|| format!("{:08x}-{number:02x}", boot_sector.disk_signature)),
+        uuid: (boot_sector.disk_signature != 0)
+            .then(|| format!("{:08x}-{number:02x}", boot_sector.disk_signature)),
         label: None,
         kind: match entry.kind {
             0xef => PartitionKind::EfiSystem,
@@ -118,7 +136,11 @@ pub fn read(disk: &dyn ReadAt, boot_sector: &BootSector) -> Result<Table, TableE
     }
     // As the kernel counts: through all extended partitions, from 5.
     let mut number = 5;
-    for extended in boot_sector.entries.iter().filter(|entry| entry.is_used() && entry.is_extended()) {
+    for extended in boot_sector
+        .entries
+        .iter()
+        .filter(|entry| entry.is_used() && entry.is_extended())
+    {
         for (start, entry) in logical(disk, extended, &mut table.notes)? {
             table.partitions.push(partition(number, &entry, start));
             number += 1;
@@ -130,7 +152,11 @@ pub fn read(disk: &dyn ReadAt, boot_sector: &BootSector) -> Result<Table, TableE
 
 /// Follows the chain of extended boot records: each holds one partition (relative to itself) and a link to the next (relative
 /// to the extended partition).
-fn logical(disk: &dyn ReadAt, extended: &Entry, notes: &mut Vec<String>) -> Result<Vec<(u64, Entry)>, TableError> {
+fn logical(
+    disk: &dyn ReadAt,
+    extended: &Entry,
+    notes: &mut Vec<String>,
+) -> Result<Vec<(u64, Entry)>, TableError> {
     let sector_size = u64::from(disk.sector_size());
     let mut found = Vec::new();
     let mut seen = HashSet::new();
@@ -147,24 +173,34 @@ fn logical(disk: &dyn ReadAt, extended: &Entry, notes: &mut Vec<String>) -> Resu
             return Ok(found);
         }
         disk.read_exact_at(&mut sector, offset)?;
-        let Some(entries) = entries(&sector).filter(|_| has(&sector, SIGNATURE_AT, &[0x55, 0xaa])) else {
+        let Some(entries) = entries(&sector).filter(|_| has(&sector, SIGNATURE_AT, &[0x55, 0xaa]))
+        else {
             if !found.is_empty() || record != extended.start {
                 notes.push("the chain of logical partitions breaks off".into());
             }
             return Ok(found);
         };
-        for (index, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.is_used() && !entry.is_extended()) {
+        for (index, entry) in entries
+            .iter()
+            .enumerate()
+            .filter(|(_, entry)| entry.is_used() && !entry.is_extended())
+        {
             // The third and fourth entries may be garbage (msdos.c of the kernel): they count only inside the extended partition.
             let end = record + entry.start + entry.sectors;
             if index < 2 || end <= extended.start + extended.sectors {
                 found.push((record + entry.start, *entry));
             }
         }
-        match entries.iter().find(|entry| entry.is_used() && entry.is_extended()) {
+        match entries
+            .iter()
+            .find(|entry| entry.is_used() && entry.is_extended())
+        {
             Some(next) => record = extended.start + next.start,
             None => return Ok(found),
         }
     }
-    notes.push(format!("more than {MAX_LOGICAL} logical partitions; the rest was not read"));
+    notes.push(format!(
+        "more than {MAX_LOGICAL} logical partitions; the rest was not read"
+    ));
     Ok(found)
 }

@@ -35,11 +35,14 @@ pub(crate) fn below(folder: &Path) -> Result<Vec<Mount>> {
 
 /// What is mounted on `folder` itself.
 pub(crate) fn at(folder: &Path) -> Result<Option<Mount>> {
-    Ok(read()?.into_iter().find(|mount| mount.mount_point == folder))
+    Ok(read()?
+        .into_iter()
+        .find(|mount| mount.mount_point == folder))
 }
 
 fn read() -> Result<Vec<Mount>> {
-    let text = std::fs::read("/proc/thread-self/mountinfo").context("reading /proc/thread-self/mountinfo")?;
+    let text = std::fs::read("/proc/thread-self/mountinfo")
+        .context("reading /proc/thread-self/mountinfo")?;
     Ok(parse(&text))
 }
 
@@ -72,8 +75,9 @@ pub(crate) fn unescape(field: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, after)) = rest.split_first() {
-        let octal =
-            after.get(..3).filter(|digits| *first == b'\\' && digits.iter().all(|digit| matches!(digit, b'0'..=b'7')));
+        let octal = after.get(..3).filter(|digits| {
+            *first == b'\\' && digits.iter().all(|digit| matches!(digit, b'0'..=b'7'))
+        });
         let digits = octal.and_then(|digits| std::str::from_utf8(digits).ok());
         match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
             Some(byte) => {

@@ -61,7 +61,11 @@ pub fn read_table(disk: &Arc<dyn ReadAt>) -> Result<Table, TableError> {
     let Some(boot_sector) = mbr::BootSector::read(disk.as_ref())? else {
         return gpt::read_without_boot_sector(disk);
     };
-    if boot_sector.is_protective() { gpt::read(disk, &boot_sector) } else { mbr::read(disk.as_ref(), &boot_sector) }
+    if boot_sector.is_protective() {
+        gpt::read(disk, &boot_sector)
+    } else {
+        mbr::read(disk.as_ref(), &boot_sector)
+    }
 }
 
 /// Says which partitions have sectors in common.
@@ -74,7 +78,10 @@ pub(super) fn note_overlaps(table: &mut Table) {
     for partition in sorted {
         let end = |partition: &Partition| partition.offset.saturating_add(partition.length);
         if let Some(before) = furthest.filter(|before| end(before) > partition.offset) {
-            notes.push(format!("partitions {} and {} overlap", before.number, partition.number));
+            notes.push(format!(
+                "partitions {} and {} overlap",
+                before.number, partition.number
+            ));
         }
         if furthest.is_none_or(|before| end(partition) > end(before)) {
             furthest = Some(partition);
@@ -93,15 +100,24 @@ pub struct Slice {
 
 impl std::fmt::Debug for Slice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Slice").field("offset", &self.offset).field("length", &self.length).finish_non_exhaustive()
+        f.debug_struct("Slice")
+            .field("offset", &self.offset)
+            .field("length", &self.length)
+            .finish_non_exhaustive()
     }
 }
 
 impl Slice {
     /// `None` when it would reach past the end of what is below.
     pub fn new(below: Arc<dyn ReadAt>, offset: u64, length: u64) -> Option<Self> {
-        offset.checked_add(length).filter(|end| *end <= below.len())?;
-        Some(Self { below, offset, length })
+        offset
+            .checked_add(length)
+            .filter(|end| *end <= below.len())?;
+        Some(Self {
+            below,
+            offset,
+            length,
+        })
     }
 }
 
@@ -113,7 +129,10 @@ impl ReadAt for Slice {
         self.below.sector_size()
     }
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
-        if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > self.length) {
+        if offset
+            .checked_add(buffer.len() as u64)
+            .is_none_or(|end| end > self.length)
+        {
             return Err(Error::from(ErrorKind::UnexpectedEof));
         }
         self.below.read_exact_at(buffer, self.offset + offset)
@@ -147,23 +166,48 @@ mod tests {
             fs::write(&input, script).unwrap();
             // sfdisk takes the sector size from the device.
             let file = File::options().read(true).write(true).open(&path).unwrap();
-            let options = LoopOptions { sector_size, read_only: false, ..LoopOptions::default() };
-            let device = (sector_size != 512).then(|| LoopDevice::attach(file.as_fd(), &options).unwrap());
+            let options = LoopOptions {
+                sector_size,
+                read_only: false,
+                ..LoopOptions::default()
+            };
+            let device =
+                (sector_size != 512).then(|| LoopDevice::attach(file.as_fd(), &options).unwrap());
             let target = device.as_ref().map_or(path.clone(), LoopDevice::path);
             let mut sfdisk = std::process::Command::new("sfdisk");
-            sfdisk.args(["--quiet", "--no-reread", "--no-tell-kernel"]).arg(target).stdin(File::open(input).unwrap());
-            let output = sfdisk.output().expect("sfdisk must be installed (package fdisk)");
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            Self { path, _folder: folder }
+            sfdisk
+                .args(["--quiet", "--no-reread", "--no-tell-kernel"])
+                .arg(target)
+                .stdin(File::open(input).unwrap());
+            let output = sfdisk
+                .output()
+                .expect("sfdisk must be installed (package fdisk)");
+            assert!(
+                output.status.success(),
+                "{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            Self {
+                path,
+                _folder: folder,
+            }
         }
 
         fn write(&self, offset: u64, bytes: &[u8]) {
-            File::options().write(true).open(&self.path).unwrap().write_all_at(bytes, offset).unwrap();
+            File::options()
+                .write(true)
+                .open(&self.path)
+                .unwrap()
+                .write_all_at(bytes, offset)
+                .unwrap();
         }
 
         fn read(&self, offset: u64, length: usize) -> Vec<u8> {
             let mut bytes = vec![0; length];
-            File::open(&self.path).unwrap().read_exact_at(&mut bytes, offset).unwrap();
+            File::open(&self.path)
+                .unwrap()
+                .read_exact_at(&mut bytes, offset)
+                .unwrap();
             bytes
         }
 
@@ -172,7 +216,12 @@ mod tests {
         }
 
         fn spans(&self) -> Vec<(u32, u64, u64)> {
-            self.table().unwrap().partitions.iter().map(|p| (p.number, p.offset / MIB, p.length / MIB)).collect()
+            self.table()
+                .unwrap()
+                .partitions
+                .iter()
+                .map(|p| (p.number, p.offset / MIB, p.length / MIB))
+                .collect()
         }
     }
 
@@ -195,14 +244,31 @@ mod tests {
     fn gpt_with_both_sector_sizes() {
         for sector_size in [512, 4096] {
             let image = Image::new(64 * MIB, sector_size, GPT);
-            assert_eq!(Disk::open(&image.path).unwrap().bytes.sector_size(), sector_size);
+            assert_eq!(
+                Disk::open(&image.path).unwrap().bytes.sector_size(),
+                sector_size
+            );
             let table = image.table().unwrap();
             assert_eq!(image.spans(), [(1, 1, 1), (2, 2, 5), (3, 8, 20)]);
             assert!(table.notes.is_empty(), "{:?}", table.notes);
-            let kinds: Vec<_> = table.partitions.iter().map(|partition| partition.kind).collect();
-            assert_eq!(kinds, [PartitionKind::NoFileSystem, PartitionKind::EfiSystem, PartitionKind::Other]);
+            let kinds: Vec<_> = table
+                .partitions
+                .iter()
+                .map(|partition| partition.kind)
+                .collect();
+            assert_eq!(
+                kinds,
+                [
+                    PartitionKind::NoFileSystem,
+                    PartitionKind::EfiSystem,
+                    PartitionKind::Other
+                ]
+            );
             let root = &table.partitions[2];
-            assert_eq!(root.uuid.as_deref(), Some("0a1b2c3d-0000-4000-8000-00000000000f"));
+            assert_eq!(
+                root.uuid.as_deref(),
+                Some("0a1b2c3d-0000-4000-8000-00000000000f")
+            );
             assert_eq!(root.label.as_deref(), Some("root & more"));
         }
     }
@@ -212,7 +278,11 @@ mod tests {
         for sector_size in [512, 4096] {
             let good = Image::new(64 * MIB, sector_size, GPT).spans();
             // Nothing left of the header; one bit of it; one bit of the table behind it.
-            for (sector, at, bytes) in [(1, 0, vec![0; 92]), (1, 40, vec![0xff]), (2, 300, vec![0xff])] {
+            for (sector, at, bytes) in [
+                (1, 0, vec![0; 92]),
+                (1, 40, vec![0xff]),
+                (2, 300, vec![0xff]),
+            ] {
                 let image = Image::new(64 * MIB, sector_size, GPT);
                 image.write(u64::from(sector_size) * sector + at, &bytes);
                 assert_eq!(image.spans(), good);
@@ -264,9 +334,15 @@ mod tests {
         let old = image.read(from, 128 * 128);
         let table: Vec<u8> = (0..count as usize)
             .flat_map(|index| {
-                let mut entry = old.get(index * 128..(index + 1) * 128).map_or(vec![0; 128], <[u8]>::to_vec);
+                let mut entry = old
+                    .get(index * 128..(index + 1) * 128)
+                    .map_or(vec![0; 128], <[u8]>::to_vec);
                 entry.resize(size as usize, 0xa5);
-                if entry[..16] == [0; 16] { vec![0; size as usize] } else { entry }
+                if entry[..16] == [0; 16] {
+                    vec![0; size as usize]
+                } else {
+                    entry
+                }
             })
             .collect();
         image.write(to, &table);
@@ -278,12 +354,23 @@ mod tests {
 
     #[test]
     fn entries_of_other_sizes_and_numbers() {
-        for (size, count) in [(256, 128), (512, 4), (128, 4), (128, 56), (128, 4096), (1024, 64)] {
+        for (size, count) in [
+            (256, 128),
+            (512, 4),
+            (128, 4),
+            (128, 56),
+            (128, 4096),
+            (1024, 64),
+        ] {
             let image = Image::new(64 * MIB, 512, GPT);
             let good = image.table().unwrap();
             // Behind the partitions, where there is room.
             with_entries(&image, size, count, 1024, 512, 40 * MIB);
-            assert_eq!(image.table().unwrap(), good, "{count} entries of {size} bytes");
+            assert_eq!(
+                image.table().unwrap(),
+                good,
+                "{count} entries of {size} bytes"
+            );
         }
     }
 
@@ -294,13 +381,21 @@ mod tests {
             // The primary header is there, but for its table; then the whole of it is gone, and only the protective MBR tells.
             for damage in [(1024 + 300, 1), (512, 92)] {
                 let image = Image::new(64 * MIB, 512, GPT);
-                File::options().write(true).open(&image.path).unwrap().set_len(64 * MIB + grow).unwrap();
+                File::options()
+                    .write(true)
+                    .open(&image.path)
+                    .unwrap()
+                    .set_len(64 * MIB + grow)
+                    .unwrap();
                 assert_eq!(image.spans(), good);
                 assert!(image.table().unwrap().notes.is_empty());
                 image.write(damage.0, &vec![0xff; damage.1]);
                 assert_eq!(image.spans(), good);
                 let notes = image.table().unwrap().notes;
-                assert!(notes.len() == 1 && notes[0].contains("before it was enlarged"), "{notes:?}");
+                assert!(
+                    notes.len() == 1 && notes[0].contains("before it was enlarged"),
+                    "{notes:?}"
+                );
             }
         }
     }
@@ -309,8 +404,16 @@ mod tests {
     fn a_hybrid_mbr_is_a_gpt() {
         let image = Image::new(64 * MIB, 512, GPT);
         let good = image.table().unwrap();
-        let sgdisk = std::process::Command::new("sgdisk").args(["-h", "3"]).arg(&image.path).output();
-        assert!(sgdisk.expect("sgdisk must be installed (package gdisk)").status.success());
+        let sgdisk = std::process::Command::new("sgdisk")
+            .args(["-h", "3"])
+            .arg(&image.path)
+            .output();
+        assert!(
+            sgdisk
+                .expect("sgdisk must be installed (package gdisk)")
+                .status
+                .success()
+        );
         assert_eq!(image.read(446 + 4, 1), [0xee]);
         assert_ne!(image.read(446 + 16 + 4, 1), [0]);
         assert_eq!(image.table().unwrap(), good);
@@ -319,8 +422,11 @@ mod tests {
     #[test]
     fn a_gpt_for_another_sector_size_is_said_to_be_one() {
         let image = Image::new(64 * MIB, 4096, GPT);
-        let device = LoopDevice::open(&image.path, &LoopOptions::default()).expect("this test needs root");
-        let error = read_table(&Disk::open(&device.path()).unwrap().bytes).unwrap_err().to_string();
+        let device =
+            LoopDevice::open(&image.path, &LoopOptions::default()).expect("this test needs root");
+        let error = read_table(&Disk::open(&device.path()).unwrap().bytes)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("losetup --sector-size 4096"), "{error}");
     }
 
@@ -332,11 +438,30 @@ mod tests {
         table[128 + 32..128 + 40].copy_from_slice(&2049u64.to_le_bytes());
         table[256 + 40..256 + 48].copy_from_slice(&1u64.to_le_bytes());
         image.write(1024, &table);
-        with_field(&image, 512, 88, crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC).checksum(&table));
+        with_field(
+            &image,
+            512,
+            88,
+            crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC).checksum(&table),
+        );
         let table = image.table().unwrap();
         assert_eq!(table.partitions.len(), 2);
-        assert!(table.notes.iter().any(|note| note.contains("1 and 2 overlap")), "{:?}", table.notes);
-        assert!(table.notes.iter().any(|note| note.contains("partition 3 has impossible bounds")), "{:?}", table.notes);
+        assert!(
+            table
+                .notes
+                .iter()
+                .any(|note| note.contains("1 and 2 overlap")),
+            "{:?}",
+            table.notes
+        );
+        assert!(
+            table
+                .notes
+                .iter()
+                .any(|note| note.contains("partition 3 has impossible bounds")),
+            "{:?}",
+            table.notes
+        );
     }
 
     const MBR: &str = "label: dos\nlabel-id: 0xdeadbeef\n\
@@ -346,7 +471,10 @@ mod tests {
     #[test]
     fn mbr_with_logical_partitions() {
         let image = Image::new(64 * MIB, 512, MBR);
-        assert_eq!(image.spans(), [(1, 1, 10), (5, 13, 5), (6, 20, 6), (7, 30, 7)]);
+        assert_eq!(
+            image.spans(),
+            [(1, 1, 10), (5, 13, 5), (6, 20, 6), (7, 30, 7)]
+        );
         let table = image.table().unwrap();
         assert_eq!(table.partitions[3].uuid.as_deref(), Some("deadbeef-07"));
         assert!(table.notes.is_empty(), "{:?}", table.notes);
@@ -357,7 +485,11 @@ mod tests {
         let image = Image::new(64 * MIB, 512, MBR);
         image.write(446 + 12, &(40 * 2048_u32).to_le_bytes());
         let notes = image.table().unwrap().notes;
-        let expected = ["partitions 1 and 5 overlap", "partitions 1 and 6 overlap", "partitions 1 and 7 overlap"];
+        let expected = [
+            "partitions 1 and 5 overlap",
+            "partitions 1 and 6 overlap",
+            "partitions 1 and 7 overlap",
+        ];
         assert_eq!(notes, expected);
     }
 
@@ -370,7 +502,10 @@ mod tests {
         entry[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
         entry[12..16].copy_from_slice(&9_u32.to_le_bytes());
         image.write(12 * MIB + 446 + 32, &entry);
-        assert_eq!(image.spans(), [(1, 1, 10), (5, 13, 5), (6, 20, 6), (7, 30, 7)]);
+        assert_eq!(
+            image.spans(),
+            [(1, 1, 10), (5, 13, 5), (6, 20, 6), (7, 30, 7)]
+        );
         // A second extended partition, with one logical in it.
         let mut second = [0; 16];
         second[4] = 0x0f;
@@ -383,17 +518,25 @@ mod tests {
         record[446 + 12..446 + 16].copy_from_slice(&4096_u32.to_le_bytes());
         record[510..].copy_from_slice(&[0x55, 0xaa]);
         image.write(54 * MIB, &record);
-        assert_eq!(image.spans(), [(1, 1, 10), (5, 13, 5), (6, 20, 6), (7, 30, 7), (8, 55, 2)]);
+        assert_eq!(
+            image.spans(),
+            [(1, 1, 10), (5, 13, 5), (6, 20, 6), (7, 30, 7), (8, 55, 2)]
+        );
     }
 
     #[test]
     fn a_circle_of_logical_partitions_ends() {
         let image = Image::new(64 * MIB, 512, MBR);
         // The last link of the chain, from sector 30 MiB - 1 MiB or where sfdisk put it, back to the first.
-        let records: Vec<u64> =
-            (12 * 2048..64 * 2048).filter(|sector| image.read(sector * 512 + 510, 2) == [0x55, 0xaa]).collect();
+        let records: Vec<u64> = (12 * 2048..64 * 2048)
+            .filter(|sector| image.read(sector * 512 + 510, 2) == [0x55, 0xaa])
+            .collect();
         assert!(records.len() >= 3, "{records:?}");
-        for (target, expected) in [(0u32, "circle"), (u32::MAX, "past the end"), (9, "breaks off")] {
+        for (target, expected) in [
+            (0u32, "circle"),
+            (u32::MAX, "past the end"),
+            (9, "breaks off"),
+        ] {
             let mut link = vec![0; 16];
             link[4] = 5;
             link[8..12].copy_from_slice(&target.to_le_bytes());
@@ -401,7 +544,11 @@ mod tests {
             image.write(records[1] * 512 + 446 + 16, &link);
             let table = image.table().unwrap();
             assert_eq!(table.partitions.len(), 3, "{table:?}");
-            assert!(table.notes[0].contains(expected), "{expected}: {:?}", table.notes);
+            assert!(
+                table.notes[0].contains(expected),
+                "{expected}: {:?}",
+                table.notes
+            );
         }
     }
 
@@ -409,14 +556,23 @@ mod tests {
     fn file_systems_without_a_table_are_no_table() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk.img");
-        for sector in [vec![0; 512], vec![0xff; 512], [vec![0; 510], vec![0x55, 0xaa]].concat()] {
+        for sector in [
+            vec![0; 512],
+            vec![0xff; 512],
+            [vec![0; 510], vec![0x55, 0xaa]].concat(),
+        ] {
             fs::write(&path, [sector, vec![0; 4096]].concat()).unwrap();
             let table = read_table(&Disk::open(&path).unwrap().bytes).unwrap();
             assert!(table.partitions.is_empty() && table.notes.is_empty());
         }
         // Smaller than a sector.
         fs::write(&path, "x").unwrap();
-        assert!(read_table(&Disk::open(&path).unwrap().bytes).unwrap().partitions.is_empty());
+        assert!(
+            read_table(&Disk::open(&path).unwrap().bytes)
+                .unwrap()
+                .partitions
+                .is_empty()
+        );
     }
 
     #[test]
@@ -441,7 +597,12 @@ mod tests {
                     image.write(0, &dirty);
                     // Headers with a right checksum get further.
                     if script == GPT {
-                        with_field(&image, 512, 72 + (random() % 5 * 4) as usize, random() as u32);
+                        with_field(
+                            &image,
+                            512,
+                            72 + (random() % 5 * 4) as usize,
+                            random() as u32,
+                        );
                     }
                     let _ = image.table();
                 }

@@ -108,7 +108,9 @@ impl Content {
             Self::BitLocker => "BitLocker encrypted volume (Windows)".into(),
             Self::Squashfs => "squashfs".into(),
             Self::Iso9660 => "iso9660 (CD or DVD)".into(),
-            Self::MdRaid(version) => format!("member of a Linux software RAID (metadata {version})"),
+            Self::MdRaid(version) => {
+                format!("member of a Linux software RAID (metadata {version})")
+            }
             Self::Zfs => "member of a ZFS pool".into(),
             Self::Bcache => "bcache device".into(),
             Self::Image(format) => format!("{format} disk image"),
@@ -119,7 +121,11 @@ impl Content {
 }
 
 fn plain(content: Content) -> Option<Probe> {
-    Some(Probe { content, uuid: None, label: None })
+    Some(Probe {
+        content,
+        uuid: None,
+        label: None,
+    })
 }
 
 /// Looks at the beginning and the end of `bytes`. `None`: nothing recognised.
@@ -127,7 +133,10 @@ pub fn probe(bytes: &dyn ReadAt) -> Result<Option<Probe>> {
     let head = read_up_to(bytes, 0, 0x1_1000)?;
     // Containers first: a RAID member with its metadata at the end looks like the file system inside, but must not be
     // written to alone.
-    Ok(at_end(bytes)?.or_else(|| containers(&head)).or_else(|| file_systems(&head)).or_else(|| files(&head)))
+    Ok(at_end(bytes)?
+        .or_else(|| containers(&head))
+        .or_else(|| file_systems(&head))
+        .or_else(|| files(&head)))
 }
 
 fn read_up_to(bytes: &dyn ReadAt, offset: u64, length: usize) -> Result<Vec<u8>> {
@@ -169,7 +178,11 @@ fn at_end(bytes: &dyn ReadAt) -> Result<Option<Probe>> {
 }
 
 fn containers(head: &[u8]) -> Option<Probe> {
-    luks(head).or_else(|| lvm(head)).or_else(|| md_raid(head)).or_else(|| bcache(head)).or_else(|| zfs(head))
+    luks(head)
+        .or_else(|| lvm(head))
+        .or_else(|| md_raid(head))
+        .or_else(|| bcache(head))
+        .or_else(|| zfs(head))
 }
 
 fn luks(head: &[u8]) -> Option<Probe> {
@@ -177,42 +190,65 @@ fn luks(head: &[u8]) -> Option<Probe> {
     if !(has(head, 0, b"LUKS\xba\xbe") && matches!(version, 1 | 2)) {
         return None;
     }
-    let label = if version == 2 { text(head, 24, 48) } else { None };
-    Some(Probe { content: Content::Luks(version), uuid: text(head, 168, 40), label })
+    let label = if version == 2 {
+        text(head, 24, 48)
+    } else {
+        None
+    };
+    Some(Probe {
+        content: Content::Luks(version),
+        uuid: text(head, 168, 40),
+        label,
+    })
 }
 
 fn lvm(head: &[u8]) -> Option<Probe> {
     // The label may stand in any of the first four sectors.
-    (0..4).map(|sector| sector * 512).find(|at| has(head, *at, b"LABELONE") && has(head, at + 24, b"LVM2 001")).map(
-        |at| {
-            let id = head.get(at + 32..at + 64).map(|id| escape(&String::from_utf8_lossy(id)));
-            Probe { content: Content::LvmPhysicalVolume, uuid: id, label: None }
-        },
-    )
+    (0..4)
+        .map(|sector| sector * 512)
+        .find(|at| has(head, *at, b"LABELONE") && has(head, at + 24, b"LVM2 001"))
+        .map(|at| {
+            let id = head
+                .get(at + 32..at + 64)
+                .map(|id| escape(&String::from_utf8_lossy(id)));
+            Probe {
+                content: Content::LvmPhysicalVolume,
+                uuid: id,
+                label: None,
+            }
+        })
 }
 
 fn md_raid(head: &[u8]) -> Option<Probe> {
     const MAGIC: [u8; 4] = [0xfc, 0x4e, 0x2b, 0xa9];
-    [(0, "1.1"), (4096, "1.2")].iter().find(|(at, _)| has(head, *at, &MAGIC) && le32(head, at + 4) == 1).map(
-        |(at, version)| Probe {
+    [(0, "1.1"), (4096, "1.2")]
+        .iter()
+        .find(|(at, _)| has(head, *at, &MAGIC) && le32(head, at + 4) == 1)
+        .map(|(at, version)| Probe {
             content: Content::MdRaid(version),
             uuid: uuid(head, at + 16),
             label: text(head, at + 32, 32),
-        },
-    )
+        })
 }
 
 fn bcache(head: &[u8]) -> Option<Probe> {
-    const MAGIC: [u8; 16] =
-        [0xc6, 0x85, 0x73, 0xf6, 0x4e, 0x1a, 0x45, 0xca, 0x82, 0x65, 0xf5, 0x7f, 0x48, 0xba, 0x6d, 0x81];
-    has(head, 4096 + 24, &MAGIC).then(|| Probe { content: Content::Bcache, uuid: uuid(head, 4096 + 40), label: None })
+    const MAGIC: [u8; 16] = [
+        0xc6, 0x85, 0x73, 0xf6, 0x4e, 0x1a, 0x45, 0xca, 0x82, 0x65, 0xf5, 0x7f, 0x48, 0xba, 0x6d,
+        0x81,
+    ];
+    has(head, 4096 + 24, &MAGIC).then(|| Probe {
+        content: Content::Bcache,
+        uuid: uuid(head, 4096 + 40),
+        label: None,
+    })
 }
 
 /// Uberblocks stand 1 KiB apart from 128 KiB into each label; the name/value list of the label begins at 16 KiB and opens
 /// with its encoding (XDR, big endian) and the flag for unique names, then names "version".
 fn zfs(head: &[u8]) -> Option<Probe> {
     let list = head.get(0x4000..0x4100)?;
-    let is_label = has(list, 0, &[1, 1, 0, 0]) && list.windows(7).any(|window| window == b"version");
+    let is_label =
+        has(list, 0, &[1, 1, 0, 0]) && list.windows(7).any(|window| window == b"version");
     if is_label { plain(Content::Zfs) } else { None }
 }
 
@@ -222,7 +258,13 @@ fn file_systems(head: &[u8]) -> Option<Probe> {
         .or_else(|| swap(head))
         .or_else(|| btrfs(head))
         .or_else(|| windows(head))
-        .or_else(|| if has(head, 0, b"hsqs") { plain(Content::Squashfs) } else { None })
+        .or_else(|| {
+            if has(head, 0, b"hsqs") {
+                plain(Content::Squashfs)
+            } else {
+                None
+            }
+        })
         .or_else(|| iso9660(head))
 }
 
@@ -232,8 +274,17 @@ fn xfs(head: &[u8]) -> Option<Probe> {
     if !(has(head, 0, b"XFSB") && block_size.is_power_of_two() && matches!(version, 4 | 5)) {
         return None;
     }
-    let superblock = XfsSuper { version, block_size, blocks: be64(head, 8), free_blocks: be64(head, 144) };
-    Some(Probe { content: Content::Xfs(superblock), uuid: uuid(head, 32), label: text(head, 108, 12) })
+    let superblock = XfsSuper {
+        version,
+        block_size,
+        blocks: be64(head, 8),
+        free_blocks: be64(head, 144),
+    };
+    Some(Probe {
+        content: Content::Xfs(superblock),
+        uuid: uuid(head, 32),
+        label: text(head, 108, 12),
+    })
 }
 
 fn ext(head: &[u8]) -> Option<Probe> {
@@ -246,20 +297,35 @@ fn ext(head: &[u8]) -> Option<Probe> {
         Err(error) => return plain(Content::DamagedExt(error)),
     };
     if superblock.is_external_journal() {
-        return Some(Probe { content: Content::ExtJournal, uuid: superblock.uuid, label: superblock.label });
+        return Some(Probe {
+            content: Content::ExtJournal,
+            uuid: superblock.uuid,
+            label: superblock.label,
+        });
     }
     let (uuid, label) = (superblock.uuid.clone(), superblock.label.clone());
-    Some(Probe { content: Content::Ext(Box::new(superblock)), uuid, label })
+    Some(Probe {
+        content: Content::Ext(Box::new(superblock)),
+        uuid,
+        label,
+    })
 }
 
 /// Swap signs the end of its first page; the page size is the guest's. A suspended system replaces the signature.
 fn swap(head: &[u8]) -> Option<Probe> {
-    [4096, 8192, 16384, 65536].into_iter().find_map(|page| swap_page(head.get(..page)?))
+    [4096, 8192, 16384, 65536]
+        .into_iter()
+        .find_map(|page| swap_page(head.get(..page)?))
 }
 
 fn swap_page(page: &[u8]) -> Option<Probe> {
-    const SUSPENDED: [&[u8]; 5] =
-        [b"S1SUSPEND\0", b"S2SUSPEND\0", b"ULSUSPEND\0", b"LINHIB0001", b"\xed\xc3\x02\xe9\x98\x56\xe5\x0c"];
+    const SUSPENDED: [&[u8]; 5] = [
+        b"S1SUSPEND\0",
+        b"S2SUSPEND\0",
+        b"ULSUSPEND\0",
+        b"LINHIB0001",
+        b"\xed\xc3\x02\xe9\x98\x56\xe5\x0c",
+    ];
     let signature = page.get(page.len().checked_sub(10)?..)?;
     let active = signature == b"SWAPSPACE2" || signature == b"SWAP-SPACE";
     let suspended = SUSPENDED.iter().any(|magic| signature.starts_with(magic));
@@ -278,7 +344,11 @@ pub fn is_suspended_swap(first_page: &[u8]) -> bool {
 fn btrfs(head: &[u8]) -> Option<Probe> {
     let superblock = head.get(0x1_0000..)?;
     let content = Content::Btrfs(BtrfsSuper::parse(superblock)?);
-    Some(Probe { content, uuid: BtrfsSuper::uuid(superblock), label: text(superblock, 0x12b, 256) })
+    Some(Probe {
+        content,
+        uuid: BtrfsSuper::uuid(superblock),
+        label: text(superblock, 0x12b, 256),
+    })
 }
 
 fn windows(head: &[u8]) -> Option<Probe> {
@@ -287,7 +357,11 @@ fn windows(head: &[u8]) -> Option<Probe> {
     }
     if has(head, 3, b"NTFS    ") {
         let serial = format!("{:016X}", le64(head, 72));
-        return Some(Probe { content: Content::Ntfs, uuid: Some(serial), label: None });
+        return Some(Probe {
+            content: Content::Ntfs,
+            uuid: Some(serial),
+            label: None,
+        });
     }
     if has(head, 3, b"EXFAT   ") {
         return plain(Content::Exfat);
@@ -295,7 +369,8 @@ fn windows(head: &[u8]) -> Option<Probe> {
     let signed = has(head, 510, &[0x55, 0xaa]);
     let (serial_at, label_at) = if has(head, 82, b"FAT32   ") {
         (67, 71)
-    } else if has(head, 54, b"FAT16   ") || has(head, 54, b"FAT12   ") || has(head, 54, b"FAT     ") {
+    } else if has(head, 54, b"FAT16   ") || has(head, 54, b"FAT12   ") || has(head, 54, b"FAT     ")
+    {
         (39, 43)
     } else {
         return None;
@@ -326,12 +401,20 @@ fn vmdk_descriptor(head: &[u8]) -> Option<Content> {
     if !text.contains("# Disk DescriptorFile") {
         return None;
     }
-    let extents: Vec<&str> = text.lines().filter(|line| line.starts_with("RW ")).collect();
+    let extents: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("RW "))
+        .collect();
     let flat = match extents.as_slice() {
-        [only] => only.split_once(" FLAT \"").or_else(|| only.split_once(" VMFS \"")),
+        [only] => only
+            .split_once(" FLAT \"")
+            .or_else(|| only.split_once(" VMFS \"")),
         _ => None,
     };
-    Some(Content::VmdkDescriptor(flat.and_then(|(_, rest)| rest.split('"').next()).map(escape)))
+    Some(Content::VmdkDescriptor(
+        flat.and_then(|(_, rest)| rest.split('"').next())
+            .map(escape),
+    ))
 }
 
 /// Things that are files, not disks: image formats and compressed copies.
@@ -350,9 +433,16 @@ fn files(head: &[u8]) -> Option<Probe> {
     if let Some(descriptor) = vmdk_descriptor(head) {
         return plain(descriptor);
     }
-    let compressed: [(&[u8], &'static str); 4] =
-        [(b"\x1f\x8b\x08", "gzip"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bzip2")];
-    compressed.iter().find(|(magic, _)| has(head, 0, magic)).and_then(|(_, tool)| plain(Content::Compressed(tool)))
+    let compressed: [(&[u8], &'static str); 4] = [
+        (b"\x1f\x8b\x08", "gzip"),
+        (b"\xfd7zXZ\0", "xz"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+        (b"BZh", "bzip2"),
+    ];
+    compressed
+        .iter()
+        .find(|(magic, _)| has(head, 0, magic))
+        .and_then(|(_, tool)| plain(Content::Compressed(tool)))
 }
 
 #[cfg(test)]
@@ -380,14 +470,19 @@ mod tests {
         }
         fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
             let at = usize::try_from(offset).unwrap();
-            let there = self.0.get(at..at + buffer.len()).ok_or(std::io::ErrorKind::UnexpectedEof)?;
+            let there = self
+                .0
+                .get(at..at + buffer.len())
+                .ok_or(std::io::ErrorKind::UnexpectedEof)?;
             buffer.copy_from_slice(there);
             Ok(())
         }
     }
 
     fn name(bytes: Vec<u8>) -> String {
-        probe(&Memory(bytes)).unwrap().map_or_else(|| "nothing".into(), |probe| probe.content.name())
+        probe(&Memory(bytes))
+            .unwrap()
+            .map_or_else(|| "nothing".into(), |probe| probe.content.name())
     }
 
     #[test]
@@ -402,36 +497,90 @@ mod tests {
             ("nothing", mib, vec![]),
             ("nothing", 0, vec![]),
             ("nothing", 100, vec![(0, b"text".as_slice())]),
-            ("LUKS1 encrypted volume", mib, vec![(0, b"LUKS\xba\xbe\0\x01")]),
-            ("LUKS2 encrypted volume", mib, vec![(0, b"LUKS\xba\xbe\0\x02")]),
+            (
+                "LUKS1 encrypted volume",
+                mib,
+                vec![(0, b"LUKS\xba\xbe\0\x01")],
+            ),
+            (
+                "LUKS2 encrypted volume",
+                mib,
+                vec![(0, b"LUKS\xba\xbe\0\x02")],
+            ),
             ("nothing", mib, vec![(0, b"LUKS\xba\xbe\0\x09")]),
-            ("LVM2 physical volume", mib, vec![(512, b"LABELONE"), (536, b"LVM2 001")]),
+            (
+                "LVM2 physical volume",
+                mib,
+                vec![(512, b"LABELONE"), (536, b"LVM2 001")],
+            ),
             ("btrfs", mib, vec![(0x1_0040, b"_BHRfS_M")]),
-            ("member of a Linux software RAID (metadata 1.2)", mib, vec![(4096, &raid)]),
-            ("member of a Linux software RAID (metadata 1.1)", mib, vec![(0, &raid)]),
+            (
+                "member of a Linux software RAID (metadata 1.2)",
+                mib,
+                vec![(4096, &raid)],
+            ),
+            (
+                "member of a Linux software RAID (metadata 1.1)",
+                mib,
+                vec![(0, &raid)],
+            ),
             // What is inside looks like a file system of its own; it must not win.
-            ("member of a Linux software RAID (metadata 1.0)", mib, vec![(mib - 8192, &raid), ext_inside]),
-            ("member of a Linux software RAID (metadata 0.90)", mib, vec![(mib - 65536, &old_raid), ext_inside]),
+            (
+                "member of a Linux software RAID (metadata 1.0)",
+                mib,
+                vec![(mib - 8192, &raid), ext_inside],
+            ),
+            (
+                "member of a Linux software RAID (metadata 0.90)",
+                mib,
+                vec![(mib - 65536, &old_raid), ext_inside],
+            ),
             ("damaged ext file system", mib, vec![ext_inside]),
             ("swap", mib, vec![(4086, b"SWAPSPACE2")]),
             ("swap", mib, vec![(65526, b"SWAPSPACE2")]),
             ("vfat", mib, vec![fat, (82, b"FAT32   "), signed]),
             ("NTFS (Windows)", mib, vec![(3, b"NTFS    "), signed]),
-            ("BitLocker encrypted volume (Windows)", mib, vec![(3, b"-FVE-FS-"), signed]),
+            (
+                "BitLocker encrypted volume (Windows)",
+                mib,
+                vec![(3, b"-FVE-FS-"), signed],
+            ),
             ("squashfs", mib, vec![(0, b"hsqs")]),
             ("iso9660 (CD or DVD)", mib, vec![(0x8001, b"CD001")]),
-            ("member of a ZFS pool", mib, vec![(0x4000, b"\x01\x01\0\0"), (0x4030, b"version")]),
-            ("bcache device", mib, vec![(4120, b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81")]),
+            (
+                "member of a ZFS pool",
+                mib,
+                vec![(0x4000, b"\x01\x01\0\0"), (0x4030, b"version")],
+            ),
+            (
+                "bcache device",
+                mib,
+                vec![(
+                    4120,
+                    b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81",
+                )],
+            ),
             ("qcow2 disk image", mib, vec![(0, b"QFI\xfb\0\0\0\x03")]),
             ("vmdk disk image", mib, vec![(0, b"KDMV\x01")]),
-            ("VMware disk descriptor", 400, vec![(0, b"# Disk DescriptorFile\nversion=1\n")]),
+            (
+                "VMware disk descriptor",
+                400,
+                vec![(0, b"# Disk DescriptorFile\nversion=1\n")],
+            ),
             ("vhdx disk image", mib, vec![(0, b"vhdxfile")]),
             (
                 "vdi disk image",
                 mib,
-                vec![(0, b"<<< Oracle VM VirtualBox Disk Image >>>\n"), (0x40, b"\x7f\x10\xda\xbe")],
+                vec![
+                    (0, b"<<< Oracle VM VirtualBox Disk Image >>>\n"),
+                    (0x40, b"\x7f\x10\xda\xbe"),
+                ],
             ),
-            ("vpc disk image", mib, vec![(mib - 512, b"conectix\0\0\0\x02\0\x01\0\0")]),
+            (
+                "vpc disk image",
+                mib,
+                vec![(mib - 512, b"conectix\0\0\0\x02\0\x01\0\0")],
+            ),
         ] {
             assert_eq!(name(image(length, &pieces)), expected, "{pieces:?}");
         }
@@ -451,11 +600,21 @@ mod tests {
     fn made_by(length: u64, program: &str, arguments: &[&str]) -> Probe {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("made");
-        std::fs::File::create(&path).unwrap().set_len(length).unwrap();
+        std::fs::File::create(&path)
+            .unwrap()
+            .set_len(length)
+            .unwrap();
         let output = Command::new(program).args(arguments).arg(&path).output();
-        let output = output.unwrap_or_else(|error| panic!("{program} must be installed (scripts/setup): {error}"));
-        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
-        probe(Disk::open(&path).unwrap().bytes.as_ref()).unwrap().expect("nothing recognised")
+        let output = output
+            .unwrap_or_else(|error| panic!("{program} must be installed (scripts/setup): {error}"));
+        assert!(
+            output.status.success(),
+            "{program}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        probe(Disk::open(&path).unwrap().bytes.as_ref())
+            .unwrap()
+            .expect("nothing recognised")
     }
 
     #[test]
@@ -473,40 +632,86 @@ mod tests {
 
         let uuid_option = format!("uuid={uuid}");
         for (version, options) in [(5, "crc=1"), (4, "crc=0")] {
-            let arguments = ["-q", "-f", "-m", if version == 5 { uuid_option.as_str() } else { options }, "-L", "data"];
+            let arguments = [
+                "-q",
+                "-f",
+                "-m",
+                if version == 5 {
+                    uuid_option.as_str()
+                } else {
+                    options
+                },
+                "-L",
+                "data",
+            ];
             let xfs = made_by(400 << 20, "mkfs.xfs", &arguments);
             let Content::Xfs(superblock) = &xfs.content else {
                 panic!("{xfs:?}");
             };
-            assert_eq!((superblock.version, superblock.length()), (version, Some(400 << 20)));
+            assert_eq!(
+                (superblock.version, superblock.length()),
+                (version, Some(400 << 20))
+            );
             assert_eq!(xfs.label.as_deref(), Some("data"));
             assert!(version == 4 || xfs.uuid.as_deref() == Some(uuid));
             assert!(superblock.free_blocks > 0 && superblock.free_blocks < superblock.blocks);
         }
 
         for kind in ["ext2", "ext3", "ext4"] {
-            let ext = made_by(32 << 20, "mke2fs", &["-q", "-F", "-t", kind, "-U", uuid, "-L", "root\x1bfs"]);
+            let ext = made_by(
+                32 << 20,
+                "mke2fs",
+                &["-q", "-F", "-t", kind, "-U", uuid, "-L", "root\x1bfs"],
+            );
             let Content::Ext(superblock) = &ext.content else {
                 panic!("{ext:?}");
             };
-            assert_eq!((superblock.kind, superblock.length()), (kind, Some(32 << 20)));
+            assert_eq!(
+                (superblock.kind, superblock.length()),
+                (kind, Some(32 << 20))
+            );
             assert!(!superblock.needs_replay && !superblock.has_errors);
-            assert_eq!((ext.uuid.as_deref(), ext.label.as_deref()), (Some(uuid), Some("root\\u{1b}fs")));
+            assert_eq!(
+                (ext.uuid.as_deref(), ext.label.as_deref()),
+                (Some(uuid), Some("root\\u{1b}fs"))
+            );
         }
 
         let fat = made_by(4 << 20, "mformat", &["-v", "EFI", "-N", "1234abcd", "-i"]);
-        assert_eq!((fat.content.name().as_str(), fat.uuid.as_deref()), ("vfat", Some("1234-ABCD")));
-        assert_eq!(made_by(0, "sh", &["-c", "echo x | gzip > $0"]).content, Content::Compressed("gzip"));
-        assert_eq!(made_by(0, "sh", &["-c", "echo x | xz > $0"]).content, Content::Compressed("xz"));
-        assert_eq!(made_by(0, "sh", &["-c", "echo x | zstd -q > $0"]).content, Content::Compressed("zstd"));
+        assert_eq!(
+            (fat.content.name().as_str(), fat.uuid.as_deref()),
+            ("vfat", Some("1234-ABCD"))
+        );
+        assert_eq!(
+            made_by(0, "sh", &["-c", "echo x | gzip > $0"]).content,
+            Content::Compressed("gzip")
+        );
+        assert_eq!(
+            made_by(0, "sh", &["-c", "echo x | xz > $0"]).content,
+            Content::Compressed("xz")
+        );
+        assert_eq!(
+            made_by(0, "sh", &["-c", "echo x | zstd -q > $0"]).content,
+            Content::Compressed("zstd")
+        );
     }
 
     #[test]
     fn crafted_superblocks_are_damaged_not_believed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ext4");
-        std::fs::File::create(&path).unwrap().set_len(8 << 20).unwrap();
-        assert!(Command::new("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(&path).status().unwrap().success());
+        std::fs::File::create(&path)
+            .unwrap()
+            .set_len(8 << 20)
+            .unwrap();
+        assert!(
+            Command::new("mke2fs")
+                .args(["-q", "-F", "-t", "ext4"])
+                .arg(&path)
+                .status()
+                .unwrap()
+                .success()
+        );
         let good = std::fs::read(&path).unwrap();
         for (field, value) in [
             (0x0, u32::MAX), // inodes
@@ -525,7 +730,11 @@ mod tests {
         ] {
             let mut bytes = good.clone();
             bytes[1024 + field..1024 + field + 4].copy_from_slice(&value.to_le_bytes());
-            assert_eq!(name(bytes), "damaged ext file system", "{field:#x} = {value}");
+            assert_eq!(
+                name(bytes),
+                "damaged ext file system",
+                "{field:#x} = {value}"
+            );
         }
     }
 }

@@ -48,19 +48,30 @@ impl Member {
         let length = bytes.len();
         let at = match version {
             "0.90" => (length & !0xffff).checked_sub(0x1_0000),
-            "1.0" => (length / SECTOR).checked_sub(16).map(|sector| sector / 8 * 8 * SECTOR),
+            "1.0" => (length / SECTOR)
+                .checked_sub(16)
+                .map(|sector| sector / 8 * 8 * SECTOR),
             "1.1" => Some(0),
             _ => Some(4096),
         };
         let at = at.ok_or("it is too short")?;
         let mut raw = vec![0; usize::try_from(length.saturating_sub(at).min(4096)).unwrap_or(0)];
-        bytes.read_exact_at(&mut raw, at).map_err(|error| error.to_string())?;
+        bytes
+            .read_exact_at(&mut raw, at)
+            .map_err(|error| error.to_string())?;
         if !has(&raw, 0, &MAGIC) || raw.len() < 4096 {
             return Err("it has no superblock, or one of another byte order".into());
         }
-        let member = if version == "0.90" { old(&raw) } else { new(&raw) }?;
+        let member = if version == "0.90" {
+            old(&raw)
+        } else {
+            new(&raw)
+        }?;
         if member.level == 1
-            && member.offset.checked_add(member.length).is_none_or(|end| end > length || member.length == 0)
+            && member
+                .offset
+                .checked_add(member.length)
+                .is_none_or(|end| end > length || member.length == 0)
         {
             return Err(format!(
                 "its data should reach to byte {} of {length}: it was cut off",
@@ -81,16 +92,31 @@ impl Member {
 
 /// Sum of all little-endian words, folded.
 fn sum(raw: &[u8]) -> u32 {
-    let words = raw.chunks(4).map(|word| u64::from(if word.len() == 4 { le32(word, 0) } else { le16(word, 0).into() }));
+    let words = raw.chunks(4).map(|word| {
+        u64::from(if word.len() == 4 {
+            le32(word, 0)
+        } else {
+            le16(word, 0).into()
+        })
+    });
     let sum: u64 = words.sum();
     ((sum & 0xffff_ffff) + (sum >> 32)) as u32
 }
 
 fn check(raw: &[u8], length: usize, at: usize) -> Result<(), String> {
-    let mut copy = raw.get(..length).ok_or("its superblock is too long")?.to_vec();
+    let mut copy = raw
+        .get(..length)
+        .ok_or("its superblock is too long")?
+        .to_vec();
     let expected = le32(&copy, at);
-    copy.get_mut(at..at + 4).ok_or("its superblock is too short")?.fill(0);
-    if sum(&copy) == expected { Ok(()) } else { Err("the checksum of its superblock is wrong".into()) }
+    copy.get_mut(at..at + 4)
+        .ok_or("its superblock is too short")?
+        .fill(0);
+    if sum(&copy) == expected {
+        Ok(())
+    } else {
+        Err("the checksum of its superblock is wrong".into())
+    }
 }
 
 fn new(raw: &[u8]) -> Result<Member, String> {
@@ -100,10 +126,18 @@ fn new(raw: &[u8]) -> Result<Member, String> {
     }
     check(raw, 256 + 2 * devices as usize, 216)?;
     let (features, number) = (le32(raw, 8), le32(raw, 160));
-    let role = if number < devices { le16(raw, 256 + 2 * number as usize) } else { u16::MAX };
+    let role = if number < devices {
+        le16(raw, 256 + 2 * number as usize)
+    } else {
+        u16::MAX
+    };
     // It is being filled: behind that point it is old.
     let is_whole = features & RECOVERING == 0 || le64(raw, 152) == u64::MAX;
-    let sectors = |at: usize| le64(raw, at).checked_mul(SECTOR).ok_or("a superblock with impossible numbers");
+    let sectors = |at: usize| {
+        le64(raw, at)
+            .checked_mul(SECTOR)
+            .ok_or("a superblock with impossible numbers")
+    };
     Ok(Member {
         array: uuid(raw, 16).ok_or("a superblock without a UUID")?,
         name: text(raw, 32, 32),
@@ -156,7 +190,10 @@ mod tests {
         }
         fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
             let from = usize::try_from(offset).unwrap();
-            let there = self.0.get(from..from + buffer.len()).ok_or(std::io::ErrorKind::UnexpectedEof)?;
+            let there = self
+                .0
+                .get(from..from + buffer.len())
+                .ok_or(std::io::ErrorKind::UnexpectedEof)?;
             buffer.copy_from_slice(there);
             Ok(())
         }
@@ -177,9 +214,14 @@ mod tests {
             put(&mut raw, field, &value.to_le_bytes());
         }
         let super_offset = at as u64 / SECTOR;
-        for (field, value) in
-            [(80, 2048), (128, data_offset), (136, 2048), (144, super_offset), (200, 42), (208, u64::MAX)]
-        {
+        for (field, value) in [
+            (80, 2048),
+            (128, data_offset),
+            (136, 2048),
+            (144, super_offset),
+            (200, 42),
+            (208, u64::MAX),
+        ] {
             put(&mut raw, field, &value.to_le_bytes());
         }
         put(&mut raw, 168, &[0x5a; 16]);
@@ -251,8 +293,14 @@ mod tests {
         }
         let member = Member::read(&Memory(disk.clone()), "0.90").unwrap();
         assert_eq!(member.array, "11112222:33334444:55556666:77778888");
-        assert_eq!((member.level, member.disks, member.role, member.events), (1, 2, Some(1), 42));
-        assert_eq!((member.offset, member.length, member.clean), (0, 1 << 20, true));
+        assert_eq!(
+            (member.level, member.disks, member.role, member.events),
+            (1, 2, Some(1), 42)
+        );
+        assert_eq!(
+            (member.offset, member.length, member.clean),
+            (0, 1 << 20, true)
+        );
         for byte in [32, 40, 156, 33 * 4, 995 * 4] {
             let mut disk = disk.clone();
             disk[at + byte] ^= 1;
@@ -263,7 +311,11 @@ mod tests {
     fn examine(disk: &[u8]) -> String {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), disk).unwrap();
-        let ran = Command::new("mdadm").arg("--examine").arg(file.path()).output().expect("mdadm must be installed");
+        let ran = Command::new("mdadm")
+            .arg("--examine")
+            .arg(file.path())
+            .output()
+            .expect("mdadm must be installed");
         String::from_utf8_lossy(&ran.stdout).into_owned()
     }
 
@@ -285,14 +337,23 @@ mod tests {
                 assert!(said.contains(words), "{words} is not in {said}");
             }
             let member = Member::read(&Memory(disk.clone()), version).unwrap();
-            assert_eq!((member.level, member.disks, member.role, member.events), (1, 2, Some(1), 42));
-            assert_eq!((member.offset, member.length, member.clean), (data * 512, 1 << 20, true));
+            assert_eq!(
+                (member.level, member.disks, member.role, member.events),
+                (1, 2, Some(1), 42)
+            );
+            assert_eq!(
+                (member.offset, member.length, member.clean),
+                (data * 512, 1 << 20, true)
+            );
             assert_eq!(member.name.as_deref(), Some("host:0"));
             // Any bit of it that is wrong is noticed.
             for bit in [8, 80, 128, 200, 256] {
                 let mut disk = disk.clone();
                 disk[at + bit] ^= 1;
-                assert!(Member::read(&Memory(disk), version).is_err(), "{version} byte {bit}");
+                assert!(
+                    Member::read(&Memory(disk), version).is_err(),
+                    "{version} byte {bit}"
+                );
             }
         }
         assert!(Member::read(&Memory(vec![0; 100]), "0.90").is_err());

@@ -33,7 +33,10 @@ pub struct Disk {
 
 impl std::fmt::Debug for Disk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Disk").field("path", &self.path).field("length", &self.bytes.len()).finish_non_exhaustive()
+        f.debug_struct("Disk")
+            .field("path", &self.path)
+            .field("length", &self.bytes.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -86,9 +89,18 @@ impl Disk {
         let sector_size = sector_size_of_image(&image.bytes);
         let bytes: Arc<dyn ReadAt> = match sector_size == image.bytes.sector_size() {
             true => image.bytes,
-            false => Arc::new(WithSectors { below: image.bytes, sector_size }),
+            false => Arc::new(WithSectors {
+                below: image.bytes,
+                sector_size,
+            }),
         };
-        Ok(Self { path: path.to_path_buf(), block_device, bytes, layout: image.layout, notes: image.notes })
+        Ok(Self {
+            path: path.to_path_buf(),
+            block_device,
+            bytes,
+            layout: image.layout,
+            notes: image.notes,
+        })
     }
 
     fn device(path: &Path, file: FileBytes) -> anyhow::Result<Self> {
@@ -102,8 +114,17 @@ impl Disk {
                 "copy the disk to a raw image and name that",
             ));
         }
-        let bytes = Arc::new(FileBytes { sector_size, ..file });
-        Ok(Self { path: path.to_path_buf(), block_device: true, bytes, layout: Layout::Raw, notes: Vec::new() })
+        let bytes = Arc::new(FileBytes {
+            sector_size,
+            ..file
+        });
+        Ok(Self {
+            path: path.to_path_buf(),
+            block_device: true,
+            bytes,
+            layout: Layout::Raw,
+            notes: Vec::new(),
+        })
     }
 
     /// How people name the whole disk.
@@ -119,7 +140,11 @@ impl Disk {
         // The kernel's rule, for the kernel's name: /dev/disk/by-id/… is a link to it.
         let kernel_name = std::fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
         let name = shown(&kernel_name);
-        let separator = if name.ends_with(|last: char| last.is_ascii_digit()) { "p" } else { "" };
+        let separator = if name.ends_with(|last: char| last.is_ascii_digit()) {
+            "p"
+        } else {
+            ""
+        };
         format!("{name}{separator}{number}")
     }
 }
@@ -135,12 +160,17 @@ pub(crate) fn shown(path: &Path) -> String {
 /// `O_NOATIME` is the owner's and root's right only; others read as everybody does.
 fn open_without_access_time(path: &Path) -> std::io::Result<File> {
     // O_NONBLOCK: a FIFO swapped in between must not hang us; it does nothing for files and disks.
-    let flags = |extra: rustix::fs::OFlags| (extra | rustix::fs::OFlags::NONBLOCK).bits().cast_signed();
-    let quiet = OpenOptions::new().read(true).custom_flags(flags(rustix::fs::OFlags::NOATIME)).open(path);
+    let flags =
+        |extra: rustix::fs::OFlags| (extra | rustix::fs::OFlags::NONBLOCK).bits().cast_signed();
+    let quiet = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags(rustix::fs::OFlags::NOATIME))
+        .open(path);
     match quiet {
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            OpenOptions::new().read(true).custom_flags(flags(rustix::fs::OFlags::empty())).open(path)
-        }
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => OpenOptions::new()
+            .read(true)
+            .custom_flags(flags(rustix::fs::OFlags::empty()))
+            .open(path),
         other => other,
     }
 }
@@ -156,7 +186,9 @@ fn sector_size_of_image(disk: &Arc<dyn ReadAt>) -> u32 {
             && le64(&header, gpt::MY_LBA) == lba
     };
     let at_end = |size: u64| {
-        let last = length.checked_sub(size).filter(|_| length.is_multiple_of(size));
+        let last = length
+            .checked_sub(size)
+            .filter(|_| length.is_multiple_of(size));
         last.is_some_and(|offset| header_at(offset, offset / size))
     };
     if header_at(512, 1) {
@@ -166,12 +198,23 @@ fn sector_size_of_image(disk: &Arc<dyn ReadAt>) -> u32 {
         return 4096;
     }
     let holds_something = |sector_size: u32| {
-        let disk: Arc<dyn ReadAt> = Arc::new(WithSectors { below: Arc::clone(disk), sector_size });
-        let table = partition::read_table(&disk).map(|table| table.partitions).unwrap_or_default();
-        let mut slices = table.iter().filter_map(|part| Slice::new(Arc::clone(&disk), part.offset, part.length));
+        let disk: Arc<dyn ReadAt> = Arc::new(WithSectors {
+            below: Arc::clone(disk),
+            sector_size,
+        });
+        let table = partition::read_table(&disk)
+            .map(|table| table.partitions)
+            .unwrap_or_default();
+        let mut slices = table
+            .iter()
+            .filter_map(|part| Slice::new(Arc::clone(&disk), part.offset, part.length));
         slices.any(|slice| matches!(probe::probe(&slice), Ok(Some(_))))
     };
-    if !holds_something(512) && holds_something(4096) { 4096 } else { 512 }
+    if !holds_something(512) && holds_something(4096) {
+        4096
+    } else {
+        512
+    }
 }
 
 /// The same bytes, divided into other sectors.
@@ -205,8 +248,14 @@ impl FileBytes {
         let shown = shown(path);
         let mut file = open_without_access_time(path).map_err(|error| not_opened(&shown, error))?;
         // The end of a block device is its size (BLKGETSIZE64 says the same), that of a file its length.
-        let length = file.seek(SeekFrom::End(0)).with_context(|| format!("asking for the size of {shown}"))?;
-        Ok(Self { file, length, sector_size: 512 })
+        let length = file
+            .seek(SeekFrom::End(0))
+            .with_context(|| format!("asking for the size of {shown}"))?;
+        Ok(Self {
+            file,
+            length,
+            sector_size: 512,
+        })
     }
 }
 
@@ -214,7 +263,12 @@ impl FileBytes {
 fn not_opened(shown: &str, error: Error) -> anyhow::Error {
     if error.kind() == ErrorKind::PermissionDenied {
         let saw = format!("{shown} cannot be opened for reading");
-        return Refusal::new(saw, "this takes more rights", "run the same command again as root").into();
+        return Refusal::new(
+            saw,
+            "this takes more rights",
+            "run the same command again as root",
+        )
+        .into();
     }
     anyhow::Error::new(error).context(format!("opening {shown} for reading"))
 }
@@ -227,7 +281,10 @@ impl ReadAt for FileBytes {
         self.sector_size
     }
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
-        if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > self.length) {
+        if offset
+            .checked_add(buffer.len() as u64)
+            .is_none_or(|end| end > self.length)
+        {
             return Err(Error::from(ErrorKind::UnexpectedEof));
         }
         self.file.read_exact_at(buffer, offset)

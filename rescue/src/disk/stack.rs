@@ -60,12 +60,17 @@ impl Backing {
     fn collect_disks<'a>(&'a self, disks: &mut Vec<(&'a Path, bool)>) {
         match self {
             Self::Folder(_) => {}
-            Self::Range { path, block_device, .. } => {
+            Self::Range {
+                path, block_device, ..
+            } => {
                 if !disks.iter().any(|(there, _)| *there == path) {
                     disks.push((path, *block_device));
                 }
             }
-            Self::Stacked(stack) => stack.below.iter().for_each(|below| below.collect_disks(disks)),
+            Self::Stacked(stack) => stack
+                .below
+                .iter()
+                .for_each(|below| below.collect_disks(disks)),
         }
     }
 

@@ -56,22 +56,51 @@ impl StorageDaemon {
     /// A [`Refusal`] when there is no daemon, or it cannot open the image.
     pub fn start(image: &Path, layout: &Layout, length: u64) -> Result<(Self, File)> {
         let node = node(image, &layout.backing)?;
-        let folder =
-            nix::unistd::mkdtemp(&std::env::temp_dir().join("rescue-image-XXXXXX")).context("making a folder")?;
+        let folder = nix::unistd::mkdtemp(&std::env::temp_dir().join("rescue-image-XXXXXX"))
+            .context("making a folder")?;
         let disk = folder.join("disk");
         File::create(&disk).context("making the file to show the disk as")?;
         let export = serde_json::json!({
             "type": "fuse", "id": "disk", "node-name": "disk", "mountpoint": disk.to_str(), "writable": true,
         });
         let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "--", "sh", "-c", HOLD, "sh"]).arg(&folder);
-        command.args([PROGRAM, "--blockdev", &node, "--export", &export.to_string()]);
+        command
+            .args([
+                "--mount",
+                "--propagation",
+                "private",
+                "--",
+                "sh",
+                "-c",
+                HOLD,
+                "sh",
+            ])
+            .arg(&folder);
+        command.args([
+            PROGRAM,
+            "--blockdev",
+            &node,
+            "--export",
+            &export.to_string(),
+        ]);
         // Away from the terminal's Ctrl-C, which is ours to answer.
-        command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let mut child = command.spawn().context("starting unshare (util-linux)")?;
         let alive = child.stdin.take();
-        let mut daemon = Self { image: image.to_path_buf(), child, alive };
-        let shown = PathBuf::from(format!("/proc/{}/root{}", daemon.child.id(), disk.display()));
+        let mut daemon = Self {
+            image: image.to_path_buf(),
+            child,
+            alive,
+        };
+        let shown = PathBuf::from(format!(
+            "/proc/{}/root{}",
+            daemon.child.id(),
+            disk.display()
+        ));
         let file = daemon.wait_for(&shown, &folder.join("log"), length)?;
         Ok((daemon, file))
     }
@@ -81,7 +110,11 @@ impl StorageDaemon {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if std::fs::metadata(shown).is_ok_and(|metadata| metadata.len() == length) {
-                return File::options().read(true).write(true).open(shown).context("opening the disk in the image");
+                return File::options()
+                    .read(true)
+                    .write(true)
+                    .open(shown)
+                    .context("opening the disk in the image");
             }
             let said = std::fs::read_to_string(log).unwrap_or_default();
             let said = said.trim();
@@ -89,7 +122,9 @@ impl StorageDaemon {
                 return Err(self.refuse(said).into());
             }
             if self.child.try_wait().is_ok_and(|ended| ended.is_some()) {
-                return Err(self.refuse("unshare or sh is missing or did not start").into());
+                return Err(self
+                    .refuse("unshare or sh is missing or did not start")
+                    .into());
             }
             std::thread::sleep(POLL);
         }
@@ -97,7 +132,10 @@ impl StorageDaemon {
 
     fn refuse(&self, said: &str) -> Refusal {
         let image = self.image.display();
-        let said = said.strip_prefix("qemu-storage-daemon: ").unwrap_or(said).replace(|c: char| c.is_control(), " ");
+        let said = said
+            .strip_prefix("qemu-storage-daemon: ")
+            .unwrap_or(said)
+            .replace(|c: char| c.is_control(), " ");
         if said.contains("lock") {
             return Refusal::new(
                 format!("QEMU says that {image}, or a file below it, is in use ({said})"),
@@ -164,10 +202,14 @@ fn node(image: &Path, backing: &[(PathBuf, Format)]) -> Result<String> {
 }
 
 fn layer(path: &Path, format: Format, below: serde_json::Value) -> Result<serde_json::Value> {
-    let path = path.to_str().with_context(|| format!("{} is no text", path.display()))?;
+    let path = path
+        .to_str()
+        .with_context(|| format!("{} is no text", path.display()))?;
     let file = serde_json::json!({ "driver": "file", "filename": path });
     Ok(match format {
-        Format::Qcow2 => serde_json::json!({ "driver": "qcow2", "read-only": true, "file": file, "backing": below }),
+        Format::Qcow2 => {
+            serde_json::json!({ "driver": "qcow2", "read-only": true, "file": file, "backing": below })
+        }
         _ => serde_json::json!({ "driver": "raw", "read-only": true, "file": file }),
     })
 }
@@ -183,7 +225,10 @@ pub fn require(image: &Path) -> Result<()> {
         by_converting(image)
     );
     Err(Refusal::new(
-        format!("{} is a qcow2 image, and there is no {PROGRAM} on this machine", image.display()),
+        format!(
+            "{} is a qcow2 image, and there is no {PROGRAM} on this machine",
+            image.display()
+        ),
         "rescue reads qcow2 by itself, but leaves writing to QEMU; nothing was changed",
         next,
     )

@@ -48,7 +48,10 @@ pub struct Volume {
 
 impl std::fmt::Debug for Volume {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Volume").field("name", &self.name).field("probe", &self.probe).finish_non_exhaustive()
+        f.debug_struct("Volume")
+            .field("name", &self.name)
+            .field("probe", &self.probe)
+            .finish_non_exhaustive()
     }
 }
 
@@ -65,7 +68,9 @@ pub struct Opened {
 
 impl std::fmt::Debug for Opened {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Opened").field("usage", &self.usage).finish_non_exhaustive()
+        f.debug_struct("Opened")
+            .field("usage", &self.usage)
+            .finish_non_exhaustive()
     }
 }
 
@@ -83,7 +88,10 @@ pub struct Survey {
 /// # Errors
 /// I/O errors only; damaged and unknown tables become notes.
 pub fn survey(disk: &Disk, index: usize) -> Result<Survey> {
-    let mut survey = Survey { volumes: Vec::new(), notes: Vec::new() };
+    let mut survey = Survey {
+        volumes: Vec::new(),
+        notes: Vec::new(),
+    };
     let mut note = |device: String, what: String| survey.notes.push(Leftover { device, what });
     for what in &disk.notes {
         note(disk.name(), what.clone());
@@ -91,7 +99,8 @@ pub fn survey(disk: &Disk, index: usize) -> Result<Survey> {
     let table = match partition::read_table(&disk.bytes) {
         Ok(table) => table,
         Err(TableError::Io(error)) => {
-            return Err(error).with_context(|| format!("reading the partition table of {}", disk.name()));
+            return Err(error)
+                .with_context(|| format!("reading the partition table of {}", disk.name()));
         }
         Err(error) => {
             note(disk.name(), format!("{error}; nothing on it was read"));
@@ -108,8 +117,14 @@ pub fn survey(disk: &Disk, index: usize) -> Result<Survey> {
     for partition in &table.partitions {
         let end = partition.offset.checked_add(partition.length);
         if end.is_none_or(|end| end > disk.bytes.len()) {
-            let (ends, length) = (end.map_or_else(|| "nowhere".into(), in_bytes), in_bytes(disk.bytes.len()));
-            let what = format!("ends at {ends}, but {} has only {length}: it is truncated, copy it again", disk.name());
+            let (ends, length) = (
+                end.map_or_else(|| "nowhere".into(), in_bytes),
+                in_bytes(disk.bytes.len()),
+            );
+            let what = format!(
+                "ends at {ends}, but {} has only {length}: it is truncated, copy it again",
+                disk.name()
+            );
             note(disk.partition_name(partition.number), what);
             continue;
         }
@@ -120,11 +135,18 @@ pub fn survey(disk: &Disk, index: usize) -> Result<Survey> {
 }
 
 fn volume(disk: &Disk, index: usize, partition: Option<&Partition>) -> Result<Volume> {
-    let (offset, length) = partition.map_or((0, disk.bytes.len()), |partition| (partition.offset, partition.length));
-    let name = partition.map_or_else(|| disk.name(), |partition| disk.partition_name(partition.number));
-    let slice = Slice::new(Arc::clone(&disk.bytes), offset, length).context("a partition reaches past its disk")?;
+    let (offset, length) = partition.map_or((0, disk.bytes.len()), |partition| {
+        (partition.offset, partition.length)
+    });
+    let name = partition.map_or_else(
+        || disk.name(),
+        |partition| disk.partition_name(partition.number),
+    );
+    let slice = Slice::new(Arc::clone(&disk.bytes), offset, length)
+        .context("a partition reaches past its disk")?;
     let bytes: Arc<dyn ReadAt> = Arc::new(slice);
-    let probe = probe::probe(bytes.as_ref()).with_context(|| format!("looking what {name} holds"))?;
+    let probe =
+        probe::probe(bytes.as_ref()).with_context(|| format!("looking what {name} holds"))?;
     Ok(Volume {
         name,
         disk: index,
@@ -166,7 +188,12 @@ impl Volume {
         match self.probe.as_ref().map(|probe| &probe.content) {
             // Its files are never needed, so its free space is told nowhere else.
             Some(content @ Content::Vfat(fat)) => match fat.free {
-                Some(free) => format!("{}, {} of {} free", content.name(), bytes(free), bytes(fat.length)),
+                Some(free) => format!(
+                    "{}, {} of {} free",
+                    content.name(),
+                    bytes(free),
+                    bytes(fat.length)
+                ),
                 None => content.name(),
             },
             Some(content) => content.name(),
@@ -194,29 +221,40 @@ impl Volume {
 
     /// Whether `e2fsck` has to look at it before anybody writes: the superblock or the journal says so.
     pub fn has_errors(&self) -> bool {
-        self.ext().is_some_and(|superblock| superblock.is_flagged(Arc::clone(&self.bytes)))
+        self.ext()
+            .is_some_and(|superblock| superblock.is_flagged(Arc::clone(&self.bytes)))
     }
 
     /// Opens its files: a clean ext in user space, everything else by the kernel over a throw-away layer.
     pub fn open(&self) -> Result<Opened> {
-        let kind = self.file_system().with_context(|| format!("{} holds {}", self.name, self.what()))?;
+        let kind = self
+            .file_system()
+            .with_context(|| format!("{} holds {}", self.name, self.what()))?;
         self.check_length()?;
         let Some(superblock) = self.ext().filter(|superblock| !superblock.needs_replay) else {
             return self.replay(kind);
         };
         match Ext4Tree::open(Arc::clone(&self.bytes), superblock) {
-            Ok(tree) => Ok(Opened { usage: tree.usage(), tree: Rc::new(tree), subvolumes: None }),
+            Ok(tree) => Ok(Opened {
+                usage: tree.usage(),
+                tree: Rc::new(tree),
+                subvolumes: None,
+            }),
             Err(TreeError::Unsupported { .. }) => self.replay(kind),
-            Err(TreeError::Corrupt { reason, .. }) => {
-                Err(anyhow::anyhow!("the {kind} file system is damaged ({reason}); {}", self.check_line()))
-            }
+            Err(TreeError::Corrupt { reason, .. }) => Err(anyhow::anyhow!(
+                "the {kind} file system is damaged ({reason}); {}",
+                self.check_line()
+            )),
             Err(error) => Err(error).with_context(|| format!("opening {} ({kind})", self.name)),
         }
     }
 
     /// The line that checks this file system.
     fn check_line(&self) -> String {
-        format!("next: rescue fsck {}", crate::base::shell::quoted(self.backing.first_path()))
+        format!(
+            "next: rescue fsck {}",
+            crate::base::shell::quoted(self.backing.first_path())
+        )
     }
 
     fn replay(&self, kind: &str) -> Result<Opened> {
@@ -239,10 +277,19 @@ impl Volume {
             let bytes = btrfs::UnderOwnUuid::over(Arc::clone(&self.bytes)).with_context(opening)?;
             let (tree, usage) = super::export::mount_replayed(bytes, kind).with_context(opening)?;
             let subvolumes = btrfs::Subvolumes::read(tree.root()).with_context(opening)?;
-            return Ok(Opened { tree: Rc::new(tree), usage, subvolumes: Some(Rc::new(subvolumes)) });
+            return Ok(Opened {
+                tree: Rc::new(tree),
+                usage,
+                subvolumes: Some(Rc::new(subvolumes)),
+            });
         }
-        let (tree, usage) = super::export::mount_replayed(Arc::clone(&self.bytes), kind).with_context(opening)?;
-        Ok(Opened { tree: Rc::new(tree), usage, subvolumes: None })
+        let (tree, usage) =
+            super::export::mount_replayed(Arc::clone(&self.bytes), kind).with_context(opening)?;
+        Ok(Opened {
+            tree: Rc::new(tree),
+            usage,
+            subvolumes: None,
+        })
     }
 
     /// A file system larger than what holds it was cut off while it was copied.

@@ -76,11 +76,16 @@ pub fn not_read(volume: &Volume) -> Option<NotRead> {
             ("compressed images are not supported yet", format!("{tool} -dk {path}, then rescue inspect the raw image"))
         }
     };
-    Some(NotRead { means: means.into(), next })
+    Some(NotRead {
+        means: means.into(),
+        next,
+    })
 }
 
 fn mount_btrfs(on_helper: &str) -> String {
-    format!("{on_helper} with all its devices: btrfs device scan, mount it, then rescue inspect --root MOUNT_POINT")
+    format!(
+        "{on_helper} with all its devices: btrfs device scan, mount it, then rescue inspect --root MOUNT_POINT"
+    )
 }
 
 fn mount_it(on_helper: &str) -> String {

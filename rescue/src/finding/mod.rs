@@ -51,7 +51,9 @@ impl Context<'_> {
 
 impl fmt::Debug for Context<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Context").field("guest", &self.guest).finish_non_exhaustive()
+        f.debug_struct("Context")
+            .field("guest", &self.guest)
+            .finish_non_exhaustive()
     }
 }
 
@@ -67,7 +69,10 @@ pub struct Evidence {
 impl Evidence {
     /// From anything that shows itself.
     pub fn new(path: impl fmt::Display, saw: impl Into<String>) -> Self {
-        Self { path: path.to_string(), saw: saw.into() }
+        Self {
+            path: path.to_string(),
+            saw: saw.into(),
+        }
     }
 }
 
@@ -91,7 +96,14 @@ pub struct Finding {
 impl Finding {
     /// Without evidence, remedies and advice; add them with struct update or the `with_` methods.
     pub fn new(check: &'static str, severity: Severity, title: impl Into<String>) -> Self {
-        Self { check, severity, title: title.into(), evidence: Vec::new(), remedies: Vec::new(), advice: Vec::new() }
+        Self {
+            check,
+            severity,
+            title: title.into(),
+            evidence: Vec::new(),
+            remedies: Vec::new(),
+            advice: Vec::new(),
+        }
     }
 
     /// Adds evidence.

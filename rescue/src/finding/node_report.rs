@@ -47,18 +47,29 @@ impl NodeReport {
 
     /// An earlier repair of several nodes, this one among them, that was cut off.
     pub fn unfinished_set(&self) -> Option<&RunSummary> {
-        let unfinished = [RunState::HalfWay, RunState::NotCommitted, RunState::HalfUndone];
-        self.runs.iter().find(|run| !run.together.is_empty() && unfinished.contains(&run.state))
+        let unfinished = [
+            RunState::HalfWay,
+            RunState::NotCommitted,
+            RunState::HalfUndone,
+        ];
+        self.runs
+            .iter()
+            .find(|run| !run.together.is_empty() && unfinished.contains(&run.state))
     }
 
     /// Whether it is one of the nodes that a run changes together.
     pub fn is_part_of(&self, run: &RunSummary) -> bool {
-        self.runs.iter().any(|own| own.id == run.id) || run.together.iter().any(|name| name == self.name())
+        self.runs.iter().any(|own| own.id == run.id)
+            || run.together.iter().any(|name| name == self.name())
     }
 
     /// The earlier repair that was cut off, if there is one.
     pub fn unfinished_run(&self) -> Option<&RunSummary> {
-        let unfinished = [RunState::HalfWay, RunState::NotCommitted, RunState::HalfUndone];
+        let unfinished = [
+            RunState::HalfWay,
+            RunState::NotCommitted,
+            RunState::HalfUndone,
+        ];
         self.runs.iter().find(|run| unfinished.contains(&run.state))
     }
 }

@@ -34,8 +34,12 @@ static E2FSCK: Checker = Checker {
 };
 
 /// xfs_repair(8): `-n` only looks.
-static XFS_REPAIR: Checker =
-    Checker { program: "xfs_repair", look: &["-n"], packages: ["xfsprogs", "xfsprogs", "xfsprogs"], judge: judge_xfs };
+static XFS_REPAIR: Checker = Checker {
+    program: "xfs_repair",
+    look: &["-n"],
+    packages: ["xfsprogs", "xfsprogs", "xfsprogs"],
+    judge: judge_xfs,
+};
 
 /// btrfs-check(8).
 static BTRFS_CHECK: Checker = Checker {
@@ -61,8 +65,11 @@ impl Checker {
         let path = std::env::var_os("PATH").unwrap_or_default();
         // A user's PATH often lacks sbin.
         let usual = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
-        let mut places = std::env::split_paths(&path).filter(|folder| folder.is_absolute()).chain(usual);
-        places.find_map(|folder| Some(folder.join(self.program)).filter(|program| program.is_file()))
+        let mut places = std::env::split_paths(&path)
+            .filter(|folder| folder.is_absolute())
+            .chain(usual);
+        places
+            .find_map(|folder| Some(folder.join(self.program)).filter(|program| program.is_file()))
     }
 
     /// The line that installs it.
@@ -89,9 +96,13 @@ impl Checker {
 fn judge_e2fsck(code: i32, said: &[String]) -> Judgement {
     match code {
         0 => Judgement::Clean,
-        _ if says(said, "newer version of e2fsck") || says(said, "unsupported feature") => Judgement::Unable,
+        _ if says(said, "newer version of e2fsck") || says(said, "unsupported feature") => {
+            Judgement::Unable
+        }
         code if code & 4 != 0 => Judgement::Damaged,
-        _ if says(said, "superblock could not be read") || says(said, "Bad magic number") => Judgement::Damaged,
+        _ if says(said, "superblock could not be read") || says(said, "Bad magic number") => {
+            Judgement::Damaged
+        }
         _ => Judgement::Unable,
     }
 }
@@ -100,7 +111,9 @@ fn judge_e2fsck(code: i32, said: &[String]) -> Judgement {
 fn judge_xfs(code: i32, said: &[String]) -> Judgement {
     match code {
         0 => Judgement::Clean,
-        1 if says(said, "more recent xfs_repair") || says(said, "annot allocate") => Judgement::Unable,
+        1 if says(said, "more recent xfs_repair") || says(said, "annot allocate") => {
+            Judgement::Unable
+        }
         1 => Judgement::Damaged,
         _ => Judgement::Unable,
     }
@@ -110,7 +123,9 @@ fn judge_xfs(code: i32, said: &[String]) -> Judgement {
 fn judge_btrfs(code: i32, said: &[String]) -> Judgement {
     match code {
         0 => Judgement::Clean,
-        1 if says(said, "unsupported") || says(said, "missing") && says(said, "device") => Judgement::Unable,
+        1 if says(said, "unsupported") || says(said, "missing") && says(said, "device") => {
+            Judgement::Unable
+        }
         1 => Judgement::Damaged,
         _ => Judgement::Unable,
     }
@@ -132,19 +147,47 @@ mod tests {
     #[test]
     fn damage_is_told_from_not_knowing() {
         assert_eq!(judge("ext4", 0, ""), Judgement::Clean);
-        assert_eq!(judge("ext4", 4, "Free blocks count wrong"), Judgement::Damaged);
-        assert_eq!(judge("ext4", 12, "Cannot proceed without a root inode."), Judgement::Damaged);
-        assert_eq!(judge("ext4", 8, "has unsupported feature(s): FEATURE_C31"), Judgement::Unable);
-        assert_eq!(judge("ext4", 8, "Memory allocation failed"), Judgement::Unable);
         assert_eq!(
-            judge("ext3", 8, "The superblock could not be read or does not describe a valid ext2"),
+            judge("ext4", 4, "Free blocks count wrong"),
+            Judgement::Damaged
+        );
+        assert_eq!(
+            judge("ext4", 12, "Cannot proceed without a root inode."),
+            Judgement::Damaged
+        );
+        assert_eq!(
+            judge("ext4", 8, "has unsupported feature(s): FEATURE_C31"),
+            Judgement::Unable
+        );
+        assert_eq!(
+            judge("ext4", 8, "Memory allocation failed"),
+            Judgement::Unable
+        );
+        assert_eq!(
+            judge(
+                "ext3",
+                8,
+                "The superblock could not be read or does not describe a valid ext2"
+            ),
             Judgement::Damaged
         );
         assert_eq!(judge("xfs", 1, "bad magic number"), Judgement::Damaged);
-        assert_eq!(judge("xfs", 1, "Using a more recent xfs_repair is recommended."), Judgement::Unable);
-        assert_eq!(judge("btrfs", 1, "ERROR: errors found in fs roots"), Judgement::Damaged);
-        assert_eq!(judge("btrfs", 1, "warning, device 2 is missing"), Judgement::Unable);
-        assert_eq!(Checker::of("ext4").unwrap().judge(None, &[]), Judgement::Unable);
+        assert_eq!(
+            judge("xfs", 1, "Using a more recent xfs_repair is recommended."),
+            Judgement::Unable
+        );
+        assert_eq!(
+            judge("btrfs", 1, "ERROR: errors found in fs roots"),
+            Judgement::Damaged
+        );
+        assert_eq!(
+            judge("btrfs", 1, "warning, device 2 is missing"),
+            Judgement::Unable
+        );
+        assert_eq!(
+            Checker::of("ext4").unwrap().judge(None, &[]),
+            Judgement::Unable
+        );
         assert!(Checker::of("vfat").is_none());
     }
 }

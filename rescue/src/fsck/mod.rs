@@ -85,17 +85,29 @@ fn seconds<S: serde::Serializer>(took: &Duration, serializer: S) -> Result<S::Ok
 impl Verdict {
     /// Whether something has to be mended before anybody writes.
     pub fn needs_mending(&self) -> bool {
-        self.condition == Condition::Damaged || self.error_flag || matches!(self.journal, Journal::NotReplayable(_))
+        self.condition == Condition::Damaged
+            || self.error_flag
+            || matches!(self.journal, Journal::NotReplayable(_))
     }
 
     /// The first line of the checker that is not about itself.
     pub fn first_complaint(&self) -> &str {
-        const ABOUT_ITSELF: [&str; 5] = ["e2fsck ", "Pass ", "Phase ", "Opening filesystem", "Checking filesystem"];
+        const ABOUT_ITSELF: [&str; 5] = [
+            "e2fsck ",
+            "Pass ",
+            "Phase ",
+            "Opening filesystem",
+            "Checking filesystem",
+        ];
         let is_complaint = |line: &&String| {
             let line = line.trim_start();
-            !ABOUT_ITSELF.iter().any(|start| line.starts_with(start)) && !line.starts_with(['-', '['])
+            !ABOUT_ITSELF.iter().any(|start| line.starts_with(start))
+                && !line.starts_with(['-', '['])
         };
-        self.said.iter().find(is_complaint).map_or("nothing", |line| line.trim())
+        self.said
+            .iter()
+            .find(is_complaint)
+            .map_or("nothing", |line| line.trim())
     }
 }
 
@@ -120,7 +132,10 @@ pub struct Checkable {
 
 impl std::fmt::Debug for Checkable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Checkable").field("device", &self.device).field("kind", &self.kind).finish_non_exhaustive()
+        f.debug_struct("Checkable")
+            .field("device", &self.device)
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
     }
 }
 
@@ -150,12 +165,22 @@ pub fn find(disks: &[Disk]) -> Result<Found> {
 }
 
 fn checkable(volume: Volume) -> Option<Checkable> {
-    Checkable::of(volume.name.clone(), volume.probe.as_ref()?, &volume.bytes, &volume.backing)
+    Checkable::of(
+        volume.name.clone(),
+        volume.probe.as_ref()?,
+        &volume.bytes,
+        &volume.backing,
+    )
 }
 
 impl Checkable {
     /// What `bytes` hold, if there is a checker for it.
-    pub fn of(device: String, probe: &Probe, bytes: &Arc<dyn ReadAt>, backing: &Backing) -> Option<Self> {
+    pub fn of(
+        device: String,
+        probe: &Probe,
+        bytes: &Arc<dyn ReadAt>,
+        backing: &Backing,
+    ) -> Option<Self> {
         let (kind, dirty) = match &probe.content {
             Content::Ext(superblock) => (superblock.kind, superblock.needs_replay),
             // e2fsck looks for the copies of the superblock by itself.
@@ -170,7 +195,15 @@ impl Checkable {
             _ => false,
         };
         let (bytes, backing) = (Arc::clone(bytes), backing.clone());
-        Some(Self { device, kind, uuid: probe.uuid.clone(), bytes, backing, error_flag, dirty })
+        Some(Self {
+            device,
+            kind,
+            uuid: probe.uuid.clone(),
+            bytes,
+            backing,
+            error_flag,
+            dirty,
+        })
     }
 }
 
@@ -193,7 +226,10 @@ pub fn look(found: &Checkable, ui: &dyn Ui) -> Result<Verdict> {
     let checker = Checker::of(found.kind).context("a file system without a checker")?;
     let Some(program) = checker.find() else {
         let why = format!("{} is not installed", checker.program);
-        verdict.condition = Condition::NotChecked { why, next: Some(checker.install()) };
+        verdict.condition = Condition::NotChecked {
+            why,
+            next: Some(checker.install()),
+        };
         return Ok(verdict);
     };
     verdict.checker = Some(checker.line());

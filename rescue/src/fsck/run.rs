@@ -44,8 +44,14 @@ pub fn run(program: &Path, words: &[&str], device: &Path, ui: &dyn Ui, what: &st
         .env_clear()
         .env("LC_ALL", "C")
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-    command.stdin(Stdio::null()).stdout(writer.try_clone().context("duplicating a pipe")?).stderr(writer);
-    let mut child = command.process_group(0).spawn().with_context(|| format!("starting {name}"))?;
+    command
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone().context("duplicating a pipe")?)
+        .stderr(writer);
+    let mut child = command
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("starting {name}"))?;
     // Its ends of the pipe must be the only ones, or reading would never end.
     drop(command);
     let progress = ui.begin(what, None);
@@ -55,8 +61,15 @@ pub fn run(program: &Path, words: &[&str], device: &Path, ui: &dyn Ui, what: &st
         progress.message(&line);
         kept.add(line);
     }
-    let status = child.wait().with_context(|| format!("waiting for {name}"))?;
-    Ok(Ran { code: status.code(), lines: kept.lines, said: kept.into_lines(), took: started.elapsed() })
+    let status = child
+        .wait()
+        .with_context(|| format!("waiting for {name}"))?;
+    Ok(Ran {
+        code: status.code(),
+        lines: kept.lines,
+        said: kept.into_lines(),
+        took: started.elapsed(),
+    })
 }
 
 /// Our own descriptor, as another process can open it.
@@ -79,7 +92,12 @@ fn line(reader: &mut impl BufRead) -> std::io::Result<Option<String>> {
             reader.skip_until(b'\n')?;
         }
         let text = String::from_utf8_lossy(&bytes);
-        let text = text.trim_end_matches(['\n', '\r']).rsplit('\r').next().unwrap_or_default().trim_end();
+        let text = text
+            .trim_end_matches(['\n', '\r'])
+            .rsplit('\r')
+            .next()
+            .unwrap_or_default()
+            .trim_end();
         if !text.is_empty() {
             return Ok(Some(escape(text)));
         }
@@ -122,7 +140,14 @@ mod tests {
     use crate::base::ui::Silent;
 
     fn shell(script: &str) -> Ran {
-        run(Path::new("/bin/sh"), &["-c", script], Path::new("device"), &Silent, "").unwrap()
+        run(
+            Path::new("/bin/sh"),
+            &["-c", script],
+            Path::new("device"),
+            &Silent,
+            "",
+        )
+        .unwrap()
     }
 
     #[test]

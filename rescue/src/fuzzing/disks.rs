@@ -24,7 +24,11 @@ macro_rules! base {
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
-const TABLES: [Base; 3] = [(base!("gpt"), 64 * KIB), (base!("gpt-4k"), 64 * KIB), (base!("mbr"), 64 * KIB)];
+const TABLES: [Base; 3] = [
+    (base!("gpt"), 64 * KIB),
+    (base!("gpt-4k"), 64 * KIB),
+    (base!("mbr"), 64 * KIB),
+];
 const LVM: Base = (base!("lvm"), 8 * MIB);
 const EXT: [Base; 4] = [
     (base!("ext4"), 128 * KIB),
@@ -78,7 +82,14 @@ impl Patched {
             rest = next;
         }
         let sector_size = if flags & 2 == 0 { 512 } else { 4096 };
-        Some((Self { base, sector_size, patches }, flags & 1 != 0))
+        Some((
+            Self {
+                base,
+                sector_size,
+                patches,
+            },
+            flags & 1 != 0,
+        ))
     }
 
     fn get(&self, offset: u64, length: usize) -> Option<Vec<u8>> {
@@ -102,14 +113,18 @@ impl ReadAt for Patched {
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
-        let end = offset.checked_add(buffer.len() as u64).filter(|end| *end <= self.len());
+        let end = offset
+            .checked_add(buffer.len() as u64)
+            .filter(|end| *end <= self.len());
         let end = end.ok_or(ErrorKind::UnexpectedEof).map_err(Error::from)?;
         buffer.fill(0);
-        let layers = std::iter::once((0, self.base.0)).chain(self.patches.iter().map(|(at, bytes)| (*at, &bytes[..])));
+        let layers = std::iter::once((0, self.base.0))
+            .chain(self.patches.iter().map(|(at, bytes)| (*at, &bytes[..])));
         for (at, bytes) in layers {
             let (from, to) = (at.max(offset), (at + bytes.len() as u64).min(end));
             if from < to {
-                let (from, to, at, offset) = (from as usize, to as usize, at as usize, offset as usize);
+                let (from, to, at, offset) =
+                    (from as usize, to as usize, at as usize, offset as usize);
                 buffer[from - offset..to - offset].copy_from_slice(&bytes[from - at..to - at]);
             }
         }
@@ -119,9 +134,19 @@ impl ReadAt for Patched {
 
 /// qcow2 and VMDK images, opened and read here and there; they name no file that may be read.
 pub fn images(data: &[u8]) {
-    let Some((disk, _)) = Patched::parse(data, &IMAGES) else { return };
-    let name = if usize::from(data[0]) % IMAGES.len() < 2 { "disk.qcow2" } else { "disk.vmdk" };
-    match image::open(&Path::new("/nonexistent").join(name), Arc::new(disk), &Given::default()) {
+    let Some((disk, _)) = Patched::parse(data, &IMAGES) else {
+        return;
+    };
+    let name = if usize::from(data[0]) % IMAGES.len() < 2 {
+        "disk.qcow2"
+    } else {
+        "disk.vmdk"
+    };
+    match image::open(
+        &Path::new("/nonexistent").join(name),
+        Arc::new(disk),
+        &Given::default(),
+    ) {
         Ok(image) => {
             for note in &image.notes {
                 super::shown::text(note);
@@ -133,7 +158,9 @@ pub fn images(data: &[u8]) {
 }
 
 fn le32(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..at + 4).map_or(0, |bytes| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+    bytes.get(at..at + 4).map_or(0, |bytes| {
+        u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    })
 }
 
 fn le64(bytes: &[u8], at: usize) -> u64 {
@@ -142,7 +169,9 @@ fn le64(bytes: &[u8], at: usize) -> u64 {
 
 /// GPT and MBR; what is in the partitions is probed.
 pub fn partition_tables(data: &[u8]) {
-    let Some((mut disk, right)) = Patched::parse(data, &TABLES) else { return };
+    let Some((mut disk, right)) = Patched::parse(data, &TABLES) else {
+        return;
+    };
     if right {
         let sector = u64::from(disk.sector_size);
         gpt_checksums(&mut disk, sector);
@@ -162,7 +191,10 @@ pub fn partition_tables(data: &[u8]) {
             super::shown::text(label);
         }
         if let Some(slice) = Slice::new(Arc::clone(&disk), partition.offset, partition.length) {
-            assert!(partition.offset + slice.len() <= disk.len(), "a partition reaches past the end");
+            assert!(
+                partition.offset + slice.len() <= disk.len(),
+                "a partition reaches past the end"
+            );
             look(&slice);
         }
     }
@@ -170,7 +202,9 @@ pub fn partition_tables(data: &[u8]) {
 
 fn gpt_checksums(disk: &mut Patched, at: u64) {
     const ALGORITHM: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
-    let Some(mut header) = disk.get(at, 92) else { return };
+    let Some(mut header) = disk.get(at, 92) else {
+        return;
+    };
     let table = le64(&header, 72).checked_mul(u64::from(disk.sector_size));
     let length = u64::from(le32(&header, 80)) * u64::from(le32(&header, 84));
     if let Some(table) = table.filter(|_| length <= 256 * KIB)
@@ -203,13 +237,17 @@ fn look(bytes: &dyn ReadAt) {
 /// LVM's checksum, written down here once more so that a mistake in ours does not hide itself (lvm2, lib/misc/crc.c).
 fn lvm_checksum(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0xf597_a6cf, |sum, byte| {
-        (0..8).fold(sum ^ u32::from(*byte), |sum: u32, _| (sum >> 1) ^ (0xedb8_8320 & (sum & 1).wrapping_neg()))
+        (0..8).fold(sum ^ u32::from(*byte), |sum: u32, _| {
+            (sum >> 1) ^ (0xedb8_8320 & (sum & 1).wrapping_neg())
+        })
     })
 }
 
 /// A physical volume with label, header and metadata area.
 pub fn lvm_disk(data: &[u8]) {
-    let Some((mut disk, right)) = Patched::parse(data, &[LVM]) else { return };
+    let Some((mut disk, right)) = Patched::parse(data, &[LVM]) else {
+        return;
+    };
     if right {
         lvm_area_checksums(&mut disk, 4096);
         if let Some(mut label) = disk.get(512, 512) {
@@ -224,14 +262,21 @@ pub fn lvm_disk(data: &[u8]) {
 /// The metadata text alone, on a physical volume whose checksums are right; two of them after a separator.
 pub fn lvm_text(data: &[u8]) {
     let [first, second] = super::parts(data);
-    let disks: Vec<Patched> =
-        [first, second].iter().filter(|text| !text.is_empty()).map(|text| lvm_with(text)).collect();
+    let disks: Vec<Patched> = [first, second]
+        .iter()
+        .filter(|text| !text.is_empty())
+        .map(|text| lvm_with(text))
+        .collect();
     volumes(disks);
 }
 
 fn lvm_with(text: &[u8]) -> Patched {
     const AREA: u64 = 4096;
-    let mut disk = Patched { base: LVM, sector_size: 512, patches: Vec::new() };
+    let mut disk = Patched {
+        base: LVM,
+        sector_size: 512,
+        patches: Vec::new(),
+    };
     if let Some(mut header) = disk.get(AREA, 512) {
         header[40..48].copy_from_slice(&512u64.to_le_bytes());
         header[48..56].copy_from_slice(&(text.len() as u64).to_le_bytes());
@@ -243,7 +288,9 @@ fn lvm_with(text: &[u8]) -> Patched {
 }
 
 fn lvm_area_checksums(disk: &mut Patched, at: u64) {
-    let Some(mut header) = disk.get(at, 512) else { return };
+    let Some(mut header) = disk.get(at, 512) else {
+        return;
+    };
     let (start, length) = (le64(&header, 40), le64(&header, 48));
     if let Some(from) = at.checked_add(start).filter(|_| length < MIB)
         && let Some(text) = disk.get(from, length as usize)
@@ -259,7 +306,11 @@ fn volumes(disks: Vec<Patched>) {
     let physical: Vec<PhysicalVolume> = disks
         .into_iter()
         .enumerate()
-        .map(|(disk, bytes)| PhysicalVolume { name: format!("disk {disk}"), disk, bytes: Arc::new(bytes) })
+        .map(|(disk, bytes)| PhysicalVolume {
+            name: format!("disk {disk}"),
+            disk,
+            bytes: Arc::new(bytes),
+        })
         .collect();
     let assembled = assemble(&physical);
     for (name, note) in &assembled.notes {
@@ -270,7 +321,11 @@ fn volumes(disks: Vec<Patched>) {
         super::shown::text(&volume.name.mapper());
         match &volume.layout {
             Ok(layout) => {
-                let below = volume.on.iter().map(|index| Arc::clone(&physical[*index].bytes)).collect();
+                let below = volume
+                    .on
+                    .iter()
+                    .map(|index| Arc::clone(&physical[*index].bytes))
+                    .collect();
                 read_here_and_there(&Laid::new(layout.clone(), below));
             }
             Err(error) => super::shown::error(error),
@@ -281,22 +336,37 @@ fn volumes(disks: Vec<Patched>) {
 fn read_here_and_there(bytes: &dyn ReadAt) {
     let mut buffer = [0; 4096];
     let last = bytes.len().saturating_sub(buffer.len() as u64);
-    for offset in [0, 1, 511, 65_000, last / 2, last, bytes.len(), u64::MAX - 10] {
+    for offset in [
+        0,
+        1,
+        511,
+        65_000,
+        last / 2,
+        last,
+        bytes.len(),
+        u64::MAX - 10,
+    ] {
         let read = bytes.read_exact_at(&mut buffer, offset);
-        let inside = offset.checked_add(buffer.len() as u64).is_some_and(|end| end <= bytes.len());
+        let inside = offset
+            .checked_add(buffer.len() as u64)
+            .is_some_and(|end| end <= bytes.len());
         assert!(inside || read.is_err(), "bytes past the end");
     }
 }
 
 /// An ext file system, walked and read whole.
 pub fn ext_tree(data: &[u8]) {
-    let Some((mut disk, right)) = Patched::parse(data, &EXT) else { return };
+    let Some((mut disk, right)) = Patched::parse(data, &EXT) else {
+        return;
+    };
     if right && let Some(mut superblock) = disk.get(1024, 1024) {
         let sum = !crc::Crc::<u32>::new(&crc::CRC_32_ISCSI).checksum(&superblock[..1020]);
         superblock[1020..].copy_from_slice(&sum.to_le_bytes());
         disk.put(1024, &superblock);
     }
-    let Some(raw) = disk.get(1024, 1024) else { return };
+    let Some(raw) = disk.get(1024, 1024) else {
+        return;
+    };
     let superblock = match ExtSuper::parse(&raw) {
         Some(Ok(superblock)) => superblock,
         Some(Err(error)) => return super::shown::error(&error),
@@ -306,7 +376,10 @@ pub fn ext_tree(data: &[u8]) {
         Ok(tree) => tree,
         Err(error) => return super::shown::error(&error),
     };
-    let mut left = Left { files: MOST_FILES, bytes: MOST_BYTES };
+    let mut left = Left {
+        files: MOST_FILES,
+        bytes: MOST_BYTES,
+    };
     walk(&tree, Path::new("/"), &mut left);
 }
 
@@ -321,10 +394,14 @@ fn walk(tree: &dyn Tree, folder: &Path, left: &mut Left) {
         Err(error) => return super::shown::error(&error),
     };
     for entry in entries {
-        let Some(files) = left.files.checked_sub(1) else { return };
+        let Some(files) = left.files.checked_sub(1) else {
+            return;
+        };
         left.files = files;
         let path = folder.join(&entry.name);
-        let Ok(meta) = tree.lstat(&path) else { continue };
+        let Ok(meta) = tree.lstat(&path) else {
+            continue;
+        };
         match meta.kind {
             FileKind::Directory => walk(tree, &path, left),
             FileKind::Symlink => drop(tree.read_link(&path)),
@@ -341,7 +418,10 @@ fn read_file(tree: &dyn Tree, path: &Path, size: u64, left: &mut Left) {
             return;
         }
         if let Ok(bytes) = tree.read_range(path, offset, PIECE) {
-            assert!(bytes.len() <= PIECE && offset + bytes.len() as u64 <= size.max(offset), "bytes past the end");
+            assert!(
+                bytes.len() <= PIECE && offset + bytes.len() as u64 <= size.max(offset),
+                "bytes past the end"
+            );
             left.bytes -= bytes.len() as u64;
         }
     }

@@ -32,7 +32,8 @@ const PAGE: u64 = 1024;
 
 /// The first byte says how the rest is to be taken.
 fn flags(data: &[u8]) -> (u8, &[u8]) {
-    data.split_first().map_or((0, data), |(flags, rest)| (*flags, rest))
+    data.split_first()
+        .map_or((0, data), |(flags, rest)| (*flags, rest))
 }
 
 /// Changes of two bytes for where and one for what.
@@ -54,7 +55,10 @@ pub fn etcd_log(data: &[u8]) {
             return (rest.to_vec(), 0);
         }
         let mut writer = LogWriter::following(Vec::new(), crc);
-        let _ = writer.begin(&Identity { member: 7, cluster: 9 });
+        let _ = writer.begin(&Identity {
+            member: 7,
+            cluster: 9,
+        });
         let mut rest = rest;
         while let [kind, length, behind @ ..] = rest {
             let (data, behind) = behind.split_at(behind.len().min(usize::from(*length)));
@@ -64,32 +68,58 @@ pub fn etcd_log(data: &[u8]) {
         let crc = writer.crc();
         (writer.finish().unwrap_or_default(), crc)
     };
-    let (one, two) = if flags & 2 != 0 { rest.split_at(rest.len() / 2) } else { (rest, &[][..]) };
+    let (one, two) = if flags & 2 != 0 {
+        rest.split_at(rest.len() / 2)
+    } else {
+        (rest, &[][..])
+    };
     let (first, crc) = file(one, 0);
     let mut tree = MemoryTree::new().file("/wal/0000000000000000-0000000000000000.wal", first);
     if flags & 2 != 0 {
-        tree = tree.file("/wal/0000000000000001-0000000000000002.wal", file(two, crc).0);
+        tree = tree.file(
+            "/wal/0000000000000001-0000000000000002.wal",
+            file(two, crc).0,
+        );
     }
     let guest = tree.into_guest();
-    let Ok(folder) = Folder::list(&guest, &GuestPath::new("/wal")) else { return };
-    let Ok(log) = Log::read(&guest, &folder) else { return };
+    let Ok(folder) = Folder::list(&guest, &GuestPath::new("/wal")) else {
+        return;
+    };
+    let Ok(log) = Log::read(&guest, &folder) else {
+        return;
+    };
     assert!(log.segments.iter().all(|look| look.used <= look.size));
     let mut before = None;
     let _ = log.visit(&guest, 0, u64::MAX, &mut |entry| {
-        assert!((log.first..=log.last).contains(&entry.index), "an entry outside the log");
-        assert!(before.is_none_or(|before: u64| before.checked_add(1) == Some(entry.index)), "entries do not follow");
+        assert!(
+            (log.first..=log.last).contains(&entry.index),
+            "an entry outside the log"
+        );
+        assert!(
+            before.is_none_or(|before: u64| before.checked_add(1) == Some(entry.index)),
+            "entries do not follow"
+        );
         before = Some(entry.index);
         let _ = Request::parse(entry.data).map(|request| lease::in_request(&request));
         ControlFlow::Continue(())
     });
     for index in [0, 1, log.first, log.last, log.last.saturating_add(2)] {
-        let Ok(Some((term, kept))) = entries_behind_damage(&guest, &log, index) else { continue };
+        let Ok(Some((term, kept))) = entries_behind_damage(&guest, &log, index) else {
+            continue;
+        };
         for (number, (own, entry)) in (1..).zip(&kept) {
             let entry = Entry::parse(entry);
-            assert!(entry.is_ok_and(|entry| entry.term == *own && entry.index == index.saturating_add(number)));
+            assert!(entry.is_ok_and(
+                |entry| entry.term == *own && entry.index == index.saturating_add(number)
+            ));
         }
         // Nothing is made up where there is no damage.
-        assert!(index != log.last || log.tail().is_none_or(|tail| tail.used < tail.size) || kept.is_empty(), "{term}");
+        assert!(
+            index != log.last
+                || log.tail().is_none_or(|tail| tail.used < tail.size)
+                || kept.is_empty(),
+            "{term}"
+        );
     }
 }
 
@@ -104,7 +134,11 @@ pub fn etcd_snap(data: &[u8]) {
         0 => rest.to_vec(),
         _ => {
             let mut file = Vec::new();
-            put_number(&mut file, 1, u64::from(crate::etcd::format::crc::append(0, rest)));
+            put_number(
+                &mut file,
+                1,
+                u64::from(crate::etcd::format::crc::append(0, rest)),
+            );
             put_bytes(&mut file, 2, rest);
             file
         }
@@ -118,20 +152,34 @@ pub fn etcd_messages(data: &[u8]) {
     let count = fields(data).count();
     assert!(count <= data.len());
     let _ = Request::parse(data).map(|request| lease::in_request(&request));
-    let _ = (Entry::parse(data), HardState::parse(data), Identity::parse(data), KeyValue::parse(data));
-    let _ = (SnapshotMark::parse_record(data), SnapshotMark::parse_metadata(data), Member::from_json(data));
+    let _ = (
+        Entry::parse(data),
+        HardState::parse(data),
+        Identity::parse(data),
+        KeyValue::parse(data),
+    );
+    let _ = (
+        SnapshotMark::parse_record(data),
+        SnapshotMark::parse_metadata(data),
+        Member::from_json(data),
+    );
     if let Ok(state) = ConfState::parse(data) {
         assert_eq!(ConfState::parse(&state.encode()), Ok(state));
     }
     if let Ok(change) = ConfChange::parse(data) {
         assert_eq!(ConfChange::parse(&change.encode()), Ok(change));
     }
-    let _ = (kubernetes::kind(data), lease::in_value(b"/registry/leases/a/b", data));
+    let _ = (
+        kubernetes::kind(data),
+        lease::in_value(b"/registry/leases/a/b", data),
+    );
     if let Some((revision, _)) = Revision::parse(data) {
         assert_eq!(data.get(..17), Some(revision.to_key().as_slice()));
     }
     kubernetes_object(data);
-    ["Node", "Pod", "ConfigMap"].iter().for_each(|kind| kubernetes_object(&in_protobuf(kind, data)));
+    ["Node", "Pod", "ConfigMap"]
+        .iter()
+        .for_each(|kind| kubernetes_object(&in_protobuf(kind, data)));
 }
 
 /// As the API server keeps it: runtime.Unknown {1: TypeMeta {1: apiVersion, 2: kind}, 2: raw} behind its mark.
@@ -148,9 +196,17 @@ fn in_protobuf(kind: &str, raw: &[u8]) -> Vec<u8> {
 fn kubernetes_object(value: &[u8]) {
     if let Some(node) = NodeObject::parse(value) {
         assert!(!node.name.is_empty() && node.name.len() <= 253);
-        assert!(node.internal_ips.len() <= 16 && node.pod_cidrs.len() <= 16 && node.roles.len() <= 16);
+        assert!(
+            node.internal_ips.len() <= 16 && node.pod_cidrs.len() <= 16 && node.roles.len() <= 16
+        );
     }
-    for texts in [objects::pod_annotations(value), kubernetes::config_map(value)].into_iter().flatten() {
+    for texts in [
+        objects::pod_annotations(value),
+        kubernetes::config_map(value),
+    ]
+    .into_iter()
+    .flatten()
+    {
         let bytes: usize = texts.iter().map(|(key, text)| key.len() + text.len()).sum();
         assert!(bytes <= value.len());
     }
@@ -168,7 +224,11 @@ fn base() -> &'static [u8] {
                 writer.bucket(bucket)?;
                 for main in 2..602i64 {
                     let mut value = Vec::new();
-                    put_bytes(&mut value, 1, format!("/registry/{}", main % 200).as_bytes());
+                    put_bytes(
+                        &mut value,
+                        1,
+                        format!("/registry/{}", main % 200).as_bytes(),
+                    );
                     let is_deletion = main % 50 == 0;
                     if !is_deletion {
                         put_number(&mut value, 3, main.cast_unsigned());
@@ -192,7 +252,11 @@ fn base() -> &'static [u8] {
 /// cuts the file at the first change.
 fn database(data: &[u8]) -> Vec<u8> {
     let (flags, rest) = flags(data);
-    let mut bytes = if flags & 1 != 0 { rest.to_vec() } else { base().to_vec() };
+    let mut bytes = if flags & 1 != 0 {
+        rest.to_vec()
+    } else {
+        base().to_vec()
+    };
     if flags & 1 == 0 {
         patch(&mut bytes, rest);
         if let (true, [low, high, ..]) = (flags & 8 != 0, rest) {
@@ -200,7 +264,9 @@ fn database(data: &[u8]) -> Vec<u8> {
         }
     }
     for page in [0, PAGE as usize] {
-        let Some(meta) = bytes.get_mut(page..page + PAGE_BYTES) else { continue };
+        let Some(meta) = bytes.get_mut(page..page + PAGE_BYTES) else {
+            continue;
+        };
         if flags & 4 != 0 {
             meta.fill(0);
         } else if flags & 2 != 0 {
@@ -234,19 +300,29 @@ fn read_all(contents: &dyn Contents) -> anyhow::Result<Vec<Triple>> {
 pub fn etcd_database(data: &[u8]) {
     let bytes = database(data);
     let Some(file) = open(&bytes) else { return };
-    let Ok(backend) = Backend::open(file) else { return };
+    let Ok(backend) = Backend::open(file) else {
+        return;
+    };
     let facts = backend.facts();
     if let Ok(facts) = &facts {
         let _: Result<_, Fault> = survey(&backend, facts, facts.revision, &Silent);
     }
-    let Ok(check) = backend.db.check(&mut |_, _| {}) else { return };
+    let Ok(check) = backend.db.check(&mut |_, _| {}) else {
+        return;
+    };
     assert!(check.pages.saturating_add(check.free) <= backend.db.meta().pages);
     assert!(facts.is_ok(), "sound, and cannot be read");
-    let Ok(all) = read_all(&backend.db) else { return };
+    let Ok(all) = read_all(&backend.db) else {
+        return;
+    };
     let mut out = Cursor::new(Vec::new());
     if Edits::default().write(&backend.db, &mut out).is_ok() {
         let again = open(&out.into_inner()).and_then(|file| Database::open(file).ok());
-        let again = again.and_then(|db| db.check(&mut |_, _| {}).ok().and_then(|_| read_all(&db).ok()));
+        let again = again.and_then(|db| {
+            db.check(&mut |_, _| {})
+                .ok()
+                .and_then(|_| read_all(&db).ok())
+        });
         assert!(again.as_ref() == Some(&all), "written anew it is another");
     }
 }
@@ -254,7 +330,9 @@ pub fn etcd_database(data: &[u8]) {
 /// What is salvaged is in order, counted right, and makes a sound database.
 pub fn etcd_salvage(data: &[u8]) {
     let bytes = database(data);
-    let Some(Ok(salvage)) = open(&bytes).map(Salvage::scan) else { return };
+    let Some(Ok(salvage)) = open(&bytes).map(Salvage::scan) else {
+        return;
+    };
     let mut named = 0u64;
     let report = Report::of(&salvage, &mut |_| named += 1).unwrap_or_default();
     assert!(report.keys <= report.revisions && report.uncertain_revisions <= report.revisions);
@@ -268,6 +346,9 @@ pub fn etcd_salvage(data: &[u8]) {
     let mut out = Cursor::new(Vec::new());
     if Edits::default().write(&salvage, &mut out).is_ok() {
         let made = open(&out.into_inner()).and_then(|file| Database::open(file).ok());
-        assert!(made.is_some_and(|db| db.check(&mut |_, _| {}).is_ok()), "what was made is damaged");
+        assert!(
+            made.is_some_and(|db| db.check(&mut |_, _| {}).is_ok()),
+            "what was made is damaged"
+        );
     }
 }

@@ -14,7 +14,10 @@ pub fn kubeconfig_edits(data: &[u8]) {
     let path = GuestPath::new("/etc/kubernetes/admin.conf");
     let before = Kubeconfig::parse(text, &path).ok();
     let asked = std::str::from_utf8(name).unwrap_or_default().to_owned();
-    let current = before.as_ref().and_then(Kubeconfig::current_user).map(|user| user.name.clone());
+    let current = before
+        .as_ref()
+        .and_then(Kubeconfig::current_user)
+        .map(|user| user.name.clone());
     let file = GuestPath::new("/var/lib/kubelet/pki/kubelet-client-current.pem");
     for user in current.into_iter().chain([asked]) {
         let (certificate, key) = (b"a new certificate".as_slice(), b"a new key".as_slice());
@@ -24,8 +27,12 @@ pub fn kubeconfig_edits(data: &[u8]) {
             edit::NewMaterial::Inline(certificate),
             edit::NewMaterial::Inline(key),
         );
-        let by_file =
-            edit::replace_credentials(text, &user, edit::NewMaterial::File(&file), edit::NewMaterial::File(&file));
+        let by_file = edit::replace_credentials(
+            text,
+            &user,
+            edit::NewMaterial::File(&file),
+            edit::NewMaterial::File(&file),
+        );
         for edited in [inline, by_file].into_iter().flatten() {
             check(before.as_ref(), &edited, &user, &path);
         }
@@ -37,10 +44,20 @@ fn check(before: Option<&Kubeconfig>, edited: &[u8], user: &str, path: &GuestPat
     let Some(before) = before else { return };
     let after = Kubeconfig::parse(edited, path).expect("what was edited can be read");
     assert_eq!(before.users.len(), after.users.len(), "users came or went");
-    assert_eq!((&before.contexts, &before.current_context), (&after.contexts, &after.current_context));
-    let entry = after.users.iter().find(|entry| entry.name == user).expect("the user is there still");
+    assert_eq!(
+        (&before.contexts, &before.current_context),
+        (&after.contexts, &after.current_context)
+    );
+    let entry = after
+        .users
+        .iter()
+        .find(|entry| entry.name == user)
+        .expect("the user is there still");
     assert!(!entry.both_specified, "clientcmd refuses this");
-    assert!(!matches!(entry.certificate, Material::None), "the new certificate is not there");
+    assert!(
+        !matches!(entry.certificate, Material::None),
+        "the new certificate is not there"
+    );
 }
 
 /// YAML: one document and several.
@@ -52,7 +69,10 @@ pub fn yaml_documents(data: &[u8]) {
 /// PEM, certificates, requests, keys. Never a word of a key in an error.
 pub fn certificates(data: &[u8]) {
     for (block, range) in pem::located(data) {
-        assert!(range.end <= data.len() && !block.label.contains('\n'), "a block out of bounds");
+        assert!(
+            range.end <= data.len() && !block.label.contains('\n'),
+            "a block out of bounds"
+        );
         if let Err(error) = Certificate::from_der(&block.der) {
             super::shown::text(&format!("{error:#}"));
         }
@@ -61,9 +81,17 @@ pub fn certificates(data: &[u8]) {
         for text in [&certificate.subject, &certificate.issuer] {
             super::shown::text(text);
         }
-        let again = Certificate::all_from_pem(certificate.to_pem().as_bytes()).expect("what was written is read");
-        assert_eq!(again.first().map(|again| &again.der), Some(&certificate.der));
-        let _ = (certificate.signed_by(&certificate), certificate.is_self_signed(), certificate.may_sign());
+        let again = Certificate::all_from_pem(certificate.to_pem().as_bytes())
+            .expect("what was written is read");
+        assert_eq!(
+            again.first().map(|again| &again.der),
+            Some(&certificate.der)
+        );
+        let _ = (
+            certificate.signed_by(&certificate),
+            certificate.is_self_signed(),
+            certificate.may_sign(),
+        );
     }
     // DER without its coat: mutations then reach the parser more often.
     let _ = Certificate::from_der(data);

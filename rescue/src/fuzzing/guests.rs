@@ -9,7 +9,12 @@ use crate::tree::MemoryTree;
 pub fn fstab(data: &[u8]) {
     for entry in crate::guest::fstab::parse(data).into_iter().flatten() {
         super::shown::text(&entry.what);
-        let _ = (entry.role(), entry.depth(), entry.is_root(), entry.is_mounted_at_boot());
+        let _ = (
+            entry.role(),
+            entry.depth(),
+            entry.is_root(),
+            entry.is_mounted_at_boot(),
+        );
         super::shown::text(&entry.shown());
     }
 }
@@ -21,20 +26,36 @@ pub fn units(data: &[u8]) {
     let [unit, drop_in, second, environment] = super::parts(data);
     let guest = MemoryTree::new()
         .file("/usr/lib/systemd/system/kubelet.service", unit)
-        .file("/usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf", drop_in)
+        .file(
+            "/usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf",
+            drop_in,
+        )
         .file("/etc/systemd/system/kubelet.service.d/20-more.conf", second)
         .file("/etc/default/kubelet", environment)
         .file("/var/lib/kubelet/kubeadm-flags.env", environment)
         .link("/lib", "usr/lib")
         .into_guest();
-    let Some(unit) = Unit::load(&guest, "kubelet.service") else { return };
+    let Some(unit) = Unit::load(&guest, "kubelet.service") else {
+        return;
+    };
     let argv = unit.argv();
     let _ = (unit.argv_with_origins(), unit.variable("KUBELET_ARGS"));
-    for edit in [without_flag::by_drop_in(&guest, &unit, FLAG, "fuzzed"), without_flag::in_place(&guest, &unit, FLAG)] {
+    for edit in [
+        without_flag::by_drop_in(&guest, &unit, FLAG, "fuzzed"),
+        without_flag::in_place(&guest, &unit, FLAG),
+    ] {
         let Ok(edit) = edit else { continue };
-        let Ok(after) = with_edit(&guest, &edit) else { continue };
-        let after = Unit::load(&after, "kubelet.service").expect("the unit is there still").argv();
-        assert_eq!(after, without_flag::argv_without(&argv, FLAG), "the edit changes more or less than the flag");
+        let Ok(after) = with_edit(&guest, &edit) else {
+            continue;
+        };
+        let after = Unit::load(&after, "kubelet.service")
+            .expect("the unit is there still")
+            .argv();
+        assert_eq!(
+            after,
+            without_flag::argv_without(&argv, FLAG),
+            "the edit changes more or less than the flag"
+        );
     }
 }
 

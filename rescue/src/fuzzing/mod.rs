@@ -63,7 +63,9 @@ mod tests {
         for (name, target) in TARGETS {
             let mut tried = 0;
             for kept in ["corpus", "regressions"] {
-                let Ok(inputs) = std::fs::read_dir(fuzz.join(kept).join(name)) else { continue };
+                let Ok(inputs) = std::fs::read_dir(fuzz.join(kept).join(name)) else {
+                    continue;
+                };
                 for input in inputs {
                     let path = input.unwrap().path();
                     let started = std::time::Instant::now();
@@ -81,11 +83,16 @@ mod tests {
     /// The same for the disks that say what they are not. `RESCUE_MUTATIONS` says how many pairs, in hundreds.
     #[test]
     fn shuffled_facts_of_two_disks() {
-        let rounds: u64 = std::env::var("RESCUE_MUTATIONS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(4);
+        let rounds: u64 = std::env::var("RESCUE_MUTATIONS")
+            .ok()
+            .and_then(|rounds| rounds.parse().ok())
+            .unwrap_or(4);
         let mut state = 7u64;
         for _ in 0..rounds * 100 {
             let facts: Vec<u8> = std::iter::repeat_with(|| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
                 (state >> 40) as u8
             })
             .take(64)
@@ -100,15 +107,22 @@ mod tests {
     #[test]
     fn changed_seeds_of_etcd() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
-        let rounds = std::env::var("RESCUE_MUTATIONS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(40);
+        let rounds = std::env::var("RESCUE_MUTATIONS")
+            .ok()
+            .and_then(|rounds| rounds.parse().ok())
+            .unwrap_or(40);
         let mut state = 1u64;
         let mut random = |below: usize| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             (state >> 33) as usize % below.max(1)
         };
         for (name, target) in TARGETS.iter().filter(|(name, _)| name.starts_with("etcd_")) {
-            let mut seeds: Vec<_> =
-                std::fs::read_dir(corpus.join(name)).unwrap().map(|seed| seed.unwrap().path()).collect();
+            let mut seeds: Vec<_> = std::fs::read_dir(corpus.join(name))
+                .unwrap()
+                .map(|seed| seed.unwrap().path())
+                .collect();
             seeds.sort();
             for seed in seeds {
                 let seed = std::fs::read(seed).unwrap();

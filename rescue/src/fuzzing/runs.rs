@@ -22,23 +22,35 @@ pub fn journal(data: &[u8]) {
         super::shown::text(&step.before.to_string());
         for path in [&step.path, &step.mount_point] {
             match path.to_real() {
-                Ok(path) => assert!(path.as_path().is_absolute() && !path.as_path().ends_with("..")),
+                Ok(path) => {
+                    assert!(path.as_path().is_absolute() && !path.as_path().ends_with(".."))
+                }
                 Err(error) => super::shown::text(&format!("{error:#}")),
             }
         }
     }
     let written = serde_json::to_vec(&journal).expect("a record can be written");
-    assert_eq!(parse_journal(&written).expect("what was written is read"), journal);
+    assert_eq!(
+        parse_journal(&written).expect("what was written is read"),
+        journal
+    );
 }
 
 /// A guest with a crafted record: whatever it says, nothing outside the guest changes, nor a file that it does not name.
 pub fn hostile_runs(data: &[u8]) {
-    let Some((flags, record)) = data.split_first() else { return };
+    let Some((flags, record)) = data.split_first() else {
+        return;
+    };
     let place = Sandbox::new();
     place.populate(*flags, record);
-    let Ok(guest) = WritableGuest::open("fuzzed", &[place.file_system()]) else { return };
-    let errors =
-        [recover(&guest, &Silent).err(), undo(&guest, Some(RUN), &Silent).err(), undo(&guest, None, &Silent).err()];
+    let Ok(guest) = WritableGuest::open("fuzzed", &[place.file_system()]) else {
+        return;
+    };
+    let errors = [
+        recover(&guest, &Silent).err(),
+        undo(&guest, Some(RUN), &Silent).err(),
+        undo(&guest, None, &Silent).err(),
+    ];
     for error in errors.into_iter().flatten() {
         super::shown::text(&format!("{error:#}").replace('\n', " "));
     }
@@ -55,7 +67,11 @@ struct Sandbox(PathBuf);
 impl Sandbox {
     fn new() -> Self {
         let memory = Path::new("/dev/shm");
-        let above = if memory.is_dir() { memory.to_path_buf() } else { std::env::temp_dir() };
+        let above = if memory.is_dir() {
+            memory.to_path_buf()
+        } else {
+            std::env::temp_dir()
+        };
         let place = Self(above.join(format!("rescue-fuzz-{}", std::process::id())));
         let _ = fs::remove_dir_all(&place.0);
         place
@@ -79,7 +95,10 @@ impl Sandbox {
         let at = |path: &str| self.0.join(path);
         let run = format!("guest/var/lib/rescue/runs/{RUN}");
         let folders = ["outside/folder", "guest/etc/folder", "guest/.rescue"].map(at);
-        for folder in folders.into_iter().chain(["backup", "staged"].map(|name| at(&run).join(name))) {
+        for folder in folders
+            .into_iter()
+            .chain(["backup", "staged"].map(|name| at(&run).join(name)))
+        {
             fs::create_dir_all(folder).expect("a folder can be made");
         }
         fs::write(at("outside/secret"), OUTSIDE).expect("a file can be written");
@@ -114,14 +133,23 @@ impl Sandbox {
     fn check(&self, journal: Option<&Journal>) {
         let mut outside: Vec<_> = names(&self.0.join("outside"));
         outside.sort();
-        assert_eq!(outside, ["folder", "secret"], "something outside the guest came or went");
-        let secret = fs::read_to_string(self.0.join("outside/secret")).expect("the file outside the guest is there");
+        assert_eq!(
+            outside,
+            ["folder", "secret"],
+            "something outside the guest came or went"
+        );
+        let secret = fs::read_to_string(self.0.join("outside/secret"))
+            .expect("the file outside the guest is there");
         assert_eq!(secret, OUTSIDE, "a file outside the guest changed");
         let named = journal.is_some_and(|journal| {
-            journal.steps.iter().any(|step| Path::new("/etc/kept").starts_with(step.path.as_path()))
+            journal
+                .steps
+                .iter()
+                .any(|step| Path::new("/etc/kept").starts_with(step.path.as_path()))
         });
         if !named {
-            let kept = fs::read_to_string(self.0.join("guest/etc/kept")).expect("a file that nobody named is there");
+            let kept = fs::read_to_string(self.0.join("guest/etc/kept"))
+                .expect("a file that nobody named is there");
             assert_eq!(kept, KEPT, "a file that nobody named changed");
         }
     }
@@ -135,5 +163,7 @@ impl Drop for Sandbox {
 
 fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
 }

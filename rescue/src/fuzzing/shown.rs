@@ -2,8 +2,13 @@
 
 /// Fails on control characters in a text for people.
 pub fn text(text: &str) {
-    let bad = text.chars().find(|character| crate::base::escaping::misleads(*character));
-    assert!(bad.is_none(), "{bad:?} would reach the terminal in {text:?}");
+    let bad = text
+        .chars()
+        .find(|character| crate::base::escaping::misleads(*character));
+    assert!(
+        bad.is_none(),
+        "{bad:?} would reach the terminal in {text:?}"
+    );
 }
 
 /// The same for an error with all its causes.

@@ -61,7 +61,10 @@ fn now() -> OffsetDateTime {
 
 /// # Panics
 /// Where no key can be made.
-#[allow(clippy::expect_used, reason = "a fuzzer without keys has nothing to do")]
+#[allow(
+    clippy::expect_used,
+    reason = "a fuzzer without keys has nothing to do"
+)]
 fn pool() -> &'static Pool {
     static POOL: OnceLock<Pool> = OnceLock::new();
     POOL.get_or_init(|| make().expect("keys for the fuzzer"))
@@ -73,17 +76,29 @@ fn make() -> anyhow::Result<Pool> {
         let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
         let mut parameters = rcgen::CertificateParams::new(Vec::new())?;
         parameters.distinguished_name = rcgen::DistinguishedName::new();
-        parameters.distinguished_name.push(rcgen::DnType::CommonName, "kubernetes");
+        parameters
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, "kubernetes");
         parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        parameters.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::DigitalSignature];
-        (parameters.not_before, parameters.not_after) = (now() - Duration::days(900), now() + Duration::days(900));
-        Ok(Ca { certificate: parameters.self_signed(&pair)?.pem(), key: pair.serialize_pem() })
+        parameters.key_usages = vec![
+            rcgen::KeyUsagePurpose::KeyCertSign,
+            rcgen::KeyUsagePurpose::DigitalSignature,
+        ];
+        (parameters.not_before, parameters.not_after) =
+            (now() - Duration::days(900), now() + Duration::days(900));
+        Ok(Ca {
+            certificate: parameters.self_signed(&pair)?.pem(),
+            key: pair.serialize_pem(),
+        })
     };
     let authorities = [authority()?, authority()?];
     let mut leaves = Vec::new();
     for (name, group) in SUBJECTS {
         let key = key()?;
-        let groups: Vec<&str> = Some(group).filter(|group| !group.is_empty()).into_iter().collect();
+        let groups: Vec<&str> = Some(group)
+            .filter(|group| !group.is_empty())
+            .into_iter()
+            .collect();
         let by = |ca: &Ca| -> anyhow::Result<String> {
             let certificate = parsed(&ca.certificate).ok_or_else(|| anyhow::anyhow!("a CA"))?;
             let issuer = PrivateKey::from_pem(ca.key.as_bytes())?;
@@ -93,18 +108,36 @@ fn make() -> anyhow::Result<Pool> {
                 public_key_info: &key.public_key_info(),
                 key_encipherment: false,
                 usages: CLIENT,
-                validity: Validity { not_before: now() - Duration::days(800), not_after: now() - Duration::days(400) },
+                validity: Validity {
+                    not_before: now() - Duration::days(800),
+                    not_after: now() - Duration::days(400),
+                },
             };
-            Ok(issue(Issuer { certificate: &certificate, key: &issuer }, request)?.to_pem())
+            Ok(issue(
+                Issuer {
+                    certificate: &certificate,
+                    key: &issuer,
+                },
+                request,
+            )?
+            .to_pem())
         };
         leaves.push(([by(&authorities[0])?, by(&authorities[1])?], key.to_pem()?));
     }
     let accounts = [key()?.to_pem()?, key()?.to_pem()?];
-    Ok(Pool { authorities, leaves, stranger: key()?.to_pem()?, accounts })
+    Ok(Pool {
+        authorities,
+        leaves,
+        stranger: key()?.to_pem()?,
+        accounts,
+    })
 }
 
 fn parsed(pem: &str) -> Option<Certificate> {
-    Certificate::all_from_pem(pem.as_bytes()).ok()?.into_iter().next()
+    Certificate::all_from_pem(pem.as_bytes())
+        .ok()?
+        .into_iter()
+        .next()
 }
 
 /// Choices, one byte each; 0 where there are no more.
@@ -112,7 +145,10 @@ struct Choices<'a>(&'a [u8]);
 
 impl Choices<'_> {
     fn of(&mut self, many: usize) -> usize {
-        let (first, rest) = self.0.split_first().map_or((0, &[][..]), |(first, rest)| (usize::from(*first), rest));
+        let (first, rest) = self
+            .0
+            .split_first()
+            .map_or((0, &[][..]), |(first, rest)| (usize::from(*first), rest));
         self.0 = rest;
         first % many
     }
@@ -160,7 +196,9 @@ fn disk(choices: &mut Choices<'_>, number: usize) -> Disk {
         keys: Vec::new(),
     };
     let name = ["worker1", "master01", "worker2"][choices.of(3)];
-    let mut tree = MemoryTree::new().file("/etc/hostname", name).file("/etc/os-release", "ID=debian\n");
+    let mut tree = MemoryTree::new()
+        .file("/etc/hostname", name)
+        .file("/etc/os-release", "ID=debian\n");
     tree = tree.file("/etc/machine-id", format!("{:032x}\n", choices.of(3)));
     let trusts = choices.of(3);
     if let Some(ca) = pool.authorities.get(choices.of(3)) {
@@ -174,11 +212,16 @@ fn disk(choices: &mut Choices<'_>, number: usize) -> Disk {
     }
     for base in ["apiserver-kubelet-client", "apiserver"] {
         if let Some((certificate, key)) = leaf(choices, &mut disk) {
-            tree = tree.file(format!("{PKI}/{base}.crt"), certificate).file(format!("{PKI}/{base}.key"), key);
+            tree = tree
+                .file(format!("{PKI}/{base}.crt"), certificate)
+                .file(format!("{PKI}/{base}.key"), key);
         }
     }
     if let Some((certificate, key)) = leaf(choices, &mut disk) {
-        tree = tree.file("/etc/kubernetes/scheduler.conf", config(trusts, "x", &certificate, &key));
+        tree = tree.file(
+            "/etc/kubernetes/scheduler.conf",
+            config(trusts, "x", &certificate, &key),
+        );
     }
     if let Some((certificate, key)) = leaf(choices, &mut disk) {
         let dated = "/var/lib/kubelet/pki/kubelet-client-2023-02-23-08-05-00.pem";
@@ -187,7 +230,10 @@ fn disk(choices: &mut Choices<'_>, number: usize) -> Disk {
     if choices.of(2) == 0 {
         tree = tree.file(
             "/etc/kubernetes/kubelet.conf",
-            config_of_files(trusts, ["default-auth", "system:node:worker1"][choices.of(2)]),
+            config_of_files(
+                trusts,
+                ["default-auth", "system:node:worker1"][choices.of(2)],
+            ),
         );
     }
     match choices.of(3) {
@@ -197,13 +243,20 @@ fn disk(choices: &mut Choices<'_>, number: usize) -> Disk {
     }
     if choices.of(2) == 0 {
         let key = &pool.accounts[number];
-        let public = PrivateKey::from_pem(key.as_bytes()).map(|key| public_pem(&key)).unwrap_or_default();
-        tree = tree.file(format!("{PKI}/sa.key"), key.clone()).file(format!("{PKI}/sa.pub"), public);
+        let public = PrivateKey::from_pem(key.as_bytes())
+            .map(|key| public_pem(&key))
+            .unwrap_or_default();
+        tree = tree
+            .file(format!("{PKI}/sa.key"), key.clone())
+            .file(format!("{PKI}/sa.pub"), public);
         disk.keys.push(key.clone());
     } else if choices.of(2) == 0 {
         // The public half of the other disk's.
         let key = PrivateKey::from_pem(pool.accounts[1 - number].as_bytes());
-        tree = tree.file(format!("{PKI}/sa.pub"), key.map(|key| public_pem(&key)).unwrap_or_default());
+        tree = tree.file(
+            format!("{PKI}/sa.pub"),
+            key.map(|key| public_pem(&key)).unwrap_or_default(),
+        );
     }
     disk.guest = tree.into_guest();
     disk.guest.source = format!("disk{number}");
@@ -212,15 +265,25 @@ fn disk(choices: &mut Choices<'_>, number: usize) -> Disk {
 
 fn manifests(tree: MemoryTree) -> MemoryTree {
     let pod = |name: &str, flags: &str| {
-        format!("kind: Pod\nmetadata: {{name: {name}}}\nspec: {{containers: [{{command: [{name}, {flags}]}}]}}\n")
+        format!(
+            "kind: Pod\nmetadata: {{name: {name}}}\nspec: {{containers: [{{command: [{name}, {flags}]}}]}}\n"
+        )
     };
     let api = format!(
         "--client-ca-file={PKI}/ca.crt, --service-account-key-file={PKI}/sa.pub, --service-account-signing-key-file={PKI}/sa.key, \
          --advertise-address=10.0.0.1"
     );
-    let manager = format!("--cluster-signing-cert-file={PKI}/ca.crt, --cluster-signing-key-file={PKI}/ca.key");
-    tree.file("/etc/kubernetes/manifests/kube-apiserver.yaml", pod("kube-apiserver", &api))
-        .file("/etc/kubernetes/manifests/kube-controller-manager.yaml", pod("kube-controller-manager", &manager))
+    let manager = format!(
+        "--cluster-signing-cert-file={PKI}/ca.crt, --cluster-signing-key-file={PKI}/ca.key"
+    );
+    tree.file(
+        "/etc/kubernetes/manifests/kube-apiserver.yaml",
+        pod("kube-apiserver", &api),
+    )
+    .file(
+        "/etc/kubernetes/manifests/kube-controller-manager.yaml",
+        pod("kube-controller-manager", &manager),
+    )
 }
 
 fn base64(text: &str) -> String {
@@ -228,7 +291,11 @@ fn base64(text: &str) -> String {
 }
 
 fn frame(trusts: usize, user: &str, credentials: &str) -> String {
-    let ca = pool().authorities.get(trusts).map(|ca| base64(&ca.certificate)).unwrap_or_default();
+    let ca = pool()
+        .authorities
+        .get(trusts)
+        .map(|ca| base64(&ca.certificate))
+        .unwrap_or_default();
     format!(
         "apiVersion: v1\nkind: Config\nclusters:\n- name: c\n  cluster:\n    certificate-authority-data: {ca}\n    server: https://10.0.0.1:6443\n\
          contexts:\n- name: x\n  context: {{cluster: c, user: {user}}}\ncurrent-context: x\nusers:\n- name: {user}\n  user:\n{credentials}"
@@ -237,11 +304,19 @@ fn frame(trusts: usize, user: &str, credentials: &str) -> String {
 
 fn config(trusts: usize, user: &str, certificate: &str, key: &str) -> String {
     let (certificate, key) = (base64(certificate), base64(key));
-    frame(trusts, user, &format!("    client-certificate-data: {certificate}\n    client-key-data: {key}\n"))
+    frame(
+        trusts,
+        user,
+        &format!("    client-certificate-data: {certificate}\n    client-key-data: {key}\n"),
+    )
 }
 
 fn config_of_files(trusts: usize, user: &str) -> String {
-    frame(trusts, user, &format!("    client-certificate: {CURRENT}\n    client-key: {CURRENT}\n"))
+    frame(
+        trusts,
+        user,
+        &format!("    client-certificate: {CURRENT}\n    client-key: {CURRENT}\n"),
+    )
 }
 
 /// Two disks of shuffled facts in one run, each as the receiver once.
@@ -252,19 +327,33 @@ pub fn trust(data: &[u8]) {
     let mut choices = Choices(data);
     let only_signs = choices.of(2) == 1;
     let disks = [disk(&mut choices, 0), disk(&mut choices, 1)];
-    let settings = Settings { now: now(), now_given: true, renew_ca: choices.of(2) == 1, ..Settings::default() };
+    let settings = Settings {
+        now: now(),
+        now_given: true,
+        renew_ca: choices.of(2) == 1,
+        ..Settings::default()
+    };
     let nodes = disks.each_ref().map(|disk| Node::read(&disk.guest));
-    let peers = [0, 1].map(|number: usize| Peer::read(&disks[number].guest, &nodes[number], &settings));
-    let are_control_planes = [0, 1].into_iter().any(|ca| disks.iter().all(|disk| disk.is_control_plane[ca]));
+    let peers =
+        [0, 1].map(|number: usize| Peer::read(&disks[number].guest, &nodes[number], &settings));
+    let are_control_planes = [0, 1]
+        .into_iter()
+        .any(|ca| disks.iter().all(|disk| disk.is_control_plane[ca]));
     for receiver in [0, 1] {
         let donor = 1 - receiver;
-        let party = Party { only_signs, ..peers[donor].party.clone() };
+        let party = Party {
+            only_signs,
+            ..peers[donor].party.clone()
+        };
         let permit = crossing::control_planes(&peers[receiver].party, &party);
         assert!(
             !matches!(permit, Ok(Permit::Proved(_))) || (are_control_planes && !only_signs),
             "{permit:?} between disks that are no control planes of one cluster"
         );
-        let peer = Rc::new(Peer { party, ..peers[donor].clone() });
+        let peer = Rc::new(Peer {
+            party,
+            ..peers[donor].clone()
+        });
         let context = Context {
             guest: &disks[receiver].guest,
             node: &nodes[receiver],
@@ -274,9 +363,16 @@ pub fn trust(data: &[u8]) {
         };
         let plan = plan::plan(&context);
         for change in &plan.prepared.changes {
-            let Change::Write { content, path, .. } = change else { continue };
+            let Change::Write { content, path, .. } = change else {
+                continue;
+            };
             let text = String::from_utf8_lossy(content.expose());
-            judge(&text, &path.to_string(), [&disks[receiver], &disks[donor]], are_control_planes && !only_signs);
+            judge(
+                &text,
+                &path.to_string(),
+                [&disks[receiver], &disks[donor]],
+                are_control_planes && !only_signs,
+            );
         }
     }
 }
@@ -284,22 +380,39 @@ pub fn trust(data: &[u8]) {
 /// What is written to the receiver: no key of the donor's, and no certificate that only the donor's CA key can have made, unless proved.
 fn judge(text: &str, path: &str, [receiver, donor]: [&Disk; 2], is_permitted: bool) {
     let has = |key: &String| text.contains(key.as_str()) || text.contains(&base64(key));
-    let stolen = donor.keys.iter().filter(|key| !receiver.keys.contains(key)).any(has);
-    assert!(!stolen || is_permitted, "{path} gets a key of the other disk");
+    let stolen = donor
+        .keys
+        .iter()
+        .filter(|key| !receiver.keys.contains(key))
+        .any(has);
+    assert!(
+        !stolen || is_permitted,
+        "{path} gets a key of the other disk"
+    );
     for (number, ca) in pool().authorities.iter().enumerate() {
-        let Some(ca) = parsed(&ca.certificate) else { continue };
+        let Some(ca) = parsed(&ca.certificate) else {
+            continue;
+        };
         if receiver.has_ca_key[number] {
             continue;
         }
         for certificate in Certificate::all_from_pem(text.as_bytes()).unwrap_or_default() {
-            let known = pool().leaves.iter().any(|(certificates, _)| certificates[number] == certificate.to_pem());
+            let known = pool()
+                .leaves
+                .iter()
+                .any(|(certificates, _)| certificates[number] == certificate.to_pem());
             if known || certificate.is_ca || certificate.signed_by(&ca) != SignatureCheck::Valid {
                 continue;
             }
             let node = crate::pki::trust::standing::node_of(&certificate);
             let is_own = node.is_some_and(|node| receiver.nodes[number].contains(node));
-            let is_control_planes = receiver.is_control_plane[number] && (node.is_some() || is_permitted);
-            assert!(is_own || is_control_planes, "{path} gets a certificate for {}", certificate.subject);
+            let is_control_planes =
+                receiver.is_control_plane[number] && (node.is_some() || is_permitted);
+            assert!(
+                is_own || is_control_planes,
+                "{path} gets a certificate for {}",
+                certificate.subject
+            );
         }
     }
 }
@@ -310,7 +423,9 @@ fn judge(text: &str, path: &str, [receiver, donor]: [&Disk; 2], is_permitted: bo
 /// Where a rule is broken.
 pub fn trust_etcd(data: &[u8]) {
     let mut choices = Choices(data);
-    let claims: Vec<Claim> = (0..=choices.of(6)).map(|number| claim(&mut choices, number)).collect();
+    let claims: Vec<Claim> = (0..=choices.of(6))
+        .map(|number| claim(&mut choices, number))
+        .collect();
     let decided = units(&claims);
     if let Some(broken) = broken_rule(&claims, &decided) {
         panic!("{broken}: {claims:#?} {decided:#?}");
@@ -321,18 +436,33 @@ fn claim(choices: &mut Choices<'_>, number: usize) -> Claim {
     let url = |member: usize| format!("https://10.0.0.{member}:2380");
     let id = choices.of(5);
     let mut list = Vec::new();
-    for member in (0..5).filter(|_| choices.of(2) == 0).collect::<Vec<usize>>() {
-        let at = if choices.of(4) == 0 { choices.of(5) } else { member };
-        list.push(Listed { id: member as u64, urls: vec![url(at)], is_learner: choices.of(4) == 0 });
+    for member in (0..5)
+        .filter(|_| choices.of(2) == 0)
+        .collect::<Vec<usize>>()
+    {
+        let at = if choices.of(4) == 0 {
+            choices.of(5)
+        } else {
+            member
+        };
+        list.push(Listed {
+            id: member as u64,
+            urls: vec![url(at)],
+            is_learner: choices.of(4) == 0,
+        });
     }
     let cluster = [None, Some(8), Some(9), Some(9)][choices.of(4)];
-    let initial = (0..5).filter(|_| choices.of(2) == 0).collect::<Vec<usize>>();
+    let initial = (0..5)
+        .filter(|_| choices.of(2) == 0)
+        .collect::<Vec<usize>>();
     Claim {
         shown: format!("m{number}"),
         trust_flag: format!("--trust m{number}"),
         is_trusted: choices.of(8) == 0,
         uses_tls: choices.of(4) > 0,
-        proven: (0..choices.of(3)).map(|_| vec![choices.of(3) as u8]).collect(),
+        proven: (0..choices.of(3))
+            .map(|_| vec![choices.of(3) as u8])
+            .collect(),
         cluster,
         id: cluster.is_some().then_some(id as u64),
         list,

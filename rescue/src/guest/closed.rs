@@ -12,7 +12,10 @@ pub(super) struct ClosedTree;
 impl ClosedTree {
     fn refuse<T>(path: &Path) -> TreeResult<T> {
         let source = std::io::Error::other("the source has been closed");
-        Err(TreeError::Io { path: path.to_path_buf(), source })
+        Err(TreeError::Io {
+            path: path.to_path_buf(),
+            source,
+        })
     }
 }
 

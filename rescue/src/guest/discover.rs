@@ -79,18 +79,35 @@ pub fn look_over(paths: &[PathBuf], closed: &[(PathBuf, String)]) -> Result<Disc
     let mut discovery = Discovery::default();
     for path in paths {
         if let Some((_, why)) = closed.iter().find(|(there, _)| there == path) {
-            discovery.leftovers.push(Leftover { device: shown(path), what: why.clone() });
+            discovery.leftovers.push(Leftover {
+                device: shown(path),
+                what: why.clone(),
+            });
             continue;
         }
         match Disk::open(path) {
-            Ok(disk) if !discovery.disks.iter().any(|there| is_same(&there.path, path)) => discovery.disks.push(disk),
+            Ok(disk)
+                if !discovery
+                    .disks
+                    .iter()
+                    .any(|there| is_same(&there.path, path)) =>
+            {
+                discovery.disks.push(disk)
+            }
             Ok(_) => {}
-            Err(error) => discovery.leftovers.push(Leftover { device: shown(path), what: format!("{error:#}") }),
+            Err(error) => discovery.leftovers.push(Leftover {
+                device: shown(path),
+                what: format!("{error:#}"),
+            }),
         }
     }
     let mut found = Disks::survey(&discovery.disks, Patience::Much)?;
     found.guests(&mut discovery)?;
-    discovery.volumes = found.volumes.into_iter().map(|found| found.volume).collect();
+    discovery.volumes = found
+        .volumes
+        .into_iter()
+        .map(|found| found.volume)
+        .collect();
     discovery.groups = found.groups;
     Ok(discovery)
 }
@@ -107,7 +124,8 @@ enum Patience {
 fn is_same(one: &Path, other: &Path) -> bool {
     match (std::fs::metadata(one), std::fs::metadata(other)) {
         (Ok(one), Ok(other)) => {
-            let identity = |metadata: &std::fs::Metadata| (metadata.rdev(), metadata.dev(), metadata.ino());
+            let identity =
+                |metadata: &std::fs::Metadata| (metadata.rdev(), metadata.dev(), metadata.ino());
             // Two nodes of one block device count as one, too.
             identity(&one) == identity(&other) || (one.rdev() != 0 && one.rdev() == other.rdev())
         }
@@ -149,13 +167,21 @@ struct Found {
 
 impl Disks {
     fn survey(disks: &[Disk], patience: Patience) -> Result<Self> {
-        let mut all =
-            Self { volumes: Vec::new(), leftovers: Vec::new(), groups: Vec::new(), too_much_work: None, patience };
+        let mut all = Self {
+            volumes: Vec::new(),
+            leftovers: Vec::new(),
+            groups: Vec::new(),
+            too_much_work: None,
+            patience,
+        };
         for (index, disk) in disks.iter().enumerate() {
             let found = match survey(disk, index) {
                 Ok(found) => found,
                 Err(error) => {
-                    all.leftovers.push(Leftover { device: disk.name(), what: format!("{error:#}") });
+                    all.leftovers.push(Leftover {
+                        device: disk.name(),
+                        what: format!("{error:#}"),
+                    });
                     continue;
                 }
             };
@@ -175,7 +201,11 @@ impl Disks {
 
     /// Puts the mirrors on all disks together and looks into them.
     fn mirrors(&mut self) -> Result<()> {
-        let volumes: Vec<Volume> = self.volumes.iter().map(|found| found.volume.clone()).collect();
+        let volumes: Vec<Volume> = self
+            .volumes
+            .iter()
+            .map(|found| found.volume.clone())
+            .collect();
         let mirrors = mirror::survey(&volumes)?;
         self.leftovers.extend(mirrors.notes);
         for found in &mut self.volumes {
@@ -191,7 +221,9 @@ impl Disks {
     /// Unlocks what is encrypted and looks into it; what stays locked is named.
     fn encrypted(&mut self) -> Result<()> {
         for index in 0..self.volumes.len() {
-            let Some(found) = self.volumes.get_mut(index).filter(|found| !found.used) else { continue };
+            let Some(found) = self.volumes.get_mut(index).filter(|found| !found.used) else {
+                continue;
+            };
             if !encrypted::is_encrypted(&found.volume) {
                 continue;
             }
@@ -207,10 +239,19 @@ impl Disks {
                     found.used = true;
                     let (device, what) = (found.volume.name.clone(), found.volume.what());
                     if let LuksError::TooMuchWork(refusal) = &error {
-                        let saw = format!("no Linux system was found: {device}: {what}: {}", refusal.saw);
-                        self.too_much_work.get_or_insert(Refusal { saw, ..refusal.clone() });
+                        let saw = format!(
+                            "no Linux system was found: {device}: {what}: {}",
+                            refusal.saw
+                        );
+                        self.too_much_work.get_or_insert(Refusal {
+                            saw,
+                            ..refusal.clone()
+                        });
                     }
-                    self.leftovers.push(Leftover { device, what: format!("{what}: {error}") });
+                    self.leftovers.push(Leftover {
+                        device,
+                        what: format!("{what}: {error}"),
+                    });
                 }
             }
         }
@@ -219,7 +260,11 @@ impl Disks {
 
     /// Puts the volume groups on all disks together and looks into their volumes.
     fn logical_volumes(&mut self) -> Result<()> {
-        let volumes: Vec<Volume> = self.volumes.iter().map(|found| found.volume.clone()).collect();
+        let volumes: Vec<Volume> = self
+            .volumes
+            .iter()
+            .map(|found| found.volume.clone())
+            .collect();
         let logical = logical::survey(&volumes)?;
         self.leftovers.extend(logical.notes);
         self.groups = logical.groups;
@@ -235,7 +280,13 @@ impl Disks {
 
     /// Opens a volume's files, if it has any that can be read, and looks for a root.
     fn look_into(&mut self, volume: Volume) -> Result<Found> {
-        let mut found = Found { volume, opened: None, roots: Vec::new(), used: false, swap_of: None };
+        let mut found = Found {
+            volume,
+            opened: None,
+            roots: Vec::new(),
+            used: false,
+            swap_of: None,
+        };
         if found.volume.file_system().is_none() {
             return Ok(found);
         }
@@ -249,7 +300,9 @@ impl Disks {
                 found.opened = Some(opened);
             }
             // Never shown half or stale: the user must know that this takes root, or more memory.
-            Err(error) if error.is::<Refusal>() && self.patience == Patience::None => return Err(error),
+            Err(error) if error.is::<Refusal>() && self.patience == Patience::None => {
+                return Err(error);
+            }
             Err(error) => {
                 found.used = true;
                 let hint = old_xfs(&found.volume);
@@ -281,15 +334,30 @@ impl Disks {
             .filter_map(|found| words::not_read(&found.volume).map(|words| (found, words)))
             .collect();
         if let [(found, words)] = in_the_way.as_slice() {
-            let saw = format!("no Linux system was found: {} holds this: {}", found.volume.name, found.volume.what());
+            let saw = format!(
+                "no Linux system was found: {} holds this: {}",
+                found.volume.name,
+                found.volume.what()
+            );
             return Refusal::new(saw, words.means.clone(), words.next.clone());
         }
-        if let Some(refusal) = self.too_much_work.as_ref().filter(|_| in_the_way.is_empty()) {
+        if let Some(refusal) = self
+            .too_much_work
+            .as_ref()
+            .filter(|_| in_the_way.is_empty())
+        {
             return refusal.clone();
         }
         let names: Vec<String> = disks.iter().map(Disk::name).collect();
-        let seen: Vec<String> = seen.iter().map(|leftover| format!("{}: {}", leftover.device, leftover.what)).collect();
-        let seen = if seen.is_empty() { "nothing that is recognised".to_owned() } else { seen.join("; ") };
+        let seen: Vec<String> = seen
+            .iter()
+            .map(|leftover| format!("{}: {}", leftover.device, leftover.what))
+            .collect();
+        let seen = if seen.is_empty() {
+            "nothing that is recognised".to_owned()
+        } else {
+            seen.join("; ")
+        };
         Refusal::new(
             format!("no Linux system was found on {}", names.join(", ")),
             format!("what is there: {seen}"),
@@ -299,19 +367,29 @@ impl Disks {
 
     fn guests(&mut self, discovery: &mut Discovery) -> Result<()> {
         let all = self.volumes.iter().enumerate();
-        let roots: Vec<(usize, RootOf)> =
-            all.flat_map(|(index, found)| found.roots.iter().map(move |root| (index, *root))).collect();
+        let roots: Vec<(usize, RootOf)> = all
+            .flat_map(|(index, found)| found.roots.iter().map(move |root| (index, *root)))
+            .collect();
         for (index, subvolume) in roots.iter().copied() {
             let guest = self.guest(index, subvolume)?;
             discovery.guests.push(guest);
         }
         let first = discovery.guests.len() - roots.len();
         for found in &self.volumes {
-            let guest = found.swap_of.and_then(|root| roots.iter().position(|(there, _)| *there == root));
-            discovery.swaps.extend(guest.map(|guest| (found.volume.name.clone(), first + guest)));
+            let guest = found
+                .swap_of
+                .and_then(|root| roots.iter().position(|(there, _)| *there == root));
+            discovery
+                .swaps
+                .extend(guest.map(|guest| (found.volume.name.clone(), first + guest)));
         }
         discovery.leftovers.append(&mut self.leftovers);
-        discovery.leftovers.extend(self.volumes.iter().filter(|found| !found.used).filter_map(leftover));
+        discovery.leftovers.extend(
+            self.volumes
+                .iter()
+                .filter(|found| !found.used)
+                .filter_map(leftover),
+        );
         Ok(())
     }
 
@@ -319,11 +397,20 @@ impl Disks {
     fn guest(&mut self, root: usize, subvolume: RootOf) -> Result<Guest> {
         let lookup = Lookup::new(&self.volumes, root);
         let mut assembly = Assembly::default();
-        let first = self.volumes.get_mut(root).context("a root that was there is gone")?;
+        let first = self
+            .volumes
+            .get_mut(root)
+            .context("a root that was there is gone")?;
         first.used = true;
-        let opened = first.opened.clone().context("a root that was open is closed")?;
+        let opened = first
+            .opened
+            .clone()
+            .context("a root that was open is closed")?;
         let within = opened.subvolumes.clone();
-        let subvolume = within.as_ref().zip(subvolume).and_then(|(all, id)| all.by_id(id));
+        let subvolume = within
+            .as_ref()
+            .zip(subvolume)
+            .and_then(|(all, id)| all.by_id(id));
         assembly.mount(&first.volume, &opened, subvolume, RealPath::new("/".into()));
         let (source, root_disk) = (first.volume.backing_path(), first.volume.disk);
 
@@ -335,7 +422,10 @@ impl Disks {
         }
         let lookup = lookup.anchored(&entries).of_machine(&assembly.so_far());
         assembly.note_hidden(&entries);
-        for entry in entries.iter().filter(|entry| entry.role() == Role::Disk && !entry.is_root()) {
+        for entry in entries
+            .iter()
+            .filter(|entry| entry.role() == Role::Disk && !entry.is_root())
+        {
             if !entry.is_mounted_at_boot() {
                 continue;
             }
@@ -362,21 +452,35 @@ impl Disks {
             // The EFI system partition is mounted by every UEFI guest and never needed; nothing that is repaired can lie on a FAT, which
             // keeps neither owners nor links.
             let content = found.volume.probe.as_ref().map(|probe| &probe.content);
-            if found.volume.partition_kind != PartitionKind::EfiSystem && !matches!(content, Some(Content::Vfat(_))) {
+            if found.volume.partition_kind != PartitionKind::EfiSystem
+                && !matches!(content, Some(Content::Vfat(_)))
+            {
                 let why = match words::not_read(&found.volume) {
                     Some(words) => format!("is {name}, {}: {}", found.volume.what(), words.means),
-                    None => format!("is {name}, which could not be opened ({})", found.volume.what()),
+                    None => format!(
+                        "is {name}, which could not be opened ({})",
+                        found.volume.what()
+                    ),
                 };
                 assembly.note_missing(entry, &why);
             }
             return;
         };
         if !fits(&entry.kind, found.volume.file_system().unwrap_or_default()) {
-            let why = format!("is {name}, but that holds {} and not {}", found.volume.what(), entry.kind);
+            let why = format!(
+                "is {name}, but that holds {} and not {}",
+                found.volume.what(),
+                entry.kind
+            );
             assembly.note_missing(entry, &why);
             return;
         }
-        let subvolume = match opened.subvolumes.as_ref().map(|all| subvolume_roots::asked_for(entry, all)).transpose() {
+        let subvolume = match opened
+            .subvolumes
+            .as_ref()
+            .map(|all| subvolume_roots::asked_for(entry, all))
+            .transpose()
+        {
             Ok(subvolume) => subvolume,
             Err(why) => {
                 assembly.note_missing(entry, &why);
@@ -394,7 +498,13 @@ impl Disks {
     }
 
     /// Whether the guest hibernated: its swap then holds memory that knows better than its disks.
-    fn suspended(&mut self, guest: &Guest, lookup: &Lookup, entries: &[Entry], root_disk: usize) -> Option<String> {
+    fn suspended(
+        &mut self,
+        guest: &Guest,
+        lookup: &Lookup,
+        entries: &[Entry],
+        root_disk: usize,
+    ) -> Option<String> {
         let mut partitions: Vec<usize> = Vec::new();
         for entry in entries.iter().filter(|entry| entry.role() == Role::Swap) {
             if let Spec::Path(path) = &entry.spec {
@@ -410,14 +520,19 @@ impl Disks {
         }
         // Swap may be found without fstab (systemd's GPT generator), so the root's whole disk counts.
         for (index, found) in self.volumes.iter_mut().enumerate() {
-            let Some(Content::Swap { suspended }) = found.volume.probe.as_ref().map(|probe| &probe.content) else {
+            let Some(Content::Swap { suspended }) =
+                found.volume.probe.as_ref().map(|probe| &probe.content)
+            else {
                 continue;
             };
             if partitions.contains(&index) || found.volume.disk == root_disk {
                 found.used = true;
                 found.swap_of = Some(lookup.root);
                 if *suspended {
-                    return Some(format!("the swap on {} holds the memory of a suspended system", found.volume.name));
+                    return Some(format!(
+                        "the swap on {} holds the memory of a suspended system",
+                        found.volume.name
+                    ));
                 }
             }
         }
@@ -430,10 +545,17 @@ fn crypt_names(crypttab: &str) -> Vec<(String, String)> {
     let of_line = |line: &str| {
         let mut fields = line.split_whitespace();
         let (name, device) = (fields.next()?, fields.next()?);
-        let uuid = device.strip_prefix("UUID=").or_else(|| device.strip_prefix("/dev/disk/by-uuid/"))?;
+        let uuid = device
+            .strip_prefix("UUID=")
+            .or_else(|| device.strip_prefix("/dev/disk/by-uuid/"))?;
         Some((name.to_owned(), uuid.trim_matches('"').to_ascii_lowercase()))
     };
-    crypttab.lines().map(str::trim).filter(|line| !line.starts_with('#')).filter_map(of_line).collect()
+    crypttab
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(of_line)
+        .collect()
 }
 
 /// Version 4 was the default until 2015; newer kernels are often built without it.
@@ -447,32 +569,46 @@ fn old_xfs(volume: &Volume) -> &'static str {
 }
 
 fn is_suspended_file(guest: &Guest, path: &Path) -> bool {
-    let first_page =
-        guest.resolve(&GuestPath::new(path)).and_then(|real| guest.tree().read_range(real.as_path(), 0, 4096));
+    let first_page = guest
+        .resolve(&GuestPath::new(path))
+        .and_then(|real| guest.tree().read_range(real.as_path(), 0, 4096));
     first_page.is_ok_and(|page| probe::is_suspended_swap(&page))
 }
 
 /// ext4's driver mounts all three ext kinds, so fstab may call them by any of the names.
 fn fits(wanted: &str, there: &str) -> bool {
     let is_ext = |kind: &str| matches!(kind, "ext2" | "ext3" | "ext4");
-    wanted
-        .split(',')
-        .any(|wanted| matches!(wanted, "auto" | "none") || wanted == there || (is_ext(wanted) && is_ext(there)))
+    wanted.split(',').any(|wanted| {
+        matches!(wanted, "auto" | "none") || wanted == there || (is_ext(wanted) && is_ext(there))
+    })
 }
 
 /// What to say about a volume that no guest uses.
 fn leftover(found: &Found) -> Option<Leftover> {
     let volume = &found.volume;
-    let say = |what: String| Some(Leftover { device: volume.name.clone(), what });
+    let say = |what: String| {
+        Some(Leftover {
+            device: volume.name.clone(),
+            what,
+        })
+    };
     if let Some(words) = words::not_read(volume) {
-        return say(format!("{}: {}; next: {}", volume.what(), words.means, words.next));
+        return say(format!(
+            "{}: {}; next: {}",
+            volume.what(),
+            words.means,
+            words.next
+        ));
     }
     match (&volume.probe, volume.partition_kind) {
         (None, PartitionKind::NoFileSystem) => None,
         (None, _) => say("nothing that is recognised".into()),
         (Some(probe), _) => match probe.content {
             Content::Swap { .. } => say("swap that no fstab here names".into()),
-            _ => say(format!("{}, no root, and no fstab here mounts it at boot", volume.what())),
+            _ => say(format!(
+                "{}, no root, and no fstab here mounts it at boot",
+                volume.what()
+            )),
         },
     }
 }
@@ -507,8 +643,10 @@ impl Lookup {
         let mut disks: Vec<usize> = Vec::new();
         for (index, found) in volumes.iter().enumerate() {
             let disk = found.volume.disk;
-            let has_other_root =
-                disk != root_disk && volumes.iter().any(|other| !other.roots.is_empty() && other.volume.disk == disk);
+            let has_other_root = disk != root_disk
+                && volumes
+                    .iter()
+                    .any(|other| !other.roots.is_empty() && other.volume.disk == disk);
             if (index == root || !has_other_root) && !disks.contains(&disk) {
                 disks.push(disk);
             }
@@ -529,9 +667,18 @@ impl Lookup {
 
     /// Takes the machine-id and the names of encrypted volumes from the root.
     fn of_machine(mut self, guest: &Guest) -> Self {
-        let id = guest.read_text(&GuestPath::new("/etc/machine-id")).unwrap_or_default().trim().to_owned();
-        self.machine_id = Some(id).filter(|id| id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
-        self.crypt_names = crypt_names(&guest.read_text(&GuestPath::new("/etc/crypttab")).unwrap_or_default());
+        let id = guest
+            .read_text(&GuestPath::new("/etc/machine-id"))
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
+        self.machine_id =
+            Some(id).filter(|id| id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        self.crypt_names = crypt_names(
+            &guest
+                .read_text(&GuestPath::new("/etc/crypttab"))
+                .unwrap_or_default(),
+        );
         self
     }
 
@@ -556,12 +703,18 @@ impl Lookup {
             return Some(self.root_disk);
         }
         let position = if index > anchor { index - 1 } else { index };
-        self.disks.iter().filter(|disk| **disk != self.root_disk).nth(position).copied()
+        self.disks
+            .iter()
+            .filter(|disk| **disk != self.root_disk)
+            .nth(position)
+            .copied()
     }
 
     fn find(&self, volumes: &[Found], spec: &Spec) -> Result<usize, NotFound> {
         let on = |disk: Option<usize>, number: Option<u32>| {
-            let disk = disk.ok_or_else(|| NotFound::Because("was not found: that disk was not given".into()))?;
+            let disk = disk.ok_or_else(|| {
+                NotFound::Because("was not found: that disk was not given".into())
+            })?;
             let position = volumes.iter().position(|found| {
                 let volume = &found.volume;
                 volume.disk == disk && volume.number == number && volume.logical.is_none()
@@ -569,50 +722,79 @@ impl Lookup {
             position.ok_or_else(|| NotFound::Because("was not found on the disks given".into()))
         };
         match spec {
-            Spec::Uuid(uuid) => self.pick(volumes, |v| v.uuid().is_some_and(|there| there.eq_ignore_ascii_case(uuid))),
+            Spec::Uuid(uuid) => self.pick(volumes, |v| {
+                v.uuid()
+                    .is_some_and(|there| there.eq_ignore_ascii_case(uuid))
+            }),
             Spec::Label(label) => self.pick(volumes, |v| v.label() == Some(label)),
             Spec::PartUuid(uuid) => self.pick(volumes, |v| v.part_uuid.as_deref() == Some(uuid)),
-            Spec::PartLabel(label) => self.pick(volumes, |v| v.part_label.as_deref() == Some(label)),
+            Spec::PartLabel(label) => {
+                self.pick(volumes, |v| v.part_label.as_deref() == Some(label))
+            }
             Spec::Device { disk, partition } => on(self.disk(*disk), *partition),
             Spec::PartitionOfNamedDisk(number) => match self.disks.as_slice() {
                 [only] => on(Some(*only), Some(*number)),
-                _ => Err(NotFound::Because("was not found: which disk it means, only the hypervisor knows".into())),
+                _ => Err(NotFound::Because(
+                    "was not found: which disk it means, only the hypervisor knows".into(),
+                )),
             },
             Spec::Mapper(name) => {
                 // systemd's generator calls those without a name of their own luks-UUID.
-                let by_table = self.crypt_names.iter().find(|(there, _)| there == name).map(|(_, uuid)| uuid.as_str());
+                let by_table = self
+                    .crypt_names
+                    .iter()
+                    .find(|(there, _)| there == name)
+                    .map(|(_, uuid)| uuid.as_str());
                 let luks_uuid = by_table.or_else(|| name.strip_prefix("luks-"));
                 self.pick(volumes, |v| {
-                    v.logical.as_ref().is_some_and(|logical| logical.mapper() == *name)
-                        || v.luks_uuid.as_deref().is_some_and(|uuid| Some(uuid) == luks_uuid)
+                    v.logical
+                        .as_ref()
+                        .is_some_and(|logical| logical.mapper() == *name)
+                        || v.luks_uuid
+                            .as_deref()
+                            .is_some_and(|uuid| Some(uuid) == luks_uuid)
                 })
             }
-            Spec::MapperUuid(uuid) => {
-                self.pick(volumes, |v| v.logical.as_ref().is_some_and(|logical| logical.uuid == *uuid))
-            }
+            Spec::MapperUuid(uuid) => self.pick(volumes, |v| {
+                v.logical
+                    .as_ref()
+                    .is_some_and(|logical| logical.uuid == *uuid)
+            }),
             Spec::Logical { group, volume } => {
                 let fits = |there: &LogicalName| there.group == *group && there.volume == *volume;
                 self.pick(volumes, |v| v.logical.as_ref().is_some_and(fits))
             }
-            Spec::Stacked => {
-                Err(NotFound::Because("was not found: RAID and such volumes are not supported yet".into()))
-            }
-            Spec::Path(_) => Err(NotFound::Because("was not found: loop-mounted files are not supported yet".into())),
+            Spec::Stacked => Err(NotFound::Because(
+                "was not found: RAID and such volumes are not supported yet".into(),
+            )),
+            Spec::Path(_) => Err(NotFound::Because(
+                "was not found: loop-mounted files are not supported yet".into(),
+            )),
             Spec::Other => Err(NotFound::Boring),
         }
     }
 
     /// Whether a file system has the journal of the root's machine; where depends on what is mounted: /var, /var/log or the journal's own.
     fn is_ours(&self, found: &Found) -> bool {
-        let (Some(id), Some(opened)) = (&self.machine_id, &found.opened) else { return false };
+        let (Some(id), Some(opened)) = (&self.machine_id, &found.opened) else {
+            return false;
+        };
         let places = ["/log/journal", "/journal", "/"].map(|folder| Path::new(folder).join(id));
-        places.iter().any(|place| opened.tree.lstat(place).is_ok_and(|meta| meta.kind == FileKind::Directory))
+        places.iter().any(|place| {
+            opened
+                .tree
+                .lstat(place)
+                .is_ok_and(|meta| meta.kind == FileKind::Directory)
+        })
     }
 
     /// The one that fits: on the root's own disk if there (a copy of the disk may lie beside it), else on the others.
     fn pick(&self, volumes: &[Found], fits: impl Fn(&Volume) -> bool) -> Result<usize, NotFound> {
         let all = |on: &dyn Fn(usize) -> bool| -> Vec<usize> {
-            let fitting = volumes.iter().enumerate().filter(|(_, found)| on(found.volume.disk) && fits(&found.volume));
+            let fitting = volumes
+                .iter()
+                .enumerate()
+                .filter(|(_, found)| on(found.volume.disk) && fits(&found.volume));
             fitting.map(|(index, _)| index).collect()
         };
         let mut candidates = all(&|disk| disk == self.root_disk);
@@ -625,14 +807,21 @@ impl Lookup {
             several if several.contains(&self.root) => Ok(self.root),
             several => {
                 // Copies of another machine's: what the journal was written for tells them apart.
-                let ours = several.iter().filter(|index| volumes.get(**index).is_some_and(|v| self.is_ours(v)));
+                let ours = several
+                    .iter()
+                    .filter(|index| volumes.get(**index).is_some_and(|v| self.is_ours(v)));
                 if let [one] = ours.collect::<Vec<_>>().as_slice() {
                     return Ok(**one);
                 }
-                let names =
-                    several.iter().filter_map(|index| volumes.get(*index)).map(|found| found.volume.name.as_str());
+                let names = several
+                    .iter()
+                    .filter_map(|index| volumes.get(*index))
+                    .map(|found| found.volume.name.as_str());
                 let names: Vec<&str> = names.collect();
-                Err(NotFound::Because(format!("fits {}: which is meant cannot be guessed", names.join(" and "))))
+                Err(NotFound::Because(format!(
+                    "fits {}: which is meant cannot be guessed",
+                    names.join(" and ")
+                )))
             }
         }
     }
@@ -671,9 +860,18 @@ fn device_name(volume: &Volume, subvolume: Option<&Subvolume>) -> String {
 }
 
 impl Assembly {
-    fn mount(&mut self, volume: &Volume, opened: &Opened, subvolume: Option<&Subvolume>, at: RealPath) {
+    fn mount(
+        &mut self,
+        volume: &Volume,
+        opened: &Opened,
+        subvolume: Option<&Subvolume>,
+        at: RealPath,
+    ) {
         if let Some(superblock) = volume.ext() {
-            self.time_marks.push(TimeMark { device: volume.name.clone(), seconds: superblock.newest_time });
+            self.time_marks.push(TimeMark {
+                device: volume.name.clone(),
+                seconds: superblock.newest_time,
+            });
         }
         self.file_systems.push(FileSystem {
             mount_point: GuestPath::from(&at),
@@ -687,21 +885,32 @@ impl Assembly {
         });
         let tree = match subvolume {
             Some(subvolume) => {
-                let (volume, opened, subvolume) = (volume.clone(), opened.clone(), subvolume.clone());
+                let (volume, opened, subvolume) =
+                    (volume.clone(), opened.clone(), subvolume.clone());
                 let tree = opened.subvolume(&subvolume).tree;
-                self.subvolumes.push(MountedSubvolume { volume, opened, subvolume, at: at.clone() });
+                self.subvolumes.push(MountedSubvolume {
+                    volume,
+                    opened,
+                    subvolume,
+                    at: at.clone(),
+                });
                 tree
             }
             None => Rc::clone(&opened.tree),
         };
-        self.mounts.push(Mounted { mount_point: at.as_path().to_path_buf(), tree });
+        self.mounts.push(Mounted {
+            mount_point: at.as_path().to_path_buf(),
+            tree,
+        });
     }
 
     /// Subvolumes inside those that are mounted: folders like any other for the guest, but file systems of their own for who writes
     /// to them, because no rename leads from one into another.
     fn nest(&mut self) {
         for outer in self.subvolumes.clone() {
-            let Some(all) = outer.opened.subvolumes.clone() else { continue };
+            let Some(all) = outer.opened.subvolumes.clone() else {
+                continue;
+            };
             for (inside, subvolume) in subvolume_roots::nested(&outer.subvolume, &all) {
                 let at = outer.at.as_path().join(inside);
                 let hidden = self.mounts.iter().any(|mount| {
@@ -710,8 +919,17 @@ impl Assembly {
                         && mount.mount_point != outer.at.as_path()
                         && !self.is_nested_mount(&mount.mount_point, &outer)
                 });
-                if !hidden && self.mounted_at(&device_name(&outer.volume, Some(subvolume))).is_none() {
-                    self.mount(&outer.volume, &outer.opened, Some(subvolume), RealPath::new(at));
+                if !hidden
+                    && self
+                        .mounted_at(&device_name(&outer.volume, Some(subvolume)))
+                        .is_none()
+                {
+                    self.mount(
+                        &outer.volume,
+                        &outer.opened,
+                        Some(subvolume),
+                        RealPath::new(at),
+                    );
                 }
             }
         }
@@ -720,7 +938,9 @@ impl Assembly {
     /// Whether what is mounted there is the very folder that `outer` has in that place.
     fn is_nested_mount(&self, at: &Path, outer: &MountedSubvolume) -> bool {
         self.subvolumes.iter().any(|there| {
-            let inside = at.strip_prefix(outer.at.as_path()).map(|inside| outer.subvolume.path.join(inside));
+            let inside = at
+                .strip_prefix(outer.at.as_path())
+                .map(|inside| outer.subvolume.path.join(inside));
             there.at.as_path() == at
                 && there.volume.backing == outer.volume.backing
                 && inside.is_ok_and(|path| path == there.subvolume.path)
@@ -738,7 +958,8 @@ impl Assembly {
         let text = match self.so_far().read_if_there(&GuestPath::new("/etc/fstab")) {
             Ok(text) => text.unwrap_or_default(),
             Err(error) => {
-                self.unresolved.push(format!("fstab could not be read: {error}"));
+                self.unresolved
+                    .push(format!("fstab could not be read: {error}"));
                 return Vec::new();
             }
         };
@@ -747,12 +968,16 @@ impl Assembly {
             match entry {
                 Ok(entry) => {
                     // systemd mounts the first of two lines for one place.
-                    let again = entries.iter().any(|there| there.mount_point == entry.mount_point);
+                    let again = entries
+                        .iter()
+                        .any(|there| there.mount_point == entry.mount_point);
                     if !again || entry.role() == Role::Swap {
                         entries.push(entry);
                     }
                 }
-                Err(line) => self.unresolved.push(format!("fstab line {} is not understood", line.0)),
+                Err(line) => self
+                    .unresolved
+                    .push(format!("fstab line {} is not understood", line.0)),
             }
         }
         entries.sort_by_key(Entry::depth);
@@ -771,9 +996,9 @@ impl Assembly {
                 Ok(_) => Err("has a mount point that is no folder".into()),
                 Err(error) => Err(format!("has a mount point that cannot be read: {error}")),
             },
-            Err(TreeError::NotFound(_)) => {
-                guest.resolve_parent(&path).map_err(|_| "has a mount point that does not exist".to_owned())
-            }
+            Err(TreeError::NotFound(_)) => guest
+                .resolve_parent(&path)
+                .map_err(|_| "has a mount point that does not exist".to_owned()),
             Err(error) => Err(format!("has a mount point that cannot be used: {error}")),
         }
     }
@@ -781,23 +1006,40 @@ impl Assembly {
     /// A line of fstab whose file system is not there: `why` ends the sentence that begins with the line.
     fn note_missing(&mut self, entry: &Entry, why: &str) {
         let why = format!("{} {why}", entry.shown());
-        let at =
-            self.mount_point(&entry.mount_point).map_or_else(|_| GuestPath::new(&entry.mount_point), |at| (&at).into());
+        let at = self
+            .mount_point(&entry.mount_point)
+            .map_or_else(|_| GuestPath::new(&entry.mount_point), |at| (&at).into());
         // A mount point of "none" or "/" hides nothing that is not there.
         if entry.mount_point.is_absolute() && at.as_path() != Path::new("/") {
-            self.missing.push(Missing { at, why: why.clone() });
+            self.missing.push(Missing {
+                at,
+                why: why.clone(),
+            });
         }
         self.unresolved.push(why);
     }
 
     /// Notes what is mounted over the folders that matter and is on no disk: a memory file system, a network share.
     fn note_hidden(&mut self, entries: &[Entry]) {
-        const MATTERS: [&str; 4] = ["/etc/kubernetes", "/var/lib/kubelet", "/var/lib/etcd", "/var/lib/rescue"];
-        for entry in entries.iter().filter(|entry| entry.role() == Role::Elsewhere && entry.is_mounted_at_boot()) {
+        const MATTERS: [&str; 4] = [
+            "/etc/kubernetes",
+            "/var/lib/kubelet",
+            "/var/lib/etcd",
+            "/var/lib/rescue",
+        ];
+        for entry in entries
+            .iter()
+            .filter(|entry| entry.role() == Role::Elsewhere && entry.is_mounted_at_boot())
+        {
             let at = GuestPath::new(&entry.mount_point);
-            let hides = MATTERS.iter().find(|path| Path::new(path).starts_with(at.as_path()));
+            let hides = MATTERS
+                .iter()
+                .find(|path| Path::new(path).starts_with(at.as_path()));
             if let Some(path) = hides.filter(|_| entry.mount_point.is_absolute()) {
-                self.note_missing(entry, &format!("({}) hides {path} at boot, and is on no disk", entry.kind));
+                self.note_missing(
+                    entry,
+                    &format!("({}) hides {path} at boot, and is on no disk", entry.kind),
+                );
             }
         }
     }
@@ -805,12 +1047,19 @@ impl Assembly {
     /// Notes the lines of fstab whose file system is not there, and returns all lines.
     pub(super) fn note_unmounted(&mut self, where_: &str) -> Vec<Entry> {
         let entries = self.read_fstab();
-        let wanted = |entry: &&Entry| entry.role() == Role::Disk && !entry.is_root() && entry.is_mounted_at_boot();
+        let wanted = |entry: &&Entry| {
+            entry.role() == Role::Disk && !entry.is_root() && entry.is_mounted_at_boot()
+        };
         for entry in entries.iter().filter(wanted) {
-            let mounted = self
-                .mount_point(&entry.mount_point)
-                .is_ok_and(|at| self.file_systems.iter().any(|there| there.mount_point.as_path() == at.as_path()));
-            if !mounted && !matches!(entry.kind.as_str(), "vfat" | "msdos") && entry.spec != Spec::Other {
+            let mounted = self.mount_point(&entry.mount_point).is_ok_and(|at| {
+                self.file_systems
+                    .iter()
+                    .any(|there| there.mount_point.as_path() == at.as_path())
+            });
+            if !mounted
+                && !matches!(entry.kind.as_str(), "vfat" | "msdos")
+                && entry.spec != Spec::Other
+            {
                 self.note_missing(entry, &format!("is not mounted {where_}"));
             }
         }
@@ -818,24 +1067,37 @@ impl Assembly {
     }
 
     fn mounted_at(&self, device: &str) -> Option<PathBuf> {
-        let there = self.file_systems.iter().find(|there| there.device == device)?;
+        let there = self
+            .file_systems
+            .iter()
+            .find(|there| there.device == device)?;
         Some(there.mount_point.as_path().to_path_buf())
     }
 
     /// Bind mounts, once all file systems are in place.
     fn bind(&mut self, entries: &[Entry]) {
-        for entry in entries.iter().filter(|entry| entry.role() == Role::Bind && entry.is_mounted_at_boot()) {
+        for entry in entries
+            .iter()
+            .filter(|entry| entry.role() == Role::Bind && entry.is_mounted_at_boot())
+        {
             let Spec::Path(source) = &entry.spec else {
-                self.unresolved.push(format!("{} binds something that is no path", entry.shown()));
+                self.unresolved
+                    .push(format!("{} binds something that is no path", entry.shown()));
                 continue;
             };
-            match (self.so_far().resolve(&GuestPath::new(source)), self.mount_point(&entry.mount_point)) {
+            match (
+                self.so_far().resolve(&GuestPath::new(source)),
+                self.mount_point(&entry.mount_point),
+            ) {
                 (Ok(source), Ok(at)) => {
                     if source != at {
-                        self.binds.push((at.as_path().to_path_buf(), source.as_path().to_path_buf()));
+                        self.binds
+                            .push((at.as_path().to_path_buf(), source.as_path().to_path_buf()));
                     }
                 }
-                (Err(error), _) => self.note_missing(entry, &format!("binds what is not there: {error}")),
+                (Err(error), _) => {
+                    self.note_missing(entry, &format!("binds what is not there: {error}"))
+                }
                 (_, Err(why)) => self.note_missing(entry, &why),
             }
         }
@@ -863,7 +1125,9 @@ impl Volume {
 /// A guest that is already mounted on a folder.
 fn folder_guest(folder: &Path) -> Result<Guest> {
     let name = shown(folder);
-    let refuse = |saw: String, means: &str, next: String| anyhow::Error::from(Refusal::new(saw, means, next));
+    let refuse = |saw: String, means: &str, next: String| {
+        anyhow::Error::from(Refusal::new(saw, means, next))
+    };
     let metadata = match std::fs::metadata(folder) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -882,7 +1146,8 @@ fn folder_guest(folder: &Path) -> Result<Guest> {
             format!("rescue inspect {name} if it is a disk or an image"),
         ));
     }
-    let folder = std::fs::canonicalize(folder).with_context(|| format!("following links to the folder {name}"))?;
+    let folder = std::fs::canonicalize(folder)
+        .with_context(|| format!("following links to the folder {name}"))?;
     // Also where `/` is mounted once more under another name.
     if is_same(&folder, Path::new("/")) {
         return super::live::guest();
@@ -892,7 +1157,9 @@ fn folder_guest(folder: &Path) -> Result<Guest> {
         return Err(refuse(
             format!("{name} holds no Linux root file system"),
             "a root has /etc, /bin and /etc/fstab or /etc/hosts",
-            format!("mount the guest's root file system on {name}, or name its disk without --root"),
+            format!(
+                "mount the guest's root file system on {name}, or name its disk without --root"
+            ),
         ));
     }
 
@@ -907,32 +1174,59 @@ fn folder_guest(folder: &Path) -> Result<Guest> {
         let at = Path::new("/").join(inside);
         if mount.is_pseudo() {
             // An empty folder, as the guest's disk has it there.
-            assembly.mounts.push(Mounted { mount_point: at, tree: Rc::new(MemoryTree::new()) });
+            assembly.mounts.push(Mounted {
+                mount_point: at,
+                tree: Rc::new(MemoryTree::new()),
+            });
         } else {
-            assembly.mount_folder(FolderTree::open(&mount.mount_point)?, mount.device, &mount.mount_point, at)?;
+            assembly.mount_folder(
+                FolderTree::open(&mount.mount_point)?,
+                mount.device,
+                &mount.mount_point,
+                at,
+            )?;
         }
     }
     let entries = assembly.note_unmounted(&format!("below {name}"));
     let unmounted: Vec<Entry> = entries
         .iter()
-        .filter(|entry| !assembly.file_systems.iter().any(|there| there.mount_point.as_path() == entry.mount_point))
+        .filter(|entry| {
+            !assembly
+                .file_systems
+                .iter()
+                .any(|there| there.mount_point.as_path() == entry.mount_point)
+        })
         .cloned()
         .collect();
     assembly.bind(&unmounted);
     let mut guest = assembly.finish(name);
-    let swap_files = entries.iter().filter(|entry| entry.role() == Role::Swap).filter_map(|entry| match &entry.spec {
-        Spec::Path(path) => Some(path),
-        _ => None,
-    });
+    let swap_files = entries
+        .iter()
+        .filter(|entry| entry.role() == Role::Swap)
+        .filter_map(|entry| match &entry.spec {
+            Spec::Path(path) => Some(path),
+            _ => None,
+        });
     guest.suspended = swap_files
         .filter(|path| is_suspended_file(&guest, path))
-        .map(|path| format!("the swap file {} holds the memory of a suspended system", GuestPath::new(path)))
+        .map(|path| {
+            format!(
+                "the swap file {} holds the memory of a suspended system",
+                GuestPath::new(path)
+            )
+        })
         .next();
     Ok(guest)
 }
 
 impl Assembly {
-    pub(super) fn mount_folder(&mut self, tree: FolderTree, device: String, folder: &Path, at: PathBuf) -> Result<()> {
+    pub(super) fn mount_folder(
+        &mut self,
+        tree: FolderTree,
+        device: String,
+        folder: &Path,
+        at: PathBuf,
+    ) -> Result<()> {
         self.file_systems.push(FileSystem {
             mount_point: GuestPath::new(&at),
             kind: "folder".into(),
@@ -943,7 +1237,10 @@ impl Assembly {
             subvolume: None,
             has_errors: false,
         });
-        self.mounts.push(Mounted { mount_point: at, tree: Rc::new(tree) });
+        self.mounts.push(Mounted {
+            mount_point: at,
+            tree: Rc::new(tree),
+        });
         Ok(())
     }
 }

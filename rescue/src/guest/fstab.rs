@@ -82,11 +82,15 @@ pub(crate) struct NotUnderstood(pub usize);
 /// Splits fstab as libmount does: blank and `#` lines are skipped, fields are separated by blanks, `\040` is an octal escape.
 pub(crate) fn parse(bytes: &[u8]) -> Vec<Result<Entry, NotUnderstood>> {
     let lines = bytes.split(|byte| *byte == b'\n').enumerate();
-    lines.filter_map(|(index, line)| parse_line(index + 1, line)).collect()
+    lines
+        .filter_map(|(index, line)| parse_line(index + 1, line))
+        .collect()
 }
 
 fn parse_line(number: usize, line: &[u8]) -> Option<Result<Entry, NotUnderstood>> {
-    let mut fields = line.split(|byte| matches!(byte, b' ' | b'\t' | b'\r')).filter(|field| !field.is_empty());
+    let mut fields = line
+        .split(|byte| matches!(byte, b' ' | b'\t' | b'\r'))
+        .filter(|field| !field.is_empty());
     let first = fields.next().filter(|field| !field.starts_with(b"#"))?;
     let Some(second) = fields.next().filter(|field| !field.starts_with(b"#")) else {
         return Some(Err(NotUnderstood(number)));
@@ -120,7 +124,9 @@ fn spec(what: &[u8]) -> Spec {
     }
     if let Some(below) = text.strip_prefix("/dev/disk/by-") {
         return match below.split_once('/') {
-            Some((directory, name)) => tagged(directory, &udev_unescape(name)).unwrap_or_else(|| named_disk(name)),
+            Some((directory, name)) => {
+                tagged(directory, &udev_unescape(name)).unwrap_or_else(|| named_disk(name))
+            }
             None => Spec::Other,
         };
     }
@@ -137,7 +143,10 @@ fn stacked(name: &str) -> Spec {
     match name.split_once('/') {
         Some(("mapper", name)) => Spec::Mapper(name.to_owned()),
         Some(("md", _)) => Spec::Stacked,
-        Some((group, volume)) => Spec::Logical { group: group.to_owned(), volume: volume.to_owned() },
+        Some((group, volume)) => Spec::Logical {
+            group: group.to_owned(),
+            volume: volume.to_owned(),
+        },
         None if name.starts_with("loop") => Spec::Other,
         None => Spec::Stacked,
     }
@@ -160,7 +169,10 @@ fn udev_unescape(name: &str) -> String {
     while let Some(at) = rest.find("\\x") {
         let (before, escaped) = rest.split_at(at);
         plain.extend_from_slice(before.as_bytes());
-        match escaped.get(2..4).and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+        match escaped
+            .get(2..4)
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok())
+        {
             Some(byte) => {
                 plain.push(byte);
                 rest = escaped.get(4..).unwrap_or_default();
@@ -186,7 +198,9 @@ fn named_disk(name: &str) -> Spec {
     if name.starts_with("dm-") || name.starts_with("md-") || name.starts_with("lvm-") {
         return Spec::Stacked;
     }
-    let number = name.rsplit_once("-part").and_then(|(_, number)| number.parse().ok());
+    let number = name
+        .rsplit_once("-part")
+        .and_then(|(_, number)| number.parse().ok());
     number.map_or(Spec::Other, Spec::PartitionOfNamedDisk)
 }
 
@@ -197,25 +211,50 @@ fn device(name: &str) -> Option<Spec> {
             continue;
         };
         let letters = rest.trim_end_matches(|digit: char| digit.is_ascii_digit());
-        if letters.is_empty() || letters.len() > 3 || !letters.bytes().all(|letter| letter.is_ascii_lowercase()) {
+        if letters.is_empty()
+            || letters.len() > 3
+            || !letters.bytes().all(|letter| letter.is_ascii_lowercase())
+        {
             continue;
         }
-        let index = letters.bytes().fold(0, |index, letter| index * 26 + usize::from(letter - b'a') + 1);
-        return Some(Spec::Device { disk: index - 1, partition: partition(rest.get(letters.len()..)?)? });
+        let index = letters.bytes().fold(0, |index, letter| {
+            index * 26 + usize::from(letter - b'a') + 1
+        });
+        return Some(Spec::Device {
+            disk: index - 1,
+            partition: partition(rest.get(letters.len()..)?)?,
+        });
     }
     if let Some(rest) = name.strip_prefix("nvme") {
         // Namespace 1 is what every hypervisor gives; its disks differ by controller.
         let (controller, rest) = rest.split_once("n1")?;
-        let number = if rest.is_empty() { "" } else { rest.strip_prefix('p')? };
-        return Some(Spec::Device { disk: controller.parse().ok()?, partition: partition(number)? });
+        let number = if rest.is_empty() {
+            ""
+        } else {
+            rest.strip_prefix('p')?
+        };
+        return Some(Spec::Device {
+            disk: controller.parse().ok()?,
+            partition: partition(number)?,
+        });
     }
-    let (disk, number) = name.strip_prefix("mmcblk")?.split_once('p').unwrap_or((name.strip_prefix("mmcblk")?, ""));
-    Some(Spec::Device { disk: disk.parse().ok()?, partition: partition(number)? })
+    let (disk, number) = name
+        .strip_prefix("mmcblk")?
+        .split_once('p')
+        .unwrap_or((name.strip_prefix("mmcblk")?, ""));
+    Some(Spec::Device {
+        disk: disk.parse().ok()?,
+        partition: partition(number)?,
+    })
 }
 
 /// Nothing is the whole disk; anything but a number is no device name.
 fn partition(number: &str) -> Option<Option<u32>> {
-    if number.is_empty() { Some(None) } else { number.parse().ok().map(Some) }
+    if number.is_empty() {
+        Some(None)
+    } else {
+        number.parse().ok().map(Some)
+    }
 }
 
 impl Entry {
@@ -274,12 +313,19 @@ impl Entry {
         let kind = self.kind.as_str();
         if kind == "swap" {
             Role::Swap
-        } else if ["bind", "rbind"].iter().any(|option| self.has_option(option)) {
+        } else if ["bind", "rbind"]
+            .iter()
+            .any(|option| self.has_option(option))
+        {
             Role::Bind
         } else if ELSEWHERE.contains(&kind)
             || kind.starts_with("fuse.")
-            || kind.split(',').any(|kind| matches!(kind, "udf" | "iso9660"))
-            || ["/dev/cdrom", "/dev/sr", "/dev/fd"].iter().any(|device| self.what.starts_with(device))
+            || kind
+                .split(',')
+                .any(|kind| matches!(kind, "udf" | "iso9660"))
+            || ["/dev/cdrom", "/dev/sr", "/dev/fd"]
+                .iter()
+                .any(|device| self.what.starts_with(device))
         {
             Role::Elsewhere
         } else {
@@ -298,7 +344,9 @@ impl Entry {
 
     /// How messages name the line. Names come from the guest: control characters are escaped.
     pub fn shown(&self) -> String {
-        let at = crate::base::escaping::escape(&String::from_utf8_lossy(self.mount_point.as_os_str().as_bytes()));
+        let at = crate::base::escaping::escape(&String::from_utf8_lossy(
+            self.mount_point.as_os_str().as_bytes(),
+        ));
         format!("fstab line {}: {} on {at}", self.line, self.what)
     }
 }
@@ -310,25 +358,42 @@ mod tests {
     fn one(line: &str) -> Entry {
         let mut entries = parse(line.as_bytes());
         assert_eq!(entries.len(), 1, "{line}");
-        entries.remove(0).unwrap_or_else(|_| panic!("{line} was not understood"))
+        entries
+            .remove(0)
+            .unwrap_or_else(|_| panic!("{line} was not understood"))
     }
 
     #[test]
     fn specs() {
         let device = |disk, partition| Spec::Device { disk, partition };
         for (written, expected) in [
-            ("UUID=5D9C1B2A-0000-4000-8000-000000000001", Spec::Uuid("5d9c1b2a-0000-4000-8000-000000000001".into())),
+            (
+                "UUID=5D9C1B2A-0000-4000-8000-000000000001",
+                Spec::Uuid("5d9c1b2a-0000-4000-8000-000000000001".into()),
+            ),
             ("UUID=\"ab-cd\"", Spec::Uuid("ab-cd".into())),
             ("LABEL=My\\040Disk", Spec::Label("My Disk".into())),
             ("LABEL=a=b", Spec::Label("a=b".into())),
             ("PARTUUID=1234ABCD-02", Spec::PartUuid("1234abcd-02".into())),
-            ("PARTLABEL=Linux\\040filesystem", Spec::PartLabel("Linux filesystem".into())),
+            (
+                "PARTLABEL=Linux\\040filesystem",
+                Spec::PartLabel("Linux filesystem".into()),
+            ),
             ("/dev/disk/by-uuid/AB", Spec::Uuid("ab".into())),
             ("/dev/disk/by-label/a\\x20b", Spec::Label("a b".into())),
             ("/dev/disk/by-partlabel/var", Spec::PartLabel("var".into())),
-            ("/dev/disk/by-id/scsi-36000c29-part2", Spec::PartitionOfNamedDisk(2)),
-            ("/dev/disk/by-path/pci-0000:03:00.0-scsi-0:0:0:0-part1", Spec::PartitionOfNamedDisk(1)),
-            ("/dev/disk/by-id/dm-uuid-LVM-abc", Spec::MapperUuid("abc".into())),
+            (
+                "/dev/disk/by-id/scsi-36000c29-part2",
+                Spec::PartitionOfNamedDisk(2),
+            ),
+            (
+                "/dev/disk/by-path/pci-0000:03:00.0-scsi-0:0:0:0-part1",
+                Spec::PartitionOfNamedDisk(1),
+            ),
+            (
+                "/dev/disk/by-id/dm-uuid-LVM-abc",
+                Spec::MapperUuid("abc".into()),
+            ),
             ("ID=scsi-36000c29-part2", Spec::PartitionOfNamedDisk(2)),
             ("/dev/sda1", device(0, Some(1))),
             ("/dev/sdb", device(1, None)),
@@ -339,14 +404,27 @@ mod tests {
             ("/dev/nvme0n1", device(0, None)),
             ("/dev/mmcblk0p2", device(0, Some(2))),
             ("/dev/mapper/vg0-root", Spec::Mapper("vg0-root".into())),
-            ("/dev/disk/by-id/dm-name-a--b-c", Spec::Mapper("a--b-c".into())),
-            ("/dev/vg0/root", Spec::Logical { group: "vg0".into(), volume: "root".into() }),
+            (
+                "/dev/disk/by-id/dm-name-a--b-c",
+                Spec::Mapper("a--b-c".into()),
+            ),
+            (
+                "/dev/vg0/root",
+                Spec::Logical {
+                    group: "vg0".into(),
+                    volume: "root".into(),
+                },
+            ),
             ("/dev/md0", Spec::Stacked),
             ("/data/kubelet", Spec::Path("/data/kubelet".into())),
             ("tmpfs", Spec::Other),
             ("10.0.0.1:/export", Spec::Other),
         ] {
-            assert_eq!(one(&format!("{written}\t/mnt ext4 defaults 0 2")).spec, expected, "{written}");
+            assert_eq!(
+                one(&format!("{written}\t/mnt ext4 defaults 0 2")).spec,
+                expected,
+                "{written}"
+            );
         }
     }
 
@@ -358,9 +436,16 @@ mod tests {
         let root = entries[0].as_ref().unwrap();
         assert!(root.is_root() && root.has_option("errors=remount-ro") && root.line == 4);
         let second = entries[1].as_ref().unwrap();
-        assert_eq!((second.mount_point.as_path(), second.kind.as_str()), (Path::new("/mnt/a b"), "auto"));
+        assert_eq!(
+            (second.mount_point.as_path(), second.kind.as_str()),
+            (Path::new("/mnt/a b"), "auto")
+        );
         assert_eq!(entries[2], Err(NotUnderstood(6)));
-        assert_eq!(one("/x\\0 /a\\9b").mount_point, Path::new("/a\\9b"), "what is no escape stays");
+        assert_eq!(
+            one("/x\\0 /a\\9b").mount_point,
+            Path::new("/a\\9b"),
+            "what is no escape stays"
+        );
     }
 
     #[test]
@@ -375,7 +460,10 @@ mod tests {
             ("10.0.0.1:/x /x nfs4 _netdev 0 0", Role::Elsewhere),
             ("//server/share /x cifs guest", Role::Elsewhere),
             ("s3fs#bucket /x fuse.s3fs _netdev", Role::Elsewhere),
-            ("/dev/sr0 /media/cdrom0 udf,iso9660 user,noauto 0 0", Role::Elsewhere),
+            (
+                "/dev/sr0 /media/cdrom0 udf,iso9660 user,noauto 0 0",
+                Role::Elsewhere,
+            ),
             ("/dev/sdb1 /data xfs _netdev", Role::Disk),
         ] {
             assert_eq!(one(line).role(), role, "{line}");

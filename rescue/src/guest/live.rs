@@ -50,7 +50,12 @@ pub(super) fn guest() -> Result<Guest> {
     }
     let below = mountinfo::below(Path::new("/")).context("reading what is mounted below /")?;
     let mut assembly = Assembly::default();
-    assembly.mount_folder(tree, root.device.clone(), Path::new("/"), PathBuf::from("/"))?;
+    assembly.mount_folder(
+        tree,
+        root.device.clone(),
+        Path::new("/"),
+        PathBuf::from("/"),
+    )?;
     for (mount, layer) in below.iter().zip(layers(&root, &below)) {
         let at = mount.mount_point.clone();
         match layer {
@@ -61,7 +66,10 @@ pub(super) fn guest() -> Result<Guest> {
             Layer::Alias(source) => assembly.binds.push((at, source)),
             // An empty folder, as the disk has it there.
             Layer::Files | Layer::Hidden => {
-                assembly.mounts.push(Mounted { mount_point: at, tree: Rc::new(MemoryTree::new()) });
+                assembly.mounts.push(Mounted {
+                    mount_point: at,
+                    tree: Rc::new(MemoryTree::new()),
+                });
             }
             Layer::Covered => {}
         }
@@ -92,7 +100,10 @@ fn layers(root: &Mount, below: &[Mount]) -> Vec<Layer> {
     let mut hidden: Vec<&Path> = Vec::new();
     let mut layers = Vec::new();
     for mount in below {
-        let layer = if hidden.iter().any(|above| mount.mount_point.starts_with(above)) {
+        let layer = if hidden
+            .iter()
+            .any(|above| mount.mount_point.starts_with(above))
+        {
             Layer::Covered
         } else if !is_ours(mount) {
             Layer::Hidden
@@ -110,7 +121,9 @@ fn layers(root: &Mount, below: &[Mount]) -> Vec<Layer> {
 fn is_ours(mount: &Mount) -> bool {
     let below = |folder: &str| match folder.strip_suffix('/') {
         // A disk for all images is the node's; what is mounted in it belongs to containers.
-        Some(folder) => mount.mount_point != Path::new(folder) && mount.mount_point.starts_with(folder),
+        Some(folder) => {
+            mount.mount_point != Path::new(folder) && mount.mount_point.starts_with(folder)
+        }
         None => mount.mount_point.starts_with(folder),
     };
     mount.is_on_disk() && !NOT_OURS.iter().any(|folder| below(folder))
@@ -122,12 +135,21 @@ fn alias(mount: &Mount, root: &Mount, below: &[Mount]) -> Option<PathBuf> {
     let all = || std::iter::once(root).chain(below);
     let shows_it = |other: &&Mount| {
         let is_earlier = other.root != mount.root || other.mount_point < mount.mount_point;
-        other.number == mount.number && is_earlier && mount.root.starts_with(&other.root) && is_ours(other)
+        other.number == mount.number
+            && is_earlier
+            && mount.root.starts_with(&other.root)
+            && is_ours(other)
     };
-    let widest = all().filter(shows_it).min_by_key(|other| (other.root.components().count(), &other.mount_point))?;
-    let source = widest.mount_point.join(mount.root.strip_prefix(&widest.root).ok()?);
+    let widest = all()
+        .filter(shows_it)
+        .min_by_key(|other| (other.root.components().count(), &other.mount_point))?;
+    let source = widest
+        .mount_point
+        .join(mount.root.strip_prefix(&widest.root).ok()?);
     let is_over_it = |other: &&Mount| {
-        *other != widest && source.starts_with(&other.mount_point) && other.mount_point.starts_with(&widest.mount_point)
+        *other != widest
+            && source.starts_with(&other.mount_point)
+            && other.mount_point.starts_with(&widest.mount_point)
     };
     all().find(is_over_it).is_none().then_some(source)
 }
@@ -145,7 +167,8 @@ fn refuse_without_root() -> Result<(), Refusal> {
 
 /// In a chroot, `/` is not what the running system calls so, and what is mounted where, and who has files open, cannot be known.
 fn refuse_chroot() -> Result<()> {
-    let identity = |path: &str| std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
+    let identity =
+        |path: &str| std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
     let ours = identity("/").context("looking at /")?;
     match identity("/proc/1/root") {
         Ok(theirs) if theirs == ours => Ok(()),
@@ -173,7 +196,9 @@ fn refuse_chroot() -> Result<()> {
 /// The signs that container engines leave (systemd's container interface, Docker's and Podman's files).
 fn refuse_container(root: &Path) -> Result<(), Refusal> {
     let environment = std::fs::read(root.join("proc/1/environ")).unwrap_or_default();
-    let by_variable = environment.split(|byte| *byte == 0).any(|variable| variable.starts_with(b"container="));
+    let by_variable = environment
+        .split(|byte| *byte == 0)
+        .any(|variable| variable.starts_with(b"container="));
     let files = ["run/systemd/container", ".dockerenv", "run/.containerenv"];
     let by_file = files.iter().find(|file| root.join(file).exists());
     let sign = match (by_variable, by_file) {
@@ -189,7 +214,8 @@ fn refuse_container(root: &Path) -> Result<(), Refusal> {
 }
 
 fn refuse_rescue_system() -> Result<(), Refusal> {
-    let identity = |path: &str| std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
+    let identity =
+        |path: &str| std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
     match (identity("/proc/1/exe"), identity("/proc/self/exe")) {
         (Ok(first), Ok(ours)) if first == ours => Err(Refusal::new(
             "/ is the rescue system itself",
@@ -239,7 +265,12 @@ mod tests {
             mount("8:4", "/", "/var/lib/docker/devicemapper/mnt/1", "ext4"),
         ];
         use Layer::{Covered, Files, Hidden};
-        assert_eq!(layers_of(&below), [Hidden, Hidden, Files, Hidden, Covered, Hidden, Files, Hidden]);
+        assert_eq!(
+            layers_of(&below),
+            [
+                Hidden, Hidden, Files, Hidden, Covered, Hidden, Files, Hidden
+            ]
+        );
     }
 
     #[test]
@@ -250,16 +281,28 @@ mod tests {
             mount("8:1", "/srv/etcd", "/var/lib/etcd", "ext4"),
         ];
         let alias = |path: &str| Layer::Alias(path.into());
-        assert_eq!(layers_of(&below), [Layer::Files, alias("/data/kubelet"), alias("/srv/etcd")]);
+        assert_eq!(
+            layers_of(&below),
+            [Layer::Files, alias("/data/kubelet"), alias("/srv/etcd")]
+        );
     }
 
     #[test]
     fn a_bind_mount_of_what_is_not_to_be_seen_is_files_of_its_own() {
-        let hidden_below = [mount("8:3", "/", "/srv", "xfs"), mount("8:1", "/srv/etcd", "/var/lib/etcd", "ext4")];
+        let hidden_below = [
+            mount("8:3", "/", "/srv", "xfs"),
+            mount("8:1", "/srv/etcd", "/var/lib/etcd", "ext4"),
+        ];
         assert_eq!(layers_of(&hidden_below), [Layer::Files, Layer::Files]);
-        let subvolume = [mount("0:30", "/@var", "/var", "btrfs"), mount("0:30", "/@home", "/home", "btrfs")];
+        let subvolume = [
+            mount("0:30", "/@var", "/var", "btrfs"),
+            mount("0:30", "/@home", "/home", "btrfs"),
+        ];
         assert_eq!(layers_of(&subvolume), [Layer::Files, Layer::Files]);
-        let twice = [mount("8:2", "/", "/a", "xfs"), mount("8:2", "/", "/b", "xfs")];
+        let twice = [
+            mount("8:2", "/", "/a", "xfs"),
+            mount("8:2", "/", "/b", "xfs"),
+        ];
         assert_eq!(layers_of(&twice), [Layer::Files, Layer::Alias("/a".into())]);
     }
 

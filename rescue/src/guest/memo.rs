@@ -21,7 +21,10 @@ impl Guest {
     pub fn once<T: 'static>(&self, path: &RealPath, find_out: impl FnOnce() -> T) -> Rc<T> {
         let key = (TypeId::of::<T>(), path.as_path().to_owned());
         let known = self.memo.0.borrow().get(&key).map(Rc::clone);
-        if let Some(known) = known.filter(|_| !self.live).and_then(|known| known.downcast().ok()) {
+        if let Some(known) = known
+            .filter(|_| !self.live)
+            .and_then(|known| known.downcast().ok())
+        {
             return known;
         }
         let found = Rc::new(find_out());
@@ -37,7 +40,10 @@ mod tests {
 
     #[test]
     fn asks_once_until_the_tree_is_another() {
-        let mut guest = MemoryTree::new().file("/db", "x").file("/other", "y").into_guest();
+        let mut guest = MemoryTree::new()
+            .file("/db", "x")
+            .file("/other", "y")
+            .into_guest();
         let db = guest.resolve(&GuestPath::new("/db")).unwrap();
         let other = guest.resolve(&GuestPath::new("/other")).unwrap();
         assert_eq!(*guest.once(&db, || 1u32), 1);

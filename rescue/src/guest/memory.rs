@@ -47,6 +47,12 @@ mod tests {
         assert_eq!(guest.read_text(&path).expect("readable"), "ID=debian\n");
         assert_eq!(guest.stat(&path).expect("there").mode, 0o600);
         assert!(!guest.exists(&GuestPath::new("/etc/os-release/below")));
-        assert_eq!(guest.read_dir(&GuestPath::new("/usr")).expect("a folder").len(), 1);
+        assert_eq!(
+            guest
+                .read_dir(&GuestPath::new("/usr"))
+                .expect("a folder")
+                .len(),
+            1
+        );
     }
 }

@@ -22,8 +22,15 @@ impl Guest {
             return None;
         }
         let real = self.real_or_written(path);
-        let mounted = |at: &Path| self.file_systems.iter().any(|fs| is_between(fs.mount_point.as_path(), at, &real));
-        let above = self.missing.iter().filter(|missing| real.starts_with(missing.at.as_path()));
+        let mounted = |at: &Path| {
+            self.file_systems
+                .iter()
+                .any(|fs| is_between(fs.mount_point.as_path(), at, &real))
+        };
+        let above = self
+            .missing
+            .iter()
+            .filter(|missing| real.starts_with(missing.at.as_path()));
         above
             .filter(|missing| !mounted(missing.at.as_path()))
             .max_by_key(|missing| missing.at.as_path().components().count())
@@ -35,7 +42,10 @@ impl Guest {
         loop {
             match self.resolve(&there) {
                 Ok(real) => {
-                    let rest = path.as_path().strip_prefix(there.as_path()).unwrap_or(Path::new(""));
+                    let rest = path
+                        .as_path()
+                        .strip_prefix(there.as_path())
+                        .unwrap_or(Path::new(""));
                     return real.as_path().join(rest);
                 }
                 Err(TreeError::NotFound(_)) if there.parent() != there => there = there.parent(),
@@ -62,32 +72,58 @@ mod tests {
             .link("/etc/kubernetes/pki", "/var/pki")
             .file("/var/pki/ca.crt", "x")
             .into_guest();
-        guest.missing =
-            missing.iter().map(|at| Missing { at: GuestPath::new(at), why: format!("{at} is missing") }).collect();
+        guest.missing = missing
+            .iter()
+            .map(|at| Missing {
+                at: GuestPath::new(at),
+                why: format!("{at} is missing"),
+            })
+            .collect();
         let root = guest.file_systems[0].clone();
-        let mount = |at: &&str| FileSystem { mount_point: GuestPath::new(at), ..root.clone() };
+        let mount = |at: &&str| FileSystem {
+            mount_point: GuestPath::new(at),
+            ..root.clone()
+        };
         guest.file_systems.extend(mounted.iter().map(mount));
         guest
     }
 
     fn hides(guest: &Guest, path: &str) -> Option<String> {
-        guest.hidden(&GuestPath::new(path)).map(|missing| missing.at.to_string())
+        guest
+            .hidden(&GuestPath::new(path))
+            .map(|missing| missing.at.to_string())
     }
 
     #[test]
     fn what_lies_below_a_missing_mount_is_hidden() {
         let guest = guest(&["/var", "/var/lib/etcd"], &["/var/log"]);
-        assert_eq!(hides(&guest, "/var/lib/kubelet/config.yaml").as_deref(), Some("/var"));
+        assert_eq!(
+            hides(&guest, "/var/lib/kubelet/config.yaml").as_deref(),
+            Some("/var")
+        );
         assert_eq!(hides(&guest, "/var/lib/new/file").as_deref(), Some("/var"));
-        assert_eq!(hides(&guest, "/var/lib/etcd/member").as_deref(), Some("/var/lib/etcd"));
-        assert_eq!(hides(&guest, "/etc/kubernetes/pki/ca.crt").as_deref(), Some("/var"), "through a link");
+        assert_eq!(
+            hides(&guest, "/var/lib/etcd/member").as_deref(),
+            Some("/var/lib/etcd")
+        );
+        assert_eq!(
+            hides(&guest, "/etc/kubernetes/pki/ca.crt").as_deref(),
+            Some("/var"),
+            "through a link"
+        );
         assert_eq!(hides(&guest, "/var").as_deref(), Some("/var"));
     }
 
     #[test]
     fn what_lies_elsewhere_is_not() {
         let guest = guest(&["/var"], &["/var/log"]);
-        for path in ["/etc/kubernetes/admin.conf", "/variable", "/", "/var/log/syslog", "/var/log"] {
+        for path in [
+            "/etc/kubernetes/admin.conf",
+            "/variable",
+            "/",
+            "/var/log/syslog",
+            "/var/log",
+        ] {
             assert_eq!(hides(&guest, path), None, "{path}");
         }
     }

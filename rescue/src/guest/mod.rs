@@ -94,7 +94,11 @@ impl std::fmt::Debug for Guest {
 
 impl Guest {
     /// A guest over a merged tree (mount points already dispatched).
-    pub fn new(source: impl Into<String>, tree: Rc<dyn Tree>, file_systems: Vec<FileSystem>) -> Self {
+    pub fn new(
+        source: impl Into<String>,
+        tree: Rc<dyn Tree>,
+        file_systems: Vec<FileSystem>,
+    ) -> Self {
         Self {
             source: source.into(),
             file_systems,
@@ -117,12 +121,20 @@ impl Guest {
 
     /// The same guest seen through another tree, usually [`Planned`] over this one's.
     pub fn with_tree(&self, tree: Rc<dyn Tree>) -> Self {
-        Self { tree, memo: memo::Memo::default(), ..self.clone() }
+        Self {
+            tree,
+            memo: memo::Memo::default(),
+            ..self.clone()
+        }
     }
 
     /// The same guest with its sources closed: its file systems can still be named and mounted, nothing can be read.
     pub fn close(self) -> Self {
-        Self { tree: Rc::new(closed::ClosedTree), memo: memo::Memo::default(), ..self }
+        Self {
+            tree: Rc::new(closed::ClosedTree),
+            memo: memo::Memo::default(),
+            ..self
+        }
     }
 
     /// The merged tree itself; its paths must be symlink-free, see [`Guest::resolve`].
@@ -178,7 +190,10 @@ impl Guest {
     }
 
     fn behind_bind(&self, path: PathBuf) -> PathBuf {
-        self.binds.iter().find(|(at, _)| *at == path).map_or(path, |(_, source)| source.clone())
+        self.binds
+            .iter()
+            .find(|(at, _)| *at == path)
+            .map_or(path, |(_, source)| source.clone())
     }
 
     fn expect_folder(&self, real: &Path) -> TreeResult<()> {
@@ -200,7 +215,10 @@ impl Guest {
 
     /// Whether something is there after following links; errors other than "not found" count as there.
     pub fn exists(&self, path: &GuestPath) -> bool {
-        !matches!(self.stat(path), Err(TreeError::NotFound(_) | TreeError::NotADirectory(_)))
+        !matches!(
+            self.stat(path),
+            Err(TreeError::NotFound(_) | TreeError::NotADirectory(_))
+        )
     }
 
     /// The whole regular file, at most [`READ_LIMIT`] bytes; FIFOs and devices are refused by the tree.
@@ -237,10 +255,14 @@ impl Guest {
     /// Those of [`Guest::file_systems`] that have their bytes in common with the `index`th, itself included, in their order:
     /// subvolumes of one btrfs. What is free on one of them is free on all, and must be counted once.
     pub fn sharing_bytes(&self, index: usize) -> Vec<usize> {
-        let Some(this) = self.file_systems.get(index) else { return Vec::new() };
+        let Some(this) = self.file_systems.get(index) else {
+            return Vec::new();
+        };
         let is_shared = |fs: &FileSystem| fs.backing == this.backing && fs.subvolume.is_some();
         let all = self.file_systems.iter().enumerate();
-        all.filter(|(at, fs)| *at == index || (this.subvolume.is_some() && is_shared(fs))).map(|(at, _)| at).collect()
+        all.filter(|(at, fs)| *at == index || (this.subvolume.is_some() && is_shared(fs)))
+            .map(|(at, _)| at)
+            .collect()
     }
 
     /// The file system that holds `real`: the longest mount point that is a prefix of it.

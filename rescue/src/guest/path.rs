@@ -124,15 +124,27 @@ mod tests {
 
     #[test]
     fn normalises_without_climbing() {
-        assert_eq!(GuestPath::new("etc//./hosts").as_path(), Path::new("/etc/hosts"));
-        assert_eq!(GuestPath::new("/a").join("/b/c").as_path(), Path::new("/a/b/c"));
+        assert_eq!(
+            GuestPath::new("etc//./hosts").as_path(),
+            Path::new("/etc/hosts")
+        );
+        assert_eq!(
+            GuestPath::new("/a").join("/b/c").as_path(),
+            Path::new("/a/b/c")
+        );
         assert_eq!(GuestPath::new("/").parent().as_path(), Path::new("/"));
     }
 
     #[test]
     fn shows_control_characters_escaped() {
-        assert_eq!(GuestPath::new("/a\x1b[2J\nb").to_string(), "/a\\u{1b}[2J\\nb");
+        assert_eq!(
+            GuestPath::new("/a\x1b[2J\nb").to_string(),
+            "/a\\u{1b}[2J\\nb"
+        );
         // Shown as it is, this would read "fdp.exe": what comes after is written from right to left.
-        assert_eq!(GuestPath::new("/\u{202e}exe.pdf\u{200b}").to_string(), "/\\u{202e}exe.pdf\\u{200b}");
+        assert_eq!(
+            GuestPath::new("/\u{202e}exe.pdf\u{200b}").to_string(),
+            "/\\u{202e}exe.pdf\\u{200b}"
+        );
     }
 }

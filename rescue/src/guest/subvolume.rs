@@ -24,14 +24,19 @@ pub struct Below {
 
 impl std::fmt::Debug for Below {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Below").field("folder", &self.folder).finish_non_exhaustive()
+        f.debug_struct("Below")
+            .field("folder", &self.folder)
+            .finish_non_exhaustive()
     }
 }
 
 impl Below {
     /// `folder` is free of symbolic links; a leading slash makes no difference.
     pub fn new(tree: Rc<dyn Tree>, folder: &Path) -> Self {
-        Self { tree, folder: Path::new("/").join(folder) }
+        Self {
+            tree,
+            folder: Path::new("/").join(folder),
+        }
     }
 
     fn at(&self, path: &Path) -> PathBuf {
@@ -57,22 +62,34 @@ impl Below {
 
 impl Tree for Below {
     fn lstat(&self, path: &Path) -> TreeResult<Meta> {
-        self.tree.lstat(&self.at(path)).map_err(|error| self.renamed(error, path))
+        self.tree
+            .lstat(&self.at(path))
+            .map_err(|error| self.renamed(error, path))
     }
     fn access_list(&self, path: &Path) -> TreeResult<Option<AccessList>> {
-        self.tree.access_list(&self.at(path)).map_err(|error| self.renamed(error, path))
+        self.tree
+            .access_list(&self.at(path))
+            .map_err(|error| self.renamed(error, path))
     }
     fn read_range(&self, path: &Path, offset: u64, length: usize) -> TreeResult<Vec<u8>> {
-        self.tree.read_range(&self.at(path), offset, length).map_err(|error| self.renamed(error, path))
+        self.tree
+            .read_range(&self.at(path), offset, length)
+            .map_err(|error| self.renamed(error, path))
     }
     fn hold(&self, path: &Path) -> TreeResult<Option<std::fs::File>> {
-        self.tree.hold(&self.at(path)).map_err(|error| self.renamed(error, path))
+        self.tree
+            .hold(&self.at(path))
+            .map_err(|error| self.renamed(error, path))
     }
     fn read_dir(&self, path: &Path) -> TreeResult<Vec<DirEntry>> {
-        self.tree.read_dir(&self.at(path)).map_err(|error| self.renamed(error, path))
+        self.tree
+            .read_dir(&self.at(path))
+            .map_err(|error| self.renamed(error, path))
     }
     fn read_link(&self, path: &Path) -> TreeResult<PathBuf> {
-        self.tree.read_link(&self.at(path)).map_err(|error| self.renamed(error, path))
+        self.tree
+            .read_link(&self.at(path))
+            .map_err(|error| self.renamed(error, path))
     }
 }
 
@@ -83,11 +100,19 @@ mod tests {
 
     #[test]
     fn paths_and_errors_are_its_own() {
-        let tree = MemoryTree::new().file("/@/etc/hosts", "x").file("/other", "y");
+        let tree = MemoryTree::new()
+            .file("/@/etc/hosts", "x")
+            .file("/other", "y");
         let below = Below::new(Rc::new(tree), Path::new("@"));
         assert_eq!(below.read(Path::new("/etc/hosts"), 9).unwrap(), b"x");
-        assert_eq!(below.lstat(Path::new("/")).unwrap().kind, crate::tree::FileKind::Directory);
+        assert_eq!(
+            below.lstat(Path::new("/")).unwrap().kind,
+            crate::tree::FileKind::Directory
+        );
         let error = below.lstat(Path::new("/other")).unwrap_err();
-        assert!(error.is_not_found() && error.to_string().starts_with("/other does not exist"), "{error}");
+        assert!(
+            error.is_not_found() && error.to_string().starts_with("/other does not exist"),
+            "{error}"
+        );
     }
 }

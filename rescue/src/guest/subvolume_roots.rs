@@ -17,8 +17,14 @@ use crate::tree::{Tree, TreeError};
 
 /// Folders whose subvolumes are no part of the running system: snapshots, and the stores of container runtimes, which make one for
 /// each layer of an image.
-const APART: [&str; 6] =
-    [".snapshots", "timeshift-btrfs", "lib/docker", "lib/containers", "lib/containerd", "lib/machines"];
+const APART: [&str; 6] = [
+    ".snapshots",
+    "timeshift-btrfs",
+    "lib/docker",
+    "lib/containers",
+    "lib/containerd",
+    "lib/machines",
+];
 
 /// So many nested subvolumes are part of a guest at most.
 const MAX_NESTED: usize = 64;
@@ -29,30 +35,47 @@ pub(super) type RootOf = Option<u64>;
 impl Opened {
     /// One of its subvolumes alone.
     pub(super) fn subvolume(&self, subvolume: &Subvolume) -> Self {
-        Self { tree: Rc::new(Below::new(Rc::clone(&self.tree), &subvolume.path)), ..self.clone() }
+        Self {
+            tree: Rc::new(Below::new(Rc::clone(&self.tree), &subvolume.path)),
+            ..self.clone()
+        }
     }
 }
 
 impl From<&Subvolume> for SubvolumeName {
     fn from(there: &Subvolume) -> Self {
-        Self { id: there.id, path: there.path.clone(), snapshots: there.snapshots }
+        Self {
+            id: there.id,
+            path: there.path.clone(),
+            snapshots: there.snapshots,
+        }
     }
 }
 
 /// The roots in what was opened.
 pub(super) fn roots(opened: &Opened) -> Result<Vec<RootOf>, TreeError> {
     let Some(subvolumes) = &opened.subvolumes else {
-        return Ok(if is_root(opened.tree.as_ref())? { vec![None] } else { Vec::new() });
+        return Ok(if is_root(opened.tree.as_ref())? {
+            vec![None]
+        } else {
+            Vec::new()
+        });
     };
     let mut candidates = Vec::new();
     for subvolume in &subvolumes.all {
         let tree = opened.subvolume(subvolume).tree;
         // A damaged snapshot says nothing about the others.
         if is_root(tree.as_ref()).unwrap_or(false) {
-            candidates.push(Candidate { says: own_line(tree.as_ref()), subvolume });
+            candidates.push(Candidate {
+                says: own_line(tree.as_ref()),
+                subvolume,
+            });
         }
     }
-    Ok(chosen(&candidates, subvolumes).into_iter().map(Some).collect())
+    Ok(chosen(&candidates, subvolumes)
+        .into_iter()
+        .map(Some)
+        .collect())
 }
 
 /// A subvolume that looks like a root.
@@ -64,11 +87,19 @@ struct Candidate<'a> {
 
 fn own_line(tree: &dyn Tree) -> Option<Entry> {
     let text = tree.read(Path::new("/etc/fstab"), super::READ_LIMIT).ok()?;
-    fstab::parse(&text).into_iter().flatten().find(Entry::is_root)
+    fstab::parse(&text)
+        .into_iter()
+        .flatten()
+        .find(Entry::is_root)
 }
 
 fn chosen(candidates: &[Candidate<'_>], subvolumes: &Subvolumes) -> Vec<u64> {
-    let ids = |chosen: Vec<&Candidate<'_>>| chosen.iter().map(|one| one.subvolume.id).collect::<Vec<_>>();
+    let ids = |chosen: Vec<&Candidate<'_>>| {
+        chosen
+            .iter()
+            .map(|one| one.subvolume.id)
+            .collect::<Vec<_>>()
+    };
     // The fstab of a snapshot names what it is a snapshot of; only that of the root names itself.
     let names_itself = |one: &&Candidate<'_>| {
         let asked = one.says.as_ref().map(|line| asked_for(line, subvolumes));
@@ -78,28 +109,40 @@ fn chosen(candidates: &[Candidate<'_>], subvolumes: &Subvolumes) -> Vec<u64> {
     if !named.is_empty() {
         return ids(named);
     }
-    if let Some(default) = candidates.iter().find(|one| one.subvolume.id == subvolumes.default) {
+    if let Some(default) = candidates
+        .iter()
+        .find(|one| one.subvolume.id == subvolumes.default)
+    {
         return vec![default.subvolume.id];
     }
     // Booted by `rootflags=subvol=` alone: what is no snapshot and not inside another.
     let inside = |one: &Candidate<'_>| {
         candidates.iter().any(|other| {
-            other.subvolume.id != one.subvolume.id && one.subvolume.path.starts_with(&other.subvolume.path)
+            other.subvolume.id != one.subvolume.id
+                && one.subvolume.path.starts_with(&other.subvolume.path)
         })
     };
     let plain: Vec<_> = candidates
         .iter()
         .filter(|one| {
-            !(one.subvolume.is_snapshot || one.subvolume.read_only || is_apart(&one.subvolume.path, 0) || inside(one))
+            !(one.subvolume.is_snapshot
+                || one.subvolume.read_only
+                || is_apart(&one.subvolume.path, 0)
+                || inside(one))
         })
         .collect();
-    if plain.is_empty() { ids(candidates.iter().collect()) } else { ids(plain) }
+    if plain.is_empty() {
+        ids(candidates.iter().collect())
+    } else {
+        ids(plain)
+    }
 }
 
 /// Whether `path` leads through such a folder, below its first `within` components or in the last of them.
 fn is_apart(path: &Path, within: usize) -> bool {
     APART.iter().any(|apart| {
-        let (wanted, parts): (Vec<&OsStr>, Vec<&OsStr>) = (Path::new(apart).iter().collect(), path.iter().collect());
+        let (wanted, parts): (Vec<&OsStr>, Vec<&OsStr>) =
+            (Path::new(apart).iter().collect(), path.iter().collect());
         let mut windows = parts.windows(wanted.len()).enumerate();
         windows.any(|(at, window)| window == wanted && at + wanted.len() >= within)
     })
@@ -107,20 +150,42 @@ fn is_apart(path: &Path, within: usize) -> bool {
 
 /// The subvolume that a line of fstab mounts (`subvol=`, `subvolid=`, else the default one); `Err` says why there is none, as the
 /// end of a sentence that begins with the line.
-pub(super) fn asked_for<'a>(line: &Entry, subvolumes: &'a Subvolumes) -> Result<&'a Subvolume, String> {
-    let option = |name: &str| line.options.iter().rev().find_map(|option| option.strip_prefix(name)?.strip_prefix('='));
+pub(super) fn asked_for<'a>(
+    line: &Entry,
+    subvolumes: &'a Subvolumes,
+) -> Result<&'a Subvolume, String> {
+    let option = |name: &str| {
+        line.options
+            .iter()
+            .rev()
+            .find_map(|option| option.strip_prefix(name)?.strip_prefix('='))
+    };
     let unquoted = |value: &str| value.trim_matches('"').to_owned();
-    let (path, id) = (option("subvol").map(unquoted), option("subvolid").map(unquoted));
+    let (path, id) = (
+        option("subvol").map(unquoted),
+        option("subvolid").map(unquoted),
+    );
     let by_path = path.as_ref().map(|path| {
         let found = subvolumes.by_path(Path::new(path));
-        found.ok_or_else(|| format!("names the subvolume {}, which is not there", crate::base::escaping::escape(path)))
+        found.ok_or_else(|| {
+            format!(
+                "names the subvolume {}, which is not there",
+                crate::base::escaping::escape(path)
+            )
+        })
     });
     let by_id = id.as_ref().map(|id| {
         // 0 is the top level, too (btrfs(5)).
-        let number = id.parse().ok().map(|number: u64| if number == 0 { 5 } else { number });
+        let number = id
+            .parse()
+            .ok()
+            .map(|number: u64| if number == 0 { 5 } else { number });
         let found = number.and_then(|number| subvolumes.by_id(number));
         found.ok_or_else(|| {
-            format!("names the subvolume with the number {}, which is not there", crate::base::escaping::escape(id))
+            format!(
+                "names the subvolume with the number {}, which is not there",
+                crate::base::escaping::escape(id)
+            )
         })
     });
     match (by_path.transpose()?, by_id.transpose()?) {
@@ -130,15 +195,18 @@ pub(super) fn asked_for<'a>(line: &Entry, subvolumes: &'a Subvolumes) -> Result<
             id.id
         )),
         (Some(one), _) | (None, Some(one)) => Ok(one),
-        (None, None) => {
-            subvolumes.default().ok_or_else(|| "mounts the default subvolume, which is not there".to_owned())
-        }
+        (None, None) => subvolumes
+            .default()
+            .ok_or_else(|| "mounts the default subvolume, which is not there".to_owned()),
     }
 }
 
 /// The subvolumes inside `outer` that are folders of it like any other for the guest, parents first, with their paths in it:
 /// systemd makes /var and its like so. Snapshots, read-only ones and the stores of container runtimes are left out.
-pub(super) fn nested<'a>(outer: &Subvolume, subvolumes: &'a Subvolumes) -> Vec<(&'a Path, &'a Subvolume)> {
+pub(super) fn nested<'a>(
+    outer: &Subvolume,
+    subvolumes: &'a Subvolumes,
+) -> Vec<(&'a Path, &'a Subvolume)> {
     let mut found: Vec<(&Path, &Subvolume)> = subvolumes
         .all
         .iter()
@@ -156,7 +224,13 @@ mod tests {
     use super::*;
 
     fn subvolume(id: u64, path: &str, is_snapshot: bool, read_only: bool) -> Subvolume {
-        Subvolume { id, path: path.into(), is_snapshot, read_only, snapshots: 0 }
+        Subvolume {
+            id,
+            path: path.into(),
+            is_snapshot,
+            read_only,
+            snapshots: 0,
+        }
     }
 
     fn line(text: &str) -> Option<Entry> {
@@ -166,11 +240,19 @@ mod tests {
     /// Candidates with the fstab line of each; which are roots?
     fn roots(default: u64, there: &[(u64, &str, bool, bool, &str)]) -> Vec<u64> {
         let mut all = vec![subvolume(5, "", false, false)];
-        all.extend(there.iter().filter(|one| one.0 != 5).map(|one| subvolume(one.0, one.1, one.2, one.3)));
+        all.extend(
+            there
+                .iter()
+                .filter(|one| one.0 != 5)
+                .map(|one| subvolume(one.0, one.1, one.2, one.3)),
+        );
         let subvolumes = Subvolumes { all, default };
         let candidates: Vec<Candidate<'_>> = there
             .iter()
-            .map(|one| Candidate { subvolume: subvolumes.by_id(one.0).unwrap(), says: line(one.4) })
+            .map(|one| Candidate {
+                subvolume: subvolumes.by_id(one.0).unwrap(),
+                says: line(one.4),
+            })
             .collect();
         chosen(&candidates, &subvolumes)
     }
@@ -184,13 +266,25 @@ mod tests {
             (
                 "Ubuntu with timeshift",
                 5,
-                vec![(256, "@", false, false, ubuntu), (300, "timeshift-btrfs/snapshots/2024/@", true, false, ubuntu)],
+                vec![
+                    (256, "@", false, false, ubuntu),
+                    (300, "timeshift-btrfs/snapshots/2024/@", true, false, ubuntu),
+                ],
                 vec![256],
             ),
             (
                 "Ubuntu after going back to a snapshot",
                 5,
-                vec![(256, "timeshift-btrfs/snapshots/2024/@", false, false, ubuntu), (300, "@", true, false, ubuntu)],
+                vec![
+                    (
+                        256,
+                        "timeshift-btrfs/snapshots/2024/@",
+                        false,
+                        false,
+                        ubuntu,
+                    ),
+                    (300, "@", true, false, ubuntu),
+                ],
                 vec![300],
             ),
             (
@@ -212,11 +306,19 @@ mod tests {
                 ],
                 vec![281],
             ),
-            ("Fedora", 5, vec![(256, "root", false, false, "UUID=a / btrfs subvol=root 0 0")], vec![256]),
+            (
+                "Fedora",
+                5,
+                vec![(256, "root", false, false, "UUID=a / btrfs subvol=root 0 0")],
+                vec![256],
+            ),
             (
                 "no subvolumes, snapper inside",
                 5,
-                vec![(5, "", false, false, plain), (257, ".snapshots/1/snapshot", true, true, plain)],
+                vec![
+                    (5, "", false, false, plain),
+                    (257, ".snapshots/1/snapshot", true, true, plain),
+                ],
                 vec![5],
             ),
             (
@@ -225,22 +327,47 @@ mod tests {
                 vec![
                     (256, "@", false, false, ""),
                     (257, "@/.snapshots/1/snapshot", true, true, ""),
-                    (258, "@/var/lib/docker/btrfs/subvolumes/abc", false, false, ""),
+                    (
+                        258,
+                        "@/var/lib/docker/btrfs/subvolumes/abc",
+                        false,
+                        false,
+                        "",
+                    ),
                 ],
                 vec![256],
             ),
-            ("number and path", 5, vec![(256, "@", false, false, by_id), (257, "old", true, false, by_id)], vec![256]),
-            ("the number is another's", 5, vec![(258, "@", false, false, by_id)], vec![258]),
+            (
+                "number and path",
+                5,
+                vec![
+                    (256, "@", false, false, by_id),
+                    (257, "old", true, false, by_id),
+                ],
+                vec![256],
+            ),
+            (
+                "the number is another's",
+                5,
+                vec![(258, "@", false, false, by_id)],
+                vec![258],
+            ),
             (
                 "two systems",
                 5,
-                vec![(256, "@", false, false, ubuntu), (257, "root", false, false, "UUID=a / btrfs subvol=root 0 0")],
+                vec![
+                    (256, "@", false, false, ubuntu),
+                    (257, "root", false, false, "UUID=a / btrfs subvol=root 0 0"),
+                ],
                 vec![256, 257],
             ),
             (
                 "snapshots alone",
                 5,
-                vec![(256, "a", true, true, ubuntu), (257, "b", true, true, ubuntu)],
+                vec![
+                    (256, "a", true, true, ubuntu),
+                    (257, "b", true, true, ubuntu),
+                ],
                 vec![256, 257],
             ),
         ] {
@@ -268,7 +395,10 @@ mod tests {
             ("subvolid=257", Ok(257)),
             ("subvol=@,subvolid=256", Ok(256)),
             ("subvol=@,subvolid=257", Err("another one's")),
-            ("subvol=@home", Err("names the subvolume @home, which is not there")),
+            (
+                "subvol=@home",
+                Err("names the subvolume @home, which is not there"),
+            ),
             ("subvolid=999", Err("number 999")),
             ("subvolid=x", Err("number x")),
         ] {
@@ -298,13 +428,26 @@ mod tests {
             default: 5,
         };
         let root = subvolumes.by_id(256).unwrap();
-        let paths: Vec<&str> = nested(root, &subvolumes).iter().map(|(path, _)| path.to_str().unwrap()).collect();
+        let paths: Vec<&str> = nested(root, &subvolumes)
+            .iter()
+            .map(|(path, _)| path.to_str().unwrap())
+            .collect();
         assert_eq!(paths, ["var", "var/log/app"]);
         // The folder of snapshots mounted for itself, and a root that is a snapshot.
-        let outer = Subvolume { path: "@/.snapshots".into(), ..root.clone() };
+        let outer = Subvolume {
+            path: "@/.snapshots".into(),
+            ..root.clone()
+        };
         assert_eq!(nested(&outer, &subvolumes), []);
-        let outer = Subvolume { path: "@/.snapshots/1/snapshot".into(), id: 300, ..root.clone() };
-        let inside = Subvolumes { all: vec![subvolume(301, "@/.snapshots/1/snapshot/srv", false, false)], default: 5 };
+        let outer = Subvolume {
+            path: "@/.snapshots/1/snapshot".into(),
+            id: 300,
+            ..root.clone()
+        };
+        let inside = Subvolumes {
+            all: vec![subvolume(301, "@/.snapshots/1/snapshot/srv", false, false)],
+            default: 5,
+        };
         assert_eq!(nested(&outer, &inside).len(), 1);
     }
 }

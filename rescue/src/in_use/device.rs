@@ -28,14 +28,31 @@ struct Device {
 
 impl Device {
     fn at(sysfs: &Path) -> Result<Self> {
-        let sysfs = sysfs.canonicalize().with_context(|| format!("looking at {}", sysfs.display()))?;
-        let read = |name: &str| fs::read_to_string(sysfs.join(name)).map(|text| text.trim().to_owned());
+        let sysfs = sysfs
+            .canonicalize()
+            .with_context(|| format!("looking at {}", sysfs.display()))?;
+        let read =
+            |name: &str| fs::read_to_string(sysfs.join(name)).map(|text| text.trim().to_owned());
         // sysfs counts in units of 512 bytes, whatever the sector size.
-        let bytes =
-            |name: &str| read(name).ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0).saturating_mul(512);
-        let name = sysfs.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let bytes = |name: &str| {
+            read(name)
+                .ok()
+                .and_then(|text| text.parse::<u64>().ok())
+                .unwrap_or(0)
+                .saturating_mul(512)
+        };
+        let name = sysfs
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
         let number = read("dev").with_context(|| format!("reading the device number of {name}"))?;
-        Ok(Self { name, number, offset: bytes("start"), length: bytes("size"), sysfs })
+        Ok(Self {
+            name,
+            number,
+            offset: bytes("start"),
+            length: bytes("size"),
+            sysfs,
+        })
     }
 
     /// sysfs writes `!` where the name has a slash (`cciss!c0d0`).
@@ -52,13 +69,19 @@ impl Device {
 fn family(path: &Path) -> Result<Vec<Device>> {
     let itself = of_node(path)?;
     let disk = if itself.is_partition() {
-        Device::at(itself.sysfs.parent().context("a partition without a disk")?)?
+        Device::at(
+            itself
+                .sysfs
+                .parent()
+                .context("a partition without a disk")?,
+        )?
     } else {
         itself
     };
     let mut devices = vec![disk.clone()];
-    for entry in
-        fs::read_dir(&disk.sysfs).with_context(|| format!("listing the partitions of {}", disk.name))?.flatten()
+    for entry in fs::read_dir(&disk.sysfs)
+        .with_context(|| format!("listing the partitions of {}", disk.name))?
+        .flatten()
     {
         if entry.path().join("partition").exists() {
             devices.push(Device::at(&entry.path())?);
@@ -68,7 +91,9 @@ fn family(path: &Path) -> Result<Vec<Device>> {
 }
 
 fn of_node(path: &Path) -> Result<Device> {
-    let number = fs::metadata(path).with_context(|| format!("looking at {}", path.display()))?.rdev();
+    let number = fs::metadata(path)
+        .with_context(|| format!("looking at {}", path.display()))?
+        .rdev();
     let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
     Device::at(Path::new(&format!("/sys/dev/block/{major}:{minor}")))
 }
@@ -85,7 +110,10 @@ pub fn number(path: &Path) -> Result<String> {
 
 /// The number of the disk that `path` is on, `8:16`.
 pub fn disk_number(path: &Path) -> Result<String> {
-    family(path)?.first().map(|disk| disk.number.clone()).context("a device without a disk")
+    family(path)?
+        .first()
+        .map(|disk| disk.number.clone())
+        .context("a device without a disk")
 }
 
 /// Whether it is a disk, no partition.
@@ -95,7 +123,10 @@ pub fn is_disk(path: &Path) -> bool {
 
 /// What tells the disk under a number from another one that has the number later: its sequence number (Linux 5.15), and its length in bytes.
 pub fn generation(path: &Path) -> Result<String> {
-    let disk = family(path)?.into_iter().next().context("a device without a disk")?;
+    let disk = family(path)?
+        .into_iter()
+        .next()
+        .context("a device without a disk")?;
     let sequence = fs::read_to_string(disk.sysfs.join("diskseq")).unwrap_or_default();
     Ok(format!("{} {}", sequence.trim(), disk.length))
 }
@@ -110,9 +141,14 @@ pub fn node_of(path: &Path, offset: u64, length: u64) -> Result<Option<PathBuf>>
     // same bytes through two devices would let the caches disagree.
     let from = itself.offset.saturating_add(offset);
     let found = family(path)?.into_iter().find(|device| {
-        device.is_partition() && device.offset == from && length <= device.length && device.node().exists()
+        device.is_partition()
+            && device.offset == from
+            && length <= device.length
+            && device.node().exists()
     });
-    Ok(found.map(|device| device.node()).or_else(|| (offset == 0).then(|| path.to_path_buf())))
+    Ok(found
+        .map(|device| device.node())
+        .or_else(|| (offset == 0).then(|| path.to_path_buf())))
 }
 
 /// Refuses a device when it, its disk or a partition of that disk is used by anything.
@@ -138,14 +174,21 @@ pub fn refuse_in_use(path: &Path) -> Result<()> {
             ));
         }
         holders::refuse_held(&device.sysfs, &device.node())?;
-        if let Some(above) = loop_device_over(device).filter(|above| !holders::is_ours_and_gone(above)) {
+        if let Some(above) =
+            loop_device_over(device).filter(|above| !holders::is_ours_and_gone(above))
+        {
             return Err(file::shown_as(&device.node(), &above).into());
         }
     }
     let nodes: Vec<PathBuf> = devices.iter().map(Device::node).collect();
     if let Some(opener) = openers::writing(&nodes) {
         return Err(used(
-            format!("{} is open for writing in {} (process {})", opener.path.display(), opener.name, opener.pid),
+            format!(
+                "{} is open for writing in {} (process {})",
+                opener.path.display(),
+                opener.name,
+                opener.pid
+            ),
             "power that machine off or end that program, then run this again".to_owned(),
         ));
     }
@@ -157,7 +200,10 @@ pub fn used_here(path: &Path) -> Result<Option<String>> {
     for device in family(path)? {
         let node = device.node();
         if let Some((mount_point, whose)) = mounted(&device) {
-            return Ok(Some(format!("{} is mounted on {mount_point}{whose}", node.display())));
+            return Ok(Some(format!(
+                "{} is mounted on {mount_point}{whose}",
+                node.display()
+            )));
         }
         if is_swap(&device) {
             return Ok(Some(format!("{} is used as swap", node.display())));
@@ -166,7 +212,11 @@ pub fn used_here(path: &Path) -> Result<Option<String>> {
             return Ok(Some(format!("{} is {what}", node.display())));
         }
         if let Some(above) = loop_device_over(&device) {
-            return Ok(Some(format!("{} is shown as {}", node.display(), above.display())));
+            return Ok(Some(format!(
+                "{} is shown as {}",
+                node.display(),
+                above.display()
+            )));
         }
     }
     Ok(None)
@@ -185,7 +235,10 @@ fn is_mounted(device: &Device, mount_point: &str, whose: &str) -> Refusal {
     let node = device.node();
     if mount_point == "/" && whose.is_empty() {
         return Refusal::new(
-            format!("{} holds the root of the system that is running here", node.display()),
+            format!(
+                "{} holds the root of the system that is running here",
+                node.display()
+            ),
             "a system cannot be repaired from itself",
             "attach the broken machine's disk to this one, or boot the rescue ISO, and name that disk",
         );
@@ -199,8 +252,16 @@ fn is_mounted(device: &Device, mount_point: &str, whose: &str) -> Refusal {
 
 /// The device as a whole cannot be opened exclusively while it or a partition of it is claimed by anything in the kernel.
 fn refuse_exclusively_open(devices: &[Device]) -> Result<()> {
-    for node in devices.iter().map(Device::node).filter(|node| node.exists()) {
-        match rustix::fs::open(&node, OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC, Mode::empty()) {
+    for node in devices
+        .iter()
+        .map(Device::node)
+        .filter(|node| node.exists())
+    {
+        match rustix::fs::open(
+            &node,
+            OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC,
+            Mode::empty(),
+        ) {
             Ok(_) => {}
             Err(Errno::BUSY) => {
                 return Err(used(
@@ -208,7 +269,10 @@ fn refuse_exclusively_open(devices: &[Device]) -> Result<()> {
                         "{} is in use by the kernel or by another program that claims it for itself",
                         node.display()
                     ),
-                    format!("find out who (`lsblk {}`, `fuser -v {0}`), then run this again", node.display()),
+                    format!(
+                        "find out who (`lsblk {}`, `fuser -v {0}`), then run this again",
+                        node.display()
+                    ),
                 ));
             }
             // An extended partition is too short to be opened, a CD without a medium cannot be: neither is in use.
@@ -221,12 +285,19 @@ fn refuse_exclusively_open(devices: &[Device]) -> Result<()> {
 
 fn is_swap(device: &Device) -> bool {
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    let mut lines = swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next());
+    let mut lines = swaps
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().next());
     lines.any(|swap| fs::metadata(swap).is_ok_and(|meta| is_number(meta.rdev(), &device.number)))
 }
 
 fn is_number(number: u64, text: &str) -> bool {
-    format!("{}:{}", rustix::fs::major(number), rustix::fs::minor(number)) == text
+    format!(
+        "{}:{}",
+        rustix::fs::major(number),
+        rustix::fs::minor(number)
+    ) == text
 }
 
 /// Where a device is mounted in any mount namespace that can be seen from here, and whose that is (empty: ours).
@@ -242,14 +313,21 @@ fn mounted(device: &Device) -> Option<(String, String)> {
     );
     for process in processes {
         let folder = Path::new("/proc").join(&process);
-        let Ok(namespace) = fs::read_link(folder.join("ns/mnt")) else { continue };
+        let Ok(namespace) = fs::read_link(folder.join("ns/mnt")) else {
+            continue;
+        };
         if !namespaces.insert(namespace) {
             continue;
         }
-        let Ok(table) = fs::read_to_string(folder.join("mountinfo")) else { continue };
+        let Ok(table) = fs::read_to_string(folder.join("mountinfo")) else {
+            continue;
+        };
         if let Some(mount_point) = find_mount(&table, device) {
-            let whose =
-                if process == "self" { String::new() } else { format!(" in the namespace of process {process}") };
+            let whose = if process == "self" {
+                String::new()
+            } else {
+                format!(" in the namespace of process {process}")
+            };
             return Some((mount_point, whose));
         }
     }
@@ -267,7 +345,11 @@ fn find_mount(table: &str, device: &Device) -> Option<String> {
         let mount_point = fields.nth(1)?;
         let source = right.split(' ').nth(1)?;
         let found = number == device.number || Path::new(source) == node;
-        found.then(|| mount_point.replace("\\040", " ").replace(|c: char| c.is_control(), "?"))
+        found.then(|| {
+            mount_point
+                .replace("\\040", " ")
+                .replace(|c: char| c.is_control(), "?")
+        })
     })
 }
 

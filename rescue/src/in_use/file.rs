@@ -19,13 +19,18 @@ const QEMU_BYTES_EACH: i64 = 4;
 /// Refuses an image that somebody uses, and locks it the way QEMU understands.
 pub fn refuse_in_use(file: &File, path: &Path) -> Result<()> {
     let metadata = file.metadata().context("looking at the image")?;
-    if let Some(device) = loop_device_over(&metadata).filter(|device| !holders::is_ours_and_gone(device)) {
+    if let Some(device) =
+        loop_device_over(&metadata).filter(|device| !holders::is_ours_and_gone(device))
+    {
         return Err(shown_as(path, &device).into());
     }
     for start in QEMU_BYTES {
         if qemu_holds(file, start)? {
             return Err(Refusal::new(
-                format!("{} is locked the way QEMU locks the disks of running machines", path.display()),
+                format!(
+                    "{} is locked the way QEMU locks the disks of running machines",
+                    path.display()
+                ),
                 "writing to the disk of a running machine destroys it",
                 "power that machine off, then run this again",
             )
@@ -34,11 +39,19 @@ pub fn refuse_in_use(file: &File, path: &Path) -> Result<()> {
     }
     for start in QEMU_BYTES {
         // Where locks are not supported the other looks have to do.
-        let _ = fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&lock(start, libc::F_RDLCK)));
+        let _ = fcntl(
+            file.as_fd(),
+            FcntlArg::F_OFD_SETLK(&lock(start, libc::F_RDLCK)),
+        );
     }
     if let Some(opener) = openers::writing(&[path.to_path_buf()]) {
         return Err(Refusal::new(
-            format!("{} is open for writing in {} (process {})", path.display(), opener.name, opener.pid),
+            format!(
+                "{} is open for writing in {} (process {})",
+                path.display(),
+                opener.name,
+                opener.pid
+            ),
             "two writers at the same time would destroy it",
             "power that machine off or end that program, then run this again",
         )
@@ -61,7 +74,9 @@ fn qemu_holds(file: &File, start: i64) -> Result<bool> {
     let mut asked = lock(start, libc::F_WRLCK);
     match fcntl(file.as_fd(), FcntlArg::F_OFD_GETLK(&mut asked)) {
         Ok(_) => Ok(i32::from(asked.l_type) != libc::F_UNLCK),
-        Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOLCK | nix::errno::Errno::EOPNOTSUPP) => Ok(false),
+        Err(
+            nix::errno::Errno::EINVAL | nix::errno::Errno::ENOLCK | nix::errno::Errno::EOPNOTSUPP,
+        ) => Ok(false),
         Err(error) => Err(error).context("asking for locks on the image"),
     }
 }
@@ -69,16 +84,25 @@ fn qemu_holds(file: &File, start: i64) -> Result<bool> {
 /// The refusal of what a loop device shows.
 pub fn shown_as(path: &Path, device: &Path) -> Refusal {
     Refusal::new(
-        format!("{} is shown as the block device {}", path.display(), device.display()),
+        format!(
+            "{} is shown as the block device {}",
+            path.display(),
+            device.display()
+        ),
         "something on this machine uses it, or did not clean up",
-        format!("umount what is mounted from it, `losetup -d {}`, then run this again", device.display()),
+        format!(
+            "umount what is mounted from it, `losetup -d {}`, then run this again",
+            device.display()
+        ),
     )
 }
 
 /// The loop device that shows this file or block device, if any.
 pub fn loop_device_over(ours: &Metadata) -> Option<PathBuf> {
     for device in fs::read_dir("/sys/block").ok()?.flatten() {
-        let Ok(backing) = fs::read_to_string(device.path().join("loop/backing_file")) else { continue };
+        let Ok(backing) = fs::read_to_string(device.path().join("loop/backing_file")) else {
+            continue;
+        };
         let backing = Path::new(backing.trim_end_matches('\n'));
         if fs::metadata(backing).is_ok_and(|theirs| is_same(&theirs, ours)) {
             return Some(Path::new("/dev").join(device.file_name()));

@@ -26,7 +26,9 @@ pub fn head(bytes: &dyn ReadAt, kind: &str) -> Result<Head> {
         "btrfs" => look.btrfs(),
         _ => look.ext(),
     };
-    Ok(Head(seen.context("looking at the superblock and the journal")?))
+    Ok(Head(
+        seen.context("looking at the superblock and the journal")?,
+    ))
 }
 
 /// A disk or image file read past what is cached of it.
@@ -40,8 +42,14 @@ pub struct Uncached {
 impl Uncached {
     /// The whole of an open disk.
     pub fn new(mut file: File, sector_size: u32) -> Result<Self> {
-        let length = file.seek(SeekFrom::End(0)).context("asking for the size of the disk")?;
-        Ok(Self { file, length, sector_size })
+        let length = file
+            .seek(SeekFrom::End(0))
+            .context("asking for the size of the disk")?;
+        Ok(Self {
+            file,
+            length,
+            sector_size,
+        })
     }
 }
 
@@ -56,8 +64,15 @@ impl ReadAt for Uncached {
         // Only whole pages are dropped, and no page is larger.
         const PAGE: u64 = 64 << 10;
         let first = offset / PAGE * PAGE;
-        let end = offset.saturating_add(buffer.len() as u64).next_multiple_of(PAGE);
-        rustix::fs::fadvise(&self.file, first, NonZeroU64::new(end - first), rustix::fs::Advice::DontNeed)?;
+        let end = offset
+            .saturating_add(buffer.len() as u64)
+            .next_multiple_of(PAGE);
+        rustix::fs::fadvise(
+            &self.file,
+            first,
+            NonZeroU64::new(end - first),
+            rustix::fs::Advice::DontNeed,
+        )?;
         self.file.read_exact_at(buffer, offset)
     }
 }
@@ -69,7 +84,9 @@ struct Look<'a> {
 impl Look<'_> {
     fn read(&self, at: u64, length: usize) -> Result<Vec<u8>> {
         let mut bytes = vec![0; length];
-        self.bytes.read_exact_at(&mut bytes, at).with_context(|| format!("reading {length} bytes at {at}"))?;
+        self.bytes
+            .read_exact_at(&mut bytes, at)
+            .with_context(|| format!("reading {length} bytes at {at}"))?;
         Ok(bytes)
     }
 
@@ -119,7 +136,11 @@ impl Look<'_> {
             // Blocks before the head carry the cycle of block 0, those from the head on the one before.
             while high - low > 1 {
                 let middle = low + (high - low) / 2;
-                if self.xfs_cycle(start, middle)? == first { low = middle } else { high = middle }
+                if self.xfs_cycle(start, middle)? == first {
+                    low = middle
+                } else {
+                    high = middle
+                }
             }
             seen.push(format!("log cycle {first}, head {high}"));
             seen.push(sha256_hex(&self.read(start + low * 512, 512)?));
@@ -129,7 +150,9 @@ impl Look<'_> {
 
     /// btrfs: the superblock, which every commit and every fsync (its tree of logs) writes anew.
     fn btrfs(&self) -> Result<Vec<String>> {
-        Ok(vec![sha256_hex(&self.read(crate::disk::btrfs::OFFSET, 4096)?)])
+        Ok(vec![sha256_hex(
+            &self.read(crate::disk::btrfs::OFFSET, 4096)?,
+        )])
     }
 
     /// The cycle of one 512-byte block of the log: its first word, or the second in a record's header.
@@ -137,7 +160,11 @@ impl Look<'_> {
         const RECORD_MAGIC: u32 = 0xfeed_babe;
         let bytes = self.read(start + block * 512, 8)?;
         let word = |at| be32(&bytes, at).unwrap_or(0);
-        Ok(if word(0) == RECORD_MAGIC { word(4) } else { word(0) })
+        Ok(if word(0) == RECORD_MAGIC {
+            word(4)
+        } else {
+            word(0)
+        })
     }
 }
 
@@ -145,7 +172,9 @@ impl Look<'_> {
 /// an extent tree of one level. Otherwise none: the superblock alone has to do.
 fn journal_extents(superblock: &[u8]) -> Vec<(u64, u32)> {
     const EXTENTS_MAGIC: u16 = 0xf30a;
-    let Some(node) = superblock.get(0x10c..0x10c + 60) else { return Vec::new() };
+    let Some(node) = superblock.get(0x10c..0x10c + 60) else {
+        return Vec::new();
+    };
     let count = le16(node, 2).unwrap_or(0).min(4);
     if le16(node, 0) != Some(EXTENTS_MAGIC) || le16(node, 6) != Some(0) {
         return Vec::new();
@@ -154,7 +183,8 @@ fn journal_extents(superblock: &[u8]) -> Vec<(u64, u32)> {
         .filter_map(|n| {
             let extent = 12 + n * 12;
             let blocks = u32::from(le16(node, extent + 4)?);
-            let start = u64::from(le16(node, extent + 6)?) << 32 | u64::from(le32(node, extent + 8)?);
+            let start =
+                u64::from(le16(node, extent + 6)?) << 32 | u64::from(le32(node, extent + 8)?);
             Some((start, blocks))
         })
         .collect()
@@ -171,8 +201,13 @@ fn xfs_log(superblock: &[u8]) -> Option<(u64, u64)> {
         return None;
     }
     // A block number is (allocation group, block in it), the group in the high bits.
-    let block = (start >> group_bits).checked_mul(group_blocks)?.checked_add(start & ((1 << group_bits) - 1))?;
-    Some((block.checked_mul(block_size)?, blocks.checked_mul(block_size / 512)?))
+    let block = (start >> group_bits)
+        .checked_mul(group_blocks)?
+        .checked_add(start & ((1 << group_bits) - 1))?;
+    Some((
+        block.checked_mul(block_size)?,
+        blocks.checked_mul(block_size / 512)?,
+    ))
 }
 
 fn le16(bytes: &[u8], at: usize) -> Option<u16> {
@@ -189,6 +224,8 @@ fn be32(bytes: &[u8], at: usize) -> Option<u32> {
 
 /// Whether the ext2/3/4 superblock says that errors were found (`EXT2_ERROR_FS`, bit 1 of `s_state`).
 pub fn has_error_flag(bytes: &dyn ReadAt) -> Result<bool> {
-    let superblock = Look { bytes }.read(1024, 1024).context("reading the superblock")?;
+    let superblock = Look { bytes }
+        .read(1024, 1024)
+        .context("reading the superblock")?;
     Ok(le16(&superblock, 0x3a).is_some_and(|state| state & 2 != 0))
 }

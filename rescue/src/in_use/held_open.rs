@@ -42,7 +42,13 @@ impl HeldOpen {
         let mut namespaces: HashMap<PathBuf, Remote> = HashMap::new();
         let own = std::process::id();
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            else {
+                continue;
+            };
             if pid != own {
                 held.add_process(pid, &entry.path(), &mut namespaces);
             }
@@ -58,13 +64,18 @@ impl HeldOpen {
     fn add_process(&mut self, pid: u32, folder: &Path, namespaces: &mut HashMap<PathBuf, Remote>) {
         let mut files = mapped(folder);
         let namespace = fs::read_link(folder.join("ns/mnt")).unwrap_or_default();
-        let remote = namespaces.entry(namespace).or_insert_with(|| remote_mounts(folder));
+        let remote = namespaces
+            .entry(namespace)
+            .or_insert_with(|| remote_mounts(folder));
         files.extend(open(folder, remote));
         if files.is_empty() {
             return;
         }
         let name = fs::read_to_string(folder.join("comm")).unwrap_or_default();
-        let holder = Holder { pid, name: name.trim().replace(|c: char| c.is_control(), "?") };
+        let holder = Holder {
+            pid,
+            name: name.trim().replace(|c: char| c.is_control(), "?"),
+        };
         for file in files {
             self.files.entry(file).or_insert_with(|| holder.clone());
         }
@@ -74,29 +85,48 @@ impl HeldOpen {
 /// Files behind descriptors.
 fn open(folder: &Path, remote: &Remote) -> Vec<(u64, u64)> {
     let mut files = Vec::new();
-    for entry in fs::read_dir(folder.join("fd")).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(folder.join("fd"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         let descriptor = entry.path();
-        let Ok(target) = fs::read_link(&descriptor) else { continue };
+        let Ok(target) = fs::read_link(&descriptor) else {
+            continue;
+        };
         // Pipes, sockets and the kernel's own files hold nothing on a disk.
-        if !target.is_absolute() || ["/dev", "/proc", "/sys"].iter().any(|kernel| target.starts_with(kernel)) {
+        if !target.is_absolute()
+            || ["/dev", "/proc", "/sys"]
+                .iter()
+                .any(|kernel| target.starts_with(kernel))
+        {
             continue;
         }
-        let info = fs::read_to_string(folder.join("fdinfo").join(entry.file_name())).unwrap_or_default();
-        let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
+        let info =
+            fs::read_to_string(folder.join("fdinfo").join(entry.file_name())).unwrap_or_default();
+        let mount = info
+            .lines()
+            .find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
         // Asking a network share that is gone would hang us.
         if mount.is_some_and(|mount| remote.get(&mount) == Some(&true)) {
             continue;
         }
-        if let Ok(stat) = rustix::fs::statx(CWD, &descriptor, AtFlags::STATX_DONT_SYNC, StatxFlags::INO) {
-            files.push((makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino));
+        if let Ok(stat) =
+            rustix::fs::statx(CWD, &descriptor, AtFlags::STATX_DONT_SYNC, StatxFlags::INO)
+        {
+            files.push((
+                makedev(stat.stx_dev_major, stat.stx_dev_minor),
+                stat.stx_ino,
+            ));
         }
     }
     files
 }
 
 fn remote_mounts(folder: &Path) -> Remote {
-    const LOCAL: [&str; 11] =
-        ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "vfat", "tmpfs", "ramfs", "overlay"];
+    const LOCAL: [&str; 11] = [
+        "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "vfat", "tmpfs", "ramfs", "overlay",
+    ];
     let text = fs::read_to_string(folder.join("mountinfo")).unwrap_or_default();
     let of_line = |line: &str| {
         let id = line.split(' ').next()?.parse().ok()?;
@@ -109,7 +139,10 @@ fn remote_mounts(folder: &Path) -> Remote {
 /// Files mapped into memory whose descriptor may be closed: journald's journals, databases, programs.
 fn mapped(folder: &Path) -> Vec<(u64, u64)> {
     let maps = fs::read(folder.join("maps")).unwrap_or_default();
-    let mut files: Vec<(u64, u64)> = String::from_utf8_lossy(&maps).lines().filter_map(mapped_file).collect();
+    let mut files: Vec<(u64, u64)> = String::from_utf8_lossy(&maps)
+        .lines()
+        .filter_map(mapped_file)
+        .collect();
     files.sort_unstable();
     files.dedup();
     files
@@ -127,7 +160,9 @@ fn mapped_file(line: &str) -> Option<(u64, u64)> {
 /// Asks the kernel whether the file is open anywhere else, in whatever process or container: only then is a write lease refused.
 /// `None` where the file system has no leases.
 pub fn is_open_elsewhere(file: BorrowedFd<'_>) -> Option<bool> {
-    match crate::base::sys::write_lease_is_free(file).map_err(|errno| Errno::from_raw_os_error(errno as i32)) {
+    match crate::base::sys::write_lease_is_free(file)
+        .map_err(|errno| Errno::from_raw_os_error(errno as i32))
+    {
         Ok(()) => Some(false),
         Err(Errno::AGAIN | Errno::BUSY) => Some(true),
         Err(_) => None,
@@ -146,7 +181,11 @@ mod tests {
         // Not in memory: a lease is a disk's.
         let file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let metadata = file.as_file().metadata().unwrap();
-        let holder = || HeldOpen::scan().holder(metadata.dev(), metadata.ino()).cloned();
+        let holder = || {
+            HeldOpen::scan()
+                .holder(metadata.dev(), metadata.ino())
+                .cloned()
+        };
         assert_eq!(holder(), None, "our own descriptor does not count");
         let mut reader = Command::new("sleep")
             .arg("30")
@@ -167,7 +206,10 @@ mod tests {
     fn reads_maps() {
         let line = "7f1c2a000000-7f1c2a800000 r--s 00000000 fe:10 263201                     /var/log/journal/x/system.journal";
         assert_eq!(mapped_file(line), Some((makedev(0xfe, 0x10), 263_201)));
-        assert_eq!(mapped_file("7ffc9b1d6000-7ffc9b1f7000 rw-p 00000000 00:00 0      [stack]"), None);
+        assert_eq!(
+            mapped_file("7ffc9b1d6000-7ffc9b1f7000 rw-p 00000000 00:00 0      [stack]"),
+            None
+        );
         assert_eq!(mapped_file("nonsense"), None);
     }
 }

@@ -30,8 +30,17 @@ struct Holder {
 
 impl Holder {
     fn of(folder: &Path, device: String) -> Self {
-        let read = |name: &str| fs::read_to_string(folder.join("dm").join(name)).unwrap_or_default().trim().to_owned();
-        Self { name: read("name"), uuid: read("uuid"), device }
+        let read = |name: &str| {
+            fs::read_to_string(folder.join("dm").join(name))
+                .unwrap_or_default()
+                .trim()
+                .to_owned()
+        };
+        Self {
+            name: read("name"),
+            uuid: read("uuid"),
+            device,
+        }
     }
 
     fn is_ours(&self) -> bool {
@@ -50,10 +59,16 @@ impl Holder {
 /// What a device is part of, for people; nothing is removed.
 pub fn held_by(sysfs: &Path) -> Option<String> {
     let holders = holders(sysfs);
-    holders.iter().find(|holder| !holder.is_ours()).map(|holder| match holder.group() {
-        Some((group, _)) => format!("part of the volume group {}, which this machine has activated", escape(&group)),
-        None => format!("part of /dev/{}, which is active", escape(&holder.device)),
-    })
+    holders
+        .iter()
+        .find(|holder| !holder.is_ours())
+        .map(|holder| match holder.group() {
+            Some((group, _)) => format!(
+                "part of the volume group {}, which this machine has activated",
+                escape(&group)
+            ),
+            None => format!("part of /dev/{}, which is active", escape(&holder.device)),
+        })
 }
 
 /// Refuses a device, by its folder in sysfs and its node, when another one is made of it. What a killed run of ours left is removed: the
@@ -64,29 +79,41 @@ pub fn refuse_held(sysfs: &Path, node: &Path) -> Result<()> {
             continue;
         }
         let next = match holder.group() {
-            Some((group, uuid)) => format!("`{}`, then run this again", deactivate(&group, uuid, &all_groups())),
+            Some((group, uuid)) => format!(
+                "`{}`, then run this again",
+                deactivate(&group, uuid, &all_groups())
+            ),
             None => format!(
                 "deactivate {} (mdadm --stop, dmsetup remove, cryptsetup close), then run this again",
                 escape(&holder.device)
             ),
         };
         let what = match holder.group() {
-            Some((group, _)) => format!("the volume group {}, which this machine has activated", escape(&group)),
+            Some((group, _)) => format!(
+                "the volume group {}, which this machine has activated",
+                escape(&group)
+            ),
             None => format!("/dev/{}, which is active", escape(&holder.device)),
         };
         let saw = format!("{} is part of {what}", node.display());
-        return Err(Refusal::new(saw, "two writers at the same time would destroy it", next).into());
+        return Err(
+            Refusal::new(saw, "two writers at the same time would destroy it", next).into(),
+        );
     }
     Ok(())
 }
 
 /// Whether a loop device was a killed run's, below a device-mapper device of ours, and is gone now.
 pub fn is_ours_and_gone(loop_device: &Path) -> bool {
-    let Some(name) = loop_device.file_name() else { return false };
+    let Some(name) = loop_device.file_name() else {
+        return false;
+    };
     let sysfs = Path::new(BLOCK).join(name);
     let holders = holders(&sysfs);
     if holders.is_empty()
-        || !holders.iter().all(|holder| holder.is_ours() && device_mapper::remove_stale(&holder.device, &holder.name))
+        || !holders.iter().all(|holder| {
+            holder.is_ours() && device_mapper::remove_stale(&holder.device, &holder.name)
+        })
     {
         return false;
     }
@@ -101,24 +128,46 @@ pub fn is_ours_and_gone(loop_device: &Path) -> bool {
 }
 
 fn holders(sysfs: &Path) -> Vec<Holder> {
-    let entries = fs::read_dir(sysfs.join("holders")).into_iter().flatten().flatten();
-    entries.map(|entry| Holder::of(&entry.path(), entry.file_name().to_string_lossy().into_owned())).collect()
+    let entries = fs::read_dir(sysfs.join("holders"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    entries
+        .map(|entry| {
+            Holder::of(
+                &entry.path(),
+                entry.file_name().to_string_lossy().into_owned(),
+            )
+        })
+        .collect()
 }
 
 /// All volume groups that are active here.
 fn all_groups() -> BTreeSet<(String, String)> {
     let devices = fs::read_dir(BLOCK).into_iter().flatten().flatten();
     let holder = |entry: fs::DirEntry| Holder::of(&entry.path(), String::new());
-    devices.map(holder).filter_map(|holder| holder.group().map(|(group, uuid)| (group, uuid.to_owned()))).collect()
+    devices
+        .map(holder)
+        .filter_map(|holder| holder.group().map(|(group, uuid)| (group, uuid.to_owned())))
+        .collect()
 }
 
 /// The line that deactivates one group and not another one of the same name.
 fn deactivate(group: &str, uuid: &str, all: &BTreeSet<(String, String)>) -> String {
-    let is_alone = all.iter().all(|(name, other)| name != group || other == uuid);
+    let is_alone = all
+        .iter()
+        .all(|(name, other)| name != group || other == uuid);
     // lvm2 shows a UUID in seven groups, and compares it as it shows it.
     let cuts = [0, 6, 10, 14, 18, 22, 26, 32];
-    let shown: Vec<&str> = cuts.windows(2).filter_map(|cut| uuid.get(cut[0]..cut[1])).collect();
-    match is_alone && group.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.+-".contains(&byte)) {
+    let shown: Vec<&str> = cuts
+        .windows(2)
+        .filter_map(|cut| uuid.get(cut[0]..cut[1]))
+        .collect();
+    match is_alone
+        && group
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"_.+-".contains(&byte))
+    {
         true => format!("vgchange -an {group}"),
         false => format!("vgchange -an --select vg_uuid={}", shown.join("-")),
     }
@@ -129,7 +178,11 @@ mod tests {
     use super::*;
 
     fn holder(name: &str, uuid: &str) -> Holder {
-        Holder { device: "dm-0".into(), name: name.into(), uuid: uuid.into() }
+        Holder {
+            device: "dm-0".into(),
+            name: name.into(),
+            uuid: uuid.into(),
+        }
     }
 
     #[test]
@@ -137,7 +190,10 @@ mod tests {
         let uuid = "KdQOZDc08sASZ8fmHTH3sbOSQ9qKFrE0";
         let one = holder("my--vg-root--lv", &format!("LVM-{uuid}{uuid}"));
         assert_eq!(one.group(), Some(("my-vg".to_owned(), uuid)));
-        let mut all = BTreeSet::from([("my-vg".to_owned(), uuid.to_owned()), ("other".to_owned(), "x".repeat(32))]);
+        let mut all = BTreeSet::from([
+            ("my-vg".to_owned(), uuid.to_owned()),
+            ("other".to_owned(), "x".repeat(32)),
+        ]);
         assert_eq!(deactivate("my-vg", uuid, &all), "vgchange -an my-vg");
         // The helper's own group has the same name.
         all.insert(("my-vg".to_owned(), "y".repeat(32)));
@@ -158,17 +214,35 @@ mod tests {
             fs::write(folder.join("uuid"), format!("{uuid}\n")).unwrap();
         };
         let node = Path::new("/dev/sdb2");
-        assert!(refuse_held(sysfs.path(), node).is_ok() && held_by(sysfs.path()).is_none(), "nothing above it");
-        dm("dm-3", "k8s--vg-root", &format!("LVM-{}", "KdQOZDc08sASZ8fmHTH3sbOSQ9qKFrE0".repeat(2)));
+        assert!(
+            refuse_held(sysfs.path(), node).is_ok() && held_by(sysfs.path()).is_none(),
+            "nothing above it"
+        );
+        dm(
+            "dm-3",
+            "k8s--vg-root",
+            &format!("LVM-{}", "KdQOZDc08sASZ8fmHTH3sbOSQ9qKFrE0".repeat(2)),
+        );
         let refused = refuse_held(sysfs.path(), node).unwrap_err();
         let refusal = refused.downcast_ref::<Refusal>().unwrap();
-        assert!(refusal.saw.contains("/dev/sdb2 is part of the volume group k8s-vg"), "{refusal}");
-        assert!(refusal.next.starts_with("`vgchange -an k8s-vg`"), "{refusal}");
+        assert!(
+            refusal
+                .saw
+                .contains("/dev/sdb2 is part of the volume group k8s-vg"),
+            "{refusal}"
+        );
+        assert!(
+            refusal.next.starts_with("`vgchange -an k8s-vg`"),
+            "{refusal}"
+        );
         assert!(held_by(sysfs.path()).unwrap().contains("k8s-vg"));
 
         fs::remove_dir_all(sysfs.path().join("holders")).unwrap();
         dm("dm-4", "luks-x", "CRYPT-LUKS2-0123");
         let refused = refuse_held(sysfs.path(), node).unwrap_err().to_string();
-        assert!(refused.contains("/dev/dm-4") && refused.contains("cryptsetup close"), "{refused}");
+        assert!(
+            refused.contains("/dev/dm-4") && refused.contains("cryptsetup close"),
+            "{refused}"
+        );
     }
 }

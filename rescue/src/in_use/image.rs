@@ -39,8 +39,14 @@ pub fn target(path: &Path) -> Result<Target> {
         vmware::refuse_locked(path)?;
     }
     match disk.layout {
-        Layout::Raw => Ok(Target { path: path.to_path_buf(), through: Through::Itself }),
-        Layout::Flat(flat) => Ok(Target { path: flat, through: Through::Itself }),
+        Layout::Raw => Ok(Target {
+            path: path.to_path_buf(),
+            through: Through::Itself,
+        }),
+        Layout::Flat(flat) => Ok(Target {
+            path: flat,
+            through: Through::Itself,
+        }),
         Layout::Vmdk(form) => Err(read_only(path, &form)),
         Layout::Qcow2(layout) => {
             if let Some(why) = layout.needs_check {
@@ -48,7 +54,10 @@ pub fn target(path: &Path) -> Result<Target> {
             }
             storage_daemon::require(path)?;
             wait_for_last_run(path);
-            Ok(Target { path: path.to_path_buf(), through: Through::Daemon(layout, disk.bytes.len()) })
+            Ok(Target {
+                path: path.to_path_buf(),
+                through: Through::Daemon(layout, disk.bytes.len()),
+            })
         }
     }
 }
@@ -65,14 +74,18 @@ pub fn open(path: &Path, layout: &qcow2::Layout, length: u64) -> Result<(Storage
 
 /// A flat extent is raw by its content.
 fn has_vmware_name(path: &Path) -> bool {
-    path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("vmdk"))
+    path.extension()
+        .is_some_and(|ending| ending.eq_ignore_ascii_case("vmdk"))
 }
 
 fn wait_for_last_run(path: &Path) {
-    let Ok(path) = path.canonicalize() else { return };
+    let Ok(path) = path.canonicalize() else {
+        return;
+    };
     let deadline = Instant::now() + LAST_RUN;
     let is_there = || {
-        openers::writing(std::slice::from_ref(&path)).is_some_and(|opener| opener.name.starts_with("qemu-storage-d"))
+        openers::writing(std::slice::from_ref(&path))
+            .is_some_and(|opener| opener.name.starts_with("qemu-storage-d"))
     };
     while is_there() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(50));
@@ -90,7 +103,11 @@ fn needs_check(path: &Path, why: &str) -> anyhow::Error {
 
 fn read_only(path: &Path, form: &str) -> anyhow::Error {
     let path = crate::base::shell::quoted(path);
-    let back = if form == "streamOptimized" { "-O vmdk -o subformat=streamOptimized" } else { "-O vmdk" };
+    let back = if form == "streamOptimized" {
+        "-O vmdk -o subformat=streamOptimized"
+    } else {
+        "-O vmdk"
+    };
     Refusal::new(
         format!("{path} is a VMDK image of the kind {form}, which can be inspected here, but not be written to"),
         "nothing was changed",

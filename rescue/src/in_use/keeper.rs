@@ -39,7 +39,8 @@ pub fn dispatch() -> Option<ExitCode> {
 /// Whether flags may be set at all: as root, where every process of the machine is seen.
 pub(super) fn may_be_used() -> bool {
     let namespace = fs::read_link("/proc/self/ns/pid");
-    rustix::process::geteuid().is_root() && namespace.is_ok_and(|name| name == Path::new(FIRST_PID_NAMESPACE))
+    rustix::process::geteuid().is_root()
+        && namespace.is_ok_and(|name| name == Path::new(FIRST_PID_NAMESPACE))
 }
 
 fn keep(devices: Vec<PathBuf>) -> ExitCode {
@@ -52,7 +53,11 @@ fn keep(devices: Vec<PathBuf>) -> ExitCode {
     let mut is_heard = answer().is_ok();
     let mut requests = std::io::stdin().lock().lines().map_while(Result::ok);
     while let Some(request) = requests.next().filter(|_| is_heard) {
-        if let Some(flag) = request.parse().ok().and_then(|number: usize| flags.get_mut(number)) {
+        if let Some(flag) = request
+            .parse()
+            .ok()
+            .and_then(|number: usize| flags.get_mut(number))
+        {
             drop(flag.take());
         }
         is_heard = answer().is_ok();
@@ -78,15 +83,27 @@ impl Flag {
         if is_used(path) {
             return None;
         }
-        let held = rustix::fs::open(path, OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let held = rustix::fs::open(
+            path,
+            OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .ok()?;
         if sys::is_read_only(held.as_fd()).ok()? {
             return None;
         }
         let record = Record::make(path)?;
-        let mut flag = Self { set: Vec::new(), _held: held, record };
-        let itself = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let mut flag = Self {
+            set: Vec::new(),
+            _held: held,
+            record,
+        };
+        let itself =
+            rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
         for device in std::iter::once(itself).chain(partitions(path)) {
-            if !sys::is_read_only(device.as_fd()).unwrap_or(true) && sys::set_read_only(device.as_fd(), true).is_ok() {
+            if !sys::is_read_only(device.as_fd()).unwrap_or(true)
+                && sys::set_read_only(device.as_fd(), true).is_ok()
+            {
                 flag.set.push(device);
             }
         }
@@ -107,7 +124,9 @@ impl Drop for Flag {
 /// Mounted, part of something, or open for writing.
 fn is_used(path: &Path) -> bool {
     let nodes = device::nodes(path).unwrap_or_default();
-    nodes.is_empty() || !matches!(device::used_here(path), Ok(None)) || openers::writing(&nodes).is_some()
+    nodes.is_empty()
+        || !matches!(device::used_here(path), Ok(None))
+        || openers::writing(&nodes).is_some()
 }
 
 /// The partitions of the device at `path`, open; none where it is one itself.
@@ -117,7 +136,9 @@ fn partitions(path: &Path) -> impl Iterator<Item = OwnedFd> {
         false => Vec::new(),
     };
     // The first is the disk itself.
-    let open = |node: PathBuf| rustix::fs::open(node, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
+    let open = |node: PathBuf| {
+        rustix::fs::open(node, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()
+    };
     nodes.into_iter().skip(1).filter_map(open)
 }
 
@@ -130,17 +151,33 @@ struct Record {
 
 impl Record {
     fn make(device: &Path) -> Option<Self> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(RECORDS).ok()?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(RECORDS)
+            .ok()?;
         let path = record_of(device)?;
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).ok()?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .ok()?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
-        file.write_all(device::generation(device).ok()?.as_bytes()).ok()?;
-        Some(Self { path, _locked: file })
+        file.write_all(device::generation(device).ok()?.as_bytes())
+            .ok()?;
+        Some(Self {
+            path,
+            _locked: file,
+        })
     }
 }
 
 fn record_of(device: &Path) -> Option<PathBuf> {
-    Some(Path::new(RECORDS).join(format!("read-only-{}", device::number(device).ok()?.replace(':', "-"))))
+    Some(Path::new(RECORDS).join(format!(
+        "read-only-{}",
+        device::number(device).ok()?.replace(':', "-")
+    )))
 }
 
 /// Makes the device at `path`, its disk and its partitions writable again where a keeper set the flag and was killed.
@@ -156,7 +193,8 @@ fn take_away_one(node: &Path) -> Option<()> {
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
     // Another disk under the same number keeps its flag.
     if fs::read_to_string(&record).ok()? == device::generation(node).ok()? {
-        let itself = rustix::fs::open(node, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let itself =
+            rustix::fs::open(node, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
         for device in std::iter::once(itself).chain(partitions(node)) {
             let _ = sys::set_read_only(device.as_fd(), false);
         }

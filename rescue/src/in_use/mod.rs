@@ -54,16 +54,37 @@ impl Claim {
     /// # Errors
     /// [`Refusal`] (by downcast) when somebody uses it.
     pub fn take(path: &Path, block_device: bool) -> Result<Self> {
-        let itself = || image::Target { path: path.to_path_buf(), through: image::Through::Itself };
-        let image::Target { path, through } = if block_device { itself() } else { image::target(path)? };
-        let path = path.canonicalize().with_context(|| format!("looking for {}", path.display()))?;
+        let itself = || image::Target {
+            path: path.to_path_buf(),
+            through: image::Through::Itself,
+        };
+        let image::Target { path, through } = if block_device {
+            itself()
+        } else {
+            image::target(path)?
+        };
+        let path = path
+            .canonicalize()
+            .with_context(|| format!("looking for {}", path.display()))?;
         if block_device {
             read_only::give_back(&path);
         }
         // A device open for writing could not be mounted on kernels that guard mounted devices (CONFIG_BLK_DEV_WRITE_MOUNTED=n).
         let write = !block_device;
-        let file = File::options().read(true).write(write).open(&path).map_err(|error| cannot_write(&path, error))?;
-        lock(&file, &path, if block_device { LOCK_PATIENCE } else { Duration::ZERO })?;
+        let file = File::options()
+            .read(true)
+            .write(write)
+            .open(&path)
+            .map_err(|error| cannot_write(&path, error))?;
+        lock(
+            &file,
+            &path,
+            if block_device {
+                LOCK_PATIENCE
+            } else {
+                Duration::ZERO
+            },
+        )?;
         let mut shown = None;
         match through {
             image::Through::Itself if block_device => device::refuse_in_use(&path)?,
@@ -73,7 +94,12 @@ impl Claim {
                 shown = Some(Shown { disk, daemon });
             }
         }
-        Ok(Self { path, file, block_device, shown })
+        Ok(Self {
+            path,
+            file,
+            block_device,
+            shown,
+        })
     }
 
     /// The disk's own path, links resolved.
@@ -92,21 +118,32 @@ impl Claim {
             Some(shown) => PathBuf::from(format!("/proc/self/fd/{}", shown.disk.as_raw_fd())),
             None => self.path.clone(),
         };
-        File::options().read(true).write(true).open(&path).map_err(|error| cannot_write(&self.path, error))
+        File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(|error| cannot_write(&self.path, error))
     }
 
     /// The block device node for a range of it, where the kernel has one: the partition, or the device as a whole.
     pub fn node_of(&self, offset: u64, length: u64) -> Result<Option<PathBuf>> {
-        if self.block_device { device::node_of(&self.path, offset, length) } else { Ok(None) }
+        if self.block_device {
+            device::node_of(&self.path, offset, length)
+        } else {
+            Ok(None)
+        }
     }
 
     /// Synchronises the disk and drops what is cached of it, so that the next look sees what was written through a partition; has an image
     /// closed by whoever wrote to it.
     pub fn close(self) -> Result<()> {
-        rustix::fs::fsync(self.file()).with_context(|| format!("synchronising {}", self.path.display()))?;
+        rustix::fs::fsync(self.file())
+            .with_context(|| format!("synchronising {}", self.path.display()))?;
         rustix::fs::fadvise(self.file(), 0, None, rustix::fs::Advice::DontNeed)
             .with_context(|| format!("dropping what is cached of {}", self.path.display()))?;
-        let Some(Shown { disk, daemon }) = self.shown else { return Ok(()) };
+        let Some(Shown { disk, daemon }) = self.shown else {
+            return Ok(());
+        };
         drop(disk);
         daemon.stop()
     }
@@ -114,12 +151,25 @@ impl Claim {
 
 fn cannot_write(path: &Path, error: std::io::Error) -> anyhow::Error {
     let (means, next) = match Errno::from_io_error(&error) {
-        Some(Errno::ROFS | Errno::PERM) => ("it is read-only", "attach it writable, then run this again"),
+        Some(Errno::ROFS | Errno::PERM) => {
+            ("it is read-only", "attach it writable, then run this again")
+        }
         Some(Errno::ACCESS) => ("this needs more rights", "run this again as root"),
-        Some(Errno::BUSY | Errno::TXTBSY) => ("somebody uses it", "find out who (fuser, lsof), then run this again"),
-        _ => return anyhow::Error::new(error).context(format!("opening {} for writing", path.display())),
+        Some(Errno::BUSY | Errno::TXTBSY) => (
+            "somebody uses it",
+            "find out who (fuser, lsof), then run this again",
+        ),
+        _ => {
+            return anyhow::Error::new(error)
+                .context(format!("opening {} for writing", path.display()));
+        }
     };
-    Refusal::new(format!("{} cannot be opened for writing", path.display()), means, next).into()
+    Refusal::new(
+        format!("{} cannot be opened for writing", path.display()),
+        means,
+        next,
+    )
+    .into()
 }
 
 fn lock(file: &File, path: &Path, patience: Duration) -> Result<()> {
@@ -140,8 +190,14 @@ fn lock(file: &File, path: &Path, patience: Duration) -> Result<()> {
 
 fn locked(path: &Path) -> Refusal {
     Refusal::new(
-        format!("{} is locked by another program, perhaps another rescue", path.display()),
+        format!(
+            "{} is locked by another program, perhaps another rescue",
+            path.display()
+        ),
         "two writers at the same time would destroy it",
-        format!("wait for it to end (`fuser {}` names it), then run this again", path.display()),
+        format!(
+            "wait for it to end (`fuser {}` names it), then run this again",
+            path.display()
+        ),
     )
 }

@@ -28,11 +28,17 @@ pub fn writing(paths: &[PathBuf]) -> Option<Opener> {
 fn writing_in(pid: u32, paths: &[PathBuf]) -> Option<Opener> {
     let folder = PathBuf::from(format!("/proc/{pid}"));
     for entry in fs::read_dir(folder.join("fd")).ok()?.flatten() {
-        let Ok(target) = fs::read_link(entry.path()) else { continue };
+        let Ok(target) = fs::read_link(entry.path()) else {
+            continue;
+        };
         if paths.contains(&target) && is_writable(&folder.join("fdinfo").join(entry.file_name())) {
             let name = fs::read_to_string(folder.join("comm")).unwrap_or_default();
             let name = name.trim().replace(|c: char| c.is_control(), "?");
-            return Some(Opener { pid, name, path: target });
+            return Some(Opener {
+                pid,
+                name,
+                path: target,
+            });
         }
     }
     None
@@ -42,7 +48,9 @@ fn writing_in(pid: u32, paths: &[PathBuf]) -> Option<Opener> {
 fn is_writable(fdinfo: &Path) -> bool {
     let text = fs::read_to_string(fdinfo).unwrap_or_default();
     let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
-    flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok()).is_some_and(|flags| flags & 0o3 != 0)
+    flags
+        .and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok())
+        .is_some_and(|flags| flags & 0o3 != 0)
 }
 
 #[cfg(test)]
@@ -55,10 +63,21 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let paths = [file.path().canonicalize().unwrap()];
         assert_eq!(writing(&paths), None, "our own descriptor does not count");
-        let sleeper =
-            |stdout: Stdio, stdin: Stdio| Command::new("sleep").arg("30").stdin(stdin).stdout(stdout).spawn().unwrap();
-        let mut reader =
-            sleeper(Stdio::null(), file.reopen().map(|_| fs::File::open(file.path()).unwrap()).unwrap().into());
+        let sleeper = |stdout: Stdio, stdin: Stdio| {
+            Command::new("sleep")
+                .arg("30")
+                .stdin(stdin)
+                .stdout(stdout)
+                .spawn()
+                .unwrap()
+        };
+        let mut reader = sleeper(
+            Stdio::null(),
+            file.reopen()
+                .map(|_| fs::File::open(file.path()).unwrap())
+                .unwrap()
+                .into(),
+        );
         assert_eq!(writing(&paths), None);
         let mut writer = sleeper(file.reopen().unwrap().into(), Stdio::null());
         let found = writing(&paths).unwrap();

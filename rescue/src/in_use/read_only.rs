@@ -59,9 +59,13 @@ pub(super) fn give_back(path: &Path) {
 }
 
 fn block_device(source: &Source) -> Option<PathBuf> {
-    let Source::Disk(path) = source else { return None };
+    let Source::Disk(path) = source else {
+        return None;
+    };
     let path = path.canonicalize().ok()?;
-    std::fs::metadata(&path).is_ok_and(|metadata| metadata.file_type().is_block_device()).then_some(path)
+    std::fs::metadata(&path)
+        .is_ok_and(|metadata| metadata.file_type().is_block_device())
+        .then_some(path)
 }
 
 impl Keeper {
@@ -70,13 +74,20 @@ impl Keeper {
         let mut command = Command::new("/proc/self/exe");
         command.arg0(keeper::PROGRAM).args(&devices);
         let (requests, theirs) = UnixStream::pair().ok()?;
-        command.stdin(OwnedFd::from(theirs)).stdout(Stdio::piped()).stderr(Stdio::null());
+        command
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
         let mut child = command.spawn().ok()?;
         // Its end of the requests goes with the command: only then is its death seen.
         drop(command);
         let answers = BufReader::new(child.stdout.take()?);
-        let mut keeper =
-            Self { child, requests: Some(requests), answers, kept: devices.into_iter().map(Some).collect() };
+        let mut keeper = Self {
+            child,
+            requests: Some(requests),
+            answers,
+            kept: devices.into_iter().map(Some).collect(),
+        };
         keeper.wait_for_answer();
         Some(keeper)
     }
@@ -87,9 +98,13 @@ impl Keeper {
     }
 
     fn give_back(&mut self, path: &Path) {
-        let Ok(disk) = device::disk_number(path) else { return };
+        let Ok(disk) = device::disk_number(path) else {
+            return;
+        };
         for number in 0..self.kept.len() {
-            let Some(kept) = &self.kept[number] else { continue };
+            let Some(kept) = &self.kept[number] else {
+                continue;
+            };
             if device::disk_number(kept).is_ok_and(|other| other == disk) {
                 self.kept[number] = None;
                 self.ask_for(number);
@@ -98,9 +113,17 @@ impl Keeper {
     }
 
     fn ask_for(&mut self, number: usize) {
-        let Some(requests) = &self.requests else { return };
+        let Some(requests) = &self.requests else {
+            return;
+        };
         // Without a signal where nobody listens any more: that would end us.
-        if rustix::net::send(requests, format!("{number}\n").as_bytes(), SendFlags::NOSIGNAL).is_ok() {
+        if rustix::net::send(
+            requests,
+            format!("{number}\n").as_bytes(),
+            SendFlags::NOSIGNAL,
+        )
+        .is_ok()
+        {
             self.wait_for_answer();
         }
     }

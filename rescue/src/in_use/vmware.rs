@@ -11,8 +11,13 @@ use crate::base::refusal::Refusal;
 
 /// Refuses a disk beside which there is a lock: a folder holds one machine.
 pub fn refuse_locked(disk: &Path) -> Result<(), Refusal> {
-    let folder = disk.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let Some(lock) = lock_in(folder) else { return Ok(()) };
+    let folder = disk
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let Some(lock) = lock_in(folder) else {
+        return Ok(());
+    };
     let lock = escape(&lock);
     let moved = crate::base::shell::quoted(&folder.join(lock.trim_start_matches('.')));
     Err(Refusal::new(
@@ -35,15 +40,21 @@ fn lock_in(folder: &Path) -> Option<String> {
         let name = name.to_string_lossy();
         let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
         match is_folder {
-            true => is_lock_folder(&name) && fs::read_dir(entry.path()).is_ok_and(|mut held| held.next().is_some()),
+            true => {
+                is_lock_folder(&name)
+                    && fs::read_dir(entry.path()).is_ok_and(|mut held| held.next().is_some())
+            }
             false => is_lock_file(&name),
         }
     });
-    locks.map(|entry| entry.file_name().to_string_lossy().into_owned()).min()
+    locks
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .min()
 }
 
 fn is_lock_file(name: &str) -> bool {
-    name.strip_prefix(".lck-").is_some_and(|number| !number.is_empty() && number.bytes().all(|c| c.is_ascii_hexdigit()))
+    name.strip_prefix(".lck-")
+        .is_some_and(|number| !number.is_empty() && number.bytes().all(|c| c.is_ascii_hexdigit()))
 }
 
 /// An empty one is what a machine that was shut down properly may leave.
@@ -69,15 +80,32 @@ mod tests {
         fs::write(folder.path().join("node.vmdk.lck/M12345.lck"), "node 1234").unwrap();
         let refusal = refuse_locked(&disk).unwrap_err();
         assert!(refusal.saw.contains("node.vmdk.lck"), "{refusal}");
-        let line = refusal.next.split("(mv ").nth(1).unwrap().split(')').next().unwrap();
+        let line = refusal
+            .next
+            .split("(mv ")
+            .nth(1)
+            .unwrap()
+            .split(')')
+            .next()
+            .unwrap();
         let (from, to) = line.split_once(' ').unwrap();
         fs::rename(from, to).unwrap();
         assert_eq!(refuse_locked(&disk), Ok(()), "moved away as it said");
 
         fs::write(folder.path().join(".lck-61bd0c0000000000"), "").unwrap();
         let refusal = refuse_locked(&disk).unwrap_err();
-        assert!(refusal.saw.contains(".lck-61bd0c0000000000") && refusal.next.contains("power it off"), "{refusal}");
-        let line = refusal.next.split("(mv ").nth(1).unwrap().split(')').next().unwrap();
+        assert!(
+            refusal.saw.contains(".lck-61bd0c0000000000") && refusal.next.contains("power it off"),
+            "{refusal}"
+        );
+        let line = refusal
+            .next
+            .split("(mv ")
+            .nth(1)
+            .unwrap()
+            .split(')')
+            .next()
+            .unwrap();
         let (from, to) = line.split_once(' ').unwrap();
         fs::rename(from, to).unwrap();
         assert_eq!(refuse_locked(&disk), Ok(()), "moved away as it said");

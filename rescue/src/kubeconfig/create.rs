@@ -55,9 +55,15 @@ pub fn create(parts: Parts<'_>) -> Result<String> {
     let base64 = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
     let credentials = match parts.credentials {
         Credentials::Inline { certificate, key } => {
-            format!("    client-certificate-data: {}\n    client-key-data: {}\n", base64(certificate), base64(key))
+            format!(
+                "    client-certificate-data: {}\n    client-key-data: {}\n",
+                base64(certificate),
+                base64(key)
+            )
         }
-        Credentials::File(path) => format!("    client-certificate: {path}\n    client-key: {path}\n"),
+        Credentials::File(path) => {
+            format!("    client-certificate: {path}\n    client-key: {path}\n")
+        }
     };
     let text = format!(
         "apiVersion: v1\n\
@@ -106,14 +112,28 @@ mod tests {
     use super::*;
 
     fn parts<'a>(server: &'a str, credentials: Credentials<'a>) -> Parts<'a> {
-        let (cluster, context, user) = ("kubernetes", "system:kube-scheduler@kubernetes", "system:kube-scheduler");
-        Parts { cluster, server, authority: b"CA\n", context, user, credentials }
+        let (cluster, context, user) = (
+            "kubernetes",
+            "system:kube-scheduler@kubernetes",
+            "system:kube-scheduler",
+        );
+        Parts {
+            cluster,
+            server,
+            authority: b"CA\n",
+            context,
+            user,
+            credentials,
+        }
     }
 
     /// The words are those of `kubeadm init phase kubeconfig scheduler` 1.20.2, with other data.
     #[test]
     fn writes_what_kubeadm_writes() {
-        let credentials = Credentials::Inline { certificate: b"C\n", key: b"K\n" };
+        let credentials = Credentials::Inline {
+            certificate: b"C\n",
+            key: b"K\n",
+        };
         let text = create(parts("https://10.0.2.15:6443", credentials)).unwrap();
         let expected = "\
 apiVersion: v1
@@ -143,13 +163,18 @@ users:
     fn leads_to_a_file() {
         let path = GuestPath::new("/var/lib/kubelet/pki/kubelet-client-current.pem");
         let text = create(parts("https://10.0.2.15:6443", Credentials::File(&path))).unwrap();
-        assert!(text.ends_with(&format!("  user:\n    client-certificate: {path}\n    client-key: {path}\n")));
+        assert!(text.ends_with(&format!(
+            "  user:\n    client-certificate: {path}\n    client-key: {path}\n"
+        )));
     }
 
     #[test]
     fn refuses_what_yaml_would_read_otherwise() {
         for server in ["https://a: b", "https://a #b", "x\ny: z", "", "null"] {
-            let credentials = Credentials::Inline { certificate: b"C", key: b"K" };
+            let credentials = Credentials::Inline {
+                certificate: b"C",
+                key: b"K",
+            };
             assert!(create(parts(server, credentials)).is_err(), "{server:?}");
         }
     }

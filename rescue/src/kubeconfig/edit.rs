@@ -46,9 +46,11 @@ impl NewMaterial<'_> {
     fn value(&self) -> Result<String> {
         match self {
             Self::Inline(bytes) => Ok(base64::engine::general_purpose::STANDARD.encode(bytes)),
-            Self::File(path) => {
-                path.as_path().to_str().map(str::to_owned).context("a path that is not UTF-8 cannot stand in YAML")
-            }
+            Self::File(path) => path
+                .as_path()
+                .to_str()
+                .map(str::to_owned)
+                .context("a path that is not UTF-8 cannot stand in YAML"),
         }
     }
 }
@@ -60,12 +62,23 @@ struct Section {
     item: &'static str,
 }
 
-const USERS: Section = Section { list: "users", item: "user" };
-const CLUSTERS: Section = Section { list: "clusters", item: "cluster" };
+const USERS: Section = Section {
+    list: "users",
+    item: "user",
+};
+const CLUSTERS: Section = Section {
+    list: "clusters",
+    item: "cluster",
+};
 
 /// `text` with the inline CA certificates of the cluster called `cluster` replaced.
 pub fn replace_authority(text: &[u8], cluster: &str, certificates: &[u8]) -> Result<Vec<u8>> {
-    replace(text, CLUSTERS, cluster, &[("certificate-authority", NewMaterial::Inline(certificates))])
+    replace(
+        text,
+        CLUSTERS,
+        cluster,
+        &[("certificate-authority", NewMaterial::Inline(certificates))],
+    )
 }
 
 /// `text` with the certificate and key of the user called `user` replaced. Keys of the other form (`…-data` beside a file) go,
@@ -76,10 +89,20 @@ pub fn replace_credentials(
     certificate: NewMaterial<'_>,
     key: NewMaterial<'_>,
 ) -> Result<Vec<u8>> {
-    replace(text, USERS, user, &[("client-certificate", certificate), ("client-key", key)])
+    replace(
+        text,
+        USERS,
+        user,
+        &[("client-certificate", certificate), ("client-key", key)],
+    )
 }
 
-fn replace(text: &[u8], section: Section, name: &str, new: &[(&str, NewMaterial<'_>)]) -> Result<Vec<u8>> {
+fn replace(
+    text: &[u8],
+    section: Section,
+    name: &str,
+    new: &[(&str, NewMaterial<'_>)],
+) -> Result<Vec<u8>> {
     let before = yaml::parse(text)?;
     let text = std::str::from_utf8(text).context("the file is not UTF-8 text")?;
     // It goes: what is written is ours, and nobody needs it.
@@ -87,7 +110,12 @@ fn replace(text: &[u8], section: Section, name: &str, new: &[(&str, NewMaterial<
     let mut meant = before;
     for (key, material) in new {
         let (wanted, unwanted) = (material.key(key), material.other_key(key));
-        let change = Change { section, wanted, unwanted, value: material.value()? };
+        let change = Change {
+            section,
+            wanted,
+            unwanted,
+            value: material.value()?,
+        };
         text = change.in_text(&text, name)?;
         change.in_model(&mut meant, name)?;
     }
@@ -114,14 +142,19 @@ impl Change {
         let entry = root
             .get_mut(list)
             .and_then(Value::as_array_mut)
-            .and_then(|all| all.iter_mut().find(|entry| entry.get("name").and_then(Value::as_str) == Some(name)))
+            .and_then(|all| {
+                all.iter_mut()
+                    .find(|entry| entry.get("name").and_then(Value::as_str) == Some(name))
+            })
             .and_then(Value::as_object_mut)
             .with_context(|| format!("there is no {item} {name:?}"))?;
         let body = entry.entry(item).or_insert(Value::Null);
         if body.is_null() {
             *body = Value::Object(serde_json::Map::new());
         }
-        let body = body.as_object_mut().with_context(|| format!("{item} {name:?} is not a mapping"))?;
+        let body = body
+            .as_object_mut()
+            .with_context(|| format!("{item} {name:?} is not a mapping"))?;
         body.remove(&self.unwanted);
         body.insert(self.wanted.clone(), Value::String(self.value.clone()));
         Ok(())
@@ -145,7 +178,10 @@ impl Change {
                 }
             }
             (None, Some(unwanted)) => {
-                edits.push((unwanted.key.range.clone(), unwanted.key.renamed(&self.wanted)));
+                edits.push((
+                    unwanted.key.range.clone(),
+                    unwanted.key.renamed(&self.wanted),
+                ));
                 edits.push(document.replace_value(unwanted, &self.value)?);
             }
             (None, None) => edits.push(document.insertion(&body, &self.wanted, &self.value)?),
@@ -223,7 +259,9 @@ impl Node {
 
     fn must_be_plain_text(&self) -> Result<()> {
         self.must_be_plain()?;
-        self.text().map(drop).context("a certificate or key that is not text cannot be edited safely")
+        self.text()
+            .map(drop)
+            .context("a certificate or key that is not text cannot be edited safely")
     }
 }
 
@@ -238,7 +276,9 @@ struct Body<'a> {
 
 impl Body<'_> {
     fn entry(&self, key: &str) -> Option<&Entry> {
-        self.entries.iter().find(|entry| entry.key.text() == Some(key))
+        self.entries
+            .iter()
+            .find(|entry| entry.key.text() == Some(key))
     }
 }
 
@@ -255,33 +295,50 @@ impl<'a> Document<'a> {
 
     fn body(&self, section: Section, name: &str) -> Result<Body<'_>> {
         let item_key = section.item;
-        let all = self.root.entry(section.list).with_context(|| format!("there are no {}", section.list))?;
+        let all = self
+            .root
+            .entry(section.list)
+            .with_context(|| format!("there are no {}", section.list))?;
         all.value.must_be_plain()?;
         let Kind::List(list) = &all.value.kind else {
             bail!("the {} are not a list", section.list);
         };
-        let mut matching =
-            list.iter().filter(|item| item.entry("name").and_then(|entry| entry.value.text()) == Some(name));
-        let item = matching.next().with_context(|| format!("there is no {item_key} {name:?}"))?;
+        let mut matching = list
+            .iter()
+            .filter(|item| item.entry("name").and_then(|entry| entry.value.text()) == Some(name));
+        let item = matching
+            .next()
+            .with_context(|| format!("there is no {item_key} {name:?}"))?;
         if matching.next().is_some() {
             bail!("there are two {} called {name:?}", section.list);
         }
         item.must_be_plain()?;
-        let body = item.entry(item_key).with_context(|| format!("{item_key} {name:?} has no entry `{item_key}`"))?;
+        let body = item
+            .entry(item_key)
+            .with_context(|| format!("{item_key} {name:?} has no entry `{item_key}`"))?;
         body.value.must_be_plain()?;
         let entries = match &body.value.kind {
             Kind::Map(entries) => entries.as_slice(),
-            Kind::Scalar { text, style: ScalarStyle::Plain } if text.is_empty() => &[],
+            Kind::Scalar {
+                text,
+                style: ScalarStyle::Plain,
+            } if text.is_empty() => &[],
             _ => bail!("{item_key} {name:?} is not a mapping"),
         };
         if entries.iter().any(|entry| entry.key.text() == Some("<<")) {
             bail!("YAML merge keys in an entry cannot be edited safely");
         }
-        Ok(Body { entries, node: &body.value, key: &body.key })
+        Ok(Body {
+            entries,
+            node: &body.value,
+            key: &body.key,
+        })
     }
 
     fn is_flow(&self, node: &Node) -> bool {
-        self.text.get(node.range.start..).is_some_and(|rest| rest.starts_with('{'))
+        self.text
+            .get(node.range.start..)
+            .is_some_and(|rest| rest.starts_with('{'))
     }
 
     fn replace_value(&self, entry: &Entry, value: &str) -> Result<(Range<usize>, String)> {
@@ -290,14 +347,21 @@ impl<'a> Document<'a> {
         };
         let after_colon = self.after_colon(&entry.key)?;
         Ok(match style {
-            ScalarStyle::Plain if entry.value.range.is_empty() => {
-                (after_colon..after_colon, format!(" {}", scalar(value, *style)))
-            }
+            ScalarStyle::Plain if entry.value.range.is_empty() => (
+                after_colon..after_colon,
+                format!(" {}", scalar(value, *style)),
+            ),
             ScalarStyle::Literal | ScalarStyle::Folded => {
                 // From the indicator to the last line's end; the next key's line stays.
                 let from = after_colon + blanks(self.text, after_colon);
-                let block = self.text.get(from..entry.value.range.end).context("a block scalar without an end")?;
-                (from..from + block.trim_end().len(), scalar(value, ScalarStyle::Plain))
+                let block = self
+                    .text
+                    .get(from..entry.value.range.end)
+                    .context("a block scalar without an end")?;
+                (
+                    from..from + block.trim_end().len(),
+                    scalar(value, ScalarStyle::Plain),
+                )
             }
             style => (entry.value.range.clone(), scalar(value, *style)),
         })
@@ -306,14 +370,25 @@ impl<'a> Document<'a> {
     fn removal(&self, body: &Body<'_>, entry: &Entry) -> Result<(Range<usize>, String)> {
         if !self.is_flow(body.node) {
             let from = self.line_start(&entry.key)?;
-            let value_end = self.text.get(..entry.value.range.end).map_or(0, |text| text.trim_end().len());
+            let value_end = self
+                .text
+                .get(..entry.value.range.end)
+                .map_or(0, |text| text.trim_end().len());
             let end = value_end.max(self.after_colon(&entry.key)?);
             return Ok((from..self.next_line(end), String::new()));
         }
-        let at = body.entries.iter().position(|other| other.key.range == entry.key.range).unwrap_or(0);
+        let at = body
+            .entries
+            .iter()
+            .position(|other| other.key.range == entry.key.range)
+            .unwrap_or(0);
         let own_end = entry.value.range.end.max(self.after_colon(&entry.key)?);
         // With the comma that separates it from a neighbour; there always is one, the wanted entry.
-        let range = match (body.entries.get(at + 1), at.checked_sub(1).and_then(|before| body.entries.get(before))) {
+        let range = match (
+            body.entries.get(at + 1),
+            at.checked_sub(1)
+                .and_then(|before| body.entries.get(before)),
+        ) {
             (Some(next), _) => entry.key.range.start..next.key.range.start,
             (None, Some(before)) => before.value.range.end..own_end,
             (None, None) => entry.key.range.start..own_end,
@@ -335,19 +410,36 @@ impl<'a> Document<'a> {
                 }
             });
         }
-        let line_end = if self.text.contains("\r\n") { "\r\n" } else { "\n" };
+        let line_end = if self.text.contains("\r\n") {
+            "\r\n"
+        } else {
+            "\n"
+        };
         match body.entries.first() {
             Some(first) => {
                 let from = self.line_start(&first.key)?;
-                let indent = self.text.get(from..first.key.range.start).unwrap_or_default();
+                let indent = self
+                    .text
+                    .get(from..first.key.range.start)
+                    .unwrap_or_default();
                 Ok((from..from, format!("{indent}{key}: {value}{line_end}")))
             }
             None => {
                 let end = self.next_line(self.after_colon(body.key)?);
-                let missing_end =
-                    if self.text.get(..end).is_some_and(|text| text.ends_with('\n')) { "" } else { line_end };
+                let missing_end = if self
+                    .text
+                    .get(..end)
+                    .is_some_and(|text| text.ends_with('\n'))
+                {
+                    ""
+                } else {
+                    line_end
+                };
                 let indent = " ".repeat(body.key.column + 2);
-                Ok((end..end, format!("{missing_end}{indent}{key}: {value}{line_end}")))
+                Ok((
+                    end..end,
+                    format!("{missing_end}{indent}{key}: {value}{line_end}"),
+                ))
             }
         }
     }
@@ -356,14 +448,20 @@ impl<'a> Document<'a> {
     fn line_start(&self, key: &Node) -> Result<usize> {
         let before = self.text.get(..key.range.start).unwrap_or_default();
         let start = before.rfind('\n').map_or(0, |at| at + 1);
-        if before.get(start..).is_none_or(|indent| indent.chars().any(|character| character != ' ')) {
+        if before
+            .get(start..)
+            .is_none_or(|indent| indent.chars().any(|character| character != ' '))
+        {
             bail!("an entry that does not begin its line cannot be edited safely");
         }
         Ok(start)
     }
 
     fn next_line(&self, from: usize) -> usize {
-        self.text.get(from..).and_then(|rest| rest.find('\n')).map_or(self.text.len(), |at| from + at + 1)
+        self.text
+            .get(from..)
+            .and_then(|rest| rest.find('\n'))
+            .map_or(self.text.len(), |at| from + at + 1)
     }
 
     fn after_colon(&self, key: &Node) -> Result<usize> {
@@ -377,12 +475,15 @@ impl<'a> Document<'a> {
 }
 
 fn blanks(text: &str, from: usize) -> usize {
-    text.get(from..).map_or(0, |rest| rest.len() - rest.trim_start_matches(' ').len())
+    text.get(from..)
+        .map_or(0, |rest| rest.len() - rest.trim_start_matches(' ').len())
 }
 
 /// `value` in the quotes that were there; in double quotes where a plain scalar could be misread.
 fn scalar(value: &str, style: ScalarStyle) -> String {
-    let simple = value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/+=._-".contains(&byte));
+    let simple = value
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"/+=._-".contains(&byte));
     let begins_well = value.starts_with(|first: char| first.is_ascii_alphabetic() || first == '/');
     match style {
         ScalarStyle::SingleQuoted if simple => format!("'{value}'"),
@@ -397,18 +498,30 @@ fn scalar(value: &str, style: ScalarStyle) -> String {
 const MAX_DEPTH: usize = 64;
 
 enum Frame {
-    List { node: Node, items: Vec<Node> },
-    Map { node: Node, entries: Vec<Entry>, key: Option<Node> },
+    List {
+        node: Node,
+        items: Vec<Node>,
+    },
+    Map {
+        node: Node,
+        entries: Vec<Entry>,
+        key: Option<Node>,
+    },
 }
 
 fn build(text: &str) -> Result<Node> {
     // The parser counts characters.
-    let offsets: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
+    let offsets: Vec<usize> = text
+        .char_indices()
+        .map(|(at, _)| at)
+        .chain([text.len()])
+        .collect();
     let byte = |index: usize| offsets.get(index).copied().unwrap_or(text.len());
     let mut stack: Vec<Frame> = Vec::new();
     let mut root = None;
     for event in Parser::new_from_str(text) {
-        let (event, span) = event.map_err(|error| anyhow!("the file is not valid YAML: {}", error.info()))?;
+        let (event, span) =
+            event.map_err(|error| anyhow!("the file is not valid YAML: {}", error.info()))?;
         let node = |special: bool, kind: Kind| Node {
             range: byte(span.start.index())..byte(span.end.index()),
             column: span.start.col(),
@@ -416,24 +529,44 @@ fn build(text: &str) -> Result<Node> {
             kind,
         };
         let done = match event {
-            Event::Scalar(value, style, anchor, tag) => {
-                node(anchor != 0 || tag.is_some(), Kind::Scalar { text: value.into_owned(), style })
-            }
+            Event::Scalar(value, style, anchor, tag) => node(
+                anchor != 0 || tag.is_some(),
+                Kind::Scalar {
+                    text: value.into_owned(),
+                    style,
+                },
+            ),
             Event::Alias(_) => node(true, Kind::Alias),
             Event::SequenceStart(anchor, tag) => {
                 let node = node(anchor != 0 || tag.is_some(), Kind::List(Vec::new()));
-                stack.push(Frame::List { node, items: Vec::new() });
+                stack.push(Frame::List {
+                    node,
+                    items: Vec::new(),
+                });
                 continue;
             }
             Event::MappingStart(anchor, tag) => {
                 let node = node(anchor != 0 || tag.is_some(), Kind::Map(Vec::new()));
-                stack.push(Frame::Map { node, entries: Vec::new(), key: None });
+                stack.push(Frame::Map {
+                    node,
+                    entries: Vec::new(),
+                    key: None,
+                });
                 continue;
             }
             Event::SequenceEnd | Event::MappingEnd => {
-                let mut node = match stack.pop().context("the file's structure could not be followed")? {
-                    Frame::List { node, items } => Node { kind: Kind::List(items), ..node },
-                    Frame::Map { node, entries, .. } => Node { kind: Kind::Map(entries), ..node },
+                let mut node = match stack
+                    .pop()
+                    .context("the file's structure could not be followed")?
+                {
+                    Frame::List { node, items } => Node {
+                        kind: Kind::List(items),
+                        ..node
+                    },
+                    Frame::Map { node, entries, .. } => Node {
+                        kind: Kind::Map(entries),
+                        ..node
+                    },
                 };
                 node.range.end = byte(span.end.index());
                 node
@@ -486,13 +619,20 @@ contexts: []
 
     fn files(text: &str) -> Result<String> {
         let path = GuestPath::new("/var/lib/kubelet/pki/kubelet-client-current.pem");
-        let new = replace_credentials(text.as_bytes(), "admin", NewMaterial::File(&path), NewMaterial::File(&path))?;
+        let new = replace_credentials(
+            text.as_bytes(),
+            "admin",
+            NewMaterial::File(&path),
+            NewMaterial::File(&path),
+        )?;
         Ok(String::from_utf8(new).unwrap())
     }
 
     #[test]
     fn replaces_only_the_values() {
-        let expected = BLOCK.replace("T0xE", "bmV3IGNlcnRpZmljYXRl").replace("S0VZ", "bmV3IGtleQ==");
+        let expected = BLOCK
+            .replace("T0xE", "bmV3IGNlcnRpZmljYXRl")
+            .replace("S0VZ", "bmV3IGtleQ==");
         assert_eq!(inline(BLOCK).unwrap(), expected);
         let crlf = BLOCK.replace('\n', "\r\n");
         assert_eq!(inline(&crlf).unwrap(), expected.replace('\n', "\r\n"));
@@ -502,7 +642,10 @@ contexts: []
     fn replaces_the_ca_of_one_cluster() {
         let text = "clusters:\n- cluster: {server: https://a, certificate-authority-data: T0xE}\n  name: a\n\
                     - name: b # mine\n  cluster:\n    certificate-authority-data: \"T0xE\"\n";
-        let new = |name| replace_authority(text.as_bytes(), name, b"new").map(|new| String::from_utf8(new).unwrap());
+        let new = |name| {
+            replace_authority(text.as_bytes(), name, b"new")
+                .map(|new| String::from_utf8(new).unwrap())
+        };
         assert_eq!(new("a").unwrap(), text.replacen("T0xE", "bmV3", 1));
         assert_eq!(new("b").unwrap(), text.replace("\"T0xE\"", "\"bmV3\""));
         assert!(new("c").is_err());
@@ -513,15 +656,24 @@ contexts: []
         let new = files(BLOCK).unwrap();
         let path = "/var/lib/kubelet/pki/kubelet-client-current.pem";
         let expected = BLOCK
-            .replace("client-certificate-data: T0xE", &format!("client-certificate: {path}"))
+            .replace(
+                "client-certificate-data: T0xE",
+                &format!("client-certificate: {path}"),
+            )
             .replace("client-key-data: 'S0VZ'", &format!("client-key: '{path}'"));
         assert_eq!(new, expected);
         // Both forms given: the data goes.
-        let both = BLOCK.replace("    as:", "    client-certificate: /old\n    client-key: /old.key\n    as:");
+        let both = BLOCK.replace(
+            "    as:",
+            "    client-certificate: /old\n    client-key: /old.key\n    as:",
+        );
         let new = files(&both).unwrap();
         assert!(!new.contains("-data"), "{new}");
         assert!(new.contains("    as: somebody\n"), "{new}");
-        assert_eq!(files(&both.replace('\n', "\r\n")).unwrap(), new.replace('\n', "\r\n"));
+        assert_eq!(
+            files(&both.replace('\n', "\r\n")).unwrap(),
+            new.replace('\n', "\r\n")
+        );
     }
 
     #[test]
@@ -537,8 +689,16 @@ contexts: []
         serde_json::from_str::<Value>(&new).unwrap();
         let json = "{\"users\":[{\"name\":\"admin\",\"user\":{\"client-certificate-data\":\"QQ==\",\"client-key-data\":\"QQ==\"}}]}";
         serde_json::from_str::<Value>(&files(json).unwrap()).unwrap();
-        assert!(files("{users: [{name: admin, user: {}}]}").unwrap().contains("client-key: /var"));
-        assert!(files("{users: [{name: admin, user: {token: x}}]}").unwrap().contains("token: x, client-certificate"));
+        assert!(
+            files("{users: [{name: admin, user: {}}]}")
+                .unwrap()
+                .contains("client-key: /var")
+        );
+        assert!(
+            files("{users: [{name: admin, user: {token: x}}]}")
+                .unwrap()
+                .contains("token: x, client-certificate")
+        );
     }
 
     #[test]
@@ -547,7 +707,11 @@ contexts: []
         let new = inline(&without).unwrap();
         assert!(new.contains("    client-key-data: bmV3IGtleQ==\n"), "{new}");
         let empty_value = BLOCK.replace("T0xE  # cert", "  # cert");
-        assert!(inline(&empty_value).unwrap().contains("client-certificate-data: bmV3IGNlcnRpZmljYXRl"));
+        assert!(
+            inline(&empty_value)
+                .unwrap()
+                .contains("client-certificate-data: bmV3IGNlcnRpZmljYXRl")
+        );
         let nothing = "users:\n- name: admin\n  user:\ncontexts: []\n";
         let new = inline(nothing).unwrap();
         assert!(new.contains("  user:\n    client-"), "{new}");
@@ -557,7 +721,9 @@ contexts: []
 
     #[test]
     fn replaces_block_scalars_and_non_ascii_surroundings() {
-        let text = BLOCK.replace("T0xE  # cert", "|\n      T0\n      xE").replace("# head", "# Zertifikat für Übung ☂");
+        let text = BLOCK
+            .replace("T0xE  # cert", "|\n      T0\n      xE")
+            .replace("# head", "# Zertifikat für Übung ☂");
         let new = inline(&text).unwrap();
         assert!(
             new.contains("client-certificate-data: bmV3IGNlcnRpZmljYXRl\n    client-key-data: 'bmV3IGtleQ=='\n"),
@@ -569,21 +735,22 @@ contexts: []
     /// Whatever the bytes, there is an answer, and an edited file means what was asked for (checked inside).
     #[test]
     fn survives_damaged_files() {
-        let flow =
-            "{users: [{name: admin, user: {client-certificate-data: QQ==, 'client-key': \"/b\"}}], x: [1, {y: 2}]}\n";
+        let flow = "{users: [{name: admin, user: {client-certificate-data: QQ==, 'client-key': \"/b\"}}], x: [1, {y: 2}]}\n";
         let mut edited = 0;
         for text in [BLOCK, flow] {
             for (at, _) in text.char_indices() {
                 let mut attempts = vec![text.get(..at).unwrap_or_default().to_owned()];
                 for new in [
-                    "", "\t", "\n", "{", "]", ":", "\"", "&", "*", "|", "#", "\u{0}", "\u{feff}", "é", "- ", "? ", "\r",
+                    "", "\t", "\n", "{", "]", ":", "\"", "&", "*", "|", "#", "\u{0}", "\u{feff}",
+                    "é", "- ", "? ", "\r",
                 ] {
                     let mut damaged = text.to_owned();
                     damaged.replace_range(at..=at, new);
                     attempts.push(damaged);
                 }
                 for damaged in attempts {
-                    edited += usize::from(inline(&damaged).is_ok()) + usize::from(files(&damaged).is_ok());
+                    edited += usize::from(inline(&damaged).is_ok())
+                        + usize::from(files(&damaged).is_ok());
                 }
             }
         }
@@ -592,17 +759,26 @@ contexts: []
 
     #[test]
     fn a_byte_order_mark_goes() {
-        assert_eq!(inline(&format!("\u{feff}{BLOCK}")).unwrap(), inline(BLOCK).unwrap());
+        assert_eq!(
+            inline(&format!("\u{feff}{BLOCK}")).unwrap(),
+            inline(BLOCK).unwrap()
+        );
     }
 
     #[test]
     fn refuses_what_cannot_be_edited_safely() {
         for (text, why) in [
             (BLOCK.replace("T0xE", "&a T0xE"), "anchor"),
-            (format!("x: &a T0xE\n{}", BLOCK.replace("T0xE", "*a")), "alias"),
+            (
+                format!("x: &a T0xE\n{}", BLOCK.replace("T0xE", "*a")),
+                "alias",
+            ),
             (BLOCK.replace("T0xE", "!!str T0xE"), "tag"),
             (BLOCK.replace("    client-key", "\tclient-key"), "tab"),
-            (BLOCK.replace("    as: somebody", "    <<: {token: x}"), "merge key"),
+            (
+                BLOCK.replace("    as: somebody", "    <<: {token: x}"),
+                "merge key",
+            ),
             (BLOCK.replace("name: other", "name: admin"), "two users"),
             (BLOCK.replace("name: admin", "name: root"), "no such user"),
             (format!("{BLOCK}---\nx: 1\n"), "two documents"),

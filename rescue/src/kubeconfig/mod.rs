@@ -81,31 +81,55 @@ impl Kubeconfig {
     /// Parses; `path` is where the file is in the guest, for relative references.
     pub fn parse(bytes: &[u8], path: &GuestPath) -> Result<Self> {
         let root = yaml::parse(bytes)?;
-        let list = |key: &str| root.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+        let list = |key: &str| {
+            root.get(key)
+                .and_then(Value::as_array)
+                .cloned()
+                .unwrap_or_default()
+        };
         let folder = path.parent();
         let mut users = Vec::new();
         for entry in list("users") {
             let name = text(&entry, "name");
             let body = entry.get("user").cloned().unwrap_or(Value::Null);
-            let certificate =
-                material(&body, "client-certificate", &folder).with_context(|| format!("user {name:?}"))?;
-            let key = material(&body, "client-key", &folder).with_context(|| format!("user {name:?}"))?;
-            let both = |key: &str| !text(&body, key).is_empty() && !text(&body, &format!("{key}-data")).is_empty();
+            let certificate = material(&body, "client-certificate", &folder)
+                .with_context(|| format!("user {name:?}"))?;
+            let key =
+                material(&body, "client-key", &folder).with_context(|| format!("user {name:?}"))?;
+            let both = |key: &str| {
+                !text(&body, key).is_empty() && !text(&body, &format!("{key}-data")).is_empty()
+            };
             let both_specified = both("client-certificate") || both("client-key");
             let others = other_credentials(&body);
-            let has_body = entry.get("user").is_some_and(|body| body.is_object() || body.is_null());
-            users.push(User { name, certificate, key, both_specified, has_body, others });
+            let has_body = entry
+                .get("user")
+                .is_some_and(|body| body.is_object() || body.is_null());
+            users.push(User {
+                name,
+                certificate,
+                key,
+                both_specified,
+                has_body,
+                others,
+            });
         }
         let mut clusters = Vec::new();
         for entry in list("clusters") {
             let name = text(&entry, "name");
             let body = entry.get("cluster").cloned().unwrap_or(Value::Null);
-            let certificate_authority =
-                material(&body, "certificate-authority", &folder).with_context(|| format!("cluster {name:?}"))?;
+            let certificate_authority = material(&body, "certificate-authority", &folder)
+                .with_context(|| format!("cluster {name:?}"))?;
             clusters.push(Cluster {
-                server: body.get("server").and_then(Value::as_str).map(str::to_owned),
-                tls_server_name: Some(text(&body, "tls-server-name")).filter(|name| !name.is_empty()),
-                insecure: body.get("insecure-skip-tls-verify").and_then(Value::as_bool).unwrap_or_default(),
+                server: body
+                    .get("server")
+                    .and_then(Value::as_str)
+                    .map(str::to_owned),
+                tls_server_name: Some(text(&body, "tls-server-name"))
+                    .filter(|name| !name.is_empty()),
+                insecure: body
+                    .get("insecure-skip-tls-verify")
+                    .and_then(Value::as_bool)
+                    .unwrap_or_default(),
                 name,
                 certificate_authority,
             });
@@ -114,12 +138,24 @@ impl Kubeconfig {
             .iter()
             .map(|entry| {
                 let body = entry.get("context").cloned().unwrap_or(Value::Null);
-                (text(entry, "name"), text(&body, "cluster"), text(&body, "user"))
+                (
+                    text(entry, "name"),
+                    text(&body, "cluster"),
+                    text(&body, "user"),
+                )
             })
             .collect();
-        let current_context =
-            root.get("current-context").and_then(Value::as_str).filter(|name| !name.is_empty()).map(str::to_owned);
-        Ok(Self { users, clusters, contexts, current_context })
+        let current_context = root
+            .get("current-context")
+            .and_then(Value::as_str)
+            .filter(|name| !name.is_empty())
+            .map(str::to_owned);
+        Ok(Self {
+            users,
+            clusters,
+            contexts,
+            current_context,
+        })
     }
 
     /// The user of the current context.
@@ -148,19 +184,41 @@ pub fn is_lost(guest: &Guest, path: &GuestPath) -> bool {
     if bytes.windows(7).filter(|word| word == b"server:").count() > 1 {
         return false;
     }
-    let Ok(root) = yaml::parse(&bytes) else { return true };
+    let Ok(root) = yaml::parse(&bytes) else {
+        return true;
+    };
     let count = |key: &str| root.get(key).and_then(Value::as_array).map_or(0, Vec::len);
-    ["users", "clusters", "contexts"].iter().all(|key| count(key) <= 1)
+    ["users", "clusters", "contexts"]
+        .iter()
+        .all(|key| count(key) <= 1)
 }
 
 fn other_credentials(body: &Value) -> Vec<String> {
-    const OTHERS: [&str; 6] = ["token", "tokenFile", "username", "exec", "auth-provider", "as"];
-    let given = |key: &&str| body.get(*key).is_some_and(|value| !value.is_null() && value.as_str() != Some(""));
-    OTHERS.into_iter().filter(given).map(str::to_owned).collect()
+    const OTHERS: [&str; 6] = [
+        "token",
+        "tokenFile",
+        "username",
+        "exec",
+        "auth-provider",
+        "as",
+    ];
+    let given = |key: &&str| {
+        body.get(*key)
+            .is_some_and(|value| !value.is_null() && value.as_str() != Some(""))
+    };
+    OTHERS
+        .into_iter()
+        .filter(given)
+        .map(str::to_owned)
+        .collect()
 }
 
 fn text(value: &Value, key: &str) -> String {
-    value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
+    value
+        .get(key)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned()
 }
 
 fn material(body: &Value, key: &str, folder: &GuestPath) -> Result<Material> {
@@ -168,7 +226,10 @@ fn material(body: &Value, key: &str, folder: &GuestPath) -> Result<Material> {
     let data = text(body, &format!("{key}-data"));
     if !data.is_empty() {
         // Go's decoder skips line ends, which block scalars bring with them.
-        let data: String = data.chars().filter(|character| !matches!(character, '\r' | '\n')).collect();
+        let data: String = data
+            .chars()
+            .filter(|character| !matches!(character, '\r' | '\n'))
+            .collect();
         // The decoder's own words quote a symbol, which may be a key's.
         let bytes = base64::engine::general_purpose::STANDARD
             .decode(data.as_bytes())

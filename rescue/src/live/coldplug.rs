@@ -9,7 +9,15 @@ use std::path::Path;
 use super::modules::Modules;
 
 /// Not asked for by any device, but needed to look at disks. Loaded first, so that a missing one is seen early.
-const ALWAYS: &[&str] = &["loop", "fuse", "ext4", "xfs", "nls_cp437", "nls_ascii", "dm_mod"];
+const ALWAYS: &[&str] = &[
+    "loop",
+    "fuse",
+    "ext4",
+    "xfs",
+    "nls_cp437",
+    "nls_ascii",
+    "dm_mod",
+];
 
 /// Remembers what was seen, so that a repeated walk costs little.
 #[derive(Debug)]
@@ -23,7 +31,11 @@ pub struct Coldplug {
 impl Coldplug {
     /// Loads what is always needed.
     pub fn new() -> anyhow::Result<Self> {
-        let mut coldplug = Self { modules: Modules::open()?, seen: BTreeSet::new(), problems: Vec::new() };
+        let mut coldplug = Self {
+            modules: Modules::open()?,
+            seen: BTreeSet::new(),
+            problems: Vec::new(),
+        };
         for name in ALWAYS {
             coldplug.load(name);
         }
@@ -57,7 +69,9 @@ impl Coldplug {
 
 /// Calls `found` for every `modalias` below a folder of sysfs.
 fn collect(folder: &Path, found: &mut impl FnMut(&str)) {
-    let Ok(entries) = fs::read_dir(folder) else { return };
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
     for entry in entries.flatten() {
         match entry.file_type() {
             Ok(kind) if kind.is_dir() => collect(&entry.path(), found),

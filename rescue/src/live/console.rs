@@ -14,7 +14,9 @@ use anyhow::{Context, Result};
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
-use rustix::termios::{OptionalActions, Termios, Winsize, tcdrain, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
+use rustix::termios::{
+    OptionalActions, Termios, Winsize, tcdrain, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize,
+};
 
 use super::power::{Stop, stop};
 use super::role;
@@ -59,7 +61,9 @@ pub fn run() -> Result<ExitCode> {
             _ if next == role::SHELL => role::ATTENDED,
             Some(EXIT_SHELL) => role::SHELL,
             _ => {
-                desk.tell(&format!("\nrescue: ended unexpectedly ({status}). Nothing more is done by itself.\n"));
+                desk.tell(&format!(
+                    "\nrescue: ended unexpectedly ({status}). Nothing more is done by itself.\n"
+                ));
                 role::SHELL
             }
         };
@@ -82,8 +86,9 @@ struct Desk {
 
 impl Desk {
     fn open() -> Result<Self> {
-        let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)
-            .context("opening a pseudo terminal")?;
+        let master =
+            posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)
+                .context("opening a pseudo terminal")?;
         grantpt(&master)?;
         unlockpt(&master)?;
         let slave = PathBuf::from(ptsname_r(&master)?);
@@ -93,12 +98,30 @@ impl Desk {
             .custom_flags(OFlag::O_NOCTTY.bits())
             .open(&slave)
             .with_context(|| format!("opening {}", slave.display()))?;
-        let consoles: Vec<Console> = active().iter().filter_map(|name| Console::open(name).ok()).collect();
-        let size = consoles.iter().find_map(|console| tcgetwinsize(&console.file).ok().filter(|size| size.ws_row > 0));
-        let size = size.unwrap_or(Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 });
+        let consoles: Vec<Console> = active()
+            .iter()
+            .filter_map(|name| Console::open(name).ok())
+            .collect();
+        let size = consoles.iter().find_map(|console| {
+            tcgetwinsize(&console.file)
+                .ok()
+                .filter(|size| size.ws_row > 0)
+        });
+        let size = size.unwrap_or(Winsize {
+            ws_row: 24,
+            ws_col: 80,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        });
         let _ = tcsetwinsize(&kept, size);
         let modes = tcgetattr(&kept).context("reading the terminal's modes")?;
-        Ok(Self { consoles, master, slave, kept, modes })
+        Ok(Self {
+            consoles,
+            master,
+            slave,
+            kept,
+            modes,
+        })
     }
 
     /// Runs one role on the pseudo terminal until it ends and its output is through.
@@ -138,7 +161,10 @@ impl Desk {
             Err(error) => return Err(error).context("waiting for the consoles"),
         }
         let broken = PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL;
-        let hung: Vec<bool> = waits[1..].iter().map(|w| w.revents().is_some_and(|r| r.intersects(broken))).collect();
+        let hung: Vec<bool> = waits[1..]
+            .iter()
+            .map(|w| w.revents().is_some_and(|r| r.intersects(broken)))
+            .collect();
         drop(waits);
 
         self.read_master()?;
@@ -166,7 +192,11 @@ impl Desk {
                 }
                 Ok(true)
             }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(false),
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+            {
+                Ok(false)
+            }
             Err(error) => Err(error).context("reading the pseudo terminal"),
         }
     }
@@ -182,7 +212,12 @@ impl Desk {
     /// Gives the consoles time to take what is queued.
     fn flush(&mut self, limit: Duration) {
         let start = Instant::now();
-        while start.elapsed() < limit && self.consoles.iter().any(|console| !console.backlog.is_empty()) {
+        while start.elapsed() < limit
+            && self
+                .consoles
+                .iter()
+                .any(|console| !console.backlog.is_empty())
+        {
             self.consoles.iter_mut().for_each(Console::write);
             thread::sleep(Duration::from_millis(20));
         }
@@ -192,10 +227,19 @@ impl Desk {
     fn stop(&mut self, how: Stop) -> &'static str {
         self.flush(FAREWELL);
         // What the driver holds must leave the machine too; a line with nobody there may not hold us up.
-        let files: Vec<File> = self.consoles.iter().filter_map(|console| console.file.try_clone().ok()).collect();
-        let drains: Vec<_> = files.into_iter().map(|file| thread::spawn(move || tcdrain(&file))).collect();
+        let files: Vec<File> = self
+            .consoles
+            .iter()
+            .filter_map(|console| console.file.try_clone().ok())
+            .collect();
+        let drains: Vec<_> = files
+            .into_iter()
+            .map(|file| thread::spawn(move || tcdrain(&file)))
+            .collect();
         let start = Instant::now();
-        while start.elapsed() < Duration::from_secs(5) && drains.iter().any(|drain| !drain.is_finished()) {
+        while start.elapsed() < Duration::from_secs(5)
+            && drains.iter().any(|drain| !drain.is_finished())
+        {
             thread::sleep(Duration::from_millis(20));
         }
         stop(how);
@@ -226,7 +270,10 @@ impl Console {
             modes.make_raw();
             let _ = tcsetattr(&file, OptionalActions::Now, &modes);
         }
-        Ok(Self { file, backlog: VecDeque::new() })
+        Ok(Self {
+            file,
+            backlog: VecDeque::new(),
+        })
     }
 
     fn queue(&mut self, bytes: &[u8]) {

@@ -39,7 +39,10 @@ pub fn wait(limit: Duration, mut changed: impl FnMut(&[Attached])) -> anyhow::Re
         }
         let quiet = last_change.elapsed() >= QUIET;
         if quiet && (!disks.is_empty() || start.elapsed() >= limit) {
-            return Ok(Found { disks, problems: coldplug.problems });
+            return Ok(Found {
+                disks,
+                problems: coldplug.problems,
+            });
         }
         thread::sleep(STEP);
     }
@@ -50,22 +53,38 @@ pub fn controllers() -> Vec<String> {
     let mut lines = Vec::new();
     for address in entries("/sys/bus/pci/devices") {
         let folder = Path::new("/sys/bus/pci/devices").join(&address);
-        let text =
-            |file: &str| fs::read_to_string(folder.join(file)).map(|t| t.trim().replace("0x", "")).unwrap_or_default();
+        let text = |file: &str| {
+            fs::read_to_string(folder.join(file))
+                .map(|t| t.trim().replace("0x", ""))
+                .unwrap_or_default()
+        };
         // Base class 01 is mass storage.
         if !text("class").starts_with("01") {
             continue;
         }
         let driver = fs::read_link(folder.join("driver")).ok();
-        let driver = driver.as_deref().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or("no driver");
-        lines.push(format!("{address} [{}:{}] {driver}", text("vendor"), text("device")));
+        let driver = driver
+            .as_deref()
+            .and_then(Path::file_name)
+            .and_then(|name| name.to_str())
+            .unwrap_or("no driver");
+        lines.push(format!(
+            "{address} [{}:{}] {driver}",
+            text("vendor"),
+            text("device")
+        ));
     }
     lines
 }
 
 fn entries(folder: &str) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(folder)
-        .map(|entries| entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+        .map(|entries| {
+            entries
+                .flatten()
+                .filter_map(|entry| entry.file_name().into_string().ok())
+                .collect()
+        })
         .unwrap_or_default();
     names.sort();
     names

@@ -24,13 +24,30 @@ const MOUNTS: &[(&str, &str, MountFlags, &str)] = &[
     ("devtmpfs", "/dev", MountFlags::NOSUID, "mode=0755"),
     ("proc", "/proc", SAFE, ""),
     ("sysfs", "/sys", SAFE, ""),
-    ("tmpfs", "/run", MountFlags::NOSUID.union(MountFlags::NODEV), "mode=0755"),
-    ("tmpfs", "/tmp", MountFlags::NOSUID.union(MountFlags::NODEV), "mode=1777"),
-    ("devpts", "/dev/pts", MountFlags::NOSUID.union(MountFlags::NOEXEC), "mode=0600,ptmxmode=0666"),
+    (
+        "tmpfs",
+        "/run",
+        MountFlags::NOSUID.union(MountFlags::NODEV),
+        "mode=0755",
+    ),
+    (
+        "tmpfs",
+        "/tmp",
+        MountFlags::NOSUID.union(MountFlags::NODEV),
+        "mode=1777",
+    ),
+    (
+        "devpts",
+        "/dev/pts",
+        MountFlags::NOSUID.union(MountFlags::NOEXEC),
+        "mode=0600,ptmxmode=0666",
+    ),
     ("securityfs", "/sys/kernel/security", SAFE, ""),
 ];
 
-const SAFE: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+const SAFE: MountFlags = MountFlags::NOSUID
+    .union(MountFlags::NODEV)
+    .union(MountFlags::NOEXEC);
 
 /// Runs as PID 1. Never returns: the kernel panics when PID 1 ends.
 pub fn run() -> ExitCode {
@@ -48,7 +65,14 @@ fn supervise() {
     // Ctrl-Alt-Del becomes a SIGINT to us instead of an immediate reset.
     let _ = set_cad_enabled(false);
     let mut signals = SigSet::empty();
-    for signal in [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGHUP] {
+    for signal in [
+        Signal::SIGCHLD,
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+        Signal::SIGHUP,
+    ] {
         signals.add(signal);
     }
     let _ = signals.thread_block();
@@ -91,10 +115,13 @@ impl Children {
         }
         match role::spawn_on(Path::new(terminal), what) {
             Ok(child) => {
-                self.running.insert(terminal.to_owned(), child.id().cast_signed());
+                self.running
+                    .insert(terminal.to_owned(), child.id().cast_signed());
             }
             Err(error) => {
-                say(&format!("rescue: cannot start {what} on {terminal}: {error:#}\n"));
+                say(&format!(
+                    "rescue: cannot start {what} on {terminal}: {error:#}\n"
+                ));
                 self.deaths += 1;
                 thread::sleep(Duration::from_secs(1));
             }
@@ -109,7 +136,8 @@ impl Children {
                 Ok(status) => status.pid(),
             };
             let before = self.running.len();
-            self.running.retain(|_, running| Some(*running) != pid.map(nix::unistd::Pid::as_raw));
+            self.running
+                .retain(|_, running| Some(*running) != pid.map(nix::unistd::Pid::as_raw));
             if self.running.len() < before {
                 self.deaths += 1;
                 // Something that dies at once must not become a busy loop.

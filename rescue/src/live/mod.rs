@@ -30,8 +30,13 @@ use std::process::ExitCode;
 pub fn dispatch() -> Option<ExitCode> {
     let mut arguments = std::env::args_os();
     let name = arguments.next()?;
-    let name = std::path::Path::new(&name).file_name()?.to_str()?.to_owned();
-    let rest: Vec<String> = arguments.map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let name = std::path::Path::new(&name)
+        .file_name()?
+        .to_str()?
+        .to_owned();
+    let rest: Vec<String> = arguments
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
     match name.as_str() {
         "init" if std::process::id() == 1 => Some(init::run()),
         "modprobe" => Some(modprobe::run(&rest)),

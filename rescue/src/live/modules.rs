@@ -34,7 +34,10 @@ const MAX_DEPTH: usize = 16;
 impl Modules {
     /// Reads the indexes of the running kernel. A kernel without modules gives an empty set.
     pub fn open() -> Result<Self> {
-        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let release = rustix::system::uname()
+            .release()
+            .to_string_lossy()
+            .into_owned();
         let folder = PathBuf::from("/lib/modules").join(release);
         let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default();
         let mut modules = Self::parse(
@@ -49,11 +52,16 @@ impl Modules {
     }
 
     fn parse(dep: &str, builtin: &str, softdep: &str, alias: &str, command_line: &str) -> Self {
-        let mut modules = Self { builtin: builtin.lines().map(name_of).collect(), ..Self::default() };
+        let mut modules = Self {
+            builtin: builtin.lines().map(name_of).collect(),
+            ..Self::default()
+        };
         for line in dep.lines() {
             if let Some((path, needs)) = line.split_once(':') {
                 let needs = needs.split_whitespace().map(str::to_owned).collect();
-                modules.files.insert(name_of(path), (path.to_owned(), needs));
+                modules
+                    .files
+                    .insert(name_of(path), (path.to_owned(), needs));
             }
         }
         for line in alias.lines() {
@@ -64,18 +72,33 @@ impl Modules {
         for line in softdep.lines() {
             let mut words = line.split_whitespace();
             if let (Some("softdep"), Some(name)) = (words.next(), words.next()) {
-                let before = words.skip_while(|w| *w != "pre:").skip(1).take_while(|w| *w != "post:");
-                modules.soft.entry(canonical(name)).or_default().extend(before.map(str::to_owned));
+                let before = words
+                    .skip_while(|w| *w != "pre:")
+                    .skip(1)
+                    .take_while(|w| *w != "post:");
+                modules
+                    .soft
+                    .entry(canonical(name))
+                    .or_default()
+                    .extend(before.map(str::to_owned));
             }
         }
         for (module, parameter) in PARAMETERS {
-            modules.parameters.entry((*module).to_owned()).or_default().push((*parameter).to_owned());
+            modules
+                .parameters
+                .entry((*module).to_owned())
+                .or_default()
+                .push((*parameter).to_owned());
         }
         for word in command_line.split_whitespace() {
             if let Some((module, parameter)) = word.split_once('.')
                 && parameter.contains('=')
             {
-                modules.parameters.entry(canonical(module)).or_default().push(parameter.to_owned());
+                modules
+                    .parameters
+                    .entry(canonical(module))
+                    .or_default()
+                    .push(parameter.to_owned());
             }
         }
         modules
@@ -105,17 +128,34 @@ impl Modules {
         if self.builtin.contains(name) || is_live(name) {
             return Ok(false);
         }
-        let Some((path, needs)) = self.files.get(name) else { bail!("no module {name}") };
+        let Some((path, needs)) = self.files.get(name) else {
+            bail!("no module {name}")
+        };
         if depth > MAX_DEPTH {
             bail!("module {name}: soft dependencies go round in circles");
         }
-        for need in needs.iter().rev().map(|need| name_of(need)).chain([name.to_owned()]) {
-            for soft in self.soft.get(&need).into_iter().flatten().flat_map(|soft| self.resolve(soft)) {
+        for need in needs
+            .iter()
+            .rev()
+            .map(|need| name_of(need))
+            .chain([name.to_owned()])
+        {
+            for soft in self
+                .soft
+                .get(&need)
+                .into_iter()
+                .flatten()
+                .flat_map(|soft| self.resolve(soft))
+            {
                 // A soft dependency makes it better, not possible.
                 let _ = self.load_nested(&soft, depth + 1);
             }
             if need != name && !is_live(&need) {
-                let file = self.files.get(&need).map(|(file, _)| file).with_context(|| format!("no module {need}"))?;
+                let file = self
+                    .files
+                    .get(&need)
+                    .map(|(file, _)| file)
+                    .with_context(|| format!("no module {need}"))?;
                 self.insert(&need, file)?;
             }
         }
@@ -124,8 +164,13 @@ impl Modules {
 
     fn insert(&self, name: &str, file: &str) -> Result<bool> {
         let path = self.folder.join(file);
-        let module = fs::File::open(&path).with_context(|| format!("opening module {}", path.display()))?;
-        let parameters = self.parameters.get(name).map(|all| all.join(" ")).unwrap_or_default();
+        let module =
+            fs::File::open(&path).with_context(|| format!("opening module {}", path.display()))?;
+        let parameters = self
+            .parameters
+            .get(name)
+            .map(|all| all.join(" "))
+            .unwrap_or_default();
         match rustix::system::finit_module(&module, &CString::new(parameters)?, 0) {
             Ok(()) => Ok(true),
             Err(Errno::EXIST) => Ok(false),
@@ -135,7 +180,8 @@ impl Modules {
 }
 
 fn is_live(name: &str) -> bool {
-    fs::read_to_string(format!("/sys/module/{name}/initstate")).is_ok_and(|state| state.trim() == "live")
+    fs::read_to_string(format!("/sys/module/{name}/initstate"))
+        .is_ok_and(|state| state.trim() == "live")
 }
 
 /// The kernel's own spelling.

@@ -73,25 +73,101 @@ enum Takes {
 }
 
 const FLAGS: &[Flag] = &[
-    Flag { name: "now", takes: Takes::Value, commands: &["inspect", "repair", "undo"] },
-    Flag { name: "only", takes: Takes::List, commands: &["inspect", "repair"] },
-    Flag { name: "skip", takes: Takes::List, commands: &["inspect", "repair"] },
-    Flag { name: "free-target", takes: Takes::Value, commands: &["inspect", "repair"] },
-    Flag { name: "days", takes: Takes::Value, commands: &["repair"] },
-    Flag { name: "reuse-keys", takes: Takes::Nothing, commands: &["repair"] },
-    Flag { name: "san", takes: Takes::List, commands: &["repair"] },
-    Flag { name: "renew-ca", takes: Takes::Nothing, commands: &["repair"] },
-    Flag { name: "ca-days", takes: Takes::Value, commands: &["repair"] },
-    Flag { name: "node", takes: Takes::Value, commands: &["repair", "undo"] },
-    Flag { name: "run", takes: Takes::Value, commands: &["undo"] },
-    Flag { name: "patch-kubelet", takes: Takes::Value, commands: &["repair"] },
-    Flag { name: "in-place", takes: Takes::Nothing, commands: &["repair"] },
-    Flag { name: "spill", takes: Takes::Value, commands: &["inspect", "repair", "undo"] },
-    Flag { name: "no-fsck", takes: Takes::Nothing, commands: &["repair", "undo"] },
-    Flag { name: "accept-loss", takes: Takes::Nothing, commands: &["repair"] },
-    Flag { name: "declare-dead", takes: Takes::List, commands: &["repair", "undo"] },
-    Flag { name: "unproven", takes: Takes::Nothing, commands: &["repair"] },
-    Flag { name: "trust", takes: Takes::List, commands: &["inspect", "repair"] },
+    Flag {
+        name: "now",
+        takes: Takes::Value,
+        commands: &["inspect", "repair", "undo"],
+    },
+    Flag {
+        name: "only",
+        takes: Takes::List,
+        commands: &["inspect", "repair"],
+    },
+    Flag {
+        name: "skip",
+        takes: Takes::List,
+        commands: &["inspect", "repair"],
+    },
+    Flag {
+        name: "free-target",
+        takes: Takes::Value,
+        commands: &["inspect", "repair"],
+    },
+    Flag {
+        name: "days",
+        takes: Takes::Value,
+        commands: &["repair"],
+    },
+    Flag {
+        name: "reuse-keys",
+        takes: Takes::Nothing,
+        commands: &["repair"],
+    },
+    Flag {
+        name: "san",
+        takes: Takes::List,
+        commands: &["repair"],
+    },
+    Flag {
+        name: "renew-ca",
+        takes: Takes::Nothing,
+        commands: &["repair"],
+    },
+    Flag {
+        name: "ca-days",
+        takes: Takes::Value,
+        commands: &["repair"],
+    },
+    Flag {
+        name: "node",
+        takes: Takes::Value,
+        commands: &["repair", "undo"],
+    },
+    Flag {
+        name: "run",
+        takes: Takes::Value,
+        commands: &["undo"],
+    },
+    Flag {
+        name: "patch-kubelet",
+        takes: Takes::Value,
+        commands: &["repair"],
+    },
+    Flag {
+        name: "in-place",
+        takes: Takes::Nothing,
+        commands: &["repair"],
+    },
+    Flag {
+        name: "spill",
+        takes: Takes::Value,
+        commands: &["inspect", "repair", "undo"],
+    },
+    Flag {
+        name: "no-fsck",
+        takes: Takes::Nothing,
+        commands: &["repair", "undo"],
+    },
+    Flag {
+        name: "accept-loss",
+        takes: Takes::Nothing,
+        commands: &["repair"],
+    },
+    Flag {
+        name: "declare-dead",
+        takes: Takes::List,
+        commands: &["repair", "undo"],
+    },
+    Flag {
+        name: "unproven",
+        takes: Takes::Nothing,
+        commands: &["repair"],
+    },
+    Flag {
+        name: "trust",
+        takes: Takes::List,
+        commands: &["inspect", "repair"],
+    },
 ];
 
 impl Options {
@@ -99,7 +175,9 @@ impl Options {
     pub fn parse(command_line: &str) -> Self {
         let mut options = Self::default();
         for word in command_line.split_whitespace() {
-            let Some(setting) = word.strip_prefix("rescue.") else { continue };
+            let Some(setting) = word.strip_prefix("rescue.") else {
+                continue;
+            };
             let (name, value) = setting.split_once('=').unwrap_or((setting, ""));
             let result = match FLAGS.iter().find(|flag| flag.name == name) {
                 Some(flag) => options.set_flag(flag, value),
@@ -115,12 +193,20 @@ impl Options {
     /// The flags that a sub-command is given.
     pub fn flags_for(&self, command: &str) -> Vec<String> {
         let mut words = Vec::new();
-        for (flag, value) in self.flags.iter().filter(|(flag, _)| flag.commands.contains(&command)) {
+        for (flag, value) in self
+            .flags
+            .iter()
+            .filter(|(flag, _)| flag.commands.contains(&command))
+        {
             let name = format!("--{}", flag.name);
             match value {
                 None => words.push(name),
                 Some(value) if flag.takes == Takes::List => {
-                    words.extend(value.split(',').flat_map(|one| [name.clone(), one.to_owned()]));
+                    words.extend(
+                        value
+                            .split(',')
+                            .flat_map(|one| [name.clone(), one.to_owned()]),
+                    );
                 }
                 Some(value) => words.extend([name, value.clone()]),
             }
@@ -154,7 +240,9 @@ impl Options {
             ("all-nodes", "" | "yes") => self.all_nodes = true,
             ("all-nodes", "no") => self.all_nodes = false,
             ("all-nodes", _) => return Err("yes or no"),
-            ("wait", _) => self.wait = Duration::from_secs(value.parse().map_err(|_| "a number of seconds")?),
+            ("wait", _) => {
+                self.wait = Duration::from_secs(value.parse().map_err(|_| "a number of seconds")?)
+            }
             _ => return Err("there is no such setting"),
         }
         Ok(())
@@ -175,8 +263,19 @@ mod tests {
         assert!(options.all_nodes);
         assert_eq!(options.after, After::Stop(Stop::Reboot));
         assert_eq!(options.wait, Duration::from_secs(5));
-        assert_eq!(options.flags_for("inspect"), ["--only", "disk-full", "--only", "certificates"]);
-        let repair = ["--only", "disk-full", "--only", "certificates", "--in-place", "--days", "90"];
+        assert_eq!(
+            options.flags_for("inspect"),
+            ["--only", "disk-full", "--only", "certificates"]
+        );
+        let repair = [
+            "--only",
+            "disk-full",
+            "--only",
+            "certificates",
+            "--in-place",
+            "--days",
+            "90",
+        ];
         assert_eq!(options.flags_for("repair"), repair);
         assert_eq!(options.problems, Vec::<String>::new());
     }
@@ -192,7 +291,11 @@ mod tests {
                     "san" => "10.0.0.1,vip.example.org",
                     _ => "10",
                 };
-                let value = if flag.takes == Takes::Nothing { String::new() } else { format!("={sample}") };
+                let value = if flag.takes == Takes::Nothing {
+                    String::new()
+                } else {
+                    format!("={sample}")
+                };
                 let options = Options::parse(&format!("rescue.{}{value}", flag.name));
                 let mut words = vec![(*command).to_owned(), "disk.img".to_owned()];
                 words.extend(options.flags_for(command));
@@ -203,8 +306,9 @@ mod tests {
 
     #[test]
     fn says_what_it_does_not_understand() {
-        let options =
-            Options::parse("rescue.auto=repiar rescue.colour=blue rescue.wait=soon rescue.in-place=maybe rescue.days=");
+        let options = Options::parse(
+            "rescue.auto=repiar rescue.colour=blue rescue.wait=soon rescue.in-place=maybe rescue.days=",
+        );
         assert_eq!(options.auto, None);
         assert_eq!(options.problems.len(), 5, "{:?}", options.problems);
         assert!(options.problems[0].starts_with("rescue.auto=repiar: "));

@@ -49,7 +49,11 @@ pub fn run(arguments: &[String]) -> ExitCode {
 pub fn command(what: &str) -> Command {
     let mut command = Command::new(OURSELVES);
     command.arg0(PROGRAM).arg(what);
-    command.env("PATH", "/bin:/sbin").env("HOME", "/root").env("TERM", "linux").env("LANG", "C.UTF-8");
+    command
+        .env("PATH", "/bin:/sbin")
+        .env("HOME", "/root")
+        .env("TERM", "linux")
+        .env("LANG", "C.UTF-8");
     command.current_dir("/root");
     command
 }
@@ -95,5 +99,6 @@ fn foreground(arguments: &[String]) -> Result<ExitCode> {
     let _ = rustix::termios::tcsetpgrp(std::io::stdin(), rustix::process::getpid());
     output.thread_unblock()?;
     let program = if name == "rescue" { OURSELVES } else { name };
-    Err(Command::new(program).arg0(name).args(rest).exec()).with_context(|| format!("starting {name}"))
+    Err(Command::new(program).arg0(name).args(rest).exec())
+        .with_context(|| format!("starting {name}"))
 }

@@ -27,7 +27,9 @@ const PART_WAY: i32 = 4;
 /// Runs until the person (or `rescue.after`) wants a shell or the machine stopped; the exit code says which.
 pub fn run(unattended_allowed: bool) -> Result<ExitCode> {
     own_the_terminal()?;
-    let options = Options::parse(&fs::read_to_string("/proc/cmdline").context("reading the kernel's command line")?);
+    let options = Options::parse(
+        &fs::read_to_string("/proc/cmdline").context("reading the kernel's command line")?,
+    );
     banner(&options);
     let auto = options.auto.filter(|_| unattended_allowed);
     let mut disks = find_disks(&options)?;
@@ -41,7 +43,9 @@ pub fn run(unattended_allowed: bool) -> Result<ExitCode> {
     }
     loop {
         match ask()? {
-            Choice::Repair | Choice::Undo if disks.is_empty() => println!("There is no disk to repair."),
+            Choice::Repair | Choice::Undo if disks.is_empty() => {
+                println!("There is no disk to repair.")
+            }
             Choice::Repair => drop(command("repair", &options, &disks)?),
             Choice::Undo => drop(command("undo", &options, &disks)?),
             Choice::Details => drop(command_with("inspect", &["--details"], &options, &disks)?),
@@ -66,10 +70,17 @@ fn after(after: After) -> ExitCode {
 /// Ctrl-C ends what runs and not the menu; Ctrl-Z is off, for nothing here could wake a stopped command.
 fn own_the_terminal() -> Result<()> {
     let mut signals = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU] {
+    for signal in [
+        Signal::SIGINT,
+        Signal::SIGTSTP,
+        Signal::SIGTTIN,
+        Signal::SIGTTOU,
+    ] {
         signals.add(signal);
     }
-    signals.thread_block().context("blocking the terminal's signals")?;
+    signals
+        .thread_block()
+        .context("blocking the terminal's signals")?;
     if let Ok(mut modes) = tcgetattr(io::stdin()) {
         modes.special_codes[SpecialCodeIndex::VSUSP] = 0;
         let _ = tcsetattr(io::stdin(), OptionalActions::Now, &modes);
@@ -78,7 +89,11 @@ fn own_the_terminal() -> Result<()> {
 }
 
 fn banner(options: &Options) {
-    println!("\nRescue {}, Linux {}", env!("CARGO_PKG_VERSION"), rustix::system::uname().release().to_string_lossy());
+    println!(
+        "\nRescue {}, Linux {}",
+        env!("CARGO_PKG_VERSION"),
+        rustix::system::uname().release().to_string_lossy()
+    );
     println!("Secure Boot: {}", secure_boot());
     println!("Clock: {} (UTC)", clock());
     for problem in &options.problems {
@@ -89,7 +104,9 @@ fn banner(options: &Options) {
 /// To the second; a wrong clock is worth seeing at once.
 fn clock() -> String {
     let format = time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
-    time::OffsetDateTime::now_utc().format(format).unwrap_or_else(|_| "unknown".into())
+    time::OffsetDateTime::now_utc()
+        .format(format)
+        .unwrap_or_else(|_| "unknown".into())
 }
 
 /// From the firmware's variable and the kernel's lockdown.
@@ -100,7 +117,9 @@ fn secure_boot() -> String {
     }
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::RDONLY;
     let _ = mount("efivarfs", VARIABLES, "efivarfs", flags, None);
-    let variable = fs::read(format!("{VARIABLES}/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"));
+    let variable = fs::read(format!(
+        "{VARIABLES}/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+    ));
     let state = match variable.as_deref() {
         // Four bytes of attributes, then the value.
         Ok([_, _, _, _, 1]) => "enabled",
@@ -109,8 +128,10 @@ fn secure_boot() -> String {
     };
     let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
     // `none [integrity] confidentiality`: the brackets mark the one in force.
-    let lockdown =
-        lockdown.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map_or("unknown", |(word, _)| word);
+    let lockdown = lockdown
+        .split_once('[')
+        .and_then(|(_, rest)| rest.split_once(']'))
+        .map_or("unknown", |(word, _)| word);
     format!("{state} (kernel lockdown: {lockdown})")
 }
 
@@ -141,17 +162,24 @@ fn find_disks(options: &Options) -> Result<Vec<Attached>> {
 }
 
 fn explain_no_disk(options: &Options) {
-    println!("No disk was found within {} s (the medium we were started from does not count).", options.wait.as_secs());
+    println!(
+        "No disk was found within {} s (the medium we were started from does not count).",
+        options.wait.as_secs()
+    );
     let controllers = disks::controllers();
     if controllers.is_empty() {
-        println!("This machine shows no storage controller. Next: attach the node's disk to this VM.");
+        println!(
+            "This machine shows no storage controller. Next: attach the node's disk to this VM."
+        );
         return;
     }
     println!("Storage controllers, and what drives them:");
     for controller in controllers {
         println!("  {controller}");
     }
-    println!("Next: attach the node's disk; a controller without a driver needs another type in the VM's settings.");
+    println!(
+        "Next: attach the node's disk; a controller without a driver needs another type in the VM's settings."
+    );
 }
 
 /// The unattended run; gives the exit code that stands for it.
@@ -195,13 +223,19 @@ fn command(name: &str, options: &Options, disks: &[Attached]) -> Result<i32> {
 
 /// Runs `rescue NAME …` on the disks in the foreground and gives its exit code.
 fn command_with(name: &str, extra: &[&str], options: &Options, disks: &[Attached]) -> Result<i32> {
-    let status = prepare(name, extra, options, disks).status().with_context(|| format!("running rescue {name}"))?;
+    let status = prepare(name, extra, options, disks)
+        .status()
+        .with_context(|| format!("running rescue {name}"))?;
     Ok(finish(status))
 }
 
 fn prepare(name: &str, extra: &[&str], options: &Options, disks: &[Attached]) -> Command {
     let mut command = role::command(role::FOREGROUND);
-    command.args(["rescue", name]).args(extra).args(options.flags_for(name)).args(disks.iter().map(Attached::path));
+    command
+        .args(["rescue", name])
+        .args(extra)
+        .args(options.flags_for(name))
+        .args(disks.iter().map(Attached::path));
     command
 }
 
@@ -229,9 +263,17 @@ enum Choice {
 /// The menu: the word to type, what it does, the choice.
 const MENU: &[(&str, &str, Choice)] = &[
     ("repair", "show the plan, ask, then mend", Choice::Repair),
-    ("details", "inspect again and show every fact and all evidence", Choice::Details),
+    (
+        "details",
+        "inspect again and show every fact and all evidence",
+        Choice::Details,
+    ),
     ("inspect", "look for disks and inspect again", Choice::Again),
-    ("undo", "take the newest repair back, after asking", Choice::Undo),
+    (
+        "undo",
+        "take the newest repair back, after asking",
+        Choice::Undo,
+    ),
     ("shell", "a shell; `exit` comes back here", Choice::Shell),
     ("reboot", "restart the machine", Choice::Stop(Stop::Reboot)),
     ("off", "power off", Choice::Stop(Stop::PowerOff)),
@@ -246,7 +288,12 @@ fn ask() -> Result<Choice> {
         print!("rescue> ");
         io::stdout().flush()?;
         let mut line = String::new();
-        if io::stdin().lock().read_line(&mut line).context("reading the answer")? == 0 {
+        if io::stdin()
+            .lock()
+            .read_line(&mut line)
+            .context("reading the answer")?
+            == 0
+        {
             // Ctrl-D.
             return Ok(Choice::Shell);
         }
@@ -262,9 +309,13 @@ fn ask() -> Result<Choice> {
 fn choose(answer: &str) -> Option<Choice> {
     let answer = answer.to_lowercase();
     if let Ok(number) = answer.parse::<usize>() {
-        return MENU.get(number.checked_sub(1)?).map(|(_, _, choice)| *choice);
+        return MENU
+            .get(number.checked_sub(1)?)
+            .map(|(_, _, choice)| *choice);
     }
-    let mut fits = MENU.iter().filter(|(word, _, _)| !answer.is_empty() && word.starts_with(&answer));
+    let mut fits = MENU
+        .iter()
+        .filter(|(word, _, _)| !answer.is_empty() && word.starts_with(&answer));
     match (fits.next(), fits.next()) {
         (Some((_, _, choice)), None) => Some(*choice),
         _ => None,

@@ -47,8 +47,12 @@ pub struct Mount {
 impl Mount {
     /// Mounts the file system of the given kind (`ext2`, `ext3`, `ext4`, `xfs`, `btrfs`) on a block device. Needs root.
     pub fn new(device: &Path, kind: &str, access: Access) -> anyhow::Result<Self> {
-        let root = mount_detached(device, kind, access).with_context(|| format!("mounting {}", device.display()))?;
-        Ok(Self { root, device: device.to_path_buf() })
+        let root = mount_detached(device, kind, access)
+            .with_context(|| format!("mounting {}", device.display()))?;
+        Ok(Self {
+            root,
+            device: device.to_path_buf(),
+        })
     }
 
     /// A path to its root folder that works in this process alone, for as long as this lives.
@@ -58,7 +62,8 @@ impl Mount {
 
     /// Makes a file system that was mounted for writing read-only: what was to be written is, and nothing more will be.
     pub fn make_read_only(&self) -> anyhow::Result<()> {
-        reconfigure_read_only(&self.root).with_context(|| format!("making {} read-only", self.device.display()))
+        reconfigure_read_only(&self.root)
+            .with_context(|| format!("making {} read-only", self.device.display()))
     }
 
     /// Writes everything out and unmounts. Unlike dropping, this tells of write errors, and returns only once the kernel has let go of
@@ -92,16 +97,27 @@ pub fn mount_writable(device: &Path, kind: &str) -> anyhow::Result<Mount> {
 /// of symbolic links (which `O_NOATIME` cannot do). What is mounted below the folder is not part of it. `None` where that is not allowed
 /// (not root) or not possible (before Linux 5.12).
 pub(crate) fn read_only_view(folder: BorrowedFd<'_>) -> Option<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
     let view = rustix::mount::open_tree(folder, "", flags).ok()?;
     let set = ALWAYS | MountAttrFlags::MOUNT_ATTR_RDONLY;
-    crate::base::sys::set_mount_attributes(view.as_fd(), set.bits(), MountAttrFlags::MOUNT_ATTR__ATIME.bits()).ok()?;
+    crate::base::sys::set_mount_attributes(
+        view.as_fd(),
+        set.bits(),
+        MountAttrFlags::MOUNT_ATTR__ATIME.bits(),
+    )
+    .ok()?;
     Some(view)
 }
 
 /// Whether this process may mount.
 pub fn require_root(doing: &str) -> Result<(), Refusal> {
-    if nix::unistd::geteuid().is_root() { Ok(()) } else { Err(needs_root(doing)) }
+    if nix::unistd::geteuid().is_root() {
+        Ok(())
+    } else {
+        Err(needs_root(doing))
+    }
 }
 
 /// The refusal that names the line to type.
@@ -133,8 +149,8 @@ fn mount_detached(device: &Path, kind: &str, access: Access) -> anyhow::Result<O
     if driver == "ext4" {
         expect_standing_alone(device)?;
     }
-    let context =
-        rustix::mount::fsopen(driver, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| no_driver(driver, errno))?;
+    let context = rustix::mount::fsopen(driver, FsOpenFlags::FSOPEN_CLOEXEC)
+        .map_err(|errno| no_driver(driver, errno))?;
     configure(context.as_fd(), device, driver, access)
         .map_err(|errno| refused_by_kernel(context.as_fd(), driver, errno))?;
     let mut attributes = ALWAYS;
@@ -149,11 +165,18 @@ fn mount_detached(device: &Path, kind: &str, access: Access) -> anyhow::Result<O
 fn expect_standing_alone(device: &Path) -> anyhow::Result<()> {
     let mut bytes = [0; superblock::LENGTH];
     let device = File::open(device).context("opening it")?;
-    device.read_exact_at(&mut bytes, superblock::OFFSET).context("reading its superblock")?;
+    device
+        .read_exact_at(&mut bytes, superblock::OFFSET)
+        .context("reading its superblock")?;
     Ok(superblock::check(&bytes)?)
 }
 
-fn configure(context: BorrowedFd<'_>, device: &Path, driver: &str, access: Access) -> Result<(), Errno> {
+fn configure(
+    context: BorrowedFd<'_>,
+    device: &Path,
+    driver: &str,
+    access: Access,
+) -> Result<(), Errno> {
     rustix::mount::fsconfig_set_string(context, "source", device)?;
     for (key, value) in options(driver) {
         match value {
@@ -168,7 +191,11 @@ fn configure(context: BorrowedFd<'_>, device: &Path, driver: &str, access: Acces
 }
 
 fn reconfigure_read_only(root: &OwnedFd) -> Result<(), Errno> {
-    let context = rustix::mount::fspick(root, "", FsPickFlags::FSPICK_EMPTY_PATH | FsPickFlags::FSPICK_CLOEXEC)?;
+    let context = rustix::mount::fspick(
+        root,
+        "",
+        FsPickFlags::FSPICK_EMPTY_PATH | FsPickFlags::FSPICK_CLOEXEC,
+    )?;
     rustix::mount::fsconfig_set_flag(&context, "ro")?;
     rustix::mount::fsconfig_reconfigure(&context)
 }
@@ -178,12 +205,20 @@ fn options(driver: &str) -> &'static [(&'static str, Option<&'static str>)] {
     match driver {
         // A superblock can ask for a kernel panic when the file system is found damaged, and for discards. Inode tables are not
         // zeroed in the background: the guest's own next mount does that.
-        "ext4" => &[("errors", Some("remount-ro")), ("nodiscard", None), ("noinit_itable", None)],
+        "ext4" => &[
+            ("errors", Some("remount-ro")),
+            ("nodiscard", None),
+            ("noinit_itable", None),
+        ],
         // Clones of one disk carry the same UUID.
         "xfs" => &[("nouuid", None)],
         // The top level, which holds all subvolumes, whatever the guest's default is. A rebalancing that was cut off is the guest's
         // to go on with.
-        "btrfs" => &[("subvolid", Some("5")), ("skip_balance", None), ("nodiscard", None)],
+        "btrfs" => &[
+            ("subvolid", Some("5")),
+            ("skip_balance", None),
+            ("nodiscard", None),
+        ],
         _ => &[],
     }
 }
@@ -211,7 +246,8 @@ fn no_driver(driver: &str, errno: Errno) -> anyhow::Error {
         )
         .into(),
         Errno::PERM => needs_root("mounting").into(),
-        errno => anyhow::Error::new(errno).context(format!("asking the kernel for the file system {driver}")),
+        errno => anyhow::Error::new(errno)
+            .context(format!("asking the kernel for the file system {driver}")),
     }
 }
 
@@ -222,14 +258,22 @@ fn refused_by_kernel(context: BorrowedFd<'_>, driver: &str, errno: Errno) -> any
         Errno::BUSY => "it is in use, perhaps mounted",
         Errno::EXIST => "another device with the same UUID is known to this kernel",
         Errno::INVAL => "this kernel finds no such file system there, or not one that it supports",
-        Errno::UCLEAN | Errno::BADMSG => "it is damaged and needs a check (e2fsck, xfs_repair, btrfs check) first",
+        Errno::UCLEAN | Errno::BADMSG => {
+            "it is damaged and needs a check (e2fsck, xfs_repair, btrfs check) first"
+        }
         Errno::IO => "reading or writing failed",
-        Errno::ACCESS | Errno::ROFS => "it needs its journal replayed, and the device cannot be written to",
+        Errno::ACCESS | Errno::ROFS => {
+            "it needs its journal replayed, and the device cannot be written to"
+        }
         Errno::PERM => "mounting is not allowed here",
         _ => "the kernel refused",
     };
     let error = anyhow::Error::new(errno).context(format!("{driver}: {reason}"));
-    if said.is_empty() { error } else { error.context(format!("the kernel says: {}", said.join("; "))) }
+    if said.is_empty() {
+        error
+    } else {
+        error.context(format!("the kernel says: {}", said.join("; ")))
+    }
 }
 
 /// The lines that the kernel has for this attempt (see fsopen(2)); printable characters only, a guest may have a say in them.
@@ -239,7 +283,11 @@ fn kernel_log(context: BorrowedFd<'_>) -> Vec<String> {
     while let Ok(length) = rustix::io::read(context, &mut buffer) {
         let line = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).into_owned();
         // "e ", "w ", "i ": the kind of message.
-        let line = line.get(2..).unwrap_or(&line).trim().replace(|c: char| c.is_control(), " ");
+        let line = line
+            .get(2..)
+            .unwrap_or(&line)
+            .trim()
+            .replace(|c: char| c.is_control(), " ");
         lines.push(line);
         if lines.len() == 8 {
             break;
@@ -257,11 +305,17 @@ fn sync(root: &OwnedFd) -> Result<(), Errno> {
 /// A mounted block device cannot be opened exclusively, so being able to means that it is unmounted.
 fn wait_released(device: &Path) -> anyhow::Result<()> {
     let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
-    let is_device =
-        rustix::fs::stat(device).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice);
+    let is_device = rustix::fs::stat(device)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice);
     let deadline = Instant::now() + RELEASE_TIMEOUT;
-    while is_device && rustix::fs::open(device, flags, Mode::empty()).is_err_and(|errno| errno == Errno::BUSY) {
-        anyhow::ensure!(Instant::now() < deadline, "{} is still in use after unmounting it", device.display());
+    while is_device
+        && rustix::fs::open(device, flags, Mode::empty()).is_err_and(|errno| errno == Errno::BUSY)
+    {
+        anyhow::ensure!(
+            Instant::now() < deadline,
+            "{} is still in use after unmounting it",
+            device.display()
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())
@@ -276,14 +330,24 @@ mod tests {
     fn ext4() -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(16 << 20).unwrap();
-        let made = std::process::Command::new("mkfs.ext4").args(["-q", "-F"]).arg(file.path()).status().unwrap();
+        let made = std::process::Command::new("mkfs.ext4")
+            .args(["-q", "-F"])
+            .arg(file.path())
+            .status()
+            .unwrap();
         assert!(made.success());
         file
     }
 
     fn attach(file: &tempfile::NamedTempFile, read_only: bool) -> LoopDevice {
-        LoopDevice::open(file.path(), &LoopOptions { read_only, ..LoopOptions::default() })
-            .expect("this test needs root")
+        LoopDevice::open(
+            file.path(),
+            &LoopOptions {
+                read_only,
+                ..LoopOptions::default()
+            },
+        )
+        .expect("this test needs root")
     }
 
     #[test]
@@ -305,7 +369,11 @@ mod tests {
         let tree = FolderTree::beneath(mount.into_root()).unwrap();
         assert_eq!(tree.read(Path::new("/hello"), 99).unwrap(), b"there");
         drop((tree, device));
-        let check = std::process::Command::new("e2fsck").args(["-fn"]).arg(file.path()).output().unwrap();
+        let check = std::process::Command::new("e2fsck")
+            .args(["-fn"])
+            .arg(file.path())
+            .output()
+            .unwrap();
         assert!(check.status.success(), "{check:?}");
     }
 
@@ -315,14 +383,26 @@ mod tests {
         file.as_file().set_len(16 << 20).unwrap();
         let device = attach(&file, true);
         let error = Mount::new(&device.path(), "ext4", Access::ReadOnly).unwrap_err();
-        assert!(format!("{error:#}").contains("finds no such file system"), "{error:#}");
+        assert!(
+            format!("{error:#}").contains("finds no such file system"),
+            "{error:#}"
+        );
         let error = Mount::new(&device.path(), "nonesuchfs", Access::ReadOnly).unwrap_err();
-        assert!(format!("{error:#}").contains("does not know the file system nonesuchfs"), "{error:#}");
+        assert!(
+            format!("{error:#}").contains("does not know the file system nonesuchfs"),
+            "{error:#}"
+        );
     }
 
     /// The value that the kernel uses for a mount option of ext4.
     fn effective(device: &LoopDevice, option: &str) -> bool {
-        let name = device.path().file_name().unwrap().to_str().unwrap().to_owned();
+        let name = device
+            .path()
+            .file_name()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .to_owned();
         let options = std::fs::read_to_string(format!("/proc/fs/ext4/{name}/options")).unwrap();
         options.lines().any(|line| line == option)
     }
@@ -331,7 +411,11 @@ mod tests {
     fn the_superblock_cannot_ask_for_a_panic() {
         let file = ext4();
         let tune = |arguments: &[&str]| {
-            let ran = std::process::Command::new("tune2fs").args(arguments).arg(file.path()).output().unwrap();
+            let ran = std::process::Command::new("tune2fs")
+                .args(arguments)
+                .arg(file.path())
+                .output()
+                .unwrap();
             assert!(ran.status.success(), "{ran:?}");
         };
         tune(&["-e", "panic", "-o", "discard"]);
@@ -350,7 +434,11 @@ mod tests {
 
     #[test]
     fn quotes_the_line_to_type() {
-        let line = as_root(["rescue", "inspect", "my disk's.img"].map(Into::into).into_iter());
+        let line = as_root(
+            ["rescue", "inspect", "my disk's.img"]
+                .map(Into::into)
+                .into_iter(),
+        );
         assert_eq!(line, r"sudo rescue inspect 'my disk'\''s.img'");
     }
 }

@@ -30,13 +30,20 @@ pub(super) fn check(superblock: &[u8; LENGTH]) -> Result<(), Refusal> {
     let options = &superblock[MOUNT_OPTIONS..MOUNT_OPTIONS + MOUNT_OPTIONS_LENGTH];
     // `journal_path` and `journal_dev`, set with tune2fs -E mount_opts.
     if options.windows(8).any(|word| word == b"journal_") {
-        return Err(refusal("its superblock asks for a journal elsewhere (tune2fs -E mount_opts)"));
+        return Err(refusal(
+            "its superblock asks for a journal elsewhere (tune2fs -E mount_opts)",
+        ));
     }
     Ok(())
 }
 
 fn number(superblock: &[u8; LENGTH], at: usize) -> u32 {
-    u32::from_le_bytes([superblock[at], superblock[at + 1], superblock[at + 2], superblock[at + 3]])
+    u32::from_le_bytes([
+        superblock[at],
+        superblock[at + 1],
+        superblock[at + 2],
+        superblock[at + 3],
+    ])
 }
 
 fn refusal(saw: &str) -> Refusal {
@@ -76,7 +83,12 @@ mod tests {
         let mut device = superblock();
         device[JOURNAL_INODE] = 0;
         device[JOURNAL_DEVICE] = 1;
-        assert!(check(&device).unwrap_err().saw.contains("on another device"));
+        assert!(
+            check(&device)
+                .unwrap_err()
+                .saw
+                .contains("on another device")
+        );
         let mut both = superblock();
         both[JOURNAL_DEVICE] = 1;
         assert!(check(&both).is_err());

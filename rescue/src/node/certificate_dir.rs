@@ -6,14 +6,18 @@ use crate::guest::{Guest, GuestPath};
 
 /// From the API server's flags, else from the other manifests, else from the kubelet's config, else kubeadm's default.
 pub(super) fn find(guest: &Guest, pods: &[StaticPod], kubelet: &Kubelet) -> Fact<GuestPath> {
-    from_manifests(pods).or_else(|| from_kubelet(kubelet)).unwrap_or_else(|| {
-        let default = GuestPath::new("/etc/kubernetes/pki");
-        if guest.exists(&default) {
-            Fact::known(default, "kubeadm's default")
-        } else {
-            Fact::unknown("no manifest or kubelet config names it, and /etc/kubernetes/pki is not there")
-        }
-    })
+    from_manifests(pods)
+        .or_else(|| from_kubelet(kubelet))
+        .unwrap_or_else(|| {
+            let default = GuestPath::new("/etc/kubernetes/pki");
+            if guest.exists(&default) {
+                Fact::known(default, "kubeadm's default")
+            } else {
+                Fact::unknown(
+                    "no manifest or kubelet config names it, and /etc/kubernetes/pki is not there",
+                )
+            }
+        })
 }
 
 /// Flags that name a file directly in the folder, per static pod, best first.
@@ -32,7 +36,10 @@ fn from_manifests(pods: &[StaticPod]) -> Option<Fact<GuestPath>> {
     };
     let direct = SIGNS.iter().find_map(|(name, flag)| {
         let (pod, file) = value(name, flag)?;
-        Some(Fact::known(GuestPath::new(file).parent(), format!("{} {flag}", pod.path)))
+        Some(Fact::known(
+            GuestPath::new(file).parent(),
+            format!("{} {flag}", pod.path),
+        ))
     });
     // etcd's certificates are one folder deeper.
     direct.or_else(|| {
@@ -47,9 +54,15 @@ fn from_manifests(pods: &[StaticPod]) -> Option<Fact<GuestPath>> {
 
 fn from_kubelet(kubelet: &Kubelet) -> Option<Fact<GuestPath>> {
     if let Some(file) = kubelet.flag("--client-ca-file") {
-        return Some(Fact::known(GuestPath::new(file).parent(), "kubelet's --client-ca-file"));
+        return Some(Fact::known(
+            GuestPath::new(file).parent(),
+            "kubelet's --client-ca-file",
+        ));
     }
     let file = yaml::text_at(&kubelet.config, &["authentication", "x509", "clientCAFile"])?;
     let config = kubelet.config_path.value.as_ref()?;
-    Some(Fact::known(GuestPath::new(file).parent(), format!("{config} clientCAFile")))
+    Some(Fact::known(
+        GuestPath::new(file).parent(),
+        format!("{config} clientCAFile"),
+    ))
 }

@@ -52,28 +52,49 @@ struct Seen {
 }
 
 /// The newest time on the disk that other times bear out.
-pub(super) fn evidence(guest: &Guest, pods: &[StaticPod], kubelet: &Kubelet) -> Option<ClockEvidence> {
+pub(super) fn evidence(
+    guest: &Guest,
+    pods: &[StaticPod],
+    kubelet: &Kubelet,
+) -> Option<ClockEvidence> {
     let mut seen = Vec::new();
     for folder in FOLDERS {
         modification_times(guest, folder, &mut seen);
     }
-    let etcd = pods.iter().rev().find(|pod| pod.name == "etcd").and_then(|pod| pod.flag("--data-dir"));
+    let etcd = pods
+        .iter()
+        .rev()
+        .find(|pod| pod.name == "etcd")
+        .and_then(|pod| pod.flag("--data-dir"));
     let etcd = etcd.unwrap_or("/var/lib/etcd");
     for folder in ["member/wal", "member/snap"] {
         modification_times(guest, &format!("{etcd}/{folder}"), &mut seen);
     }
     certificate_times(guest, kubelet, &mut seen);
     for mark in &guest.time_marks {
-        let source = format!("last mount, write or check of {}, in its superblock", mark.device);
-        seen.push(Seen { at: mark.seconds, source });
+        let source = format!(
+            "last mount, write or check of {}, in its superblock",
+            mark.device
+        );
+        seen.push(Seen {
+            at: mark.seconds,
+            source,
+        });
     }
     let newest = newest_borne_out(seen)?;
-    Some(ClockEvidence { newest: OffsetDateTime::from_unix_timestamp(newest.at).ok()?, source: newest.source })
+    Some(ClockEvidence {
+        newest: OffsetDateTime::from_unix_timestamp(newest.at).ok()?,
+        source: newest.source,
+    })
 }
 
 /// Refuses a rescue clock that is more than a day behind the disk, unless the time was given by the user: certificates made by it
 /// would not be valid yet when the node boots, and expired ones would look good.
-pub fn clock_refusal(now: OffsetDateTime, evidence: &ClockEvidence, now_given: bool) -> Option<Refusal> {
+pub fn clock_refusal(
+    now: OffsetDateTime,
+    evidence: &ClockEvidence,
+    now_given: bool,
+) -> Option<Refusal> {
     if now_given || evidence.newest - now <= TOLERANCE {
         return None;
     }
@@ -110,19 +131,34 @@ fn modification_times(guest: &Guest, pattern: &str, seen: &mut Vec<Seen>) {
         Some(above) => {
             let above = GuestPath::new(above);
             let entries = guest.read_dir(&above).unwrap_or_default();
-            let folders = entries.into_iter().filter(|entry| entry.kind == FileKind::Directory);
-            folders.take(MAX_FILES / 10).map(|entry| above.join(entry.name)).collect()
+            let folders = entries
+                .into_iter()
+                .filter(|entry| entry.kind == FileKind::Directory);
+            folders
+                .take(MAX_FILES / 10)
+                .map(|entry| above.join(entry.name))
+                .collect()
         }
         None => vec![GuestPath::new(pattern)],
     };
     let tree = guest.tree();
     for folder in folders {
-        let Ok(real) = guest.resolve(&folder) else { continue };
+        let Ok(real) = guest.resolve(&folder) else {
+            continue;
+        };
         let files = tree.read_dir(real.as_path()).unwrap_or_default();
-        for file in files.into_iter().filter(|file| file.kind == FileKind::Regular).take(MAX_FILES) {
+        for file in files
+            .into_iter()
+            .filter(|file| file.kind == FileKind::Regular)
+            .take(MAX_FILES)
+        {
             let path = real.as_path().join(&file.name);
             if let Ok(meta) = tree.lstat(&path) {
-                remember(meta.mtime, format!("modification time of {}", GuestPath::new(&path)), seen);
+                remember(
+                    meta.mtime,
+                    format!("modification time of {}", GuestPath::new(&path)),
+                    seen,
+                );
             }
         }
     }
@@ -130,16 +166,33 @@ fn modification_times(guest: &Guest, pattern: &str, seen: &mut Vec<Seen>) {
 
 /// A certificate was issued at its NotBefore or (kubeadm up to 1.30) later.
 fn certificate_times(guest: &Guest, kubelet: &Kubelet, seen: &mut Vec<Seen>) {
-    let Some(folder) = &kubelet.cert_dir.value else { return };
-    for entry in guest.read_dir(folder).unwrap_or_default().into_iter().take(MAX_FILES) {
-        if Path::new(&entry.name).extension().is_none_or(|extension| extension != "pem") {
+    let Some(folder) = &kubelet.cert_dir.value else {
+        return;
+    };
+    for entry in guest
+        .read_dir(folder)
+        .unwrap_or_default()
+        .into_iter()
+        .take(MAX_FILES)
+    {
+        if Path::new(&entry.name)
+            .extension()
+            .is_none_or(|extension| extension != "pem")
+        {
             continue;
         }
         let path = folder.join(&entry.name);
         let Ok(pem) = guest.read(&path) else { continue };
-        for block in Pem::iter_from_buffer(&pem).flatten().filter(|block| block.label == "CERTIFICATE") {
+        for block in Pem::iter_from_buffer(&pem)
+            .flatten()
+            .filter(|block| block.label == "CERTIFICATE")
+        {
             if let Ok(certificate) = block.parse_x509() {
-                remember(certificate.validity().not_before.timestamp(), format!("NotBefore in {path}"), seen);
+                remember(
+                    certificate.validity().not_before.timestamp(),
+                    format!("NotBefore in {path}"),
+                    seen,
+                );
             }
         }
     }
@@ -165,7 +218,10 @@ mod tests {
     fn newest(tree: MemoryTree) -> i64 {
         let guest = tree.into_guest();
         let kubelet = super::super::kubelet::read(&guest);
-        evidence(&guest, &[], &kubelet).expect("there are files").newest.unix_timestamp()
+        evidence(&guest, &[], &kubelet)
+            .expect("there are files")
+            .newest
+            .unix_timestamp()
     }
 
     fn alive() -> MemoryTree {
@@ -177,24 +233,46 @@ mod tests {
 
     #[test]
     fn the_newest_log_counts() {
-        assert_eq!(newest(alive().file("/var/log/now", "").mtime("/var/log/now", LAST + DAY)), LAST + DAY);
+        assert_eq!(
+            newest(
+                alive()
+                    .file("/var/log/now", "")
+                    .mtime("/var/log/now", LAST + DAY)
+            ),
+            LAST + DAY
+        );
     }
 
     #[test]
     fn one_file_from_the_far_future_does_not() {
-        let future = alive().file("/var/log/odd", "").mtime("/var/log/odd", LAST + 9000 * DAY);
+        let future = alive()
+            .file("/var/log/odd", "")
+            .mtime("/var/log/odd", LAST + 9000 * DAY);
         assert_eq!(newest(future), LAST);
-        assert_eq!(newest(MemoryTree::new().file("/var/log/only", "").mtime("/var/log/only", LAST)), LAST);
+        assert_eq!(
+            newest(
+                MemoryTree::new()
+                    .file("/var/log/only", "")
+                    .mtime("/var/log/only", LAST)
+            ),
+            LAST
+        );
     }
 
     #[test]
     fn a_clock_behind_the_disk_is_refused() {
         let at = |seconds: i64| OffsetDateTime::from_unix_timestamp(seconds).expect("in range");
-        let evidence = ClockEvidence { newest: at(LAST), source: "modification time of /var/log/syslog".into() };
+        let evidence = ClockEvidence {
+            newest: at(LAST),
+            source: "modification time of /var/log/syslog".into(),
+        };
         assert_eq!(clock_refusal(at(LAST - DAY), &evidence, false), None);
         assert_eq!(clock_refusal(at(LAST + 9000 * DAY), &evidence, false), None);
         let refusal = clock_refusal(at(LAST - DAY - 1), &evidence, false).expect("behind");
-        assert!(refusal.to_string().contains("2023-11-13T22:13:19Z"), "{refusal}");
+        assert!(
+            refusal.to_string().contains("2023-11-13T22:13:19Z"),
+            "{refusal}"
+        );
         assert!(refusal.next.contains("--now"));
         assert_eq!(clock_refusal(at(0), &evidence, true), None);
     }

@@ -17,7 +17,10 @@ pub fn parse(words: &[String]) -> Vec<(String, String)> {
             // The components take no words beside flags, so a word after a flag is its value.
             None => (
                 word.as_str(),
-                words.next_if(|next| !next.starts_with('-')).cloned().unwrap_or_else(|| "true".to_owned()),
+                words
+                    .next_if(|next| !next.starts_with('-'))
+                    .cloned()
+                    .unwrap_or_else(|| "true".to_owned()),
             ),
         };
         flags.push((name.to_owned(), value));
@@ -31,9 +34,18 @@ mod tests {
 
     #[test]
     fn reads_all_spellings() {
-        let words = ["kubelet", "--a=1", "--b", "2", "--c", "--d=x=y", "-v", "--", "--e"].map(str::to_owned);
+        let words = [
+            "kubelet", "--a=1", "--b", "2", "--c", "--d=x=y", "-v", "--", "--e",
+        ]
+        .map(str::to_owned);
         let flags = parse(&words);
-        let pairs: Vec<(&str, &str)> = flags.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        assert_eq!(pairs, [("--a", "1"), ("--b", "2"), ("--c", "true"), ("--d", "x=y")]);
+        let pairs: Vec<(&str, &str)> = flags
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
+        assert_eq!(
+            pairs,
+            [("--a", "1"), ("--b", "2"), ("--c", "true"), ("--d", "x=y")]
+        );
     }
 }

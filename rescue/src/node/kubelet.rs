@@ -10,12 +10,23 @@ use crate::systemd::{Unit, words};
 /// Reads the unit, its flags and its config.
 pub(super) fn read(guest: &Guest) -> Kubelet {
     let unit = Unit::load(guest, "kubelet.service");
-    let (flags, exact) = unit.as_ref().map(|unit| flags_of(&unit.argv())).unwrap_or((Vec::new(), true));
+    let (flags, exact) = unit
+        .as_ref()
+        .map(|unit| flags_of(&unit.argv()))
+        .unwrap_or((Vec::new(), true));
     let path = |name: &str| flag_path(unit.as_ref(), &flags, name, exact);
-    let config_path = path("--config").or_there(guest, "/var/lib/kubelet/config.yaml", unit.is_none());
-    let kubeconfig = path("--kubeconfig").or_there(guest, "/etc/kubernetes/kubelet.conf", unit.is_none());
+    let config_path =
+        path("--config").or_there(guest, "/var/lib/kubelet/config.yaml", unit.is_none());
+    let kubeconfig =
+        path("--kubeconfig").or_there(guest, "/etc/kubernetes/kubelet.conf", unit.is_none());
     let cert_dir = match path("--cert-dir") {
-        Fact { value: Some(value), source } => Fact { value: Some(value), source },
+        Fact {
+            value: Some(value),
+            source,
+        } => Fact {
+            value: Some(value),
+            source,
+        },
         _ => Fact::known(GuestPath::new("/var/lib/kubelet/pki"), "kubelet's default"),
     };
     let config = config_path
@@ -67,18 +78,30 @@ fn base_name(word: &str) -> &str {
     word.rsplit('/').next().unwrap_or(word)
 }
 
-fn flag_path(unit: Option<&Unit>, flags: &[(String, String)], name: &str, exact: bool) -> Fact<GuestPath> {
+fn flag_path(
+    unit: Option<&Unit>,
+    flags: &[(String, String)],
+    name: &str,
+    exact: bool,
+) -> Fact<GuestPath> {
     let Some(unit) = unit else {
         return Fact::unknown("there is no kubelet.service");
     };
-    let Some((_, value)) = flags.iter().rev().find(|(flag, value)| flag == name && !value.is_empty()) else {
+    let Some((_, value)) = flags
+        .iter()
+        .rev()
+        .find(|(flag, value)| flag == name && !value.is_empty())
+    else {
         return Fact::unknown(format!("kubelet.service starts it without {name}"));
     };
     let origin = unit
         .argv_with_origins()
         .into_iter()
         .rev()
-        .find(|(word, _)| word.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('=')))
+        .find(|(word, _)| {
+            word.strip_prefix(name)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+        })
         .map(|(_, origin)| origin.to_string());
     let source = match (origin, exact) {
         (Some(origin), _) => format!("{origin} {name}"),

@@ -37,12 +37,18 @@ pub struct Fact<T> {
 impl<T> Fact<T> {
     /// A known fact.
     pub fn known(value: T, source: impl std::fmt::Display) -> Self {
-        Self { value: Some(value), source: source.to_string() }
+        Self {
+            value: Some(value),
+            source: source.to_string(),
+        }
     }
 
     /// An unknown one; `looked` says where it was looked for.
     pub fn unknown(looked: impl std::fmt::Display) -> Self {
-        Self { value: None, source: looked.to_string() }
+        Self {
+            value: None,
+            source: looked.to_string(),
+        }
     }
 }
 
@@ -101,7 +107,11 @@ pub struct Kubelet {
 impl Kubelet {
     /// The last value of a flag (`--name`, dashes included), as the kubelet itself takes it.
     pub fn flag(&self, name: &str) -> Option<&str> {
-        self.flags.iter().rev().find(|(flag, _)| flag == name).map(|(_, value)| value.as_str())
+        self.flags
+            .iter()
+            .rev()
+            .find(|(flag, _)| flag == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -172,14 +182,22 @@ pub struct StaticPod {
 impl StaticPod {
     /// The last value of a flag (`--name`, dashes included).
     pub fn flag(&self, name: &str) -> Option<&str> {
-        self.flags.iter().rev().find(|(flag, _)| flag == name).map(|(_, value)| value.as_str())
+        self.flags
+            .iter()
+            .rev()
+            .find(|(flag, _)| flag == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
 impl Node {
     /// How people call it: the Node object's name, else the hostname, else `source`.
     pub fn name<'a>(&'a self, source: &'a str) -> &'a str {
-        self.node_name.value.as_deref().or(self.hostname.value.as_deref()).unwrap_or(source)
+        self.node_name
+            .value
+            .as_deref()
+            .or(self.hostname.value.as_deref())
+            .unwrap_or(source)
     }
 
     /// Reads the facts. Never fails: what cannot be read is unknown, with the reason as its source.
@@ -198,10 +216,19 @@ impl Node {
         let hostname = os::hostname(guest);
         let kubelet = kubelet::read(guest);
         let manifest_dir = static_pods::folder(guest, &kubelet);
-        let static_pods =
-            manifest_dir.value.as_ref().map(|folder| static_pods::read(guest, folder)).unwrap_or_default();
+        let static_pods = manifest_dir
+            .value
+            .as_ref()
+            .map(|folder| static_pods::read(guest, folder))
+            .unwrap_or_default();
         let certificate_dir = certificate_dir::find(guest, &static_pods, &kubelet);
-        let (role, distribution) = role::find(guest, &static_pods, &manifest_dir, &certificate_dir, &kubelet);
+        let (role, distribution) = role::find(
+            guest,
+            &static_pods,
+            &manifest_dir,
+            &certificate_dir,
+            &kubelet,
+        );
         Self {
             os: os::name(guest),
             machine_id: os::machine_id(guest),
@@ -216,7 +243,10 @@ impl Node {
             container_runtime: runtime::find(guest, &kubelet),
             certificate_dir,
             manifest_dir,
-            clock: known.map_or_else(|| clock::evidence(guest, &static_pods, &kubelet), |known| known.clock.clone()),
+            clock: known.map_or_else(
+                || clock::evidence(guest, &static_pods, &kubelet),
+                |known| known.clock.clone(),
+            ),
             static_pods,
             kubelet,
             doubt: None,
@@ -235,8 +265,14 @@ impl Node {
     /// The same, its claim to be a control plane not believed because of `by`.
     #[must_use]
     pub fn doubted(mut self, by: &str) -> Self {
-        self.doubt = Some(Doubt { claim: self.role.source, by: by.to_owned() });
-        self.role = Fact::known(Role::Worker, "no private key of a control plane is on this disk");
+        self.doubt = Some(Doubt {
+            claim: self.role.source,
+            by: by.to_owned(),
+        });
+        self.role = Fact::known(
+            Role::Worker,
+            "no private key of a control plane is on this disk",
+        );
         self
     }
 

@@ -12,7 +12,10 @@ pub(super) fn find(guest: &Guest, kubelet: &Kubelet, hostname: &Fact<String>) ->
     if let Some(fact) = from_certificate(guest, kubelet) {
         return fact;
     }
-    if let Some(name) = kubelet.flag("--hostname-override").filter(|name| !name.is_empty()) {
+    if let Some(name) = kubelet
+        .flag("--hostname-override")
+        .filter(|name| !name.is_empty())
+    {
         return Fact::known(
             crate::base::escaping::escape(&name.trim().to_lowercase()),
             "kubelet's --hostname-override",
@@ -23,13 +26,18 @@ pub(super) fn find(guest: &Guest, kubelet: &Kubelet, hostname: &Fact<String>) ->
             crate::base::escaping::escape(&name.trim().to_lowercase()),
             format!("{}, in lower case", hostname.source),
         ),
-        None => Fact::unknown("no kubelet client certificate, no --hostname-override, no /etc/hostname"),
+        None => {
+            Fact::unknown("no kubelet client certificate, no --hostname-override, no /etc/hostname")
+        }
     }
 }
 
 fn from_certificate(guest: &Guest, kubelet: &Kubelet) -> Option<Fact<String>> {
-    let (pem, source) = inline_or_referenced(guest, kubelet).or_else(|| current_pem(guest, kubelet))?;
-    let block = Pem::iter_from_buffer(&pem).flatten().find(|block| block.label == "CERTIFICATE")?;
+    let (pem, source) =
+        inline_or_referenced(guest, kubelet).or_else(|| current_pem(guest, kubelet))?;
+    let block = Pem::iter_from_buffer(&pem)
+        .flatten()
+        .find(|block| block.label == "CERTIFICATE")?;
     let certificate = block.parse_x509().ok()?;
     let name = certificate
         .subject()
@@ -50,6 +58,10 @@ fn inline_or_referenced(guest: &Guest, kubelet: &Kubelet) -> Option<(Vec<u8>, St
 }
 
 fn current_pem(guest: &Guest, kubelet: &Kubelet) -> Option<(Vec<u8>, String)> {
-    let path: GuestPath = kubelet.cert_dir.value.as_ref()?.join("kubelet-client-current.pem");
+    let path: GuestPath = kubelet
+        .cert_dir
+        .value
+        .as_ref()?
+        .join("kubelet-client-current.pem");
     Some((guest.read(&path).ok()?, path.to_string()))
 }

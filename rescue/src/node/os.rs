@@ -11,7 +11,10 @@ const OS_RELEASE: [&str; 2] = ["/etc/os-release", "/usr/lib/os-release"];
 pub(super) fn os_release(guest: &Guest) -> Option<(GuestPath, Vec<(String, String)>)> {
     OS_RELEASE.iter().map(GuestPath::new).find_map(|path| {
         let variables = environment::parse_file(&guest.read(&path).ok()?).ok()?;
-        let pairs: Vec<_> = variables.into_iter().map(|variable| (variable.name, variable.value)).collect();
+        let pairs: Vec<_> = variables
+            .into_iter()
+            .map(|variable| (variable.name, variable.value))
+            .collect();
         (!pairs.is_empty()).then_some((path, pairs))
     })
 }
@@ -21,10 +24,19 @@ pub(super) fn name(guest: &Guest) -> Fact<String> {
     let Some((path, pairs)) = os_release(guest) else {
         return Fact::unknown("no readable /etc/os-release or /usr/lib/os-release");
     };
-    let get = |key: &str| pairs.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
+    let get = |key: &str| {
+        pairs
+            .iter()
+            .rev()
+            .find(|(name, _)| name == key)
+            .map(|(_, value)| value.as_str())
+    };
     match (get("PRETTY_NAME"), get("NAME")) {
         (Some(pretty), _) if !pretty.is_empty() => Fact::known(escape(pretty), path),
-        (_, Some(name)) => Fact::known(escape(format!("{name} {}", get("VERSION").unwrap_or_default()).trim()), path),
+        (_, Some(name)) => Fact::known(
+            escape(format!("{name} {}", get("VERSION").unwrap_or_default()).trim()),
+            path,
+        ),
         _ => Fact::unknown(format!("{path} names nothing")),
     }
 }
@@ -50,7 +62,11 @@ fn first_line(guest: &Guest, path: &str) -> Fact<String> {
         Ok(text) => text,
         Err(error) => return Fact::unknown(error),
     };
-    match text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#')) {
+    match text
+        .lines()
+        .map(str::trim)
+        .find(|line| !line.is_empty() && !line.starts_with('#'))
+    {
         // A host name is shown everywhere, also where a terminal would obey it.
         Some(line) => Fact::known(escape(line), path),
         None => Fact::unknown(format!("{path} is empty")),

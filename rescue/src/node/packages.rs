@@ -27,9 +27,13 @@ fn dpkg(guest: &Guest, package: &str) -> Option<(String, String)> {
     let path = GuestPath::new(DPKG_STATUS);
     let text = guest.read_text(&path).ok()?;
     let wanted = format!("Package: {package}");
-    let paragraph = text.split("\n\n").find(|paragraph| paragraph.lines().any(|line| line.trim_end() == wanted))?;
+    let paragraph = text
+        .split("\n\n")
+        .find(|paragraph| paragraph.lines().any(|line| line.trim_end() == wanted))?;
     let field = |name: &str| {
-        let value = paragraph.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        let value = paragraph
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
         Some(value.trim().to_owned())
     };
     // "hold ok installed" is how the kubelet is usually kept from being upgraded.
@@ -53,16 +57,27 @@ fn rpm(guest: &Guest, package: &str) -> Option<(String, String)> {
             for at in find_all(window, &needle) {
                 let after = window.get(at + needle.len()..).unwrap_or_default();
                 let text = after.split(|byte| *byte == 0).next().unwrap_or_default();
-                versions
-                    .extend(std::str::from_utf8(text).ok().and_then(super::version::parse).map(|v| (v, text.to_vec())));
+                versions.extend(
+                    std::str::from_utf8(text)
+                        .ok()
+                        .and_then(super::version::parse)
+                        .map(|v| (v, text.to_vec())),
+                );
             }
             true
         });
         let (_, text) = versions.into_iter().max()?;
-        Some((String::from_utf8(text).ok()?, format!("{path} (searched for its header)")))
+        Some((
+            String::from_utf8(text).ok()?,
+            format!("{path} (searched for its header)"),
+        ))
     })
 }
 
 fn find_all<'a>(haystack: &'a [u8], needle: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
-    haystack.windows(needle.len()).enumerate().filter(move |(_, window)| *window == needle).map(|(at, _)| at)
+    haystack
+        .windows(needle.len())
+        .enumerate()
+        .filter(move |(_, window)| *window == needle)
+        .map(|(at, _)| at)
 }

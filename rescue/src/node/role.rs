@@ -54,7 +54,10 @@ const DISTRIBUTIONS: [Distribution; 9] = [
     },
     Distribution {
         name: "OpenShift",
-        signs: &["/etc/machine-config-daemon", "/etc/kubernetes/static-pod-resources"],
+        signs: &[
+            "/etc/machine-config-daemon",
+            "/etc/kubernetes/static-pod-resources",
+        ],
         does: "its control plane recovers from expired certificates by itself after boot; pending node requests then need \
                `oc adm certificate approve`",
     },
@@ -70,12 +73,18 @@ const DISTRIBUTIONS: [Distribution; 9] = [
     },
     Distribution {
         name: "kubeasz",
-        signs: &["/etc/kubernetes/kubelet.kubeconfig", "/etc/systemd/system/kube-apiserver.service"],
+        signs: &[
+            "/etc/kubernetes/kubelet.kubeconfig",
+            "/etc/systemd/system/kube-apiserver.service",
+        ],
         does: "its components are systemd services with certificates made for decades; renew them with kubeasz itself",
     },
     Distribution {
         name: "a cluster without kubeadm",
-        signs: &["/usr/lib/systemd/system/kube-apiserver.service", "/etc/kubernetes/apiserver"],
+        signs: &[
+            "/usr/lib/systemd/system/kube-apiserver.service",
+            "/etc/kubernetes/apiserver",
+        ],
         does: "its control plane runs as systemd services; this program knows kubeadm's static pods only",
     },
 ];
@@ -92,13 +101,25 @@ pub(super) fn find(
     let other = distribution(guest);
     match (kubeadm, other) {
         // OpenShift has an API server manifest too, so it is asked first; for the others kubeadm's own manifest decides.
-        (_, Some(("OpenShift", fact))) => (Fact::known(Role::OtherDistribution, fact.source.clone()), fact),
+        (_, Some(("OpenShift", fact))) => (
+            Fact::known(Role::OtherDistribution, fact.source.clone()),
+            fact,
+        ),
         (Some(role), None) => (role, Fact::unknown("kubeadm")),
-        (Some(role), Some(_)) if role.value == Some(Role::ControlPlane) => (role, Fact::unknown("kubeadm")),
-        (_, Some((_, fact))) => (Fact::known(Role::OtherDistribution, fact.source.clone()), fact),
+        (Some(role), Some(_)) if role.value == Some(Role::ControlPlane) => {
+            (role, Fact::unknown("kubeadm"))
+        }
+        (_, Some((_, fact))) => (
+            Fact::known(Role::OtherDistribution, fact.source.clone()),
+            fact,
+        ),
         (None, None) => {
-            let looked = "no API server manifest, kubelet.conf, kubelet config or known distribution";
-            (Fact::known(Role::NotKubernetes, looked), Fact::unknown(looked))
+            let looked =
+                "no API server manifest, kubelet.conf, kubelet config or known distribution";
+            (
+                Fact::known(Role::NotKubernetes, looked),
+                Fact::unknown(looked),
+            )
         }
     }
 }
@@ -114,11 +135,20 @@ fn kubeadm_role(
         return Some(Fact::known(Role::ControlPlane, &pod.path));
     }
     // A damaged manifest does not make a control plane a worker.
-    let files = manifests.value.as_ref().map(|folder| static_pods::names(guest, folder)).unwrap_or_default();
-    if let Some(path) =
-        files.iter().find(|path| path.as_path().file_name().is_some_and(|name| name == "kube-apiserver.yaml"))
-    {
-        return Some(Fact::known(Role::ControlPlane, format!("{path} (which cannot be read as a pod)")));
+    let files = manifests
+        .value
+        .as_ref()
+        .map(|folder| static_pods::names(guest, folder))
+        .unwrap_or_default();
+    if let Some(path) = files.iter().find(|path| {
+        path.as_path()
+            .file_name()
+            .is_some_and(|name| name == "kube-apiserver.yaml")
+    }) {
+        return Some(Fact::known(
+            Role::ControlPlane,
+            format!("{path} (which cannot be read as a pod)"),
+        ));
     }
     if let Some(folder) = &certificates.value {
         let certificate = folder.join("apiserver.crt");
@@ -145,29 +175,51 @@ fn etcd_alone(pods: &[StaticPod], manifests: &[GuestPath], kubelet: &Kubelet) ->
     if kubelet.kubeconfig.value.is_some() || kubelet.bootstrap_kubeconfig.value.is_some() {
         return None;
     }
-    let by_pod = pods.iter().find(|pod| pod.name == "etcd").map(|pod| pod.path.to_string());
+    let by_pod = pods
+        .iter()
+        .find(|pod| pod.name == "etcd")
+        .map(|pod| pod.path.to_string());
     let by_name = || {
-        let is_etcds = |path: &&GuestPath| path.as_path().file_name().is_some_and(|name| name == "etcd.yaml");
-        manifests.iter().find(is_etcds).map(|path| format!("{path} (which cannot be read as a pod)"))
+        let is_etcds = |path: &&GuestPath| {
+            path.as_path()
+                .file_name()
+                .is_some_and(|name| name == "etcd.yaml")
+        };
+        manifests
+            .iter()
+            .find(is_etcds)
+            .map(|path| format!("{path} (which cannot be read as a pod)"))
     };
     let manifest = by_pod.or_else(by_name)?;
-    Some(format!("{manifest}, no API server manifest, and a kubelet without a kubeconfig"))
+    Some(format!(
+        "{manifest}, no API server manifest, and a kubelet without a kubeconfig"
+    ))
 }
 
 fn distribution(guest: &Guest) -> Option<(&'static str, Fact<String>)> {
     let by_file = DISTRIBUTIONS.iter().find_map(|distribution| {
-        let sign = distribution.signs.iter().map(GuestPath::new).find(|path| guest.lstat(path).is_ok())?;
+        let sign = distribution
+            .signs
+            .iter()
+            .map(GuestPath::new)
+            .find(|path| guest.lstat(path).is_ok())?;
         Some((distribution, sign.to_string()))
     });
     let by_os = || {
         let (path, pairs) = os::os_release(guest)?;
-        let id = pairs.iter().rev().find(|(name, _)| name == "ID").map(|(_, value)| value.as_str())?;
+        let id = pairs
+            .iter()
+            .rev()
+            .find(|(name, _)| name == "ID")
+            .map(|(_, value)| value.as_str())?;
         let name = match id {
             "rhcos" | "scos" => "OpenShift",
             "talos" => "Talos",
             _ => return None,
         };
-        let distribution = DISTRIBUTIONS.iter().find(|distribution| distribution.name == name)?;
+        let distribution = DISTRIBUTIONS
+            .iter()
+            .find(|distribution| distribution.name == name)?;
         Some((distribution, format!("{path} ID={id}")))
     };
     let (distribution, sign) = by_file.or_else(by_os)?;

@@ -10,7 +10,10 @@ pub(super) fn find(guest: &Guest, kubelet: &Kubelet) -> Fact<String> {
     if let Some((endpoint, source)) = endpoint(guest, kubelet)
         && let Some(name) = by_endpoint(&endpoint)
     {
-        return Fact::known(name.to_owned(), format!("{source} {}", endpoint.escape_debug()));
+        return Fact::known(
+            name.to_owned(),
+            format!("{source} {}", endpoint.escape_debug()),
+        );
     }
     // Without an endpoint the kubelet up to 1.23 used Docker by itself.
     let units = ["containerd", "crio", "docker"];
@@ -22,14 +25,17 @@ pub(super) fn find(guest: &Guest, kubelet: &Kubelet) -> Fact<String> {
         })
         .collect();
     match installed.as_slice() {
-        [] => Fact::unknown("no endpoint in the kubelet's flags or config, and no unit of a known runtime"),
+        [] => Fact::unknown(
+            "no endpoint in the kubelet's flags or config, and no unit of a known runtime",
+        ),
         [(name, path)] => Fact::known((*name).to_owned(), path),
         // Docker brings containerd with it.
         several => match several.iter().find(|(name, _)| *name == "docker") {
             Some((name, path)) => Fact::known((*name).to_owned(), path),
-            None => {
-                several.first().map_or_else(|| Fact::unknown(""), |(name, path)| Fact::known((*name).to_owned(), path))
-            }
+            None => several.first().map_or_else(
+                || Fact::unknown(""),
+                |(name, path)| Fact::known((*name).to_owned(), path),
+            ),
         },
     }
 }
@@ -41,17 +47,25 @@ pub(crate) fn endpoint(guest: &Guest, kubelet: &Kubelet) -> Option<(String, Stri
         return Some((value.to_owned(), format!("kubelet's {flag}")));
     }
     if kubelet.flag("--container-runtime") == Some("docker") {
-        return Some(("docker.sock".to_owned(), "kubelet's --container-runtime".to_owned()));
+        return Some((
+            "docker.sock".to_owned(),
+            "kubelet's --container-runtime".to_owned(),
+        ));
     }
     let key = "containerRuntimeEndpoint";
-    if let (Some(value), Some(path)) = (yaml::text_at(&kubelet.config, &[key]), &kubelet.config_path.value)
-        && !value.is_empty()
+    if let (Some(value), Some(path)) = (
+        yaml::text_at(&kubelet.config, &[key]),
+        &kubelet.config_path.value,
+    ) && !value.is_empty()
     {
         return Some((value.to_owned(), format!("{path} {key}")));
     }
     let path = GuestPath::new("/var/lib/kubelet/instance-config.yaml");
     let config = yaml::parse(&guest.read(&path).ok()?).ok()?;
-    Some((yaml::text_at(&config, &[key])?.to_owned(), format!("{path} {key}")))
+    Some((
+        yaml::text_at(&config, &[key])?.to_owned(),
+        format!("{path} {key}"),
+    ))
 }
 
 fn by_endpoint(endpoint: &str) -> Option<&'static str> {
@@ -62,5 +76,8 @@ fn by_endpoint(endpoint: &str) -> Option<&'static str> {
         ("containerd", "containerd"),
         ("crio", "cri-o"),
     ];
-    signs.iter().find(|(sign, _)| endpoint.contains(sign)).map(|(_, name)| *name)
+    signs
+        .iter()
+        .find(|(sign, _)| endpoint.contains(sign))
+        .map(|(_, name)| *name)
 }

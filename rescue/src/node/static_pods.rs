@@ -19,7 +19,10 @@ pub(super) fn folder(guest: &Guest, kubelet: &Kubelet) -> Fact<GuestPath> {
         return Fact::known(GuestPath::new(path), "kubelet's --pod-manifest-path");
     }
     let default = GuestPath::new("/etc/kubernetes/manifests");
-    match (yaml::text_at(&kubelet.config, &["staticPodPath"]), &kubelet.config_path.value) {
+    match (
+        yaml::text_at(&kubelet.config, &["staticPodPath"]),
+        &kubelet.config_path.value,
+    ) {
         (Some(path), Some(config)) if !path.is_empty() => {
             Fact::known(GuestPath::new(path), format!("{config} staticPodPath"))
         }
@@ -31,7 +34,10 @@ pub(super) fn folder(guest: &Guest, kubelet: &Kubelet) -> Fact<GuestPath> {
 /// All manifests that parse, in the order of their file names. The kubelet reads every file that does not begin with a dot,
 /// whatever its extension.
 pub(super) fn read(guest: &Guest, folder: &GuestPath) -> Vec<StaticPod> {
-    names(guest, folder).into_iter().filter_map(|path| read_one(guest, path)).collect()
+    names(guest, folder)
+        .into_iter()
+        .filter_map(|path| read_one(guest, path))
+        .collect()
 }
 
 /// Files that the kubelet reads.
@@ -40,7 +46,9 @@ pub(super) fn names(guest: &Guest, folder: &GuestPath) -> Vec<GuestPath> {
         .read_dir(folder)
         .unwrap_or_default()
         .into_iter()
-        .filter(|entry| entry.kind != FileKind::Directory && !entry.name.as_encoded_bytes().starts_with(b"."))
+        .filter(|entry| {
+            entry.kind != FileKind::Directory && !entry.name.as_encoded_bytes().starts_with(b".")
+        })
         .take(MAX_FILES)
         .map(|entry| folder.join(&entry.name))
         .collect()
@@ -54,16 +62,25 @@ fn read_one(guest: &Guest, path: GuestPath) -> Option<StaticPod> {
         return None;
     }
     let container = manifest.pointer("/spec/containers/0")?;
-    let words: Vec<String> = ["command", "args"].iter().flat_map(|key| text_list(container, key)).collect();
+    let words: Vec<String> = ["command", "args"]
+        .iter()
+        .flat_map(|key| text_list(container, key))
+        .collect();
     Some(StaticPod {
         path,
         name: yaml::text_at(&manifest, &["metadata", "name"])?.to_owned(),
-        image: yaml::text_at(container, &["image"]).unwrap_or_default().to_owned(),
+        image: yaml::text_at(container, &["image"])
+            .unwrap_or_default()
+            .to_owned(),
         flags: flags::parse(&words),
     })
 }
 
 fn text_list(container: &Value, key: &str) -> Vec<String> {
     let list = container.get(key).and_then(Value::as_array);
-    list.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+    list.into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect()
 }

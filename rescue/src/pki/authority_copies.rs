@@ -75,14 +75,26 @@ pub struct CopyFile {
 
 /// All files with CA certificates, each once, by path.
 pub fn find(guest: &Guest, node: &Node) -> Vec<CopyFile> {
-    let mut search = Search { guest, entries: 0, found: BTreeMap::new(), referenced: BTreeSet::new() };
+    let mut search = Search {
+        guest,
+        entries: 0,
+        found: BTreeMap::new(),
+        referenced: BTreeSet::new(),
+    };
     for path in named(node) {
         search.named(&path, 2);
     }
     let own = [(certificate_directory(node), 4)];
-    let cert_dir = node.kubelet.cert_dir.value.clone().map(|folder| (folder, 1));
+    let cert_dir = node
+        .kubelet
+        .cert_dir
+        .value
+        .clone()
+        .map(|folder| (folder, 1));
     let homes = homes(guest).into_iter().map(|home| (home.join(".kube"), 1));
-    let fixed = FOLDERS.into_iter().map(|(folder, depth)| (GuestPath::new(folder), depth));
+    let fixed = FOLDERS
+        .into_iter()
+        .map(|(folder, depth)| (GuestPath::new(folder), depth));
     for (folder, depth) in own.into_iter().chain(cert_dir).chain(fixed).chain(homes) {
         search.folder(&folder, depth);
     }
@@ -96,12 +108,22 @@ pub fn find(guest: &Guest, node: &Node) -> Vec<CopyFile> {
 
 /// Files that manifests and the kubelet name. Directories and files of other kinds are sorted out by their contents.
 fn named(node: &Node) -> Vec<GuestPath> {
-    let flags = node.static_pods.iter().flat_map(|pod| &pod.flags).chain(&node.kubelet.flags);
+    let flags = node
+        .static_pods
+        .iter()
+        .flat_map(|pod| &pod.flags)
+        .chain(&node.kubelet.flags);
     let values = flags.map(|(_, value)| value.as_str());
-    let client_ca = yaml::text_at(&node.kubelet.config, &["authentication", "x509", "clientCAFile"]);
+    let client_ca = yaml::text_at(
+        &node.kubelet.config,
+        &["authentication", "x509", "clientCAFile"],
+    );
     let kubelet = [&node.kubelet.kubeconfig, &node.kubelet.bootstrap_kubeconfig];
     let kubelet = kubelet.into_iter().filter_map(|fact| fact.value.clone());
-    let values = values.chain(client_ca).filter(|value| value.starts_with('/')).map(GuestPath::new);
+    let values = values
+        .chain(client_ca)
+        .filter(|value| value.starts_with('/'))
+        .map(GuestPath::new);
     values.chain(kubelet).collect()
 }
 
@@ -116,12 +138,16 @@ struct Search<'a> {
 impl Search<'_> {
     /// A file that something refers to is in use whatever it is called; so are the files that it refers to in turn.
     fn named(&mut self, path: &GuestPath, depth: usize) {
-        let Ok(real) = self.guest.resolve(path) else { return };
+        let Ok(real) = self.guest.resolve(path) else {
+            return;
+        };
         if depth == 0 || !self.referenced.insert(real) {
             return;
         }
         self.file(path);
-        let Some(config) = self.read(path).and_then(|bytes| kubeconfig(&bytes, path)) else { return };
+        let Some(config) = self.read(path).and_then(|bytes| kubeconfig(&bytes, path)) else {
+            return;
+        };
         for cluster in config.clusters {
             if let Material::File(file) = cluster.certificate_authority {
                 self.named(&file, depth - 1);
@@ -150,13 +176,22 @@ impl Search<'_> {
     }
 
     fn file(&mut self, path: &GuestPath) {
-        let Ok(real) = self.guest.resolve(path) else { return };
+        let Ok(real) = self.guest.resolve(path) else {
+            return;
+        };
         if self.found.contains_key(&real) {
             return;
         }
-        let certificates = self.read(path).map(|bytes| authorities(&bytes, path)).unwrap_or_default();
+        let certificates = self
+            .read(path)
+            .map(|bytes| authorities(&bytes, path))
+            .unwrap_or_default();
         let standing = self.standing(&real);
-        let copy = (!certificates.is_empty()).then(|| CopyFile { path: path.clone(), standing, certificates });
+        let copy = (!certificates.is_empty()).then(|| CopyFile {
+            path: path.clone(),
+            standing,
+            certificates,
+        });
         self.found.insert(real.clone(), copy);
         // A kubeconfig of the folders may name a file elsewhere.
         if standing == Standing::InUse && !self.referenced.contains(&real) {
@@ -171,7 +206,10 @@ impl Search<'_> {
 
     fn standing(&self, real: &RealPath) -> Standing {
         let path = real.as_path();
-        if GENERATED.iter().any(|generated| path.starts_with(generated)) {
+        if GENERATED
+            .iter()
+            .any(|generated| path.starts_with(generated))
+        {
             return Standing::Generated;
         }
         if self.referenced.contains(real) {
@@ -186,16 +224,26 @@ impl Search<'_> {
 
 /// `pki.bak/ca.crt`, `ca.crt.old`, `admin.conf.20240101`, `backup-2024/…`, `admin.conf~`.
 fn is_backup_name(path: &Path) -> bool {
-    let words = ["bak", "bck", "bkp", "backup", "old", "orig", "save", "saved", "prev", "expired"];
+    let words = [
+        "bak", "bck", "bkp", "backup", "old", "orig", "save", "saved", "prev", "expired",
+    ];
     // Somebody's name is nobody's backup.
     let skipped = if path.starts_with("/home") { 3 } else { 0 };
     path.components().skip(skipped).any(|part| {
         let name = part.as_os_str().to_string_lossy().to_lowercase();
-        let is_word = |word: &str| words.contains(&word.trim_end_matches(|last: char| last.is_ascii_digit()));
-        let is_date = |word: &str| word.len() >= 8 && word.bytes().all(|byte| byte.is_ascii_digit());
+        let is_word =
+            |word: &str| words.contains(&word.trim_end_matches(|last: char| last.is_ascii_digit()));
+        let is_date =
+            |word: &str| word.len() >= 8 && word.bytes().all(|byte| byte.is_ascii_digit());
         name.ends_with('~')
-            || name.split(['.', '-', '_']).skip(1).any(|word| is_word(word) || is_date(word))
-            || name.split(['.', '-', '_']).next().is_some_and(|word| word == "backup" || word == "backups")
+            || name
+                .split(['.', '-', '_'])
+                .skip(1)
+                .any(|word| is_word(word) || is_date(word))
+            || name
+                .split(['.', '-', '_'])
+                .next()
+                .is_some_and(|word| word == "backup" || word == "backups")
     })
 }
 
@@ -205,13 +253,22 @@ fn authorities(bytes: &[u8], path: &GuestPath) -> Vec<Certificate> {
         Some(Form::Pem) => pem::certificates(bytes),
         Some(Form::Der) => vec![bytes.to_vec()],
         Some(Form::Kubeconfig) => {
-            let clusters = kubeconfig(bytes, path).map(|config| config.clusters).unwrap_or_default();
-            clusters.iter().flat_map(|cluster| inline_certificates(&cluster.certificate_authority)).collect()
+            let clusters = kubeconfig(bytes, path)
+                .map(|config| config.clusters)
+                .unwrap_or_default();
+            clusters
+                .iter()
+                .flat_map(|cluster| inline_certificates(&cluster.certificate_authority))
+                .collect()
         }
         None => Vec::new(),
     };
-    let certificates = inline.iter().filter_map(|der| Certificate::from_der(der).ok());
-    certificates.filter(|certificate| certificate.subject_raw == certificate.issuer_raw).collect()
+    let certificates = inline
+        .iter()
+        .filter_map(|der| Certificate::from_der(der).ok());
+    certificates
+        .filter(|certificate| certificate.subject_raw == certificate.issuer_raw)
+        .collect()
 }
 
 fn inline_certificates(material: &Material) -> Vec<Vec<u8>> {
@@ -243,13 +300,20 @@ fn form(bytes: &[u8]) -> Option<Form> {
 }
 
 fn kubeconfig(bytes: &[u8], path: &GuestPath) -> Option<Kubeconfig> {
-    matches!(form(bytes), Some(Form::Kubeconfig)).then(|| Kubeconfig::parse(bytes, path).ok()).flatten()
+    matches!(form(bytes), Some(Form::Kubeconfig))
+        .then(|| Kubeconfig::parse(bytes, path).ok())
+        .flatten()
 }
 
 /// The bytes of the file at `path` with every other certificate of `new`'s authority exchanged for `new`, all else as it is. `None`
 /// where there is none.
-pub fn with_successor(bytes: &[u8], path: &GuestPath, new: &Certificate) -> Result<Option<Vec<u8>>> {
-    let is_old = |der: &[u8]| Certificate::from_der(der).is_ok_and(|old| old.is_same_authority(new));
+pub fn with_successor(
+    bytes: &[u8],
+    path: &GuestPath,
+    new: &Certificate,
+) -> Result<Option<Vec<u8>>> {
+    let is_old =
+        |der: &[u8]| Certificate::from_der(der).is_ok_and(|old| old.is_same_authority(new));
     match form(bytes) {
         Some(Form::Pem) => Ok(pem::replace_certificate(bytes, is_old, &new.der)),
         Some(Form::Der) => Ok((bytes != new.der && is_old(bytes)).then(|| new.der.clone())),
@@ -257,8 +321,12 @@ pub fn with_successor(bytes: &[u8], path: &GuestPath, new: &Certificate) -> Resu
             let config = Kubeconfig::parse(bytes, path)?;
             let mut edited: Option<Vec<u8>> = None;
             for cluster in &config.clusters {
-                let Material::Inline(old) = &cluster.certificate_authority else { continue };
-                let Some(exchanged) = pem::replace_certificate(old, is_old, &new.der) else { continue };
+                let Material::Inline(old) = &cluster.certificate_authority else {
+                    continue;
+                };
+                let Some(exchanged) = pem::replace_certificate(old, is_old, &new.der) else {
+                    continue;
+                };
                 let text = edited.as_deref().unwrap_or(bytes);
                 let text = replace_authority(text, &cluster.name, &exchanged);
                 edited = Some(text.with_context(|| format!("editing {path}"))?);

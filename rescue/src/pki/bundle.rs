@@ -41,15 +41,35 @@ pub fn make(
     progress: &dyn Progress,
 ) -> Result<CertificateFile> {
     let keys = generate_all(&vec![Algorithm::P256; nodes.len()], progress)?;
-    let entries = nodes.iter().zip(&keys).map(|(node, key)| entry(node, key, signer, now, days));
-    Ok(CertificateFile::new(ferry::BUNDLE, entries.collect::<Result<_>>()?, now))
+    let entries = nodes
+        .iter()
+        .zip(&keys)
+        .map(|(node, key)| entry(node, key, signer, now, days));
+    Ok(CertificateFile::new(
+        ferry::BUNDLE,
+        entries.collect::<Result<_>>()?,
+        now,
+    ))
 }
 
-fn entry(node: &str, key: &PrivateKey, signer: &Signer, now: OffsetDateTime, days: u32) -> Result<Entry> {
+fn entry(
+    node: &str,
+    key: &PrivateKey,
+    signer: &Signer,
+    now: OffsetDateTime,
+    days: u32,
+) -> Result<Entry> {
     // keyEncipherment means nothing for an EC key; only kubelets before 1.27 asked for it all the same.
-    let order = Order { node, public_key_info: &key.public_key_info(), key_encipherment: false };
+    let order = Order {
+        node,
+        public_key_info: &key.public_key_info(),
+        key_encipherment: false,
+    };
     let entry = ferry::sign(order, signer, now, days)?;
-    Ok(Entry { key: Some(Zeroizing::new(key.to_pem()?)), ..entry })
+    Ok(Entry {
+        key: Some(Zeroizing::new(key.to_pem()?)),
+        ..entry
+    })
 }
 
 /// Whether these bytes begin as an encrypted file does.
@@ -73,11 +93,15 @@ fn encrypt(plain: &[u8], passphrase: &str, work_factor: u8) -> Result<Vec<u8>> {
 pub fn open(bytes: &[u8], passphrase: &str) -> Result<Zeroizing<Vec<u8>>, Sealed> {
     let mut identity = scrypt::Identity::new(SecretString::from(passphrase.to_owned()));
     identity.set_max_work_factor(MOST_WORK);
-    age::decrypt(&identity, bytes).map(Zeroizing::new).map_err(|error| match error {
-        DecryptError::DecryptionFailed | DecryptError::KeyDecryptionFailed => Sealed::WrongPassphrase,
-        DecryptError::ExcessiveWork { required, .. } => Sealed::TooMuchWork(required),
-        _ => Sealed::Damaged,
-    })
+    age::decrypt(&identity, bytes)
+        .map(Zeroizing::new)
+        .map_err(|error| match error {
+            DecryptError::DecryptionFailed | DecryptError::KeyDecryptionFailed => {
+                Sealed::WrongPassphrase
+            }
+            DecryptError::ExcessiveWork { required, .. } => Sealed::TooMuchWork(required),
+            _ => Sealed::Damaged,
+        })
 }
 
 #[cfg(test)]
@@ -92,10 +116,19 @@ mod tests {
         let sealed = encrypt(b"much to hide", "correct horse", QUICK).unwrap();
         assert!(is_sealed(&sealed));
         assert!(!sealed.windows(4).any(|bytes| bytes == b"much"));
-        assert_eq!(open(&sealed, "correct horse").unwrap().as_slice(), b"much to hide");
-        assert!(matches!(open(&sealed, "correct hors"), Err(Sealed::WrongPassphrase)));
+        assert_eq!(
+            open(&sealed, "correct horse").unwrap().as_slice(),
+            b"much to hide"
+        );
+        assert!(matches!(
+            open(&sealed, "correct hors"),
+            Err(Sealed::WrongPassphrase)
+        ));
         for at in 0..sealed.len() {
-            assert!(open(&sealed[..at], "correct horse").is_err(), "cut off at {at}");
+            assert!(
+                open(&sealed[..at], "correct horse").is_err(),
+                "cut off at {at}"
+            );
             let mut damaged = sealed.clone();
             damaged[at] ^= 1;
             assert!(open(&damaged, "correct horse").is_err(), "byte {at}");
@@ -105,9 +138,23 @@ mod tests {
     #[test]
     fn does_not_work_without_end_for_a_hostile_file() {
         let sealed = encrypt(b"x", "correct horse", QUICK).unwrap();
-        let head = sealed.iter().enumerate().filter(|(_, byte)| **byte == b'\n').nth(1).unwrap().0;
+        let head = sealed
+            .iter()
+            .enumerate()
+            .filter(|(_, byte)| **byte == b'\n')
+            .nth(1)
+            .unwrap()
+            .0;
         let line = String::from_utf8(sealed[..head].to_vec()).unwrap();
-        let greedy = [line.strip_suffix(" 4").unwrap().as_bytes(), b" 40", &sealed[head..]].concat();
-        assert!(matches!(open(&greedy, "correct horse"), Err(Sealed::TooMuchWork(40))));
+        let greedy = [
+            line.strip_suffix(" 4").unwrap().as_bytes(),
+            b" 40",
+            &sealed[head..],
+        ]
+        .concat();
+        assert!(matches!(
+            open(&greedy, "correct horse"),
+            Err(Sealed::TooMuchWork(40))
+        ));
     }
 }

@@ -43,9 +43,18 @@ impl ClientKey {
     /// The first key in some PEM.
     pub fn from_pem(bytes: &[u8], path: &GuestPath) -> Result<Self> {
         let key = PrivateKey::from_pem(bytes)?;
-        let block = pem::blocks(bytes).into_iter().find(|block| block.label.ends_with("PRIVATE KEY"));
-        let pem = block.map(|block| pem::encode(&block.label, &block.der)).unwrap_or_default();
-        Ok(Self { key, pem: Zeroizing::new(pem), path: path.clone(), pending: false })
+        let block = pem::blocks(bytes)
+            .into_iter()
+            .find(|block| block.label.ends_with("PRIVATE KEY"));
+        let pem = block
+            .map(|block| pem::encode(&block.label, &block.der))
+            .unwrap_or_default();
+        Ok(Self {
+            key,
+            pem: Zeroizing::new(pem),
+            path: path.clone(),
+            pending: false,
+        })
     }
 }
 
@@ -54,8 +63,14 @@ pub fn all(guest: &Guest, client: &KubeletClient) -> Vec<ClientKey> {
     let mut found: Vec<ClientKey> = own(guest, client).into_iter().collect();
     let waiting = pending(client);
     for path in [client.current(), waiting.clone()] {
-        let key = guest.read(&path).ok().and_then(|bytes| ClientKey::from_pem(&bytes, &path).ok());
-        found.extend(key.map(|key| ClientKey { pending: path == waiting, ..key }));
+        let key = guest
+            .read(&path)
+            .ok()
+            .and_then(|bytes| ClientKey::from_pem(&bytes, &path).ok());
+        found.extend(key.map(|key| ClientKey {
+            pending: path == waiting,
+            ..key
+        }));
     }
     found
 }
@@ -65,12 +80,15 @@ pub fn all(guest: &Guest, client: &KubeletClient) -> Vec<ClientKey> {
 pub fn usable(guest: &Guest, client: &KubeletClient) -> Option<ClientKey> {
     let fits = |certificate: &Certificate, key: &ClientKey| certificate.matches(&key.key);
     let certificate = client.certificate.as_ref();
-    all(guest, client).into_iter().find(|key| key.pending || certificate.is_some_and(|old| fits(old, key)))
+    all(guest, client)
+        .into_iter()
+        .find(|key| key.pending || certificate.is_some_and(|old| fits(old, key)))
 }
 
 /// What the kubeconfig leads to.
 fn own(guest: &Guest, client: &KubeletClient) -> Option<ClientKey> {
-    let config = Kubeconfig::parse(&guest.read(&client.kubeconfig).ok()?, &client.kubeconfig).ok()?;
+    let config =
+        Kubeconfig::parse(&guest.read(&client.kubeconfig).ok()?, &client.kubeconfig).ok()?;
     match &config.current_user()?.key {
         Material::Inline(bytes) => ClientKey::from_pem(bytes, &client.kubeconfig).ok(),
         Material::File(path) => ClientKey::from_pem(&guest.read(path).ok()?, path).ok(),

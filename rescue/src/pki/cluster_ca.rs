@@ -29,7 +29,10 @@ pub fn hash_of(public_key_info: &[u8]) -> String {
 
 /// A CA for people: its subject and the beginning of its public key's hash.
 pub fn shown(certificate: &Certificate) -> String {
-    let hash: String = public_key_hash(certificate).chars().take("sha256:".len() + SHOWN).collect();
+    let hash: String = public_key_hash(certificate)
+        .chars()
+        .take("sha256:".len() + SHOWN)
+        .collect();
     format!("{} ({hash}…)", certificate.subject)
 }
 
@@ -37,7 +40,11 @@ pub fn shown(certificate: &Certificate) -> String {
 pub fn all_shown<'a>(certificates: impl IntoIterator<Item = &'a Certificate>) -> String {
     let mut all: Vec<String> = certificates.into_iter().map(shown).collect();
     all.dedup();
-    if all.is_empty() { "no CA that can be read".to_owned() } else { all.join(", ") }
+    if all.is_empty() {
+        "no CA that can be read".to_owned()
+    } else {
+        all.join(", ")
+    }
 }
 
 /// What a node takes for its cluster's CA: what kubelet.conf trusts, which is what the kubelet joined with; where that says
@@ -52,7 +59,11 @@ pub fn cluster_authorities(guest: &Guest, inventory: &Inventory) -> Vec<Certific
     if !trusted.is_empty() {
         return trusted;
     }
-    inventory.authorities.get(&Authority::Cluster).map(|state| state.certificates.clone()).unwrap_or_default()
+    inventory
+        .authorities
+        .get(&Authority::Cluster)
+        .map(|state| state.certificates.clone())
+        .unwrap_or_default()
 }
 
 /// Whether two certificates are the same CA: the same key under the same name, whatever their dates.
@@ -79,7 +90,9 @@ pub fn holders(authority: Authority, peers: &[Rc<Peer>]) -> impl Iterator<Item =
 
 /// Whether any of them holds the key of a CA.
 pub fn has_key(peers: &[Rc<Peer>]) -> bool {
-    Authority::ALL.into_iter().any(|authority| holders(authority, peers).next().is_some())
+    Authority::ALL
+        .into_iter()
+        .any(|authority| holders(authority, peers).next().is_some())
 }
 
 /// Why the nodes on `sources`, named for their CA keys, cannot lend one.
@@ -112,6 +125,9 @@ fn why_not(state: &AuthorityState) -> String {
         Err(Blocked::KeyUnreadable(why)) => format!("{key} cannot be used ({why})"),
         Err(Blocked::KeyMismatch) => format!("{key} does not belong to {certificate}"),
         Err(Blocked::Expired(end)) => format!("the CA {certificate} expired {}", units::time(*end)),
-        Err(Blocked::NotYetValid(begin)) => format!("the CA {certificate} is valid only from {}", units::time(*begin)),
+        Err(Blocked::NotYetValid(begin)) => format!(
+            "the CA {certificate} is valid only from {}",
+            units::time(*begin)
+        ),
     }
 }

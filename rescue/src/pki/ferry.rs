@@ -32,7 +32,10 @@ pub struct CaName {
 impl CaName {
     /// Of a certificate.
     pub fn of(certificate: &Certificate) -> Self {
-        Self { subject: certificate.subject.clone(), public_key: cluster_ca::public_key_hash(certificate) }
+        Self {
+            subject: certificate.subject.clone(),
+            public_key: cluster_ca::public_key_hash(certificate),
+        }
     }
 
     /// For people, shortened as [`cluster_ca::shown`]. It comes from a file: nothing in it may control a terminal.
@@ -101,7 +104,9 @@ pub struct Entry {
 
 impl std::fmt::Debug for Entry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Entry").field("node", &self.node).finish_non_exhaustive()
+        f.debug_struct("Entry")
+            .field("node", &self.node)
+            .finish_non_exhaustive()
     }
 }
 
@@ -146,12 +151,16 @@ impl RequestFile {
     /// Whether it brings a certificate that `ca` signed for this node and the key of the request. That the key is there, the request's own
     /// signature proves.
     pub fn proves_its_name(&self, request: &csr::NodeRequest, ca: &Certificate) -> bool {
-        let old = self.certificate.as_ref().and_then(|pem| Certificate::all_from_pem(pem.as_bytes()).ok());
-        old.and_then(|all| all.into_iter().next()).is_some_and(|old| {
-            old.public_key_info == request.public_key_info
-                && node_of(&old) == Some(request.node.as_str())
-                && old.signed_by(ca) == SignatureCheck::Valid
-        })
+        let old = self
+            .certificate
+            .as_ref()
+            .and_then(|pem| Certificate::all_from_pem(pem.as_bytes()).ok());
+        old.and_then(|all| all.into_iter().next())
+            .is_some_and(|old| {
+                old.public_key_info == request.public_key_info
+                    && node_of(&old) == Some(request.node.as_str())
+                    && old.signed_by(ca) == SignatureCheck::Valid
+            })
     }
 
     /// Reads one and proves its request.
@@ -176,7 +185,12 @@ impl CertificateFile {
     /// With these certificates.
     pub fn new(kind: &str, certificates: Vec<Entry>, now: OffsetDateTime) -> Self {
         let (schema, kind, created) = (SCHEMA.to_owned(), kind.to_owned(), units::rfc3339(now));
-        Self { schema, kind, created, certificates }
+        Self {
+            schema,
+            kind,
+            created,
+            certificates,
+        }
     }
 
     /// Reads one of the kind.
@@ -186,14 +200,25 @@ impl CertificateFile {
 
     /// The names in it, for a message.
     pub fn names(&self) -> String {
-        let names: Vec<String> = self.certificates.iter().map(|entry| printable(&entry.node)).collect();
-        if names.is_empty() { "none at all".to_owned() } else { names.join(", ") }
+        let names: Vec<String> = self
+            .certificates
+            .iter()
+            .map(|entry| printable(&entry.node))
+            .collect();
+        if names.is_empty() {
+            "none at all".to_owned()
+        } else {
+            names.join(", ")
+        }
     }
 }
 
 /// serde's own words may quote what the file holds, which may be a key.
 fn not_ours(error: &serde_json::Error) -> anyhow::Error {
-    anyhow::anyhow!("it is not a file that rescue wrote, or it was cut off (line {})", error.line())
+    anyhow::anyhow!(
+        "it is not a file that rescue wrote, or it was cut off (line {})",
+        error.line()
+    )
 }
 
 /// What every file says of itself.
@@ -204,9 +229,13 @@ struct Header {
 }
 
 fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], wanted: &str) -> Result<T> {
-    let Header { schema, kind } = serde_json::from_slice(bytes).map_err(|error| not_ours(&error))?;
+    let Header { schema, kind } =
+        serde_json::from_slice(bytes).map_err(|error| not_ours(&error))?;
     if schema != SCHEMA {
-        bail!("its schema is {:?}, not {SCHEMA:?}: another version wrote it", printable(&schema));
+        bail!(
+            "its schema is {:?}, not {SCHEMA:?}: another version wrote it",
+            printable(&schema)
+        );
     }
     if kind != wanted {
         bail!("it is a {}, not a {wanted} file", printable(&kind));
@@ -216,10 +245,12 @@ fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], wanted: &str) -> Result<T
 
 /// The CA that a request is for, among those whose keys are there.
 pub fn signer<'a>(request: &RequestFile, lenders: &'a [Rc<Peer>]) -> Option<&'a Signer> {
-    cluster_ca::holders(Authority::Cluster, lenders).map(|found| found.signer).find(|signer| {
-        let public_key = cluster_ca::public_key_hash(&signer.certificate);
-        request.ca.iter().any(|ca| ca.public_key == public_key)
-    })
+    cluster_ca::holders(Authority::Cluster, lenders)
+        .map(|found| found.signer)
+        .find(|signer| {
+            let public_key = cluster_ca::public_key_hash(&signer.certificate);
+            request.ca.iter().any(|ca| ca.public_key == public_key)
+        })
 }
 
 /// What to sign for one node.
@@ -244,8 +275,12 @@ pub fn sign(order: Order<'_>, signer: &Signer, now: OffsetDateTime, days: u32) -
         usages: CLIENT,
         validity,
     };
-    let issuer = Issuer { certificate: &signer.certificate, key: &signer.key };
-    let certificate = issue(issuer, request).with_context(|| format!("signing for {}", order.node))?;
+    let issuer = Issuer {
+        certificate: &signer.certificate,
+        key: &signer.key,
+    };
+    let certificate =
+        issue(issuer, request).with_context(|| format!("signing for {}", order.node))?;
     Ok(Entry {
         node: order.node.to_owned(),
         public_key: cluster_ca::hash_of(order.public_key_info),

@@ -91,9 +91,17 @@ pub struct Problem {
 }
 
 impl Problem {
-    pub(super) fn new(verdict: Verdict, path: impl std::fmt::Display, saw: impl Into<String>) -> Self {
+    pub(super) fn new(
+        verdict: Verdict,
+        path: impl std::fmt::Display,
+        saw: impl Into<String>,
+    ) -> Self {
         // Error texts and user names carry the guest's own words.
-        Self { verdict, path: path.to_string(), saw: printable(&saw.into()) }
+        Self {
+            verdict,
+            path: path.to_string(),
+            saw: printable(&saw.into()),
+        }
     }
 }
 
@@ -164,7 +172,9 @@ pub struct Leaf {
 impl Leaf {
     /// The worst of its problems.
     pub fn verdict(&self) -> Verdict {
-        self.problems.first().map_or(Verdict::Ok, |problem| problem.verdict)
+        self.problems
+            .first()
+            .map_or(Verdict::Ok, |problem| problem.verdict)
     }
 
     /// Whether it is used as what kubeadm calls so.
@@ -237,7 +247,11 @@ pub struct AuthorityState {
 impl AuthorityState {
     /// The certificate to show.
     pub fn certificate(&self) -> Option<&Certificate> {
-        self.signer.as_ref().ok().map(|signer| &signer.certificate).or(self.certificates.first())
+        self.signer
+            .as_ref()
+            .ok()
+            .map(|signer| &signer.certificate)
+            .or(self.certificates.first())
     }
 
     /// Whether the key is not on this node.
@@ -258,7 +272,10 @@ impl AuthorityState {
                     SignatureCheck::Invalid => {}
                 }
             }
-            match chain.iter().find(|parent| at.signed_by(parent) == SignatureCheck::Valid) {
+            match chain
+                .iter()
+                .find(|parent| at.signed_by(parent) == SignatureCheck::Valid)
+            {
                 Some(parent) => at = parent,
                 None => break,
             }
@@ -269,9 +286,9 @@ impl AuthorityState {
     /// Whether one of `certificates` carries the signing CA's public key.
     pub fn is_among(&self, certificates: &[Certificate]) -> bool {
         certificates.iter().any(|other| {
-            self.certificates
-                .iter()
-                .any(|own| own.public_key == other.public_key && own.subject_raw == other.subject_raw)
+            self.certificates.iter().any(|own| {
+                own.public_key == other.public_key && own.subject_raw == other.subject_raw
+            })
         })
     }
 }
@@ -296,7 +313,12 @@ pub struct Inventory {
 impl Inventory {
     /// Reads all of them. Never fails: what cannot be read is a problem of the certificate.
     pub fn read(guest: &Guest, node: &Node, now: OffsetDateTime) -> Self {
-        let reader = Reader { guest, node, now, directory: certificate_directory(node) };
+        let reader = Reader {
+            guest,
+            node,
+            now,
+            directory: certificate_directory(node),
+        };
         let authorities = Authority::ALL
             .into_iter()
             .filter_map(|authority| Some((authority, reader.authority(authority)?)))
@@ -327,14 +349,28 @@ impl Inventory {
             let asked = NameSource::new(name, "asked for with --san");
             for leaf in self.leaves.iter_mut().filter(|other| other.is(leaf)) {
                 leaf.needed.asked.push(asked.clone());
-                let Some(certificate) = leaf.certificate.as_ref().filter(|_| leaf.foreign.is_none()) else { continue };
-                let missing: Vec<NameSource> =
-                    leaf.needed.missing(certificate).into_iter().filter(|missing| missing.name == asked.name).collect();
+                let Some(certificate) =
+                    leaf.certificate.as_ref().filter(|_| leaf.foreign.is_none())
+                else {
+                    continue;
+                };
+                let missing: Vec<NameSource> = leaf
+                    .needed
+                    .missing(certificate)
+                    .into_iter()
+                    .filter(|missing| missing.name == asked.name)
+                    .collect();
                 let path = leaf.place.as_ref().map(|place| place.path().clone());
-                let problems = path.map(|path| name_problems(certificate, &missing, &path)).unwrap_or_default();
-                let known: Vec<Problem> = problems.into_iter().filter(|new| !leaf.problems.contains(new)).collect();
+                let problems = path
+                    .map(|path| name_problems(certificate, &missing, &path))
+                    .unwrap_or_default();
+                let known: Vec<Problem> = problems
+                    .into_iter()
+                    .filter(|new| !leaf.problems.contains(new))
+                    .collect();
                 leaf.problems.extend(known);
-                leaf.problems.sort_by_key(|problem| std::cmp::Reverse(problem.verdict));
+                leaf.problems
+                    .sort_by_key(|problem| std::cmp::Reverse(problem.verdict));
             }
         }
         self
@@ -361,21 +397,40 @@ impl AuthorityState {
 
 /// kubeadm's certificatesDir.
 pub fn certificate_directory(node: &Node) -> GuestPath {
-    node.certificate_dir.value.clone().unwrap_or_else(|| GuestPath::new("/etc/kubernetes/pki"))
+    node.certificate_dir
+        .value
+        .clone()
+        .unwrap_or_else(|| GuestPath::new("/etc/kubernetes/pki"))
 }
 
 /// What is wrong with a certificate's dates, if anything.
 pub fn dates(certificate: &Certificate, path: &GuestPath, now: OffsetDateTime) -> Option<Problem> {
-    let saw = |verb: &str, time: OffsetDateTime| format!("{} {verb} {}", certificate.subject, units::time(time));
+    let saw = |verb: &str, time: OffsetDateTime| {
+        format!("{} {verb} {}", certificate.subject, units::time(time))
+    };
     if certificate.not_after < now {
-        return Some(Problem::new(Verdict::Expired, path, saw("expired", certificate.not_after)));
+        return Some(Problem::new(
+            Verdict::Expired,
+            path,
+            saw("expired", certificate.not_after),
+        ));
     }
     if certificate.not_before > now {
-        return Some(Problem::new(Verdict::NotYetValid, path, saw("is valid only from", certificate.not_before)));
+        return Some(Problem::new(
+            Verdict::NotYetValid,
+            path,
+            saw("is valid only from", certificate.not_before),
+        ));
     }
     let lifetime = certificate.not_after - certificate.not_before;
     let soon = certificate.not_after - now < SOON.min(lifetime / 10);
-    soon.then(|| Problem::new(Verdict::Expiring, path, saw("expires", certificate.not_after)))
+    soon.then(|| {
+        Problem::new(
+            Verdict::Expiring,
+            path,
+            saw("expires", certificate.not_after),
+        )
+    })
 }
 
 struct Reader<'a> {
@@ -390,7 +445,9 @@ impl Reader<'_> {
         use crate::node::Role;
         match self.node.role.value {
             Some(Role::ControlPlane) => true,
-            Some(Role::Worker | Role::Etcd | Role::OtherDistribution | Role::NotKubernetes) => false,
+            Some(Role::Worker | Role::Etcd | Role::OtherDistribution | Role::NotKubernetes) => {
+                false
+            }
             None => {
                 self.node.static_pod("kube-apiserver").is_some()
                     || self.guest.exists(&self.directory.join("apiserver.crt"))
@@ -409,7 +466,11 @@ impl Reader<'_> {
     }
 
     fn flag(&self, pod: &str, flag: &str) -> Option<GuestPath> {
-        self.node.static_pod(pod)?.flag(flag).filter(|path| path.starts_with('/')).map(GuestPath::new)
+        self.node
+            .static_pod(pod)?
+            .flag(flag)
+            .filter(|path| path.starts_with('/'))
+            .map(GuestPath::new)
     }
 
     /// The manifest's path, unless it exists only inside the container: then the default, if that is there.
@@ -429,13 +490,21 @@ impl Reader<'_> {
                 let signing = self.flag("kube-controller-manager", "--cluster-signing-cert-file");
                 let client = self.flag(api, "--client-ca-file");
                 // A worker has no manifests; its kubelet's config names the CA.
-                let kubelet = yaml::text_at(&self.node.kubelet.config, &["authentication", "x509", "clientCAFile"]);
-                let kubelet = kubelet.filter(|path| path.starts_with('/')).map(GuestPath::new);
+                let kubelet = yaml::text_at(
+                    &self.node.kubelet.config,
+                    &["authentication", "x509", "clientCAFile"],
+                );
+                let kubelet = kubelet
+                    .filter(|path| path.starts_with('/'))
+                    .map(GuestPath::new);
                 (vec![signing, client.clone(), kubelet], client)
             }
             Authority::FrontProxy => (vec![self.flag(api, "--requestheader-client-ca-file")], None),
             Authority::Etcd => {
-                let flags = vec![self.flag(etcd, "--trusted-ca-file"), self.flag(api, "--etcd-cafile")];
+                let flags = vec![
+                    self.flag(etcd, "--trusted-ca-file"),
+                    self.flag(api, "--etcd-cafile"),
+                ];
                 (flags, self.flag(etcd, "--peer-trusted-ca-file"))
             }
         };
@@ -447,9 +516,10 @@ impl Reader<'_> {
         }
         let beside = self.key_beside(&certificate_path);
         let key_path = match authority {
-            Authority::Cluster => {
-                self.first_there(&[self.flag("kube-controller-manager", "--cluster-signing-key-file")], beside)
-            }
+            Authority::Cluster => self.first_there(
+                &[self.flag("kube-controller-manager", "--cluster-signing-key-file")],
+                beside,
+            ),
             _ => beside,
         };
         let trusted = trusted
@@ -462,9 +532,19 @@ impl Reader<'_> {
             Ok(certificates) => self.pair(certificates, &key_path),
             Err(blocked) => Err(blocked.clone()),
         };
-        let signer = pair.clone().and_then(|pair| self.usable(&pair.certificate).map(|()| pair));
+        let signer = pair
+            .clone()
+            .and_then(|pair| self.usable(&pair.certificate).map(|()| pair));
         let certificates = certificates.unwrap_or_default();
-        Some(AuthorityState { authority, certificate_path, key_path, certificates, trusted, pair: pair.ok(), signer })
+        Some(AuthorityState {
+            authority,
+            certificate_path,
+            key_path,
+            certificates,
+            trusted,
+            pair: pair.ok(),
+            signer,
+        })
     }
 
     /// `ca.key` beside `ca.crt`, as kubeadm calls it; `ca-key.pem` beside `ca.pem` where that is there: kubespray's and cfssl's.
@@ -473,7 +553,11 @@ impl Reader<'_> {
         let kubeadms = GuestPath::new(path.with_extension("key"));
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let cfssls = certificate.parent().join(format!("{stem}-key.pem"));
-        if self.guest.exists(&cfssls) && !self.guest.exists(&kubeadms) { cfssls } else { kubeadms }
+        if self.guest.exists(&cfssls) && !self.guest.exists(&kubeadms) {
+            cfssls
+        } else {
+            kubeadms
+        }
     }
 
     fn certificates(&self, path: &GuestPath) -> Result<Vec<Certificate>, Blocked> {
@@ -481,26 +565,39 @@ impl Reader<'_> {
             TreeError::NotFound(_) | TreeError::NotADirectory(_) => Blocked::CertificateMissing,
             error => Blocked::CertificateUnreadable(error.to_string()),
         })?;
-        Certificate::all_from_pem(&bytes).map_err(|error| Blocked::CertificateUnreadable(format!("{error:#}")))
+        Certificate::all_from_pem(&bytes)
+            .map_err(|error| Blocked::CertificateUnreadable(format!("{error:#}")))
     }
 
     fn pair(&self, certificates: &[Certificate], key_path: &GuestPath) -> Result<Signer, Blocked> {
         let key = match self.guest.read(key_path) {
-            Ok(bytes) => PrivateKey::from_pem(&bytes).map_err(|error| Blocked::KeyUnreadable(format!("{error:#}")))?,
-            Err(error) if error.is_not_found() => return Err(self.blocked_without_key(certificates)),
+            Ok(bytes) => PrivateKey::from_pem(&bytes)
+                .map_err(|error| Blocked::KeyUnreadable(format!("{error:#}")))?,
+            Err(error) if error.is_not_found() => {
+                return Err(self.blocked_without_key(certificates));
+            }
             Err(error) => return Err(Blocked::KeyUnreadable(error.to_string())),
         };
-        let certificate =
-            certificates.iter().find(|certificate| certificate.matches(&key)).ok_or(Blocked::KeyMismatch)?;
-        Ok(Signer { certificate: certificate.clone(), key: Rc::new(key) })
+        let certificate = certificates
+            .iter()
+            .find(|certificate| certificate.matches(&key))
+            .ok_or(Blocked::KeyMismatch)?;
+        Ok(Signer {
+            certificate: certificate.clone(),
+            key: Rc::new(key),
+        })
     }
 
     /// An expired CA without a key is above all expired.
     fn blocked_without_key(&self, certificates: &[Certificate]) -> Blocked {
-        certificates.first().map_or(Blocked::CertificateMissing, |first| match self.usable(first) {
-            Ok(()) => Blocked::KeyMissing,
-            Err(blocked) => blocked,
-        })
+        certificates
+            .first()
+            .map_or(Blocked::CertificateMissing, |first| {
+                match self.usable(first) {
+                    Ok(()) => Blocked::KeyMissing,
+                    Err(blocked) => blocked,
+                }
+            })
     }
 
     fn usable(&self, certificate: &Certificate) -> Result<(), Blocked> {
@@ -520,19 +617,29 @@ impl Reader<'_> {
         let names = Names::new(self.guest, self.node, authorities);
         let files = LEAVES.iter().filter_map(|profile| {
             let leaf = self.file_leaf(profile)?;
-            Some(Leaf { needed: names.of(profile.name), ..leaf })
+            Some(Leaf {
+                needed: names.of(profile.name),
+                ..leaf
+            })
         });
-        let configs = CONFIGS.iter().filter_map(|profile| self.config_leaf(profile, authorities));
+        let configs = CONFIGS
+            .iter()
+            .filter_map(|profile| self.config_leaf(profile, authorities));
         self.judged_once(files.chain(configs), authorities)
     }
 
     /// What etcd's CA has signed: all that a member without a control plane has.
     fn members_leaves(&self, authorities: &BTreeMap<Authority, AuthorityState>) -> Vec<Leaf> {
         let names = Names::new(self.guest, self.node, authorities);
-        let profiles = LEAVES.iter().filter(|profile| profile.authority == Authority::Etcd);
+        let profiles = LEAVES
+            .iter()
+            .filter(|profile| profile.authority == Authority::Etcd);
         let files = profiles.filter_map(|profile| {
             let leaf = self.file_leaf(profile)?;
-            Some(Leaf { needed: names.of(profile.name), ..leaf })
+            Some(Leaf {
+                needed: names.of(profile.name),
+                ..leaf
+            })
         });
         self.judged_once(files, authorities)
     }
@@ -549,20 +656,26 @@ impl Reader<'_> {
                 None => leaves.push(leaf),
             }
         }
-        leaves.into_iter().map(|leaf| self.judged(leaf, authorities)).collect()
+        leaves
+            .into_iter()
+            .map(|leaf| self.judged(leaf, authorities))
+            .collect()
     }
 
     /// One file named twice (scheduler and controller manager sharing a kubeconfig, one certificate for all that etcd does) is one
     /// certificate.
     fn is_one_file(&self, one: &Leaf, other: &Leaf) -> bool {
-        let (Some(one), Some(other)) = (&one.place, &other.place) else { return false };
+        let (Some(one), Some(other)) = (&one.place, &other.place) else {
+            return false;
+        };
         let (one, other) = (one.path(), other.path());
         one == other
             || matches!((self.guest.resolve(one), self.guest.resolve(other)), (Ok(one), Ok(other)) if one == other)
     }
 
     fn file_leaf(&self, profile: &Profile) -> Option<Leaf> {
-        let default = |extension: &str| self.directory.join(format!("{}.{extension}", profile.base));
+        let default =
+            |extension: &str| self.directory.join(format!("{}.{extension}", profile.base));
         let (mut certificate, mut key) = (default("crt"), default("key"));
         let mut named = false;
         if let Some(flags) = profile.flags {
@@ -572,7 +685,11 @@ impl Reader<'_> {
             key = self.first_there(&[self.flag(flags.pod, flags.key)], key);
         }
         // Without a manifest that names it, a leaf that is not there is not missing: external etcd has none of etcd's.
-        if !named && !self.is_made_by_kubeadm(profile) && !self.guest.exists(&certificate) && !self.guest.exists(&key) {
+        if !named
+            && !self.is_made_by_kubeadm(profile)
+            && !self.guest.exists(&certificate)
+            && !self.guest.exists(&key)
+        {
             return None;
         }
         let mut leaf = Leaf {
@@ -592,13 +709,19 @@ impl Reader<'_> {
             foreign: None,
         };
         self.read_pair(&mut leaf, &certificate, &key);
-        leaf.place = Some(Place::Files { certificate, key, keep_key: None });
+        leaf.place = Some(Place::Files {
+            certificate,
+            key,
+            keep_key: None,
+        });
         Some(leaf)
     }
 
     /// No manifest names the health check's client, but kubeadm makes one wherever it makes etcd.
     fn is_made_by_kubeadm(&self, profile: &Profile) -> bool {
-        let authority = self.directory.join(format!("{}.key", Authority::Etcd.base()));
+        let authority = self
+            .directory
+            .join(format!("{}.key", Authority::Etcd.base()));
         profile.name == "etcd-healthcheck-client"
             && self.node.static_pod("etcd").is_some()
             && self.guest.exists(&authority)
@@ -610,7 +733,13 @@ impl Reader<'_> {
             Ok(bytes) => Ok(bytes),
             Err(error) => Err(error.to_string()),
         };
-        self.take(leaf, bytes.as_deref(), certificate, key_bytes.as_deref().map_err(String::as_str), key);
+        self.take(
+            leaf,
+            bytes.as_deref(),
+            certificate,
+            key_bytes.as_deref().map_err(String::as_str),
+            key,
+        );
     }
 
     fn take(
@@ -629,9 +758,14 @@ impl Reader<'_> {
                     leaf.chain = all.collect();
                 }
                 Err(error) => {
-                    leaf.problems.push(Problem::new(Verdict::Unreadable, certificate_path, format!("{error:#}")));
+                    leaf.problems.push(Problem::new(
+                        Verdict::Unreadable,
+                        certificate_path,
+                        format!("{error:#}"),
+                    ));
                     // What a person can read still says what it was for.
-                    let seen = pem::without_oddity(bytes).and_then(|bytes| Certificate::all_from_pem(&bytes).ok());
+                    let seen = pem::without_oddity(bytes)
+                        .and_then(|bytes| Certificate::all_from_pem(&bytes).ok());
                     let mut seen = seen.unwrap_or_default().into_iter();
                     leaf.certificate = seen.next();
                     leaf.chain = seen.collect();
@@ -639,17 +773,28 @@ impl Reader<'_> {
             }
         }
         let private = key.ok().and_then(|key| PrivateKey::from_pem(key).ok());
-        leaf.has_key = leaf.certificate.as_ref().zip(private).is_some_and(|(leaf, key)| leaf.is_proved_by(&key));
+        leaf.has_key = leaf
+            .certificate
+            .as_ref()
+            .zip(private)
+            .is_some_and(|(leaf, key)| leaf.is_proved_by(&key));
         if let Some(problem) = key_problem(leaf.certificate.as_ref(), key, key_path) {
             leaf.problems.push(problem);
         }
     }
 
-    fn config_leaf(&self, profile: &ConfigProfile, authorities: &BTreeMap<Authority, AuthorityState>) -> Option<Leaf> {
+    fn config_leaf(
+        &self,
+        profile: &ConfigProfile,
+        authorities: &BTreeMap<Authority, AuthorityState>,
+    ) -> Option<Leaf> {
         let default = GuestPath::new(KUBERNETES_DIR).join(profile.name);
         let flagged = profile.pod.and_then(|pod| self.flag(pod, "--kubeconfig"));
         // No manifest names admin.conf, but kubeadm makes one wherever it makes the controller manager's.
-        let is_kubeadms = || self.flag("kube-controller-manager", "--kubeconfig").is_some();
+        let is_kubeadms = || {
+            self.flag("kube-controller-manager", "--kubeconfig")
+                .is_some()
+        };
         let named = flagged.is_some() || (profile.name == "admin.conf" && is_kubeadms());
         let path = self.first_there(&[flagged], default);
         if !named && !self.guest.exists(&path) {
@@ -677,11 +822,20 @@ impl Reader<'_> {
         let config = match Kubeconfig::parse(&bytes, &path) {
             Ok(config) => config,
             Err(error) => {
-                leaf.problems.push(Problem::new(Verdict::Unreadable, &path, format!("{error:#}")));
+                leaf.problems.push(Problem::new(
+                    Verdict::Unreadable,
+                    &path,
+                    format!("{error:#}"),
+                ));
                 return Some(leaf);
             }
         };
-        self.read_config(&mut leaf, &config, &path, authorities.get(&Authority::Cluster))?;
+        self.read_config(
+            &mut leaf,
+            &config,
+            &path,
+            authorities.get(&Authority::Cluster),
+        )?;
         Some(leaf)
     }
 
@@ -694,7 +848,11 @@ impl Reader<'_> {
         authority: Option<&AuthorityState>,
     ) -> Option<()> {
         let Some(user) = config.current_user() else {
-            leaf.problems.push(Problem::new(Verdict::Unreadable, path, "its current-context leads to no user"));
+            leaf.problems.push(Problem::new(
+                Verdict::Unreadable,
+                path,
+                "its current-context leads to no user",
+            ));
             return Some(());
         };
         match (&user.certificate, &user.key) {
@@ -705,11 +863,18 @@ impl Reader<'_> {
                     _ => Err("the certificate is inline, its key is not"),
                 };
                 self.take(leaf, Some(certificate), path, inline, path);
-                leaf.place = Some(Place::Config { path: path.clone(), user: user.name.clone() });
+                leaf.place = Some(Place::Config {
+                    path: path.clone(),
+                    user: user.name.clone(),
+                });
             }
             (Material::File(certificate), Material::File(key)) => {
                 self.read_pair(leaf, certificate, key);
-                leaf.place = Some(Place::Files { certificate: certificate.clone(), key: key.clone(), keep_key: None });
+                leaf.place = Some(Place::Files {
+                    certificate: certificate.clone(),
+                    key: key.clone(),
+                    keep_key: None,
+                });
             }
             _ => {
                 leaf.problems.push(Problem::new(
@@ -724,31 +889,54 @@ impl Reader<'_> {
     }
 
     fn judged(&self, mut leaf: Leaf, authorities: &BTreeMap<Authority, AuthorityState>) -> Leaf {
-        let path = leaf.place.as_ref().map(|place| place.path().clone()).unwrap_or_else(|| GuestPath::new("/"));
+        let path = leaf
+            .place
+            .as_ref()
+            .map(|place| place.path().clone())
+            .unwrap_or_else(|| GuestPath::new("/"));
         if let Some(certificate) = &leaf.certificate {
             leaf.problems.extend(dates(certificate, &path, self.now));
             if certificate.is_ca {
-                leaf.problems.push(Problem::new(Verdict::Unreadable, &path, "this is a CA certificate, not a leaf"));
+                leaf.problems.push(Problem::new(
+                    Verdict::Unreadable,
+                    &path,
+                    "this is a CA certificate, not a leaf",
+                ));
                 leaf.foreign = Some("a CA certificate stands where a leaf belongs".to_owned());
             }
-            let authority = authorities.get(&leaf.authority).filter(|state| !state.certificates.is_empty());
+            let authority = authorities
+                .get(&leaf.authority)
+                .filter(|state| !state.certificates.is_empty());
             if let Some(state) = authority
                 && state.issued(certificate, &leaf.chain) == SignatureCheck::Invalid
             {
-                let saw = format!("issued by {}, not by {}", certificate.issuer, state.certificate_path);
-                leaf.problems.push(Problem::new(Verdict::WrongIssuer, &path, saw));
-                let same_name = state.certificates.iter().any(|ca| ca.subject_raw == certificate.issuer_raw);
+                let saw = format!(
+                    "issued by {}, not by {}",
+                    certificate.issuer, state.certificate_path
+                );
+                leaf.problems
+                    .push(Problem::new(Verdict::WrongIssuer, &path, saw));
+                let same_name = state
+                    .certificates
+                    .iter()
+                    .any(|ca| ca.subject_raw == certificate.issuer_raw);
                 // A serving certificate from a company's own CA is somebody's decision; clients trust that CA, not ours.
                 if leaf.name == "apiserver" && !same_name {
                     leaf.foreign = Some(format!("it was issued by {}", certificate.issuer));
                 }
             }
             if leaf.foreign.is_none() {
-                leaf.problems.extend(usage_problem(certificate, leaf.usages, &path));
-                leaf.problems.extend(name_problems(certificate, &leaf.needed.missing(certificate), &path));
+                leaf.problems
+                    .extend(usage_problem(certificate, leaf.usages, &path));
+                leaf.problems.extend(name_problems(
+                    certificate,
+                    &leaf.needed.missing(certificate),
+                    &path,
+                ));
             }
         }
-        leaf.problems.sort_by_key(|problem| std::cmp::Reverse(problem.verdict));
+        leaf.problems
+            .sort_by_key(|problem| std::cmp::Reverse(problem.verdict));
         leaf
     }
 }
@@ -757,24 +945,46 @@ impl Reader<'_> {
 /// ("must specify at least one ExtKeyUsage").
 fn usage_problem(certificate: &Certificate, usages: &[Usage], path: &GuestPath) -> Option<Problem> {
     const ANY: &str = "2.5.29.37.0";
-    let had = certificate.extended_key_usage.as_deref().unwrap_or_default();
+    let had = certificate
+        .extended_key_usage
+        .as_deref()
+        .unwrap_or_default();
     if had.is_empty() {
-        let saw = "has no extended key usage: it works, but `kubeadm certs renew` refuses to renew it";
+        let saw =
+            "has no extended key usage: it works, but `kubeadm certs renew` refuses to renew it";
         return Some(Problem::new(Verdict::WrongUsage, path, saw));
     }
     let lacks = |usage: &&Usage| !had.iter().any(|oid| oid == usage.oid() || oid == ANY);
-    let lacking: Vec<&str> = usages.iter().filter(lacks).map(|usage| usage.name()).collect();
+    let lacking: Vec<&str> = usages
+        .iter()
+        .filter(lacks)
+        .map(|usage| usage.name())
+        .collect();
     (!lacking.is_empty()).then(|| {
         let had: Vec<&str> = had.iter().map(|oid| Usage::name_of(oid)).collect();
-        let saw = format!("its extended key usage is {}, without {}", had.join(", "), lacking.join(", "));
+        let saw = format!(
+            "its extended key usage is {}, without {}",
+            had.join(", "),
+            lacking.join(", ")
+        );
         Problem::new(Verdict::WrongUsage, path, saw)
     })
 }
 
-fn name_problems(certificate: &Certificate, missing: &[NameSource], path: &GuestPath) -> Vec<Problem> {
-    let have = certificate.alternative_names.as_ref().map_or(0, |names| names.names.len());
+fn name_problems(
+    certificate: &Certificate,
+    missing: &[NameSource],
+    path: &GuestPath,
+) -> Vec<Problem> {
+    let have = certificate
+        .alternative_names
+        .as_ref()
+        .map_or(0, |names| names.names.len());
     let problem = |missing: &NameSource| {
-        let saw = format!("lacks {} ({}) among its {have} names", missing.name, missing.source);
+        let saw = format!(
+            "lacks {} ({}) among its {have} names",
+            missing.name, missing.source
+        );
         Problem::new(Verdict::NamesMissing, path, saw)
     };
     missing.iter().map(problem).collect()
@@ -801,20 +1011,33 @@ fn foreign_config(
 
 /// The CA certificates of a kubeconfig's current cluster.
 pub fn trusted_by(guest: &Guest, config: &Kubeconfig) -> Vec<Certificate> {
-    let bytes = match config.current_cluster().map(|cluster| &cluster.certificate_authority) {
+    let bytes = match config
+        .current_cluster()
+        .map(|cluster| &cluster.certificate_authority)
+    {
         Some(Material::Inline(bytes)) => Some(bytes.clone()),
         Some(Material::File(path)) => guest.read(path).ok(),
         _ => None,
     };
-    bytes.and_then(|bytes| Certificate::all_from_pem(&bytes).ok()).unwrap_or_default()
+    bytes
+        .and_then(|bytes| Certificate::all_from_pem(&bytes).ok())
+        .unwrap_or_default()
 }
 
 /// Bytes of a file, or a problem.
-pub(super) fn read(guest: &Guest, path: &GuestPath, problems: &mut Vec<Problem>) -> Option<Vec<u8>> {
+pub(super) fn read(
+    guest: &Guest,
+    path: &GuestPath,
+    problems: &mut Vec<Problem>,
+) -> Option<Vec<u8>> {
     match guest.read(path) {
         Ok(bytes) => Some(bytes),
         Err(error) => {
-            let verdict = if error.is_not_found() { Verdict::Missing } else { Verdict::Unreadable };
+            let verdict = if error.is_not_found() {
+                Verdict::Missing
+            } else {
+                Verdict::Unreadable
+            };
             problems.push(Problem::new(verdict, path, error.to_string()));
             None
         }
@@ -829,12 +1052,23 @@ pub(super) fn key_problem(
 ) -> Option<Problem> {
     let key = match key.map(PrivateKey::from_pem) {
         Ok(Ok(key)) => key,
-        Ok(Err(error)) => return Some(Problem::new(Verdict::KeyUnusable, path, format!("{error:#}"))),
+        Ok(Err(error)) => {
+            return Some(Problem::new(
+                Verdict::KeyUnusable,
+                path,
+                format!("{error:#}"),
+            ));
+        }
         Err(why) => return Some(Problem::new(Verdict::KeyUnusable, path, why)),
     };
     let certificate = certificate?;
-    (!certificate.matches(&key))
-        .then(|| Problem::new(Verdict::KeyMismatch, path, format!("this key is not that of {}", certificate.subject)))
+    (!certificate.matches(&key)).then(|| {
+        Problem::new(
+            Verdict::KeyMismatch,
+            path,
+            format!("this key is not that of {}", certificate.subject),
+        )
+    })
 }
 
 /// Keys that more than one thing uses keep their bytes: replacing one would break the other. The service accounts' key is the
@@ -853,17 +1087,32 @@ fn share_keys(guest: &Guest, node: &Node, leaves: &mut [Leaf]) {
     const SERVICE_ACCOUNT: [(&str, &str); 3] = [
         ("kube-apiserver", "--service-account-key-file"),
         ("kube-apiserver", "--service-account-signing-key-file"),
-        ("kube-controller-manager", "--service-account-private-key-file"),
+        (
+            "kube-controller-manager",
+            "--service-account-private-key-file",
+        ),
     ];
     for (pod, flag) in SERVICE_ACCOUNT {
-        let path = node.static_pod(pod).and_then(|pod| pod.flag(flag)).map(GuestPath::new);
+        let path = node
+            .static_pod(pod)
+            .and_then(|pod| pod.flag(flag))
+            .map(GuestPath::new);
         if let Some(real) = path.and_then(|path| guest.resolve(&path).ok()) {
-            users.entry(real).or_default().push("service accounts".to_owned());
+            users
+                .entry(real)
+                .or_default()
+                .push("service accounts".to_owned());
         }
     }
     for leaf in leaves.iter_mut() {
-        let Some(others) = real_key(leaf).and_then(|real| users.get(&real)) else { continue };
-        let others: Vec<&str> = others.iter().map(String::as_str).filter(|name| *name != leaf.name).collect();
+        let Some(others) = real_key(leaf).and_then(|real| users.get(&real)) else {
+            continue;
+        };
+        let others: Vec<&str> = others
+            .iter()
+            .map(String::as_str)
+            .filter(|name| *name != leaf.name)
+            .collect();
         if let Some(Place::Files { keep_key, .. }) = &mut leaf.place
             && !others.is_empty()
         {

@@ -54,11 +54,22 @@ pub struct Kept {
 
 impl Kept {
     /// Reads it; never fails, what cannot be read is said.
-    pub fn read(guest: &Guest, node: &Node, authorities: &BTreeMap<Authority, AuthorityState>) -> Self {
+    pub fn read(
+        guest: &Guest,
+        node: &Node,
+        authorities: &BTreeMap<Authority, AuthorityState>,
+    ) -> Self {
         let keys = Keys::below(prefix(node), node.node_name.value.as_deref());
         match values(guest, node, keys.all()) {
-            None => Self { place: OWN.to_owned(), ..Self::default() },
-            Some(Err(why)) => Self { place: OWN.to_owned(), why_not: Some(why), ..Self::default() },
+            None => Self {
+                place: OWN.to_owned(),
+                ..Self::default()
+            },
+            Some(Err(why)) => Self {
+                place: OWN.to_owned(),
+                why_not: Some(why),
+                ..Self::default()
+            },
             Some(Ok(values)) => keys.taken(&values, OWN, authorities),
         }
     }
@@ -72,7 +83,9 @@ impl Kept {
         authorities: &BTreeMap<Authority, AuthorityState>,
     ) -> Option<Self> {
         let keys = Keys::below(prefix, node.node_name.value.as_deref());
-        let map = values.get(keys.authentication.as_bytes()).and_then(|value| config_map(value))?;
+        let map = values
+            .get(keys.authentication.as_bytes())
+            .and_then(|value| config_map(value))?;
         trusts_the_same(&map, authorities)?.then(|| keys.taken(values, place, authorities))
     }
 
@@ -85,11 +98,15 @@ impl Kept {
     /// API server.
     pub fn endpoint(&self, port: u16) -> Option<String> {
         let of = |document| yaml::text_at(document, &["controlPlaneEndpoint"]);
-        let endpoint = self.documents.iter().find_map(of).filter(|endpoint| !endpoint.is_empty())?;
+        let endpoint = self
+            .documents
+            .iter()
+            .find_map(of)
+            .filter(|endpoint| !endpoint.is_empty())?;
         Name::of_endpoint(endpoint)?;
-        let has_port = endpoint
-            .rsplit_once(':')
-            .is_some_and(|(host, port)| port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']')));
+        let has_port = endpoint.rsplit_once(':').is_some_and(|(host, port)| {
+            port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']'))
+        });
         let is_bare_v6 = endpoint.parse::<std::net::Ipv6Addr>().is_ok();
         Some(match (has_port, is_bare_v6) {
             (true, _) => endpoint.to_owned(),
@@ -104,15 +121,23 @@ pub(super) type Values = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// Below what a control plane's API server keeps its objects.
 pub(super) fn prefix(node: &Node) -> &str {
-    let flag = node.static_pod("kube-apiserver").and_then(|pod| pod.flag("--etcd-prefix"));
+    let flag = node
+        .static_pod("kube-apiserver")
+        .and_then(|pod| pod.flag("--etcd-prefix"));
     flag.unwrap_or(PREFIX).trim_end_matches('/')
 }
 
 /// The values of some keys in the etcd member on a node's disk, log included. `None` where there is none; else why they cannot be read.
-pub(super) fn values(guest: &Guest, node: &Node, keys: Vec<Vec<u8>>) -> Option<Result<Values, String>> {
+pub(super) fn values(
+    guest: &Guest,
+    node: &Node,
+    keys: Vec<Vec<u8>>,
+) -> Option<Result<Values, String>> {
     let found = locate::on_node(guest, node)?;
     if let Some(holder) = holder(guest, &found.place) {
-        return Some(Err(format!("etcd is running: {holder} has its database open")));
+        return Some(Err(format!(
+            "etcd is running: {holder} has its database open"
+        )));
     }
     let data = MemberData::read(guest, &found.place);
     if let Stored::Damaged(fault) = &data.stored {
@@ -122,7 +147,10 @@ pub(super) fn values(guest: &Guest, node: &Node, keys: Vec<Vec<u8>>) -> Option<R
         Ok(seen) => seen,
         Err(error) => return Some(Err(error.to_string())),
     };
-    let held = seen.keys.into_iter().filter_map(|(key, held)| Some((key, held.value?.to_vec())));
+    let held = seen
+        .keys
+        .into_iter()
+        .filter_map(|(key, held)| Some((key, held.value?.to_vec())));
     Some(Ok(held.collect()))
 }
 
@@ -148,7 +176,13 @@ struct Keys {
 impl Keys {
     fn below(prefix: &str, node: Option<&str>) -> Self {
         let pod = |name: &str, node: &str| format!("{prefix}/pods/kube-system/{name}-{node}");
-        let own = node.map(|node| [pod("kube-apiserver", node), pod("etcd", node), format!("{prefix}/minions/{node}")]);
+        let own = node.map(|node| {
+            [
+                pod("kube-apiserver", node),
+                pod("etcd", node),
+                format!("{prefix}/minions/{node}"),
+            ]
+        });
         let map = |name| format!("{prefix}/configmaps/kube-system/{name}");
         Self {
             kubeadm: map("kubeadm-config"),
@@ -161,64 +195,111 @@ impl Keys {
 
     fn all(&self) -> Vec<Vec<u8>> {
         let fixed = [&self.kubeadm, &self.authentication, &self.binding];
-        fixed.into_iter().chain(self.own.iter().flatten()).map(|key| key.clone().into_bytes()).collect()
+        fixed
+            .into_iter()
+            .chain(self.own.iter().flatten())
+            .map(|key| key.clone().into_bytes())
+            .collect()
     }
 
-    fn taken(&self, values: &Values, place: &str, authorities: &BTreeMap<Authority, AuthorityState>) -> Kept {
+    fn taken(
+        &self,
+        values: &Values,
+        place: &str,
+        authorities: &BTreeMap<Authority, AuthorityState>,
+    ) -> Kept {
         let value = |key: &String| values.get(key.as_bytes()).map(Vec::as_slice);
         let place = place.to_owned();
-        let not = |why: &str| Kept { place: place.clone(), why_not: Some(why.to_owned()), ..Kept::default() };
+        let not = |why: &str| Kept {
+            place: place.clone(),
+            why_not: Some(why.to_owned()),
+            ..Kept::default()
+        };
         let map = |key| value(key).and_then(config_map);
-        if map(&self.authentication).and_then(|map| trusts_the_same(&map, authorities)) == Some(false) {
+        if map(&self.authentication).and_then(|map| trusts_the_same(&map, authorities))
+            == Some(false)
+        {
             return not("it holds another cluster: the client CA in it is not this node's");
         }
         let binds_cluster_admins = value(&self.binding).is_some();
         let (documents, why_not) = match value(&self.kubeadm) {
             None => (Vec::new(), Some(format!("it holds no {}", self.kubeadm))),
-            Some(value) if is_encrypted(value) => {
-                (Vec::new(), Some(format!("{} is encrypted at rest there (k8s:enc:)", self.kubeadm)))
-            }
+            Some(value) if is_encrypted(value) => (
+                Vec::new(),
+                Some(format!(
+                    "{} is encrypted at rest there (k8s:enc:)",
+                    self.kubeadm
+                )),
+            ),
             Some(value) => match config_map(value).map(|map| documents(&map)) {
                 Some(documents) if !documents.is_empty() => (documents, None),
-                _ => (Vec::new(), Some(format!("{} cannot be read there", self.kubeadm))),
+                _ => (
+                    Vec::new(),
+                    Some(format!("{} cannot be read there", self.kubeadm)),
+                ),
             },
         };
         let address = self.address(values, &place);
-        Kept { place, documents, binds_cluster_admins, address, why_not }
+        Kept {
+            place,
+            documents,
+            binds_cluster_admins,
+            address,
+            why_not,
+        }
     }
 
     /// Annotations as kubeadm's GetAPIEndpoint and etcd's getRawEtcdEndpointsFromPodAnnotation read them from 1.22 on, then the Node's InternalIP.
     fn address(&self, values: &Values, place: &str) -> Option<(IpAddr, String)> {
         let value = |key: &String| values.get(key.as_bytes()).map(Vec::as_slice);
         let usable = |name: Option<Name>| match name {
-            Some(Name::Ip(address)) if !address.is_unspecified() && !address.is_loopback() => Some(address),
+            Some(Name::Ip(address)) if !address.is_unspecified() && !address.is_loopback() => {
+                Some(address)
+            }
             _ => None,
         };
         let [api, etcd, node] = self.own.as_ref()?;
         let annotated = |key: &String, annotation: &str| {
             let annotations = pod_annotations(value(key)?)?;
-            let url = annotations.get(annotation)?.split(',').find_map(|url| usable(Name::of_url(url.trim())));
+            let url = annotations
+                .get(annotation)?
+                .split(',')
+                .find_map(|url| usable(Name::of_url(url.trim())));
             Some((url?, format!("{key} in {place}, {annotation}")))
         };
         let of_node = || {
             let object = NodeObject::parse(value(node)?)?;
-            let address = object.internal_ips.iter().find_map(|address| usable(Name::parse(address)));
+            let address = object
+                .internal_ips
+                .iter()
+                .find_map(|address| usable(Name::parse(address)));
             Some((address?, format!("{node} in {place}, InternalIP")))
         };
-        annotated(api, "kubeadm.kubernetes.io/kube-apiserver.advertise-address.endpoint")
-            .or_else(|| annotated(etcd, "kubeadm.kubernetes.io/etcd.advertise-client-urls"))
-            .or_else(of_node)
+        annotated(
+            api,
+            "kubeadm.kubernetes.io/kube-apiserver.advertise-address.endpoint",
+        )
+        .or_else(|| annotated(etcd, "kubeadm.kubernetes.io/etcd.advertise-client-urls"))
+        .or_else(of_node)
     }
 }
 
 fn documents(map: &BTreeMap<String, String>) -> Vec<Value> {
     let parse = |name: &str| yaml::parse(map.get(name)?.as_bytes()).ok();
-    ["ClusterConfiguration", "ClusterStatus"].into_iter().filter_map(parse).collect()
+    ["ClusterConfiguration", "ClusterStatus"]
+        .into_iter()
+        .filter_map(parse)
+        .collect()
 }
 
 /// Whether the client CA that the API server wrote down is this node's; `None` where there is nothing to compare.
-fn trusts_the_same(map: &BTreeMap<String, String>, authorities: &BTreeMap<Authority, AuthorityState>) -> Option<bool> {
-    let own = authorities.get(&Authority::Cluster).filter(|own| !own.certificates.is_empty())?;
+fn trusts_the_same(
+    map: &BTreeMap<String, String>,
+    authorities: &BTreeMap<Authority, AuthorityState>,
+) -> Option<bool> {
+    let own = authorities
+        .get(&Authority::Cluster)
+        .filter(|own| !own.certificates.is_empty())?;
     let theirs = Certificate::all_from_pem(map.get("client-ca-file")?.as_bytes()).ok()?;
     (!theirs.is_empty()).then(|| own.is_among(&theirs))
 }
@@ -229,7 +310,11 @@ impl Inventory {
         self.kept.get_or_init(|| {
             let own = Kept::read(guest, node, &self.authorities);
             match own.documents.is_empty() {
-                true => self.lent.iter().find_map(|lent| lent.kept(node, &self.authorities)).unwrap_or(own),
+                true => self
+                    .lent
+                    .iter()
+                    .find_map(|lent| lent.kept(node, &self.authorities))
+                    .unwrap_or(own),
                 false => own,
             }
         })
@@ -238,10 +323,13 @@ impl Inventory {
     /// With what the etcd of other nodes of the run says, where they prove to be control planes of this node's cluster.
     #[must_use]
     pub fn with_lent(mut self, party: &Party, peers: &[Rc<Peer>]) -> Self {
-        let lenders = peers.iter().filter(|peer| may_lend_names(party, &peer.party));
+        let lenders = peers
+            .iter()
+            .filter(|peer| may_lend_names(party, &peer.party));
         self.lent = lenders.filter_map(|peer| peer.lent.clone()).collect();
         // Whatever the order of the disks on the command line.
-        self.lent.sort_by(|one, other| one.place().cmp(other.place()));
+        self.lent
+            .sort_by(|one, other| one.place().cmp(other.place()));
         self
     }
 
@@ -250,7 +338,8 @@ impl Inventory {
     pub fn with_kept_names(mut self, guest: &Guest, node: &Node) -> Self {
         let is_server = |name: &str| SERVERS.contains(&name);
         let is_lost = |leaf: &super::inventory::Leaf| {
-            leaf.certificate.is_none() && (is_server(leaf.name) || leaf.also.iter().any(|name| is_server(name)))
+            leaf.certificate.is_none()
+                && (is_server(leaf.name) || leaf.also.iter().any(|name| is_server(name)))
         };
         if !self.leaves.iter().any(is_lost) {
             return self;
@@ -258,7 +347,10 @@ impl Inventory {
         let kept = self.kept(guest, node).clone();
         let names = Names::new(guest, node, &self.authorities).with_kept(&kept);
         for leaf in self.leaves.iter_mut().filter(|leaf| is_lost(leaf)) {
-            let mut needed = Needed { asked: std::mem::take(&mut leaf.needed.asked), ..Needed::default() };
+            let mut needed = Needed {
+                asked: std::mem::take(&mut leaf.needed.asked),
+                ..Needed::default()
+            };
             for name in std::iter::once(leaf.name).chain(leaf.also.iter().copied()) {
                 needed.extend(names.of(name));
             }
@@ -275,14 +367,28 @@ mod tests {
     #[test]
     fn an_endpoint_gets_the_port_that_kubeadm_gives_it() {
         let endpoint = |text: &str| {
-            let document = serde_json::json!({"kind": "ClusterConfiguration", "controlPlaneEndpoint": text});
-            Kept { documents: vec![document], ..Kept::default() }.endpoint(6443)
+            let document =
+                serde_json::json!({"kind": "ClusterConfiguration", "controlPlaneEndpoint": text});
+            Kept {
+                documents: vec![document],
+                ..Kept::default()
+            }
+            .endpoint(6443)
         };
-        assert_eq!(endpoint("vip.example.org").as_deref(), Some("vip.example.org:6443"));
-        assert_eq!(endpoint("vip.example.org:8443").as_deref(), Some("vip.example.org:8443"));
+        assert_eq!(
+            endpoint("vip.example.org").as_deref(),
+            Some("vip.example.org:6443")
+        );
+        assert_eq!(
+            endpoint("vip.example.org:8443").as_deref(),
+            Some("vip.example.org:8443")
+        );
         assert_eq!(endpoint("10.0.0.1").as_deref(), Some("10.0.0.1:6443"));
         assert_eq!(endpoint("fd00::1").as_deref(), Some("[fd00::1]:6443"));
-        assert_eq!(endpoint("[fd00::1]:8443").as_deref(), Some("[fd00::1]:8443"));
+        assert_eq!(
+            endpoint("[fd00::1]:8443").as_deref(),
+            Some("[fd00::1]:8443")
+        );
         assert_eq!(endpoint(""), None);
         assert_eq!(endpoint("a b"), None);
     }

@@ -3,7 +3,9 @@
 
 use time::OffsetDateTime;
 
-use super::inventory::{AuthorityState, Problem, Verdict, dates, key_problem, read as read_file, trusted_by};
+use super::inventory::{
+    AuthorityState, Problem, Verdict, dates, key_problem, read as read_file, trusted_by,
+};
 use super::kubelet_serving::OwnPair;
 use super::x509::certificate::{Certificate, SignatureCheck};
 use crate::guest::{Guest, GuestPath};
@@ -46,7 +48,9 @@ pub struct KubeletClient {
 impl KubeletClient {
     /// The worst of its problems.
     pub fn verdict(&self) -> Verdict {
-        self.problems.first().map_or(Verdict::Ok, |problem| problem.verdict)
+        self.problems
+            .first()
+            .map_or(Verdict::Ok, |problem| problem.verdict)
     }
 
     /// The file to name when speaking of it.
@@ -61,7 +65,10 @@ impl KubeletClient {
 
     /// Whether the kubelet can authenticate with what it has: neither expired nor broken.
     pub fn is_usable(&self) -> bool {
-        matches!(self.verdict(), Verdict::Ok | Verdict::Expiring | Verdict::Misplaced)
+        matches!(
+            self.verdict(),
+            Verdict::Ok | Verdict::Expiring | Verdict::Misplaced
+        )
     }
 }
 
@@ -78,7 +85,11 @@ pub fn serving(guest: &Guest, node: &Node) -> Option<(GuestPath, Certificate)> {
 }
 
 fn cert_dir(node: &Node) -> GuestPath {
-    node.kubelet.cert_dir.value.clone().unwrap_or_else(|| GuestPath::new("/var/lib/kubelet/pki"))
+    node.kubelet
+        .cert_dir
+        .value
+        .clone()
+        .unwrap_or_else(|| GuestPath::new("/var/lib/kubelet/pki"))
 }
 
 /// Reads it; `None` where there is no kubelet, or one that authenticates by other means or not at all.
@@ -92,11 +103,16 @@ pub fn read(
     if node.role.value == Some(Role::Etcd) {
         return None;
     }
-    let kubeconfig =
-        node.kubelet.kubeconfig.value.clone().unwrap_or_else(|| GuestPath::new("/etc/kubernetes/kubelet.conf"));
+    let kubeconfig = node
+        .kubelet
+        .kubeconfig
+        .value
+        .clone()
+        .unwrap_or_else(|| GuestPath::new("/etc/kubernetes/kubelet.conf"));
     let cert_dir = cert_dir(node);
     // Without either there is no kubelet that ever joined; but a control plane has one, or had.
-    let is_control_plane = node.role.value == Some(Role::ControlPlane) && node.kubelet.unit.is_some();
+    let is_control_plane =
+        node.role.value == Some(Role::ControlPlane) && node.kubelet.unit.is_some();
     if !guest.exists(&kubeconfig) && !guest.exists(&cert_dir) && !is_control_plane {
         return None;
     }
@@ -122,7 +138,9 @@ pub fn read(
             Some(user) if !user.has_body => {
                 let saw = format!("the entry of user {} is cut off", user.name);
                 cut_name = Some(user.name.clone());
-                client.problems.push(Problem::new(Verdict::Unreadable, &client.kubeconfig, saw));
+                client
+                    .problems
+                    .push(Problem::new(Verdict::Unreadable, &client.kubeconfig, saw));
             }
             Some(user) => {
                 user_name = Some(user.name.clone());
@@ -142,7 +160,9 @@ pub fn read(
     if client.certificate.is_none() {
         client.certificate = stored;
     }
-    client.problems.sort_by_key(|problem| std::cmp::Reverse(problem.verdict));
+    client
+        .problems
+        .sort_by_key(|problem| std::cmp::Reverse(problem.verdict));
     Some(client)
 }
 
@@ -158,7 +178,11 @@ impl KubeletClient {
         match Kubeconfig::parse(&bytes, &self.kubeconfig) {
             Ok(config) => Some(config),
             Err(error) => {
-                self.problems.push(Problem::new(Verdict::Unreadable, &self.kubeconfig, format!("{error:#}")));
+                self.problems.push(Problem::new(
+                    Verdict::Unreadable,
+                    &self.kubeconfig,
+                    format!("{error:#}"),
+                ));
                 None
             }
         }
@@ -166,29 +190,43 @@ impl KubeletClient {
 
     fn read_user(&mut self, guest: &Guest, user: &User) {
         if user.both_specified {
-            let saw = format!("user {} has both data and files, which the kubelet refuses", user.name);
-            self.problems.push(Problem::new(Verdict::Misplaced, &self.kubeconfig, saw));
+            let saw = format!(
+                "user {} has both data and files, which the kubelet refuses",
+                user.name
+            );
+            self.problems
+                .push(Problem::new(Verdict::Misplaced, &self.kubeconfig, saw));
         }
         let is_current = |material: &Material| match material {
             Material::File(path) => same_place(guest, path, &self.current()),
             _ => false,
         };
-        self.points_to_current = !user.both_specified && is_current(&user.certificate) && is_current(&user.key);
+        self.points_to_current =
+            !user.both_specified && is_current(&user.certificate) && is_current(&user.key);
         let (certificate, path) = match &user.certificate {
             Material::Inline(bytes) => (Some(bytes.clone()), self.kubeconfig.clone()),
             Material::File(path) => (read_file(guest, path, &mut self.problems), path.clone()),
             Material::None => {
                 let saw = format!("user {} has no client certificate", user.name);
-                self.problems.push(Problem::new(Verdict::Missing, &self.kubeconfig, saw));
+                self.problems
+                    .push(Problem::new(Verdict::Missing, &self.kubeconfig, saw));
                 return;
             }
         };
         self.certificate_path = Some(path.clone());
-        let Some(certificate) = certificate else { return };
+        let Some(certificate) = certificate else {
+            return;
+        };
         let (key, key_path) = match &user.key {
             Material::Inline(bytes) => (Ok(bytes.clone()), self.kubeconfig.clone()),
-            Material::File(path) => (guest.read(path).map_err(|error| error.to_string()), path.clone()),
-            Material::None => (Err(format!("user {} has no client key", user.name)), self.kubeconfig.clone()),
+            Material::File(path) => (
+                guest.read(path).map_err(|error| error.to_string()),
+                path.clone(),
+            ),
+            Material::None => (
+                Err(format!("user {} has no client key", user.name)),
+                self.kubeconfig.clone(),
+            ),
         };
         let key = key.as_deref().map_err(String::as_str);
         let mut all = self.pair(&certificate, &path, key, &key_path).into_iter();
@@ -207,11 +245,16 @@ impl KubeletClient {
         let all = match Certificate::all_from_pem(certificate) {
             Ok(all) => all,
             Err(error) => {
-                self.problems.push(Problem::new(Verdict::Unreadable, path, format!("{error:#}")));
+                self.problems.push(Problem::new(
+                    Verdict::Unreadable,
+                    path,
+                    format!("{error:#}"),
+                ));
                 return Vec::new();
             }
         };
-        self.problems.extend(key_problem(all.first(), key, key_path));
+        self.problems
+            .extend(key_problem(all.first(), key, key_path));
         all
     }
 
@@ -222,20 +265,31 @@ impl KubeletClient {
         let meta = guest.lstat(&current).ok()?;
         if meta.kind == FileKind::Regular {
             let saw = "a file where the kubelet keeps a link: it cannot store its next certificate";
-            self.problems.push(Problem::new(Verdict::Misplaced, &current, saw));
+            self.problems
+                .push(Problem::new(Verdict::Misplaced, &current, saw));
         }
-        if self.certificate_path.as_ref().is_some_and(|path| same_place(guest, path, &current)) {
+        if self
+            .certificate_path
+            .as_ref()
+            .is_some_and(|path| same_place(guest, path, &current))
+        {
             return self.certificate.clone();
         }
         let bytes = match guest.read(&current) {
             Ok(bytes) => bytes,
             Err(error) if error.is_not_found() => return None,
             Err(error) => {
-                self.problems.push(Problem::new(Verdict::Unreadable, &current, error.to_string()));
+                self.problems.push(Problem::new(
+                    Verdict::Unreadable,
+                    &current,
+                    error.to_string(),
+                ));
                 return None;
             }
         };
-        self.pair(&bytes, &current, Ok(&bytes), &current).into_iter().next()
+        self.pair(&bytes, &current, Ok(&bytes), &current)
+            .into_iter()
+            .next()
     }
 
     fn judge(
@@ -247,7 +301,9 @@ impl KubeletClient {
     ) {
         // isClientConfigStillValid takes any expired certificate in the data for the leaf's own end, an appended CA too.
         let expired = self.chain.iter().filter(|other| other.not_after < now);
-        let expired: Vec<Problem> = expired.filter_map(|other| dates(other, self.path(), now)).collect();
+        let expired: Vec<Problem> = expired
+            .filter_map(|other| dates(other, self.path(), now))
+            .collect();
         self.problems.extend(expired);
         let Some(state) = authority.filter(|state| !state.certificates.is_empty()) else {
             if let Some(certificate) = &self.certificate {
@@ -256,26 +312,50 @@ impl KubeletClient {
             return;
         };
         if let Some(certificate) = &self.certificate {
-            let mut problems: Vec<Problem> = dates(certificate, self.path(), now).into_iter().collect();
+            let mut problems: Vec<Problem> =
+                dates(certificate, self.path(), now).into_iter().collect();
             if state.issued(certificate, &self.chain) == SignatureCheck::Invalid {
-                let saw = format!("issued by {}, not by {}", certificate.issuer, state.certificate_path);
+                let saw = format!(
+                    "issued by {}, not by {}",
+                    certificate.issuer, state.certificate_path
+                );
                 problems.push(Problem::new(Verdict::WrongIssuer, self.path(), saw));
             }
             self.problems.extend(problems);
         }
-        let trusted = config.map(|config| trusted_by(guest, config)).unwrap_or_default();
+        let trusted = config
+            .map(|config| trusted_by(guest, config))
+            .unwrap_or_default();
         if !trusted.is_empty() && !state.is_among(&trusted) {
-            self.foreign = Some(format!("{} trusts another CA than {}", self.kubeconfig, state.certificate_path));
+            self.foreign = Some(format!(
+                "{} trusts another CA than {}",
+                self.kubeconfig, state.certificate_path
+            ));
         }
     }
 
     /// The old certificate knows best; a kubeconfig of kubeadm's names the node too. Where neither says it, the node's own facts.
-    fn name(&mut self, node: &Node, user: Option<&str>, stored: Option<&Certificate>) -> Result<String, String> {
+    fn name(
+        &mut self,
+        node: &Node,
+        user: Option<&str>,
+        stored: Option<&Certificate>,
+    ) -> Result<String, String> {
         let of_certificate = |certificate: &Certificate| {
-            certificate.common_name.as_deref().and_then(|name| name.strip_prefix(NODE_PREFIX)).map(str::to_owned)
+            certificate
+                .common_name
+                .as_deref()
+                .and_then(|name| name.strip_prefix(NODE_PREFIX))
+                .map(str::to_owned)
         };
-        let certified = self.certificate.as_ref().and_then(of_certificate).or_else(|| stored.and_then(of_certificate));
-        let user = user.and_then(|user| user.strip_prefix(NODE_PREFIX)).map(str::to_owned);
+        let certified = self
+            .certificate
+            .as_ref()
+            .and_then(of_certificate)
+            .or_else(|| stored.and_then(of_certificate));
+        let user = user
+            .and_then(|user| user.strip_prefix(NODE_PREFIX))
+            .map(str::to_owned);
         let fact = node.node_name.value.clone();
         let known = match (certified, user) {
             (Some(certified), Some(user)) if certified != user => {
@@ -288,7 +368,10 @@ impl KubeletClient {
                 let name = fact.filter(|name| is_node_name(name)).ok_or_else(|| {
                     "neither the old certificate nor the kubeconfig nor the node's settings say its name".to_owned()
                 })?;
-                self.remarks.push(format!("the node's name {name:?} is taken from {}", node.node_name.source));
+                self.remarks.push(format!(
+                    "the node's name {name:?} is taken from {}",
+                    node.node_name.source
+                ));
                 return Ok(name);
             }
         };
@@ -297,7 +380,9 @@ impl KubeletClient {
         }
         if let Some(fact) = fact.filter(|fact| *fact != known) {
             let source = &node.node_name.source;
-            self.remarks.push(format!("the certificate stays for node {known:?}, although {source} says {fact:?}"));
+            self.remarks.push(format!(
+                "the certificate stays for node {known:?}, although {source} says {fact:?}"
+            ));
         }
         Ok(known)
     }
@@ -307,7 +392,9 @@ impl KubeletClient {
 pub fn is_node_name(name: &str) -> bool {
     let label = |label: &str| {
         !label.is_empty()
-            && label.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
             && !label.starts_with('-')
             && !label.ends_with('-')
     };

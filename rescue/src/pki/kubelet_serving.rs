@@ -15,7 +15,10 @@ use crate::node::Node;
 pub fn asks_the_cluster(node: &Node) -> bool {
     match node.kubelet.flag("--rotate-server-certificates") {
         Some(value) => value != "false",
-        None => yaml::at(&node.kubelet.config, &["serverTLSBootstrap"]).and_then(Value::as_bool) == Some(true),
+        None => {
+            yaml::at(&node.kubelet.config, &["serverTLSBootstrap"]).and_then(Value::as_bool)
+                == Some(true)
+        }
     }
 }
 
@@ -25,7 +28,11 @@ pub fn asked_for(node: &Node) -> GuestPath {
 }
 
 fn cert_dir(node: &Node) -> GuestPath {
-    node.kubelet.cert_dir.value.clone().unwrap_or_else(|| GuestPath::new("/var/lib/kubelet/pki"))
+    node.kubelet
+        .cert_dir
+        .value
+        .clone()
+        .unwrap_or_else(|| GuestPath::new("/var/lib/kubelet/pki"))
 }
 
 /// Where the kubelet keeps the pair that it made for itself.
@@ -52,7 +59,10 @@ impl OwnPair {
             return None;
         }
         let folder = cert_dir(node);
-        Some(Self { certificate: folder.join("kubelet.crt"), key: folder.join("kubelet.key") })
+        Some(Self {
+            certificate: folder.join("kubelet.crt"),
+            key: folder.join("kubelet.key"),
+        })
     }
 
     /// Why the kubelet exits with it; `None` where it does not, also where neither file is there.
@@ -69,13 +79,29 @@ impl OwnPair {
             (Err(one), Err(other)) if one.is_not_found() && other.is_not_found() => return None,
             (Err(error), _) if error.is_not_found() => return missing(&self.certificate),
             (_, Err(error)) if error.is_not_found() => return missing(&self.key),
-            (Err(error), _) => return Some(Problem::new(Verdict::Unreadable, &self.certificate, error.to_string())),
-            (_, Err(error)) => return Some(Problem::new(Verdict::KeyUnusable, &self.key, error.to_string())),
+            (Err(error), _) => {
+                return Some(Problem::new(
+                    Verdict::Unreadable,
+                    &self.certificate,
+                    error.to_string(),
+                ));
+            }
+            (_, Err(error)) => {
+                return Some(Problem::new(
+                    Verdict::KeyUnusable,
+                    &self.key,
+                    error.to_string(),
+                ));
+            }
             (Ok(certificate), Ok(key)) => (certificate, key),
         };
         match Certificate::all_from_pem(&certificate) {
             Ok(all) => key_problem(all.first(), Ok(&key), &self.key),
-            Err(error) => Some(Problem::new(Verdict::Unreadable, &self.certificate, format!("{error:#}"))),
+            Err(error) => Some(Problem::new(
+                Verdict::Unreadable,
+                &self.certificate,
+                format!("{error:#}"),
+            )),
         }
     }
 }
@@ -95,8 +121,13 @@ mod tests {
     }
 
     fn guest(files: &[(&str, &str)], config: &str) -> Guest {
-        let tree = MemoryTree::new().dir("/var/lib/kubelet/pki").file("/var/lib/kubelet/config.yaml", config);
-        files.iter().fold(tree, |tree, (path, text)| tree.file(path, text)).into_guest()
+        let tree = MemoryTree::new()
+            .dir("/var/lib/kubelet/pki")
+            .file("/var/lib/kubelet/config.yaml", config);
+        files
+            .iter()
+            .fold(tree, |tree, (path, text)| tree.file(path, text))
+            .into_guest()
     }
 
     fn fault(files: &[(&str, &str)]) -> Option<Verdict> {
@@ -110,19 +141,41 @@ mod tests {
         let ((certificate, key), (_, other)) = (pair(), pair());
         assert_eq!(fault(&[]), None);
         assert_eq!(fault(&[(CERTIFICATE, &certificate), (KEY, &key)]), None);
-        assert_eq!(fault(&[(CERTIFICATE, &certificate)]), Some(Verdict::Missing));
+        assert_eq!(
+            fault(&[(CERTIFICATE, &certificate)]),
+            Some(Verdict::Missing)
+        );
         assert_eq!(fault(&[(KEY, &key)]), Some(Verdict::Missing));
-        assert_eq!(fault(&[(CERTIFICATE, ""), (KEY, &key)]), Some(Verdict::Unreadable));
-        assert_eq!(fault(&[(CERTIFICATE, &certificate), (KEY, "")]), Some(Verdict::KeyUnusable));
-        assert_eq!(fault(&[(CERTIFICATE, &certificate), (KEY, &other)]), Some(Verdict::KeyMismatch));
+        assert_eq!(
+            fault(&[(CERTIFICATE, ""), (KEY, &key)]),
+            Some(Verdict::Unreadable)
+        );
+        assert_eq!(
+            fault(&[(CERTIFICATE, &certificate), (KEY, "")]),
+            Some(Verdict::KeyUnusable)
+        );
+        assert_eq!(
+            fault(&[(CERTIFICATE, &certificate), (KEY, &other)]),
+            Some(Verdict::KeyMismatch)
+        );
         let cut = &certificate[..certificate.len() / 2];
-        assert_eq!(fault(&[(CERTIFICATE, cut), (KEY, &key)]), Some(Verdict::Unreadable));
+        assert_eq!(
+            fault(&[(CERTIFICATE, cut), (KEY, &key)]),
+            Some(Verdict::Unreadable)
+        );
     }
 
     #[test]
     fn leaves_alone_what_is_configured_otherwise() {
-        for config in ["serverTLSBootstrap: true\n", "tlsCertFile: /a\ntlsPrivateKeyFile: /b\n"] {
-            assert_eq!(OwnPair::of(&Node::read(&guest(&[], config))), None, "{config}");
+        for config in [
+            "serverTLSBootstrap: true\n",
+            "tlsCertFile: /a\ntlsPrivateKeyFile: /b\n",
+        ] {
+            assert_eq!(
+                OwnPair::of(&Node::read(&guest(&[], config))),
+                None,
+                "{config}"
+            );
         }
     }
 }

@@ -29,8 +29,17 @@ impl Lent {
         let prefix = prefix(node).to_owned();
         let values = values(guest, node, keys_for(&prefix, nodes))?.ok()?;
         let place = format!("the etcd of {}", node.name(&guest.source));
-        let shared_machine_ids = if nodes.is_empty() { BTreeSet::new() } else { shared_machine_ids(guest, node) };
-        Some(Self { place, prefix, values, shared_machine_ids })
+        let shared_machine_ids = if nodes.is_empty() {
+            BTreeSet::new()
+        } else {
+            shared_machine_ids(guest, node)
+        };
+        Some(Self {
+            place,
+            prefix,
+            values,
+            shared_machine_ids,
+        })
     }
 
     /// Whose etcd it is, for people.
@@ -39,7 +48,11 @@ impl Lent {
     }
 
     /// What it says of a node. `None` where it has no configuration of kubeadm, or is not shown to be of the node's cluster.
-    pub fn kept(&self, node: &Node, authorities: &BTreeMap<Authority, AuthorityState>) -> Option<Kept> {
+    pub fn kept(
+        &self,
+        node: &Node,
+        authorities: &BTreeMap<Authority, AuthorityState>,
+    ) -> Option<Kept> {
         let kept = Kept::of(&self.values, &self.prefix, &self.place, node, authorities)?;
         (!kept.documents.is_empty()).then_some(kept)
     }
@@ -53,15 +66,31 @@ impl Lent {
         let runs = |pod: &str| value(format!("pods/kube-system/{pod}-{name}")).is_some();
         let is_control_plane = is_control_plane(&object) || runs("kube-apiserver") || runs("etcd");
         let is_shared = self.shared_machine_ids.contains(&object.machine_id);
-        Some(Recorded { object, is_control_plane, is_shared, place: self.place.clone() })
+        Some(Recorded {
+            object,
+            is_control_plane,
+            is_shared,
+            place: self.place.clone(),
+        })
     }
 }
 
 /// Whether a node has lost something of which etcd may know the names, or cannot prove its own.
 pub fn may_need(inventory: &Inventory, party: &Party) -> bool {
-    let leaf_is_lost = inventory.leaves.iter().any(|leaf| leaf.certificate.is_none());
-    let has_no_name = |name: &String| !party.cluster.iter().any(|ca| party.standing.nodes(ca).contains(name));
+    let leaf_is_lost = inventory
+        .leaves
+        .iter()
+        .any(|leaf| leaf.certificate.is_none());
+    let has_no_name = |name: &String| {
+        !party
+            .cluster
+            .iter()
+            .any(|ca| party.standing.nodes(ca).contains(name))
+    };
     leaf_is_lost
-        || inventory.kubelet.as_ref().is_some_and(|kubelet| kubelet.config_is_lost)
+        || inventory
+            .kubelet
+            .as_ref()
+            .is_some_and(|kubelet| kubelet.config_is_lost)
         || party.kubelet_name.as_ref().is_some_and(has_no_name)
 }

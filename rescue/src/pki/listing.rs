@@ -116,23 +116,52 @@ impl Listing {
     /// Reads everything. Never fails: what cannot be read is a problem of the certificate.
     pub fn read(guest: &Guest, node: &Node, now: OffsetDateTime) -> Self {
         let (lister, listing) = Self::of_rows(guest, node, now);
-        let mut used: BTreeSet<RealPath> = listing.rows.iter().flat_map(|row| lister.files_of(row)).collect();
+        let mut used: BTreeSet<RealPath> = listing
+            .rows
+            .iter()
+            .flat_map(|row| lister.files_of(row))
+            .collect();
         used.extend(lister.references.files().map(|(real, _)| real.clone()));
-        Self { unreferenced: strays::find(guest, node, &used), ..listing }
+        Self {
+            unreferenced: strays::find(guest, node, &used),
+            ..listing
+        }
     }
 
     /// Without what nothing names.
     fn of_rows<'a>(guest: &'a Guest, node: &Node, now: OffsetDateTime) -> (Lister<'a>, Self) {
         let inventory = Inventory::read(guest, node, now);
-        let lister = Lister { guest, now, references: References::read(guest, node) };
-        let mut rows: Vec<Row> = inventory.leaves.iter().map(|leaf| lister.leaf(leaf, &inventory)).collect();
+        let lister = Lister {
+            guest,
+            now,
+            references: References::read(guest, node),
+        };
+        let mut rows: Vec<Row> = inventory
+            .leaves
+            .iter()
+            .map(|leaf| lister.leaf(leaf, &inventory))
+            .collect();
         rows.sort_by(|a, b| a.name.cmp(&b.name));
         rows.extend(lister.kubelet(&inventory));
-        let authorities: Vec<Row> = inventory.authorities.values().map(|state| lister.authority(state)).collect();
-        let known: BTreeSet<RealPath> = rows.iter().chain(&authorities).flat_map(|row| lister.files_of(row)).collect();
+        let authorities: Vec<Row> = inventory
+            .authorities
+            .values()
+            .map(|state| lister.authority(state))
+            .collect();
+        let known: BTreeSet<RealPath> = rows
+            .iter()
+            .chain(&authorities)
+            .flat_map(|row| lister.files_of(row))
+            .collect();
         rows.extend(lister.others(&known));
         rows.extend(authorities);
-        (lister, Self { rows, unreferenced: Vec::new() })
+        (
+            lister,
+            Self {
+                rows,
+                unreferenced: Vec::new(),
+            },
+        )
     }
 
     /// Whether every certificate is good and will stay so for a while.
@@ -183,18 +212,29 @@ impl Row {
     }
 
     fn with_certificate(mut self, certificate: Option<&Certificate>, now: OffsetDateTime) -> Self {
-        let Some(certificate) = certificate else { return self };
+        let Some(certificate) = certificate else {
+            return self;
+        };
         self.expires = Some(certificate.not_after);
         self.residual_seconds = Some((certificate.not_after - now).whole_seconds());
         self.subject = Some(certificate.subject.clone());
         self.issuer = Some(certificate.issuer.clone());
-        self.alternative_names =
-            certificate.alternative_names.as_ref().map(|names| names.names.clone()).unwrap_or_default();
+        self.alternative_names = certificate
+            .alternative_names
+            .as_ref()
+            .map(|names| names.names.clone())
+            .unwrap_or_default();
         self.key_type = certificate.algorithm.map(|algorithm| algorithm.to_string());
         self.not_before = Some(certificate.not_before);
         self.serial = Some(certificate.serial.clone());
-        let usages = certificate.extended_key_usage.as_deref().unwrap_or_default();
-        self.extended_key_usage = usages.iter().map(|oid| usage_name(oid).to_owned()).collect();
+        let usages = certificate
+            .extended_key_usage
+            .as_deref()
+            .unwrap_or_default();
+        self.extended_key_usage = usages
+            .iter()
+            .map(|oid| usage_name(oid).to_owned())
+            .collect();
         self
     }
 
@@ -213,11 +253,22 @@ struct Lister<'a> {
 
 impl Lister<'_> {
     fn leaf(&self, leaf: &Leaf, inventory: &Inventory) -> Row {
-        let external = inventory.authorities.get(&leaf.authority).is_some_and(AuthorityState::is_external);
-        let kind = if leaf.name.ends_with(".conf") { Kind::Kubeconfig } else { Kind::Leaf };
+        let external = inventory
+            .authorities
+            .get(&leaf.authority)
+            .is_some_and(AuthorityState::is_external);
+        let kind = if leaf.name.ends_with(".conf") {
+            Kind::Kubeconfig
+        } else {
+            Kind::Leaf
+        };
         // A kubeconfig that cannot be read has no place; its problem names the file.
         let path = leaf.place.as_ref().map(|place| place.path().clone());
-        let path = path.or_else(|| leaf.problems.first().map(|problem| GuestPath::new(&problem.path)));
+        let path = path.or_else(|| {
+            leaf.problems
+                .first()
+                .map(|problem| GuestPath::new(&problem.path))
+        });
         let row = Row {
             key_path: match &leaf.place {
                 Some(Place::Files { key, .. }) => Some(key.to_string()),
@@ -225,10 +276,19 @@ impl Lister<'_> {
             },
             authority: leaf.authority.name().to_owned(),
             externally_managed: external || leaf.foreign.is_some(),
-            used_by: path.as_ref().map(|path| self.references.users(self.guest, path)).unwrap_or_default(),
-            managed_by: path.as_ref().map_or(Manager::Kubeadm, |path| self.manager(path)),
+            used_by: path
+                .as_ref()
+                .map(|path| self.references.users(self.guest, path))
+                .unwrap_or_default(),
+            managed_by: path
+                .as_ref()
+                .map_or(Manager::Kubeadm, |path| self.manager(path)),
             remark: leaf.foreign.clone(),
-            ..Row::new(leaf.name, kind, path.map_or_else(String::new, |path| path.to_string()))
+            ..Row::new(
+                leaf.name,
+                kind,
+                path.map_or_else(String::new, |path| path.to_string()),
+            )
         };
         let row = row.with_certificate(leaf.certificate.as_ref(), self.now);
         kubespray_remark(row.with_problems(leaf.verdict(), leaf.problems.clone()))
@@ -236,7 +296,10 @@ impl Lister<'_> {
 
     /// Its client certificate, and the one it serves with.
     fn kubelet(&self, inventory: &Inventory) -> Vec<Row> {
-        let external = inventory.authorities.get(&Authority::Cluster).is_some_and(AuthorityState::is_external);
+        let external = inventory
+            .authorities
+            .get(&Authority::Cluster)
+            .is_some_and(AuthorityState::is_external);
         let mut rows = Vec::new();
         if let Some(client) = &inventory.kubelet {
             let row = Row {
@@ -245,7 +308,11 @@ impl Lister<'_> {
                 used_by: self.references.users(self.guest, client.path()),
                 managed_by: Manager::Kubelet,
                 remark: client.foreign.clone(),
-                ..Row::new("kubelet.conf", Kind::KubeletClient, client.path().to_string())
+                ..Row::new(
+                    "kubelet.conf",
+                    Kind::KubeletClient,
+                    client.path().to_string(),
+                )
             };
             let row = row.with_certificate(client.certificate.as_ref(), self.now);
             rows.push(row.with_problems(client.verdict(), client.problems.clone()));
@@ -268,8 +335,11 @@ impl Lister<'_> {
 
     fn dated(&self, row: Row, certificate: &Certificate, path: &GuestPath) -> Row {
         let problem = dates(certificate, path, self.now);
-        let verdict = problem.as_ref().map_or(Verdict::Ok, |problem| problem.verdict);
-        row.with_certificate(Some(certificate), self.now).with_problems(verdict, problem.into_iter().collect())
+        let verdict = problem
+            .as_ref()
+            .map_or(Verdict::Ok, |problem| problem.verdict);
+        row.with_certificate(Some(certificate), self.now)
+            .with_problems(verdict, problem.into_iter().collect())
     }
 
     fn authority(&self, state: &AuthorityState) -> Row {
@@ -279,37 +349,61 @@ impl Lister<'_> {
             externally_managed: state.is_external(),
             used_by: self.references.users(self.guest, &state.certificate_path),
             managed_by: self.manager(&state.certificate_path),
-            remark: state.is_external().then(|| format!("its key is not on this node ({})", state.key_path)),
-            ..Row::new(state.authority.name(), Kind::Authority, state.certificate_path.to_string())
+            remark: state
+                .is_external()
+                .then(|| format!("its key is not on this node ({})", state.key_path)),
+            ..Row::new(
+                state.authority.name(),
+                Kind::Authority,
+                state.certificate_path.to_string(),
+            )
         };
-        let problems = if verdict == Verdict::Ok { Vec::new() } else { vec![self.reason(state, verdict)] };
-        kubespray_remark(row.with_certificate(state.certificate(), self.now).with_problems(verdict, problems))
+        let problems = if verdict == Verdict::Ok {
+            Vec::new()
+        } else {
+            vec![self.reason(state, verdict)]
+        };
+        kubespray_remark(
+            row.with_certificate(state.certificate(), self.now)
+                .with_problems(verdict, problems),
+        )
     }
 
     fn reason(&self, state: &AuthorityState, verdict: Verdict) -> Problem {
-        let dated = state.certificate().and_then(|certificate| dates(certificate, &state.certificate_path, self.now));
+        let dated = state
+            .certificate()
+            .and_then(|certificate| dates(certificate, &state.certificate_path, self.now));
         let (path, saw) = match &state.signer {
             Err(Blocked::CertificateUnreadable(why)) => (&state.certificate_path, why.clone()),
             Err(Blocked::CertificateMissing) => (&state.certificate_path, "not there".to_owned()),
-            Err(Blocked::NotAnAuthority) => {
-                (&state.certificate_path, "basicConstraints or key usage forbid signing".to_owned())
-            }
+            Err(Blocked::NotAnAuthority) => (
+                &state.certificate_path,
+                "basicConstraints or key usage forbid signing".to_owned(),
+            ),
             Err(Blocked::KeyUnreadable(why)) => (&state.key_path, why.clone()),
-            Err(Blocked::KeyMismatch) => {
-                (&state.key_path, format!("its public key is not that of {}", state.certificate_path))
-            }
+            Err(Blocked::KeyMismatch) => (
+                &state.key_path,
+                format!("its public key is not that of {}", state.certificate_path),
+            ),
             _ => match dated {
                 Some(problem) => return problem,
                 None => (&state.certificate_path, verdict.words().to_owned()),
             },
         };
-        Problem { verdict, path: path.to_string(), saw: printable(&saw) }
+        Problem {
+            verdict,
+            path: path.to_string(),
+            saw: printable(&saw),
+        }
     }
 
     /// What is in use, or kept by kubespray's etcd, and not among `known`.
     fn others(&self, known: &BTreeSet<RealPath>) -> Vec<Row> {
-        let mut files: Vec<(RealPath, GuestPath)> =
-            self.references.files().map(|(real, named)| (real.clone(), named.path.clone())).collect();
+        let mut files: Vec<(RealPath, GuestPath)> = self
+            .references
+            .files()
+            .map(|(real, named)| (real.clone(), named.path.clone()))
+            .collect();
         let kubespray = GuestPath::new(KUBESPRAY_ETCD);
         for entry in self.guest.read_dir(&kubespray).unwrap_or_default() {
             let path = kubespray.join(&entry.name);
@@ -325,7 +419,10 @@ impl Lister<'_> {
 
     /// `None` for what holds no certificate.
     fn other(&self, path: &GuestPath) -> Option<Row> {
-        if SYSTEM_BUNDLES.iter().any(|folder| path.as_path().starts_with(folder)) {
+        if SYSTEM_BUNDLES
+            .iter()
+            .any(|folder| path.as_path().starts_with(folder))
+        {
             return None;
         }
         let all = Certificate::all_from_pem(&strays::read_small(self.guest, path)?).ok()?;
@@ -354,24 +451,37 @@ impl Lister<'_> {
                 Manager::Kubeadm => Manager::Other,
                 manager => manager,
             },
-            remark: if is_kubelets { Some(ASKED_FOR.to_owned()) } else { several },
+            remark: if is_kubelets {
+                Some(ASKED_FOR.to_owned())
+            } else {
+                several
+            },
             ..Row::new(printable(&name), Kind::Other, path.to_string())
         };
         Some(kubespray_remark(self.dated(row, certificate, path)))
     }
 
     fn manager(&self, path: &GuestPath) -> Manager {
-        let below = |folder: &GuestPath| match (self.guest.resolve(path), self.guest.resolve(folder)) {
-            (Ok(file), Ok(folder)) => file.as_path().starts_with(folder.as_path()),
-            _ => path.as_path().starts_with(folder.as_path()),
-        };
-        if below(&GuestPath::new(KUBESPRAY_ETCD)) { Manager::Kubespray } else { Manager::Kubeadm }
+        let below =
+            |folder: &GuestPath| match (self.guest.resolve(path), self.guest.resolve(folder)) {
+                (Ok(file), Ok(folder)) => file.as_path().starts_with(folder.as_path()),
+                _ => path.as_path().starts_with(folder.as_path()),
+            };
+        if below(&GuestPath::new(KUBESPRAY_ETCD)) {
+            Manager::Kubespray
+        } else {
+            Manager::Kubeadm
+        }
     }
 
     /// Certificate and key of a row, as files.
     fn files_of(&self, row: &Row) -> Vec<RealPath> {
-        let paths = std::iter::once(&row.path).chain(&row.key_path).filter(|path| !path.is_empty());
-        paths.filter_map(|path| self.guest.resolve(&GuestPath::new(path)).ok()).collect()
+        let paths = std::iter::once(&row.path)
+            .chain(&row.key_path)
+            .filter(|path| !path.is_empty());
+        paths
+            .filter_map(|path| self.guest.resolve(&GuestPath::new(path)).ok())
+            .collect()
     }
 }
 
@@ -384,12 +494,18 @@ fn kubespray_remark(row: Row) -> Row {
         Some(remark) => format!("{sentence}; {remark}"),
         None => sentence.to_owned(),
     };
-    Row { remark: Some(remark), ..row }
+    Row {
+        remark: Some(remark),
+        ..row
+    }
 }
 
 /// The common name in a subject as it is shown, else the whole of it.
 fn common_name(subject: &str) -> String {
-    let name = subject.split(", ").filter_map(|part| part.strip_prefix("CN=")).last();
+    let name = subject
+        .split(", ")
+        .filter_map(|part| part.strip_prefix("CN="))
+        .last();
     name.unwrap_or(subject).to_owned()
 }
 

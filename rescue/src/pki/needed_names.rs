@@ -48,23 +48,42 @@ pub struct Needed {
 impl Needed {
     /// All names, kubeadm's own first.
     pub fn all(&self) -> Vec<NameSource> {
-        self.usual.iter().chain(&self.used).chain(&self.asked).cloned().collect()
+        self.usual
+            .iter()
+            .chain(&self.used)
+            .chain(&self.asked)
+            .cloned()
+            .collect()
     }
 
     /// What `certificate` must carry and does not.
     pub fn missing(&self, certificate: &Certificate) -> Vec<NameSource> {
         let have = certificate.alternative_names.as_ref();
         let needed: Vec<NameSource> = self.used.iter().chain(&self.asked).cloned().collect();
-        in_order(&needed).into_iter().filter(|needed| have.is_none_or(|have| !needed.name.is_in(have))).collect()
+        in_order(&needed)
+            .into_iter()
+            .filter(|needed| have.is_none_or(|have| !needed.name.is_in(have)))
+            .collect()
     }
 
     /// What neither the disk nor the user tells.
     pub fn still_unknown(&self) -> impl Iterator<Item = &Unknown> {
-        let asked =
-            |is_address| self.asked.iter().filter(|asked| matches!(asked.name, Name::Ip(_)) == is_address).count();
-        let wanted = |is_address| self.unknown.iter().filter(|unknown| unknown.is_address == is_address).count();
+        let asked = |is_address| {
+            self.asked
+                .iter()
+                .filter(|asked| matches!(asked.name, Name::Ip(_)) == is_address)
+                .count()
+        };
+        let wanted = |is_address| {
+            self.unknown
+                .iter()
+                .filter(|unknown| unknown.is_address == is_address)
+                .count()
+        };
         // Of two unknown addresses and one given nobody can say which it is.
-        self.unknown.iter().filter(move |unknown| asked(unknown.is_address) < wanted(unknown.is_address))
+        self.unknown
+            .iter()
+            .filter(move |unknown| asked(unknown.is_address) < wanted(unknown.is_address))
     }
 
     /// Those of another use of the same certificate.
@@ -72,21 +91,32 @@ impl Needed {
         self.used.extend(other.used);
         self.usual.extend(other.usual);
         self.asked.extend(other.asked);
-        self.unknown
-            .extend(other.unknown.into_iter().filter(|unknown| !self.unknown.contains(unknown)).collect::<Vec<_>>());
+        self.unknown.extend(
+            other
+                .unknown
+                .into_iter()
+                .filter(|unknown| !self.unknown.contains(unknown))
+                .collect::<Vec<_>>(),
+        );
     }
 
     fn usual(&mut self, name: Option<Name>, source: impl std::fmt::Display) {
-        self.usual.extend(name.map(|name| NameSource::new(name, source)));
+        self.usual
+            .extend(name.map(|name| NameSource::new(name, source)));
     }
 
     fn used(&mut self, name: Option<Name>, source: impl std::fmt::Display) {
         let name = name.filter(|name| !name.is_unspecified());
-        self.used.extend(name.map(|name| NameSource::new(name, source)));
+        self.used
+            .extend(name.map(|name| NameSource::new(name, source)));
     }
 
     fn unknown(&mut self, what: &str, looked: &str, is_address: bool) {
-        self.unknown.push(Unknown { what: what.to_owned(), looked: looked.to_owned(), is_address });
+        self.unknown.push(Unknown {
+            what: what.to_owned(),
+            looked: looked.to_owned(),
+            is_address,
+        });
     }
 }
 
@@ -112,20 +142,43 @@ struct Document {
 
 impl<'a> Names<'a> {
     /// On one node with its CAs.
-    pub fn new(guest: &'a Guest, node: &'a Node, authorities: &'a BTreeMap<Authority, AuthorityState>) -> Self {
+    pub fn new(
+        guest: &'a Guest,
+        node: &'a Node,
+        authorities: &'a BTreeMap<Authority, AuthorityState>,
+    ) -> Self {
         let bytes = guest.read(&GuestPath::new(KUBEADM_CONFIG)).ok();
-        let parsed = bytes.map(|bytes| yaml::parse_all(&bytes)).unwrap_or_default();
-        let kubeadm = parsed.into_iter().map(|value| Document { value, source: KUBEADM_CONFIG.to_owned() }).collect();
-        Self { guest, node, authorities, kubeadm, kept_address: None, why_not: None }
+        let parsed = bytes
+            .map(|bytes| yaml::parse_all(&bytes))
+            .unwrap_or_default();
+        let kubeadm = parsed
+            .into_iter()
+            .map(|value| Document {
+                value,
+                source: KUBEADM_CONFIG.to_owned(),
+            })
+            .collect();
+        Self {
+            guest,
+            node,
+            authorities,
+            kubeadm,
+            kept_address: None,
+            why_not: None,
+        }
     }
 
     /// With what etcd has, which counts after the node's own files.
     #[must_use]
     pub fn with_kept(mut self, kept: &Kept) -> Self {
         self.kubeadm
-            .extend(kept.documents.iter().map(|value| Document { value: value.clone(), source: kept.source() }));
+            .extend(kept.documents.iter().map(|value| Document {
+                value: value.clone(),
+                source: kept.source(),
+            }));
         let address = kept.address.as_ref();
-        self.kept_address = address.map(|(address, source)| NameSource::new(Name::Ip(*address), source));
+        self.kept_address =
+            address.map(|(address, source)| NameSource::new(Name::Ip(*address), source));
         self.why_not.clone_from(&kept.why_not);
         self
     }
@@ -139,7 +192,10 @@ impl<'a> Names<'a> {
             _ => Needed::default(),
         };
         if let Some(why) = &self.why_not {
-            needed.unknown.iter_mut().for_each(|unknown| unknown.looked.push_str(&format!("; etcd: {why}")));
+            needed
+                .unknown
+                .iter_mut()
+                .for_each(|unknown| unknown.looked.push_str(&format!("; etcd: {why}")));
         }
         needed
     }
@@ -147,7 +203,10 @@ impl<'a> Names<'a> {
     fn api_server(&self) -> Needed {
         let mut needed = Needed::default();
         for name in ["kubernetes", "kubernetes.default", API_SERVICE] {
-            needed.usual(Name::parse(name), "kubeadm puts it into every API server certificate");
+            needed.usual(
+                Name::parse(name),
+                "kubeadm puts it into every API server certificate",
+            );
         }
         self.node_name(&mut needed);
         let (service, source) = self.service_address();
@@ -155,7 +214,10 @@ impl<'a> Names<'a> {
             Some(address) => {
                 needed.usual(Some(Name::Ip(address)), &source);
                 needed.used(Some(Name::Ip(address)), &source);
-                needed.used(Name::parse(API_SERVICE), "what pods in the cluster call the API server");
+                needed.used(
+                    Name::parse(API_SERVICE),
+                    "what pods in the cluster call the API server",
+                );
             }
             None => needed.unknown("the first address of the service network", &source, true),
         }
@@ -182,7 +244,9 @@ impl<'a> Names<'a> {
                 needed.used.push(server);
             }
         }
-        if let Some((endpoint, source)) = self.kubeadm_text("ClusterConfiguration", &["controlPlaneEndpoint"]) {
+        if let Some((endpoint, source)) =
+            self.kubeadm_text("ClusterConfiguration", &["controlPlaneEndpoint"])
+        {
             needed.usual(Name::of_endpoint(endpoint), source);
         }
         self.listed(&mut needed, &["apiServer", "certSANs"]);
@@ -192,7 +256,12 @@ impl<'a> Names<'a> {
     fn etcd_server(&self) -> Needed {
         let mut needed = self.etcd();
         let own = |name: &Name, needed: &Needed| {
-            name.is_loopback() || needed.usual.iter().chain(&needed.used).any(|have| have.name == *name)
+            name.is_loopback()
+                || needed
+                    .usual
+                    .iter()
+                    .chain(&needed.used)
+                    .any(|have| have.name == *name)
         };
         for flag in ["--advertise-client-urls", "--listen-client-urls"] {
             self.urls(&mut needed, "etcd", flag, |_, _| true);
@@ -231,8 +300,16 @@ impl<'a> Names<'a> {
         needed
     }
 
-    fn urls(&self, needed: &mut Needed, pod: &str, flag: &str, wanted: impl Fn(&Name, &Needed) -> bool) {
-        let Some((value, source)) = self.flag(pod, flag) else { return };
+    fn urls(
+        &self,
+        needed: &mut Needed,
+        pod: &str,
+        flag: &str,
+        wanted: impl Fn(&Name, &Needed) -> bool,
+    ) {
+        let Some((value, source)) = self.flag(pod, flag) else {
+            return;
+        };
         for name in value.split(',').filter_map(|url| Name::of_url(url.trim())) {
             if wanted(&name, needed) {
                 needed.used(Some(name), &source);
@@ -245,7 +322,10 @@ impl<'a> Names<'a> {
         let member = self.flag("etcd", "--name");
         match (&fact.value, member) {
             (Some(name), _) if Name::parse(name).is_some() => {
-                needed.usual(Name::parse(name), format!("the node's name: {}", fact.source));
+                needed.usual(
+                    Name::parse(name),
+                    format!("the node's name: {}", fact.source),
+                );
             }
             (_, Some((name, source))) => needed.usual(Name::parse(name), source),
             _ => needed.unknown("the node's name", &fact.source, false),
@@ -254,7 +334,12 @@ impl<'a> Names<'a> {
 
     fn listed(&self, needed: &mut Needed, keys: &[&str]) {
         for (list, source) in self.kubeadm("ClusterConfiguration", keys) {
-            for name in list.as_array().into_iter().flatten().filter_map(Value::as_str) {
+            for name in list
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+            {
                 needed.usual(Name::parse(name), &source);
             }
         }
@@ -269,8 +354,13 @@ impl<'a> Names<'a> {
         ];
         let flagged = flags.into_iter().find_map(|(pod, flag)| {
             let (value, source) = self.flag(pod, flag)?;
-            let usable = |name: &Name| matches!(name, Name::Ip(_)) && !name.is_unspecified() && !name.is_loopback();
-            let name = value.split(',').filter_map(|url| Name::of_url(url.trim())).find(usable)?;
+            let usable = |name: &Name| {
+                matches!(name, Name::Ip(_)) && !name.is_unspecified() && !name.is_loopback()
+            };
+            let name = value
+                .split(',')
+                .filter_map(|url| Name::of_url(url.trim()))
+                .find(usable)?;
             Some(NameSource::new(name, source))
         });
         let written = |kind, keys: &[&str]| {
@@ -278,7 +368,12 @@ impl<'a> Names<'a> {
             Some(NameSource::new(Name::parse(address)?, source))
         };
         flagged
-            .or_else(|| written("InitConfiguration", &["localAPIEndpoint", "advertiseAddress"]))
+            .or_else(|| {
+                written(
+                    "InitConfiguration",
+                    &["localAPIEndpoint", "advertiseAddress"],
+                )
+            })
             .or_else(|| self.kept_address.clone())
             .or_else(|| {
                 // Up to 1.21 kubeadm wrote down the address of each control plane.
@@ -290,11 +385,20 @@ impl<'a> Names<'a> {
     /// The first address of the first service network, as kubeadm's GetAPIServerVirtualIP; else where it was looked for.
     fn service_address(&self) -> (Option<IpAddr>, String) {
         let flag = "--service-cluster-ip-range";
-        let flagged = ["kube-apiserver", "kube-controller-manager"].into_iter().find_map(|pod| self.flag(pod, flag));
-        let configured = || self.kubeadm_text("ClusterConfiguration", &["networking", "serviceSubnet"]);
+        let flagged = ["kube-apiserver", "kube-controller-manager"]
+            .into_iter()
+            .find_map(|pod| self.flag(pod, flag));
+        let configured =
+            || self.kubeadm_text("ClusterConfiguration", &["networking", "serviceSubnet"]);
         match flagged.or_else(configured) {
-            Some((range, source)) => (first_address(range), format!("first address of {range}: {source}")),
-            None => (None, format!("{flag} of kube-apiserver and kube-controller-manager")),
+            Some((range, source)) => (
+                first_address(range),
+                format!("first address of {range}: {source}"),
+            ),
+            None => (
+                None,
+                format!("{flag} of kube-apiserver and kube-controller-manager"),
+            ),
         }
     }
 
@@ -309,7 +413,8 @@ impl<'a> Names<'a> {
         }
         let kubelet = yaml::text_at(&self.node.kubelet.config, &["clusterDomain"]);
         let configured = self.kubeadm_text("ClusterConfiguration", &["networking", "dnsDomain"]);
-        let domain = kubelet.map(|domain| (domain, "clusterDomain of the kubelet's config".to_owned()));
+        let domain =
+            kubelet.map(|domain| (domain, "clusterDomain of the kubelet's config".to_owned()));
         let domain = domain.or(configured);
         if let Some((domain, source)) = domain {
             needed.usual(Name::parse(&format!("{API_SERVICE}.{domain}")), source);
@@ -319,9 +424,15 @@ impl<'a> Names<'a> {
     /// What the kubeconfigs of this cluster on this node call the API server.
     fn servers(&self) -> Vec<NameSource> {
         let kubernetes = GuestPath::new("/etc/kubernetes");
-        let mut paths: Vec<GuestPath> = CONFIGS.iter().map(|config| kubernetes.join(config.name)).collect();
+        let mut paths: Vec<GuestPath> = CONFIGS
+            .iter()
+            .map(|config| kubernetes.join(config.name))
+            .collect();
         let kubelet = self.node.kubelet.kubeconfig.value.clone();
-        paths.insert(0, kubelet.unwrap_or_else(|| kubernetes.join("kubelet.conf")));
+        paths.insert(
+            0,
+            kubelet.unwrap_or_else(|| kubernetes.join("kubelet.conf")),
+        );
         paths.extend(CONFIGS.iter().filter_map(|config| {
             let (path, _) = self.flag(config.pod?, "--kubeconfig")?;
             path.starts_with('/').then(|| GuestPath::new(path))
@@ -345,7 +456,11 @@ impl<'a> Names<'a> {
             return None;
         }
         let trusted = trusted_by(self.guest, &config);
-        if !self.authorities.get(&Authority::Cluster)?.is_among(&trusted) {
+        if !self
+            .authorities
+            .get(&Authority::Cluster)?
+            .is_among(&trusted)
+        {
             return None;
         }
         match &cluster.tls_server_name {
@@ -365,13 +480,27 @@ impl<'a> Names<'a> {
     }
 
     /// The values of a key of kubeadm's configuration with their sources, the most trusted first.
-    fn kubeadm<'s>(&'s self, kind: &str, keys: &[&str]) -> impl Iterator<Item = (&'s Value, String)> {
-        let of_kind = self.kubeadm.iter().filter(move |one| yaml::text_at(&one.value, &["kind"]) == Some(kind));
-        of_kind.filter_map(move |one| Some((yaml::at(&one.value, keys)?, format!("{} {}", one.source, keys.join(".")))))
+    fn kubeadm<'s>(
+        &'s self,
+        kind: &str,
+        keys: &[&str],
+    ) -> impl Iterator<Item = (&'s Value, String)> {
+        let of_kind = self
+            .kubeadm
+            .iter()
+            .filter(move |one| yaml::text_at(&one.value, &["kind"]) == Some(kind));
+        of_kind.filter_map(move |one| {
+            Some((
+                yaml::at(&one.value, keys)?,
+                format!("{} {}", one.source, keys.join(".")),
+            ))
+        })
     }
 
     fn kubeadm_text(&self, kind: &str, keys: &[&str]) -> Option<(&str, String)> {
-        let texts = self.kubeadm(kind, keys).filter_map(|(value, source)| Some((value.as_str()?, source)));
+        let texts = self
+            .kubeadm(kind, keys)
+            .filter_map(|(value, source)| Some((value.as_str()?, source)));
         texts.into_iter().find(|(text, _)| !text.is_empty())
     }
 }
@@ -383,11 +512,15 @@ fn first_address(ranges: &str) -> Option<IpAddr> {
     match address.parse::<IpAddr>().ok()? {
         IpAddr::V4(address) => {
             let host = u32::MAX.checked_shr(bits).filter(|_| bits < 32)?;
-            Some(IpAddr::V4(Ipv4Addr::from_bits((address.to_bits() & !host) + 1)))
+            Some(IpAddr::V4(Ipv4Addr::from_bits(
+                (address.to_bits() & !host) + 1,
+            )))
         }
         IpAddr::V6(address) => {
             let host = u128::MAX.checked_shr(bits).filter(|_| bits < 128)?;
-            Some(IpAddr::V6(Ipv6Addr::from_bits((address.to_bits() & !host) + 1)))
+            Some(IpAddr::V6(Ipv6Addr::from_bits(
+                (address.to_bits() & !host) + 1,
+            )))
         }
     }
 }
@@ -401,9 +534,20 @@ mod tests {
         let first = |range: &str| first_address(range).map(|address| address.to_string());
         assert_eq!(first("10.96.0.0/12").as_deref(), Some("10.96.0.1"));
         assert_eq!(first("10.100.7.9/12").as_deref(), Some("10.96.0.1"));
-        assert_eq!(first("fd00:10:96::/112,10.96.0.0/12").as_deref(), Some("fd00:10:96::1"));
+        assert_eq!(
+            first("fd00:10:96::/112,10.96.0.0/12").as_deref(),
+            Some("fd00:10:96::1")
+        );
         assert_eq!(first("0.0.0.0/0").as_deref(), Some("0.0.0.1"));
-        for bad in ["", "10.96.0.0", "10.96.0.0/33", "10.96.0.0/32", "::/128", "x/12", "10.96.0.0/-1"] {
+        for bad in [
+            "",
+            "10.96.0.0",
+            "10.96.0.0/33",
+            "10.96.0.0/32",
+            "::/128",
+            "x/12",
+            "10.96.0.0/-1",
+        ] {
             assert_eq!(first(bad), None, "{bad}");
         }
     }

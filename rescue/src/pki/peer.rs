@@ -61,11 +61,23 @@ impl Encryption {
     fn read(guest: &Guest, node: &Node) -> Option<Self> {
         let api = node.static_pod("kube-apiserver")?;
         // The flag had another name up to 1.12.
-        let flags = ["--encryption-provider-config", "--experimental-encryption-provider-config"];
-        let path = flags.iter().find_map(|flag| api.flag(flag)).filter(|path| path.starts_with('/'))?;
+        let flags = [
+            "--encryption-provider-config",
+            "--experimental-encryption-provider-config",
+        ];
+        let path = flags
+            .iter()
+            .find_map(|flag| api.flag(flag))
+            .filter(|path| path.starts_with('/'))?;
         let path = GuestPath::new(path);
-        let parsed = guest.read(&path).ok().and_then(|bytes| yaml::parse(&bytes).ok());
-        Some(Self { path, meaning: parsed.map(|value| sha256_hex(value.to_string().as_bytes())) })
+        let parsed = guest
+            .read(&path)
+            .ok()
+            .and_then(|bytes| yaml::parse(&bytes).ok());
+        Some(Self {
+            path,
+            meaning: parsed.map(|value| sha256_hex(value.to_string().as_bytes())),
+        })
     }
 }
 
@@ -85,9 +97,15 @@ impl AuthorityFiles {
         let certificate = guest.read(&state.certificate_path).ok()?;
         let key = guest.read(&state.key_path).ok()?;
         let private = PrivateKey::from_pem(&key).ok()?;
-        let pair =
-            state.certificates.iter().find(|certificate| certificate.matches(&private) && certificate.may_sign());
-        Some(Self { certificate: Content::new(certificate), key: Content::new(key), pair: pair?.clone() })
+        let pair = state
+            .certificates
+            .iter()
+            .find(|certificate| certificate.matches(&private) && certificate.may_sign());
+        Some(Self {
+            certificate: Content::new(certificate),
+            key: Content::new(key),
+            pair: pair?.clone(),
+        })
     }
 }
 
@@ -110,7 +128,9 @@ impl Peer {
             authority_files: inventory
                 .authorities
                 .iter()
-                .filter_map(|(authority, state)| Some((*authority, AuthorityFiles::read(guest, state)?)))
+                .filter_map(|(authority, state)| {
+                    Some((*authority, AuthorityFiles::read(guest, state)?))
+                })
                 .collect(),
             authorities: inventory.authorities,
         }
@@ -124,5 +144,9 @@ impl Peer {
 
 /// The peers of the node at `index`: all but itself.
 pub fn others(all: &[Rc<Peer>], index: usize) -> Vec<Rc<Peer>> {
-    all.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, peer)| Rc::clone(peer)).collect()
+    all.iter()
+        .enumerate()
+        .filter(|(other, _)| *other != index)
+        .map(|(_, peer)| Rc::clone(peer))
+        .collect()
 }

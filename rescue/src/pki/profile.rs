@@ -65,7 +65,10 @@ impl Usage {
 
     /// The name of an object identifier, or itself where it is neither of these.
     pub fn name_of(oid: &str) -> &str {
-        match [Self::Server, Self::Client].into_iter().find(|usage| usage.oid() == oid) {
+        match [Self::Server, Self::Client]
+            .into_iter()
+            .find(|usage| usage.oid() == oid)
+        {
             Some(usage) => usage.name(),
             None => oid,
         }
@@ -112,7 +115,11 @@ pub const LEAVES: [Profile; 7] = [
         authority: Authority::Cluster,
         common_name: Some("kube-apiserver"),
         usages: &[Usage::Server],
-        flags: Some(Flags { pod: "kube-apiserver", certificate: "--tls-cert-file", key: "--tls-private-key-file" }),
+        flags: Some(Flags {
+            pod: "kube-apiserver",
+            certificate: "--tls-cert-file",
+            key: "--tls-private-key-file",
+        }),
         severity: Severity::StopsBoot,
         consequence: "nothing trusts this node's API server, not even its own kubelet",
     },
@@ -150,7 +157,11 @@ pub const LEAVES: [Profile; 7] = [
         authority: Authority::Etcd,
         common_name: None,
         usages: &[Usage::Client],
-        flags: Some(Flags { pod: "kube-apiserver", certificate: "--etcd-certfile", key: "--etcd-keyfile" }),
+        flags: Some(Flags {
+            pod: "kube-apiserver",
+            certificate: "--etcd-certfile",
+            key: "--etcd-keyfile",
+        }),
         severity: Severity::StopsBoot,
         consequence: "the API server cannot reach etcd and exits",
     },
@@ -160,7 +171,11 @@ pub const LEAVES: [Profile; 7] = [
         authority: Authority::Etcd,
         common_name: None,
         usages: BOTH,
-        flags: Some(Flags { pod: "etcd", certificate: "--cert-file", key: "--key-file" }),
+        flags: Some(Flags {
+            pod: "etcd",
+            certificate: "--cert-file",
+            key: "--key-file",
+        }),
         severity: Severity::StopsBoot,
         consequence: "the API server does not trust etcd and exits",
     },
@@ -170,7 +185,11 @@ pub const LEAVES: [Profile; 7] = [
         authority: Authority::Etcd,
         common_name: None,
         usages: BOTH,
-        flags: Some(Flags { pod: "etcd", certificate: "--peer-cert-file", key: "--peer-key-file" }),
+        flags: Some(Flags {
+            pod: "etcd",
+            certificate: "--peer-cert-file",
+            key: "--peer-key-file",
+        }),
         severity: Severity::StopsBoot,
         consequence: "etcd members do not accept each other",
     },

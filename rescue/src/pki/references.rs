@@ -61,8 +61,13 @@ impl References {
 
     /// Who names the file that `path` leads to.
     pub(super) fn users(&self, guest: &Guest, path: &GuestPath) -> Vec<String> {
-        let named = guest.resolve(path).ok().and_then(|real| self.users.get(&real));
-        named.map(|named| named.users.iter().cloned().collect()).unwrap_or_default()
+        let named = guest
+            .resolve(path)
+            .ok()
+            .and_then(|real| self.users.get(&real));
+        named
+            .map(|named| named.users.iter().cloned().collect())
+            .unwrap_or_default()
     }
 
     /// All files.
@@ -75,10 +80,19 @@ impl References {
         if self.count > MAX_REFERENCES {
             return;
         }
-        let Ok(real) = guest.resolve(path) else { return };
-        if guest.tree().lstat(real.as_path()).is_ok_and(|meta| meta.kind == FileKind::Regular) {
+        let Ok(real) = guest.resolve(path) else {
+            return;
+        };
+        if guest
+            .tree()
+            .lstat(real.as_path())
+            .is_ok_and(|meta| meta.kind == FileKind::Regular)
+        {
             let named = self.users.entry(real);
-            let named = named.or_insert_with(|| Named { path: path.clone(), users: BTreeSet::new() });
+            let named = named.or_insert_with(|| Named {
+                path: path.clone(),
+                users: BTreeSet::new(),
+            });
             named.users.insert(printable(&user.into()));
         }
     }
@@ -93,13 +107,24 @@ impl References {
 
     fn pod(&mut self, guest: &Guest, pod: &StaticPod) {
         self.flags(guest, &pod.name, &pod.flags);
-        let Some(manifest) = guest.read(&pod.path).ok().and_then(|bytes| yaml::parse(&bytes).ok()) else { return };
-        let containers = manifest.pointer("/spec/containers").and_then(Value::as_array);
+        let Some(manifest) = guest
+            .read(&pod.path)
+            .ok()
+            .and_then(|bytes| yaml::parse(&bytes).ok())
+        else {
+            return;
+        };
+        let containers = manifest
+            .pointer("/spec/containers")
+            .and_then(Value::as_array);
         for container in containers.into_iter().flatten() {
             // kubeadm up to 1.16 lets etcd's probe use the health check's certificate.
             for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
                 let mut lines = Vec::new();
-                if let Some(command) = container.get(probe).and_then(|probe| probe.pointer("/exec/command")) {
+                if let Some(command) = container
+                    .get(probe)
+                    .and_then(|probe| probe.pointer("/exec/command"))
+                {
                     strings(command, "", &mut lines);
                 }
                 for (_, line) in lines {
@@ -112,7 +137,10 @@ impl References {
     /// `--cert=/path` anywhere in a shell's line.
     fn command_line(&mut self, guest: &Guest, program: &str, line: &str) {
         for word in line.split_whitespace() {
-            if let Some((flag, value)) = word.split_once('=').filter(|(flag, _)| flag.starts_with("--")) {
+            if let Some((flag, value)) = word
+                .split_once('=')
+                .filter(|(flag, _)| flag.starts_with("--"))
+            {
                 self.flags(guest, program, &[(flag.to_owned(), value.to_owned())]);
             }
         }
@@ -124,7 +152,11 @@ impl References {
         let mut settings = Vec::new();
         strings(&kubelet.config, "", &mut settings);
         for (key, value) in settings.iter().filter(|(_, value)| value.starts_with('/')) {
-            self.add(guest, &GuestPath::new(value), format!("kubelet config {key}"));
+            self.add(
+                guest,
+                &GuestPath::new(value),
+                format!("kubelet config {key}"),
+            );
         }
         if let Some(folder) = &kubelet.cert_dir.value {
             self.add(guest, &folder.join("kubelet-client-current.pem"), STORE);
@@ -140,24 +172,54 @@ impl References {
 
     fn kubeconfigs(&mut self, guest: &Guest, node: &Node) {
         let kubernetes = GuestPath::new("/etc/kubernetes");
-        let mut configs: BTreeSet<GuestPath> = CONFIGS.iter().map(|profile| kubernetes.join(profile.name)).collect();
+        let mut configs: BTreeSet<GuestPath> = CONFIGS
+            .iter()
+            .map(|profile| kubernetes.join(profile.name))
+            .collect();
         configs.extend(node.kubelet.kubeconfig.value.clone());
         configs.extend(node.kubelet.bootstrap_kubeconfig.value.clone());
-        let flags = node.static_pods.iter().flat_map(|pod| &pod.flags).filter(|(flag, _)| flag.ends_with("kubeconfig"));
-        configs.extend(flags.filter(|(_, path)| path.starts_with('/')).map(|(_, path)| GuestPath::new(path)));
+        let flags = node
+            .static_pods
+            .iter()
+            .flat_map(|pod| &pod.flags)
+            .filter(|(flag, _)| flag.ends_with("kubeconfig"));
+        configs.extend(
+            flags
+                .filter(|(_, path)| path.starts_with('/'))
+                .map(|(_, path)| GuestPath::new(path)),
+        );
         for path in configs {
-            let Ok(bytes) = guest.read(&path) else { continue };
-            let Ok(config) = Kubeconfig::parse(&bytes, &path) else { continue };
-            let name = path.as_path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if path.parent() == kubernetes && ["admin.conf", "super-admin.conf"].contains(&name.as_str()) {
+            let Ok(bytes) = guest.read(&path) else {
+                continue;
+            };
+            let Ok(config) = Kubeconfig::parse(&bytes, &path) else {
+                continue;
+            };
+            let name = path
+                .as_path()
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            if path.parent() == kubernetes
+                && ["admin.conf", "super-admin.conf"].contains(&name.as_str())
+            {
                 self.add(guest, &path, "administrators (kubectl, kubeadm)");
             }
             for user in &config.users {
-                self.material(guest, &user.certificate, &format!("{name} client-certificate"));
+                self.material(
+                    guest,
+                    &user.certificate,
+                    &format!("{name} client-certificate"),
+                );
                 self.material(guest, &user.key, &format!("{name} client-key"));
             }
             for cluster in &config.clusters {
-                self.material(guest, &cluster.certificate_authority, &format!("{name} certificate-authority"));
+                self.material(
+                    guest,
+                    &cluster.certificate_authority,
+                    &format!("{name} certificate-authority"),
+                );
             }
         }
     }
@@ -176,15 +238,30 @@ impl References {
             }
         }
         for path in ETCD_SETTINGS.map(GuestPath::new) {
-            let Ok(text) = guest.read_text(&path) else { continue };
-            let name = path.as_path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let Ok(text) = guest.read_text(&path) else {
+                continue;
+            };
+            let name = path
+                .as_path()
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
             for line in text.lines() {
-                let Some((key, value)) = line.trim().split_once('=').filter(|(key, _)| !key.starts_with('#')) else {
+                let Some((key, value)) = line
+                    .trim()
+                    .split_once('=')
+                    .filter(|(key, _)| !key.starts_with('#'))
+                else {
                     continue;
                 };
                 let value = value.trim().trim_matches(['"', '\'']);
                 if value.starts_with('/') {
-                    self.add(guest, &GuestPath::new(value), format!("{name} {}", key.trim()));
+                    self.add(
+                        guest,
+                        &GuestPath::new(value),
+                        format!("{name} {}", key.trim()),
+                    );
                 }
             }
         }
@@ -192,14 +269,29 @@ impl References {
 
     fn network_plugins(&mut self, guest: &Guest) {
         let folder = GuestPath::new(NETWORK_PLUGINS);
-        for entry in guest.read_dir(&folder).unwrap_or_default().into_iter().take(MAX_FILES) {
+        for entry in guest
+            .read_dir(&folder)
+            .unwrap_or_default()
+            .into_iter()
+            .take(MAX_FILES)
+        {
             let path = folder.join(&entry.name);
-            let Some(settings) = guest.read(&path).ok().and_then(|bytes| yaml::parse(&bytes).ok()) else { continue };
+            let Some(settings) = guest
+                .read(&path)
+                .ok()
+                .and_then(|bytes| yaml::parse(&bytes).ok())
+            else {
+                continue;
+            };
             let mut found = Vec::new();
             strings(&settings, "", &mut found);
             let name = entry.name.to_string_lossy().into_owned();
             for (key, value) in found.iter().filter(|(_, value)| value.starts_with('/')) {
-                self.add(guest, &GuestPath::new(value), format!("network plugin {name} {key}"));
+                self.add(
+                    guest,
+                    &GuestPath::new(value),
+                    format!("network plugin {name} {key}"),
+                );
             }
         }
     }
@@ -220,7 +312,9 @@ fn strings(value: &Value, key: &str, found: &mut Vec<(String, String)>) {
     match value {
         Value::String(text) => found.push((key.to_owned(), text.clone())),
         Value::Array(list) => list.iter().for_each(|value| strings(value, key, found)),
-        Value::Object(map) => map.iter().for_each(|(key, value)| strings(value, key, found)),
+        Value::Object(map) => map
+            .iter()
+            .for_each(|(key, value)| strings(value, key, found)),
         _ => {}
     }
 }
@@ -255,8 +349,14 @@ mod tests {
             "kube-apiserver --etcd-certfile",
             "network plugin 10-calico.conflist etcd_cert_file",
         ];
-        assert_eq!(users(&guest, "/etc/kubernetes/ssl/apiserver-etcd-client.crt"), expected);
-        assert_eq!(users(&guest, "/etc/kubernetes/pki/apiserver-etcd-client.crt"), expected);
+        assert_eq!(
+            users(&guest, "/etc/kubernetes/ssl/apiserver-etcd-client.crt"),
+            expected
+        );
+        assert_eq!(
+            users(&guest, "/etc/kubernetes/pki/apiserver-etcd-client.crt"),
+            expected
+        );
     }
 
     #[test]
@@ -270,7 +370,10 @@ mod tests {
                  livenessProbe: {exec: {command: [/bin/sh, -ec, 'etcdctl --cert=/pki/health.crt get foo']}}}]}\n",
             )
             .into_guest();
-        assert_eq!(users(&guest, "/pki/health.crt"), ["etcd livenessProbe --cert"]);
+        assert_eq!(
+            users(&guest, "/pki/health.crt"),
+            ["etcd livenessProbe --cert"]
+        );
         assert_eq!(users(&guest, "/pki/sni.key"), ["etcd --tls-sni-cert-key"]);
     }
 }

@@ -14,7 +14,9 @@ use super::x509::issue::{moment, serial_number, signature_algorithm, whole_secon
 
 /// When a CA renewed now ends; `None` beyond what a certificate can say.
 pub fn end(now: OffsetDateTime, days: u32) -> Option<OffsetDateTime> {
-    whole_seconds(now).checked_add(Duration::days(i64::from(days))).filter(|end| end.year() <= 9999)
+    whole_seconds(now)
+        .checked_add(Duration::days(i64::from(days)))
+        .filter(|end| end.year() <= 9999)
 }
 
 /// Whether the serial number has to stay: a CA whose own key identifier names issuer and serial number (easyrsa and openssl with
@@ -27,11 +29,19 @@ pub fn keeps_serial(old: &Certificate) -> bool {
 /// Signs `ca.certificate` anew, valid to `not_after`, and proves the result.
 pub fn reissue(ca: &Signer, not_after: OffsetDateTime) -> Result<Certificate> {
     let old = &ca.certificate;
-    let algorithm = signature_algorithm(ca.key.algorithm()).context("naming the signature algorithm")?;
-    let serial = if keeps_serial(old) { None } else { Some(new_serial(old)?) };
-    let tbs = to_be_signed(old, &algorithm, serial, not_after).context("assembling a CA certificate")?;
+    let algorithm =
+        signature_algorithm(ca.key.algorithm()).context("naming the signature algorithm")?;
+    let serial = if keeps_serial(old) {
+        None
+    } else {
+        Some(new_serial(old)?)
+    };
+    let tbs =
+        to_be_signed(old, &algorithm, serial, not_after).context("assembling a CA certificate")?;
     let signature = ca.key.sign(&tbs)?;
-    let bits = BitStringRef::from_bytes(&signature).and_then(|bits| bits.to_der()).context("encoding a signature")?;
+    let bits = BitStringRef::from_bytes(&signature)
+        .and_then(|bits| bits.to_der())
+        .context("encoding a signature")?;
     let der = sequence(&[&tbs, &algorithm, &bits]).context("assembling a CA certificate")?;
     let new = Certificate::from_der(&der).context("reading back the renewed CA certificate")?;
     prove(old, &new, not_after)?;
@@ -83,16 +93,38 @@ fn parts_of(certificate: &Certificate) -> Result<Parts> {
     let (_, tbs) = outer.first().context("an empty certificate")?;
     let all = parts(tbs)?;
     let versioned = TagNumber(0);
-    let [(Tag::ContextSpecific { constructed: true, number }, version), rest @ ..] = all.as_slice() else {
+    let [
+        (
+            Tag::ContextSpecific {
+                constructed: true,
+                number,
+            },
+            version,
+        ),
+        rest @ ..,
+    ] = all.as_slice()
+    else {
         bail!("a certificate of version 1 has no extensions, so it is no CA");
     };
-    let [(_, serial), _, (_, issuer), (_, validity), (_, subject), (_, public_key_info), rest @ ..] = rest else {
+    let [
+        (_, serial),
+        _,
+        (_, issuer),
+        (_, validity),
+        (_, subject),
+        (_, public_key_info),
+        rest @ ..,
+    ] = rest
+    else {
         bail!("the certificate's structure could not be followed");
     };
     if *number != versioned {
         bail!("the certificate's structure could not be followed");
     }
-    let (_, not_before) = parts(validity)?.into_iter().next().context("a certificate without a validity")?;
+    let (_, not_before) = parts(validity)?
+        .into_iter()
+        .next()
+        .context("a certificate without a validity")?;
     Ok(Parts {
         version: version.clone(),
         serial: serial.clone(),
@@ -100,7 +132,10 @@ fn parts_of(certificate: &Certificate) -> Result<Parts> {
         not_before,
         subject: subject.clone(),
         public_key_info: public_key_info.clone(),
-        extensions: rest.iter().flat_map(|(_, part)| part.iter().copied()).collect(),
+        extensions: rest
+            .iter()
+            .flat_map(|(_, part)| part.iter().copied())
+            .collect(),
     })
 }
 
@@ -130,13 +165,18 @@ fn names_serial(certificate: &Certificate) -> Result<bool> {
     let all = parts_of(certificate)?.extensions;
     // `[3] EXPLICIT SEQUENCE OF SEQUENCE { oid, critical?, value }`; the identifiers before it are never there in a CA of ours.
     let list = elements(&wrap(Tag::Sequence, &[&all])?)?;
-    let Some((_, extensions)) = list.last() else { return Ok(false) };
+    let Some((_, extensions)) = list.last() else {
+        return Ok(false);
+    };
     for (_, extension) in parts(extensions)? {
         let fields = elements(&extension)?;
-        let is_identifier = fields.first().is_some_and(|(_, oid)| oid == AUTHORITY_KEY_IDENTIFIER);
+        let is_identifier = fields
+            .first()
+            .is_some_and(|(_, oid)| oid == AUTHORITY_KEY_IDENTIFIER);
         if let (true, Some((_, value))) = (is_identifier, fields.last()) {
             let serial = TagNumber(2);
-            let is_serial = |tag: &Tag| matches!(tag, Tag::ContextSpecific { number, .. } if *number == serial);
+            let is_serial =
+                |tag: &Tag| matches!(tag, Tag::ContextSpecific { number, .. } if *number == serial);
             return Ok(elements(value)?.iter().any(|(tag, _)| is_serial(tag)));
         }
     }

@@ -38,7 +38,10 @@ const DEFAULT: &str = "kubeadm's default";
 /// The flags that name the private key.
 const SIGNING: [(&str, &str); 2] = [
     ("kube-apiserver", "--service-account-signing-key-file"),
-    ("kube-controller-manager", "--service-account-private-key-file"),
+    (
+        "kube-controller-manager",
+        "--service-account-private-key-file",
+    ),
 ];
 
 /// The flag that names a public key; it may be given several times.
@@ -48,7 +51,10 @@ impl KeyFiles {
     /// From the manifests' flags; kubeadm's own names where they are silent.
     pub fn of(node: &Node) -> Self {
         let or_default = |files: Vec<KeyFile>, name: &str| match files.is_empty() {
-            true => vec![KeyFile { path: certificate_directory(node).join(name), named_by: vec![DEFAULT.to_owned()] }],
+            true => vec![KeyFile {
+                path: certificate_directory(node).join(name),
+                named_by: vec![DEFAULT.to_owned()],
+            }],
             false => files,
         };
         Self {
@@ -61,7 +67,11 @@ impl KeyFiles {
 /// All files with such a key.
 pub fn paths(node: &Node) -> Vec<GuestPath> {
     let KeyFiles { signing, verifying } = KeyFiles::of(node);
-    signing.into_iter().chain(verifying).map(|file| file.path).collect()
+    signing
+        .into_iter()
+        .chain(verifying)
+        .map(|file| file.path)
+        .collect()
 }
 
 fn named(node: &Node, flags: &[(&str, &str)]) -> Vec<KeyFile> {
@@ -72,7 +82,10 @@ fn named(node: &Node, flags: &[(&str, &str)]) -> Vec<KeyFile> {
             let (path, user) = (GuestPath::new(value), format!("{pod} {flag}"));
             match files.iter_mut().find(|file| file.path == path) {
                 Some(file) => file.named_by.push(user),
-                None => files.push(KeyFile { path, named_by: vec![user] }),
+                None => files.push(KeyFile {
+                    path,
+                    named_by: vec![user],
+                }),
             }
         }
     }
@@ -120,26 +133,44 @@ impl ServiceAccounts {
     pub fn read(guest: &Guest, node: &Node) -> Self {
         let files = KeyFiles::of(node);
         let expected = |file: &KeyFile| !file.is_default() || guest.exists(&file.path);
-        let signing = files.signing.into_iter().filter(expected).map(|file| SigningKey {
-            key: read(guest, &file.path, |bytes| PrivateKey::from_pem(bytes).map(Rc::new)),
-            file,
-        });
+        let signing = files
+            .signing
+            .into_iter()
+            .filter(expected)
+            .map(|file| SigningKey {
+                key: read(guest, &file.path, |bytes| {
+                    PrivateKey::from_pem(bytes).map(Rc::new)
+                }),
+                file,
+            });
         let verifying = files
             .verifying
             .into_iter()
             .filter(expected)
-            .map(|file| VerifyingKeys { keys: read(guest, &file.path, public_keys), file });
-        Self { signing: signing.collect(), verifying: verifying.collect() }
+            .map(|file| VerifyingKeys {
+                keys: read(guest, &file.path, public_keys),
+                file,
+            });
+        Self {
+            signing: signing.collect(),
+            verifying: verifying.collect(),
+        }
     }
 
     /// The public keys of all that tokens are signed with.
     pub fn signing_keys(&self) -> impl Iterator<Item = &[u8]> {
-        self.signing.iter().filter_map(|signing| signing.key.as_ref().ok()).map(|(key, _)| key.public_key())
+        self.signing
+            .iter()
+            .filter_map(|signing| signing.key.as_ref().ok())
+            .map(|(key, _)| key.public_key())
     }
 
     /// Whether tokens signed by the key with these public bits are accepted.
     pub fn accepts(&self, public_key: &[u8]) -> bool {
-        let keys = self.verifying.iter().filter_map(|file| file.keys.as_ref().ok());
+        let keys = self
+            .verifying
+            .iter()
+            .filter_map(|file| file.keys.as_ref().ok());
         keys.flat_map(|(keys, _)| keys).any(|key| key == public_key)
     }
 }
@@ -152,18 +183,32 @@ impl KeyFile {
 
     /// Whether the API server reads it, and exits where it cannot.
     pub fn is_api_servers(&self) -> bool {
-        self.named_by.iter().any(|user| user.starts_with("kube-apiserver "))
+        self.named_by
+            .iter()
+            .any(|user| user.starts_with("kube-apiserver "))
     }
 }
 
-fn read<T>(guest: &Guest, path: &GuestPath, parse: impl Fn(&[u8]) -> Result<T>) -> Result<(T, Content), Trouble> {
+fn read<T>(
+    guest: &Guest,
+    path: &GuestPath,
+    parse: impl Fn(&[u8]) -> Result<T>,
+) -> Result<(T, Content), Trouble> {
     let bytes = guest.read(path).map_err(|error| Trouble {
         missing: error.is_not_found(),
-        saw: if error.is_not_found() { "not there".to_owned() } else { error.to_string() },
+        saw: if error.is_not_found() {
+            "not there".to_owned()
+        } else {
+            error.to_string()
+        },
     })?;
     let parsed = parse(&bytes).map_err(|error| Trouble {
         missing: false,
-        saw: if bytes.is_empty() { "empty".to_owned() } else { format!("{error:#}") },
+        saw: if bytes.is_empty() {
+            "empty".to_owned()
+        } else {
+            format!("{error:#}")
+        },
     })?;
     Ok((parsed, Content::new(bytes)))
 }
@@ -172,7 +217,9 @@ fn read<T>(guest: &Guest, path: &GuestPath, parse: impl Fn(&[u8]) -> Result<T>) 
 /// keys, certificates and private keys count.
 pub fn public_keys(bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
     let keys: Vec<Vec<u8>> = pem::blocks(bytes).iter().filter_map(public_key).collect();
-    (!keys.is_empty()).then_some(keys).context("no public key in PEM was found in it")
+    (!keys.is_empty())
+        .then_some(keys)
+        .context("no public key in PEM was found in it")
 }
 
 fn public_key(block: &pem::Block) -> Option<Vec<u8>> {
@@ -207,10 +254,16 @@ mod tests {
         let public = public_pem(&key);
         assert!(public.starts_with("-----BEGIN PUBLIC KEY-----\n"));
         assert_eq!(public_keys(public.as_bytes()).unwrap(), [key.public_key()]);
-        assert_eq!(public_keys(key.to_pem().unwrap().as_bytes()).unwrap(), [key.public_key()]);
+        assert_eq!(
+            public_keys(key.to_pem().unwrap().as_bytes()).unwrap(),
+            [key.public_key()]
+        );
         let other = PrivateKey::generate(Algorithm::P256).unwrap();
         let both = format!("{public}{}", public_pem(&other));
-        assert_eq!(public_keys(both.as_bytes()).unwrap(), [key.public_key(), other.public_key()]);
+        assert_eq!(
+            public_keys(both.as_bytes()).unwrap(),
+            [key.public_key(), other.public_key()]
+        );
         assert!(public_keys(b"").is_err());
         assert!(public_keys(&public.as_bytes()[..200]).is_err());
         assert!(public_keys(pem::encode("PUBLIC KEY", b"0123").as_bytes()).is_err());
@@ -228,12 +281,28 @@ mod tests {
             .into_guest();
         let node = Node::read(&guest);
         let found = ServiceAccounts::read(&guest, &node);
-        let names: Vec<String> = found.verifying.iter().map(|file| file.file.path.to_string()).collect();
+        let names: Vec<String> = found
+            .verifying
+            .iter()
+            .map(|file| file.file.path.to_string())
+            .collect();
         assert_eq!(names, ["/k/new.pub", "/k/old.pub"]);
-        assert!(found.verifying.iter().all(|file| file.keys.as_ref().is_err_and(|trouble| trouble.missing)));
+        assert!(
+            found
+                .verifying
+                .iter()
+                .all(|file| file.keys.as_ref().is_err_and(|trouble| trouble.missing))
+        );
         assert_eq!(found.signing[0].file.path, GuestPath::new("/k/sa.key"));
-        assert!(found.signing[0].key.as_ref().is_err_and(|trouble| !trouble.missing));
-        let silent = MemoryTree::new().file("/etc/hostname", "worker\n").into_guest();
+        assert!(
+            found.signing[0]
+                .key
+                .as_ref()
+                .is_err_and(|trouble| !trouble.missing)
+        );
+        let silent = MemoryTree::new()
+            .file("/etc/hostname", "worker\n")
+            .into_guest();
         let none = ServiceAccounts::read(&silent, &Node::read(&silent));
         assert!(none.signing.is_empty() && none.verifying.is_empty());
     }

@@ -61,8 +61,18 @@ pub struct Stray {
 
 /// Everything in the folders of certificates that is not among `used`, by path.
 pub(super) fn find(guest: &Guest, node: &Node, used: &BTreeSet<RealPath>) -> Vec<Stray> {
-    let mut search = Search { guest, used, seen: BTreeSet::new(), found: Vec::new(), files: 0 };
-    search.seen.extend(service_account::paths(node).iter().filter_map(|path| guest.resolve(path).ok()));
+    let mut search = Search {
+        guest,
+        used,
+        seen: BTreeSet::new(),
+        found: Vec::new(),
+        files: 0,
+    };
+    search.seen.extend(
+        service_account::paths(node)
+            .iter()
+            .filter_map(|path| guest.resolve(path).ok()),
+    );
     let directory = certificate_directory(node);
     search.folder(&directory, 0);
     if let Some(folder) = &node.kubelet.cert_dir.value {
@@ -89,7 +99,10 @@ struct Search<'a> {
 
 impl Search<'_> {
     fn folder(&mut self, folder: &GuestPath, depth: usize) {
-        let new = self.guest.resolve(folder).is_ok_and(|real| self.seen.insert(real));
+        let new = self
+            .guest
+            .resolve(folder)
+            .is_ok_and(|real| self.seen.insert(real));
         if !new || depth > MAX_DEPTH {
             return;
         }
@@ -111,7 +124,9 @@ impl Search<'_> {
             let path = folder.join(&entry.name);
             let name = entry.name.to_string_lossy();
             match entry.kind {
-                FileKind::Directory if name.starts_with("pki") || name.starts_with("ssl") => self.folder(&path, 0),
+                FileKind::Directory if name.starts_with("pki") || name.starts_with("ssl") => {
+                    self.folder(&path, 0)
+                }
                 FileKind::Regular | FileKind::Symlink => self.file(&path, false),
                 _ => {}
             }
@@ -134,24 +149,40 @@ impl Search<'_> {
         }
         match read_small(self.guest, path).map(|bytes| told(&bytes, path)) {
             Some(told) if whatever || told.kind != StrayKind::Other => {
-                self.found.push(Stray { path: path.to_string(), ..told });
+                self.found.push(Stray {
+                    path: path.to_string(),
+                    ..told
+                });
             }
-            None if whatever => {
-                self.add(path, StrayKind::Other, "not read: no regular file of a certificate's size".to_owned())
-            }
+            None if whatever => self.add(
+                path,
+                StrayKind::Other,
+                "not read: no regular file of a certificate's size".to_owned(),
+            ),
             _ => {}
         }
     }
 
     fn add(&mut self, path: &GuestPath, kind: StrayKind, what: String) {
-        self.found.push(Stray { path: path.to_string(), kind, subject: None, expires: None, what });
+        self.found.push(Stray {
+            path: path.to_string(),
+            kind,
+            subject: None,
+            expires: None,
+            what,
+        });
     }
 }
 
 /// What some bytes are.
 fn told(bytes: &[u8], path: &GuestPath) -> Stray {
-    let plain =
-        |kind, what: &str| Stray { path: String::new(), kind, subject: None, expires: None, what: what.to_owned() };
+    let plain = |kind, what: &str| Stray {
+        path: String::new(),
+        kind,
+        subject: None,
+        expires: None,
+        what: what.to_owned(),
+    };
     let blocks = pem::blocks(bytes);
     let has = |label: &str| blocks.iter().any(|block| block.label.ends_with(label));
     if let Ok(all) = Certificate::all_from_pem(bytes)
@@ -160,7 +191,10 @@ fn told(bytes: &[u8], path: &GuestPath) -> Stray {
         let more = match (all.len() - 1, has("PRIVATE KEY")) {
             (0, false) => String::new(),
             (0, true) => ", with its key".to_owned(),
-            (more, _) => format!(", and {}", units::count(more, "more certificate", "more certificates")),
+            (more, _) => format!(
+                ", and {}",
+                units::count(more, "more certificate", "more certificates")
+            ),
         };
         return certificate("certificate", first, &more);
     }
@@ -174,9 +208,15 @@ fn told(bytes: &[u8], path: &GuestPath) -> Stray {
         return plain(StrayKind::PublicKey, "public key");
     }
     if looks_like_kubeconfig(bytes) {
-        return kubeconfig(bytes, path).unwrap_or_else(|| plain(StrayKind::Kubeconfig, "kubeconfig"));
+        return kubeconfig(bytes, path)
+            .unwrap_or_else(|| plain(StrayKind::Kubeconfig, "kubeconfig"));
     }
-    let what = match (bytes.len(), path.as_path().extension().is_some_and(|extension| extension == "srl")) {
+    let what = match (
+        bytes.len(),
+        path.as_path()
+            .extension()
+            .is_some_and(|extension| extension == "srl"),
+    ) {
         (0, _) => "empty",
         (_, true) => "openssl's count of serial numbers",
         _ => "neither certificate nor key",
@@ -190,7 +230,11 @@ fn certificate(what: &str, certificate: &Certificate, more: &str) -> Stray {
         kind: StrayKind::Certificate,
         subject: Some(certificate.subject.clone()),
         expires: Some(certificate.not_after),
-        what: format!("{what}, {}, ends {}{more}", certificate.subject, units::time(certificate.not_after)),
+        what: format!(
+            "{what}, {}, ends {}{more}",
+            certificate.subject,
+            units::time(certificate.not_after)
+        ),
     }
 }
 
@@ -205,7 +249,10 @@ fn kubeconfig(bytes: &[u8], path: &GuestPath) -> Option<Stray> {
     Some(match &user.certificate {
         Material::Inline(bytes) => {
             let all = Certificate::all_from_pem(bytes).ok()?;
-            Stray { kind: StrayKind::Kubeconfig, ..certificate("kubeconfig", all.first()?, "") }
+            Stray {
+                kind: StrayKind::Kubeconfig,
+                ..certificate("kubeconfig", all.first()?, "")
+            }
         }
         _ => Stray {
             path: String::new(),
@@ -226,7 +273,10 @@ mod tests {
 
     fn found(guest: &Guest) -> Vec<(String, StrayKind)> {
         let strays = find(guest, &Node::read(guest), &BTreeSet::new());
-        strays.into_iter().map(|stray| (stray.path, stray.kind)).collect()
+        strays
+            .into_iter()
+            .map(|stray| (stray.path, stray.kind))
+            .collect()
     }
 
     #[test]
@@ -237,7 +287,10 @@ mod tests {
             .file("/etc/kubernetes/pki/sa.pub", public_pem(&key))
             .file("/etc/kubernetes/pki/looks-like.crt", key.to_pem().unwrap())
             .file("/etc/kubernetes/pki/deep/er/old.pub", public_pem(&key))
-            .file("/etc/kubernetes/pki/request", pem::encode("CERTIFICATE REQUEST", b"x"))
+            .file(
+                "/etc/kubernetes/pki/request",
+                pem::encode("CERTIFICATE REQUEST", b"x"),
+            )
             .file("/etc/kubernetes/pki/notes.txt", "hello")
             .link("/etc/kubernetes/pki/gone.crt", "/nowhere")
             .link("/etc/kubernetes/pki/loop", "/etc/kubernetes/pki")
@@ -252,7 +305,10 @@ mod tests {
             ("/etc/kubernetes/pki/notes.txt", StrayKind::Other),
             ("/etc/kubernetes/pki/request", StrayKind::Request),
         ];
-        assert_eq!(found(&guest), expected.map(|(path, kind)| (path.to_owned(), kind)));
+        assert_eq!(
+            found(&guest),
+            expected.map(|(path, kind)| (path.to_owned(), kind))
+        );
     }
 
     #[test]
@@ -263,6 +319,9 @@ mod tests {
         }
         let strays = found(&tree.into_guest());
         assert_eq!(strays.len(), MAX_FILES);
-        assert_eq!(strays[0], ("/etc/kubernetes/pki/big".to_owned(), StrayKind::Other));
+        assert_eq!(
+            strays[0],
+            ("/etc/kubernetes/pki/big".to_owned(), StrayKind::Other)
+        );
     }
 }

@@ -11,14 +11,22 @@ pub fn from_file(bytes: &[u8]) -> Result<Vec<String>> {
     let text = std::str::from_utf8(bytes).ok().context("it is no text")?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines = text.lines().enumerate();
-    let names =
-        lines.map(|(number, line)| (format!("line {}", number + 1), line.split('#').next().unwrap_or_default()));
+    let names = lines.map(|(number, line)| {
+        (
+            format!("line {}", number + 1),
+            line.split('#').next().unwrap_or_default(),
+        )
+    });
     checked(names.filter(|(_, name)| !name.trim().is_empty()))
 }
 
 /// `name,name`.
 pub fn from_words(text: &str) -> Result<Vec<String>> {
-    checked(text.split(',').enumerate().map(|(number, name)| (format!("name {}", number + 1), name)))
+    checked(
+        text.split(',')
+            .enumerate()
+            .map(|(number, name)| (format!("name {}", number + 1), name)),
+    )
 }
 
 /// Each one the name of a node, none of them twice. A `place` is where a name stands, for messages.
@@ -28,7 +36,10 @@ fn checked<'a>(names: impl Iterator<Item = (String, &'a str)>) -> Result<Vec<Str
     for (place, name) in names {
         let name = name.trim();
         if !is_node_name(name) {
-            bail!("{place}, {:?}, is not the name of a node (lower-case letters, digits, - and .)", printable(name));
+            bail!(
+                "{place}, {:?}, is not the name of a node (lower-case letters, digits, - and .)",
+                printable(name)
+            );
         }
         ensure!(seen.insert(name), "{place}, {name:?}, is there twice");
         all.push(name.to_owned());
@@ -43,9 +54,15 @@ mod tests {
 
     #[test]
     fn reads_lists_as_people_write_them() {
-        let list = from_file("\u{feff}# rack 1\r\nworker1\r\n\r\n  worker2  # the old one\nw3.example.org".as_bytes());
+        let list = from_file(
+            "\u{feff}# rack 1\r\nworker1\r\n\r\n  worker2  # the old one\nw3.example.org"
+                .as_bytes(),
+        );
         assert_eq!(list.unwrap(), ["worker1", "worker2", "w3.example.org"]);
-        assert_eq!(from_words("worker1, worker2").unwrap(), ["worker1", "worker2"]);
+        assert_eq!(
+            from_words("worker1, worker2").unwrap(),
+            ["worker1", "worker2"]
+        );
     }
 
     #[test]

@@ -80,7 +80,10 @@ pub fn findings(context: &Context<'_>) -> Vec<Finding> {
 }
 
 fn findings_of(context: &Context<'_>, checks: &[Box<dyn Check>]) -> Vec<Finding> {
-    let mut findings: Vec<Finding> = checks.iter().flat_map(|check| run(check.as_ref(), context)).collect();
+    let mut findings: Vec<Finding> = checks
+        .iter()
+        .flat_map(|check| run(check.as_ref(), context))
+        .collect();
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     findings
 }
@@ -88,19 +91,33 @@ fn findings_of(context: &Context<'_>, checks: &[Box<dyn Check>]) -> Vec<Finding>
 fn run(check: &dyn Check, context: &Context<'_>) -> Vec<Finding> {
     let found = check.run(context).unwrap_or_else(|error| {
         vec![
-            Finding::new(check.id(), Severity::WillBreak, format!("{} could not be checked", check.id()))
-                .with_evidence("", format!("{error:#}")),
+            Finding::new(
+                check.id(),
+                Severity::WillBreak,
+                format!("{} could not be checked", check.id()),
+            )
+            .with_evidence("", format!("{error:#}")),
         ]
     });
-    found.into_iter().map(|finding| with_doubts(finding, context.guest)).collect()
+    found
+        .into_iter()
+        .map(|finding| with_doubts(finding, context.guest))
+        .collect()
 }
 
 /// Says of evidence below a mount point without its file system that the node will see something else there.
 fn with_doubts(mut finding: Finding, guest: &Guest) -> Finding {
     let mut doubts: Vec<String> = Vec::new();
-    for evidence in finding.evidence.iter().filter(|evidence| evidence.path.starts_with('/')) {
+    for evidence in finding
+        .evidence
+        .iter()
+        .filter(|evidence| evidence.path.starts_with('/'))
+    {
         if let Some(missing) = guest.hidden(&GuestPath::new(&evidence.path)) {
-            let doubt = format!("The node will see another {}: {}. Give that disk too.", missing.at, missing.why);
+            let doubt = format!(
+                "The node will see another {}: {}. Give that disk too.",
+                missing.at, missing.why
+            );
             if !doubts.contains(&doubt) {
                 doubts.push(doubt);
             }
@@ -112,11 +129,20 @@ fn with_doubts(mut finding: Finding, guest: &Guest) -> Finding {
 
 /// Why what was prepared must not be written: the node would not see it.
 fn hidden(guest: &Guest, prepared: &Prepared) -> Option<String> {
-    let freed = prepared.free.iter().map(|action| GuestPath::from(&action.path));
-    let changed = prepared.changes.iter().map(|change| GuestPath::from(Change::path(change)));
+    let freed = prepared
+        .free
+        .iter()
+        .map(|action| GuestPath::from(&action.path));
+    let changed = prepared
+        .changes
+        .iter()
+        .map(|change| GuestPath::from(Change::path(change)));
     freed.chain(changed).find_map(|path| {
         let missing = guest.hidden(&path)?;
-        Some(format!("{path} would be hidden at the next boot: {}; give that disk too", missing.why))
+        Some(format!(
+            "{path} would be hidden at the next boot: {}; give that disk too",
+            missing.why
+        ))
     })
 }
 
@@ -128,8 +154,13 @@ pub fn plan(context: &Context<'_>) -> Plan {
 /// Works out what these checks' remedies come to.
 pub fn plan_of(context: &Context<'_>, checks: &[Box<dyn Check>]) -> Plan {
     let guest = context.guest.clone();
-    let mut draft =
-        Draft { plan: Plan::default(), base: guest.clone(), guest, node: context.node.clone(), context: *context };
+    let mut draft = Draft {
+        plan: Plan::default(),
+        base: guest.clone(),
+        guest,
+        node: context.node.clone(),
+        context: *context,
+    };
     for check in checks {
         let found = run(check.as_ref(), &draft.context());
         for finding in found {
@@ -138,9 +169,18 @@ pub fn plan_of(context: &Context<'_>, checks: &[Box<dyn Check>]) -> Plan {
             }
         }
     }
-    if draft.plan.steps.iter().all(|step| step.remedy.is_incidental()) {
+    if draft
+        .plan
+        .steps
+        .iter()
+        .all(|step| step.remedy.is_incidental())
+    {
         let Draft { plan, context, .. } = draft;
-        return Plan { dropped: plan.dropped, left: findings_of(&context, checks), ..Plan::default() };
+        return Plan {
+            dropped: plan.dropped,
+            left: findings_of(&context, checks),
+            ..Plan::default()
+        };
     }
     let left = findings_of(&draft.context(), checks);
     Plan { left, ..draft.plan }
@@ -149,8 +189,13 @@ pub fn plan_of(context: &Context<'_>, checks: &[Box<dyn Check>]) -> Plan {
 /// Works out a plan of remedies that no check asked for but the user.
 pub fn of(context: &Context<'_>, asked_for: &Finding) -> Plan {
     let guest = context.guest.clone();
-    let mut draft =
-        Draft { plan: Plan::default(), base: guest.clone(), guest, node: context.node.clone(), context: *context };
+    let mut draft = Draft {
+        plan: Plan::default(),
+        base: guest.clone(),
+        guest,
+        node: context.node.clone(),
+        context: *context,
+    };
     for remedy in &asked_for.remedies {
         draft.add(asked_for, remedy);
     }
@@ -170,7 +215,11 @@ struct Draft<'a> {
 
 impl Draft<'_> {
     fn context(&self) -> Context<'_> {
-        Context { guest: &self.guest, node: &self.node, ..self.context }
+        Context {
+            guest: &self.guest,
+            node: &self.node,
+            ..self.context
+        }
     }
 
     fn add(&mut self, finding: &Finding, remedy: &Rc<dyn Remedy>) {
@@ -193,10 +242,19 @@ impl Draft<'_> {
                 self.guest = guest;
                 self.plan.prepared = all;
                 let (finding, check) = (finding.title.clone(), finding.check);
-                self.plan.steps.push(Step { check, finding, remedy: Rc::clone(remedy), files, remarks });
+                self.plan.steps.push(Step {
+                    check,
+                    finding,
+                    remedy: Rc::clone(remedy),
+                    files,
+                    remarks,
+                });
             }
             Err(error) => {
-                self.plan.dropped.push(Dropped { summary: remedy.summary(), reason: format!("{error:#}") });
+                self.plan.dropped.push(Dropped {
+                    summary: remedy.summary(),
+                    reason: format!("{error:#}"),
+                });
             }
         }
     }
@@ -204,8 +262,18 @@ impl Draft<'_> {
     /// What no earlier step has said.
     fn remarks(&self, prepared: &Prepared) -> Vec<String> {
         let mut new: Vec<String> = Vec::new();
-        for line in prepared.changes.iter().flat_map(|change| secret::remarks(&self.guest, change)) {
-            if !new.contains(&line) && !self.plan.steps.iter().any(|step| step.remarks.contains(&line)) {
+        for line in prepared
+            .changes
+            .iter()
+            .flat_map(|change| secret::remarks(&self.guest, change))
+        {
+            if !new.contains(&line)
+                && !self
+                    .plan
+                    .steps
+                    .iter()
+                    .any(|step| step.remarks.contains(&line))
+            {
                 new.push(line);
             }
         }

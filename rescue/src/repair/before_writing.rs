@@ -23,13 +23,22 @@ pub fn refuse_damaged(file_systems: &[(&FileSystem, Arc<dyn ReadAt>)], ui: &dyn 
         }
         seen.push(&file_system.backing);
         let Some(checkable) = checkable(file_system, bytes)? else {
-            ui.note(&format!("{} ({}) was not checked: no checker is known", file_system.device, file_system.kind));
+            ui.note(&format!(
+                "{} ({}) was not checked: no checker is known",
+                file_system.device, file_system.kind
+            ));
             continue;
         };
         let verdict = look(&checkable, ui)?;
         if let Condition::NotChecked { why, next } = &verdict.condition {
-            let next = next.as_ref().map(|next| format!(". Next time: {next}")).unwrap_or_default();
-            ui.note(&format!("{} ({}) was not checked before writing: {why}{next}", verdict.device, verdict.kind));
+            let next = next
+                .as_ref()
+                .map(|next| format!(". Next time: {next}"))
+                .unwrap_or_default();
+            ui.note(&format!(
+                "{} ({}) was not checked before writing: {why}{next}",
+                verdict.device, verdict.kind
+            ));
         }
         if verdict.needs_mending() {
             return Err(refusal(&checkable, &verdict).into());
@@ -39,8 +48,15 @@ pub fn refuse_damaged(file_systems: &[(&FileSystem, Arc<dyn ReadAt>)], ui: &dyn 
 }
 
 fn checkable(file_system: &FileSystem, bytes: &Arc<dyn ReadAt>) -> Result<Option<Checkable>> {
-    let Some(probe) = probe::probe(bytes.as_ref())? else { return Ok(None) };
-    let mut found = Checkable::of(file_system.device.clone(), &probe, bytes, &file_system.backing);
+    let Some(probe) = probe::probe(bytes.as_ref())? else {
+        return Ok(None);
+    };
+    let mut found = Checkable::of(
+        file_system.device.clone(),
+        &probe,
+        bytes,
+        &file_system.backing,
+    );
     if let Some(found) = &mut found {
         found.error_flag |= file_system.has_errors;
     }
@@ -49,7 +65,10 @@ fn checkable(file_system: &FileSystem, bytes: &Arc<dyn ReadAt>) -> Result<Option
 
 fn refusal(checkable: &Checkable, verdict: &Verdict) -> Refusal {
     let saw = match &verdict.journal {
-        Journal::NotReplayable(why) => format!("the journal of {} cannot be replayed: {why}", verdict.device),
+        Journal::NotReplayable(why) => format!(
+            "the journal of {} cannot be replayed: {why}",
+            verdict.device
+        ),
         _ if verdict.condition != Condition::Damaged => {
             format!("{} says of itself that it has errors", verdict.device)
         }

@@ -9,7 +9,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{AtFlags, Dir, FileType, IFlags, Mode, OFlags, RenameFlags, ResolveFlags, Stat, Timespec, Timestamps};
+use rustix::fs::{
+    AtFlags, Dir, FileType, IFlags, Mode, OFlags, RenameFlags, ResolveFlags, Stat, Timespec,
+    Timestamps,
+};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
@@ -25,11 +28,16 @@ const CONFINED: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_XDEV);
 
 /// Without `O_NOFOLLOW`, which would make a link in the last place look like any other file (ENOTDIR); NO_SYMLINKS says ELOOP.
-const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+const FOLDER: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC);
 
 /// Never blocks on a FIFO, never follows a link; the kind is checked after opening.
-const FILE: OFlags =
-    OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC).union(OFlags::NOATIME);
+const FILE: OFlags = OFlags::NOFOLLOW
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::NOCTTY)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NOATIME);
 
 /// One mounted file system of the guest.
 #[derive(Debug)]
@@ -56,11 +64,21 @@ impl Confined {
             // The folder may have come as a path-only descriptor (a detached mount); synchronising needs a real one.
             let root = rustix::fs::openat(root, ".", FOLDER, Mode::empty())
                 .with_context(|| format!("opening the file system for {point}"))?;
-            let device = rustix::fs::fstat(&root).with_context(|| format!("looking at {point}"))?.st_dev;
-            table.push(Mount { point: point.as_path().to_path_buf(), root, device, kind });
+            let device = rustix::fs::fstat(&root)
+                .with_context(|| format!("looking at {point}"))?
+                .st_dev;
+            table.push(Mount {
+                point: point.as_path().to_path_buf(),
+                root,
+                device,
+                kind,
+            });
         }
         table.sort_by_key(|mount| std::cmp::Reverse(mount.point.components().count()));
-        if table.last().is_none_or(|mount| mount.point != Path::new("/")) {
+        if table
+            .last()
+            .is_none_or(|mount| mount.point != Path::new("/"))
+        {
             bail!("the guest has no root file system to write to");
         }
         Ok(Self { mounts: table })
@@ -68,7 +86,9 @@ impl Confined {
 
     /// The mount points, root last.
     pub fn mount_points(&self) -> impl Iterator<Item = RealPath> + '_ {
-        self.mounts.iter().map(|mount| RealPath::new(mount.point.clone()))
+        self.mounts
+            .iter()
+            .map(|mount| RealPath::new(mount.point.clone()))
     }
 
     /// The folders at the mount points, for locks and synchronising.
@@ -79,13 +99,19 @@ impl Confined {
     fn mount_of(&self, path: &Path) -> Result<(&Mount, PathBuf)> {
         self.mounts
             .iter()
-            .find_map(|mount| path.strip_prefix(&mount.point).ok().map(|below| (mount, below.to_path_buf())))
+            .find_map(|mount| {
+                path.strip_prefix(&mount.point)
+                    .ok()
+                    .map(|below| (mount, below.to_path_buf()))
+            })
             .with_context(|| "a path that is not absolute inside the guest".to_owned())
     }
 
     /// The mount point of the file system that holds `path`.
     pub fn mount_point_of(&self, path: &RealPath) -> Result<RealPath> {
-        Ok(RealPath::new(self.mount_of(path.as_path())?.0.point.clone()))
+        Ok(RealPath::new(
+            self.mount_of(path.as_path())?.0.point.clone(),
+        ))
     }
 
     /// Whether `path` lies in a folder that was mounted by others (`--root`), who may have its files open.
@@ -96,8 +122,18 @@ impl Confined {
     /// Opens a folder of the guest.
     pub fn open_folder(&self, path: &RealPath) -> io::Result<OwnedFd> {
         let (mount, below) = self.mount_of(path.as_path()).map_err(io::Error::other)?;
-        let below = if below.as_os_str().is_empty() { Path::new(".") } else { &below };
-        Ok(rustix::fs::openat2(&mount.root, below, FOLDER, Mode::empty(), CONFINED)?)
+        let below = if below.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            &below
+        };
+        Ok(rustix::fs::openat2(
+            &mount.root,
+            below,
+            FOLDER,
+            Mode::empty(),
+            CONFINED,
+        )?)
     }
 
     /// The place of one name: its parent folder opened, the name itself not looked at.
@@ -109,7 +145,12 @@ impl Confined {
             _ => Path::new("."),
         };
         let folder = rustix::fs::openat2(&mount.root, parent, FOLDER, Mode::empty(), CONFINED)?;
-        Ok(Place { folder, name, path: path.clone(), device: mount.device })
+        Ok(Place {
+            folder,
+            name,
+            path: path.clone(),
+            device: mount.device,
+        })
     }
 
     /// Attributes of `path` itself, `None` when nothing is there. Works on mount points too.
@@ -130,7 +171,9 @@ impl Confined {
         match self.place(path) {
             Ok(place) => place.state(),
             Err(error) if is_not_there(&error) => Ok(State::Absent),
-            Err(error) => Err(error).with_context(|| format!("opening the folder of {path} in the guest")),
+            Err(error) => {
+                Err(error).with_context(|| format!("opening the folder of {path} in the guest"))
+            }
         }
     }
 
@@ -138,8 +181,13 @@ impl Confined {
     /// blocks count, elsewhere the reserve is the file system's own.
     pub fn usage(&self, path: &RealPath) -> Result<Usage> {
         let (mount, _) = self.mount_of(path.as_path())?;
-        let stat = rustix::fs::fstatvfs(&mount.root).with_context(|| format!("asking for the free space of {path}"))?;
-        let writable = if mount.kind.starts_with("ext") { stat.f_bfree } else { stat.f_bavail };
+        let stat = rustix::fs::fstatvfs(&mount.root)
+            .with_context(|| format!("asking for the free space of {path}"))?;
+        let writable = if mount.kind.starts_with("ext") {
+            stat.f_bfree
+        } else {
+            stat.f_bavail
+        };
         Ok(Usage {
             bytes_total: stat.f_blocks.saturating_mul(stat.f_frsize),
             bytes_free: stat.f_bfree.saturating_mul(stat.f_frsize),
@@ -153,16 +201,21 @@ impl Confined {
     /// (`ext4_calculate_resv_clusters`).
     pub(super) fn set_aside(&self, path: &RealPath) -> Result<u64> {
         let (mount, _) = self.mount_of(path.as_path())?;
-        let stat = rustix::fs::fstatvfs(&mount.root).with_context(|| format!("asking for the free space of {path}"))?;
-        let blocks = if mount.kind.starts_with("ext") { (stat.f_blocks / 50).min(4096) } else { 0 };
+        let stat = rustix::fs::fstatvfs(&mount.root)
+            .with_context(|| format!("asking for the free space of {path}"))?;
+        let blocks = if mount.kind.starts_with("ext") {
+            (stat.f_blocks / 50).min(4096)
+        } else {
+            0
+        };
         Ok(blocks.saturating_mul(stat.f_frsize))
     }
 
     /// Whether the file system that holds `path` is mounted read-only.
     pub fn is_read_only(&self, path: &RealPath) -> Result<bool> {
         let (mount, _) = self.mount_of(path.as_path())?;
-        let stat =
-            rustix::fs::fstatvfs(&mount.root).with_context(|| format!("asking for the mount options of {path}"))?;
+        let stat = rustix::fs::fstatvfs(&mount.root)
+            .with_context(|| format!("asking for the mount options of {path}"))?;
         Ok(stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
     }
 
@@ -192,7 +245,8 @@ impl Confined {
             let root = rustix::fs::fstat(&mount.root)?;
             let is_machine = (root.st_dev, root.st_ino) == (machine.st_dev, machine.st_ino);
             // A plain folder shares its file system with this machine; one where something is mounted does not.
-            let is_mounted = mount.kind != "folder" || is_machine || is_mount_root(mount.root.as_fd())?;
+            let is_mounted =
+                mount.kind != "folder" || is_machine || is_mount_root(mount.root.as_fd())?;
             if (is_mounted && root.st_dev == device) || (!is_machine && is_below(folder, &root)?) {
                 return Ok(true);
             }
@@ -206,9 +260,14 @@ impl Confined {
         let place = match self.place(folder) {
             Ok(place) => place,
             Err(error) if is_not_there(&error) => return Ok(()),
-            Err(error) => return Err(error).with_context(|| format!("opening the parent of {folder}")),
+            Err(error) => {
+                return Err(error).with_context(|| format!("opening the parent of {folder}"));
+            }
         };
-        match place.lstat().with_context(|| format!("looking at {place}"))? {
+        match place
+            .lstat()
+            .with_context(|| format!("looking at {place}"))?
+        {
             Some(stat) if is_folder(&stat) => {
                 self.empty_tree(folder)?;
                 place.remove_folder().map(|_| ())
@@ -221,8 +280,13 @@ impl Confined {
     /// Removes everything in a folder of ours; the folder itself stays.
     pub fn empty_tree(&self, folder: &RealPath) -> Result<()> {
         for name in self.names(folder)? {
-            let place = self.place(&folder.child(&name)).with_context(|| format!("opening {folder}"))?;
-            match place.lstat().with_context(|| format!("looking at {place}"))? {
+            let place = self
+                .place(&folder.child(&name))
+                .with_context(|| format!("opening {folder}"))?;
+            match place
+                .lstat()
+                .with_context(|| format!("looking at {place}"))?
+            {
                 Some(stat) if is_folder(&stat) => self.remove_tree(&place.path)?,
                 Some(_) => place.unlink()?,
                 None => {}
@@ -302,8 +366,12 @@ impl Place {
             return Ok(State::Absent);
         };
         Ok(match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => State::File { sha256: self.sha256()? },
-            FileType::Symlink => State::Symlink { target: self.read_link()?.into() },
+            FileType::RegularFile => State::File {
+                sha256: self.sha256()?,
+            },
+            FileType::Symlink => State::Symlink {
+                target: self.read_link()?.into(),
+            },
             FileType::Directory => State::Directory,
             _ => State::Special,
         })
@@ -338,7 +406,8 @@ impl Place {
         let mut hasher = Sha256::new();
         let mut buffer = vec![0; 1 << 16];
         loop {
-            let read = io::Read::read(&mut file, &mut buffer).with_context(|| format!("reading {self}"))?;
+            let read = io::Read::read(&mut file, &mut buffer)
+                .with_context(|| format!("reading {self}"))?;
             if read == 0 {
                 break;
             }
@@ -352,7 +421,8 @@ impl Place {
         let file = std::fs::File::from(self.open_file()?);
         let mut bytes = Vec::new();
         let mut limited = io::Read::take(file, limit.saturating_add(1));
-        io::Read::read_to_end(&mut limited, &mut bytes).with_context(|| format!("reading {self}"))?;
+        io::Read::read_to_end(&mut limited, &mut bytes)
+            .with_context(|| format!("reading {self}"))?;
         if bytes.len() as u64 > limit {
             bail!("{self} is larger than {limit} bytes");
         }
@@ -384,10 +454,13 @@ impl Place {
 
     /// Creates a regular file, 0600, that must not be there, with these bytes.
     pub fn create(&self, bytes: &[u8]) -> Result<OwnedFd> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR;
-        let file = fault::call("create", || rustix::fs::openat(&self.folder, &self.name, flags, mode))
-            .with_context(|| format!("creating {self}"))?;
+        let file = fault::call("create", || {
+            rustix::fs::openat(&self.folder, &self.name, flags, mode)
+        })
+        .with_context(|| format!("creating {self}"))?;
         let mut rest = bytes;
         while !rest.is_empty() {
             let piece = fault::piece(rest, rest.len() == bytes.len());
@@ -403,7 +476,9 @@ impl Place {
 
     /// Creates a folder, 0700; one that is there already is fine.
     pub fn make_folder(&self) -> Result<()> {
-        match fault::call("mkdir", || rustix::fs::mkdirat(&self.folder, &self.name, Mode::RWXU)) {
+        match fault::call("mkdir", || {
+            rustix::fs::mkdirat(&self.folder, &self.name, Mode::RWXU)
+        }) {
             Ok(()) => {}
             Err(Errno::EXIST) if self.lstat()?.is_some_and(|stat| is_folder(&stat)) => {}
             Err(error) => return Err(error).with_context(|| format!("creating the folder {self}")),
@@ -413,21 +488,33 @@ impl Place {
 
     /// Creates a symbolic link that must not be there.
     pub fn make_link(&self, target: &Path) -> Result<()> {
-        fault::call("symlink", || rustix::fs::symlinkat(target, &self.folder, &self.name))
-            .with_context(|| format!("creating the link {self}"))
+        fault::call("symlink", || {
+            rustix::fs::symlinkat(target, &self.folder, &self.name)
+        })
+        .with_context(|| format!("creating the link {self}"))
     }
 
     /// Gives the inode here a further name; a link itself is linked, not its target.
     pub fn hard_link_to(&self, other: &Self) -> Result<()> {
         let no_flags = AtFlags::empty();
-        fault::call("link", || rustix::fs::linkat(&self.folder, &self.name, &other.folder, &other.name, no_flags))
-            .with_context(|| format!("keeping {self} as {other}"))
+        fault::call("link", || {
+            rustix::fs::linkat(
+                &self.folder,
+                &self.name,
+                &other.folder,
+                &other.name,
+                no_flags,
+            )
+        })
+        .with_context(|| format!("keeping {self} as {other}"))
     }
 
     /// Moves the name over `other`, replacing what is there.
     pub fn rename_over(&self, other: &Self) -> Result<()> {
-        fault::call("rename", || rustix::fs::renameat(&self.folder, &self.name, &other.folder, &other.name))
-            .with_context(|| format!("moving {self} to {other}"))
+        fault::call("rename", || {
+            rustix::fs::renameat(&self.folder, &self.name, &other.folder, &other.name)
+        })
+        .with_context(|| format!("moving {self} to {other}"))
     }
 
     /// Moves the name to `other`, where nothing may be.
@@ -446,13 +533,17 @@ impl Place {
     /// Exchanges the two names, whatever each of them is: at no time is one of them missing.
     pub fn exchange(&self, other: &Self) -> Result<()> {
         let flags = RenameFlags::EXCHANGE;
-        fault::call("rename", || rustix::fs::renameat_with(&self.folder, &self.name, &other.folder, &other.name, flags))
-            .with_context(|| format!("exchanging {self} and {other}"))
+        fault::call("rename", || {
+            rustix::fs::renameat_with(&self.folder, &self.name, &other.folder, &other.name, flags)
+        })
+        .with_context(|| format!("exchanging {self} and {other}"))
     }
 
     /// Removes the name; one that is already gone is fine.
     pub fn unlink(&self) -> Result<()> {
-        match fault::call("unlink", || rustix::fs::unlinkat(&self.folder, &self.name, AtFlags::empty())) {
+        match fault::call("unlink", || {
+            rustix::fs::unlinkat(&self.folder, &self.name, AtFlags::empty())
+        }) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(error).with_context(|| format!("removing {self}")),
         }
@@ -461,7 +552,9 @@ impl Place {
 
     /// Removes an empty folder; false when it is not empty. One that is already gone is fine.
     pub fn remove_folder(&self) -> Result<bool> {
-        match fault::call("rmdir", || rustix::fs::unlinkat(&self.folder, &self.name, AtFlags::REMOVEDIR)) {
+        match fault::call("rmdir", || {
+            rustix::fs::unlinkat(&self.folder, &self.name, AtFlags::REMOVEDIR)
+        }) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(Errno::NOTEMPTY | Errno::EXIST) => return Ok(false),
             Err(error) => return Err(error).with_context(|| format!("removing the folder {self}")),
@@ -478,26 +571,38 @@ impl Place {
     /// A path that the kernel follows to the name itself, for the calls that have no `at` form (extended attributes).
     pub(super) fn proc_path(&self) -> PathBuf {
         use std::os::fd::AsRawFd;
-        Path::new("/proc/self/fd").join(self.folder.as_raw_fd().to_string()).join(&self.name)
+        Path::new("/proc/self/fd")
+            .join(self.folder.as_raw_fd().to_string())
+            .join(&self.name)
     }
 }
 
 /// Synchronises a file.
 pub fn sync_file(file: &OwnedFd, what: &dyn std::fmt::Display) -> Result<()> {
-    fault::call("fsync", || rustix::fs::fsync(file)).with_context(|| format!("synchronising {what}"))
+    fault::call("fsync", || rustix::fs::fsync(file))
+        .with_context(|| format!("synchronising {what}"))
 }
 
 /// Access and modification times of a file, to be put back after it was changed in place.
 pub fn times_of(stat: &Stat) -> Timestamps {
     Timestamps {
-        last_access: Timespec { tv_sec: stat.st_atime as _, tv_nsec: stat.st_atime_nsec as _ },
-        last_modification: Timespec { tv_sec: stat.st_mtime as _, tv_nsec: stat.st_mtime_nsec as _ },
+        last_access: Timespec {
+            tv_sec: stat.st_atime as _,
+            tv_nsec: stat.st_atime_nsec as _,
+        },
+        last_modification: Timespec {
+            tv_sec: stat.st_mtime as _,
+            tv_nsec: stat.st_mtime_nsec as _,
+        },
     }
 }
 
 /// Whether the error says that the name, or a folder on the way to it, is not there.
 pub fn is_not_there(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::NOTDIR))
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::NOENT | Errno::NOTDIR)
+    )
 }
 
 /// Whether it is a folder.

@@ -24,20 +24,34 @@ pub(super) enum Look {
 
 /// What is at `path`, a folder by all that is in it.
 pub(super) fn state(confined: &Confined, path: &RealPath) -> Result<State> {
-    let stat = confined.lstat(path).with_context(|| format!("looking at {path}"))?;
+    let stat = confined
+        .lstat(path)
+        .with_context(|| format!("looking at {path}"))?;
     match stat.filter(is_folder) {
         Some(stat) => {
             let sha256 = tree_hash::of(confined, path.as_path())?;
-            Ok(State::Tree { inode: stat.st_ino, sha256 })
+            Ok(State::Tree {
+                inode: stat.st_ino,
+                sha256,
+            })
         }
         None => confined.state(path),
     }
 }
 
 /// Whether `wanted` is at `place`.
-pub(super) fn holds(confined: &Confined, place: &Place, wanted: &State, look: Look) -> Result<bool> {
-    let State::Tree { inode, .. } = wanted else { return Ok(place.state()? == *wanted) };
-    let stat = place.lstat().with_context(|| format!("looking at {place}"))?;
+pub(super) fn holds(
+    confined: &Confined,
+    place: &Place,
+    wanted: &State,
+    look: Look,
+) -> Result<bool> {
+    let State::Tree { inode, .. } = wanted else {
+        return Ok(place.state()? == *wanted);
+    };
+    let stat = place
+        .lstat()
+        .with_context(|| format!("looking at {place}"))?;
     let same = stat.is_some_and(|stat| is_folder(&stat) && stat.st_ino == *inode);
     Ok(same && (look == Look::Inode || state(confined, place.path())? == *wanted))
 }
@@ -57,7 +71,9 @@ pub(super) fn make(
         Err(error) if is_not_there(&error) => return Ok(Made::Not(State::Absent)),
         Err(error) => return Err(error).with_context(|| format!("opening the folder of {path}")),
     };
-    let Some(staged) = open_if_there(confined, &store.staged(step, id, n)?)? else { return Ok(Made::Before) };
+    let Some(staged) = open_if_there(confined, &store.staged(step, id, n)?)? else {
+        return Ok(Made::Before);
+    };
     if holds(confined, &staged, &step.after, Look::Inode)? {
         if !holds(confined, &place, &step.before, look)? {
             return Ok(Made::Not(state(confined, &path)?));
@@ -73,8 +89,9 @@ pub(super) fn make(
         place.sync_folder()?;
         staged.sync_folder()?;
     }
-    let backup =
-        confined.place(&store.backup(step, id, n)?).with_context(|| format!("opening the backup of {path}"))?;
+    let backup = confined
+        .place(&store.backup(step, id, n)?)
+        .with_context(|| format!("opening the backup of {path}"))?;
     staged.rename_to_free_name(&backup)?;
     backup.sync_folder()?;
     staged.sync_folder()?;
@@ -82,7 +99,13 @@ pub(super) fn make(
 }
 
 /// Whether a step of a committed run has been made, or begun.
-pub(super) fn is_made(confined: &Confined, store: &Store<'_>, id: &str, n: usize, step: &Step) -> Result<bool> {
+pub(super) fn is_made(
+    confined: &Confined,
+    store: &Store<'_>,
+    id: &str,
+    n: usize,
+    step: &Step,
+) -> Result<bool> {
     match open_if_there(confined, &store.staged(step, id, n)?)? {
         Some(staged) => Ok(!holds(confined, &staged, &step.after, Look::Inode)?),
         None => Ok(true),
@@ -145,18 +168,29 @@ pub(super) fn back(
 
 /// Takes back a step by exchanging the old one, which is at `old`, with what the run put in its place.
 pub(super) fn restore(confined: &Confined, path: &RealPath, old: &Place) -> Result<()> {
-    let place = confined.place(path).with_context(|| format!("opening the folder of {path}"))?;
+    let place = confined
+        .place(path)
+        .with_context(|| format!("opening the folder of {path}"))?;
     old.exchange(&place)?;
     place.sync_folder()?;
     old.sync_folder()
 }
 
 /// Takes away what a step put where nothing was.
-pub(super) fn put_aside(confined: &Confined, store: &Store<'_>, id: &str, n: usize, step: &Step) -> Result<()> {
+pub(super) fn put_aside(
+    confined: &Confined,
+    store: &Store<'_>,
+    id: &str,
+    n: usize,
+    step: &Step,
+) -> Result<()> {
     let path = step.path.to_real()?;
-    let place = confined.place(&path).with_context(|| format!("opening the folder of {path}"))?;
-    let backup =
-        confined.place(&store.backup(step, id, n)?).with_context(|| format!("opening the backup of {path}"))?;
+    let place = confined
+        .place(&path)
+        .with_context(|| format!("opening the folder of {path}"))?;
+    let backup = confined
+        .place(&store.backup(step, id, n)?)
+        .with_context(|| format!("opening the backup of {path}"))?;
     place.rename_to_free_name(&backup)?;
     place.sync_folder()?;
     backup.sync_folder()

@@ -93,13 +93,17 @@ impl Freeings {
                 self.begun = true;
                 self.left_alone.push(format!("{}: {error:#}", action.path));
             }
-            Err(error) => self.left_alone.push(format!("{} was left alone: {error:#}", action.path)),
+            Err(error) => self
+                .left_alone
+                .push(format!("{} was left alone: {error:#}", action.path)),
         }
     }
 }
 
 fn is_out_of_space(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<Errno>().is_some_and(|errno| *errno == Errno::NOSPC || *errno == Errno::DQUOT)
+    error
+        .downcast_ref::<Errno>()
+        .is_some_and(|errno| *errno == Errno::NOSPC || *errno == Errno::DQUOT)
 }
 
 /// Who has files of a folder guest open; on a disk that was mounted for us alone nobody has.
@@ -113,13 +117,16 @@ impl Others {
     /// Why the file must stay.
     fn objection(&mut self, place: &Place, stat: &Stat) -> Result<Option<String>> {
         let fresh = self.0.take().filter(|(_, at)| at.elapsed() < Self::FRESH);
-        let (held, _) = self.0.insert(fresh.unwrap_or_else(|| (HeldOpen::scan(), Instant::now())));
+        let (held, _) = self
+            .0
+            .insert(fresh.unwrap_or_else(|| (HeldOpen::scan(), Instant::now())));
         if let Some(holder) = held.holder(stat.st_dev, stat.st_ino) {
             return Ok(Some(format!("{holder} holds it open")));
         }
         // A process in a container of its own may not be seen here; the kernel knows it.
         let open = held_open::is_open_elsewhere(place.open_file()?.as_fd());
-        Ok((open == Some(true)).then(|| "a process that cannot be seen from here holds it open".to_owned()))
+        Ok((open == Some(true))
+            .then(|| "a process that cannot be seen from here holds it open".to_owned()))
     }
 }
 
@@ -134,7 +141,9 @@ fn free_one(confined: &Confined, action: &FreeAction, others: &mut Others) -> Re
         return Ok(Outcome::AlreadyDone);
     };
     if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
-        return Ok(Outcome::LeftAlone(format!("{path} was left alone: it is not a regular file")));
+        return Ok(Outcome::LeftAlone(format!(
+            "{path} was left alone: it is not a regular file"
+        )));
     }
     let size = u64::try_from(stat.st_size).unwrap_or(0);
     if let Freeing::KeepTail(keep) = action.freeing
@@ -143,7 +152,9 @@ fn free_one(confined: &Confined, action: &FreeAction, others: &mut Others) -> Re
         return Ok(Outcome::AlreadyDone);
     }
     if size != action.size || stat.st_mtime != action.mtime {
-        return Ok(Outcome::LeftAlone(format!("{path} was left alone: it changed since it was looked at")));
+        return Ok(Outcome::LeftAlone(format!(
+            "{path} was left alone: it changed since it was looked at"
+        )));
     }
     if confined.is_shared(path)?
         && let Some(why) = others.objection(&place, &stat)?
@@ -155,12 +166,20 @@ fn free_one(confined: &Confined, action: &FreeAction, others: &mut Others) -> Re
         Freeing::KeepTail(keep) => keep_tail(&place, &stat, keep)?,
     };
     let tail_kept = matches!(action.freeing, Freeing::KeepTail(_));
-    Ok(Outcome::Freed(Freed { path: StoredPath::from(path), bytes, tail_kept }))
+    Ok(Outcome::Freed(Freed {
+        path: StoredPath::from(path),
+        bytes,
+        tail_kept,
+    }))
 }
 
 fn delete(place: &Place, stat: &Stat) -> Result<u64> {
     place.unlink()?;
-    Ok(if stat.st_nlink > 1 { 0 } else { allocated(stat) })
+    Ok(if stat.st_nlink > 1 {
+        0
+    } else {
+        allocated(stat)
+    })
 }
 
 /// Keeps the inode with its owner, mode, attributes and times, and the end of the file.
@@ -180,10 +199,17 @@ fn keep_tail(place: &Place, before: &Stat, keep: u64) -> Result<u64> {
     Ok(allocated(before).saturating_sub(allocated(&after)))
 }
 
-fn copy_and_cut(file: &OwnedFd, place: &Place, before: &Stat, start: u64, length: u64) -> Result<()> {
+fn copy_and_cut(
+    file: &OwnedFd,
+    place: &Place,
+    before: &Stat,
+    start: u64,
+    length: u64,
+) -> Result<()> {
     copy_within(file, place, start, length)?;
     sync_file(file, place)?;
-    fault::call("ftruncate", || rustix::fs::ftruncate(file, length)).with_context(|| format!("cutting {place}"))?;
+    fault::call("ftruncate", || rustix::fs::ftruncate(file, length))
+        .with_context(|| format!("cutting {place}"))?;
     keep_times(file, place, before)?;
     sync_file(file, place)
 }
@@ -224,8 +250,10 @@ fn copy_within(file: &OwnedFd, what: &dyn Display, from: u64, length: u64) -> Re
         let mut written = 0;
         while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
             let piece = fault::piece(rest, written == 0);
-            written += fault::call("pwrite", || rustix::io::pwrite(file, piece, done + written as u64))
-                .with_context(|| format!("writing {what}"))?;
+            written += fault::call("pwrite", || {
+                rustix::io::pwrite(file, piece, done + written as u64)
+            })
+            .with_context(|| format!("writing {what}"))?;
         }
         done += bytes.len() as u64;
     }
@@ -236,7 +264,9 @@ fn read_at(file: &OwnedFd, what: &dyn Display, offset: u64, length: usize) -> Re
     let mut bytes = vec![0; length];
     let mut done = 0;
     while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        match rustix::io::pread(file, rest, offset + done as u64).with_context(|| format!("reading {what}"))? {
+        match rustix::io::pread(file, rest, offset + done as u64)
+            .with_context(|| format!("reading {what}"))?
+        {
             0 => break,
             read => done += read,
         }
@@ -246,5 +276,7 @@ fn read_at(file: &OwnedFd, what: &dyn Display, offset: u64, length: usize) -> Re
 }
 
 fn allocated(stat: &Stat) -> u64 {
-    u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512)
+    u64::try_from(stat.st_blocks)
+        .unwrap_or(0)
+        .saturating_mul(512)
 }

@@ -80,7 +80,11 @@ pub struct Journal {
 impl Journal {
     /// Where the run keeps folders outside the guest.
     pub fn elsewhere(&self) -> Vec<String> {
-        self.steps.iter().filter_map(|step| step.kept.as_ref()).map(KeptAt::shown).collect()
+        self.steps
+            .iter()
+            .filter_map(|step| step.kept.as_ref())
+            .map(KeptAt::shown)
+            .collect()
     }
 }
 
@@ -98,7 +102,10 @@ pub struct SetRecord {
 impl SetRecord {
     /// Their names, those of a crafted record too.
     pub fn names(&self) -> Vec<String> {
-        self.guests.iter().map(|guest| escape(&guest.name)).collect()
+        self.guests
+            .iter()
+            .map(|guest| escape(&guest.name))
+            .collect()
     }
 }
 
@@ -227,10 +234,17 @@ impl From<&Expect> for State {
     fn from(expect: &Expect) -> Self {
         match expect {
             Expect::Absent => Self::Absent,
-            Expect::File { sha256 } => Self::File { sha256: sha256.clone() },
-            Expect::Symlink { target } => Self::Symlink { target: target.clone().into() },
+            Expect::File { sha256 } => Self::File {
+                sha256: sha256.clone(),
+            },
+            Expect::Symlink { target } => Self::Symlink {
+                target: target.clone().into(),
+            },
             Expect::Directory => Self::Directory,
-            Expect::Tree { sha256 } => Self::Tree { inode: 0, sha256: sha256.clone() },
+            Expect::Tree { sha256 } => Self::Tree {
+                inode: 0,
+                sha256: sha256.clone(),
+            },
         }
     }
 }
@@ -239,11 +253,19 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Absent => f.write_str("nothing"),
-            Self::File { sha256 } => write!(f, "a file (SHA-256 {}…)", escape(sha256.get(..12).unwrap_or(sha256))),
+            Self::File { sha256 } => write!(
+                f,
+                "a file (SHA-256 {}…)",
+                escape(sha256.get(..12).unwrap_or(sha256))
+            ),
             Self::Symlink { target } => write!(f, "a link to {target}"),
             Self::Directory => f.write_str("a folder"),
             Self::Tree { sha256, .. } => {
-                write!(f, "a folder (SHA-256 {}… of all in it)", escape(sha256.get(..12).unwrap_or(sha256)))
+                write!(
+                    f,
+                    "a folder (SHA-256 {}… of all in it)",
+                    escape(sha256.get(..12).unwrap_or(sha256))
+                )
             }
             Self::Special => f.write_str("a device, FIFO or socket"),
         }
@@ -320,7 +342,9 @@ impl Serialize for StoredPath {
 impl<'de> Deserialize<'de> for StoredPath {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        decode(&text).map(Self).ok_or_else(|| serde::de::Error::custom("a path with a broken escape"))
+        decode(&text)
+            .map(Self)
+            .ok_or_else(|| serde::de::Error::custom("a path with a broken escape"))
     }
 }
 
@@ -359,13 +383,19 @@ pub fn is_run_id(id: &str) -> bool {
     !id.is_empty()
         && id.len() <= 64
         && !id.starts_with('.')
-        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+        && id
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
 /// Parses `set.json`.
 pub fn parse_enlisted(bytes: &[u8]) -> Result<SetRecord> {
-    let enlisted: Enlisted = serde_json::from_slice(bytes)
-        .map_err(|error| anyhow!("a field of the record is missing or wrong: {}", escape(&error.to_string())))?;
+    let enlisted: Enlisted = serde_json::from_slice(bytes).map_err(|error| {
+        anyhow!(
+            "a field of the record is missing or wrong: {}",
+            escape(&error.to_string())
+        )
+    })?;
     if enlisted.format != FORMAT || enlisted.set.me >= enlisted.set.guests.len() {
         bail!("the record of the guests is of no format that this version knows");
     }
@@ -374,19 +404,30 @@ pub fn parse_enlisted(bytes: &[u8]) -> Result<SetRecord> {
 
 /// Parses a commit record.
 pub fn parse_journal(bytes: &[u8]) -> Result<Journal> {
-    let probe: serde_json::Value = serde_json::from_slice(bytes).context("the record is not JSON")?;
+    let probe: serde_json::Value =
+        serde_json::from_slice(bytes).context("the record is not JSON")?;
     match probe.get("format").and_then(serde_json::Value::as_str) {
         Some(FORMAT | FORMAT_KEPT) => {}
-        Some(other) => bail!("the record has the format {other:?}, which this version does not know"),
+        Some(other) => {
+            bail!("the record has the format {other:?}, which this version does not know")
+        }
         None => bail!("the record names no format"),
     }
     // The cause quotes the record, which the guest may have crafted.
-    let journal: Journal = serde_json::from_value(probe)
-        .map_err(|error| anyhow!("a field of the record is missing or wrong: {}", escape(&error.to_string())))?;
+    let journal: Journal = serde_json::from_value(probe).map_err(|error| {
+        anyhow!(
+            "a field of the record is missing or wrong: {}",
+            escape(&error.to_string())
+        )
+    })?;
     if !is_run_id(&journal.id) {
         bail!("the record has no usable name");
     }
-    if journal.set.as_ref().is_some_and(|set| set.me >= set.guests.len() || set.barrier > journal.steps.len()) {
+    if journal
+        .set
+        .as_ref()
+        .is_some_and(|set| set.me >= set.guests.len() || set.barrier > journal.steps.len())
+    {
         bail!("the record of the guests contradicts itself");
     }
     Ok(journal)
@@ -399,10 +440,20 @@ mod tests {
 
     #[test]
     fn paths_survive_any_bytes() {
-        for bytes in [&b"/a/b"[..], b"/a\\xb", b"/\xff\\\xfe", b"/tab\t\n", "/ü".as_bytes()] {
+        for bytes in [
+            &b"/a/b"[..],
+            b"/a\\xb",
+            b"/\xff\\\xfe",
+            b"/tab\t\n",
+            "/ü".as_bytes(),
+        ] {
             let path = StoredPath(PathBuf::from(OsStr::from_bytes(bytes)));
             let json = serde_json::to_string(&path).unwrap();
-            assert_eq!(serde_json::from_str::<StoredPath>(&json).unwrap(), path, "{json}");
+            assert_eq!(
+                serde_json::from_str::<StoredPath>(&json).unwrap(),
+                path,
+                "{json}"
+            );
         }
         for broken in ["\\", "\\x", "\\x1", "\\q", "\\xzz", "\\xü"] {
             assert!(decode(broken).is_none(), "{broken}");
@@ -427,7 +478,9 @@ mod tests {
 
     #[test]
     fn unknown_formats_are_refused() {
-        let error = parse_journal(br#"{"format":"rescue-run/9"}"#).unwrap_err().to_string();
+        let error = parse_journal(br#"{"format":"rescue-run/9"}"#)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("rescue-run/9"), "{error}");
         assert!(parse_journal(b"[]").is_err());
         let crafted = br#"{"format":"rescue-run/1","id":"a","sequence":1,"version":"","started":"","summary":[],"freed":[],"steps":"\u001b[2J"}"#;

@@ -24,7 +24,10 @@ pub(super) struct NewFile {
 impl NewFile {
     /// Into an empty file.
     pub fn new(file: OwnedFd) -> Self {
-        Self { file: File::from(file), is_first: true }
+        Self {
+            file: File::from(file),
+            is_first: true,
+        }
     }
 }
 
@@ -38,7 +41,9 @@ impl Write for NewFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let piece = fault::piece(bytes, self.is_first);
         self.is_first = false;
-        Ok(fault::call("write", || rustix::io::write(&self.file, piece))?)
+        Ok(fault::call("write", || {
+            rustix::io::write(&self.file, piece)
+        })?)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -59,7 +64,10 @@ pub(super) fn copy_into(place: &Place, from: &Guest, source: &RealPath, size: u6
     while at < size {
         let bytes = from.tree().read_range(source.as_path(), at, COPIED_AT_ONCE);
         let bytes = bytes.with_context(|| format!("reading {source} in the guest"))?;
-        ensure!(!bytes.is_empty(), "{source} in the guest ended at {at} of {size} bytes");
+        ensure!(
+            !bytes.is_empty(),
+            "{source} in the guest ended at {at} of {size} bytes"
+        );
         if bytes.iter().any(|byte| *byte != 0) {
             patch::write_at(&file, &bytes, at).with_context(|| format!("writing {place}"))?;
         }

@@ -24,7 +24,8 @@ pub(super) fn stage(original: &Place, staged: &Place, edits: &[Edit], size: u64)
     fault::call("ftruncate", || rustix::fs::ftruncate(&to, size))
         .with_context(|| format!("setting the length of the new {original}"))?;
     for edit in edits {
-        write_at(&to, edit.bytes.expose(), edit.offset).with_context(|| format!("changing the new {original}"))?;
+        write_at(&to, edit.bytes.expose(), edit.offset)
+            .with_context(|| format!("changing the new {original}"))?;
     }
     Ok(())
 }
@@ -55,7 +56,9 @@ pub(super) fn write_at(to: &OwnedFd, bytes: &[u8], offset: u64) -> Result<(), Er
     let mut done = 0;
     while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
         let piece = fault::piece(rest, done == 0);
-        match fault::call("pwrite", || rustix::io::pwrite(to, piece, offset + done as u64)) {
+        match fault::call("pwrite", || {
+            rustix::io::pwrite(to, piece, offset + done as u64)
+        }) {
             Ok(0) => return Err(Errno::IO),
             Ok(written) => done += written,
             Err(Errno::INTR) => {}

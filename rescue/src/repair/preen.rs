@@ -61,18 +61,31 @@ pub fn preen(found: &Checkable, verdict: &Verdict, extent: Extent, ui: &dyn Ui) 
     let line = line(found, verdict, extent)?;
     crate::mount::require_root("mending a file system")?;
     let checker = Checker::of(found.kind).context("a file system without a checker")?;
-    let program = checker.find().with_context(|| format!("{} is not installed", checker.program))?;
+    let program = checker
+        .find()
+        .with_context(|| format!("{} is not installed", checker.program))?;
     let claims = claim_below(std::iter::once(&found.backing))?;
     refuse_moving(&claims, found)?;
     let ran = {
         let mut devices = Devices::new(&claims);
         let device = devices.open(&found.backing)?;
         if verdict.journal == Journal::Replayed && found.kind == "xfs" {
-            let mount = crate::mount::mount_writable(&device.path(), found.kind).context("replaying the log")?;
+            let mount = crate::mount::mount_writable(&device.path(), found.kind)
+                .context("replaying the log")?;
             mount.unmount().context("replaying the log")?;
         }
-        let words = if found.kind == "xfs" { &[] } else { e2fsck_words(extent) };
-        run(&program, words, &device.path(), ui, &format!("mending {} ({line})", found.device))?
+        let words = if found.kind == "xfs" {
+            &[]
+        } else {
+            e2fsck_words(extent)
+        };
+        run(
+            &program,
+            words,
+            &device.path(),
+            ui,
+            &format!("mending {} ({line})", found.device),
+        )?
     };
     for claim in claims.into_values() {
         claim.close()?;
@@ -98,7 +111,10 @@ fn refuse_moving(claims: &Claims, found: &Checkable) -> Result<()> {
 
 fn dirty_log(found: &Checkable, why: &str) -> Refusal {
     Refusal::new(
-        format!("the log of {} (xfs) cannot be replayed: {why}", found.device),
+        format!(
+            "the log of {} (xfs) cannot be replayed: {why}",
+            found.device
+        ),
         "only mounting it brings back what the log holds; xfs_repair -L would throw that away, and Rescue never does it",
         format!(
             "mount it on a machine with a newer kernel, or copy the disk first and decide on the copy yourself (`rescue fsck {}` shows the damage)",

@@ -80,11 +80,23 @@ pub(super) fn keep_bounded(confined: &Confined, store: &Store<'_>) -> Vec<String
         .unwrap_or_else(|error| vec![format!("earlier runs could not be counted: {error:#}")])
 }
 
-fn keep_within(confined: &Confined, store: &Store<'_>, most_runs: usize, most_bytes: u64) -> Result<Vec<String>> {
+fn keep_within(
+    confined: &Confined,
+    store: &Store<'_>,
+    most_runs: usize,
+    most_bytes: u64,
+) -> Result<Vec<String>> {
     let runs = finished(confined, store)?;
-    let newest = runs.iter().rfind(|run| run.can_be_undone).map(|run| run.sequence);
+    let newest = runs
+        .iter()
+        .rfind(|run| run.can_be_undone)
+        .map(|run| run.sequence);
     let mut kept = BTreeSet::new();
-    let mut runs: Vec<Finished> = runs.into_iter().rev().filter(|run| !keeps_the_last(run, &mut kept)).collect();
+    let mut runs: Vec<Finished> = runs
+        .into_iter()
+        .rev()
+        .filter(|run| !keeps_the_last(run, &mut kept))
+        .collect();
     runs.reverse();
     let (mut count, mut bytes) = (runs.len(), runs.iter().map(|run| run.bytes).sum::<u64>());
     let mut said = Vec::new();
@@ -92,10 +104,16 @@ fn keep_within(confined: &Confined, store: &Store<'_>, most_runs: usize, most_by
         if count <= most_runs && bytes <= most_bytes {
             break;
         }
-        store.take_back(&run.id).with_context(|| format!("removing the run {}", run.id))?;
+        store
+            .take_back(&run.id)
+            .with_context(|| format!("removing the run {}", run.id))?;
         count -= 1;
         bytes = bytes.saturating_sub(run.bytes);
-        let undo = if run.can_be_undone { "cannot be undone any more" } else { "is no longer listed" };
+        let undo = if run.can_be_undone {
+            "cannot be undone any more"
+        } else {
+            "is no longer listed"
+        };
         said.push(format!(
             "the old run {} {undo}: at most {most_runs} runs of {} MiB together are kept",
             run.id,
@@ -113,10 +131,22 @@ fn keeps_the_last(run: &Finished, kept: &mut BTreeSet<StoredPath>) -> bool {
 }
 
 /// The folders that a run replaced and still has.
-fn kept_folders(confined: &Confined, store: &Store<'_>, journal: &Journal) -> Result<Vec<StoredPath>> {
+fn kept_folders(
+    confined: &Confined,
+    store: &Store<'_>,
+    journal: &Journal,
+) -> Result<Vec<StoredPath>> {
     let mut kept = Vec::new();
-    for (n, step) in journal.steps.iter().enumerate().filter(|(_, step)| step.before.is_tree()) {
-        if confined.lstat(&store.backup(step, &journal.id, n)?)?.is_some_and(|stat| is_folder(&stat)) {
+    for (n, step) in journal
+        .steps
+        .iter()
+        .enumerate()
+        .filter(|(_, step)| step.before.is_tree())
+    {
+        if confined
+            .lstat(&store.backup(step, &journal.id, n)?)?
+            .is_some_and(|stat| is_folder(&stat))
+        {
             kept.push(step.path.clone());
         }
     }
@@ -127,7 +157,9 @@ fn kept_folders(confined: &Confined, store: &Store<'_>, journal: &Journal) -> Re
 fn finished(confined: &Confined, store: &Store<'_>) -> Result<Vec<Finished>> {
     let mut runs = Vec::new();
     for id in store.ids()? {
-        let journal = store.journal(&id).map_err(|error| unreadable(store, &id, &error))?;
+        let journal = store
+            .journal(&id)
+            .map_err(|error| unreadable(store, &id, &error))?;
         let Some(journal) = journal else { continue };
         let undone = store.has_record(&id, UNDONE)?;
         let done = store.has_record(&id, DONE)? && !store.has_record(&id, UNDO)?;
@@ -157,11 +189,17 @@ fn bytes_below(confined: &Confined, folder: &RealPath) -> Result<u64> {
     let mut bytes = 0;
     for name in confined.names(folder)? {
         let path = folder.child(&name);
-        let Some(stat) = confined.lstat(&path)? else { continue };
+        let Some(stat) = confined.lstat(&path)? else {
+            continue;
+        };
         if is_folder(&stat) {
             bytes += bytes_below(confined, &path)?;
-        } else if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink == 1 {
-            bytes += u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
+        } else if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+            && stat.st_nlink == 1
+        {
+            bytes += u64::try_from(stat.st_blocks)
+                .unwrap_or(0)
+                .saturating_mul(512);
         }
     }
     Ok(bytes)
@@ -202,28 +240,56 @@ mod tests {
         fs::write(root.path().join("file"), "before").unwrap();
         let guest = open(root.path());
         for name in names {
-            let change = Change::write(guest.guest(), &"/file".into(), name.repeat(100), 0o600).unwrap();
-            let info = RunInfo { id: (*name).to_owned(), ..RunInfo::new(OffsetDateTime::UNIX_EPOCH, vec![]) };
-            apply(&guest, Prepared { free: vec![], changes: vec![change] }, &info, &Silent).unwrap();
+            let change =
+                Change::write(guest.guest(), &"/file".into(), name.repeat(100), 0o600).unwrap();
+            let info = RunInfo {
+                id: (*name).to_owned(),
+                ..RunInfo::new(OffsetDateTime::UNIX_EPOCH, vec![])
+            };
+            apply(
+                &guest,
+                Prepared {
+                    free: vec![],
+                    changes: vec![change],
+                },
+                &info,
+                &Silent,
+            )
+            .unwrap();
         }
         (root, guest)
     }
 
     fn ids(guest: &WritableGuest) -> Vec<String> {
-        runs::list(guest.guest()).unwrap().into_iter().map(|run| run.id).collect()
+        runs::list(guest.guest())
+            .unwrap()
+            .into_iter()
+            .map(|run| run.id)
+            .collect()
     }
 
     #[test]
     fn the_newest_stay() {
         let (root, guest) = guest_with_runs(&["a", "b", "c"]);
         let pruned = prune(&guest, 1).unwrap();
-        assert_eq!((pruned.removed, pruned.kept), (vec!["a".to_owned(), "b".to_owned()], vec!["c".to_owned()]));
+        assert_eq!(
+            (pruned.removed, pruned.kept),
+            (vec!["a".to_owned(), "b".to_owned()], vec!["c".to_owned()])
+        );
         assert!(pruned.bytes > 0);
         assert_eq!(ids(&guest), ["c"]);
         undo(&guest, None, &Silent).unwrap();
-        assert_eq!(fs::read_to_string(root.path().join("file")).unwrap(), "b".repeat(100));
+        assert_eq!(
+            fs::read_to_string(root.path().join("file")).unwrap(),
+            "b".repeat(100)
+        );
         assert_eq!(prune(&guest, 0).unwrap().removed, ["c"]);
-        assert_eq!(fs::read_dir(root.path().join("var/lib/rescue/runs")).unwrap().count(), 0);
+        assert_eq!(
+            fs::read_dir(root.path().join("var/lib/rescue/runs"))
+                .unwrap()
+                .count(),
+            0
+        );
     }
 
     #[test]
@@ -231,9 +297,16 @@ mod tests {
         let (_root, guest) = guest_with_runs(&["a", "b", "c", "d"]);
         undo(&guest, Some("d"), &Silent).unwrap();
         let store = Store::find(guest.guest(), guest.confined()).unwrap();
-        assert!(keep_within(guest.confined(), &store, 4, 1 << 20).unwrap().is_empty());
+        assert!(
+            keep_within(guest.confined(), &store, 4, 1 << 20)
+                .unwrap()
+                .is_empty()
+        );
         let said = keep_within(guest.confined(), &store, 3, 1 << 20).unwrap();
-        assert!(said.len() == 1 && said[0].contains("run a cannot be undone any more"), "{said:?}");
+        assert!(
+            said.len() == 1 && said[0].contains("run a cannot be undone any more"),
+            "{said:?}"
+        );
         // c is the newest that can be undone; d is only a record.
         keep_within(guest.confined(), &store, 0, 0).unwrap();
         assert_eq!(ids(&guest), ["c"]);
@@ -248,21 +321,48 @@ mod tests {
         fs::write(member.join("db"), "data").unwrap();
         for id in ["a", "b"] {
             let fence = Change::fence(guest.guest(), &"/member".into(), "why").unwrap();
-            let info = RunInfo { id: id.to_owned(), ..RunInfo::new(OffsetDateTime::UNIX_EPOCH, vec![]) };
-            apply(&guest, Prepared { free: vec![], changes: vec![fence] }, &info, &Silent).unwrap();
+            let info = RunInfo {
+                id: id.to_owned(),
+                ..RunInfo::new(OffsetDateTime::UNIX_EPOCH, vec![])
+            };
+            apply(
+                &guest,
+                Prepared {
+                    free: vec![],
+                    changes: vec![fence],
+                },
+                &info,
+                &Silent,
+            )
+            .unwrap();
             fs::remove_file(&member).unwrap();
             fs::create_dir(&member).unwrap();
         }
         for id in ["c", "d"] {
             let change = Change::write(guest.guest(), &"/file".into(), id, 0o600).unwrap();
-            let info = RunInfo { id: id.to_owned(), ..RunInfo::new(OffsetDateTime::UNIX_EPOCH, vec![]) };
-            apply(&guest, Prepared { free: vec![], changes: vec![change] }, &info, &Silent).unwrap();
+            let info = RunInfo {
+                id: id.to_owned(),
+                ..RunInfo::new(OffsetDateTime::UNIX_EPOCH, vec![])
+            };
+            apply(
+                &guest,
+                Prepared {
+                    free: vec![],
+                    changes: vec![change],
+                },
+                &info,
+                &Silent,
+            )
+            .unwrap();
         }
         let store = Store::find(guest.guest(), guest.confined()).unwrap();
         keep_within(guest.confined(), &store, 0, 0).unwrap();
         // b keeps the newest folder of that name; d is the newest of all.
         assert_eq!(ids(&guest), ["b", "d"]);
-        assert_eq!(runs::list(guest.guest()).unwrap()[0].keeps[0].path, "/member");
+        assert_eq!(
+            runs::list(guest.guest()).unwrap()[0].keeps[0].path,
+            "/member"
+        );
         prune(&guest, 0).unwrap();
         assert!(ids(&guest).is_empty());
     }
@@ -272,7 +372,10 @@ mod tests {
         let (root, guest) = guest_with_runs(&["a", "b"]);
         fs::remove_file(root.path().join("var/lib/rescue/runs/a/done.json")).unwrap();
         assert_eq!(prune(&guest, 0).unwrap().removed, ["b"]);
-        assert_eq!(runs::list(guest.guest()).unwrap()[0].state, RunState::HalfWay);
+        assert_eq!(
+            runs::list(guest.guest()).unwrap()[0].state,
+            RunState::HalfWay
+        );
     }
 
     /// A hundred repairs leave no more than the bound, and the newest can be undone.
@@ -285,6 +388,9 @@ mod tests {
         assert_eq!(left.len(), MOST_RUNS);
         assert_eq!(left.last().map(String::as_str), Some("run-099"));
         undo(&guest, None, &Silent).unwrap();
-        assert_eq!(fs::read_to_string(root.path().join("file")).unwrap(), "run-098".repeat(100));
+        assert_eq!(
+            fs::read_to_string(root.path().join("file")).unwrap(),
+            "run-098".repeat(100)
+        );
     }
 }

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::journal::{Finished, Freed, Journal, RECORD_LIMIT, SIDE_STORE, parse_enlisted, parse_journal};
+use super::journal::{
+    Finished, Freed, Journal, RECORD_LIMIT, SIDE_STORE, parse_enlisted, parse_journal,
+};
 use super::store::{DONE, JOURNAL, SET, UNDO, UNDONE, run_ids, runs_folder};
 use crate::base::escaping::escape;
 use crate::guest::{Guest, RealPath};
@@ -84,8 +86,9 @@ pub fn list(guest: &Guest) -> Result<Vec<RunSummary>> {
         Err(error) => return Err(error).context("reading the runs on this guest"),
     };
     // A FIFO, a device or a file is no run. A link may lead to where a run was moved.
-    let could_be_runs =
-        entries.into_iter().filter(|entry| matches!(entry.kind, FileKind::Directory | FileKind::Symlink));
+    let could_be_runs = entries
+        .into_iter()
+        .filter(|entry| matches!(entry.kind, FileKind::Directory | FileKind::Symlink));
     let mut runs: Vec<RunSummary> = run_ids(could_be_runs.map(|entry| entry.name))
         .into_iter()
         .map(|id| summary(guest, &folder.child(id.as_ref()), id))
@@ -96,7 +99,10 @@ pub fn list(guest: &Guest) -> Result<Vec<RunSummary>> {
 
 fn summary(guest: &Guest, folder: &RealPath, id: String) -> RunSummary {
     let together = match record(guest, folder, SET) {
-        Ok(bytes) => bytes.and_then(|bytes| parse_enlisted(&bytes).ok()).map(|set| set.names()).unwrap_or_default(),
+        Ok(bytes) => bytes
+            .and_then(|bytes| parse_enlisted(&bytes).ok())
+            .map(|set| set.names())
+            .unwrap_or_default(),
         Err(error) => return without_record(id, RunState::Unreadable(format!("{error:#}"))),
     };
     let found = match read(guest, folder) {
@@ -111,7 +117,11 @@ fn summary(guest: &Guest, folder: &RealPath, id: String) -> RunSummary {
             started: escape(&journal.started),
             finished: finished.as_deref().map(escape),
             summary: journal.summary.iter().map(|line| escape(line)).collect(),
-            changed: journal.steps.iter().map(|step| step.path.to_string()).collect(),
+            changed: journal
+                .steps
+                .iter()
+                .map(|step| step.path.to_string())
+                .collect(),
             freed: journal.freed,
         },
         Ok(None) => without_record(id, RunState::NotCommitted),
@@ -122,15 +132,34 @@ fn summary(guest: &Guest, folder: &RealPath, id: String) -> RunSummary {
 
 /// The old folders that are still there: beside the record, or on the file system that they belong to.
 fn kept(guest: &Guest, folder: &RealPath, journal: &Journal) -> Vec<Kept> {
-    let steps = journal.steps.iter().enumerate().filter(|(_, step)| step.before.is_tree());
+    let steps = journal
+        .steps
+        .iter()
+        .enumerate()
+        .filter(|(_, step)| step.before.is_tree());
     let kept = steps.filter_map(|(n, step)| {
-        let side = step.mount_point.to_real().ok()?.child(SIDE_STORE.as_ref()).child(journal.id.as_ref());
+        let side = step
+            .mount_point
+            .to_real()
+            .ok()?
+            .child(SIDE_STORE.as_ref())
+            .child(journal.id.as_ref());
         let stores = [folder.clone(), side];
-        let backup = |store: &RealPath| store.child("backup".as_ref()).child(n.to_string().as_ref());
-        let bytes = stores.iter().find_map(|store| bytes_below(guest, backup(store).as_path(), &mut 0))?;
+        let backup =
+            |store: &RealPath| store.child("backup".as_ref()).child(n.to_string().as_ref());
+        let bytes = stores
+            .iter()
+            .find_map(|store| bytes_below(guest, backup(store).as_path(), &mut 0))?;
         let later = journal.steps.iter().filter(|later| later.path == step.path);
-        let elsewhere = later.filter_map(|step| step.kept.as_ref()).map(|kept| escape(&kept.shown())).next();
-        Some(Kept { path: step.path.to_string(), bytes, elsewhere })
+        let elsewhere = later
+            .filter_map(|step| step.kept.as_ref())
+            .map(|kept| escape(&kept.shown()))
+            .next();
+        Some(Kept {
+            path: step.path.to_string(),
+            bytes,
+            elsewhere,
+        })
     });
     kept.collect()
 }
@@ -148,7 +177,9 @@ fn bytes_below(guest: &Guest, folder: &Path, counted: &mut usize) -> Option<u64>
         }
         bytes += match entry.kind {
             FileKind::Directory => bytes_below(guest, &path, counted).unwrap_or(0),
-            _ => tree.lstat(&path).map_or(0, |meta| meta.allocated.unwrap_or(meta.size)),
+            _ => tree
+                .lstat(&path)
+                .map_or(0, |meta| meta.allocated.unwrap_or(meta.size)),
         };
     }
     Some(bytes)
@@ -175,7 +206,11 @@ fn read(guest: &Guest, folder: &RealPath) -> Result<Option<(Journal, RunState, O
         return Ok(None);
     };
     let journal = parse_journal(&bytes)?;
-    let finished = |bytes: &[u8]| serde_json::from_slice::<Finished>(bytes).ok().map(|record| record.finished);
+    let finished = |bytes: &[u8]| {
+        serde_json::from_slice::<Finished>(bytes)
+            .ok()
+            .map(|record| record.finished)
+    };
     if let Some(bytes) = record(guest, folder, UNDONE)? {
         return Ok(Some((journal, RunState::Undone, finished(&bytes))));
     }
@@ -189,7 +224,10 @@ fn read(guest: &Guest, folder: &RealPath) -> Result<Option<(Journal, RunState, O
 }
 
 fn record(guest: &Guest, folder: &RealPath, name: &str) -> Result<Option<Vec<u8>>> {
-    match guest.tree().read(folder.child(name.as_ref()).as_path(), RECORD_LIMIT) {
+    match guest
+        .tree()
+        .read(folder.child(name.as_ref()).as_path(), RECORD_LIMIT)
+    {
         Ok(bytes) => Ok(Some(bytes)),
         Err(TreeError::NotFound(_)) => Ok(None),
         Err(error) => Err(error.into()),

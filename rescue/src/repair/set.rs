@@ -49,25 +49,52 @@ pub struct Part<'a> {
 
 /// By what a guest is known again: machines made from one template share some of it, copies of one disk all of it.
 fn identity(guest: &Guest) -> String {
-    let text = |path: &str| guest.read_text(&GuestPath::new(path)).unwrap_or_default().trim().to_owned();
-    let (root, machine, host) = (guest.file_systems.first(), text("/etc/machine-id"), text("/etc/hostname"));
+    let text = |path: &str| {
+        guest
+            .read_text(&GuestPath::new(path))
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
+    let (root, machine, host) = (
+        guest.file_systems.first(),
+        text("/etc/machine-id"),
+        text("/etc/hostname"),
+    );
     let uuid = root.and_then(|root| root.uuid.clone());
     // Where it is mounted says nothing, unless it is all there is.
-    let place = || if machine.is_empty() { root.map(|root| root.device.clone()) } else { None };
-    format!("{} {machine} {host}", uuid.or_else(place).unwrap_or_default())
+    let place = || {
+        if machine.is_empty() {
+            root.map(|root| root.device.clone())
+        } else {
+            None
+        }
+    };
+    format!(
+        "{} {machine} {host}",
+        uuid.or_else(place).unwrap_or_default()
+    )
 }
 
 /// Why a guest is not touched alone.
 pub(super) fn others_needed(id: &str, set: &SetRecord) -> Refusal {
     let names = set.names();
-    let others: Vec<&str> =
-        names.iter().enumerate().filter(|(n, _)| *n != set.me).map(|(_, name)| name.as_str()).collect();
+    let others: Vec<&str> = names
+        .iter()
+        .enumerate()
+        .filter(|(n, _)| *n != set.me)
+        .map(|(_, name)| name.as_str())
+        .collect();
     missing(id, &names, &others)
 }
 
 fn missing(id: &str, names: &[String], others: &[&str]) -> Refusal {
     Refusal::new(
-        format!("run {id} changes {} as one; not given: {}", names.join(", "), others.join(", ")),
+        format!(
+            "run {id} changes {} as one; not given: {}",
+            names.join(", "),
+            others.join(", ")
+        ),
         "how far it came is known only from all of their disks, and half of it could leave two clusters where one was",
         format!(
             "give the disks of {} too, in one command; one that is lost for good, and will never boot again, is named with --declare-dead NAME",
@@ -87,7 +114,12 @@ struct Place<'a> {
 impl<'a> Place<'a> {
     fn new(guest: &'a WritableGuest, name: &str) -> Result<Self> {
         let (name, confined) = (name.to_owned(), guest.confined());
-        Ok(Self { guest: guest.guest(), confined, store: Store::of(guest)?, name })
+        Ok(Self {
+            guest: guest.guest(),
+            confined,
+            store: Store::of(guest)?,
+            name,
+        })
     }
 }
 
@@ -105,19 +137,34 @@ struct Planned<'a> {
 ///
 /// # Errors
 /// [`Refusal`] (by downcast) when nothing was changed; [`TransactionError`] when something was, or is on record.
-pub fn apply(parts: Vec<Part<'_>>, sources: &[&Guest], info: &RunInfo, ui: &dyn Ui) -> Result<Vec<Applied>> {
+pub fn apply(
+    parts: Vec<Part<'_>>,
+    sources: &[&Guest],
+    info: &RunInfo,
+    ui: &dyn Ui,
+) -> Result<Vec<Applied>> {
     let guests: Vec<&WritableGuest> = parts.iter().map(|part| part.guest).collect();
     recover(&guests, ui)?;
     ensure!(is_run_id(&info.id), "{:?} cannot name a run", info.id);
     let several = parts.len() > 1;
     let mut planned = Vec::new();
-    for Part { guest, name, changes } in parts {
+    for Part {
+        guest,
+        name,
+        changes,
+    } in parts
+    {
         let of = name.clone();
         let plan = plan_part(guest, &name, changes, several, info);
-        planned.push(plan.with_context(|| format!("nothing was changed on any disk, because of {of}"))?);
+        planned.push(
+            plan.with_context(|| format!("nothing was changed on any disk, because of {of}"))?,
+        );
     }
     if let Some(first) = planned.first() {
-        kept::refuse_without_room(&first.place.store, planned.iter().map(|part| part.elsewhere).sum())?;
+        kept::refuse_without_room(
+            &first.place.store,
+            planned.iter().map(|part| part.elsewhere).sum(),
+        )?;
     }
     fault::point("phase: checked");
     let journals = match commit(&planned, sources, info, ui) {
@@ -125,7 +172,11 @@ pub fn apply(parts: Vec<Part<'_>>, sources: &[&Guest], info: &RunInfo, ui: &dyn 
         Err(cause) => return Err(take_back(&planned, info, cause)),
     };
     fault::point("phase: all committed");
-    let all: Vec<(&Place<'_>, &Journal)> = planned.iter().map(|part| &part.place).zip(&journals).collect();
+    let all: Vec<(&Place<'_>, &Journal)> = planned
+        .iter()
+        .map(|part| &part.place)
+        .zip(&journals)
+        .collect();
     go_forward(&all, Drift::Now, ui)?;
     let applied = |(place, journal): &(&Place<'_>, &Journal)| Applied {
         run: Some(info.id.clone()),
@@ -146,26 +197,51 @@ fn plan_part<'a>(
     info: &RunInfo,
 ) -> Result<Planned<'a>> {
     let place = Place::new(guest, name)?;
-    ensure!(!place.store.ids()?.contains(&info.id), "there is a run named {} already", info.id);
-    let changes = if several { fences_first(changes) } else { changes };
-    let barrier = changes.iter().filter(|change| several && matches!(change, Change::Fence { .. })).count();
+    ensure!(
+        !place.store.ids()?.contains(&info.id),
+        "there is a run named {} already",
+        info.id
+    );
+    let changes = if several {
+        fences_first(changes)
+    } else {
+        changes
+    };
+    let barrier = changes
+        .iter()
+        .filter(|change| several && matches!(change, Change::Fence { .. }))
+        .count();
     let mut goals = stage::goals(changes, &info.id)?;
     stage::preflight(place.confined, &mut goals)?;
     let elsewhere = kept::make_room(place.confined, &place.store, &mut goals, &info.id)?;
-    Ok(Planned { place, goals, barrier, elsewhere })
+    Ok(Planned {
+        place,
+        goals,
+        barrier,
+        elsewhere,
+    })
 }
 
 /// The fences, those before a folder that is replaced among them, then all else.
 fn fences_first(changes: Vec<Change>) -> Vec<Change> {
-    let why = "the members of this cluster are being replaced together, and this one has not been yet";
+    let why =
+        "the members of this cluster are being replaced together, and this one has not been yet";
     let mut fences = Vec::new();
     let mut rest = Vec::new();
     for change in changes {
         if let Change::ReplaceFolder { path, expect, .. } = &change {
             let (path, expect) = (path.clone(), expect.clone());
-            fences.push(Change::Fence { path, why: why.to_owned(), expect });
+            fences.push(Change::Fence {
+                path,
+                why: why.to_owned(),
+                expect,
+            });
         }
-        let side = if matches!(change, Change::Fence { .. }) { &mut fences } else { &mut rest };
+        let side = if matches!(change, Change::Fence { .. }) {
+            &mut fences
+        } else {
+            &mut rest
+        };
         side.push(change);
     }
     fences.append(&mut rest);
@@ -173,31 +249,70 @@ fn fences_first(changes: Vec<Change>) -> Vec<Change> {
 }
 
 /// Enlists, stages, commits: each on all guests before the next.
-fn commit(planned: &[Planned<'_>], sources: &[&Guest], info: &RunInfo, ui: &dyn Ui) -> Result<Vec<Journal>> {
+fn commit(
+    planned: &[Planned<'_>],
+    sources: &[&Guest],
+    info: &RunInfo,
+    ui: &dyn Ui,
+) -> Result<Vec<Journal>> {
     let guests = planned.iter().map(|part| {
         let Place { name, guest, .. } = &part.place;
-        SetGuest { name: name.clone(), identity: identity(guest) }
+        SetGuest {
+            name: name.clone(),
+            identity: identity(guest),
+        }
     });
     let guests: Vec<SetGuest> = guests.collect();
-    let set =
-        |me: usize, barrier: usize| (planned.len() > 1).then(|| SetRecord { me, guests: guests.clone(), barrier });
+    let set = |me: usize, barrier: usize| {
+        (planned.len() > 1).then(|| SetRecord {
+            me,
+            guests: guests.clone(),
+            barrier,
+        })
+    };
     let of = |part: &Planned<'_>| format!("on {}", part.place.name);
     for (me, part) in planned.iter().enumerate() {
         enlist(&part.place.store, info, set(me, part.barrier)).with_context(|| of(part))?;
     }
     fault::point("phase: enlisted");
-    let all = Sources::new(planned.iter().map(|part| part.place.guest).chain(sources.iter().copied()));
+    let all = Sources::new(
+        planned
+            .iter()
+            .map(|part| part.place.guest)
+            .chain(sources.iter().copied()),
+    );
     let mut journals = Vec::new();
     for (me, part) in planned.iter().enumerate() {
-        let Place { guest, confined, store, .. } = &part.place;
-        let steps = stage::stage(&Stage { guest, sources: &all, confined, store, ui }, &part.goals, &info.id);
+        let Place {
+            guest,
+            confined,
+            store,
+            ..
+        } = &part.place;
+        let steps = stage::stage(
+            &Stage {
+                guest,
+                sources: &all,
+                confined,
+                store,
+                ui,
+            },
+            &part.goals,
+            &info.id,
+        );
         let steps = steps.with_context(|| of(part))?;
         let record = transaction::record(store, info, steps).with_context(|| of(part))?;
-        journals.push(Journal { set: set(me, part.barrier), ..record });
+        journals.push(Journal {
+            set: set(me, part.barrier),
+            ..record
+        });
     }
     fault::point("phase: staged");
     for (part, journal) in planned.iter().zip(&journals) {
-        part.place.store.write_record(&info.id, JOURNAL, journal).with_context(|| of(part))?;
+        part.place
+            .store
+            .write_record(&info.id, JOURNAL, journal)
+            .with_context(|| of(part))?;
         fault::point("phase: committed");
     }
     Ok(journals)
@@ -207,7 +322,14 @@ fn enlist(store: &Store<'_>, info: &RunInfo, set: Option<SetRecord>) -> Result<(
     store.create()?;
     store.make_folder(&store.run(&info.id))?;
     match set {
-        Some(set) => store.write_record(&info.id, SET, &Enlisted { format: FORMAT.to_owned(), set }),
+        Some(set) => store.write_record(
+            &info.id,
+            SET,
+            &Enlisted {
+                format: FORMAT.to_owned(),
+                set,
+            },
+        ),
         None => Ok(()),
     }
 }
@@ -215,7 +337,11 @@ fn enlist(store: &Store<'_>, info: &RunInfo, set: Option<SetRecord>) -> Result<(
 /// Nobody has gone on to the fences: takes everything back. No commit record may outlive what says that the others were enlisted.
 fn take_back(planned: &[Planned<'_>], info: &RunInfo, cause: anyhow::Error) -> anyhow::Error {
     let places: Vec<&Place<'_>> = planned.iter().map(|part| &part.place).collect();
-    let kept = || places.iter().try_for_each(|place| kept::take_back(&place.store, &info.id));
+    let kept = || {
+        places
+            .iter()
+            .try_for_each(|place| kept::take_back(&place.store, &info.id))
+    };
     let Err(left) = discard(&places, &info.id).and_then(|()| kept()) else {
         if cause.is::<Refusal>() {
             return cause.context("nothing was changed on any disk");
@@ -224,9 +350,17 @@ fn take_back(planned: &[Planned<'_>], info: &RunInfo, cause: anyhow::Error) -> a
         let next = "mend the cause, then run the same repair again";
         return Refusal::new(saw, "nothing was changed on any disk", next).into();
     };
-    let cause = cause.context(format!("what was prepared could not be taken back ({left:#})"));
+    let cause = cause.context(format!(
+        "what was prepared could not be taken back ({left:#})"
+    ));
     let total = planned.iter().map(|part| part.goals.len()).sum();
-    stopped(&info.id, places.iter().map(|place| place.name.as_str()), (0, total), cause).into()
+    stopped(
+        &info.id,
+        places.iter().map(|place| place.name.as_str()),
+        (0, total),
+        cause,
+    )
+    .into()
 }
 
 /// Takes a run back that nobody has gone on with, on all guests.
@@ -234,7 +368,10 @@ fn discard(places: &[&Place<'_>], id: &str) -> Result<()> {
     let of = |place: &Place<'_>| format!("removing run {id} from {}", place.name);
     for place in places {
         if place.confined.lstat(&place.store.run(id))?.is_some() {
-            place.store.remove_record(id, JOURNAL).with_context(|| of(place))?;
+            place
+                .store
+                .remove_record(id, JOURNAL)
+                .with_context(|| of(place))?;
         }
     }
     fault::point("phase: no longer committed");
@@ -256,38 +393,59 @@ fn stopped<'a>(
          disks, which puts everything back. Boot none of them before",
         names.join(", ")
     );
-    TransactionError { run: id.to_owned(), applied, total, committed: true, freed: Vec::new(), cause, next }
+    TransactionError {
+        run: id.to_owned(),
+        applied,
+        total,
+        committed: true,
+        freed: Vec::new(),
+        cause,
+        next,
+    }
 }
 
 /// All steps before the barrier everywhere, then all others everywhere.
 fn go_forward(all: &[(&Place<'_>, &Journal)], drift: Drift, ui: &dyn Ui) -> Result<()> {
     let mut applied = 0;
     let total = all.iter().map(|(_, journal)| journal.steps.len()).sum();
-    let Some((_, first)) = all.first() else { return Ok(()) };
+    let Some((_, first)) = all.first() else {
+        return Ok(());
+    };
     go(all, drift, ui, &mut applied).map_err(|cause| {
         let names = all.iter().map(|(place, _)| place.name.as_str());
         stopped(&first.id, names, (applied, total), cause).into()
     })
 }
 
-fn go(all: &[(&Place<'_>, &Journal)], drift: Drift, ui: &dyn Ui, applied: &mut usize) -> Result<()> {
+fn go(
+    all: &[(&Place<'_>, &Journal)],
+    drift: Drift,
+    ui: &dyn Ui,
+    applied: &mut usize,
+) -> Result<()> {
     let of = |place: &Place<'_>| format!("on {}", place.name);
     for (place, journal) in all {
         let first = 0..barrier(journal);
-        let Place { confined, store, .. } = place;
-        transaction::make_steps(confined, store, journal, first, drift, applied, ui).with_context(|| of(place))?;
+        let Place {
+            confined, store, ..
+        } = place;
+        transaction::make_steps(confined, store, journal, first, drift, applied, ui)
+            .with_context(|| of(place))?;
         fault::point("phase: fenced");
     }
     fault::point("phase: all fenced");
     for (place, journal) in all {
         let rest = barrier(journal)..journal.steps.len();
-        let Place { confined, store, .. } = place;
+        let Place {
+            confined, store, ..
+        } = place;
         // A guest that is done has nothing staged any more, and may have been used since.
         if store.reached(&journal.id)? == Reached::Done {
             *applied += rest.len();
             continue;
         }
-        transaction::make_steps(confined, store, journal, rest, drift, applied, ui).with_context(|| of(place))?;
+        transaction::make_steps(confined, store, journal, rest, drift, applied, ui)
+            .with_context(|| of(place))?;
         transaction::finish(confined, store, journal, Vec::new()).with_context(|| of(place))?;
     }
     Ok(())
@@ -310,14 +468,25 @@ impl Gathered<'_> {
     fn missing(&self, identities: &BTreeSet<String>) -> (Vec<String>, bool) {
         let names = self.set.names();
         let absent = (0..names.len()).filter(|n| !self.members.contains_key(n));
-        let (unrecorded, missing): (Vec<usize>, Vec<usize>) =
-            absent.partition(|n| self.set.guests.get(*n).is_some_and(|guest| identities.contains(&guest.identity)));
-        let missing = missing.into_iter().filter_map(|n| names.get(n).cloned()).collect();
+        let (unrecorded, missing): (Vec<usize>, Vec<usize>) = absent.partition(|n| {
+            self.set
+                .guests
+                .get(*n)
+                .is_some_and(|guest| identities.contains(&guest.identity))
+        });
+        let missing = missing
+            .into_iter()
+            .filter_map(|n| names.get(n).cloned())
+            .collect();
         (missing, !unrecorded.is_empty())
     }
 
     fn refuse_missing(&self, absent: &[String], dead: &[String]) -> Result<()> {
-        let names: Vec<&str> = absent.iter().filter(|name| !dead.contains(name)).map(String::as_str).collect();
+        let names: Vec<&str> = absent
+            .iter()
+            .filter(|name| !dead.contains(name))
+            .map(String::as_str)
+            .collect();
         match names.is_empty() {
             true => Ok(()),
             false => Err(missing(&self.id, &self.set.names(), &names).into()),
@@ -327,8 +496,14 @@ impl Gathered<'_> {
     fn journals(&self) -> Result<Vec<(&Place<'_>, Journal)>> {
         let mut journals = Vec::new();
         for (place, _) in self.members.values() {
-            let journal = place.store.journal(&self.id).map_err(|error| unreadable(&place.store, &self.id, &error))?;
-            journals.push((place, journal.with_context(|| format!("{} has no commit record", place.name))?));
+            let journal = place
+                .store
+                .journal(&self.id)
+                .map_err(|error| unreadable(&place.store, &self.id, &error))?;
+            journals.push((
+                place,
+                journal.with_context(|| format!("{} has no commit record", place.name))?,
+            ));
         }
         Ok(journals)
     }
@@ -342,7 +517,9 @@ impl Gathered<'_> {
             if *reached != Reached::Committed {
                 return Ok(true);
             }
-            let Some(journal) = place.store.journal(&self.id)? else { continue };
+            let Some(journal) = place.store.journal(&self.id)? else {
+                continue;
+            };
             for (n, step) in journal.steps.iter().enumerate().take(barrier(&journal)) {
                 if exchange::is_made(place.confined, &place.store, &self.id, n, step)? {
                     return Ok(true);
@@ -359,18 +536,28 @@ fn gather<'a>(guests: &[&'a WritableGuest]) -> Result<Vec<Gathered<'a>>> {
     for guest in guests {
         let look = Place::new(guest, "")?;
         for id in look.store.ids()? {
-            let set = look.store.set(&id).map_err(|error| unreadable(&look.store, &id, &error))?;
+            let set = look
+                .store
+                .set(&id)
+                .map_err(|error| unreadable(&look.store, &id, &error))?;
             let Some(set) = set else { continue };
             let reached = look.store.reached(&id)?;
             let name = set.names().get(set.me).cloned().unwrap_or_default();
             let place = Place::new(guest, &name)?;
             let me = set.me;
-            let gathered =
-                sets.entry(id.clone()).or_insert_with(|| Gathered { id, members: BTreeMap::new(), set: set.clone() });
+            let gathered = sets.entry(id.clone()).or_insert_with(|| Gathered {
+                id,
+                members: BTreeMap::new(),
+                set: set.clone(),
+            });
             ensure!(
-                gathered.set.guests == set.guests && gathered.members.insert(me, (place, reached)).is_none(),
+                gathered.set.guests == set.guests
+                    && gathered.members.insert(me, (place, reached)).is_none(),
                 Refusal::new(
-                    format!("two of the disks say that they are {name} in run {}", gathered.id),
+                    format!(
+                        "two of the disks say that they are {name} in run {}",
+                        gathered.id
+                    ),
                     "one of them is a copy of the other, and which is to be repaired cannot be guessed",
                     "give only one of the two",
                 )
@@ -392,12 +579,26 @@ pub fn recover(guests: &[&WritableGuest], ui: &dyn Ui) -> Result<Recovered> {
 ///
 /// # Errors
 /// As of [`recover`].
-pub fn recover_without(guests: &[&WritableGuest], dead: &[String], ui: &dyn Ui) -> Result<Recovered> {
+pub fn recover_without(
+    guests: &[&WritableGuest],
+    dead: &[String],
+    ui: &dyn Ui,
+) -> Result<Recovered> {
     let identities: BTreeSet<String> = guests.iter().map(|guest| identity(guest.guest())).collect();
     let mut recovered = Recovered::default();
     for gathered in gather(guests)? {
-        if gathered.members.values().all(|(_, reached)| reached.is_finished()) {
-            let undone = |wanted: Reached| gathered.members.values().filter(|(_, reached)| *reached == wanted).count();
+        if gathered
+            .members
+            .values()
+            .all(|(_, reached)| reached.is_finished())
+        {
+            let undone = |wanted: Reached| {
+                gathered
+                    .members
+                    .values()
+                    .filter(|(_, reached)| *reached == wanted)
+                    .count()
+            };
             // Some done and some undone: an undo that had not begun everywhere.
             if undone(Reached::Done) == 0 || undone(Reached::Undone) == 0 {
                 continue;
@@ -406,7 +607,12 @@ pub fn recover_without(guests: &[&WritableGuest], dead: &[String], ui: &dyn Ui) 
         let (absent, any_unrecorded) = gathered.missing(&identities);
         gathered.refuse_missing(&absent, dead)?;
         // Whether a lost one had committed cannot be known.
-        recover_one(&gathered, any_unrecorded || !absent.is_empty(), &mut recovered, ui)?;
+        recover_one(
+            &gathered,
+            any_unrecorded || !absent.is_empty(),
+            &mut recovered,
+            ui,
+        )?;
     }
     for guest in guests {
         let own = transaction::recover(guest, ui)?;
@@ -418,7 +624,12 @@ pub fn recover_without(guests: &[&WritableGuest], dead: &[String], ui: &dyn Ui) 
     Ok(recovered)
 }
 
-fn recover_one(set: &Gathered<'_>, any_unrecorded: bool, recovered: &mut Recovered, ui: &dyn Ui) -> Result<()> {
+fn recover_one(
+    set: &Gathered<'_>,
+    any_unrecorded: bool,
+    recovered: &mut Recovered,
+    ui: &dyn Ui,
+) -> Result<()> {
     let id = set.id.clone();
     let reached = |wanted: Reached| set.members.values().any(|(_, reached)| *reached == wanted);
     if reached(Reached::Undoing) || reached(Reached::Undone) {
@@ -429,10 +640,19 @@ fn recover_one(set: &Gathered<'_>, any_unrecorded: bool, recovered: &mut Recover
     let all_committed = !any_unrecorded && !reached(Reached::Begun);
     if all_committed || set.has_begun()? {
         let journals = set.journals()?;
-        let all: Vec<(&Place<'_>, &Journal)> = journals.iter().map(|(place, journal)| (*place, journal)).collect();
+        let all: Vec<(&Place<'_>, &Journal)> = journals
+            .iter()
+            .map(|(place, journal)| (*place, journal))
+            .collect();
         for (place, journal) in &all {
-            kept::refuse_missing_forward(place.confined, &place.store, journal)
-                .with_context(|| format!("nothing more is done on any disk, because of {}", place.name))?;
+            kept::refuse_missing_forward(place.confined, &place.store, journal).with_context(
+                || {
+                    format!(
+                        "nothing more is done on any disk, because of {}",
+                        place.name
+                    )
+                },
+            )?;
         }
         go_forward(&all, Drift::Fails, ui)?;
         recovered.completed.push(id);
@@ -464,7 +684,10 @@ pub fn undo_without(
     ui: &dyn Ui,
 ) -> Result<Vec<(String, Undone)>> {
     let identities: BTreeSet<String> = guests.iter().map(|guest| identity(guest.guest())).collect();
-    let Some(set) = gather(guests)?.into_iter().find(|gathered| gathered.id == run) else {
+    let Some(set) = gather(guests)?
+        .into_iter()
+        .find(|gathered| gathered.id == run)
+    else {
         let next = "`rescue runs` with the same disks lists what was done";
         return Err(Refusal::new(
             format!("no run {run} of several nodes is on these disks"),
@@ -485,39 +708,78 @@ pub fn undo_without(
         )
         .into());
     }
-    if set.members.values().all(|(_, reached)| *reached == Reached::Undone) {
+    if set
+        .members
+        .values()
+        .all(|(_, reached)| *reached == Reached::Undone)
+    {
         let next = "`rescue runs` with the same disks lists what was done";
-        return Err(Refusal::new(format!("the run {run} is undone already"), "there is nothing to undo", next).into());
+        return Err(Refusal::new(
+            format!("the run {run} is undone already"),
+            "there is nothing to undo",
+            next,
+        )
+        .into());
     }
     put_all_back(&set, ui)
 }
 
 /// Fences everywhere, then what was there before.
 fn put_all_back(set: &Gathered<'_>, ui: &dyn Ui) -> Result<Vec<(String, Undone)>> {
-    let is_under_way = set.members.values().any(|(_, reached)| matches!(reached, Reached::Undoing | Reached::Undone));
+    let is_under_way = set
+        .members
+        .values()
+        .any(|(_, reached)| matches!(reached, Reached::Undoing | Reached::Undone));
     let mut left = Vec::new();
     for (place, journal) in set.journals()? {
         if place.store.reached(&set.id)? == Reached::Undone {
             undo::tidy(&place.store, &set.id)?;
             continue;
         }
-        let of = || format!("nothing more is put back on any disk, because of {}", place.name);
+        let of = || {
+            format!(
+                "nothing more is put back on any disk, because of {}",
+                place.name
+            )
+        };
         let runs = undo::runs_to_undo(&place.store)?;
         undo::refuse_out_of_order(&runs, &journal).with_context(of)?;
         let drifted = undo::refuse_drifted(place.confined, &place.store, &journal);
         drifted
-            .map_err(|why| if is_under_way { has_run_since(&set.id, &place.name, why) } else { why })
+            .map_err(|why| {
+                if is_under_way {
+                    has_run_since(&set.id, &place.name, why)
+                } else {
+                    why
+                }
+            })
             .with_context(of)?;
         kept::refuse_missing_back(place.confined, &place.store, &journal).with_context(of)?;
         let elsewhere = journal.elsewhere();
-        left.push((place, journal, Undone { run: set.id.clone(), elsewhere, ..Undone::default() }));
+        left.push((
+            place,
+            journal,
+            Undone {
+                run: set.id.clone(),
+                elsewhere,
+                ..Undone::default()
+            },
+        ));
     }
     fault::point("undo: checked");
     let total = left.iter().map(|(_, journal, _)| journal.steps.len()).sum();
     let mut done = 0;
     let ended = put_back(&mut left, &mut done, ui);
-    ended.map_err(|cause| UndoError { run: set.id.clone(), done, total, cause })?;
-    Ok(left.into_iter().map(|(place, _, undone)| (place.name.clone(), undone)).collect())
+    ended.map_err(|cause| UndoError {
+        run: set.id.clone(),
+        done,
+        total,
+        cause,
+    })?;
+    Ok(left
+        .into_iter()
+        .map(|(place, _, undone)| (place.name.clone(), undone))
+        .collect())
 }
 
 /// An undo was cut off, and then one of the nodes was started as it was. It can go on only without that one: what it holds belongs to the
@@ -537,24 +799,48 @@ fn has_run_since(id: &str, name: &str, why: anyhow::Error) -> anyhow::Error {
     }
 }
 
-fn put_back(left: &mut [(&Place<'_>, Journal, Undone)], done: &mut usize, ui: &dyn Ui) -> Result<()> {
+fn put_back(
+    left: &mut [(&Place<'_>, Journal, Undone)],
+    done: &mut usize,
+    ui: &dyn Ui,
+) -> Result<()> {
     let of = |place: &Place<'_>| format!("on {}", place.name);
     for (place, journal, _) in &*left {
         undo::begin(&place.store, journal).with_context(|| of(place))?;
         fault::point("undo: begun");
     }
     for (place, journal, undone) in &mut *left {
-        let Place { confined, store, .. } = place;
+        let Place {
+            confined, store, ..
+        } = place;
         let rest = barrier(journal)..journal.steps.len();
-        undo::put_steps_back(confined, store, journal, rest, Drift::Fails, ui, (undone, done))
-            .with_context(|| of(place))?;
+        undo::put_steps_back(
+            confined,
+            store,
+            journal,
+            rest,
+            Drift::Fails,
+            ui,
+            (undone, done),
+        )
+        .with_context(|| of(place))?;
         fault::point("undo: fenced");
     }
     for (place, journal, undone) in left {
-        let Place { confined, store, .. } = place;
+        let Place {
+            confined, store, ..
+        } = place;
         let first = 0..barrier(journal);
-        undo::put_steps_back(confined, store, journal, first, Drift::Fails, ui, (undone, done))
-            .with_context(|| of(place))?;
+        undo::put_steps_back(
+            confined,
+            store,
+            journal,
+            first,
+            Drift::Fails,
+            ui,
+            (undone, done),
+        )
+        .with_context(|| of(place))?;
         undo::finish(confined, store, journal, Vec::new()).with_context(|| of(place))?;
     }
     Ok(())

@@ -24,7 +24,11 @@ struct FromTheFirst;
 
 impl BuildFolder for FromTheFirst {
     fn build(&self, sources: &Sources<'_>, sink: &mut dyn FolderSink) -> Result<()> {
-        sink.copy(Path::new("log"), sources.get("m1")?, &GuestPath::new(MEMBER).join("log"))?;
+        sink.copy(
+            Path::new("log"),
+            sources.get("m1")?,
+            &GuestPath::new(MEMBER).join("log"),
+        )?;
         sink.file(Path::new("new"), 0o600)?.write_all(b"new")?;
         Ok(())
     }
@@ -78,7 +82,10 @@ impl Disk {
 }
 
 fn info() -> RunInfo {
-    RunInfo { id: "one".to_owned(), ..RunInfo::new(OffsetDateTime::UNIX_EPOCH, vec!["a test".to_owned()]) }
+    RunInfo {
+        id: "one".to_owned(),
+        ..RunInfo::new(OffsetDateTime::UNIX_EPOCH, vec!["a test".to_owned()])
+    }
 }
 
 /// The first two get a new member, the third stays out.
@@ -89,9 +96,18 @@ fn applied(guests: &[WritableGuest]) -> Result<Vec<super::Applied>> {
             2 => Change::fence(guest.guest(), &MEMBER.into(), "it is no longer a member"),
             _ => Change::replace_folder(guest.guest(), &MEMBER.into(), Rc::new(FromTheFirst)),
         };
-        Part { guest, name: guest.guest().source.clone(), changes: vec![change.unwrap()] }
+        Part {
+            guest,
+            name: guest.guest().source.clone(),
+            changes: vec![change.unwrap()],
+        }
     };
-    set::apply(guests.iter().enumerate().map(part).collect(), &[], &info(), &Silent)
+    set::apply(
+        guests.iter().enumerate().map(part).collect(),
+        &[],
+        &info(),
+        &Silent,
+    )
 }
 
 fn disks() -> [Disk; 3] {
@@ -111,17 +127,34 @@ fn three_guests_are_changed_and_put_back_as_one() {
     let disks = disks();
     let guests = open(&disks);
     let done = applied(&guests).unwrap();
-    assert_eq!(done.iter().map(|one| one.changes).collect::<Vec<_>>(), [2, 2, 1]);
-    assert!(disks[..2].iter().all(|disk| disk.log() == "the log of m1" && disk.member().join("new").exists()));
-    assert!(fs::read_to_string(disks[2].member()).unwrap().contains("no longer a member"));
+    assert_eq!(
+        done.iter().map(|one| one.changes).collect::<Vec<_>>(),
+        [2, 2, 1]
+    );
+    assert!(
+        disks[..2]
+            .iter()
+            .all(|disk| disk.log() == "the log of m1" && disk.member().join("new").exists())
+    );
+    assert!(
+        fs::read_to_string(disks[2].member())
+            .unwrap()
+            .contains("no longer a member")
+    );
     for guest in &guests {
         assert_eq!(runs::list(guest.guest()).unwrap()[0].state, RunState::Done);
     }
     // None of them alone, and not two of three.
     let error = super::undo(&guests[0], None, &Silent).unwrap_err();
-    assert!(error.is::<Refusal>() && error.to_string().contains("m2, m3"), "{error}");
+    assert!(
+        error.is::<Refusal>() && error.to_string().contains("m2, m3"),
+        "{error}"
+    );
     let error = set::undo(&all(&guests)[..2], "one", &Silent).unwrap_err();
-    assert!(error.is::<Refusal>() && error.to_string().contains("not given: m3"), "{error}");
+    assert!(
+        error.is::<Refusal>() && error.to_string().contains("not given: m3"),
+        "{error}"
+    );
 
     let undone = set::undo(&all(&guests), "one", &Silent).unwrap();
     assert_eq!(undone.len(), 3);
@@ -129,7 +162,11 @@ fn three_guests_are_changed_and_put_back_as_one() {
         assert_eq!(disk.log(), format!("the log of {}", disk.0));
         assert!(!disk.member().join("new").exists() && !disk.record("backup").exists());
     }
-    assert!(set::undo(&all(&guests), "one", &Silent).unwrap_err().is::<Refusal>());
+    assert!(
+        set::undo(&all(&guests), "one", &Silent)
+            .unwrap_err()
+            .is::<Refusal>()
+    );
 }
 
 #[test]
@@ -140,12 +177,18 @@ fn what_cannot_be_done_on_one_is_done_on_none() {
     let part = |n: usize| Part {
         guest: &guests[n],
         name: disks[n].0.to_owned(),
-        changes: vec![Change::replace_folder(guests[n].guest(), &MEMBER.into(), Rc::new(FromTheFirst)).unwrap()],
+        changes: vec![
+            Change::replace_folder(guests[n].guest(), &MEMBER.into(), Rc::new(FromTheFirst))
+                .unwrap(),
+        ],
     };
     let parts = vec![part(0), part(1)];
     fs::write(disks[1].member().join("log"), "etcd ran").unwrap();
     let error = set::apply(parts, &[], &info(), &Silent).unwrap_err();
-    assert!(error.is::<Refusal>() && format!("{error:#}").contains("because of m2"), "{error:#}");
+    assert!(
+        error.is::<Refusal>() && format!("{error:#}").contains("because of m2"),
+        "{error:#}"
+    );
     fs::write(disks[1].member().join("log"), later).unwrap();
     // Read back wrong on the last: the log of m1 is not what was planned.
     fs::write(disks[0].member().join("log"), "other").unwrap();
@@ -170,9 +213,16 @@ fn half_a_set_is_left_alone_and_a_whole_one_completed() {
     fs::rename(disks[1].record("backup/1"), disks[1].member()).unwrap();
     for few in [&all(&guests)[1..2], &all(&guests)[1..]] {
         let error = set::recover(few, &Silent).unwrap_err();
-        assert!(error.is::<Refusal>() && error.to_string().contains("m1"), "{error}");
+        assert!(
+            error.is::<Refusal>() && error.to_string().contains("m1"),
+            "{error}"
+        );
     }
-    assert!(super::recover(&guests[1], &Silent).unwrap_err().is::<Refusal>());
+    assert!(
+        super::recover(&guests[1], &Silent)
+            .unwrap_err()
+            .is::<Refusal>()
+    );
     // The finished ones are free to be repaired alone.
     assert!(super::recover(&guests[0], &Silent).unwrap().is_nothing());
     let recovered = set::recover(&all(&guests), &Silent).unwrap();
@@ -189,10 +239,18 @@ fn without_a_lost_guest_the_others_are_put_back_or_completed() {
     applied(&guests).unwrap();
     let dead = ["m3".to_owned()];
     let few = &all(&guests)[..2];
-    assert!(set::undo_without(few, &["m1".to_owned()], "one", &Silent).unwrap_err().is::<Refusal>());
+    assert!(
+        set::undo_without(few, &["m1".to_owned()], "one", &Silent)
+            .unwrap_err()
+            .is::<Refusal>()
+    );
     let undone = set::undo_without(few, &dead, "one", &Silent).unwrap();
     assert_eq!(undone.len(), 2);
-    assert!(disks[..2].iter().all(|disk| disk.log() == format!("the log of {}", disk.0)));
+    assert!(
+        disks[..2]
+            .iter()
+            .all(|disk| disk.log() == format!("the log of {}", disk.0))
+    );
 
     // Committed, and nobody has begun: whether the lost one had committed is not known, so it is discarded.
     for disk in &disks[..2] {
@@ -201,10 +259,17 @@ fn without_a_lost_guest_the_others_are_put_back_or_completed() {
         }
         let why = "the members of this cluster are being replaced together, and this one has not been yet";
         fs::create_dir_all(disk.record("staged")).unwrap();
-        fs::write(disk.record("staged/0"), super::stage::fence(why, "one").expose()).unwrap();
+        fs::write(
+            disk.record("staged/0"),
+            super::stage::fence(why, "one").expose(),
+        )
+        .unwrap();
     }
     assert!(set::recover(few, &Silent).unwrap_err().is::<Refusal>());
-    assert_eq!(set::recover_without(few, &dead, &Silent).unwrap().discarded, ["one"]);
+    assert_eq!(
+        set::recover_without(few, &dead, &Silent).unwrap().discarded,
+        ["one"]
+    );
     assert!(disks[..2].iter().all(|disk| !disk.record("").exists()));
 }
 
@@ -229,9 +294,16 @@ fn a_set_that_one_guest_never_committed_is_discarded_on_all() {
     // The fence that the first has staged says so.
     let journal: super::journal::Journal =
         serde_json::from_slice(&fs::read(disks[0].record("journal.json")).unwrap()).unwrap();
-    let super::journal::State::File { .. } = journal.steps[0].after else { panic!("a fence comes first") };
-    let why = "the members of this cluster are being replaced together, and this one has not been yet";
-    fs::write(disks[0].record("staged/0"), super::stage::fence(why, "one").expose()).unwrap();
+    let super::journal::State::File { .. } = journal.steps[0].after else {
+        panic!("a fence comes first")
+    };
+    let why =
+        "the members of this cluster are being replaced together, and this one has not been yet";
+    fs::write(
+        disks[0].record("staged/0"),
+        super::stage::fence(why, "one").expose(),
+    )
+    .unwrap();
     let recovered = set::recover(&all(&guests), &Silent).unwrap();
     assert_eq!(recovered.discarded, ["one"]);
     for disk in &disks {
@@ -259,5 +331,8 @@ fn copies_of_one_disk_are_told() {
     let mut given = all(&guests);
     given.push(&copied);
     let error = set::undo(&given, "one", &Silent).unwrap_err();
-    assert!(error.is::<Refusal>() && error.to_string().contains("copy"), "{error}");
+    assert!(
+        error.is::<Refusal>() && error.to_string().contains("copy"),
+        "{error}"
+    );
 }

@@ -35,7 +35,10 @@ impl FolderSink for ShownSink<'_> {
 
     fn file(&mut self, path: &Path, mode: u32) -> Result<Box<dyn SinkFile + '_>> {
         let file = self.below.file(path, mode)?;
-        Ok(Box::new(Shown { file, progress: self.progress }))
+        Ok(Box::new(Shown {
+            file,
+            progress: self.progress,
+        }))
     }
 
     fn copy(&mut self, path: &Path, from: &Guest, source: &GuestPath) -> Result<()> {

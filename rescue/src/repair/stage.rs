@@ -38,31 +38,58 @@ const INODES_OF_A_FOLDER: u64 = 64;
 const PER_FILE: u64 = 4096;
 
 /// What else can be done where a whole folder does not fit beside the old one.
-const OR_ELSEWHERE: &str = "; or have the new folder written to this machine with --output DIR (`rescue etcd`)";
+const OR_ELSEWHERE: &str =
+    "; or have the new folder written to this machine with --output DIR (`rescue etcd`)";
 
 /// What is to be at a path in the end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Outcome {
-    File { content: Content, attributes: Attributes },
-    Patched { edits: Vec<Edit>, size: u64, sha256: String },
-    Link { target: PathBuf },
+    File {
+        content: Content,
+        attributes: Attributes,
+    },
+    Patched {
+        edits: Vec<Edit>,
+        size: u64,
+        sha256: String,
+    },
+    Link {
+        target: PathBuf,
+    },
     Nothing,
-    Folder { attributes: Attributes },
-    Built { build: Recipe },
-    Fence { content: Content },
+    Folder {
+        attributes: Attributes,
+    },
+    Built {
+        build: Recipe,
+    },
+    Fence {
+        content: Content,
+    },
 }
 
 impl Outcome {
     fn state(&self) -> State {
         match self {
-            Self::File { content, .. } => State::File { sha256: content.sha256() },
-            Self::Patched { sha256, .. } => State::File { sha256: sha256.clone() },
-            Self::Link { target } => State::Symlink { target: target.clone().into() },
+            Self::File { content, .. } => State::File {
+                sha256: content.sha256(),
+            },
+            Self::Patched { sha256, .. } => State::File {
+                sha256: sha256.clone(),
+            },
+            Self::Link { target } => State::Symlink {
+                target: target.clone().into(),
+            },
             Self::Nothing => State::Absent,
             Self::Folder { .. } => State::Directory,
             // What is in it is not known before it is built.
-            Self::Built { .. } => State::Tree { inode: 0, sha256: String::new() },
-            Self::Fence { content } => State::File { sha256: content.sha256() },
+            Self::Built { .. } => State::Tree {
+                inode: 0,
+                sha256: String::new(),
+            },
+            Self::Fence { content } => State::File {
+                sha256: content.sha256(),
+            },
         }
     }
 
@@ -73,9 +100,16 @@ impl Outcome {
     /// Owner and mode asked for outlive a second writing that keeps what it finds.
     fn after(self, earlier: &Self) -> Self {
         match (self, earlier) {
-            (Self::File { content, attributes: Attributes::Keep }, Self::File { attributes, .. }) => {
-                Self::File { content, attributes: attributes.clone() }
-            }
+            (
+                Self::File {
+                    content,
+                    attributes: Attributes::Keep,
+                },
+                Self::File { attributes, .. },
+            ) => Self::File {
+                content,
+                attributes: attributes.clone(),
+            },
             (later, _) => later,
         }
     }
@@ -105,38 +139,84 @@ pub(super) fn goals(changes: Vec<Change>, run: &str) -> Result<Vec<Goal>> {
     let mut known: BTreeMap<RealPath, usize> = BTreeMap::new();
     for change in changes {
         let (path, expect, outcome) = match change {
-            Change::Write { path, content, attributes, expect } => {
-                (path, Some(State::from(&expect)), Outcome::File { content, attributes })
-            }
-            Change::Patch { path, edits, size, sha256, expect } => {
-                (path, Some(State::from(&expect)), Outcome::Patched { edits, size, sha256 })
-            }
-            Change::Symlink { path, target, expect } => (path, Some(State::from(&expect)), Outcome::Link { target }),
+            Change::Write {
+                path,
+                content,
+                attributes,
+                expect,
+            } => (
+                path,
+                Some(State::from(&expect)),
+                Outcome::File {
+                    content,
+                    attributes,
+                },
+            ),
+            Change::Patch {
+                path,
+                edits,
+                size,
+                sha256,
+                expect,
+            } => (
+                path,
+                Some(State::from(&expect)),
+                Outcome::Patched {
+                    edits,
+                    size,
+                    sha256,
+                },
+            ),
+            Change::Symlink {
+                path,
+                target,
+                expect,
+            } => (path, Some(State::from(&expect)), Outcome::Link { target }),
             Change::Remove { path, expect } => (path, Some(State::from(&expect)), Outcome::Nothing),
             Change::MakeDir { path, attributes } => (path, None, Outcome::Folder { attributes }),
-            Change::ReplaceFolder { path, build, expect } => {
-                (path, Some(State::from(&expect)), Outcome::Built { build })
-            }
-            Change::Fence { path, why, expect } => {
-                (path, Some(State::from(&expect)), Outcome::Fence { content: fence(&why, run) })
-            }
+            Change::ReplaceFolder {
+                path,
+                build,
+                expect,
+            } => (path, Some(State::from(&expect)), Outcome::Built { build }),
+            Change::Fence { path, why, expect } => (
+                path,
+                Some(State::from(&expect)),
+                Outcome::Fence {
+                    content: fence(&why, run),
+                },
+            ),
         };
         let Some(goal) = known.get(&path).and_then(|at| goals.get_mut(*at)) else {
             known.insert(path.clone(), goals.len());
-            goals.push(Goal { path, before: expect.unwrap_or(State::Absent), outcome, elsewhere: false });
+            goals.push(Goal {
+                path,
+                before: expect.unwrap_or(State::Absent),
+                outcome,
+                elsewhere: false,
+            });
             continue;
         };
         if let (Outcome::Built { .. }, Outcome::Fence { content }) = (&outcome, &goal.outcome)
             && expect.as_ref() == Some(&goal.before)
         {
-            let before = State::File { sha256: content.sha256() };
+            let before = State::File {
+                sha256: content.sha256(),
+            };
             known.insert(path.clone(), goals.len());
-            goals.push(Goal { path, before, outcome, elsewhere: false });
+            goals.push(Goal {
+                path,
+                before,
+                outcome,
+                elsewhere: false,
+            });
             continue;
         }
         match (expect, &goal.outcome) {
             _ if outcome.is_exchange() || goal.outcome.is_exchange() => {
-                bail!("the plan contradicts itself about {path}: it is replaced as a whole, and changed")
+                bail!(
+                    "the plan contradicts itself about {path}: it is replaced as a whole, and changed"
+                )
             }
             // The original's bytes are staged, not those of another remedy.
             _ if matches!(outcome, Outcome::Patched { .. }) => {
@@ -145,7 +225,9 @@ pub(super) fn goals(changes: Vec<Change>, run: &str) -> Result<Vec<Goal>> {
             // A folder that an earlier remedy makes already.
             (None, Outcome::Folder { .. }) => continue,
             (Some(expect), earlier) if expect == earlier.state() => {}
-            _ => bail!("the plan contradicts itself about {path}: two remedies change it in different ways"),
+            _ => bail!(
+                "the plan contradicts itself about {path}: two remedies change it in different ways"
+            ),
         }
         goal.outcome = outcome.after(&goal.outcome);
     }
@@ -156,10 +238,15 @@ pub(super) fn goals(changes: Vec<Change>, run: &str) -> Result<Vec<Goal>> {
         }
     }
     for replaced in goals.iter().filter(|goal| goal.outcome.is_exchange()) {
-        let inside =
-            |goal: &&Goal| goal.path != replaced.path && goal.path.as_path().starts_with(replaced.path.as_path());
+        let inside = |goal: &&Goal| {
+            goal.path != replaced.path && goal.path.as_path().starts_with(replaced.path.as_path())
+        };
         if let Some(inside) = goals.iter().find(inside) {
-            bail!("the plan contradicts itself: it changes {} and replaces {} as a whole", inside.path, replaced.path);
+            bail!(
+                "the plan contradicts itself: it changes {} and replaces {} as a whole",
+                inside.path,
+                replaced.path
+            );
         }
     }
     Ok(goals)
@@ -204,7 +291,11 @@ pub(super) fn preflight(confined: &Confined, goals: &mut Vec<Goal>) -> Result<()
         if goal.outcome.is_exchange() {
             refuse_mounted_inside(confined, path)?;
         }
-        let now = if goal.before.is_tree() { exchange::state(confined, path)? } else { place.state()? };
+        let now = if goal.before.is_tree() {
+            exchange::state(confined, path)?
+        } else {
+            place.state()?
+        };
         if matches!(goal.outcome, Outcome::Folder { .. }) {
             made.insert(path.clone());
             if now == State::Directory {
@@ -249,14 +340,21 @@ fn unreachable_folder(path: &RealPath, error: &std::io::Error) -> anyhow::Error 
     let means = match Errno::from_io_error(error) {
         Some(Errno::NOENT | Errno::NOTDIR) => "a folder on the way to it is missing".to_owned(),
         Some(Errno::LOOP) => {
-            "a folder on the way to it is a symbolic link, which could lead out of the guest".to_owned()
+            "a folder on the way to it is a symbolic link, which could lead out of the guest"
+                .to_owned()
         }
-        Some(Errno::XDEV) => "it is on a file system that was not given as part of this guest".to_owned(),
+        Some(Errno::XDEV) => {
+            "it is on a file system that was not given as part of this guest".to_owned()
+        }
         Some(Errno::BUSY) => "it is a mount point itself".to_owned(),
         _ => format!("its folder cannot be opened: {error}"),
     };
-    Refusal::new(format!("{path} in the guest cannot be reached for writing"), means, "look at it, then run this again")
-        .into()
+    Refusal::new(
+        format!("{path} in the guest cannot be reached for writing"),
+        means,
+        "look at it, then run this again",
+    )
+    .into()
 }
 
 fn refuse_protected(place: &Place) -> Result<()> {
@@ -272,7 +370,9 @@ fn refuse_protected(place: &Place) -> Result<()> {
     Err(Refusal::new(
         format!("{what} in the guest is immutable or append-only (chattr +i or +a)"),
         "somebody protected it on purpose, and the kernel refuses to change it",
-        format!("mount the guest and run `chattr -ia` on {what} if that is right, then run this again"),
+        format!(
+            "mount the guest and run `chattr -ia` on {what} if that is right, then run this again"
+        ),
     )
     .into())
 }
@@ -281,7 +381,9 @@ fn refuse_protected(place: &Place) -> Result<()> {
 fn refuse_protected_below(confined: &Confined, folder: &RealPath) -> Result<()> {
     for name in confined.names(folder)? {
         let path = folder.child(&name);
-        let place = confined.place(&path).with_context(|| format!("opening {folder}"))?;
+        let place = confined
+            .place(&path)
+            .with_context(|| format!("opening {folder}"))?;
         refuse_protected(&place)?;
         if place.lstat()?.is_some_and(|stat| is_folder(&stat)) {
             refuse_protected_below(confined, &path)?;
@@ -294,7 +396,9 @@ fn refuse_protected_below(confined: &Confined, folder: &RealPath) -> Result<()> 
 fn refuse_open_below(confined: &Confined, folder: &RealPath, held: &HeldOpen) -> Result<()> {
     for name in confined.names(folder)? {
         let path = folder.child(&name);
-        let Some(stat) = confined.lstat(&path)? else { continue };
+        let Some(stat) = confined.lstat(&path)? else {
+            continue;
+        };
         if let Some(holder) = held.holder(stat.st_dev, stat.st_ino) {
             return Err(Refusal::new(
                 format!("{holder} has {path} open"),
@@ -311,7 +415,10 @@ fn refuse_open_below(confined: &Confined, folder: &RealPath, held: &HeldOpen) ->
 }
 
 fn refuse_mounted_inside(confined: &Confined, folder: &RealPath) -> Result<()> {
-    let Some(inside) = confined.mount_points().find(|point| point.as_path().starts_with(folder.as_path())) else {
+    let Some(inside) = confined
+        .mount_points()
+        .find(|point| point.as_path().starts_with(folder.as_path()))
+    else {
         return Ok(());
     };
     Err(Refusal::new(
@@ -323,14 +430,28 @@ fn refuse_mounted_inside(confined: &Confined, folder: &RealPath) -> Result<()> {
 }
 
 /// What the staged files and records need on each file system: bytes and inodes.
-fn needs(confined: &Confined, store: &Store<'_>, goals: &[Goal], id: &str) -> Result<BTreeMap<RealPath, (u64, u64)>> {
+fn needs(
+    confined: &Confined,
+    store: &Store<'_>,
+    goals: &[Goal],
+    id: &str,
+) -> Result<BTreeMap<RealPath, (u64, u64)>> {
     let mut needs: BTreeMap<RealPath, (u64, u64)> = BTreeMap::new();
-    needs.insert(confined.mount_point_of(&store.run(id))?, (SLACK_BYTES, SLACK_INODES));
+    needs.insert(
+        confined.mount_point_of(&store.run(id))?,
+        (SLACK_BYTES, SLACK_INODES),
+    );
     for goal in goals {
-        let need = needs.entry(confined.mount_point_of(&goal.path)?).or_insert((SLACK_BYTES, SLACK_INODES));
+        let need = needs
+            .entry(confined.mount_point_of(&goal.path)?)
+            .or_insert((SLACK_BYTES, SLACK_INODES));
         match &goal.outcome {
-            Outcome::File { content, .. } => need.0 += (content.expose().len() as u64).next_multiple_of(PER_FILE),
-            Outcome::Patched { size, .. } => need.0 = need.0.saturating_add(size.next_multiple_of(PER_FILE)),
+            Outcome::File { content, .. } => {
+                need.0 += (content.expose().len() as u64).next_multiple_of(PER_FILE)
+            }
+            Outcome::Patched { size, .. } => {
+                need.0 = need.0.saturating_add(size.next_multiple_of(PER_FILE))
+            }
             Outcome::Built { build } if !goal.elsewhere => {
                 need.0 = need.0.saturating_add(build.build_folder().bytes());
                 need.1 += INODES_OF_A_FOLDER;
@@ -353,9 +474,20 @@ pub(super) fn short_of_space(
     is_exact: bool,
 ) -> Result<Option<RealPath>> {
     for (mount_point, (bytes, inodes)) in needs(confined, store, goals, id)? {
-        let Usage { bytes_available, inodes_total, inodes_free, .. } = confined.usage(&mount_point)?;
-        let aside = if is_exact { confined.set_aside(&mount_point)? } else { 0 };
-        if bytes_available.saturating_sub(aside) < bytes || (inodes_total != 0 && inodes_free < inodes) {
+        let Usage {
+            bytes_available,
+            inodes_total,
+            inodes_free,
+            ..
+        } = confined.usage(&mount_point)?;
+        let aside = if is_exact {
+            confined.set_aside(&mount_point)?
+        } else {
+            0
+        };
+        if bytes_available.saturating_sub(aside) < bytes
+            || (inodes_total != 0 && inodes_free < inodes)
+        {
             return Ok(Some(mount_point));
         }
     }
@@ -363,22 +495,48 @@ pub(super) fn short_of_space(
 }
 
 /// What the staged files and records need on each file system, against what is free there.
-pub(super) fn refuse_without_space(confined: &Confined, store: &Store<'_>, goals: &[Goal], id: &str) -> Result<()> {
+pub(super) fn refuse_without_space(
+    confined: &Confined,
+    store: &Store<'_>,
+    goals: &[Goal],
+    id: &str,
+) -> Result<()> {
     if fault::skips_space_check() {
         return Ok(());
     }
     // Small things fit into what the file system holds back; a whole folder would run out of it half-way.
-    let builds = goals.iter().any(|goal| matches!(goal.outcome, Outcome::Built { .. }) && !goal.elsewhere);
-    let Some(mount_point) = short_of_space(confined, store, goals, id, builds)? else { return Ok(()) };
-    let (bytes, inodes) = needs(confined, store, goals, id)?.get(&mount_point).copied().unwrap_or_default();
-    let Usage { bytes_available, inodes_total, inodes_free, .. } = confined.usage(&mount_point)?;
-    let aside = if builds { confined.set_aside(&mount_point)? } else { 0 };
+    let builds = goals
+        .iter()
+        .any(|goal| matches!(goal.outcome, Outcome::Built { .. }) && !goal.elsewhere);
+    let Some(mount_point) = short_of_space(confined, store, goals, id, builds)? else {
+        return Ok(());
+    };
+    let (bytes, inodes) = needs(confined, store, goals, id)?
+        .get(&mount_point)
+        .copied()
+        .unwrap_or_default();
+    let Usage {
+        bytes_available,
+        inodes_total,
+        inodes_free,
+        ..
+    } = confined.usage(&mount_point)?;
+    let aside = if builds {
+        confined.set_aside(&mount_point)?
+    } else {
+        0
+    };
     let bytes_available = bytes_available.saturating_sub(aside);
-    let whole = goals.iter().any(|goal| goal.outcome.is_exchange() && !goal.elsewhere);
+    let whole = goals
+        .iter()
+        .any(|goal| goal.outcome.is_exchange() && !goal.elsewhere);
     let (has, needs) = match inodes_total != 0 && inodes_free < inodes {
         true => (format!("{inodes_free} inodes"), format!("{inodes} inodes")),
         false if whole => (units::bytes(bytes_available), units::bytes(bytes)),
-        false => (format!("{} KiB", bytes_available >> 10), format!("{} KiB", bytes.div_ceil(1024))),
+        false => (
+            format!("{} KiB", bytes_available >> 10),
+            format!("{} KiB", bytes.div_ceil(1024)),
+        ),
     };
     let free = "free some space on it by hand or give it a larger disk, then run this again";
     let (why, next) = match whole && store.keep_in.is_none() {
@@ -411,7 +569,9 @@ pub(super) struct Stage<'a> {
 /// Stages everything in the run's stores: what is to be put in place, ready for one rename each, and the backups. All of it is
 /// synchronised. Returns the steps of the record.
 pub(super) fn stage(on: &Stage<'_>, goals: &[Goal], id: &str) -> Result<Vec<Step>> {
-    let Stage { confined, store, .. } = *on;
+    let Stage {
+        confined, store, ..
+    } = *on;
     store.create()?;
     store.make_folder(&store.run(id))?;
     let mut mount_points = BTreeSet::new();
@@ -447,7 +607,11 @@ pub(super) fn stage(on: &Stage<'_>, goals: &[Goal], id: &str) -> Result<Vec<Step
         if goal.outcome.is_exchange() {
             let mount_point = confined.mount_point_of(&goal.path)?;
             if probed.insert(mount_point.clone()) {
-                refuse_without_exchange(confined, &store.staged_folder(&mount_point, id), &goal.path)?;
+                refuse_without_exchange(
+                    confined,
+                    &store.staged_folder(&mount_point, id),
+                    &goal.path,
+                )?;
             }
         } else if let Some(original) = &original {
             original.hard_link_to(&open(confined, &store.backup(&step, id, n)?)?)?;
@@ -464,8 +628,13 @@ pub(super) fn stage(on: &Stage<'_>, goals: &[Goal], id: &str) -> Result<Vec<Step
         steps.push(step);
     }
     for mount_point in &mount_points {
-        for folder in [store.staged_folder(mount_point, id), store.backup_folder(mount_point, id)] {
-            let open = confined.open_folder(&folder).with_context(|| format!("opening {folder}"))?;
+        for folder in [
+            store.staged_folder(mount_point, id),
+            store.backup_folder(mount_point, id),
+        ] {
+            let open = confined
+                .open_folder(&folder)
+                .with_context(|| format!("opening {folder}"))?;
             sync_file(&open, &folder)?;
         }
     }
@@ -499,28 +668,48 @@ fn stage_folder(on: &Stage<'_>, goal: &Goal, build: &Recipe, staged: &Place) -> 
     staged.make_folder()?;
     let build = build.build_folder();
     let mut sink = StagedFolder::new(on.confined, on.guest, staged.path().clone(), &goal.path)?;
-    let progress = on.ui.begin(&format!("{}: making the new {}", on.guest.source, goal.path), Some(build.bytes()));
+    let progress = on.ui.begin(
+        &format!("{}: making the new {}", on.guest.source, goal.path),
+        Some(build.bytes()),
+    );
     let built = build.build(on.sources, &mut ShownSink::new(&mut sink, &*progress));
     built.with_context(|| format!("making the new {}", goal.path))?;
     drop(progress);
-    let _progress = on.ui.begin(&format!("{}: reading it back", on.guest.source), None);
+    let _progress = on
+        .ui
+        .begin(&format!("{}: reading it back", on.guest.source), None);
     sink.finish(NEW_FOLDER)?;
     fault::point("phase: built");
-    let reading = || format!("the new {} was read back, and is not what was planned", goal.path);
-    build.verify(on.guest, &GuestPath::from(staged.path())).with_context(reading)?;
+    let reading = || {
+        format!(
+            "the new {} was read back, and is not what was planned",
+            goal.path
+        )
+    };
+    build
+        .verify(on.guest, &GuestPath::from(staged.path()))
+        .with_context(reading)?;
     exchange::state(on.confined, staged.path())
 }
 
 fn open(confined: &Confined, path: &RealPath) -> Result<Place> {
-    confined.place(path).with_context(|| format!("opening the folder of {path}"))
+    confined
+        .place(path)
+        .with_context(|| format!("opening the folder of {path}"))
 }
 
-fn stage_one(confined: &Confined, goal: &Goal, original: Option<&Place>, staged: &Place) -> Result<()> {
+fn stage_one(
+    confined: &Confined,
+    goal: &Goal,
+    original: Option<&Place>,
+    staged: &Place,
+) -> Result<()> {
     match &goal.outcome {
         Outcome::Nothing => return Ok(()),
         Outcome::File { content, .. } => drop(staged.create(content.expose())?),
         Outcome::Patched { edits, size, .. } => {
-            let original = original.with_context(|| format!("{} is not there any more", goal.path))?;
+            let original =
+                original.with_context(|| format!("{} is not there any more", goal.path))?;
             super::patch::stage(original, staged, edits, *size)?;
         }
         Outcome::Link { target } => staged.make_link(target)?,
@@ -529,11 +718,17 @@ fn stage_one(confined: &Confined, goal: &Goal, original: Option<&Place>, staged:
         Outcome::Built { .. } => bail!("{} is made anew, not staged as one file", goal.path),
     }
     let (mode, uid, gid) = attributes(confined, goal, original)?;
-    let list = if goal.is_secret() { xattrs::List::LeaveOut } else { xattrs::List::Copy };
+    let list = if goal.is_secret() {
+        xattrs::List::LeaveOut
+    } else {
+        xattrs::List::Copy
+    };
     let no_follow = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
     let (owner, group) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-    fault::call("chown", || rustix::fs::chownat(staged.folder(), staged.name(), owner, group, no_follow))
-        .with_context(|| format!("giving the new {} its owner", goal.path))?;
+    fault::call("chown", || {
+        rustix::fs::chownat(staged.folder(), staged.name(), owner, group, no_follow)
+    })
+    .with_context(|| format!("giving the new {} its owner", goal.path))?;
     // Links and files are replaced by their like or by each other; only a like's attributes fit.
     match original {
         Some(original) if same_kind(original, staged)? => xattrs::copy(original, staged, list)?,
@@ -544,9 +739,14 @@ fn stage_one(confined: &Confined, goal: &Goal, original: Option<&Place>, staged:
     }
     // After the attributes: an ACL's mask is the group's permission bits. Until then the file is 0600.
     let (mode, no_flags) = (Mode::from_raw_mode(mode), rustix::fs::AtFlags::empty());
-    fault::call("chmod", || rustix::fs::chmodat(staged.folder(), staged.name(), mode, no_flags))
-        .with_context(|| format!("giving the new {} its mode", goal.path))?;
-    if matches!(goal.outcome, Outcome::File { .. } | Outcome::Patched { .. } | Outcome::Fence { .. }) {
+    fault::call("chmod", || {
+        rustix::fs::chmodat(staged.folder(), staged.name(), mode, no_flags)
+    })
+    .with_context(|| format!("giving the new {} its mode", goal.path))?;
+    if matches!(
+        goal.outcome,
+        Outcome::File { .. } | Outcome::Patched { .. } | Outcome::Fence { .. }
+    ) {
         sync_file(&staged.open_file()?, staged)?;
     }
     Ok(())
@@ -554,22 +754,33 @@ fn stage_one(confined: &Confined, goal: &Goal, original: Option<&Place>, staged:
 
 fn same_kind(a: &Place, b: &Place) -> Result<bool> {
     let kind = |place: &Place| -> Result<Option<rustix::fs::FileType>> {
-        Ok(place.lstat()?.map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode)))
+        Ok(place
+            .lstat()?
+            .map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode)))
     };
     Ok(kind(a)? == kind(b)?)
 }
 
 /// Mode, owner, group.
-fn attributes(confined: &Confined, goal: &Goal, original: Option<&Place>) -> Result<(u32, u32, u32)> {
+fn attributes(
+    confined: &Confined,
+    goal: &Goal,
+    original: Option<&Place>,
+) -> Result<(u32, u32, u32)> {
     let (mode, uid, gid) = attributes_asked_for(confined, goal, original)?;
     if !goal.is_secret() {
         return Ok((mode, uid, gid));
     }
-    let is_kept = matches!(goal.outcome, Outcome::File { attributes: Attributes::Keep, .. });
-    let value = match original.filter(|_| is_kept && goal.before.is_file()) {
-        Some(original) => {
-            xattrs::access_list(original).with_context(|| format!("reading the access list of {original}"))?
+    let is_kept = matches!(
+        goal.outcome,
+        Outcome::File {
+            attributes: Attributes::Keep,
+            ..
         }
+    );
+    let value = match original.filter(|_| is_kept && goal.before.is_file()) {
+        Some(original) => xattrs::access_list(original)
+            .with_context(|| format!("reading the access list of {original}"))?,
         None => None,
     };
     let mode = match value.as_deref().map(AccessList::from_xattr) {
@@ -581,12 +792,21 @@ fn attributes(confined: &Confined, goal: &Goal, original: Option<&Place>) -> Res
     Ok((mode, uid, gid))
 }
 
-fn attributes_asked_for(confined: &Confined, goal: &Goal, original: Option<&Place>) -> Result<(u32, u32, u32)> {
+fn attributes_asked_for(
+    confined: &Confined,
+    goal: &Goal,
+    original: Option<&Place>,
+) -> Result<(u32, u32, u32)> {
     let kept = original.map(Place::lstat).transpose()?.flatten();
     Ok(match (&goal.outcome, kept) {
         (
-            Outcome::File { attributes: Attributes::Set { mode, uid, gid }, .. }
-            | Outcome::Folder { attributes: Attributes::Set { mode, uid, gid } },
+            Outcome::File {
+                attributes: Attributes::Set { mode, uid, gid },
+                ..
+            }
+            | Outcome::Folder {
+                attributes: Attributes::Set { mode, uid, gid },
+            },
             _,
         ) => (mode & 0o7777, *uid, *gid),
         (Outcome::File { .. } | Outcome::Patched { .. }, Some(stat)) if goal.before.is_file() => {

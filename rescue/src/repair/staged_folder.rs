@@ -32,14 +32,34 @@ pub(super) struct StagedFolder<'a> {
 
 impl<'a> StagedFolder<'a> {
     /// Into `top`, an empty folder of the store, to replace what is at `place` now.
-    pub fn new(confined: &'a Confined, guest: &'a Guest, top: RealPath, place: &RealPath) -> Result<Self> {
-        let old = confined.lstat(place)?.filter(is_folder).map(|_| place.clone());
-        Ok(Self { confined, guest, top, old, modes: BTreeMap::new() })
+    pub fn new(
+        confined: &'a Confined,
+        guest: &'a Guest,
+        top: RealPath,
+        place: &RealPath,
+    ) -> Result<Self> {
+        let old = confined
+            .lstat(place)?
+            .filter(is_folder)
+            .map(|_| place.clone());
+        Ok(Self {
+            confined,
+            guest,
+            top,
+            old,
+            modes: BTreeMap::new(),
+        })
     }
 
     fn place(&self, below: &Path) -> Result<Place> {
-        let plain = below.components().all(|component| matches!(component, Component::Normal(_)));
-        ensure!(plain && !below.as_os_str().is_empty(), "{} is not a path below the new folder", below.display());
+        let plain = below
+            .components()
+            .all(|component| matches!(component, Component::Normal(_)));
+        ensure!(
+            plain && !below.as_os_str().is_empty(),
+            "{} is not a path below the new folder",
+            below.display()
+        );
         open(self.confined, &join(&self.top, below))
     }
 
@@ -55,7 +75,11 @@ impl<'a> StagedFolder<'a> {
             dress(self.confined, &place, old.as_ref(), same, owner, *mode)?;
         }
         let top = open(self.confined, &self.top)?;
-        let old = self.old.as_ref().map(|old| open(self.confined, old)).transpose()?;
+        let old = self
+            .old
+            .as_ref()
+            .map(|old| open(self.confined, old))
+            .transpose()?;
         let mode = match &old {
             Some(old) => old.lstat()?.map_or(mode, |stat| stat.st_mode & 0o7777),
             None => mode,
@@ -66,12 +90,17 @@ impl<'a> StagedFolder<'a> {
     /// Of what is new in it.
     fn owner_of_old(&self) -> Result<Owner> {
         let from = self.old.clone().unwrap_or_else(|| self.top.parent());
-        Ok(self.confined.lstat(&from)?.map_or((0, 0), |stat| (stat.st_uid, stat.st_gid)))
+        Ok(self
+            .confined
+            .lstat(&from)?
+            .map_or((0, 0), |stat| (stat.st_uid, stat.st_gid)))
     }
 
     /// What a new file takes its attributes from: the old one of the same name, else one of the old ones beside it, else the folder.
     fn old_at(&self, below: &Path) -> Result<Option<Place>> {
-        let Some(old) = &self.old else { return Ok(None) };
+        let Some(old) = &self.old else {
+            return Ok(None);
+        };
         let kind = kind_of(&self.place(below)?)?;
         let same = self.confined.place(&join(old, below)).ok();
         if let Some(same) = same
@@ -79,9 +108,18 @@ impl<'a> StagedFolder<'a> {
         {
             return Ok(Some(same));
         }
-        let folder = below.parent().map_or_else(|| old.clone(), |parent| join(old, parent));
-        let there = self.confined.lstat(&folder)?.is_some_and(|stat| is_folder(&stat));
-        let names = if there { self.confined.names(&folder)? } else { Vec::new() };
+        let folder = below
+            .parent()
+            .map_or_else(|| old.clone(), |parent| join(old, parent));
+        let there = self
+            .confined
+            .lstat(&folder)?
+            .is_some_and(|stat| is_folder(&stat));
+        let names = if there {
+            self.confined.names(&folder)?
+        } else {
+            Vec::new()
+        };
         for name in names {
             let sibling = open(self.confined, &folder.child(&name))?;
             if kind_of(&sibling)? == kind {
@@ -93,39 +131,67 @@ impl<'a> StagedFolder<'a> {
 }
 
 fn kind_of(place: &Place) -> Result<Option<FileType>> {
-    Ok(place.lstat()?.map(|stat| FileType::from_raw_mode(stat.st_mode)))
+    Ok(place
+        .lstat()?
+        .map(|stat| FileType::from_raw_mode(stat.st_mode)))
 }
 
 fn open(confined: &Confined, path: &RealPath) -> Result<Place> {
-    confined.place(path).with_context(|| format!("opening the folder of {path}"))
+    confined
+        .place(path)
+        .with_context(|| format!("opening the folder of {path}"))
 }
 
 fn join(top: &RealPath, below: &Path) -> RealPath {
-    below.iter().fold(top.clone(), |path, name| path.child(name))
+    below
+        .iter()
+        .fold(top.clone(), |path, name| path.child(name))
 }
 
 /// Owner, attributes, mode, and all of it to the disk. Where `old` is not the `same` file it gives its label only: an ACL is of the one
 /// file that somebody gave it to.
-fn dress(confined: &Confined, place: &Place, old: Option<&Place>, same: bool, owner: Owner, mode: u32) -> Result<()> {
+fn dress(
+    confined: &Confined,
+    place: &Place,
+    old: Option<&Place>,
+    same: bool,
+    owner: Owner,
+    mode: u32,
+) -> Result<()> {
     let (uid, gid) = match old.map(Place::lstat).transpose()?.flatten() {
         Some(stat) => (stat.st_uid, stat.st_gid),
         None => owner,
     };
     let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-    fault::call("chown", || rustix::fs::chownat(place.folder(), place.name(), uid, gid, AtFlags::SYMLINK_NOFOLLOW))
-        .with_context(|| format!("giving {place} its owner"))?;
+    fault::call("chown", || {
+        rustix::fs::chownat(
+            place.folder(),
+            place.name(),
+            uid,
+            gid,
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+    })
+    .with_context(|| format!("giving {place} its owner"))?;
     match old {
         Some(old) if same => xattrs::copy(old, place, xattrs::List::Copy)?,
         Some(old) => xattrs::copy_label(old, place)?,
         None => xattrs::label_new(confined, place.path(), place)?,
     }
     fault::call("chmod", || {
-        rustix::fs::chmodat(place.folder(), place.name(), Mode::from_raw_mode(mode), AtFlags::empty())
+        rustix::fs::chmodat(
+            place.folder(),
+            place.name(),
+            Mode::from_raw_mode(mode),
+            AtFlags::empty(),
+        )
     })
     .with_context(|| format!("giving {place} its mode"))?;
     match kind_of(place)? {
         Some(FileType::Directory) => {
-            let folder = confined.open_folder(place.path()).with_context(|| format!("opening {place}"))?;
+            let folder = confined
+                .open_folder(place.path())
+                .with_context(|| format!("opening {place}"))?;
             sync_file(&folder, place)
         }
         _ => sync_file(&place.open_file()?, place),

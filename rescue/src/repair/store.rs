@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use super::confined::{Confined, Place, is_folder, sync_file};
 use super::journal::{
-    Finished, Journal, RECORD_LIMIT, RUNS, SIDE_STORE, SetRecord, Step, parse_enlisted, parse_journal,
+    Finished, Journal, RECORD_LIMIT, RUNS, SIDE_STORE, SetRecord, Step, parse_enlisted,
+    parse_journal,
 };
 use super::kept::KeepIn;
 use super::write_mount::WritableGuest;
@@ -68,21 +69,34 @@ pub(super) struct Store<'a> {
 impl<'a> Store<'a> {
     /// Those of a guest that is open for writing.
     pub fn of(guest: &'a WritableGuest) -> Result<Self> {
-        Ok(Self { keep_in: guest.keep_in(), ..Self::find(guest.guest(), guest.confined())? })
+        Ok(Self {
+            keep_in: guest.keep_in(),
+            ..Self::find(guest.guest(), guest.confined())?
+        })
     }
 
     /// Finds them, creates nothing. Our own folders must not be links: nobody but us makes them.
     pub fn find(guest: &Guest, confined: &'a Confined) -> Result<Self> {
         let runs = runs_folder(guest).map_err(no_var_lib)?;
         let ours = runs.parent();
-        let side_stores = confined.mount_points().map(|mount_point| mount_point.child(SIDE_STORE.as_ref()));
-        for folder in [ours.parent(), ours, runs.clone()].into_iter().chain(side_stores) {
+        let side_stores = confined
+            .mount_points()
+            .map(|mount_point| mount_point.child(SIDE_STORE.as_ref()));
+        for folder in [ours.parent(), ours, runs.clone()]
+            .into_iter()
+            .chain(side_stores)
+        {
             if let Some(stat) = confined.lstat(&folder)?.filter(|stat| !is_folder(stat)) {
                 return Err(not_of_rescue(&folder, &stat, "a folder").into());
             }
         }
         let runs_mount = confined.mount_point_of(&runs)?;
-        Ok(Self { confined, runs, runs_mount, keep_in: None })
+        Ok(Self {
+            confined,
+            runs,
+            runs_mount,
+            keep_in: None,
+        })
     }
 
     /// Creates the folders of runs, and those above that are missing, synchronised.
@@ -142,12 +156,16 @@ impl<'a> Store<'a> {
 
     /// What step `n` puts in place.
     pub fn staged(&self, step: &Step, id: &str, n: usize) -> Result<RealPath> {
-        Ok(self.staged_folder(&step.mount_point.to_real()?, id).child(n.to_string().as_ref()))
+        Ok(self
+            .staged_folder(&step.mount_point.to_real()?, id)
+            .child(n.to_string().as_ref()))
     }
 
     /// What step `n` replaced.
     pub fn backup(&self, step: &Step, id: &str, n: usize) -> Result<RealPath> {
-        Ok(self.backup_folder(&step.mount_point.to_real()?, id).child(n.to_string().as_ref()))
+        Ok(self
+            .backup_folder(&step.mount_point.to_real()?, id)
+            .child(n.to_string().as_ref()))
     }
 
     /// The folder of all that a run puts in place on one file system.
@@ -163,7 +181,8 @@ impl<'a> Store<'a> {
     /// Removes what a run staged, on all file systems.
     pub fn remove_staged(&self, id: &str) -> Result<()> {
         for mount_point in self.confined.mount_points() {
-            self.confined.remove_tree(&self.staged_folder(&mount_point, id))?;
+            self.confined
+                .remove_tree(&self.staged_folder(&mount_point, id))?;
         }
         Ok(())
     }
@@ -171,7 +190,8 @@ impl<'a> Store<'a> {
     /// Removes what a run replaced and its stores; the run's own folder with its records stays.
     pub fn remove_backups(&self, id: &str) -> Result<()> {
         for mount_point in self.confined.mount_points() {
-            self.confined.remove_tree(&self.backup_folder(&mount_point, id))?;
+            self.confined
+                .remove_tree(&self.backup_folder(&mount_point, id))?;
             if mount_point != self.runs_mount {
                 self.remove_side_store(&mount_point, id)?;
             }
@@ -199,12 +219,15 @@ impl<'a> Store<'a> {
 
     /// Writes a record of a run: whole or not at all.
     pub fn write_record(&self, id: &str, name: &str, record: &impl Serialize) -> Result<()> {
-        let bytes = serde_json::to_vec_pretty(record).context("writing the record of this run as JSON")?;
+        let bytes =
+            serde_json::to_vec_pretty(record).context("writing the record of this run as JSON")?;
         let folder = self.run(id);
         let temporary = self.place(&folder.child(format!(".{name}.tmp").as_ref()))?;
         let place = self.place(&folder.child(name.as_ref()))?;
         temporary.unlink()?;
-        let written = temporary.create(&bytes).and_then(|file| sync_file(&file, &place));
+        let written = temporary
+            .create(&bytes)
+            .and_then(|file| sync_file(&file, &place));
         if let Err(error) = written.and_then(|()| temporary.rename_over(&place)) {
             // On a full disk it may hold the last inode.
             let _ = temporary.unlink();
@@ -240,7 +263,9 @@ impl<'a> Store<'a> {
     pub fn has_record(&self, id: &str, name: &str) -> Result<bool> {
         let record = self.run(id).child(name.as_ref());
         match self.confined.lstat(&record)? {
-            Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => Ok(true),
+            Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {
+                Ok(true)
+            }
             Some(stat) => Err(not_of_rescue(&record, &stat, "a file").into()),
             None => Ok(false),
         }
@@ -252,7 +277,8 @@ impl<'a> Store<'a> {
             return Ok(None);
         }
         let place = self.place(&self.run(id).child(JOURNAL.as_ref()))?;
-        let journal = parse_journal(&place.read(RECORD_LIMIT)?).with_context(|| format!("reading {place}"))?;
+        let journal = parse_journal(&place.read(RECORD_LIMIT)?)
+            .with_context(|| format!("reading {place}"))?;
         anyhow::ensure!(journal.id == id, "{place} is the record of another run");
         self.refuse_strange_folders(id)?;
         Ok(Some(journal))
@@ -261,10 +287,17 @@ impl<'a> Store<'a> {
     /// What a committed run staged and keeps lies in folders; through anything else neither completing it nor its undo can go.
     fn refuse_strange_folders(&self, id: &str) -> Result<()> {
         for mount_point in self.confined.mount_points() {
-            let folders =
-                [self.on(&mount_point, id), self.staged_folder(&mount_point, id), self.backup_folder(&mount_point, id)];
+            let folders = [
+                self.on(&mount_point, id),
+                self.staged_folder(&mount_point, id),
+                self.backup_folder(&mount_point, id),
+            ];
             for folder in folders {
-                if let Some(stat) = self.confined.lstat(&folder)?.filter(|stat| !is_folder(stat)) {
+                if let Some(stat) = self
+                    .confined
+                    .lstat(&folder)?
+                    .filter(|stat| !is_folder(stat))
+                {
                     return Err(not_of_rescue(&folder, &stat, "a folder").into());
                 }
             }
@@ -278,7 +311,9 @@ impl<'a> Store<'a> {
             return Ok(None);
         }
         let place = self.place(&self.run(id).child(SET.as_ref()))?;
-        parse_enlisted(&place.read(RECORD_LIMIT)?).map(Some).with_context(|| format!("reading {place}"))
+        parse_enlisted(&place.read(RECORD_LIMIT)?)
+            .map(Some)
+            .with_context(|| format!("reading {place}"))
     }
 
     /// How far a run came.
@@ -298,9 +333,13 @@ impl<'a> Store<'a> {
             return Ok(None);
         }
         let place = self.place(&self.run(id).child(name.as_ref()))?;
-        let record = place.read(RECORD_LIMIT).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
+        let record = place
+            .read(RECORD_LIMIT)
+            .and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
         let record = record.with_context(|| format!("reading {place}"));
-        record.map(Some).map_err(|error| super::transaction::unreadable(self, id, &error).into())
+        record
+            .map(Some)
+            .map_err(|error| super::transaction::unreadable(self, id, &error).into())
     }
 
     /// All committed runs with their records, oldest first.
@@ -314,7 +353,9 @@ impl<'a> Store<'a> {
     }
 
     fn place(&self, path: &RealPath) -> Result<Place> {
-        self.confined.place(path).with_context(|| format!("opening the folder of {path}"))
+        self.confined
+            .place(path)
+            .with_context(|| format!("opening the folder of {path}"))
     }
 }
 

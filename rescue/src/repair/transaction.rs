@@ -129,11 +129,23 @@ pub struct TransactionError {
 
 impl fmt::Display for TransactionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { applied, total, freed, cause, next, .. } = self;
+        let Self {
+            applied,
+            total,
+            freed,
+            cause,
+            next,
+            ..
+        } = self;
         write!(f, "the repair stopped after {applied} of {total} changes")?;
         if !freed.is_empty() {
             let bytes: u64 = freed.iter().map(|freed| freed.bytes).sum();
-            write!(f, " and after freeing {} KiB in {} files", bytes >> 10, freed.len())?;
+            write!(
+                f,
+                " and after freeing {} KiB in {} files",
+                bytes >> 10,
+                freed.len()
+            )?;
         }
         write!(f, ": {cause:#}. Next: {next}")
     }
@@ -145,12 +157,21 @@ impl std::error::Error for TransactionError {}
 ///
 /// # Errors
 /// [`Refusal`] (by downcast) when nothing was changed; [`TransactionError`] when something was.
-pub fn apply(guest: &WritableGuest, prepared: Prepared, info: &RunInfo, ui: &dyn Ui) -> Result<Applied> {
+pub fn apply(
+    guest: &WritableGuest,
+    prepared: Prepared,
+    info: &RunInfo,
+    ui: &dyn Ui,
+) -> Result<Applied> {
     recover(guest, ui)?;
     let confined = guest.confined();
     let store = Store::of(guest)?;
     anyhow::ensure!(is_run_id(&info.id), "{:?} cannot name a run", info.id);
-    anyhow::ensure!(!store.ids()?.contains(&info.id), "there is a run named {} already", info.id);
+    anyhow::ensure!(
+        !store.ids()?.contains(&info.id),
+        "there is a run named {} already",
+        info.id
+    );
 
     let mut goals = stage::goals(prepared.changes, &info.id)?;
     // Once before freeing, because that has no undo: what is refused anyway should be refused with the logs still there.
@@ -167,9 +188,20 @@ pub fn apply(guest: &WritableGuest, prepared: Prepared, info: &RunInfo, ui: &dyn
         return Err(not_committed(&store, info, total, freed, cause));
     }
     if goals.is_empty() && freed.freed.is_empty() {
-        return Ok(Applied { left_alone: freed.left_alone, ..Applied::default() });
+        return Ok(Applied {
+            left_alone: freed.left_alone,
+            ..Applied::default()
+        });
     }
-    let journal = match prepare(guest.guest(), confined, &store, &mut goals, info, &freed, ui) {
+    let journal = match prepare(
+        guest.guest(),
+        confined,
+        &store,
+        &mut goals,
+        info,
+        &freed,
+        ui,
+    ) {
         Ok(journal) => journal,
         Err(cause) => return Err(not_committed(&store, info, total, freed, cause)),
     };
@@ -203,9 +235,22 @@ fn prepare(
     let elsewhere = kept::make_room(confined, store, goals, &info.id)?;
     kept::refuse_without_room(store, elsewhere)?;
     let sources = Sources::new([guest]);
-    let steps = stage::stage(&stage::Stage { guest, sources: &sources, confined, store, ui }, goals, &info.id)?;
+    let steps = stage::stage(
+        &stage::Stage {
+            guest,
+            sources: &sources,
+            confined,
+            store,
+            ui,
+        },
+        goals,
+        &info.id,
+    )?;
     fault::point("phase: staged");
-    let journal = Journal { freed: freed.freed.clone(), ..record(store, info, steps)? };
+    let journal = Journal {
+        freed: freed.freed.clone(),
+        ..record(store, info, steps)?
+    };
     store.write_record(&info.id, JOURNAL, &journal)?;
     Ok(journal)
 }
@@ -213,9 +258,17 @@ fn prepare(
 /// What is to be committed.
 pub(super) fn record(store: &Store<'_>, info: &RunInfo, steps: Vec<Step>) -> Result<Journal> {
     Ok(Journal {
-        format: if steps.iter().any(|step| step.kept.is_some()) { FORMAT_KEPT } else { FORMAT }.to_owned(),
+        format: if steps.iter().any(|step| step.kept.is_some()) {
+            FORMAT_KEPT
+        } else {
+            FORMAT
+        }
+        .to_owned(),
         id: info.id.clone(),
-        sequence: 1 + store.committed()?.last().map_or(0, |journal| journal.sequence),
+        sequence: 1 + store
+            .committed()?
+            .last()
+            .map_or(0, |journal| journal.sequence),
         version: info.version.clone(),
         started: info.started.clone(),
         summary: info.summary.clone(),
@@ -233,12 +286,17 @@ fn not_committed(
     freed: Freeings,
     cause: anyhow::Error,
 ) -> anyhow::Error {
-    let left = store.take_back(&info.id).and_then(|()| kept::take_back(store, &info.id)).err();
+    let left = store
+        .take_back(&info.id)
+        .and_then(|()| kept::take_back(store, &info.id))
+        .err();
     // Only when the disk fails again and again: then what the next run will see is not known.
     let committed = left.is_some() && store.has_record(&info.id, JOURNAL).unwrap_or(true);
     let cause = match left {
         None => cause,
-        Some(left) if committed => cause.context(format!("the run could not be taken back ({left:#})")),
+        Some(left) if committed => {
+            cause.context(format!("the run could not be taken back ({left:#})"))
+        }
         Some(left) => cause.context(format!(
             "what was prepared could not be removed from {} ({left:#}), which the next repair does",
             store.run(&info.id)
@@ -256,7 +314,16 @@ fn not_committed(
         return Refusal::new(saw, "no file of the guest was changed", next).into();
     }
     let run = info.id.clone();
-    TransactionError { run, applied: 0, total, committed, freed: freed.freed, cause, next }.into()
+    TransactionError {
+        run,
+        applied: 0,
+        total,
+        committed,
+        freed: freed.freed,
+        cause,
+        next,
+    }
+    .into()
 }
 
 fn complete_or_undo(run: &str) -> String {
@@ -299,7 +366,9 @@ fn roll_forward(
     ui: &dyn Ui,
 ) -> Result<Vec<String>> {
     let all = 0..journal.steps.len();
-    let (sentences, left_alone) = make_steps(confined, store, journal, all, drift, applied, ui)?.into_iter().unzip();
+    let (sentences, left_alone) = make_steps(confined, store, journal, all, drift, applied, ui)?
+        .into_iter()
+        .unzip();
     finish(confined, store, journal, left_alone)?;
     Ok(sentences)
 }
@@ -316,10 +385,19 @@ pub(super) fn make_steps(
 ) -> Result<Vec<(String, usize)>> {
     let mut left_alone = Vec::new();
     let progress = ui.begin("Changing files", Some(steps.len() as u64));
-    for (n, step) in journal.steps.iter().enumerate().filter(|(n, _)| steps.contains(n)) {
+    for (n, step) in journal
+        .steps
+        .iter()
+        .enumerate()
+        .filter(|(n, _)| steps.contains(n))
+    {
         progress.message(&step.path.to_string());
         // On the way from the plan nobody else was here; after an interruption the guest may have been used.
-        let look = if drift == Drift::Now { Look::Inode } else { Look::Whole };
+        let look = if drift == Drift::Now {
+            Look::Inode
+        } else {
+            Look::Whole
+        };
         let made = match step.is_exchange() {
             true => kept::ready(confined, store, journal, n, step)
                 .and_then(|()| exchange::make(confined, store, &journal.id, n, step, look)),
@@ -328,7 +406,10 @@ pub(super) fn make_steps(
         match made.with_context(|| format!("while changing {}", step.path))? {
             Made::Now | Made::Before => *applied += 1,
             Made::Not(now) => {
-                let sentence = format!("{} holds {now} where {} was expected", step.path, step.before);
+                let sentence = format!(
+                    "{} holds {now} where {} was expected",
+                    step.path, step.before
+                );
                 anyhow::ensure!(drift == Drift::IsLeftAlone, "{sentence}");
                 left_alone.push((format!("{sentence}; it was left alone"), n));
             }
@@ -339,7 +420,12 @@ pub(super) fn make_steps(
 }
 
 /// Marks a run done.
-pub(super) fn finish(confined: &Confined, store: &Store<'_>, journal: &Journal, left_alone: Vec<usize>) -> Result<()> {
+pub(super) fn finish(
+    confined: &Confined,
+    store: &Store<'_>,
+    journal: &Journal,
+    left_alone: Vec<usize>,
+) -> Result<()> {
     fault::point("phase: changed");
     store.write_record(&journal.id, DONE, &finished_now(left_alone))?;
     fault::point("phase: done");
@@ -349,8 +435,14 @@ pub(super) fn finish(confined: &Confined, store: &Store<'_>, journal: &Journal, 
 }
 
 pub(super) fn finished_now(left_alone: Vec<usize>) -> Finished {
-    let finished = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
-    Finished { format: FORMAT.to_owned(), finished, left_alone }
+    let finished = OffsetDateTime::now_utc()
+        .format(&Rfc3339)
+        .unwrap_or_default();
+    Finished {
+        format: FORMAT.to_owned(),
+        finished,
+        left_alone,
+    }
 }
 
 /// What became of a step.
@@ -363,7 +455,13 @@ pub(super) enum Made {
     Not(State),
 }
 
-fn make_step(confined: &Confined, store: &Store<'_>, id: &str, n: usize, step: &Step) -> Result<Made> {
+fn make_step(
+    confined: &Confined,
+    store: &Store<'_>,
+    id: &str,
+    n: usize,
+    step: &Step,
+) -> Result<Made> {
     let path = step.path.to_real()?;
     let place = match confined.place(&path) {
         Ok(place) => place,
@@ -404,13 +502,19 @@ fn make_step(confined: &Confined, store: &Store<'_>, id: &str, n: usize, step: &
 }
 
 /// The place, when something is there.
-pub(super) fn open_if_there(confined: &Confined, path: &crate::guest::RealPath) -> Result<Option<Place>> {
+pub(super) fn open_if_there(
+    confined: &Confined,
+    path: &crate::guest::RealPath,
+) -> Result<Option<Place>> {
     let place = match confined.place(path) {
         Ok(place) => place,
         Err(error) if is_not_there(&error) => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("opening the folder of {path}")),
     };
-    let there = place.lstat().with_context(|| format!("looking at {path}"))?.is_some();
+    let there = place
+        .lstat()
+        .with_context(|| format!("looking at {path}"))?
+        .is_some();
     Ok(there.then_some(place))
 }
 
@@ -431,7 +535,9 @@ pub fn recover(guest: &WritableGuest, ui: &dyn Ui) -> Result<Recovered> {
         let journal = match store.journal(&id) {
             Ok(Some(journal)) => journal,
             Ok(None) => {
-                store.discard(&id).with_context(|| format!("removing the run {id}, which was never committed"))?;
+                store
+                    .discard(&id)
+                    .with_context(|| format!("removing the run {id}, which was never committed"))?;
                 recovered.discarded.push(id);
                 continue;
             }
@@ -450,8 +556,15 @@ pub fn recover(guest: &WritableGuest, ui: &dyn Ui) -> Result<Recovered> {
         } else {
             kept::refuse_missing_forward(confined, &store, &journal)?;
             let mut applied = 0;
-            let left = roll_forward(confined, &store, &journal, Drift::IsLeftAlone, &mut applied, ui)
-                .map_err(|cause| part_way(&journal, applied, cause))?;
+            let left = roll_forward(
+                confined,
+                &store,
+                &journal,
+                Drift::IsLeftAlone,
+                &mut applied,
+                ui,
+            )
+            .map_err(|cause| part_way(&journal, applied, cause))?;
             recovered.left_alone.extend(left);
             recovered.completed.push(id);
         }
@@ -481,7 +594,10 @@ pub(super) fn unreadable(store: &Store<'_>, id: &str, error: &anyhow::Error) -> 
     Refusal::new(
         format!("the record of the earlier run {id} on this guest cannot be read ({error:#})"),
         "what it was doing is not known, so nothing is done on top of it",
-        format!("use the version that wrote it, or move {} in the guest out of the way", store.run(id)),
+        format!(
+            "use the version that wrote it, or move {} in the guest out of the way",
+            store.run(id)
+        ),
     )
 }
 
@@ -518,14 +634,21 @@ mod tests {
         fs::create_dir_all(root.path().join("var/lib")).unwrap();
         fs::create_dir_all(root.path().join("etc")).unwrap();
         fs::write(root.path().join("etc/old"), "old").unwrap();
-        fs::set_permissions(root.path().join("etc/old"), fs::Permissions::from_mode(0o640)).unwrap();
+        fs::set_permissions(
+            root.path().join("etc/old"),
+            fs::Permissions::from_mode(0o640),
+        )
+        .unwrap();
         fs::write(root.path().join("etc/gone"), "gone").unwrap();
         std::os::unix::fs::symlink("old", root.path().join("etc/link")).unwrap();
         root
     }
 
     fn info(id: &str) -> RunInfo {
-        RunInfo { id: id.to_owned(), ..RunInfo::new(OffsetDateTime::UNIX_EPOCH, vec!["a test".to_owned()]) }
+        RunInfo {
+            id: id.to_owned(),
+            ..RunInfo::new(OffsetDateTime::UNIX_EPOCH, vec!["a test".to_owned()])
+        }
     }
 
     fn changes(guest: &WritableGuest) -> Vec<Change> {
@@ -547,23 +670,44 @@ mod tests {
         let before = fs::metadata(at("etc/old")).unwrap();
         let guest = open(root.path());
         let changes = changes(&guest);
-        let applied = apply(&guest, Prepared { free: vec![], changes }, &info("one"), &Silent).unwrap();
+        let applied = apply(
+            &guest,
+            Prepared {
+                free: vec![],
+                changes,
+            },
+            &info("one"),
+            &Silent,
+        )
+        .unwrap();
         assert_eq!(applied.changes, 6);
         assert_eq!(fs::read_to_string(at("etc/old")).unwrap(), "new");
         assert_eq!(fs::metadata(at("etc/old")).unwrap().mode() & 0o7777, 0o640);
-        assert_eq!(fs::read_link(at("etc/link")).unwrap(), Path::new("elsewhere"));
+        assert_eq!(
+            fs::read_link(at("etc/link")).unwrap(),
+            Path::new("elsewhere")
+        );
         assert_eq!(fs::metadata(at("etc/a/b")).unwrap().mode() & 0o7777, 0o711);
         assert!(!at("etc/gone").exists() && at("etc/fresh").exists());
-        assert!(!at("var/lib/rescue/runs/one/staged").exists(), "no copy of a key may stay");
+        assert!(
+            !at("var/lib/rescue/runs/one/staged").exists(),
+            "no copy of a key may stay"
+        );
         assert_eq!(runs::list(guest.guest()).unwrap()[0].state, RunState::Done);
 
         let undone = undo(&guest, None, &Silent).unwrap();
         assert_eq!(undone.restored.len(), 3, "{undone:?}");
         let after = fs::metadata(at("etc/old")).unwrap();
-        assert_eq!((before.ino(), before.mtime_nsec()), (after.ino(), after.mtime_nsec()));
+        assert_eq!(
+            (before.ino(), before.mtime_nsec()),
+            (after.ino(), after.mtime_nsec())
+        );
         assert_eq!(fs::read_to_string(at("etc/gone")).unwrap(), "gone");
         assert!(!at("etc/a").exists() && !at("etc/fresh").exists());
-        assert_eq!(runs::list(guest.guest()).unwrap()[0].state, RunState::Undone);
+        assert_eq!(
+            runs::list(guest.guest()).unwrap()[0].state,
+            RunState::Undone
+        );
         assert!(undo(&guest, None, &Silent).unwrap_err().is::<Refusal>());
     }
 
@@ -573,7 +717,16 @@ mod tests {
         let guest = open(root.path());
         let changes = changes(&guest);
         fs::write(root.path().join("etc/old"), "someone else").unwrap();
-        let error = apply(&guest, Prepared { free: vec![], changes }, &info("one"), &Silent).unwrap_err();
+        let error = apply(
+            &guest,
+            Prepared {
+                free: vec![],
+                changes,
+            },
+            &info("one"),
+            &Silent,
+        )
+        .unwrap_err();
         assert!(error.is::<Refusal>(), "{error:?}");
         assert!(!root.path().join("var/lib/rescue").exists());
     }
@@ -583,11 +736,27 @@ mod tests {
         let root = guest_folder();
         let guest = open(root.path());
         let changes = changes(&guest);
-        apply(&guest, Prepared { free: vec![], changes }, &info("one"), &Silent).unwrap();
+        apply(
+            &guest,
+            Prepared {
+                free: vec![],
+                changes,
+            },
+            &info("one"),
+            &Silent,
+        )
+        .unwrap();
         fs::write(root.path().join("etc/fresh"), "the node wrote this").unwrap();
         let error = undo(&guest, None, &Silent).unwrap_err();
-        assert!(error.is::<Refusal>() && error.to_string().contains("/etc/fresh"), "{error}");
-        assert_eq!(fs::read_to_string(root.path().join("etc/old")).unwrap(), "new", "nothing is undone by halves");
+        assert!(
+            error.is::<Refusal>() && error.to_string().contains("/etc/fresh"),
+            "{error}"
+        );
+        assert_eq!(
+            fs::read_to_string(root.path().join("etc/old")).unwrap(),
+            "new",
+            "nothing is undone by halves"
+        );
     }
 
     #[test]
@@ -596,14 +765,29 @@ mod tests {
         let guest = open(root.path());
         for id in ["first", "second"] {
             let change = Change::write(guest.guest(), &"/etc/old".into(), id, 0o600).unwrap();
-            apply(&guest, Prepared { free: vec![], changes: vec![change] }, &info(id), &Silent).unwrap();
+            apply(
+                &guest,
+                Prepared {
+                    free: vec![],
+                    changes: vec![change],
+                },
+                &info(id),
+                &Silent,
+            )
+            .unwrap();
         }
         let error = undo(&guest, Some("first"), &Silent).unwrap_err();
         assert!(error.to_string().contains("second, then first"), "{error}");
         undo(&guest, None, &Silent).unwrap();
-        assert_eq!(fs::read_to_string(root.path().join("etc/old")).unwrap(), "first");
+        assert_eq!(
+            fs::read_to_string(root.path().join("etc/old")).unwrap(),
+            "first"
+        );
         undo(&guest, Some("first"), &Silent).unwrap();
-        assert_eq!(fs::read_to_string(root.path().join("etc/old")).unwrap(), "old");
+        assert_eq!(
+            fs::read_to_string(root.path().join("etc/old")).unwrap(),
+            "old"
+        );
     }
 
     #[test]
@@ -612,13 +796,31 @@ mod tests {
         let guest = open(root.path());
         for (id, path) in [("first", "/etc/old"), ("second", "/etc/gone")] {
             let change = Change::write(guest.guest(), &path.into(), "changed", 0o600).unwrap();
-            apply(&guest, Prepared { free: vec![], changes: vec![change] }, &info(id), &Silent).unwrap();
+            apply(
+                &guest,
+                Prepared {
+                    free: vec![],
+                    changes: vec![change],
+                },
+                &info(id),
+                &Silent,
+            )
+            .unwrap();
         }
         undo(&guest, Some("first"), &Silent).unwrap();
-        assert_eq!(fs::read_to_string(root.path().join("etc/old")).unwrap(), "old");
-        assert_eq!(fs::read_to_string(root.path().join("etc/gone")).unwrap(), "changed");
+        assert_eq!(
+            fs::read_to_string(root.path().join("etc/old")).unwrap(),
+            "old"
+        );
+        assert_eq!(
+            fs::read_to_string(root.path().join("etc/gone")).unwrap(),
+            "changed"
+        );
         undo(&guest, None, &Silent).unwrap();
-        assert_eq!(fs::read_to_string(root.path().join("etc/gone")).unwrap(), "gone");
+        assert_eq!(
+            fs::read_to_string(root.path().join("etc/gone")).unwrap(),
+            "gone"
+        );
     }
 
     #[test]
@@ -626,27 +828,59 @@ mod tests {
         let root = guest_folder();
         let guest = open(root.path());
         let first = Change::write(guest.guest(), &"/etc/old".into(), "first", 0o600).unwrap();
-        let Change::Write { path, .. } = &first else { unreachable!() };
+        let Change::Write { path, .. } = &first else {
+            unreachable!()
+        };
         let second = Change::Write {
             path: path.clone(),
             content: crate::change::Content::new("second"),
             attributes: crate::change::Attributes::Keep,
-            expect: crate::change::Expect::File { sha256: crate::base::hash::sha256_hex(b"first") },
+            expect: crate::change::Expect::File {
+                sha256: crate::base::hash::sha256_hex(b"first"),
+            },
         };
         let contradicting = vec![first.clone(), first.clone()];
-        let error =
-            apply(&guest, Prepared { free: vec![], changes: contradicting }, &info("bad"), &Silent).unwrap_err();
+        let error = apply(
+            &guest,
+            Prepared {
+                free: vec![],
+                changes: contradicting,
+            },
+            &info("bad"),
+            &Silent,
+        )
+        .unwrap_err();
         assert!(error.to_string().contains("contradicts"), "{error}");
-        let applied =
-            apply(&guest, Prepared { free: vec![], changes: vec![first, second] }, &info("one"), &Silent).unwrap();
+        let applied = apply(
+            &guest,
+            Prepared {
+                free: vec![],
+                changes: vec![first, second],
+            },
+            &info("one"),
+            &Silent,
+        )
+        .unwrap();
         assert_eq!(applied.changes, 1);
-        assert_eq!(fs::read_to_string(root.path().join("etc/old")).unwrap(), "second");
+        assert_eq!(
+            fs::read_to_string(root.path().join("etc/old")).unwrap(),
+            "second"
+        );
         undo(&guest, None, &Silent).unwrap();
-        assert_eq!(fs::read_to_string(root.path().join("etc/old")).unwrap(), "old");
+        assert_eq!(
+            fs::read_to_string(root.path().join("etc/old")).unwrap(),
+            "old"
+        );
     }
 
     /// What a guest may put where something of ours belongs.
-    const STRANGE: [&str; 5] = ["a FIFO", "a socket", "a file", "a folder", "a symbolic link"];
+    const STRANGE: [&str; 5] = [
+        "a FIFO",
+        "a socket",
+        "a file",
+        "a folder",
+        "a symbolic link",
+    ];
 
     fn make_strange(what: &str, at: &Path) {
         use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -663,7 +897,15 @@ mod tests {
         let guest = open(root);
         let change = Change::write(guest.guest(), &"/etc/fresh".into(), "fresh", 0o600)?;
         let _ = runs::list(guest.guest());
-        apply(&guest, Prepared { free: vec![], changes: vec![change] }, &info(id), &Silent)
+        apply(
+            &guest,
+            Prepared {
+                free: vec![],
+                changes: vec![change],
+            },
+            &info(id),
+            &Silent,
+        )
     }
 
     #[test]
@@ -677,13 +919,28 @@ mod tests {
             match (what, repair(root.path(), "one")) {
                 ("a symbolic link", Err(error)) => {
                     let refusal = error.downcast_ref::<Refusal>().unwrap();
-                    assert!(refusal.saw.contains("runs/lock in the guest is a symbolic link"), "{refusal}");
-                    assert!(refusal.next.contains("mv /mnt/var/lib/rescue/runs/lock /mnt/root/"), "{refusal}");
+                    assert!(
+                        refusal
+                            .saw
+                            .contains("runs/lock in the guest is a symbolic link"),
+                        "{refusal}"
+                    );
+                    assert!(
+                        refusal
+                            .next
+                            .contains("mv /mnt/var/lib/rescue/runs/lock /mnt/root/"),
+                        "{refusal}"
+                    );
                     assert!(matches!(listed[0].state, RunState::Unreadable(_)));
                 }
                 // It looks like a run that was never committed.
-                ("a folder", Ok(_)) => assert!(!lock.exists() && listed[0].state == RunState::NotCommitted),
-                (_, Ok(_)) => assert!(lock.symlink_metadata().is_ok() && listed.is_empty(), "{what}"),
+                ("a folder", Ok(_)) => {
+                    assert!(!lock.exists() && listed[0].state == RunState::NotCommitted)
+                }
+                (_, Ok(_)) => assert!(
+                    lock.symlink_metadata().is_ok() && listed.is_empty(),
+                    "{what}"
+                ),
                 (_, Err(error)) => panic!("{what}: {error:#}"),
             }
         }
@@ -699,9 +956,11 @@ mod tests {
                 fs::remove_dir_all(&at).unwrap();
                 make_strange(what, &at);
                 let error = repair(root.path(), "one").unwrap_err();
-                let refusal = error.downcast_ref::<Refusal>().unwrap_or_else(|| panic!("{place}, {what}: {error:#}"));
-                let named =
-                    refusal.saw.contains(place) && refusal.saw.contains(what) || refusal.saw.contains("no /var/lib");
+                let refusal = error
+                    .downcast_ref::<Refusal>()
+                    .unwrap_or_else(|| panic!("{place}, {what}: {error:#}"));
+                let named = refusal.saw.contains(place) && refusal.saw.contains(what)
+                    || refusal.saw.contains("no /var/lib");
                 assert!(named, "{place}, {what}: {refusal}");
                 assert!(!root.path().join("etc/fresh").exists());
             }
@@ -710,26 +969,53 @@ mod tests {
 
     #[test]
     fn strange_things_in_a_run_are_refused_or_removed() {
-        for name in [JOURNAL, super::super::store::SET, DONE, UNDO, UNDONE, "staged", "backup"] {
+        for name in [
+            JOURNAL,
+            super::super::store::SET,
+            DONE,
+            UNDO,
+            UNDONE,
+            "staged",
+            "backup",
+        ] {
             for what in STRANGE {
                 let root = guest_folder();
                 let guest = open(root.path());
-                let change = Change::write(guest.guest(), &"/etc/old".into(), "new", 0o600).unwrap();
-                apply(&guest, Prepared { free: vec![], changes: vec![change] }, &info("one"), &Silent).unwrap();
+                let change =
+                    Change::write(guest.guest(), &"/etc/old".into(), "new", 0o600).unwrap();
+                apply(
+                    &guest,
+                    Prepared {
+                        free: vec![],
+                        changes: vec![change],
+                    },
+                    &info("one"),
+                    &Silent,
+                )
+                .unwrap();
                 drop(guest);
                 let at = root.path().join("var/lib/rescue/runs/one").join(name);
                 let _ = fs::remove_dir_all(&at);
                 let _ = fs::remove_file(&at);
                 make_strange(what, &at);
-                for done in
-                    [repair(root.path(), "two").map(drop), undo(&open(root.path()), Some("one"), &Silent).map(drop)]
-                {
+                for done in [
+                    repair(root.path(), "two").map(drop),
+                    undo(&open(root.path()), Some("one"), &Silent).map(drop),
+                ] {
                     let Err(error) = done else { continue };
-                    let refusal =
-                        error.downcast_ref::<Refusal>().unwrap_or_else(|| panic!("{name}, {what}: {error:#}"));
+                    let refusal = error
+                        .downcast_ref::<Refusal>()
+                        .unwrap_or_else(|| panic!("{name}, {what}: {error:#}"));
                     // An empty record is as good as a full one that says that an undo has begun, or is complete.
-                    let named = [format!("runs/one/{name}"), "/etc/old".into(), "run one is undone already".into()];
-                    assert!(named.iter().any(|path| refusal.saw.contains(path)), "{name}, {what}: {refusal}");
+                    let named = [
+                        format!("runs/one/{name}"),
+                        "/etc/old".into(),
+                        "run one is undone already".into(),
+                    ];
+                    assert!(
+                        named.iter().any(|path| refusal.saw.contains(path)),
+                        "{name}, {what}: {refusal}"
+                    );
                 }
             }
         }
@@ -760,9 +1046,26 @@ mod tests {
             action("/var/big.log", Freeing::KeepTail(1000), size),
             action("/var/folder", Freeing::Delete, 4096),
         ];
-        let applied = apply(&guest, Prepared { free: free.clone(), changes: vec![] }, &info("one"), &Silent).unwrap();
-        assert_eq!((applied.freed.len(), applied.left_alone.len()), (2, 2), "{applied:?}");
-        assert!(!at("var/old.log.1").exists() && at("var/grew.log.1").exists() && at("var/folder").exists());
+        let applied = apply(
+            &guest,
+            Prepared {
+                free: free.clone(),
+                changes: vec![],
+            },
+            &info("one"),
+            &Silent,
+        )
+        .unwrap();
+        assert_eq!(
+            (applied.freed.len(), applied.left_alone.len()),
+            (2, 2),
+            "{applied:?}"
+        );
+        assert!(
+            !at("var/old.log.1").exists()
+                && at("var/grew.log.1").exists()
+                && at("var/folder").exists()
+        );
         let after = fs::metadata(at("var/big.log")).unwrap();
         assert_eq!(
             (before.ino(), before.mtime(), before.mtime_nsec()),
@@ -770,11 +1073,23 @@ mod tests {
         );
         let tail = fs::read_to_string(at("var/big.log")).unwrap();
         assert!(
-            tail.len() <= 1000 && tail.len() > 980 && tail.starts_with("line ") && lines.ends_with(&tail),
+            tail.len() <= 1000
+                && tail.len() > 980
+                && tail.starts_with("line ")
+                && lines.ends_with(&tail),
             "{tail}"
         );
 
-        let again = apply(&guest, Prepared { free, changes: vec![] }, &info("two"), &Silent).unwrap();
+        let again = apply(
+            &guest,
+            Prepared {
+                free,
+                changes: vec![],
+            },
+            &info("two"),
+            &Silent,
+        )
+        .unwrap();
         assert_eq!(again.freed, vec![], "freeing again is nothing");
     }
 }

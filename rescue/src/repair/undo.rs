@@ -63,7 +63,10 @@ pub(super) fn begin(store: &Store<'_>, journal: &Journal) -> Result<()> {
     if let Err(error) = store.write_record(&journal.id, UNDO, &finished_now(Vec::new())) {
         // On a full disk a finished run can be undone without saying so first: an interruption leaves it finished in name, and
         // undoing it again continues. A half-way run could be rolled forward instead, so there the record must be.
-        let full = matches!(error.downcast_ref(), Some(&(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT)));
+        let full = matches!(
+            error.downcast_ref(),
+            Some(&(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT))
+        );
         let kept = journal.steps.iter().any(|step| step.kept.is_some());
         if kept || !(full && store.has_record(&journal.id, DONE)?) {
             return Err(not_begun(store, journal, error));
@@ -76,8 +79,16 @@ pub(super) fn begin(store: &Store<'_>, journal: &Journal) -> Result<()> {
 fn not_begun(store: &Store<'_>, journal: &Journal, cause: anyhow::Error) -> anyhow::Error {
     // In place although its folder could not be synchronised, it would let the next repair go on with the undo.
     if let Err(left) = store.remove_record(&journal.id, UNDO) {
-        let cause = cause.context(format!("taking back the record of this undo failed ({left:#})"));
-        return UndoError { run: journal.id.clone(), done: 0, total: journal.steps.len(), cause }.into();
+        let cause = cause.context(format!(
+            "taking back the record of this undo failed ({left:#})"
+        ));
+        return UndoError {
+            run: journal.id.clone(),
+            done: 0,
+            total: journal.steps.len(),
+            cause,
+        }
+        .into();
     }
     Refusal::new(
         format!("the undo could not be written down ({cause:#})"),
@@ -102,7 +113,12 @@ pub struct UndoError {
 
 impl std::fmt::Display for UndoError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { run, done, total, cause } = self;
+        let Self {
+            run,
+            done,
+            total,
+            cause,
+        } = self;
         write!(
             f,
             "the undo of run {run} stopped after {done} of {total} steps: {cause:#}. Next: mend the cause, then run the same undo \
@@ -142,36 +158,67 @@ fn choose<'a>(store: &Store<'_>, runs: &'a [Journal], wanted: Option<&str>) -> R
         return Ok(journal);
     }
     let known = super::journal::is_run_id(id) && store.has_record(id, UNDONE)?;
-    let saw =
-        if known { format!("the run {id} is undone already") } else { format!("there is no run {id:?} on this guest") };
-    Err(Refusal::new(saw, "there is nothing to undo", "`rescue runs` with the same disks lists what was done").into())
+    let saw = if known {
+        format!("the run {id} is undone already")
+    } else {
+        format!("there is no run {id:?} on this guest")
+    };
+    Err(Refusal::new(
+        saw,
+        "there is nothing to undo",
+        "`rescue runs` with the same disks lists what was done",
+    )
+    .into())
 }
 
 pub(super) fn refuse_out_of_order(runs: &[Journal], journal: &Journal) -> Result<()> {
     let later: Vec<&Journal> = runs
         .iter()
         .filter(|run| run.sequence > journal.sequence)
-        .filter(|run| run.steps.iter().any(|theirs| journal.steps.iter().any(|ours| ours.path == theirs.path)))
+        .filter(|run| {
+            run.steps
+                .iter()
+                .any(|theirs| journal.steps.iter().any(|ours| ours.path == theirs.path))
+        })
         .rev()
         .collect();
     if later.is_empty() {
         return Ok(());
     }
-    let order: Vec<&str> = later.iter().map(|run| run.id.as_str()).chain([journal.id.as_str()]).collect();
+    let order: Vec<&str> = later
+        .iter()
+        .map(|run| run.id.as_str())
+        .chain([journal.id.as_str()])
+        .collect();
     Err(Refusal::new(
         format!("a later run changed the same files as {}", journal.id),
         "putting the older files back would mix two repairs",
-        format!("undo them in this order, one by one: {}", order.join(", then ")),
+        format!(
+            "undo them in this order, one by one: {}",
+            order.join(", then ")
+        ),
     )
     .into())
 }
 
-pub(super) fn refuse_drifted(confined: &Confined, store: &Store<'_>, journal: &Journal) -> Result<()> {
+pub(super) fn refuse_drifted(
+    confined: &Confined,
+    store: &Store<'_>,
+    journal: &Journal,
+) -> Result<()> {
     let left_alone = left_alone(store, journal)?;
     let mut reasons = Vec::new();
     let mut over = BTreeSet::new();
     for (n, step) in journal.steps.iter().enumerate().rev() {
-        match need(confined, store, journal, n, step, &left_alone, over.contains(&step.path))? {
+        match need(
+            confined,
+            store,
+            journal,
+            n,
+            step,
+            &left_alone,
+            over.contains(&step.path),
+        )? {
             Need::Trouble(reason) => reasons.insert(0, reason),
             Need::Nothing => continue,
             _ => {}
@@ -195,7 +242,10 @@ pub(super) fn refuse_drifted(confined: &Confined, store: &Store<'_>, journal: &J
 }
 
 fn left_alone(store: &Store<'_>, journal: &Journal) -> Result<Vec<usize>> {
-    Ok(store.finished(&journal.id, DONE)?.map(|done| done.left_alone).unwrap_or_default())
+    Ok(store
+        .finished(&journal.id, DONE)?
+        .map(|done| done.left_alone)
+        .unwrap_or_default())
 }
 
 /// What undoing one step takes.
@@ -229,23 +279,33 @@ fn need(
         return Ok(Need::Nothing);
     }
     if step.is_exchange() {
-        return Ok(match exchange::back(confined, store, journal, n, step, over)? {
-            Back::Nothing => Need::Nothing,
-            Back::Exchange(old) => Need::Exchange(old),
-            Back::PutAside => Need::PutAside,
-            Back::Not(Some(now)) => {
-                let left = format!("{} holds {now} where the run left {}", step.path, step.after);
-                match step.before.is_tree() {
-                    true => Need::Trouble(format!("{left} (what it replaced is kept in {})", store.run(&journal.id))),
-                    false => Need::Trouble(left),
+        return Ok(
+            match exchange::back(confined, store, journal, n, step, over)? {
+                Back::Nothing => Need::Nothing,
+                Back::Exchange(old) => Need::Exchange(old),
+                Back::PutAside => Need::PutAside,
+                Back::Not(Some(now)) => {
+                    let left = format!(
+                        "{} holds {now} where the run left {}",
+                        step.path, step.after
+                    );
+                    match step.before.is_tree() {
+                        true => Need::Trouble(format!(
+                            "{left} (what it replaced is kept in {})",
+                            store.run(&journal.id)
+                        )),
+                        false => Need::Trouble(left),
+                    }
                 }
-            }
-            Back::Not(None) => Need::Trouble(format!("the backup of {} is missing", step.path)),
-        });
+                Back::Not(None) => Need::Trouble(format!("the backup of {} is missing", step.path)),
+            },
+        );
     }
     let id = &journal.id;
     // Still staged means never put in place.
-    if step.after != State::Absent && open_if_there(confined, &store.staged(step, id, n)?)?.is_some() {
+    if step.after != State::Absent
+        && open_if_there(confined, &store.staged(step, id, n)?)?.is_some()
+    {
         return Ok(Need::Nothing);
     }
     // What a later step of this run put over it says nothing.
@@ -255,7 +315,12 @@ fn need(
     let path = step.path.to_real()?;
     let place = open_if_there(confined, &path)?;
     let now = place.as_ref().map_or(Ok(State::Absent), Place::state)?;
-    let drifted = || Ok(Need::Trouble(format!("{path} holds {now} where the run left {}", step.after)));
+    let drifted = || {
+        Ok(Need::Trouble(format!(
+            "{path} holds {now} where the run left {}",
+            step.after
+        )))
+    };
     if step.before == State::Absent {
         return match &now {
             State::Absent => Ok(Need::Nothing),
@@ -267,7 +332,9 @@ fn need(
     let Some(backup) = open_if_there(confined, &store.backup(step, id, n)?)? else {
         return match now == step.before {
             true => Ok(Need::Nothing),
-            false if now == step.after => Ok(Need::Trouble(format!("the backup of {path} is missing"))),
+            false if now == step.after => {
+                Ok(Need::Trouble(format!("the backup of {path} is missing")))
+            }
             false => drifted(),
         };
     };
@@ -290,8 +357,15 @@ pub(super) fn put_back(
     ui: &dyn Ui,
 ) -> Result<Undone> {
     let mut done = 0;
-    put_all_back(confined, store, journal, drift, ui, &mut done)
-        .map_err(|cause| UndoError { run: journal.id.clone(), done, total: journal.steps.len(), cause }.into())
+    put_all_back(confined, store, journal, drift, ui, &mut done).map_err(|cause| {
+        UndoError {
+            run: journal.id.clone(),
+            done,
+            total: journal.steps.len(),
+            cause,
+        }
+        .into()
+    })
 }
 
 fn put_all_back(
@@ -302,8 +376,20 @@ fn put_all_back(
     ui: &dyn Ui,
     done: &mut usize,
 ) -> Result<Undone> {
-    let mut undone = Undone { run: journal.id.clone(), elsewhere: journal.elsewhere(), ..Undone::default() };
-    let kept = put_steps_back(confined, store, journal, 0..journal.steps.len(), drift, ui, (&mut undone, done))?;
+    let mut undone = Undone {
+        run: journal.id.clone(),
+        elsewhere: journal.elsewhere(),
+        ..Undone::default()
+    };
+    let kept = put_steps_back(
+        confined,
+        store,
+        journal,
+        0..journal.steps.len(),
+        drift,
+        ui,
+        (&mut undone, done),
+    )?;
     if !kept.is_empty() {
         undone.elsewhere.clear();
     }
@@ -325,12 +411,23 @@ pub(super) fn put_steps_back(
     let id = &journal.id;
     let mut kept = Vec::new();
     let left_alone = left_alone(store, journal)?;
-    undone.not_undoable = journal.freed.iter().map(|freed| freed.path.to_string()).collect();
+    undone.not_undoable = journal
+        .freed
+        .iter()
+        .map(|freed| freed.path.to_string())
+        .collect();
     let progress = ui.begin("Putting files back", Some(steps.len() as u64));
-    for (n, step) in journal.steps.iter().enumerate().rev().filter(|(n, _)| steps.contains(n)) {
+    for (n, step) in journal
+        .steps
+        .iter()
+        .enumerate()
+        .rev()
+        .filter(|(n, _)| steps.contains(n))
+    {
         progress.message(&step.path.to_string());
         let doing = || format!("while putting back {}", step.path);
-        let need = need(confined, store, journal, n, step, &left_alone, false).with_context(doing)?;
+        let need =
+            need(confined, store, journal, n, step, &left_alone, false).with_context(doing)?;
         if matches!(need, Need::Trouble(_)) && step.is_exchange() {
             kept.push(n);
         }
@@ -346,7 +443,10 @@ pub(super) fn put_steps_back(
 
 /// Removes what an undone run does not need any more: all but whole folders that could not be put back.
 pub(super) fn tidy(store: &Store<'_>, id: &str) -> Result<()> {
-    if store.finished(id, UNDONE)?.is_none_or(|undone| undone.left_alone.is_empty()) {
+    if store
+        .finished(id, UNDONE)?
+        .is_none_or(|undone| undone.left_alone.is_empty())
+    {
         store.remove_staged(id)?;
         store.remove_backups(id)?;
     }
@@ -354,7 +454,12 @@ pub(super) fn tidy(store: &Store<'_>, id: &str) -> Result<()> {
 }
 
 /// Marks a run undone and removes what is not needed any more: where a whole folder could not be put back, it is still needed.
-pub(super) fn finish(confined: &Confined, store: &Store<'_>, journal: &Journal, kept: Vec<usize>) -> Result<()> {
+pub(super) fn finish(
+    confined: &Confined,
+    store: &Store<'_>,
+    journal: &Journal,
+    kept: Vec<usize>,
+) -> Result<()> {
     let id = &journal.id;
     fault::point("undo: put back");
     if !kept.is_empty() {
@@ -364,7 +469,9 @@ pub(super) fn finish(confined: &Confined, store: &Store<'_>, journal: &Journal, 
     if let Err(error) = store.write_record(id, UNDONE, &finished_now(Vec::new())) {
         // On a full disk the backups' folders have to go first; they are empty but for what was not needed.
         store.remove_staged(id)?;
-        store.write_record(id, UNDONE, &finished_now(Vec::new())).map_err(|_| error)?;
+        store
+            .write_record(id, UNDONE, &finished_now(Vec::new()))
+            .map_err(|_| error)?;
     }
     fault::point("undo: done");
     store.remove_staged(id)?;
@@ -400,7 +507,9 @@ fn put_one_back(
                 place.sync_folder()?;
                 undone.removed.push(path.to_string());
             } else {
-                undone.kept.push(format!("{path} was kept: it is not empty"));
+                undone
+                    .kept
+                    .push(format!("{path} was kept: it is not empty"));
             }
         }
         Need::Exchange(old) => {
@@ -429,5 +538,7 @@ fn restore(confined: &Confined, path: &RealPath, backup: &RealPath, step: &Step)
 }
 
 fn place(confined: &Confined, path: &RealPath) -> Result<Place> {
-    confined.place(path).with_context(|| format!("opening the folder of {path}"))
+    confined
+        .place(path)
+        .with_context(|| format!("opening the folder of {path}"))
 }

@@ -43,17 +43,29 @@ pub(super) fn claim_below<'a>(backings: impl Iterator<Item = &'a Backing>) -> Re
 }
 
 pub(super) fn claim_of<'a>(claims: &'a Claims, path: &Path) -> Result<&'a Claim> {
-    claims.get(path).with_context(|| format!("{} was not claimed", path.display()))
+    claims
+        .get(path)
+        .with_context(|| format!("{} was not claimed", path.display()))
 }
 
 /// The bytes of a file system as its disks hold them now, past every cache; `None` for a folder.
 pub(super) fn look(backing: &Backing, claims: &Claims) -> Result<Option<Arc<dyn ReadAt>>> {
     match backing {
         Backing::Folder(_) => Ok(None),
-        Backing::Range { path, offset, length, sector_size, .. } => {
-            let file = claim_of(claims, path)?.file().try_clone().context("duplicating a descriptor")?;
+        Backing::Range {
+            path,
+            offset,
+            length,
+            sector_size,
+            ..
+        } => {
+            let file = claim_of(claims, path)?
+                .file()
+                .try_clone()
+                .context("duplicating a descriptor")?;
             let disk: Arc<dyn ReadAt> = Arc::new(Uncached::new(file, *sector_size)?);
-            let slice = Slice::new(disk, *offset, *length).context("the disk is shorter than it was")?;
+            let slice =
+                Slice::new(disk, *offset, *length).context("the disk is shorter than it was")?;
             Ok(Some(Arc::new(slice)))
         }
         Backing::Stacked(stack) => {
@@ -62,16 +74,22 @@ pub(super) fn look(backing: &Backing, claims: &Claims) -> Result<Option<Arc<dyn 
                 below.push(look(backing, claims)?.context("a folder below a volume")?);
             }
             match &stack.layer {
-                Layer::Logical { layout, .. } => Ok(Some(Arc::new(Laid::new(layout.clone(), below)))),
+                Layer::Logical { layout, .. } => {
+                    Ok(Some(Arc::new(Laid::new(layout.clone(), below))))
+                }
                 Layer::Mirror(mirror) => {
                     let leg = below.into_iter().next().context("nothing below a mirror")?;
-                    let slice =
-                        Slice::new(leg, mirror.offset, mirror.length).context("the leg is shorter than it was")?;
+                    let slice = Slice::new(leg, mirror.offset, mirror.length)
+                        .context("the leg is shorter than it was")?;
                     Ok(Some(Arc::new(slice)))
                 }
                 Layer::Encrypted(crypt) => {
-                    let below = below.into_iter().next().context("nothing below an encrypted volume")?;
-                    let decrypted = Decrypted::new(below, crypt.clone()).context("an unknown cipher")?;
+                    let below = below
+                        .into_iter()
+                        .next()
+                        .context("nothing below an encrypted volume")?;
+                    let decrypted =
+                        Decrypted::new(below, crypt.clone()).context("an unknown cipher")?;
                     Ok(Some(Arc::new(decrypted)))
                 }
             }
@@ -120,7 +138,10 @@ pub(super) struct Devices<'a> {
 
 impl<'a> Devices<'a> {
     pub fn new(claims: &'a Claims) -> Self {
-        Self { claims, made: Vec::new() }
+        Self {
+            claims,
+            made: Vec::new(),
+        }
     }
 
     pub fn open(&mut self, backing: &Backing) -> Result<Rc<WriteDevice>> {
@@ -129,17 +150,34 @@ impl<'a> Devices<'a> {
         }
         let device = Rc::new(match backing {
             Backing::Folder(folder) => anyhow::bail!("{} is a folder", folder.display()),
-            Backing::Range { path, offset, length, sector_size, .. } => {
+            Backing::Range {
+                path,
+                offset,
+                length,
+                sector_size,
+                ..
+            } => {
                 let claim = claim_of(self.claims, path)?;
                 let made = match claim.node_of(*offset, *length)? {
                     Some(node) => Made::Node(node),
                     None => Made::Loop(show(claim, *offset, *length, *sector_size)?),
                 };
-                WriteDevice { made, _below: Vec::new() }
+                WriteDevice {
+                    made,
+                    _below: Vec::new(),
+                }
             }
             Backing::Stacked(stack) => match &stack.layer {
-                Layer::Logical { name, layout, writable: true } => self.logical(stack, name, layout)?,
-                Layer::Logical { name, writable: false, .. } => return Err(read_only(name).into()),
+                Layer::Logical {
+                    name,
+                    layout,
+                    writable: true,
+                } => self.logical(stack, name, layout)?,
+                Layer::Logical {
+                    name,
+                    writable: false,
+                    ..
+                } => return Err(read_only(name).into()),
                 Layer::Encrypted(crypt) => self.encrypted(stack, crypt)?,
                 Layer::Mirror(mirror) => return Err(one_leg(mirror).into()),
             },
@@ -148,28 +186,67 @@ impl<'a> Devices<'a> {
         Ok(device)
     }
 
-    fn logical(&mut self, stack: &Stack, name: &LogicalName, layout: &Layout) -> Result<WriteDevice> {
+    fn logical(
+        &mut self,
+        stack: &Stack,
+        name: &LogicalName,
+        layout: &Layout,
+    ) -> Result<WriteDevice> {
         let Some(mapper) = DeviceMapper::open()? else {
             return self.in_one_piece(stack, name, layout);
         };
-        let below = stack.below.iter().map(|backing| self.open(backing)).collect::<Result<Vec<_>>>()?;
+        let below = stack
+            .below
+            .iter()
+            .map(|backing| self.open(backing))
+            .collect::<Result<Vec<_>>>()?;
         let nodes: Vec<PathBuf> = below.iter().map(|device| device.path()).collect();
         let nodes: Vec<&Path> = nodes.iter().map(PathBuf::as_path).collect();
-        Ok(WriteDevice { made: Made::Mapped(mapper.create(layout, &nodes)?), _below: below })
+        Ok(WriteDevice {
+            made: Made::Mapped(mapper.create(layout, &nodes)?),
+            _below: below,
+        })
     }
 
     /// The kernel's dm-crypt, with the key that opened the volume for reading.
     fn encrypted(&mut self, stack: &Stack, crypt: &Crypt) -> Result<WriteDevice> {
-        let Some(mapper) = DeviceMapper::open()? else { return Err(no_crypt().into()) };
-        let below = self.open(stack.below.first().context("nothing below an encrypted volume")?)?;
+        let Some(mapper) = DeviceMapper::open()? else {
+            return Err(no_crypt().into());
+        };
+        let below = self.open(
+            stack
+                .below
+                .first()
+                .context("nothing below an encrypted volume")?,
+        )?;
         let device = mapper.create_encrypted(crypt, &below.path())?;
-        Ok(WriteDevice { made: Made::Mapped(device), _below: vec![below] })
+        Ok(WriteDevice {
+            made: Made::Mapped(device),
+            _below: vec![below],
+        })
     }
 
     /// Without device-mapper: a volume that is one run of bytes needs none.
-    fn in_one_piece(&mut self, stack: &Stack, name: &LogicalName, layout: &Layout) -> Result<WriteDevice> {
-        let run = layout.one_run().and_then(|run| Some((run, stack.below.get(run.below)?)));
-        let Some((run, Backing::Range { path, offset, length, sector_size, .. })) = run else {
+    fn in_one_piece(
+        &mut self,
+        stack: &Stack,
+        name: &LogicalName,
+        layout: &Layout,
+    ) -> Result<WriteDevice> {
+        let run = layout
+            .one_run()
+            .and_then(|run| Some((run, stack.below.get(run.below)?)));
+        let Some((
+            run,
+            Backing::Range {
+                path,
+                offset,
+                length,
+                sector_size,
+                ..
+            },
+        )) = run
+        else {
             return Err(in_pieces(name).into());
         };
         let claim = claim_of(self.claims, path)?;
@@ -180,22 +257,37 @@ impl<'a> Devices<'a> {
                 sector_size: *sector_size,
                 read_only: false,
             };
-            return Ok(WriteDevice { made: Made::Loop(LoopDevice::open(&node, &options)?), _below: Vec::new() });
+            return Ok(WriteDevice {
+                made: Made::Loop(LoopDevice::open(&node, &options)?),
+                _below: Vec::new(),
+            });
         }
         let device = show(claim, offset + run.offset, layout.length(), *sector_size)?;
-        Ok(WriteDevice { made: Made::Loop(device), _below: Vec::new() })
+        Ok(WriteDevice {
+            made: Made::Loop(device),
+            _below: Vec::new(),
+        })
     }
 }
 
 fn show(claim: &Claim, offset: u64, length: u64, sector_size: u32) -> Result<LoopDevice> {
-    let options = LoopOptions { offset, length, sector_size, read_only: false };
+    let options = LoopOptions {
+        offset,
+        length,
+        sector_size,
+        read_only: false,
+    };
     LoopDevice::attach(claim.open_for_writing()?.as_fd(), &options)
 }
 
 /// Writing to one leg would leave the other with old files, and md would not know which is right.
 fn one_leg(mirror: &Mirror) -> Refusal {
     let legs = mirror.legs.join(" and ");
-    let all = if mirror.legs.len() < mirror.disks as usize { " with all its disks attached" } else { "" };
+    let all = if mirror.legs.len() < mirror.disks as usize {
+        " with all its disks attached"
+    } else {
+        ""
+    };
     Refusal::new(
         format!("the file system is on a mirror of Linux's software RAID ({legs})"),
         "written to through one leg alone, its legs would differ, and either could win at the next boot; nothing was changed",
@@ -230,6 +322,8 @@ fn read_only(name: &LogicalName) -> Refusal {
     Refusal::new(
         format!("the logical volume {group}/{volume} is set read-only in its own metadata"),
         "the node itself could not write to it either; nothing was changed",
-        format!("on a helper VM: `lvchange -p rw {group}/{volume}` and `vgchange -an {group}`, then run this again"),
+        format!(
+            "on a helper VM: `lvchange -p rw {group}/{volume}` and `vgchange -an {group}`, then run this again"
+        ),
     )
 }

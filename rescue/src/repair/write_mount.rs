@@ -32,7 +32,9 @@ pub struct OpenOptions {
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { between_looks: Duration::from_secs(1) }
+        Self {
+            between_looks: Duration::from_secs(1),
+        }
     }
 }
 
@@ -71,13 +73,19 @@ impl WritableGuest {
     }
 
     /// As [`WritableGuest::open`], with options.
-    pub fn open_with(source: &str, file_systems: &[FileSystem], options: &OpenOptions) -> Result<Self> {
+    pub fn open_with(
+        source: &str,
+        file_systems: &[FileSystem],
+        options: &OpenOptions,
+    ) -> Result<Self> {
         Self::open_after(source, file_systems, options, |_| Ok(()))
     }
 
     /// As [`WritableGuest::open`], after a look at each file system with its checker ([`crate::repair::before_writing::refuse_damaged`]).
     pub fn open_checked(source: &str, file_systems: &[FileSystem], ui: &dyn Ui) -> Result<Self> {
-        let check = |looks: &[(&FileSystem, Arc<dyn ReadAt>)]| crate::repair::before_writing::refuse_damaged(looks, ui);
+        let check = |looks: &[(&FileSystem, Arc<dyn ReadAt>)]| {
+            crate::repair::before_writing::refuse_damaged(looks, ui)
+        };
         Self::open_after(source, file_systems, &OpenOptions::default(), check)
     }
 
@@ -127,15 +135,29 @@ impl WritableGuest {
                 file_system.kind.clone(),
             ));
         }
-        for (file_system, mount) in mounts.iter().filter(|(file_system, _)| file_system.subvolume.is_none()) {
-            table.push((RealPath::from_mount_point(&file_system.mount_point), mount.as_fd(), file_system.kind.clone()));
+        for (file_system, mount) in mounts
+            .iter()
+            .filter(|(file_system, _)| file_system.subvolume.is_none())
+        {
+            table.push((
+                RealPath::from_mount_point(&file_system.mount_point),
+                mount.as_fd(),
+                file_system.kind.clone(),
+            ));
         }
         let confined = Rc::new(Confined::new(table)?);
         lock(&confined, source)?;
         let tree: Rc<dyn Tree> = Rc::<Confined>::clone(&confined);
         let guest = Guest::new(source, tree, file_systems.to_vec());
         let mounts = mounts.into_iter().map(|(_, mount)| mount).collect();
-        Ok(Self { guest, confined, mounts, devices, claims, keep_in: None })
+        Ok(Self {
+            guest,
+            confined,
+            mounts,
+            devices,
+            claims,
+            keep_in: None,
+        })
     }
 
     /// The guest's files as they are now, through the same mounts. Clones of it and of its tree must be dropped before
@@ -151,17 +173,30 @@ impl WritableGuest {
 
     /// Synchronises, unmounts, and forgets what is cached of the disks, so that they can be read again.
     pub fn close(self) -> Result<()> {
-        let Self { guest, confined, mounts, devices, claims, keep_in } = self;
+        let Self {
+            guest,
+            confined,
+            mounts,
+            devices,
+            claims,
+            keep_in,
+        } = self;
         drop(keep_in);
         confined.sync_all()?;
-        let is_btrfs = guest.file_systems.iter().any(|file_system| file_system.kind == "btrfs");
+        let is_btrfs = guest
+            .file_systems
+            .iter()
+            .any(|file_system| file_system.kind == "btrfs");
         drop(guest);
         drop(confined);
         for mount in mounts {
             mount.unmount()?;
         }
         if is_btrfs {
-            devices.iter().filter(|device| device.is_ours()).for_each(|device| btrfs::forget(&device.path()));
+            devices
+                .iter()
+                .filter(|device| device.is_ours())
+                .for_each(|device| btrfs::forget(&device.path()));
         }
         drop(devices);
         for claim in claims.into_values() {
@@ -172,7 +207,10 @@ impl WritableGuest {
 }
 
 /// The bytes of each file system on a disk, as they are now.
-fn looks<'a>(file_systems: &'a [FileSystem], claims: &Claims) -> Result<Vec<(&'a FileSystem, Arc<dyn ReadAt>)>> {
+fn looks<'a>(
+    file_systems: &'a [FileSystem],
+    claims: &Claims,
+) -> Result<Vec<(&'a FileSystem, Arc<dyn ReadAt>)>> {
     let look = |file_system: &'a FileSystem| {
         let bytes = write_device::look(&file_system.backing, claims).transpose()?;
         Some(bytes.map(|bytes| (file_system, bytes)))
@@ -183,8 +221,11 @@ fn looks<'a>(file_systems: &'a [FileSystem], claims: &Claims) -> Result<Vec<(&'a
 /// Reads the flag afresh: what was seen while inspecting may be a while ago.
 fn refuse_damaged(file_systems: &[FileSystem], claims: &Claims) -> Result<()> {
     for file_system in file_systems {
-        let Some(bytes) = write_device::look(&file_system.backing, claims)? else { continue };
-        let flagged = file_system.kind.starts_with("ext") && in_use::has_error_flag(bytes.as_ref())?;
+        let Some(bytes) = write_device::look(&file_system.backing, claims)? else {
+            continue;
+        };
+        let flagged =
+            file_system.kind.starts_with("ext") && in_use::has_error_flag(bytes.as_ref())?;
         if !(flagged || file_system.has_errors) {
             continue;
         }
@@ -246,7 +287,9 @@ fn mount_device(device: &Path, file_system: &FileSystem) -> Result<Mount> {
 }
 
 fn is_open(mounts: &[(&FileSystem, Mount)], backing: &Backing) -> bool {
-    mounts.iter().any(|(there, _)| there.backing == *backing && there.subvolume.is_some())
+    mounts
+        .iter()
+        .any(|(there, _)| there.backing == *backing && there.subvolume.is_some())
 }
 
 /// The folders of all subvolumes, below the one mount of their file system. To the writer each is a file system of its own: neither
@@ -257,7 +300,9 @@ fn open_subvolumes<'a>(
 ) -> Result<Vec<(&'a FileSystem, OwnedFd)>> {
     let mut folders = Vec::new();
     for file_system in file_systems {
-        let Some(subvolume) = &file_system.subvolume else { continue };
+        let Some(subvolume) = &file_system.subvolume else {
+            continue;
+        };
         let (_, mount) = mounts
             .iter()
             .find(|(there, _)| there.backing == file_system.backing)
@@ -271,7 +316,8 @@ fn open_subvolumes<'a>(
 
 fn open_folder(folder: &Path) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(folder, flags, Mode::empty()).with_context(|| format!("opening the folder {}", folder.display()))
+    rustix::fs::open(folder, flags, Mode::empty())
+        .with_context(|| format!("opening the folder {}", folder.display()))
 }
 
 /// One repair at a time. The lock is on the guest's root folder itself: it needs no inode on a full disk, and dies with us.

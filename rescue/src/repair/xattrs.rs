@@ -42,13 +42,22 @@ pub fn copy(from: &Place, to: &Place, list: List) -> Result<()> {
             continue;
         }
         let mut value = Vec::with_capacity(LARGEST);
-        match rustix::fs::lgetxattr(&source, name.as_c_str(), rustix::buffer::spare_capacity(&mut value)) {
+        match rustix::fs::lgetxattr(
+            &source,
+            name.as_c_str(),
+            rustix::buffer::spare_capacity(&mut value),
+        ) {
             Ok(_) => {}
             Err(Errno::NODATA) => continue,
-            Err(error) => return Err(error).with_context(|| format!("reading the attribute {name:?} of {from}")),
+            Err(error) => {
+                return Err(error)
+                    .with_context(|| format!("reading the attribute {name:?} of {from}"));
+            }
         }
-        fault::call("setxattr", || rustix::fs::lsetxattr(&target, name.as_c_str(), &value, XattrFlags::empty()))
-            .with_context(|| format!("copying the attribute {name:?} of {from}"))?;
+        fault::call("setxattr", || {
+            rustix::fs::lsetxattr(&target, name.as_c_str(), &value, XattrFlags::empty())
+        })
+        .with_context(|| format!("copying the attribute {name:?} of {from}"))?;
     }
     Ok(())
 }
@@ -62,10 +71,14 @@ pub fn access_list(place: &Place) -> Result<Option<Vec<u8>>, Errno> {
 /// must not get them either, because it is moved to where other rules hold.
 pub fn drop_lists(folder: &Place) -> Result<()> {
     for name in [DEFAULT, ACCESS] {
-        let has_it = get(folder, name).with_context(|| format!("reading the attribute {name} of {folder}"))?.is_some();
+        let has_it = get(folder, name)
+            .with_context(|| format!("reading the attribute {name} of {folder}"))?
+            .is_some();
         if has_it {
-            fault::call("removexattr", || rustix::fs::lremovexattr(folder.proc_path(), name))
-                .with_context(|| format!("taking the attribute {name} of {folder} away"))?;
+            fault::call("removexattr", || {
+                rustix::fs::lremovexattr(folder.proc_path(), name)
+            })
+            .with_context(|| format!("taking the attribute {name} of {folder} away"))?;
         }
     }
     Ok(())
@@ -73,7 +86,11 @@ pub fn drop_lists(folder: &Place) -> Result<()> {
 
 fn get(place: &Place, name: &str) -> Result<Option<Vec<u8>>, Errno> {
     let mut value = Vec::with_capacity(LARGEST);
-    match rustix::fs::lgetxattr(place.proc_path(), name, rustix::buffer::spare_capacity(&mut value)) {
+    match rustix::fs::lgetxattr(
+        place.proc_path(),
+        name,
+        rustix::buffer::spare_capacity(&mut value),
+    ) {
         Ok(_) => Ok(Some(value)),
         Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
         Err(error) => Err(error),
@@ -85,13 +102,22 @@ pub(super) fn read(place: &Place) -> Result<BTreeMap<String, Vec<u8>>> {
     let mut all = BTreeMap::new();
     for name in names(place)? {
         let mut value = Vec::with_capacity(LARGEST);
-        match rustix::fs::lgetxattr(place.proc_path(), name.as_c_str(), rustix::buffer::spare_capacity(&mut value)) {
+        match rustix::fs::lgetxattr(
+            place.proc_path(),
+            name.as_c_str(),
+            rustix::buffer::spare_capacity(&mut value),
+        ) {
             Ok(_) => {}
             Err(Errno::NODATA) => continue,
-            Err(error) => return Err(error).with_context(|| format!("reading the attribute {name:?} of {place}")),
+            Err(error) => {
+                return Err(error)
+                    .with_context(|| format!("reading the attribute {name:?} of {place}"));
+            }
         }
         if name.as_bytes() != b"security.evm" {
-            let name = name.into_string().with_context(|| format!("an attribute of {place} has a strange name"))?;
+            let name = name
+                .into_string()
+                .with_context(|| format!("an attribute of {place} has a strange name"))?;
             all.insert(name, value);
         }
     }
@@ -101,26 +127,38 @@ pub(super) fn read(place: &Place) -> Result<BTreeMap<String, Vec<u8>>> {
 /// Gives a name attributes that were [`read`].
 pub(super) fn write(place: &Place, all: &BTreeMap<String, Vec<u8>>) -> Result<()> {
     for (name, value) in all {
-        fault::call("setxattr", || rustix::fs::lsetxattr(place.proc_path(), name, value, XattrFlags::empty()))
-            .with_context(|| format!("giving {place} its attribute {name}"))?;
+        fault::call("setxattr", || {
+            rustix::fs::lsetxattr(place.proc_path(), name, value, XattrFlags::empty())
+        })
+        .with_context(|| format!("giving {place} its attribute {name}"))?;
     }
     Ok(())
 }
 
 /// Of these attributes those that fit a file that is new in name, or else in its bytes.
-pub(super) fn that_fit(all: &BTreeMap<String, Vec<u8>>, same_name: bool) -> BTreeMap<String, Vec<u8>> {
+pub(super) fn that_fit(
+    all: &BTreeMap<String, Vec<u8>>,
+    same_name: bool,
+) -> BTreeMap<String, Vec<u8>> {
     let fits = |name: &str| match same_name {
         true => !OF_THE_BYTES.contains(&name.as_bytes()),
         false => name == SELINUX,
     };
-    all.iter().filter(|(name, _)| fits(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
+    all.iter()
+        .filter(|(name, _)| fits(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
 }
 
 /// Copies SELinux's label alone.
 pub fn copy_label(from: &Place, to: &Place) -> Result<()> {
-    let Some(label) = label_of(from)? else { return Ok(()) };
-    fault::call("setxattr", || rustix::fs::lsetxattr(to.proc_path(), SELINUX, &label, XattrFlags::empty()))
-        .with_context(|| format!("labelling {to}"))
+    let Some(label) = label_of(from)? else {
+        return Ok(());
+    };
+    fault::call("setxattr", || {
+        rustix::fs::lsetxattr(to.proc_path(), SELINUX, &label, XattrFlags::empty())
+    })
+    .with_context(|| format!("labelling {to}"))
 }
 
 /// Gives a new file the label of its kind's first labelled sibling in the folder where it will be, else the folder's own.
@@ -128,17 +166,25 @@ pub fn label_new(confined: &Confined, future: &RealPath, staged: &Place) -> Resu
     let Some(label) = label_for(confined, future, staged)? else {
         return Ok(());
     };
-    fault::call("setxattr", || rustix::fs::lsetxattr(staged.proc_path(), SELINUX, &label, XattrFlags::empty()))
-        .with_context(|| format!("labelling the new file {future}"))
+    fault::call("setxattr", || {
+        rustix::fs::lsetxattr(staged.proc_path(), SELINUX, &label, XattrFlags::empty())
+    })
+    .with_context(|| format!("labelling the new file {future}"))
 }
 
 fn label_for(confined: &Confined, future: &RealPath, staged: &Place) -> Result<Option<Vec<u8>>> {
-    let kind = staged.lstat()?.map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode));
+    let kind = staged
+        .lstat()?
+        .map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode));
     let folder = nearest_folder(confined, future)?;
     if folder == future.parent() {
         for name in confined.names(&folder)?.into_iter().take(SIBLINGS) {
-            let Ok(sibling) = confined.place(&folder.child(&name)) else { continue };
-            let Ok(Some(stat)) = sibling.lstat() else { continue };
+            let Ok(sibling) = confined.place(&folder.child(&name)) else {
+                continue;
+            };
+            let Ok(Some(stat)) = sibling.lstat() else {
+                continue;
+            };
             if Some(rustix::fs::FileType::from_raw_mode(stat.st_mode)) == kind
                 && let Some(label) = label_of(&sibling)?
             {
@@ -146,7 +192,9 @@ fn label_for(confined: &Confined, future: &RealPath, staged: &Place) -> Result<O
             }
         }
     }
-    let open = confined.open_folder(&folder).with_context(|| format!("opening {folder}"))?;
+    let open = confined
+        .open_folder(&folder)
+        .with_context(|| format!("opening {folder}"))?;
     let mut value = Vec::with_capacity(LARGEST);
     match rustix::fs::fgetxattr(&open, SELINUX, rustix::buffer::spare_capacity(&mut value)) {
         Ok(_) => Ok(Some(value)),
@@ -161,7 +209,9 @@ fn nearest_folder(confined: &Confined, future: &RealPath) -> Result<RealPath> {
     loop {
         match confined.open_folder(&folder) {
             Ok(_) => return Ok(folder),
-            Err(error) if super::confined::is_not_there(&error) && folder.as_path().parent().is_some() => {
+            Err(error)
+                if super::confined::is_not_there(&error) && folder.as_path().parent().is_some() =>
+            {
                 folder = folder.parent();
             }
             Err(error) => return Err(error).with_context(|| format!("opening {folder}")),
@@ -177,7 +227,9 @@ fn names(place: &Place) -> Result<Vec<CString>> {
     let mut list = Vec::with_capacity(LARGEST);
     match rustix::fs::llistxattr(place.proc_path(), rustix::buffer::spare_capacity(&mut list)) {
         Ok(_) | Err(Errno::OPNOTSUPP) => {}
-        Err(error) => return Err(error).with_context(|| format!("listing the attributes of {place}")),
+        Err(error) => {
+            return Err(error).with_context(|| format!("listing the attributes of {place}"));
+        }
     }
     Ok(list
         .split(|byte| *byte == 0)

@@ -25,7 +25,11 @@ pub fn list<T>(
     (indent, rest): (&str, &str),
     mut line_of: impl FnMut(&T) -> String,
 ) {
-    let shown = if items.len() <= most + 1 { items.len() } else { most };
+    let shown = if items.len() <= most + 1 {
+        items.len()
+    } else {
+        most
+    };
     for text in items.iter().take(shown).map(&mut line_of) {
         for text in text.lines() {
             let _ = writeln!(out, "{indent}{}", line(text));
@@ -47,8 +51,17 @@ pub fn sentences<T: AsRef<str>>(sentences: &[T]) -> String {
 }
 
 fn joined<T: AsRef<str>>(names: &[T], separator: &str) -> String {
-    let shown = if names.len() <= NAMES + 1 { names.len() } else { NAMES };
-    let text = names.iter().take(shown).map(|name| line(name.as_ref())).collect::<Vec<_>>().join(separator);
+    let shown = if names.len() <= NAMES + 1 {
+        names.len()
+    } else {
+        NAMES
+    };
+    let text = names
+        .iter()
+        .take(shown)
+        .map(|name| line(name.as_ref()))
+        .collect::<Vec<_>>()
+        .join(separator);
     match names.len() - shown {
         0 => text,
         rest => format!("{text} and {rest} more"),
@@ -61,7 +74,10 @@ pub fn line(text: &str) -> Cow<'_, str> {
         None => Cow::Borrowed(text),
         Some((end, _)) => {
             let (shown, rest) = text.split_at(end);
-            Cow::Owned(format!("{shown}… ({} more characters)", rest.chars().count()))
+            Cow::Owned(format!(
+                "{shown}… ({} more characters)",
+                rest.chars().count()
+            ))
         }
     }
 }
@@ -73,7 +89,13 @@ mod tests {
     fn listed(count: usize) -> String {
         let items: Vec<usize> = (0..count).collect();
         let mut out = String::new();
-        list(&mut out, &items, 3, ("  ", "runs (--json names all)"), |n| format!("run {n}"));
+        list(
+            &mut out,
+            &items,
+            3,
+            ("  ", "runs (--json names all)"),
+            |n| format!("run {n}"),
+        );
         out
     }
 
@@ -83,7 +105,10 @@ mod tests {
         assert_eq!(listed(3), "  run 0\n  run 1\n  run 2\n");
         assert_eq!(listed(4).lines().count(), 4);
         assert!(!listed(4).contains("more"), "{}", listed(4));
-        assert_eq!(listed(20_000), "  run 0\n  run 1\n  run 2\n  and 19997 more runs (--json names all)\n");
+        assert_eq!(
+            listed(20_000),
+            "  run 0\n  run 1\n  run 2\n  and 19997 more runs (--json names all)\n"
+        );
     }
 
     #[test]
@@ -91,13 +116,19 @@ mod tests {
         assert_eq!(names(&["a", "b"]), "a, b");
         assert_eq!(names::<String>(&[]), "");
         assert!(names(&["a"; 13]).ends_with(", a"));
-        assert_eq!(names(&["a"; 14]), format!("{} and 2 more", ["a"; 12].join(", ")));
+        assert_eq!(
+            names(&["a"; 14]),
+            format!("{} and 2 more", ["a"; 12].join(", "))
+        );
     }
 
     #[test]
     fn a_long_line_is_cut_between_characters() {
         assert_eq!(line("ü"), "ü");
         assert_eq!(line(&"ü".repeat(1000)), "ü".repeat(1000));
-        assert_eq!(line(&"ü".repeat(1007)), format!("{}… (7 more characters)", "ü".repeat(1000)));
+        assert_eq!(
+            line(&"ü".repeat(1007)),
+            format!("{}… (7 more characters)", "ü".repeat(1000))
+        );
     }
 }

@@ -13,11 +13,25 @@ use crate::survey::{Survey, Surveyed};
 
 /// Lines of at most a terminal's width for usual names; ends with a line feed.
 pub fn table(rows: &[Row], now: OffsetDateTime) -> String {
-    let (authorities, leaves): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| row.is_authority);
-    let head = ["CERTIFICATE", "EXPIRES", "RESIDUAL TIME", "CERTIFICATE AUTHORITY", "EXTERNALLY MANAGED", "STATE"];
+    let (authorities, leaves): (Vec<&Row>, Vec<&Row>) =
+        rows.iter().partition(|row| row.is_authority);
+    let head = [
+        "CERTIFICATE",
+        "EXPIRES",
+        "RESIDUAL TIME",
+        "CERTIFICATE AUTHORITY",
+        "EXTERNALLY MANAGED",
+        "STATE",
+    ];
     let mut text = lay_out(&head, leaves.iter().map(|row| cells(row, now)).collect());
     if !authorities.is_empty() {
-        let head = ["CERTIFICATE AUTHORITY", "EXPIRES", "RESIDUAL TIME", "EXTERNALLY MANAGED", "STATE"];
+        let head = [
+            "CERTIFICATE AUTHORITY",
+            "EXPIRES",
+            "RESIDUAL TIME",
+            "EXTERNALLY MANAGED",
+            "STATE",
+        ];
         let cells = authorities.iter().map(|row| {
             let [name, expires, residual, _, external, state] = cells(row, now);
             [name, expires, residual, external, state]
@@ -32,7 +46,8 @@ fn cells(row: &Row, now: OffsetDateTime) -> [String; 6] {
     [
         row.name.clone(),
         row.expires.map_or_else(|| "-".to_owned(), moment),
-        row.expires.map_or_else(|| "-".to_owned(), |end| residual(end - now)),
+        row.expires
+            .map_or_else(|| "-".to_owned(), |end| residual(end - now)),
         row.authority.clone(),
         if row.externally_managed { "yes" } else { "no" }.to_owned(),
         row.verdict.words().to_owned(),
@@ -49,7 +64,9 @@ pub fn survey(survey: &Survey, now: OffsetDateTime, style: &Style) -> String {
         for node in &survey.nodes {
             let _ = writeln!(out, "{}  ({})\n", style.heading(&node.name), node.source);
             let rest = ("", "certificates (--json has all)");
-            bounded::list(&mut out, &node.listing.rows, MANY, rest, |row| block(row, now));
+            bounded::list(&mut out, &node.listing.rows, MANY, rest, |row| {
+                block(row, now)
+            });
         }
     } else {
         let _ = writeln!(out, "{}", narrow(&survey.nodes, now));
@@ -57,16 +74,24 @@ pub fn survey(survey: &Survey, now: OffsetDateTime, style: &Style) -> String {
     unreferenced(&mut out, &survey.nodes, style);
     if !survey.unreadable.is_empty() {
         let _ = writeln!(out, "{}", style.heading("Could not be read"));
-        bounded::list(&mut out, &survey.unreadable, ENTRIES, ("  ", "(--json has all)"), |unreadable| {
-            format!("{}: {}", unreadable.source, unreadable.reason)
-        });
+        bounded::list(
+            &mut out,
+            &survey.unreadable,
+            ENTRIES,
+            ("  ", "(--json has all)"),
+            |unreadable| format!("{}: {}", unreadable.source, unreadable.reason),
+        );
         out.push('\n');
     }
     if !survey.leftovers.is_empty() {
         let _ = writeln!(out, "{}", style.heading("Also on these disks"));
-        bounded::list(&mut out, &survey.leftovers, ENTRIES, ("  ", "(--json has all)"), |leftover| {
-            format!("{}: {}", leftover.device, leftover.what)
-        });
+        bounded::list(
+            &mut out,
+            &survey.leftovers,
+            ENTRIES,
+            ("  ", "(--json has all)"),
+            |leftover| format!("{}: {}", leftover.device, leftover.what),
+        );
         out.push('\n');
     }
     out.push_str(&summary(&survey.nodes));
@@ -75,17 +100,32 @@ pub fn survey(survey: &Survey, now: OffsetDateTime, style: &Style) -> String {
 
 /// Node, name, date, what is left, CA, state: 80 columns for usual names.
 fn narrow(nodes: &[Surveyed], now: OffsetDateTime) -> String {
-    let head = ["NODE", "CERTIFICATE", "EXPIRES    LEFT", "AUTHORITY", "STATE"];
+    let head = [
+        "NODE",
+        "CERTIFICATE",
+        "EXPIRES    LEFT",
+        "AUTHORITY",
+        "STATE",
+    ];
     let cells = |node: &Surveyed, row: &Row| {
         [
             node.name.clone(),
             row.name.clone(),
-            row.expires.map_or_else(|| "-".to_owned(), |end| format!("{} {:>4}", date(end), left(end - now))),
-            if row.kind == Kind::Authority { "itself".to_owned() } else { row.authority.clone() },
+            row.expires.map_or_else(
+                || "-".to_owned(),
+                |end| format!("{} {:>4}", date(end), left(end - now)),
+            ),
+            if row.kind == Kind::Authority {
+                "itself".to_owned()
+            } else {
+                row.authority.clone()
+            },
             row.verdict.words().to_owned(),
         ]
     };
-    let rows = nodes.iter().flat_map(|node| node.listing.rows.iter().map(move |row| cells(node, row)));
+    let rows = nodes
+        .iter()
+        .flat_map(|node| node.listing.rows.iter().map(move |row| cells(node, row)));
     let mut text = lay_out_with(&head, rows.collect(), 2);
     for node in nodes.iter().filter(|node| node.listing.rows.is_empty()) {
         let _ = writeln!(text, "{}  no certificates of kubeadm", node.name);
@@ -99,7 +139,13 @@ fn block(row: &Row, now: OffsetDateTime) -> String {
     let mut line = |label: &str, value: &str| {
         let _ = writeln!(out, "  {label:<12}{value}");
     };
-    let list = |values: &[String]| if values.is_empty() { "none".to_owned() } else { bounded::names(values) };
+    let list = |values: &[String]| {
+        if values.is_empty() {
+            "none".to_owned()
+        } else {
+            bounded::names(values)
+        }
+    };
     line("name", &row.name);
     line("path", &row.path);
     if let Some(key) = row.key_path.as_ref().filter(|key| **key != row.path) {
@@ -109,25 +155,50 @@ fn block(row: &Row, now: OffsetDateTime) -> String {
         line("subject", subject);
         line("issuer", row.issuer.as_deref().unwrap_or("unknown"));
         line("names", &list(&row.alternative_names));
-        line("key type", row.key_type.as_deref().unwrap_or("of a kind that kubeadm never uses"));
+        line(
+            "key type",
+            row.key_type
+                .as_deref()
+                .unwrap_or("of a kind that kubeadm never uses"),
+        );
         line("usages", &list(&row.extended_key_usage));
         line("serial", row.serial.as_deref().unwrap_or("unknown"));
     }
     if let (Some(begin), Some(end)) = (row.not_before, row.expires) {
         let left = end - now;
-        let word = if left.is_negative() { "over for" } else { "left" };
-        line("valid", &format!("{} to {}, {word} {}", units::time(begin), units::time(end), units::span(left.abs())));
+        let word = if left.is_negative() {
+            "over for"
+        } else {
+            "left"
+        };
+        line(
+            "valid",
+            &format!(
+                "{} to {}, {word} {}",
+                units::time(begin),
+                units::time(end),
+                units::span(left.abs())
+            ),
+        );
     }
     if row.is_authority {
         line("authority", "a CA itself");
     } else {
-        let external = if row.externally_managed { " (cannot be renewed on this node)" } else { "" };
+        let external = if row.externally_managed {
+            " (cannot be renewed on this node)"
+        } else {
+            ""
+        };
         line("authority", &format!("{}{external}", row.authority));
     }
     line("renewed by", manager(row.managed_by));
     line(
         "used by",
-        &if row.used_by.is_empty() { "nothing on this node names it".to_owned() } else { bounded::names(&row.used_by) },
+        &if row.used_by.is_empty() {
+            "nothing on this node names it".to_owned()
+        } else {
+            bounded::names(&row.used_by)
+        },
     );
     line("state", row.verdict.words());
     for problem in row.problems.iter().take(ENTRIES) {
@@ -151,17 +222,31 @@ fn manager(manager: Manager) -> &'static str {
 
 /// Certificates first, then keys: what may be in use after all, or should not lie about.
 fn unreferenced(out: &mut String, nodes: &[Surveyed], style: &Style) {
-    if nodes.iter().all(|node| node.listing.unreferenced.is_empty()) {
+    if nodes
+        .iter()
+        .all(|node| node.listing.unreferenced.is_empty())
+    {
         return;
     }
-    let _ = writeln!(out, "{}", style.heading("Unreferenced: nothing on the node names these files"));
+    let _ = writeln!(
+        out,
+        "{}",
+        style.heading("Unreferenced: nothing on the node names these files")
+    );
     for node in nodes {
         let mut strays: Vec<&Stray> = node.listing.unreferenced.iter().collect();
         strays.sort_by_key(|stray| {
-            !matches!(stray.kind, StrayKind::Certificate | StrayKind::Kubeconfig | StrayKind::Key)
+            !matches!(
+                stray.kind,
+                StrayKind::Certificate | StrayKind::Kubeconfig | StrayKind::Key
+            )
         });
         let most = if style.details { MANY } else { STRAYS_SHOWN };
-        let all = if strays.len() > MANY { "(--json names all)" } else { "(--details shows all)" };
+        let all = if strays.len() > MANY {
+            "(--json names all)"
+        } else {
+            "(--details shows all)"
+        };
         bounded::list(out, &strays, most, ("  ", all), |stray| {
             format!("{}  {}\n    {}", node.name, stray.path, stray.what)
         });
@@ -181,7 +266,10 @@ fn summary(nodes: &[Surveyed]) -> String {
             _ => counts.push((verdict.words(), 1)),
         }
     }
-    let states: Vec<String> = counts.iter().map(|(words, number)| format!("{number} {words}")).collect();
+    let states: Vec<String> = counts
+        .iter()
+        .map(|(words, number)| format!("{number} {words}"))
+        .collect();
     let (nodes, certificates) = (nodes.len(), rows().count());
     format!(
         "{}, {}{}{}\n",
@@ -198,7 +286,11 @@ fn date(time: OffsetDateTime) -> String {
 
 /// As kubeadm's residual time, with a plain word where it is over.
 fn left(left: Duration) -> String {
-    if left.whole_seconds() <= 0 { "none".to_owned() } else { residual(left) }
+    if left.whole_seconds() <= 0 {
+        "none".to_owned()
+    } else {
+        residual(left)
+    }
 }
 
 fn lay_out<const N: usize>(head: &[&str; N], rows: Vec<[String; N]>) -> String {
@@ -236,7 +328,13 @@ fn lay_out_with<const N: usize>(head: &[&str; N], rows: Vec<[String; N]>, gap: u
 fn moment(time: OffsetDateTime) -> String {
     let time = time.to_offset(UtcOffset::UTC);
     let month: String = time.month().to_string().chars().take(3).collect();
-    format!("{month} {:02}, {} {:02}:{:02} UTC", time.day(), time.year(), time.hour(), time.minute())
+    format!(
+        "{month} {:02}, {} {:02}:{:02} UTC",
+        time.day(),
+        time.year(),
+        time.hour(),
+        time.minute()
+    )
 }
 
 /// As apimachinery's ShortHumanDuration: the largest unit only, `<invalid>` when it is over.
@@ -262,8 +360,20 @@ mod tests {
     fn looks_like_kubeadms() {
         let row = |name: &str, expires, is_authority| Row {
             expires: Some(expires),
-            authority: if is_authority { String::new() } else { "ca".to_owned() },
-            ..Row::new(name, if is_authority { Kind::Authority } else { Kind::Leaf }, "")
+            authority: if is_authority {
+                String::new()
+            } else {
+                "ca".to_owned()
+            },
+            ..Row::new(
+                name,
+                if is_authority {
+                    Kind::Authority
+                } else {
+                    Kind::Leaf
+                },
+                "",
+            )
         };
         let now = datetime!(2023-02-24 00:00 UTC);
         let rows = [

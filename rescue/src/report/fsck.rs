@@ -37,7 +37,12 @@ impl Entry {
 
 /// One verdict: a line, and the checker's words where it found something.
 pub fn verdict(verdict: &Verdict) -> String {
-    let mut text = format!("{} ({}): {}\n", verdict.device, verdict.kind, words(verdict));
+    let mut text = format!(
+        "{} ({}): {}\n",
+        verdict.device,
+        verdict.kind,
+        words(verdict)
+    );
     if verdict.condition == Condition::Damaged {
         for line in &verdict.said {
             let _ = writeln!(text, "    {line}");
@@ -54,7 +59,10 @@ fn words(verdict: &Verdict) -> String {
     let mut words = match &verdict.condition {
         Condition::Clean => format!("no damage found ({by})"),
         Condition::Damaged => format!("DAMAGED ({by})"),
-        Condition::NotChecked { why, next: Some(next) } => format!("not checked: {why}. Next: {next}"),
+        Condition::NotChecked {
+            why,
+            next: Some(next),
+        } => format!("not checked: {why}. Next: {next}"),
         Condition::NotChecked { why, next: None } => format!("not checked: {why}"),
     };
     match &verdict.journal {
@@ -67,7 +75,9 @@ fn words(verdict: &Verdict) -> String {
         }
     }
     if verdict.error_flag {
-        words.push_str("; its superblock carries the error flag: errors were found while it was in use");
+        words.push_str(
+            "; its superblock carries the error flag: errors were found while it was in use",
+        );
     }
     words
 }
@@ -76,7 +86,13 @@ fn words(verdict: &Verdict) -> String {
 pub fn mended(entry: &Entry) -> String {
     let mut text = String::new();
     if let Some(preened) = &entry.mended {
-        let _ = writeln!(text, "{}: {} ran for {}:", entry.before.device, preened.line, seconds(preened.ran.took));
+        let _ = writeln!(
+            text,
+            "{}: {} ran for {}:",
+            entry.before.device,
+            preened.line,
+            seconds(preened.ran.took)
+        );
         for line in &preened.ran.said {
             let _ = writeln!(text, "    {line}");
         }

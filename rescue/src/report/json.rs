@@ -75,10 +75,14 @@ pub fn planned(report: &NodeReport, plan: &Plan) -> Value {
             Value::Object(object)
         })
         .collect();
-    let not_possible: Vec<Value> =
-        plan.dropped.iter().map(|dropped| json!({"summary": dropped.summary, "reason": dropped.reason})).collect();
+    let not_possible: Vec<Value> = plan
+        .dropped
+        .iter()
+        .map(|dropped| json!({"summary": dropped.summary, "reason": dropped.reason}))
+        .collect();
     let mut object = node(report);
-    object["plan"] = json!({"steps": steps, "not_possible": not_possible, "left": findings(&plan.left)});
+    object["plan"] =
+        json!({"steps": steps, "not_possible": not_possible, "left": findings(&plan.left)});
     object
 }
 
@@ -176,22 +180,31 @@ pub(super) fn undone_fields(undone: &Undone) -> Value {
 
 /// `rescue runs --prune --json`.
 pub fn pruned(pruned: &Pruned) -> Value {
-    let Pruned { removed, kept, bytes, elsewhere } = pruned;
+    let Pruned {
+        removed,
+        kept,
+        bytes,
+        elsewhere,
+    } = pruned;
     let pruned = json!({"removed": removed, "kept": kept, "bytes": bytes, "elsewhere": elsewhere});
     json!({"schema": SCHEMA, "nodes": [], "pruned": pruned})
 }
 
 /// `rescue runs --json`.
 pub fn runs(nodes: &[NodeReport]) -> Value {
-    let nodes: Vec<Value> =
-        nodes.iter().map(|node| json!({"name": node.name(), "source": node.guest.source, "runs": node.runs})).collect();
+    let nodes: Vec<Value> = nodes
+        .iter()
+        .map(|node| json!({"name": node.name(), "source": node.guest.source, "runs": node.runs}))
+        .collect();
     json!({"schema": SCHEMA, "nodes": nodes})
 }
 
 /// `rescue checks --json`.
 pub fn checks() -> Value {
-    let checks: Vec<Value> =
-        catalogue().iter().map(|check| json!({"check": check.id(), "about": check.about()})).collect();
+    let checks: Vec<Value> = catalogue()
+        .iter()
+        .map(|check| json!({"check": check.id(), "about": check.about()}))
+        .collect();
     json!({"schema": SCHEMA, "checks": checks})
 }
 

@@ -15,5 +15,7 @@ pub mod text;
 fn unit_files(unit: &crate::systemd::Unit) -> Vec<String> {
     let masked = if unit.masked { " (masked)" } else { "" };
     let fragment = unit.fragment.iter().map(|path| format!("{path}{masked}"));
-    fragment.chain(unit.drop_ins.iter().map(ToString::to_string)).collect()
+    fragment
+        .chain(unit.drop_ins.iter().map(ToString::to_string))
+        .collect()
 }

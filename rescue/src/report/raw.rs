@@ -13,7 +13,11 @@ const MAX_BYTES: usize = 64;
 /// A value; ends with a line feed.
 pub fn value(bytes: &[u8]) -> String {
     if let Some(text) = text(bytes) {
-        return if text.ends_with('\n') { text.to_owned() } else { format!("{text}\n") };
+        return if text.ends_with('\n') {
+            text.to_owned()
+        } else {
+            format!("{text}\n")
+        };
     }
     let mut out = String::new();
     let message = match bytes.strip_prefix(b"k8s\0") {
@@ -39,7 +43,9 @@ pub fn value(bytes: &[u8]) -> String {
 fn text(bytes: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(bytes).ok()?;
     text.chars()
-        .all(|character| !crate::base::escaping::misleads(character) || matches!(character, '\n' | '\t'))
+        .all(|character| {
+            !crate::base::escaping::misleads(character) || matches!(character, '\n' | '\t')
+        })
         .then_some(text)
 }
 
@@ -57,7 +63,8 @@ fn fields(out: &mut String, message: &[u8], depth: usize) {
             (number, Value::Bytes(bytes)) => match text(bytes) {
                 Some(text) if text.contains('\n') => {
                     let _ = writeln!(out, "{indent}{number}: |");
-                    text.lines().try_for_each(|line| writeln!(out, "{indent}  {line}"))
+                    text.lines()
+                        .try_for_each(|line| writeln!(out, "{indent}  {line}"))
                 }
                 Some(text) => writeln!(out, "{indent}{number}: {text:?}"),
                 None if is_message(bytes, depth + 1) => {
@@ -72,8 +79,16 @@ fn fields(out: &mut String, message: &[u8], depth: usize) {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    let shown: String = bytes.iter().take(MAX_BYTES).map(|byte| format!("{byte:02x}")).collect();
-    let more = if bytes.len() > MAX_BYTES { format!("… ({} bytes)", bytes.len()) } else { String::new() };
+    let shown: String = bytes
+        .iter()
+        .take(MAX_BYTES)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let more = if bytes.len() > MAX_BYTES {
+        format!("… ({} bytes)", bytes.len())
+    } else {
+        String::new()
+    };
     format!("0x{shown}{more}")
 }
 
@@ -87,6 +102,9 @@ mod tests {
         assert!(!value(b"\x1b[2J").contains('\x1b'));
         let message = b"k8s\0\x0a\x0c\x0a\x02v1\x12\x06Secret\x12\x03\x08\x96\x01";
         let shown = value(message);
-        assert!(shown.contains("1: \"v1\"") && shown.contains("1: 150"), "{shown}");
+        assert!(
+            shown.contains("1: \"v1\"") && shown.contains("1: 150"),
+            "{shown}"
+        );
     }
 }

@@ -28,6 +28,10 @@ pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
         Some(restart) => text::restart(&mut out, restart, style),
         None => out.push_str("It takes effect when the node boots.\n"),
     }
-    let _ = writeln!(out, "To take it back: rescue undo {sources} --run {}", receipt.run);
+    let _ = writeln!(
+        out,
+        "To take it back: rescue undo {sources} --run {}",
+        receipt.run
+    );
     out
 }

@@ -17,14 +17,26 @@ use crate::repair::undo::Undone;
 pub fn plan(plan: &SetPlan, style: &Style) -> String {
     let mut out = String::new();
     let names: Vec<&str> = plan.parts.iter().map(|part| part.name.as_str()).collect();
-    let _ = writeln!(out, "\n{}", style.heading(&format!("Plan for {} as one", names.join(", "))));
+    let _ = writeln!(
+        out,
+        "\n{}",
+        style.heading(&format!("Plan for {} as one", names.join(", ")))
+    );
     let _ = writeln!(out, "  {}", plan.summary);
-    let width = names.iter().map(|name| name.len()).max().unwrap_or_default();
+    let width = names
+        .iter()
+        .map(|name| name.len())
+        .max()
+        .unwrap_or_default();
     for part in &plan.parts {
         let mut names = std::iter::once(part.name.as_str()).chain(std::iter::repeat(""));
-        bounded::list(&mut out, &part.details, ENTRIES, ("    ", "lines (--dry-run --json has all)"), |detail| {
-            format!("{:width$}  {detail}", names.next().unwrap_or_default())
-        });
+        bounded::list(
+            &mut out,
+            &part.details,
+            ENTRIES,
+            ("    ", "lines (--dry-run --json has all)"),
+            |detail| format!("{:width$}  {detail}", names.next().unwrap_or_default()),
+        );
     }
     for why in &plan.why {
         let _ = writeln!(out, "  Nothing smaller: {why}");
@@ -33,7 +45,13 @@ pub fn plan(plan: &SetPlan, style: &Style) -> String {
     for line in plan.guarantee.may_be_lost() {
         let _ = writeln!(out, "  {line}");
     }
-    bounded::list(&mut out, &plan.notes, MANY, ("  ", "notes (--dry-run --json has all)"), String::clone);
+    bounded::list(
+        &mut out,
+        &plan.notes,
+        MANY,
+        ("  ", "notes (--dry-run --json has all)"),
+        String::clone,
+    );
     let _ = writeln!(out, "  {EXCLUDED}");
     let _ = writeln!(out, "  The old folders are kept whole, for `rescue undo`.");
     out
@@ -41,14 +59,29 @@ pub fn plan(plan: &SetPlan, style: &Style) -> String {
 
 /// What was done; `sources` as the user would type the disks again.
 pub fn receipt(receipt: &SetReceipt, sources: &str, style: &Style) -> String {
-    let SetReceipt { run, plan, applied, took, .. } = receipt;
+    let SetReceipt {
+        run,
+        plan,
+        applied,
+        took,
+        ..
+    } = receipt;
     let mut out = String::new();
     let _ = writeln!(out, "\n{}", style.heading("Done on all of them"));
-    let _ = writeln!(out, "  {} ({})", plan.summary, span(time::Duration::try_from(*took).unwrap_or_default()));
+    let _ = writeln!(
+        out,
+        "  {} ({})",
+        plan.summary,
+        span(time::Duration::try_from(*took).unwrap_or_default())
+    );
     let _ = writeln!(out, "  {}", plan.guarantee.statement());
-    let said: Vec<&String> =
-        applied.iter().flat_map(|applied| applied.left_alone.iter().chain(&applied.pruned)).collect();
-    bounded::list(&mut out, &said, ENTRIES, ("  ", "such lines"), |line| (*line).clone());
+    let said: Vec<&String> = applied
+        .iter()
+        .flat_map(|applied| applied.left_alone.iter().chain(&applied.pruned))
+        .collect();
+    bounded::list(&mut out, &said, ENTRIES, ("  ", "such lines"), |line| {
+        (*line).clone()
+    });
     for folder in applied.iter().flat_map(|applied| &applied.elsewhere) {
         let _ = writeln!(out, "{}", super::text::kept_elsewhere(folder));
     }
@@ -58,7 +91,10 @@ pub fn receipt(receipt: &SetReceipt, sources: &str, style: &Style) -> String {
     for line in &plan.afterwards {
         let _ = writeln!(out, "  Afterwards: {line}");
     }
-    let _ = writeln!(out, "To take it back, before any of them has booted: rescue undo {sources} --run {run}");
+    let _ = writeln!(
+        out,
+        "To take it back, before any of them has booted: rescue undo {sources} --run {run}"
+    );
     out
 }
 
@@ -70,7 +106,12 @@ pub fn outlook(together: &[Wanted], style: &Style) -> String {
     }
     for Wanted { check, plan } in together {
         let _ = match plan {
-            Ok(plan) => writeln!(out, "  {check}: {}\n  {}", plan.summary, plan.guarantee.statement()),
+            Ok(plan) => writeln!(
+                out,
+                "  {check}: {}\n  {}",
+                plan.summary,
+                plan.guarantee.statement()
+            ),
             Err(error) => writeln!(out, "  {check}: {error:#}"),
         };
     }
@@ -108,15 +149,29 @@ pub fn receipt_json(receipt: &SetReceipt) -> Value {
     let mut object = plan_json(&receipt.plan);
     object["run"] = json!(receipt.run);
     object["etcd"] = json!(receipt.etcd);
-    object["changes"] = json!(receipt.applied.iter().map(|applied| applied.changes).sum::<usize>());
-    object["elsewhere"] = json!(receipt.applied.iter().flat_map(|applied| &applied.elsewhere).collect::<Vec<_>>());
+    object["changes"] = json!(
+        receipt
+            .applied
+            .iter()
+            .map(|applied| applied.changes)
+            .sum::<usize>()
+    );
+    object["elsewhere"] = json!(
+        receipt
+            .applied
+            .iter()
+            .flat_map(|applied| &applied.elsewhere)
+            .collect::<Vec<_>>()
+    );
     object["seconds"] = json!(receipt.took.as_secs_f64());
     object
 }
 
 /// What an undo did on each node.
 pub fn undone(nodes: &[(String, Undone)]) -> String {
-    nodes.iter().fold(String::new(), |out, (name, undone)| out + &format!("{name}: {}", super::text::undone(undone)))
+    nodes.iter().fold(String::new(), |out, (name, undone)| {
+        out + &format!("{name}: {}", super::text::undone(undone))
+    })
 }
 
 /// … for programs.

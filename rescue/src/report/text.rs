@@ -50,7 +50,11 @@ const LABEL: usize = 18;
 
 impl Style {
     fn paint(&self, text: &str, code: &str) -> String {
-        if self.colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.colours {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
 
     fn severity(&self, severity: Severity) -> String {
@@ -76,9 +80,13 @@ pub fn inspection(inspection: &Inspection, now: OffsetDateTime, style: &Style) -
     }
     if !inspection.leftovers.is_empty() {
         let _ = writeln!(out, "{}", style.heading("Also on these disks"));
-        bounded::list(&mut out, &inspection.leftovers, ENTRIES, ("  ", "(--json names all)"), |leftover| {
-            format!("{}: {}", leftover.device, leftover.what)
-        });
+        bounded::list(
+            &mut out,
+            &inspection.leftovers,
+            ENTRIES,
+            ("  ", "(--json names all)"),
+            |leftover| format!("{}: {}", leftover.device, leftover.what),
+        );
         out.push('\n');
     }
     out
@@ -87,7 +95,12 @@ pub fn inspection(inspection: &Inspection, now: OffsetDateTime, style: &Style) -
 /// One node: facts, certificates, findings.
 pub fn node(report: &NodeReport, now: OffsetDateTime, style: &Style) -> String {
     let mut out = String::new();
-    let _ = writeln!(out, "{}  ({})", style.heading(report.name()), report.guest.source);
+    let _ = writeln!(
+        out,
+        "{}  ({})",
+        style.heading(report.name()),
+        report.guest.source
+    );
     facts(&mut out, report, now, style);
     if !report.certificates.is_empty() {
         let _ = writeln!(out, "\n{}", style.heading("Certificates"));
@@ -97,7 +110,10 @@ pub fn node(report: &NodeReport, now: OffsetDateTime, style: &Style) -> String {
     }
     out.push('\n');
     if report.findings.is_empty() {
-        let _ = writeln!(out, "Nothing was found that keeps this node from coming back.");
+        let _ = writeln!(
+            out,
+            "Nothing was found that keeps this node from coming back."
+        );
     } else {
         let _ = writeln!(out, "{}", style.heading("Findings"));
         findings(&mut out, &report.findings, style);
@@ -108,7 +124,15 @@ pub fn node(report: &NodeReport, now: OffsetDateTime, style: &Style) -> String {
 fn facts(out: &mut String, report: &NodeReport, now: OffsetDateTime, style: &Style) {
     let node = &report.node;
     let role = role_line(report);
-    fact(out, "role", &Fact { value: Some(role), source: node.role.source.clone() }, style);
+    fact(
+        out,
+        "role",
+        &Fact {
+            value: Some(role),
+            source: node.role.source.clone(),
+        },
+        style,
+    );
     fact(out, "os", &node.os, style);
     fact(out, "kubelet", &node.kubelet_version, style);
     fact(out, "runtime", &node.container_runtime, style);
@@ -126,9 +150,19 @@ fn facts(out: &mut String, report: &NodeReport, now: OffsetDateTime, style: &Sty
         }
     }
     // A long mount point pushes its own line to the right, but never touches it.
-    bounded::list(out, &report.guest.file_systems, ENTRIES, ("  ", "file systems (--json names all)"), |file_system| {
-        format!("{:LABEL$}{}", format!("{} ", file_system.mount_point), usage(file_system))
-    });
+    bounded::list(
+        out,
+        &report.guest.file_systems,
+        ENTRIES,
+        ("  ", "file systems (--json names all)"),
+        |file_system| {
+            format!(
+                "{:LABEL$}{}",
+                format!("{} ", file_system.mount_point),
+                usage(file_system)
+            )
+        },
+    );
     labelled(out, "fstab", &report.guest.unresolved, ToString::to_string);
     if let Some(clock) = &node.clock {
         let _ = writeln!(
@@ -138,14 +172,20 @@ fn facts(out: &mut String, report: &NodeReport, now: OffsetDateTime, style: &Sty
             last_alive(clock.newest, &clock.source, now)
         );
     }
-    labelled(out, "earlier run", &newest_first(&report.runs), |run| format!("{} {}", run.id, state(&run.state)));
+    labelled(out, "earlier run", &newest_first(&report.runs), |run| {
+        format!("{} {}", run.id, state(&run.state))
+    });
 }
 
 /// Lines with the same label.
 fn labelled<T>(out: &mut String, label: &str, items: &[T], text: impl Fn(&T) -> String) {
-    bounded::list(out, items, ENTRIES, ("  ", "of these (--json names all)"), |item| {
-        format!("{label:LABEL$}{}", text(item))
-    });
+    bounded::list(
+        out,
+        items,
+        ENTRIES,
+        ("  ", "of these (--json names all)"),
+        |item| format!("{label:LABEL$}{}", text(item)),
+    );
 }
 
 /// Oldest first as long as all of them are shown, and else the newest of them.
@@ -159,7 +199,12 @@ fn newest_first(runs: &[RunSummary]) -> Vec<&RunSummary> {
 /// When the guest last ran, and how far that is from now: a `--now` given by hand may well lie before it.
 fn last_alive(newest: OffsetDateTime, source: &str, now: OffsetDateTime) -> String {
     let side = if newest > now { "after" } else { "before" };
-    format!("{} ({source}), {} {side} {}", time(newest), span((now - newest).abs()), time(now))
+    format!(
+        "{} ({source}), {} {side} {}",
+        time(newest),
+        span((now - newest).abs()),
+        time(now)
+    )
 }
 
 fn role_line(report: &NodeReport) -> String {
@@ -167,10 +212,15 @@ fn role_line(report: &NodeReport) -> String {
         Some(Role::ControlPlane) => "kubeadm control plane".to_owned(),
         Some(Role::Worker) => "kubeadm worker".to_owned(),
         Some(Role::Etcd) => "kubeadm etcd member, without a control plane".to_owned(),
-        Some(Role::OtherDistribution) => {
-            report.node.distribution.value.clone().unwrap_or_else(|| "not kubeadm".to_owned())
+        Some(Role::OtherDistribution) => report
+            .node
+            .distribution
+            .value
+            .clone()
+            .unwrap_or_else(|| "not kubeadm".to_owned()),
+        Some(Role::NotKubernetes) if has_etcd(report) => {
+            "etcd, run by systemd, without Kubernetes".to_owned()
         }
-        Some(Role::NotKubernetes) if has_etcd(report) => "etcd, run by systemd, without Kubernetes".to_owned(),
         Some(Role::NotKubernetes) => "a Linux system without Kubernetes".to_owned(),
         None => "unknown".to_owned(),
     }
@@ -179,14 +229,16 @@ fn role_line(report: &NodeReport) -> String {
 /// Whether the system has a member that a service starts: an external etcd of kubespray's or of one's own.
 fn has_etcd(report: &NodeReport) -> bool {
     let found = locate::on_node(&report.guest, &report.node);
-    found.and_then(|found| found.launch).is_some_and(|launch| matches!(launch.by, By::Service(_)))
+    found
+        .and_then(|found| found.launch)
+        .is_some_and(|launch| matches!(launch.by, By::Service(_)))
 }
 
 fn fact<T: ToString>(out: &mut String, label: &str, fact: &Fact<T>, style: &Style) {
-    let value = fact
-        .value
-        .as_ref()
-        .map_or_else(|| "unknown".to_owned(), |value| crate::base::escaping::escape(&value.to_string()));
+    let value = fact.value.as_ref().map_or_else(
+        || "unknown".to_owned(),
+        |value| crate::base::escaping::escape(&value.to_string()),
+    );
     let source = match style.details && !fact.source.is_empty() {
         true => format!("  ({})", fact.source),
         false => String::new(),
@@ -196,7 +248,11 @@ fn fact<T: ToString>(out: &mut String, label: &str, fact: &Fact<T>, style: &Styl
 
 fn usage(file_system: &FileSystem) -> String {
     let usage = &file_system.usage;
-    let errors = if file_system.has_errors { ", ERROR FLAG SET" } else { "" };
+    let errors = if file_system.has_errors {
+        ", ERROR FLAG SET"
+    } else {
+        ""
+    };
     // btrfs makes inodes as they are needed.
     let inodes = match usage.inodes_total {
         0 => "no limit of inodes".to_owned(),
@@ -214,13 +270,17 @@ fn usage(file_system: &FileSystem) -> String {
 
 /// Severity and title, what was seen, and what the user has to know or do. What a repair will mend anyway is kept short.
 fn findings(out: &mut String, findings: &[Finding], style: &Style) {
-    bounded::list(out, findings, MANY, ("  ", "findings (rescue inspect --json has all)"), |found| {
-        finding(found, style)
-    });
+    bounded::list(
+        out,
+        findings,
+        MANY,
+        ("  ", "findings (rescue inspect --json has all)"),
+        |found| finding(found, style),
+    );
     let hidden = !style.details
-        && findings
-            .iter()
-            .any(|f| f.evidence.len() > EVIDENCE_SHOWN || !(f.remedies.is_empty() || f.advice.is_empty()));
+        && findings.iter().any(|f| {
+            f.evidence.len() > EVIDENCE_SHOWN || !(f.remedies.is_empty() || f.advice.is_empty())
+        });
     if hidden {
         let _ = writeln!(out, "  (rescue inspect --details says more about each)");
     }
@@ -229,16 +289,28 @@ fn findings(out: &mut String, findings: &[Finding], style: &Style) {
 fn finding(finding: &Finding, style: &Style) -> String {
     let mut out = format!("{}{}\n", style.severity(finding.severity), finding.title);
     let of_evidence = ("            ", "such lines (rescue inspect --json has all)");
-    let (shown, is_short) = (evidence_shown(finding, style), !style.details && !finding.remedies.is_empty());
+    let (shown, is_short) = (
+        evidence_shown(finding, style),
+        !style.details && !finding.remedies.is_empty(),
+    );
     // That there is more is said once, below all findings.
-    let evidence =
-        if is_short { finding.evidence.get(..shown).unwrap_or(&finding.evidence) } else { &finding.evidence };
+    let evidence = if is_short {
+        finding.evidence.get(..shown).unwrap_or(&finding.evidence)
+    } else {
+        &finding.evidence
+    };
     bounded::list(&mut out, evidence, shown, of_evidence, |evidence| {
         let separator = if evidence.path.is_empty() { "" } else { ": " };
         format!("{}{separator}{}", evidence.path, evidence.saw)
     });
     if style.details || finding.remedies.is_empty() {
-        bounded::list(&mut out, &finding.advice, ENTRIES, of_evidence, String::clone);
+        bounded::list(
+            &mut out,
+            &finding.advice,
+            ENTRIES,
+            of_evidence,
+            String::clone,
+        );
     }
     out
 }
@@ -253,10 +325,19 @@ fn evidence_shown(finding: &Finding, style: &Style) -> usize {
 }
 
 /// The last line of an inspection: what to type next. `is_planned`: whether something would be done to all nodes as one.
-pub fn next_step(inspection: &Inspection, is_planned: bool, sources: &str, settings: &Settings) -> String {
+pub fn next_step(
+    inspection: &Inspection,
+    is_planned: bool,
+    sources: &str,
+    settings: &Settings,
+) -> String {
     let mendable = is_planned
         || inspection.nodes.iter().any(|node| {
-            node.unfinished_run().is_some() || node.findings.iter().any(|f| counts(f) && !f.remedies.is_empty())
+            node.unfinished_run().is_some()
+                || node
+                    .findings
+                    .iter()
+                    .any(|f| counts(f) && !f.remedies.is_empty())
         });
     let findings = inspection.nodes.iter().any(NodeReport::needs_repair);
     if !settings.all_checks() && !mendable && !findings {
@@ -265,8 +346,13 @@ pub fn next_step(inspection: &Inspection, is_planned: bool, sources: &str, setti
         );
     }
     match (mendable, findings) {
-        (true, _) => format!("Next: rescue repair {sources}    (shows the plan and asks before anything is written)"),
-        (false, true) => "What is left above cannot be mended by this version; each finding says what can.".to_owned(),
+        (true, _) => format!(
+            "Next: rescue repair {sources}    (shows the plan and asks before anything is written)"
+        ),
+        (false, true) => {
+            "What is left above cannot be mended by this version; each finding says what can."
+                .to_owned()
+        }
         (false, false) => "Nothing to repair.".to_owned(),
     }
 }
@@ -277,8 +363,15 @@ pub fn plan_beside(plan: &Plan, together: &[&str], style: &Style) -> String {
         return crate::report::text::plan(plan, style);
     }
     let has_own = !plan.is_empty() || !plan.dropped.is_empty() || plan.left.iter().any(counts);
-    let own = if has_own { crate::report::text::plan(plan, style) } else { String::new() };
-    format!("{own}\nPlanned for all nodes together, below: {}.\n", together.join(", "))
+    let own = if has_own {
+        crate::report::text::plan(plan, style)
+    } else {
+        String::new()
+    };
+    format!(
+        "{own}\nPlanned for all nodes together, below: {}.\n",
+        together.join(", ")
+    )
 }
 
 /// What will be done.
@@ -294,14 +387,27 @@ pub fn plan(plan: &Plan, style: &Style) -> String {
     } else {
         let _ = writeln!(out, "\n{}", style.heading("Plan"));
         let numbered: Vec<(usize, &Step)> = (1..).zip(&plan.steps).collect();
-        bounded::list(&mut out, &numbered, MANY, ("  ", "steps (--dry-run --json has all)"), |(number, remedy)| {
-            step(*number, remedy, style)
-        });
+        bounded::list(
+            &mut out,
+            &numbered,
+            MANY,
+            ("  ", "steps (--dry-run --json has all)"),
+            |(number, remedy)| step(*number, remedy, style),
+        );
     }
-    bounded::list(&mut out, &plan.dropped, ENTRIES, ("  ", "not possible (--dry-run --json has all)"), |dropped| {
-        format!("not possible: {}: {}", dropped.summary, dropped.reason)
-    });
-    let left: Vec<Finding> = plan.left.iter().filter(|finding| counts(finding)).cloned().collect();
+    bounded::list(
+        &mut out,
+        &plan.dropped,
+        ENTRIES,
+        ("  ", "not possible (--dry-run --json has all)"),
+        |dropped| format!("not possible: {}: {}", dropped.summary, dropped.reason),
+    );
+    let left: Vec<Finding> = plan
+        .left
+        .iter()
+        .filter(|finding| counts(finding))
+        .cloned()
+        .collect();
     match (left.is_empty(), plan.is_empty()) {
         (true, false) => {
             let _ = writeln!(
@@ -317,14 +423,21 @@ pub fn plan(plan: &Plan, style: &Style) -> String {
         }
     }
     if !plan.prepared.changes.is_empty() {
-        let _ = writeln!(out, "  Changed files can be brought back with `rescue undo`.");
+        let _ = writeln!(
+            out,
+            "  Changed files can be brought back with `rescue undo`."
+        );
     }
     out.push('\n');
     out
 }
 
 fn step(number: usize, step: &Step, style: &Style) -> String {
-    let irreversible = if step.remedy.can_be_undone() { "" } else { "  (cannot be undone)" };
+    let irreversible = if step.remedy.can_be_undone() {
+        ""
+    } else {
+        "  (cannot be undone)"
+    };
     let mut out = format!("{number:>2}. {}{irreversible}\n", step.remedy.summary());
     let details = step.remedy.details();
     let most = match (style.details, step.remedy.must_be_read()) {
@@ -351,7 +464,12 @@ fn step(number: usize, step: &Step, style: &Style) -> String {
 /// What was done.
 pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
     let mut out = String::new();
-    let title = format!("Repaired {} in {:.1} s (run {})", receipt.node, receipt.took.as_secs_f64(), receipt.run);
+    let title = format!(
+        "Repaired {} in {:.1} s (run {})",
+        receipt.node,
+        receipt.took.as_secs_f64(),
+        receipt.run
+    );
     let _ = writeln!(out, "{}", style.heading(&title));
     done(&mut out, &receipt.done);
     applied(&mut out, &receipt.applied);
@@ -368,7 +486,13 @@ pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
             );
         }
     }
-    let left: Vec<Finding> = receipt.after.findings.iter().filter(|finding| counts(finding)).cloned().collect();
+    let left: Vec<Finding> = receipt
+        .after
+        .findings
+        .iter()
+        .filter(|finding| counts(finding))
+        .cloned()
+        .collect();
     if left.is_empty() {
         let found = count(receipt.findings_before, "finding", "findings");
         let verdict = match (receipt.all_checks, receipt.restart.is_some()) {
@@ -376,7 +500,10 @@ pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
             (true, true) => "",
             (false, _) => " Not all checks were asked for: `rescue inspect` looks at the rest.",
         };
-        let _ = writeln!(out, "Inspected again: {found} before, none left that counts.{verdict}");
+        let _ = writeln!(
+            out,
+            "Inspected again: {found} before, none left that counts.{verdict}"
+        );
     } else {
         let _ = writeln!(out, "{}", style.heading("Inspected again: still left"));
         findings(&mut out, &left, style);
@@ -392,7 +519,11 @@ pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
     match receipt.applied.changes {
         0 => out.push_str("There is nothing to take back: what was freed stays gone.\n"),
         _ => {
-            let _ = writeln!(out, "To take it back: rescue undo {sources} --run {}", receipt.run);
+            let _ = writeln!(
+                out,
+                "To take it back: rescue undo {sources} --run {}",
+                receipt.run
+            );
         }
     }
     out
@@ -400,7 +531,13 @@ pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
 
 /// One line for each step of the plan that was carried out.
 pub(super) fn done(out: &mut String, done: &[String]) {
-    bounded::list(out, done, MANY, ("  ", "(`rescue runs` with --json has all)"), |line| format!("done  {line}"));
+    bounded::list(
+        out,
+        done,
+        MANY,
+        ("  ", "(`rescue runs` with --json has all)"),
+        |line| format!("done  {line}"),
+    );
 }
 
 /// What a running node needs before it uses what was changed.
@@ -409,7 +546,11 @@ pub(super) fn restart(out: &mut String, restart: &Restart, style: &Style) {
         let _ = writeln!(out, "Nothing has to be restarted.");
         return;
     }
-    let _ = writeln!(out, "{}", style.heading("Now restart (rescue restarts nothing by itself)"));
+    let _ = writeln!(
+        out,
+        "{}",
+        style.heading("Now restart (rescue restarts nothing by itself)")
+    );
     for command in &restart.commands {
         let _ = writeln!(out, "  {command}");
     }
@@ -433,12 +574,30 @@ fn applied(out: &mut String, applied: &Applied) {
     if !applied.freed.is_empty() {
         let freed: u64 = applied.freed.iter().map(|freed| freed.bytes).sum();
         let truncated = applied.freed.iter().filter(|freed| freed.tail_kept).count();
-        let deleted = count(applied.freed.len() - truncated, "file deleted", "files deleted");
-        let _ = writeln!(out, "  freed {} ({deleted}, {truncated} truncated); this cannot be undone", bytes(freed));
+        let deleted = count(
+            applied.freed.len() - truncated,
+            "file deleted",
+            "files deleted",
+        );
+        let _ = writeln!(
+            out,
+            "  freed {} ({deleted}, {truncated} truncated); this cannot be undone",
+            bytes(freed)
+        );
     }
-    let _ = writeln!(out, "  {} made", count(applied.changes, "change", "changes"));
+    let _ = writeln!(
+        out,
+        "  {} made",
+        count(applied.changes, "change", "changes")
+    );
     left_alone(out, &applied.left_alone);
-    bounded::list(out, &applied.pruned, ENTRIES, ("  ", "old runs (`rescue runs` lists what is left)"), String::clone);
+    bounded::list(
+        out,
+        &applied.pruned,
+        ENTRIES,
+        ("  ", "old runs (`rescue runs` lists what is left)"),
+        String::clone,
+    );
     for folder in &applied.elsewhere {
         let _ = writeln!(out, "{}", kept_elsewhere(folder));
     }
@@ -446,7 +605,9 @@ fn applied(out: &mut String, applied: &Applied) {
 
 fn left_alone(out: &mut String, sentences: &[String]) {
     let rest = "of these: they changed since the plan was made (another `rescue repair` looks at them again)";
-    bounded::list(out, sentences, ENTRIES, ("  ", rest), |line| format!("left alone: {line}"));
+    bounded::list(out, sentences, ENTRIES, ("  ", rest), |line| {
+        format!("left alone: {line}")
+    });
 }
 
 /// What did not fit, and is needed for undo.
@@ -471,10 +632,15 @@ pub fn recovered(recovered: &Recovered) -> String {
     let mut out = String::new();
     for (runs, what) in [
         (&recovered.completed, "completed"),
-        (&recovered.discarded, "discarded: it had not changed anything yet"),
+        (
+            &recovered.discarded,
+            "discarded: it had not changed anything yet",
+        ),
         (&recovered.undone, "undo completed"),
     ] {
-        bounded::list(&mut out, runs, ENTRIES, ("", "runs likewise"), |run| format!("Run {run}: {what}."));
+        bounded::list(&mut out, runs, ENTRIES, ("", "runs likewise"), |run| {
+            format!("Run {run}: {what}.")
+        });
     }
     left_alone(&mut out, &recovered.left_alone);
     out
@@ -484,14 +650,33 @@ pub fn recovered(recovered: &Recovered) -> String {
 pub fn undone(undone: &Undone) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "Run {} is taken back.", undone.run);
-    for (paths, what) in [(&undone.restored, "restored"), (&undone.removed, "removed"), (&undone.kept, "kept")] {
-        bounded::list(&mut out, paths, MANY, ("  ", "(--json names all)"), |path| format!("{what:9} {path}"));
+    for (paths, what) in [
+        (&undone.restored, "restored"),
+        (&undone.removed, "removed"),
+        (&undone.kept, "kept"),
+    ] {
+        bounded::list(
+            &mut out,
+            paths,
+            MANY,
+            ("  ", "(--json names all)"),
+            |path| format!("{what:9} {path}"),
+        );
     }
     if !undone.not_undoable.is_empty() {
         let files = count(undone.not_undoable.len(), "file", "files");
-        let _ = writeln!(out, "  {files} whose space was freed cannot be brought back:");
+        let _ = writeln!(
+            out,
+            "  {files} whose space was freed cannot be brought back:"
+        );
         let rest = ("            ", "(`rescue runs` with --json names all)");
-        bounded::list(&mut out, &undone.not_undoable, FREED_SHOWN, rest, String::clone);
+        bounded::list(
+            &mut out,
+            &undone.not_undoable,
+            FREED_SHOWN,
+            rest,
+            String::clone,
+        );
     }
     may_go(&mut out, &undone.elsewhere);
     out
@@ -506,8 +691,18 @@ pub fn pruned(pruned: &Pruned) -> String {
         return out;
     }
     let runs = count(pruned.removed.len(), "run is", "runs are");
-    let _ = writeln!(out, "{runs} removed and {} given back; they cannot be undone any more:", bytes(pruned.bytes));
-    bounded::list(&mut out, &pruned.removed, ENTRIES, ("  ", "runs"), String::clone);
+    let _ = writeln!(
+        out,
+        "{runs} removed and {} given back; they cannot be undone any more:",
+        bytes(pruned.bytes)
+    );
+    bounded::list(
+        &mut out,
+        &pruned.removed,
+        ENTRIES,
+        ("  ", "runs"),
+        String::clone,
+    );
     may_go(&mut out, &pruned.elsewhere);
     out
 }
@@ -520,7 +715,9 @@ pub fn runs(nodes: &[NodeReport]) -> String {
             let _ = writeln!(out, "{}: rescue has not repaired this node.", node.name());
         }
         let rest = ("", "older runs (--json lists all)");
-        bounded::list(&mut out, &newest_first(&node.runs), ENTRIES, rest, |one| run(node.name(), one));
+        bounded::list(&mut out, &newest_first(&node.runs), ENTRIES, rest, |one| {
+            run(node.name(), one)
+        });
     }
     out
 }
@@ -528,13 +725,32 @@ pub fn runs(nodes: &[NodeReport]) -> String {
 fn run(node: &str, run: &RunSummary) -> String {
     let mut out = format!("{node}  {}  {}\n", run.id, state(&run.state));
     if !run.together.is_empty() {
-        let _ = writeln!(out, "    of {} together: give all of their disks", bounded::names(&run.together));
+        let _ = writeln!(
+            out,
+            "    of {} together: give all of their disks",
+            bounded::names(&run.together)
+        );
     }
-    bounded::list(&mut out, &run.summary, MANY, ("    ", "(--json has all)"), String::clone);
-    bounded::list(&mut out, &run.keeps, ENTRIES, ("    ", "folders (--json has all)"), |kept| match &kept.elsewhere {
-        Some(folder) => format!("keeps the old {} in {folder} on the machine that rescue ran on", kept.path),
-        None => format!("keeps the old {} ({})", kept.path, bytes(kept.bytes)),
-    });
+    bounded::list(
+        &mut out,
+        &run.summary,
+        MANY,
+        ("    ", "(--json has all)"),
+        String::clone,
+    );
+    bounded::list(
+        &mut out,
+        &run.keeps,
+        ENTRIES,
+        ("    ", "folders (--json has all)"),
+        |kept| match &kept.elsewhere {
+            Some(folder) => format!(
+                "keeps the old {} in {folder} on the machine that rescue ran on",
+                kept.path
+            ),
+            None => format!("keeps the old {} ({})", kept.path, bytes(kept.bytes)),
+        },
+    );
     out
 }
 
@@ -555,7 +771,11 @@ fn state(state: &RunState) -> String {
 
 /// The catalogue.
 pub fn checks() -> String {
-    let width = catalogue().iter().map(|check| check.id().len()).max().unwrap_or_default();
+    let width = catalogue()
+        .iter()
+        .map(|check| check.id().len())
+        .max()
+        .unwrap_or_default();
     catalogue().iter().fold(String::new(), |mut out, check| {
         let _ = writeln!(out, "{:width$}  {}", check.id(), check.about());
         out
@@ -568,21 +788,38 @@ mod tests {
 
     #[test]
     fn what_is_planned_for_all_nodes_is_not_nothing() {
-        let plan = Plan { steps: Vec::new(), dropped: Vec::new(), prepared: Default::default(), left: Vec::new() };
-        let style = Style { colours: false, details: false };
+        let plan = Plan {
+            steps: Vec::new(),
+            dropped: Vec::new(),
+            prepared: Default::default(),
+            left: Vec::new(),
+        };
+        let style = Style {
+            colours: false,
+            details: false,
+        };
         assert!(plan_beside(&plan, &[], &style).contains("Nothing to repair."));
         let beside = plan_beside(&plan, &["etcd"], &style);
         assert_eq!(beside, "\nPlanned for all nodes together, below: etcd.\n");
         let left = vec![Finding::new("certificates", Severity::WillBreak, "over")];
         let beside = plan_beside(&Plan { left, ..plan }, &["etcd"], &style);
-        assert!(beside.contains("nothing this version can mend") && beside.contains("below: etcd."), "{beside}");
+        assert!(
+            beside.contains("nothing this version can mend") && beside.contains("below: etcd."),
+            "{beside}"
+        );
     }
 
     #[test]
     fn a_disk_newer_than_now_is_said_to_be_newer() {
         let at = |second| OffsetDateTime::from_unix_timestamp(second).expect("a time");
         let (earlier, later) = (at(1_677_628_800), at(1_708_842_300));
-        assert_eq!(last_alive(later, "/a", earlier), "2024-02-25 06:25 UTC (/a), 361 d after 2023-03-01 00:00 UTC");
-        assert_eq!(last_alive(earlier, "/a", later), "2023-03-01 00:00 UTC (/a), 361 d before 2024-02-25 06:25 UTC");
+        assert_eq!(
+            last_alive(later, "/a", earlier),
+            "2024-02-25 06:25 UTC (/a), 361 d after 2023-03-01 00:00 UTC"
+        );
+        assert_eq!(
+            last_alive(earlier, "/a", later),
+            "2023-03-01 00:00 UTC (/a), 361 d before 2024-02-25 06:25 UTC"
+        );
     }
 }

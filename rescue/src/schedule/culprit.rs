@@ -43,7 +43,9 @@ impl Culprit {
     pub fn words(&self) -> String {
         match &self.family {
             Family::Log { pattern, .. } => format!("{pattern} took {}", units::bytes(self.bytes)),
-            Family::OwnWriter(what) => format!("{} of what was freed: {what}", units::bytes(self.bytes)),
+            Family::OwnWriter(what) => {
+                format!("{} of what was freed: {what}", units::bytes(self.bytes))
+            }
         }
     }
 }
@@ -64,25 +66,40 @@ pub fn find(context: &Context<'_>) -> Option<Culprit> {
 /// What the disk-full check would free now.
 fn to_be_freed(context: &Context<'_>) -> Vec<(String, u64)> {
     let checks = catalogue();
-    let Some(check) = checks.iter().find(|check| check.id() == "disk-full") else { return Vec::new() };
+    let Some(check) = checks.iter().find(|check| check.id() == "disk-full") else {
+        return Vec::new();
+    };
     let findings = check.run(context).unwrap_or_default();
     let remedies = findings.iter().flat_map(|finding| &finding.remedies);
-    let actions = remedies.filter_map(|remedy| remedy.prepare(context).ok()).flat_map(|prepared| prepared.free);
-    actions.map(|action| (action.path.to_string(), action.frees)).collect()
+    let actions = remedies
+        .filter_map(|remedy| remedy.prepare(context).ok())
+        .flat_map(|prepared| prepared.free);
+    actions
+        .map(|action| (action.path.to_string(), action.frees))
+        .collect()
 }
 
 fn largest(files: Vec<(String, u64)>) -> Option<Culprit> {
     let mut families: BTreeMap<Family, Culprit> = BTreeMap::new();
     for (path, bytes) in files {
-        let Some((family, active)) = family_of(&path) else { continue };
-        let entry = || Culprit { family: family.clone(), bytes: 0, samples: Vec::new() };
+        let Some((family, active)) = family_of(&path) else {
+            continue;
+        };
+        let entry = || Culprit {
+            family: family.clone(),
+            bytes: 0,
+            samples: Vec::new(),
+        };
         let culprit = families.entry(family.clone()).or_insert_with(entry);
         culprit.bytes = culprit.bytes.saturating_add(bytes);
         if !culprit.samples.contains(&active) {
             culprit.samples.push(active);
         }
     }
-    families.into_values().max_by_key(|culprit| culprit.bytes).filter(|culprit| culprit.bytes >= LEAST)
+    families
+        .into_values()
+        .max_by_key(|culprit| culprit.bytes)
+        .filter(|culprit| culprit.bytes >= LEAST)
 }
 
 /// The family of a log and the path of its active file; `None` for what is no log.
@@ -95,27 +112,49 @@ fn family_of(path: &str) -> Option<(Family, String)> {
         );
     }
     if below.starts_with("journal/") {
-        return own("journals, which journald keeps small (SystemMaxUse= in /etc/systemd/journald.conf)");
+        return own(
+            "journals, which journald keeps small (SystemMaxUse= in /etc/systemd/journald.conf)",
+        );
     }
     if below.starts_with("audit/") {
-        return own("the audit log, which auditd rotates (max_log_file and num_logs in /etc/audit/auditd.conf)");
+        return own(
+            "the audit log, which auditd rotates (max_log_file and num_logs in /etc/audit/auditd.conf)",
+        );
     }
     let file = Path::new(path).file_name()?.to_str()?;
     let folder = Path::new(path).parent()?.to_str()?;
     let active = names::rotated(file).map_or_else(|| file.to_owned(), |rotated| rotated.stem);
-    if [".tar", ".tgz", ".gz"].iter().any(|ending| active.ends_with(ending)) {
+    if [".tar", ".tgz", ".gz"]
+        .iter()
+        .any(|ending| active.ends_with(ending))
+    {
         return None;
     }
     let active = format!("{folder}/{active}");
     if folder == "/var/log" && file.starts_with("vmware-") {
         // open-vm-tools numbers its own older files before the ending: vmware-vmsvc-root.1.log.
-        let family = Family::Log { pattern: "/var/log/vmware-*[!0-9].log".to_owned(), name: "vmware".to_owned() };
+        let family = Family::Log {
+            pattern: "/var/log/vmware-*[!0-9].log".to_owned(),
+            name: "vmware".to_owned(),
+        };
         return Some((family, active));
     }
-    let name = active.trim_start_matches("/var/log/").replace(['/', '.'], "-");
+    let name = active
+        .trim_start_matches("/var/log/")
+        .replace(['/', '.'], "-");
     // A name in logrotate's file must mean itself.
-    let is_plain = active.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
-    is_plain.then(|| (Family::Log { pattern: active.clone(), name }, active))
+    let is_plain = active
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
+    is_plain.then(|| {
+        (
+            Family::Log {
+                pattern: active.clone(),
+                name,
+            },
+            active,
+        )
+    })
 }
 
 #[cfg(test)]
@@ -123,7 +162,12 @@ mod tests {
     use super::*;
 
     fn culprit(files: &[(&str, u64)]) -> Option<Culprit> {
-        largest(files.iter().map(|(path, mib)| ((*path).to_owned(), mib << 20)).collect())
+        largest(
+            files
+                .iter()
+                .map(|(path, mib)| ((*path).to_owned(), mib << 20))
+                .collect(),
+        )
     }
 
     #[test]
@@ -137,17 +181,39 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(found.words(), "/var/log/vmware-*[!0-9].log took 50.0 MiB");
-        assert_eq!(found.samples, ["/var/log/vmware-vmsvc-root.log", "/var/log/vmware-network.log"]);
-        let found = culprit(&[("/var/log/nginx/access.log.2.gz", 12), ("/var/log/nginx/access.log", 9)]).unwrap();
-        let Family::Log { pattern, name } = found.family else { panic!("not a log") };
-        assert_eq!((pattern.as_str(), name.as_str()), ("/var/log/nginx/access.log", "nginx-access-log"));
+        assert_eq!(
+            found.samples,
+            [
+                "/var/log/vmware-vmsvc-root.log",
+                "/var/log/vmware-network.log"
+            ]
+        );
+        let found = culprit(&[
+            ("/var/log/nginx/access.log.2.gz", 12),
+            ("/var/log/nginx/access.log", 9),
+        ])
+        .unwrap();
+        let Family::Log { pattern, name } = found.family else {
+            panic!("not a log")
+        };
+        assert_eq!(
+            (pattern.as_str(), name.as_str()),
+            ("/var/log/nginx/access.log", "nginx-access-log")
+        );
     }
 
     #[test]
     fn small_strange_and_self_rotated_logs() {
         assert_eq!(culprit(&[("/var/log/syslog.1", 5)]), None);
-        assert_eq!(culprit(&[("/var/log/a b {\n/etc/passwd/x.log.1", 500)]), None);
-        let found = culprit(&[("/var/log/journal/1/system@2.journal", 500), ("/var/log/syslog", 50)]).unwrap();
+        assert_eq!(
+            culprit(&[("/var/log/a b {\n/etc/passwd/x.log.1", 500)]),
+            None
+        );
+        let found = culprit(&[
+            ("/var/log/journal/1/system@2.journal", 500),
+            ("/var/log/syslog", 50),
+        ])
+        .unwrap();
         assert!(matches!(found.family, Family::OwnWriter(what) if what.contains("SystemMaxUse")));
     }
 }

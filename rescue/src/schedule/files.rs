@@ -12,7 +12,8 @@ use crate::guest::{Guest, GuestPath};
 use crate::tree::{FileKind, TreeError};
 
 /// What every file of ours says of itself, in its first lines.
-pub const MARK: &str = "Made by rescue (certs schedule); `rescue certs schedule --remove` takes it away again.";
+pub const MARK: &str =
+    "Made by rescue (certs schedule); `rescue certs schedule --remove` takes it away again.";
 
 /// One file to be laid down.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,19 +36,29 @@ pub enum Content {
 impl NewFile {
     /// A text file.
     pub fn text(path: &str, text: String, mode: u32) -> Self {
-        Self { path: GuestPath::new(path), content: Content::Text(text, mode) }
+        Self {
+            path: GuestPath::new(path),
+            content: Content::Text(text, mode),
+        }
     }
 
     /// A link.
     pub fn link(path: &str, target: &str) -> Self {
-        Self { path: GuestPath::new(path), content: Content::Link(target.into()) }
+        Self {
+            path: GuestPath::new(path),
+            content: Content::Link(target.into()),
+        }
     }
 
     /// Whether it is there just so.
     pub fn is_there(&self, guest: &Guest) -> bool {
         match &self.content {
-            Content::Text(text, _) => guest.read(&self.path).is_ok_and(|bytes| bytes == text.as_bytes()),
-            Content::Link(target) => guest.read_link(&self.path).is_ok_and(|there| there == *target),
+            Content::Text(text, _) => guest
+                .read(&self.path)
+                .is_ok_and(|bytes| bytes == text.as_bytes()),
+            Content::Link(target) => guest
+                .read_link(&self.path)
+                .is_ok_and(|there| there == *target),
         }
     }
 
@@ -73,10 +84,18 @@ impl NewFile {
                 Content::Text(text, mode) => Change::Write {
                     path,
                     content: crate::change::Content::new(text.as_bytes()),
-                    attributes: crate::change::Attributes::Set { mode: *mode, uid: 0, gid: 0 },
+                    attributes: crate::change::Attributes::Set {
+                        mode: *mode,
+                        uid: 0,
+                        gid: 0,
+                    },
                     expect,
                 },
-                Content::Link(target) => Change::Symlink { path, target: target.clone(), expect },
+                Content::Link(target) => Change::Symlink {
+                    path,
+                    target: target.clone(),
+                    expect,
+                },
             });
             return Ok(changes);
         }
@@ -99,7 +118,9 @@ fn is_ours_or_absent(guest: &Guest, path: &GuestPath) -> bool {
 
 /// Whether a file says that it is ours.
 pub fn is_ours(guest: &Guest, path: &GuestPath) -> bool {
-    guest.read_text(path).is_ok_and(|text| text.lines().take(3).any(|line| line.contains(MARK)))
+    guest
+        .read_text(path)
+        .is_ok_and(|text| text.lines().take(3).any(|line| line.contains(MARK)))
 }
 
 /// Lays down files. Undoable.
@@ -126,15 +147,27 @@ impl Remedy for AddFiles {
         self.details.clone()
     }
     fn fields(&self) -> Map<String, Value> {
-        let paths: Vec<String> = self.files.iter().map(|file| file.path.to_string()).collect();
+        let paths: Vec<String> = self
+            .files
+            .iter()
+            .map(|file| file.path.to_string())
+            .collect();
         Map::from_iter([("paths".to_owned(), json!(paths))])
     }
     fn prepare(&self, context: &Context<'_>) -> Result<Prepared> {
         let mut prepared = Prepared::default();
-        for file in self.files.iter().filter(|file| !file.is_there(context.guest)) {
+        for file in self
+            .files
+            .iter()
+            .filter(|file| !file.is_there(context.guest))
+        {
             for change in file.changes(context.guest)? {
                 // Two files may want the same new folder.
-                if !prepared.changes.iter().any(|there| there.path() == change.path()) {
+                if !prepared
+                    .changes
+                    .iter()
+                    .any(|there| there.path() == change.path())
+                {
                     prepared.changes.push(change);
                 }
             }
@@ -163,8 +196,14 @@ impl Remedy for RemoveFiles {
         Map::from_iter([("paths".to_owned(), json!(paths))])
     }
     fn prepare(&self, context: &Context<'_>) -> Result<Prepared> {
-        let changes: Result<Vec<Change>, TreeError> =
-            self.paths.iter().map(|path| Change::remove(context.guest, path)).collect();
-        Ok(Prepared { free: Vec::new(), changes: changes? })
+        let changes: Result<Vec<Change>, TreeError> = self
+            .paths
+            .iter()
+            .map(|path| Change::remove(context.guest, path))
+            .collect();
+        Ok(Prepared {
+            free: Vec::new(),
+            changes: changes?,
+        })
     }
 }

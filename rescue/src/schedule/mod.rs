@@ -92,12 +92,18 @@ impl Schedule {
         if let Some(by) = timer::renewed_by(context.guest) {
             return Ok(vec![note(format!("no timer is added: {by}"))]);
         }
-        let Some(timer) = self.timer(context)? else { return Ok(Vec::new()) };
+        let Some(timer) = self.timer(context)? else {
+            return Ok(Vec::new());
+        };
         let mut findings: Vec<Finding> = ends_before_first_run(context).into_iter().collect();
         let files = timer.files();
         if !all_there(context.guest, &files) {
-            let remedy =
-                AddFiles { kind: "add-renewal-timer", summary: timer.summary(), details: timer.details(), files };
+            let remedy = AddFiles {
+                kind: "add-renewal-timer",
+                summary: timer.summary(),
+                details: timer.details(),
+                files,
+            };
             let title = "nothing renews the certificates of this control plane before they end";
             findings.push(Finding::new(ID, Severity::WillBreak, title).with_remedy(remedy));
         }
@@ -116,7 +122,9 @@ fn note(title: String) -> Finding {
 fn ends_before_first_run(context: &Context<'_>) -> Option<Finding> {
     let now = context.settings.now;
     let rows = Listing::read(context.guest, context.node, now).rows;
-    let of_kubeadm = rows.iter().filter(|row| matches!(row.kind, Kind::Leaf | Kind::Kubeconfig));
+    let of_kubeadm = rows
+        .iter()
+        .filter(|row| matches!(row.kind, Kind::Leaf | Kind::Kubeconfig));
     let leaves = of_kubeadm.filter_map(|row| row.expires);
     let first = leaves.min().filter(|first| *first - now < FIRST_RUN)?;
     let when = if first < now { "ended" } else { "ends" };
@@ -128,7 +136,10 @@ fn ends_before_first_run(context: &Context<'_>) -> Option<Finding> {
 
 fn log_finding(context: &Context<'_>) -> Option<Finding> {
     let Some(culprit) = culprit::find(context) else {
-        return Some(note("no log is known to have filled a disk of this node: no log rotation is added".to_owned()));
+        return Some(note(
+            "no log is known to have filled a disk of this node: no log rotation is added"
+                .to_owned(),
+        ));
     };
     match logrotate::rule_for(context.guest, &culprit) {
         // The size that it names changes as more is freed; the rule does not.
@@ -136,28 +147,46 @@ fn log_finding(context: &Context<'_>) -> Option<Finding> {
         Ok(rule) => {
             let summary = format!("add a rule for logrotate: {}", culprit.words());
             let details = vec![
-                "Rotated when larger than 20 MiB, three older files are kept, compressed.".to_owned(),
+                "Rotated when larger than 20 MiB, three older files are kept, compressed."
+                    .to_owned(),
                 format!("writes {}", rule.path),
             ];
-            let remedy = AddFiles { kind: "add-log-rotation", summary, details, files: vec![rule] };
-            let title = format!("nothing keeps the log small that filled the disk ({})", culprit.words());
+            let remedy = AddFiles {
+                kind: "add-log-rotation",
+                summary,
+                details,
+                files: vec![rule],
+            };
+            let title = format!(
+                "nothing keeps the log small that filled the disk ({})",
+                culprit.words()
+            );
             Some(Finding::new(ID, Severity::WillBreak, title).with_remedy(remedy))
         }
-        Err(why) => Some(note(format!("no log rotation is added ({}): {why}", culprit.words()))),
+        Err(why) => Some(note(format!(
+            "no log rotation is added ({}): {why}",
+            culprit.words()
+        ))),
     }
 }
 
 fn removal(guest: &Guest) -> Option<Finding> {
-    let link_is_ours = |path: &GuestPath| guest.read_link(path).is_ok() && files::is_ours(guest, path);
+    let link_is_ours =
+        |path: &GuestPath| guest.read_link(path).is_ok() && files::is_ours(guest, path);
     let mut paths: Vec<GuestPath> = timer::FILES
         .iter()
         .map(GuestPath::new)
         .filter(|path| files::is_ours(guest, path) || link_is_ours(path))
         .collect();
     let folder = GuestPath::new("/etc/logrotate.d");
-    let rules = guest.read_dir(&folder).unwrap_or_default().into_iter().map(|entry| entry.name);
-    let rules =
-        rules.filter(|name| name.to_string_lossy().starts_with(logrotate::PREFIX)).map(|name| folder.join(name));
+    let rules = guest
+        .read_dir(&folder)
+        .unwrap_or_default()
+        .into_iter()
+        .map(|entry| entry.name);
+    let rules = rules
+        .filter(|name| name.to_string_lossy().starts_with(logrotate::PREFIX))
+        .map(|name| folder.join(name));
     paths.extend(rules.filter(|path| files::is_ours(guest, path)));
     if paths.is_empty() {
         return None;

@@ -47,31 +47,49 @@ pub struct Timer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Tool {
     Docker(GuestPath),
-    Crictl { program: GuestPath, endpoint: Option<String> },
+    Crictl {
+        program: GuestPath,
+        endpoint: Option<String>,
+    },
 }
 
 /// Why the certificates are renewed already, if something does that.
 pub fn renewed_by(guest: &Guest) -> Option<String> {
-    let there = ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"]
-        .iter()
-        .map(|folder| GuestPath::new(folder).join(KUBESPRAY))
-        .find(|path| guest.exists(path));
+    let there = [
+        "/etc/systemd/system",
+        "/usr/lib/systemd/system",
+        "/lib/systemd/system",
+    ]
+    .iter()
+    .map(|folder| GuestPath::new(folder).join(KUBESPRAY))
+    .find(|path| guest.exists(path));
     if let Some(path) = there {
-        return Some(format!("{path}, kubespray's own timer, renews the certificates already"));
+        return Some(format!(
+            "{path}, kubespray's own timer, renews the certificates already"
+        ));
     }
-    CRON.iter().find_map(|folder| cron_job(guest, &GuestPath::new(folder)))
+    CRON.iter()
+        .find_map(|folder| cron_job(guest, &GuestPath::new(folder)))
 }
 
 fn cron_job(guest: &Guest, folder: &GuestPath) -> Option<String> {
     // Of /etc only crontab itself is cron's.
-    let is_cron = |path: &GuestPath| folder.to_string() != "/etc" || path.to_string() == "/etc/crontab";
+    let is_cron =
+        |path: &GuestPath| folder.to_string() != "/etc" || path.to_string() == "/etc/crontab";
     let renews = |line: &str| {
         let line = line.trim_start();
         !line.starts_with('#') && line.contains("kubeadm") && line.contains("certs renew")
     };
     let entries = guest.read_dir(folder).unwrap_or_default();
-    let mut paths = entries.into_iter().map(|entry| folder.join(entry.name)).filter(is_cron);
-    let path = paths.find(|path| guest.read_text(path).is_ok_and(|text| text.lines().any(renews)))?;
+    let mut paths = entries
+        .into_iter()
+        .map(|entry| folder.join(entry.name))
+        .filter(is_cron);
+    let path = paths.find(|path| {
+        guest
+            .read_text(path)
+            .is_ok_and(|text| text.lines().any(renews))
+    })?;
     Some(format!("{path} runs `kubeadm certs renew` already"))
 }
 
@@ -92,8 +110,15 @@ impl Timer {
             ));
         }
         let default = GuestPath::new("/etc/kubernetes/pki");
-        let certificate_dir = node.certificate_dir.value.clone().filter(|path| *path != default);
-        if let Some(path) = certificate_dir.as_ref().filter(|path| !is_plain(&path.to_string())) {
+        let certificate_dir = node
+            .certificate_dir
+            .value
+            .clone()
+            .filter(|path| *path != default);
+        if let Some(path) = certificate_dir
+            .as_ref()
+            .filter(|path| !is_plain(&path.to_string()))
+        {
             return Err(Refusal::new(
                 format!("the certificates are in {path}"),
                 "that name cannot be put into a script safely",
@@ -113,10 +138,18 @@ impl Timer {
 
     /// One line for the plan.
     pub fn summary(&self) -> String {
-        let version = self.kubeadm.version.map(|version| format!(" {version}")).unwrap_or_default();
+        let version = self
+            .kubeadm
+            .version
+            .map(|version| format!(" {version}"))
+            .unwrap_or_default();
         format!(
             "add a timer that runs `kubeadm {} renew all` (kubeadm{version}) on the {}. of every month and restarts the static pods",
-            if self.is_alpha() { "alpha certs" } else { "certs" },
+            if self.is_alpha() {
+                "alpha certs"
+            } else {
+                "certs"
+            },
             self.day
         )
     }
@@ -158,7 +191,9 @@ impl Timer {
     }
 
     fn is_alpha(&self) -> bool {
-        self.kubeadm.version.is_some_and(|version| version < CERTS_SINCE)
+        self.kubeadm
+            .version
+            .is_some_and(|version| version < CERTS_SINCE)
     }
 
     fn script(&self) -> String {
@@ -173,8 +208,16 @@ impl Timer {
     /// not break the timer.
     fn renew(&self) -> String {
         let kubeadm = &self.kubeadm.path;
-        let folder = self.certificate_dir.as_ref().map(|path| format!(" --cert-dir {path}")).unwrap_or_default();
-        if self.kubeadm.version.is_some_and(|version| version >= CERTS_SINCE) {
+        let folder = self
+            .certificate_dir
+            .as_ref()
+            .map(|path| format!(" --cert-dir {path}"))
+            .unwrap_or_default();
+        if self
+            .kubeadm
+            .version
+            .is_some_and(|version| version >= CERTS_SINCE)
+        {
             return format!("{kubeadm} certs renew all{folder}");
         }
         format!(
@@ -194,7 +237,11 @@ impl Timer {
 }
 
 /// `kubeadm certs`, kubernetes/kubernetes#94938.
-const CERTS_SINCE: Version = Version { major: 1, minor: 20, patch: 0 };
+const CERTS_SINCE: Version = Version {
+    major: 1,
+    minor: 20,
+    patch: 0,
+};
 
 fn service() -> String {
     format!(
@@ -237,7 +284,10 @@ fn no_kubeadm() -> Refusal {
 fn tool(guest: &Guest, node: &Node) -> Result<Tool, Refusal> {
     let find = |name: &str| {
         let places = ["/usr/bin", "/usr/local/bin", "/opt/bin"];
-        places.iter().map(|folder| GuestPath::new(folder).join(name)).find(|path| guest.exists(path))
+        places
+            .iter()
+            .map(|folder| GuestPath::new(folder).join(name))
+            .find(|path| guest.exists(path))
     };
     let runtime = node.container_runtime.value.as_deref().unwrap_or("unknown");
     let (name, package) = match runtime {
@@ -254,32 +304,43 @@ fn tool(guest: &Guest, node: &Node) -> Result<Tool, Refusal> {
     if name == "docker" {
         return Ok(Tool::Docker(program));
     }
-    let endpoint = node::endpoint(guest, &node.kubelet).map(|(endpoint, _)| endpoint).or(match runtime {
-        "containerd" => Some("/run/containerd/containerd.sock".to_owned()),
-        "cri-o" => Some("/var/run/crio/crio.sock".to_owned()),
-        _ => None,
-    });
-    let endpoint = endpoint.filter(|endpoint| is_plain(endpoint)).map(|endpoint| match endpoint.contains("://") {
-        true => endpoint,
-        false => format!("unix://{endpoint}"),
-    });
+    let endpoint = node::endpoint(guest, &node.kubelet)
+        .map(|(endpoint, _)| endpoint)
+        .or(match runtime {
+            "containerd" => Some("/run/containerd/containerd.sock".to_owned()),
+            "cri-o" => Some("/var/run/crio/crio.sock".to_owned()),
+            _ => None,
+        });
+    let endpoint = endpoint
+        .filter(|endpoint| is_plain(endpoint))
+        .map(|endpoint| match endpoint.contains("://") {
+            true => endpoint,
+            false => format!("unix://{endpoint}"),
+        });
     Ok(Tool::Crictl { program, endpoint })
 }
 
 /// Nothing that a shell or systemd reads in a way of its own.
 fn is_plain(text: &str) -> bool {
-    text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-:".contains(c))
+    text.chars()
+        .all(|c| c.is_ascii_alphanumeric() || "/._-:".contains(c))
 }
 
 impl Tool {
     /// The kubelet labels its containers (kuberuntime/labels.go), dockershim too.
     fn list(&self) -> String {
-        let (namespace, container) = ("io.kubernetes.pod.namespace=kube-system", "\"io.kubernetes.container.name=$1\"");
+        let (namespace, container) = (
+            "io.kubernetes.pod.namespace=kube-system",
+            "\"io.kubernetes.container.name=$1\"",
+        );
         match self {
             Self::Docker(program) => {
                 format!("{program} ps -q --filter label={namespace} --filter label={container}")
             }
-            Self::Crictl { .. } => format!("{} ps -q --label {namespace} --label {container}", self.call()),
+            Self::Crictl { .. } => format!(
+                "{} ps -q --label {namespace} --label {container}",
+                self.call()
+            ),
         }
     }
 
@@ -289,15 +350,23 @@ impl Tool {
 
     fn call(&self) -> String {
         match self {
-            Self::Docker(program) | Self::Crictl { program, endpoint: None } => program.to_string(),
-            Self::Crictl { program, endpoint: Some(endpoint) } => format!("{program} --runtime-endpoint {endpoint}"),
+            Self::Docker(program)
+            | Self::Crictl {
+                program,
+                endpoint: None,
+            } => program.to_string(),
+            Self::Crictl {
+                program,
+                endpoint: Some(endpoint),
+            } => format!("{program} --runtime-endpoint {endpoint}"),
         }
     }
 }
 
 /// `rotateCertificates` of its config, which kubeadm sets, or the flag.
 fn kubelet_rotates(node: &Node) -> bool {
-    let config = yaml::at(&node.kubelet.config, &["rotateCertificates"]).and_then(serde_json::Value::as_bool);
+    let config = yaml::at(&node.kubelet.config, &["rotateCertificates"])
+        .and_then(serde_json::Value::as_bool);
     match node.kubelet.flag("--rotate-certificates") {
         Some(flag) => flag == "true",
         None => config.unwrap_or(false),

@@ -56,9 +56,17 @@ struct Everything {
 fn needed_names(nodes: &[Met]) -> Option<Vec<String>> {
     let needs = |met: &&Met| {
         let Met { guest, node, peer } = met;
-        peer.may_need_lent && Kept::read(guest, node, &peer.authorities).documents.is_empty()
+        peer.may_need_lent
+            && Kept::read(guest, node, &peer.authorities)
+                .documents
+                .is_empty()
     };
-    let names = |met: &Met| [met.node.node_name.value.clone(), met.peer.party.kubelet_name.clone()];
+    let names = |met: &Met| {
+        [
+            met.node.node_name.value.clone(),
+            met.peer.party.kubelet_name.clone(),
+        ]
+    };
     let needy: Vec<&Met> = nodes.iter().filter(needs).collect();
     let mut all: Vec<String> = needy.iter().copied().flat_map(names).flatten().collect();
     all.sort();
@@ -71,7 +79,10 @@ fn lend_to(nodes: &mut [Met], names: Option<&[String]>) {
     let Some(names) = names else { return };
     for met in nodes {
         let lent = Lent::read(&met.guest, &met.node, names).map(Rc::new);
-        met.peer = Rc::new(Peer { lent, ..Peer::clone(&met.peer) });
+        met.peer = Rc::new(Peer {
+            lent,
+            ..Peer::clone(&met.peer)
+        });
     }
 }
 
@@ -79,7 +90,11 @@ fn lend_to(nodes: &mut [Met], names: Option<&[String]>) {
 fn doubts(nodes: &[Met], parties: &[&Party]) -> Vec<Option<String>> {
     let doubt = |met: &Met| {
         let own = &met.peer.party;
-        let others: Vec<&Party> = parties.iter().copied().filter(|other| other.source != own.source).collect();
+        let others: Vec<&Party> = parties
+            .iter()
+            .copied()
+            .filter(|other| other.source != own.source)
+            .collect();
         doubted_by(own, &others).map(Party::shown)
     };
     nodes.iter().map(doubt).collect()
@@ -110,7 +125,11 @@ impl PartWay {
 
     /// A refusal is always made before the first write.
     fn unless_refused(error: anyhow::Error) -> anyhow::Error {
-        if error.is::<Refusal>() { error } else { Self::wrap(error) }
+        if error.is::<Refusal>() {
+            error
+        } else {
+            Self::wrap(error)
+        }
     }
 }
 
@@ -134,16 +153,25 @@ pub struct Session<'a> {
 
 impl std::fmt::Debug for Session<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("sources", &self.sources).finish_non_exhaustive()
+        f.debug_struct("Session")
+            .field("sources", &self.sources)
+            .finish_non_exhaustive()
     }
 }
 
 impl Session<'_> {
     /// Opens the sources read-only and runs the checks on every guest found.
     pub fn inspect(&self) -> Result<Inspection> {
-        let Everything { nodes, lenders, leftovers } = self.meet_all()?;
+        let Everything {
+            nodes,
+            lenders,
+            leftovers,
+        } = self.meet_all()?;
         let reports = (0..nodes.len()).map(|index| self.look_at(&nodes, index, &lenders));
-        Ok(Inspection { nodes: reports.collect::<Result<_>>()?, leftovers })
+        Ok(Inspection {
+            nodes: reports.collect::<Result<_>>()?,
+            leftovers,
+        })
     }
 
     /// Everything on the sources, and the nodes whose disks are only read. What their disks say of themselves is weighed.
@@ -152,16 +180,28 @@ impl Session<'_> {
         let discovery = guest::discover(self.sources)?;
         let mut nodes = self.meet(discovery.guests)?;
         let lenders = self.lenders(needed_names(&nodes).as_deref())?;
-        let parties: Vec<&Party> = nodes.iter().map(|met| &met.peer).chain(&lenders).map(|peer| &peer.party).collect();
+        let parties: Vec<&Party> = nodes
+            .iter()
+            .map(|met| &met.peer)
+            .chain(&lenders)
+            .map(|peer| &peer.party)
+            .collect();
         refuse_unclear(&parties, &self.settings.trust)?;
         let doubts = doubts(&nodes, &parties);
         for (met, by) in nodes.iter_mut().zip(doubts) {
             let Some(by) = by else { continue };
             met.node = met.node.clone().doubted(&by);
             let lent = met.peer.lent.clone();
-            met.peer = Rc::new(Peer { lent, ..Peer::read(&met.guest, &met.node, self.settings) });
+            met.peer = Rc::new(Peer {
+                lent,
+                ..Peer::read(&met.guest, &met.node, self.settings)
+            });
         }
-        Ok(Everything { nodes, lenders, leftovers: discovery.leftovers })
+        Ok(Everything {
+            nodes,
+            lenders,
+            leftovers: discovery.leftovers,
+        })
     }
 
     /// The nodes whose disks are only read, for their CA keys, and what their etcd says of the nodes `names`. The disks are closed again
@@ -178,10 +218,17 @@ impl Session<'_> {
 
     /// The same for signing without the disks of those that are signed for: with the names of the control planes that their etcd knows.
     pub fn signers(&self) -> Result<Vec<Rc<Peer>>> {
-        let met = self.meet(guest::discover(&self.settings.ca).context("looking for a CA key")?.guests)?;
+        let met = self.meet(
+            guest::discover(&self.settings.ca)
+                .context("looking for a CA key")?
+                .guests,
+        )?;
         let known = |met: Met| {
             let control_planes = record::control_planes(&met.guest, &met.node);
-            Peer { control_planes, ..Peer::clone(&met.peer) }
+            Peer {
+                control_planes,
+                ..Peer::clone(&met.peer)
+            }
         };
         self.only_signing(met.into_iter().map(known).collect())
     }
@@ -189,7 +236,15 @@ impl Session<'_> {
     /// Marks them as named with `--ca`.
     fn only_signing(&self, peers: Vec<Peer>) -> Result<Vec<Rc<Peer>>> {
         let ca = &self.settings.ca;
-        let only_signs = |peer: Peer| Rc::new(Peer { party: Party { only_signs: true, ..peer.party.clone() }, ..peer });
+        let only_signs = |peer: Peer| {
+            Rc::new(Peer {
+                party: Party {
+                    only_signs: true,
+                    ..peer.party.clone()
+                },
+                ..peer
+            })
+        };
         let peers: Vec<Rc<Peer>> = peers.into_iter().map(only_signs).collect();
         match cluster_ca::has_key(&peers) {
             true => Ok(peers),
@@ -203,7 +258,11 @@ impl Session<'_> {
             let (Source::Disk(path) | Source::Root(path)) = source;
             std::fs::canonicalize(path).unwrap_or_else(|_| path.clone())
         };
-        let twice = self.settings.ca.iter().find(|ca| self.sources.iter().any(|source| path(source) == path(ca)));
+        let twice = self
+            .settings
+            .ca
+            .iter()
+            .find(|ca| self.sources.iter().any(|source| path(source) == path(ca)));
         let Some(twice) = twice else { return Ok(()) };
         let twice = typed::source(twice);
         Err(Refusal::new(
@@ -216,22 +275,43 @@ impl Session<'_> {
 
     /// Tells the nodes that are still to be repaired what this one holds now: its CA may just have got a later end.
     pub fn refresh(&self, rest: &mut [NodeReport], repaired: &NodeReport) {
-        let known = rest.iter().flat_map(|report| &report.peers).find(|peer| peer.source == repaired.guest.source);
+        let known = rest
+            .iter()
+            .flat_map(|report| &report.peers)
+            .find(|peer| peer.source == repaired.guest.source);
         let lent = known.and_then(|peer| peer.lent.clone());
-        let fresh = Rc::new(Peer { lent, ..Peer::read(&repaired.guest, &repaired.node, self.settings) });
+        let fresh = Rc::new(Peer {
+            lent,
+            ..Peer::read(&repaired.guest, &repaired.node, self.settings)
+        });
         for report in rest {
-            for peer in report.peers.iter_mut().filter(|peer| peer.source == fresh.source) {
+            for peer in report
+                .peers
+                .iter_mut()
+                .filter(|peer| peer.source == fresh.source)
+            {
                 *peer = Rc::clone(&fresh);
             }
-            let NodeReport { guest, node, peers, .. } = &*report;
-            let context = Context { guest, node, settings: self.settings, peers, ui: self.ui };
+            let NodeReport {
+                guest, node, peers, ..
+            } = &*report;
+            let context = Context {
+                guest,
+                node,
+                settings: self.settings,
+                peers,
+                ui: self.ui,
+            };
             report.findings = plan::findings(&context);
         }
     }
 
     /// Facts of each guest, and what the others may need of it.
     fn meet(&self, guests: Vec<Guest>) -> Result<Vec<Met>> {
-        let mut nodes = guests.into_iter().map(|guest| self.meet_one(guest)).collect::<Result<Vec<_>>>()?;
+        let mut nodes = guests
+            .into_iter()
+            .map(|guest| self.meet_one(guest))
+            .collect::<Result<Vec<_>>>()?;
         if nodes.len() > 1 {
             let names = needed_names(&nodes);
             lend_to(&mut nodes, names.as_deref());
@@ -252,18 +332,38 @@ impl Session<'_> {
         let peers: Vec<Rc<Peer>> = nodes.iter().map(|met| Rc::clone(&met.peer)).collect();
         let mut peers = peer::others(&peers, index);
         peers.extend(lenders.iter().map(Rc::clone));
-        let context = Context { guest, node, settings: self.settings, peers: &peers, ui: self.ui };
+        let context = Context {
+            guest,
+            node,
+            settings: self.settings,
+            peers: &peers,
+            ui: self.ui,
+        };
         let findings = plan::findings(&context);
-        let Listing { rows: certificates, unreferenced } = Listing::read(guest, node, self.settings.now);
+        let Listing {
+            rows: certificates,
+            unreferenced,
+        } = Listing::read(guest, node, self.settings.now);
         let runs = runs::list(guest).unwrap_or_default();
         let party = nodes[index].peer.party.clone();
         let (guest, node) = (guest.clone(), node.clone());
-        Ok(NodeReport { guest, node, findings, certificates, unreferenced, runs, peers, party })
+        Ok(NodeReport {
+            guest,
+            node,
+            findings,
+            certificates,
+            unreferenced,
+            runs,
+            peers,
+            party,
+        })
     }
 
     /// Certificates judged, or made, by a clock that is behind the disk would be wrong.
     fn refuse_contradicting_clock(&self, node: &Node) -> Result<()> {
-        let Some(evidence) = &node.clock else { return Ok(()) };
+        let Some(evidence) = &node.clock else {
+            return Ok(());
+        };
         match node::clock_refusal(self.settings.now, evidence, self.settings.now_given) {
             Some(refusal) => Err(refusal.into()),
             None => Ok(()),
@@ -272,27 +372,64 @@ impl Session<'_> {
 
     /// Works out what a repair of this node would do.
     pub fn plan(&self, report: &NodeReport) -> Plan {
-        let NodeReport { guest, node, peers, .. } = report;
-        plan::plan(&Context { guest, node, settings: self.settings, peers, ui: self.ui })
+        let NodeReport {
+            guest, node, peers, ..
+        } = report;
+        plan::plan(&Context {
+            guest,
+            node,
+            settings: self.settings,
+            peers,
+            ui: self.ui,
+        })
     }
 
     /// Works out what a repair of this node would do without the remedies of some checks: what they would mend is mended otherwise.
     pub fn plan_without(&self, report: &NodeReport, checks: &[&str]) -> Plan {
-        let NodeReport { guest, node, peers, .. } = report;
-        let skip = self.settings.skip.iter().cloned().chain(checks.iter().map(|check| (*check).to_owned()));
-        let settings = &Settings { skip: skip.collect(), ..self.settings.clone() };
-        plan::plan(&Context { guest, node, settings, peers, ui: self.ui })
+        let NodeReport {
+            guest, node, peers, ..
+        } = report;
+        let skip = self
+            .settings
+            .skip
+            .iter()
+            .cloned()
+            .chain(checks.iter().map(|check| (*check).to_owned()));
+        let settings = &Settings {
+            skip: skip.collect(),
+            ..self.settings.clone()
+        };
+        plan::plan(&Context {
+            guest,
+            node,
+            settings,
+            peers,
+            ui: self.ui,
+        })
     }
 
     /// Works out what the remedies of one finding would do, which the user asked for, not a check.
     pub fn plan_of(&self, report: &NodeReport, asked_for: &Finding) -> Plan {
-        let NodeReport { guest, node, peers, .. } = report;
-        plan::of(&Context { guest, node, settings: self.settings, peers, ui: self.ui }, asked_for)
+        let NodeReport {
+            guest, node, peers, ..
+        } = report;
+        plan::of(
+            &Context {
+                guest,
+                node,
+                settings: self.settings,
+                peers,
+                ui: self.ui,
+            },
+            asked_for,
+        )
     }
 
     /// A hibernated system keeps its file systems open in its memory image: whatever is written meanwhile is destroyed at resume.
     fn refuse_suspended(guest: &Guest) -> Result<()> {
-        let Some(where_) = &guest.suspended else { return Ok(()) };
+        let Some(where_) = &guest.suspended else {
+            return Ok(());
+        };
         Err(Refusal::new(
             where_.clone(),
             "the system is suspended to disk, not powered off: writing to its disks now would destroy them at resume",
@@ -303,7 +440,9 @@ impl Session<'_> {
 
     /// The record of a repair belongs where the node will see it, or nothing could be taken back later.
     fn refuse_hidden_record(guest: &Guest) -> Result<()> {
-        let Some(missing) = guest.hidden(&GuestPath::new(crate::repair::journal::RUNS)) else { return Ok(()) };
+        let Some(missing) = guest.hidden(&GuestPath::new(crate::repair::journal::RUNS)) else {
+            return Ok(());
+        };
         Err(Refusal::new(
             format!("{} is not there: {}", missing.at, missing.why),
             "what is below it now is not what the node sees once it has booted, and the record of a repair would be hidden there",
@@ -337,7 +476,11 @@ impl Session<'_> {
     /// # Errors
     /// A refusal (by downcast) where it is none.
     pub fn keep_in(&self) -> Result<Option<Rc<KeepIn>>> {
-        self.settings.keep_in.as_deref().map(|path| KeepIn::open(path).map(Rc::new)).transpose()
+        self.settings
+            .keep_in
+            .as_deref()
+            .map(|path| KeepIn::open(path).map(Rc::new))
+            .transpose()
     }
 
     /// Completes or discards an earlier repair that was cut off, then looks again.
@@ -345,7 +488,8 @@ impl Session<'_> {
         Self::refuse_unready(&report.guest)?;
         let closed = report.guest.close();
         let writable = self.open_keeping(&closed)?;
-        let recovered = transaction::recover(&writable, self.ui).map_err(PartWay::unless_refused)?;
+        let recovered =
+            transaction::recover(&writable, self.ui).map_err(PartWay::unless_refused)?;
         writable.close().map_err(PartWay::wrap)?;
         Ok((recovered, self.look_again(&closed).map_err(PartWay::wrap)?))
     }
@@ -356,20 +500,40 @@ impl Session<'_> {
         let started = Instant::now();
         Self::refuse_unready(&report.guest)?;
         let node = report.name().to_owned();
-        let findings_before = report.findings.iter().filter(|finding| counts(finding)).count();
-        let changed = plan.prepared.changes.iter().map(crate::change::Change::path);
-        let restart = report.guest.live.then(|| Restart::after(&report.guest, &report.node, changed));
+        let findings_before = report
+            .findings
+            .iter()
+            .filter(|finding| counts(finding))
+            .count();
+        let changed = plan
+            .prepared
+            .changes
+            .iter()
+            .map(crate::change::Change::path);
+        let restart = report
+            .guest
+            .live
+            .then(|| Restart::after(&report.guest, &report.node, changed));
         let closed = report.guest.close();
         drop((report.findings, report.node));
-        let done: Vec<String> = plan.steps.iter().map(|step| step.remedy.summary()).collect();
+        let done: Vec<String> = plan
+            .steps
+            .iter()
+            .map(|step| step.remedy.summary())
+            .collect();
         let prepared = plan.prepared.clone();
         drop(plan);
         let writable = self.open_keeping(&closed)?;
         let info = RunInfo::new(self.settings.now, done.clone());
         let run = info.id.clone();
         let applied = transaction::apply(&writable, prepared, &info, self.ui)?;
-        writable.close().context("the repair is done, but unmounting failed").map_err(PartWay::wrap)?;
-        let again = self.look_again(&closed).context("the repair is done, but inspecting the node again failed");
+        writable
+            .close()
+            .context("the repair is done, but unmounting failed")
+            .map_err(PartWay::wrap)?;
+        let again = self
+            .look_again(&closed)
+            .context("the repair is done, but inspecting the node again failed");
         let after = again.map_err(PartWay::wrap)?;
         Ok(Receipt {
             node,
@@ -392,7 +556,10 @@ impl Session<'_> {
         drop((report.findings, report.node));
         let writable = self.open_keeping(&closed)?;
         let undone = undo::undo(&writable, run, self.ui).map_err(PartWay::unless_refused)?;
-        writable.close().context("all is restored, but unmounting failed").map_err(PartWay::wrap)?;
+        writable
+            .close()
+            .context("all is restored, but unmounting failed")
+            .map_err(PartWay::wrap)?;
         Ok(undone)
     }
 
@@ -403,15 +570,25 @@ impl Session<'_> {
         drop((report.findings, report.node));
         let writable = self.open_for_writing(&closed)?;
         let pruned = prune::prune(&writable, keep).map_err(PartWay::unless_refused)?;
-        writable.close().context("the old runs are gone, but unmounting failed").map_err(PartWay::wrap)?;
+        writable
+            .close()
+            .context("the old runs are gone, but unmounting failed")
+            .map_err(PartWay::wrap)?;
         Ok(pruned)
     }
 
     /// Opens the sources anew and finds the same guest: same root file system, same device.
     fn look_again(&self, closed: &Guest) -> Result<NodeReport> {
-        let root = |guest: &Guest| guest.file_systems.first().map(|fs| (fs.device.clone(), fs.uuid.clone()));
+        let root = |guest: &Guest| {
+            guest
+                .file_systems
+                .first()
+                .map(|fs| (fs.device.clone(), fs.uuid.clone()))
+        };
         let Everything { nodes, lenders, .. } = self.meet_all()?;
-        let again = nodes.iter().position(|met| root(&met.guest) == root(closed));
+        let again = nodes
+            .iter()
+            .position(|met| root(&met.guest) == root(closed));
         let again = again.with_context(|| format!("{} was not found again", closed.source))?;
         self.look_at(&nodes, again, &lenders)
     }
@@ -419,12 +596,17 @@ impl Session<'_> {
 
 /// The one node of an inspection, where only one may be meant.
 pub fn only_node(inspection: Inspection, wanted: Option<&str>) -> Result<NodeReport> {
-    let names: Vec<String> =
-        inspection.nodes.iter().map(|node| format!("{} ({})", node.name(), node.guest.source)).collect();
+    let names: Vec<String> = inspection
+        .nodes
+        .iter()
+        .map(|node| format!("{} ({})", node.name(), node.guest.source))
+        .collect();
     let mut nodes: Vec<NodeReport> = inspection
         .nodes
         .into_iter()
-        .filter(|node| wanted.is_none_or(|wanted| node.name() == wanted || node.guest.source == wanted))
+        .filter(|node| {
+            wanted.is_none_or(|wanted| node.name() == wanted || node.guest.source == wanted)
+        })
         .collect();
     match (nodes.pop(), nodes.is_empty()) {
         (Some(node), true) => Ok(node),

@@ -26,7 +26,9 @@ impl Session<'_> {
         };
         let planners = PLANNERS.iter().filter(|(check, _)| asked(check));
         let wanted = planners.flat_map(|&(check, plan)| {
-            plan(nodes, wishes, self.ui).into_iter().map(move |plan| Wanted { check, plan })
+            plan(nodes, wishes, self.ui)
+                .into_iter()
+                .map(move |plan| Wanted { check, plan })
         });
         wanted.collect()
     }
@@ -38,11 +40,18 @@ impl Session<'_> {
     pub fn refuse_unready_set(nodes: &[NodeReport], plan: &SetPlan) -> Result<()> {
         for part in &plan.parts {
             let node = nodes.iter().find(|node| node.guest.source == part.source);
-            let node = node.with_context(|| format!("{} is not among the nodes that were given", part.name))?;
+            let node = node
+                .with_context(|| format!("{} is not among the nodes that were given", part.name))?;
             let what = || format!("nothing was changed on any disk, because of {}", part.name);
             Self::refuse_unready(&node.guest).with_context(what)?;
-            let paths = part.changes.iter().map(|change| GuestPath::from(change.path()));
-            if let Some(missing) = paths.into_iter().find_map(|path| node.guest.hidden(&path).cloned()) {
+            let paths = part
+                .changes
+                .iter()
+                .map(|change| GuestPath::from(change.path()));
+            if let Some(missing) = paths
+                .into_iter()
+                .find_map(|path| node.guest.hidden(&path).cloned())
+            {
                 let refusal = Refusal::new(
                     format!("{} is not there: {}", missing.at, missing.why),
                     "what is written there now would be hidden at the next boot",
@@ -62,8 +71,9 @@ impl Session<'_> {
         let started = Instant::now();
         Self::refuse_unready_set(&nodes, &plan)?;
         let SetPlan { summary, parts, .. } = &plan;
-        let (changed, others): (Vec<NodeReport>, Vec<NodeReport>) =
-            nodes.into_iter().partition(|node| parts.iter().any(|part| part.source == node.guest.source));
+        let (changed, others): (Vec<NodeReport>, Vec<NodeReport>) = nodes
+            .into_iter()
+            .partition(|node| parts.iter().any(|part| part.source == node.guest.source));
         let closed = close(changed)?;
         let read: Vec<&Guest> = others.iter().map(|node| &node.guest).collect();
         let in_order = parts.iter().map(|part| {
@@ -82,23 +92,44 @@ impl Session<'_> {
         close_all(writable)?;
         drop(read);
         drop(others);
-        let after = self.inspect().context("the repair is done, but inspecting the nodes again failed");
+        let after = self
+            .inspect()
+            .context("the repair is done, but inspecting the nodes again failed");
         let after = after.map_err(PartWay::wrap)?;
         let etcd = stands(&after.nodes, self.ui);
-        let parts = plan.parts.into_iter().map(|part| SetPart { changes: Vec::new(), ..part }).collect();
+        let parts = plan
+            .parts
+            .into_iter()
+            .map(|part| SetPart {
+                changes: Vec::new(),
+                ..part
+            })
+            .collect();
         let plan = SetPlan { parts, ..plan };
-        Ok(SetReceipt { run: info.id, plan, applied, after, etcd, took: started.elapsed() })
+        Ok(SetReceipt {
+            run: info.id,
+            plan,
+            applied,
+            after,
+            etcd,
+            took: started.elapsed(),
+        })
     }
 
     /// Finishes the runs of several nodes that were cut off, and looks again. Nodes named in `dead` are lost for good.
     ///
     /// # Errors
     /// As of [`Session::repair_set`].
-    pub fn recover_sets(&self, nodes: Vec<NodeReport>, dead: &[String]) -> Result<(Recovered, Inspection)> {
+    pub fn recover_sets(
+        &self,
+        nodes: Vec<NodeReport>,
+        dead: &[String],
+    ) -> Result<(Recovered, Inspection)> {
         let closed = close(nodes)?;
         let writable = self.open_all(&closed)?;
         let guests: Vec<&WritableGuest> = writable.iter().collect();
-        let recovered = set::recover_without(&guests, dead, self.ui).map_err(PartWay::unless_refused)?;
+        let recovered =
+            set::recover_without(&guests, dead, self.ui).map_err(PartWay::unless_refused)?;
         close_all(writable)?;
         Ok((recovered, self.inspect().map_err(PartWay::wrap)?))
     }
@@ -107,16 +138,25 @@ impl Session<'_> {
     ///
     /// # Errors
     /// As of [`Session::repair_set`].
-    pub fn undo_set(&self, nodes: Vec<NodeReport>, dead: &[String], run: &str) -> Result<Vec<(String, Undone)>> {
+    pub fn undo_set(
+        &self,
+        nodes: Vec<NodeReport>,
+        dead: &[String],
+        run: &str,
+    ) -> Result<Vec<(String, Undone)>> {
         let closed = close(nodes)?;
         let writable = self.open_all(&closed)?;
         let guests: Vec<&WritableGuest> = writable.iter().collect();
-        let undone = set::undo_without(&guests, dead, run, self.ui).map_err(PartWay::unless_refused)?;
+        let undone =
+            set::undo_without(&guests, dead, run, self.ui).map_err(PartWay::unless_refused)?;
         close_all(writable)?;
         Ok(undone)
     }
 
-    fn open_all<'g>(&self, closed: impl IntoIterator<Item = &'g Guest>) -> Result<Vec<WritableGuest>> {
+    fn open_all<'g>(
+        &self,
+        closed: impl IntoIterator<Item = &'g Guest>,
+    ) -> Result<Vec<WritableGuest>> {
         let keep_in = self.keep_in()?;
         let open = |guest: &Guest| Ok(self.open_for_writing(guest)?.keeping_in(keep_in.clone()));
         closed.into_iter().map(open).collect()
@@ -126,7 +166,12 @@ impl Session<'_> {
 /// Closes the sources of nodes that are to be written to, once it is known that all of them may be.
 fn close(nodes: Vec<NodeReport>) -> Result<Vec<Guest>> {
     for node in &nodes {
-        let what = || format!("nothing was changed on any disk, because of {}", node.name());
+        let what = || {
+            format!(
+                "nothing was changed on any disk, because of {}",
+                node.name()
+            )
+        };
         Session::refuse_unready(&node.guest).with_context(what)?;
     }
     Ok(nodes.into_iter().map(|node| node.guest.close()).collect())
@@ -134,13 +179,20 @@ fn close(nodes: Vec<NodeReport>) -> Result<Vec<Guest>> {
 
 fn close_all(writable: Vec<WritableGuest>) -> Result<()> {
     for guest in writable {
-        guest.close().context("all is done, but unmounting failed").map_err(PartWay::wrap)?;
+        guest
+            .close()
+            .context("all is done, but unmounting failed")
+            .map_err(PartWay::wrap)?;
     }
     Ok(())
 }
 
 /// What every node's record says of it.
 fn summaries(summary: &str, parts: &[SetPart]) -> Vec<String> {
-    let details = parts.iter().flat_map(|part| part.details.iter().map(|detail| format!("{}: {detail}", part.name)));
+    let details = parts.iter().flat_map(|part| {
+        part.details
+            .iter()
+            .map(|detail| format!("{}: {detail}", part.name))
+    });
     std::iter::once(summary.to_owned()).chain(details).collect()
 }

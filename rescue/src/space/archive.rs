@@ -27,11 +27,18 @@ pub fn peek_gzip(tree: &dyn Tree, path: &Path) -> Result<Kind, TreeError> {
     let mut source = TreeReader::new(tree, path, 2 * PEEK as u64);
     let mut head = Vec::new();
     // The end of the window looks like a cut file: what was unpacked before it is what counts.
-    let cut = MultiGzDecoder::new(&mut source).take(PEEK as u64).read_to_end(&mut head).is_err();
+    let cut = MultiGzDecoder::new(&mut source)
+        .take(PEEK as u64)
+        .read_to_end(&mut head)
+        .is_err();
     if let Some(error) = source.error {
         return Err(error);
     }
-    Ok(if head.is_empty() && cut { Kind::Unknown } else { kind(&head, b"", head.len() as u64) })
+    Ok(if head.is_empty() && cut {
+        Kind::Unknown
+    } else {
+        kind(&head, b"", head.len() as u64)
+    })
 }
 
 /// What an archive turned out to be.
@@ -46,10 +53,15 @@ pub enum Archive {
 /// Looks through a gzipped tar archive of `size` bytes.
 pub fn look_through(tree: &dyn Tree, path: &Path, size: u64) -> Result<Archive, TreeError> {
     if size > ARCHIVE_LIMIT {
-        return Ok(Archive::Other("too large an archive to look through".into()));
+        return Ok(Archive::Other(
+            "too large an archive to look through".into(),
+        ));
     }
     let mut source = TreeReader::new(tree, path, size);
-    let outcome = members(&mut MultiGzDecoder::new(BufReader::with_capacity(CHUNK, &mut source)));
+    let outcome = members(&mut MultiGzDecoder::new(BufReader::with_capacity(
+        CHUNK,
+        &mut source,
+    )));
     if let Some(error) = source.error {
         return Err(error);
     }
@@ -66,25 +78,39 @@ fn members(stream: &mut dyn Read) -> io::Result<Archive> {
         if header.iter().all(|byte| *byte == 0) {
             break;
         }
-        let Some(member) = Member::parse(&header) else { return Ok(Archive::Other("not a tar archive".into())) };
-        let padded = member.size.checked_next_multiple_of(512).ok_or_else(|| io::Error::other("impossible size"))?;
+        let Some(member) = Member::parse(&header) else {
+            return Ok(Archive::Other("not a tar archive".into()));
+        };
+        let padded = member
+            .size
+            .checked_next_multiple_of(512)
+            .ok_or_else(|| io::Error::other("impossible size"))?;
         match member.kind {
             // GNU's long name, and pax' extended header, stand before the member they belong to.
             b'L' | b'x' if member.size <= 1 << 20 => {
                 let mut content = vec![0; usize::try_from(padded).map_err(io::Error::other)?];
                 stream.read_exact(&mut content)?;
                 content.truncate(usize::try_from(member.size).map_err(io::Error::other)?);
-                long_name = if member.kind == b'L' { Some(content) } else { pax_path(&content).or(long_name) };
+                long_name = if member.kind == b'L' {
+                    Some(content)
+                } else {
+                    pax_path(&content).or(long_name)
+                };
                 continue;
             }
             b'g' => {}
             b'5' => long_name = None,
             b'0' | 0 | b'7' | b'S' => {
                 let name = long_name.take().unwrap_or(member.name);
-                let name = String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned();
+                let name = String::from_utf8_lossy(&name)
+                    .trim_end_matches('\0')
+                    .to_owned();
                 if !is_log_member(&name) {
                     let shown = crate::guest::GuestPath::new(&name).to_string();
-                    return Ok(Archive::Other(format!("an archive that holds {}", shown.trim_start_matches('/'))));
+                    return Ok(Archive::Other(format!(
+                        "an archive that holds {}",
+                        shown.trim_start_matches('/')
+                    )));
                 }
                 logs += 1;
             }
@@ -92,7 +118,11 @@ fn members(stream: &mut dyn Read) -> io::Result<Archive> {
         }
         skip(stream, padded)?;
     }
-    Ok(if logs > 0 { Archive::Logs(logs) } else { Archive::Other("an empty archive".into()) })
+    Ok(if logs > 0 {
+        Archive::Logs(logs)
+    } else {
+        Archive::Other("an empty archive".into())
+    })
 }
 
 struct Member {
@@ -108,7 +138,13 @@ impl Member {
         }
         let text = |range: std::ops::Range<usize>| -> Option<Vec<u8>> {
             let field = header.get(range)?;
-            Some(field.iter().copied().take_while(|byte| *byte != 0).collect())
+            Some(
+                field
+                    .iter()
+                    .copied()
+                    .take_while(|byte| *byte != 0)
+                    .collect(),
+            )
         };
         let digits = String::from_utf8(text(124..136)?).ok()?;
         let size = u64::from_str_radix(digits.trim(), 8).ok()?;
@@ -121,17 +157,23 @@ impl Member {
             name.push(b'/');
         }
         name.extend(text(0..100)?);
-        Some(Self { name, size, kind: *header.get(156)? })
+        Some(Self {
+            name,
+            size,
+            kind: *header.get(156)?,
+        })
     }
 }
 
 /// `path=` of a pax extended header: lines of "LENGTH KEY=VALUE\n".
 fn pax_path(content: &[u8]) -> Option<Vec<u8>> {
     let lines = content.split(|byte| *byte == b'\n');
-    lines.filter_map(|line| line.splitn(2, |byte| *byte == b' ').nth(1)).find_map(|pair| {
-        let value = pair.strip_prefix(b"path=")?;
-        Some(value.to_vec())
-    })
+    lines
+        .filter_map(|line| line.splitn(2, |byte| *byte == b' ').nth(1))
+        .find_map(|pair| {
+            let value = pair.strip_prefix(b"path=")?;
+            Some(value.to_vec())
+        })
 }
 
 /// A log by its own name, or anything with a harmless name below a folder of logs.
@@ -141,10 +183,16 @@ fn is_log_member(name: &str) -> bool {
         return false;
     }
     let stem = names::rotated(base).map_or_else(|| base.to_owned(), |rotated| rotated.stem);
-    let in_folder = name.split('/').rev().skip(1).any(|folder| folder == "log" || folder == "logs");
-    let has_other_ending = [".conf", ".yaml", ".yml", ".json", ".cfg", ".ini", ".sh", ".tar", ".tgz", ".zip"]
-        .iter()
-        .any(|ending| stem.ends_with(ending));
+    let in_folder = name
+        .split('/')
+        .rev()
+        .skip(1)
+        .any(|folder| folder == "log" || folder == "logs");
+    let has_other_ending = [
+        ".conf", ".yaml", ".yml", ".json", ".cfg", ".ini", ".sh", ".tar", ".tgz", ".zip",
+    ]
+    .iter()
+    .any(|ending| stem.ends_with(ending));
     names::is_log(&stem) || (in_folder && !has_other_ending)
 }
 
@@ -152,7 +200,9 @@ fn skip(stream: &mut dyn Read, mut bytes: u64) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK];
     while bytes > 0 {
         let want = usize::try_from(bytes.min(CHUNK as u64)).map_err(io::Error::other)?;
-        let part = chunk.get_mut(..want).ok_or_else(|| io::Error::other("impossible size"))?;
+        let part = chunk
+            .get_mut(..want)
+            .ok_or_else(|| io::Error::other("impossible size"))?;
         stream.read_exact(part)?;
         bytes -= want as u64;
     }
@@ -172,7 +222,15 @@ struct TreeReader<'a> {
 
 impl<'a> TreeReader<'a> {
     fn new(tree: &'a dyn Tree, path: &'a Path, limit: u64) -> Self {
-        Self { tree, path, offset: 0, limit, buffer: Vec::new(), at: 0, error: None }
+        Self {
+            tree,
+            path,
+            offset: 0,
+            limit,
+            buffer: Vec::new(),
+            at: 0,
+            error: None,
+        }
     }
 }
 
@@ -212,33 +270,58 @@ mod tests {
 
     /// Runs a real tool in `folder`.
     fn run(folder: &Path, line: &str) {
-        let status = std::process::Command::new("sh").args(["-ec", line]).current_dir(folder).status().unwrap();
+        let status = std::process::Command::new("sh")
+            .args(["-ec", line])
+            .current_dir(folder)
+            .status()
+            .unwrap();
         assert!(status.success(), "{line}");
     }
 
     fn archive(line: &str) -> Archive {
         let base = tempfile::tempdir().unwrap();
         run(base.path(), line);
-        let size = std::fs::metadata(base.path().join("x.tar.gz")).unwrap().len();
-        look_through(&FolderTree::open(base.path()).unwrap(), Path::new("/x.tar.gz"), size).unwrap()
+        let size = std::fs::metadata(base.path().join("x.tar.gz"))
+            .unwrap()
+            .len();
+        look_through(
+            &FolderTree::open(base.path()).unwrap(),
+            Path::new("/x.tar.gz"),
+            size,
+        )
+        .unwrap()
     }
 
     #[test]
     fn an_archive_of_logs_made_by_tar() {
-        let make =
-            "mkdir -p var/log/app; for i in 1 2 3; do echo x > var/log/app/app.log.$i; done; echo y > var/log/syslog;";
-        assert_eq!(archive(&format!("{make} tar czf x.tar.gz var")), Archive::Logs(4));
-        assert_eq!(archive(&format!("{make} tar czf x.tar.gz --format=pax var")), Archive::Logs(4));
-        assert_eq!(archive(&format!("{make} tar czf x.tar.gz --format=ustar var")), Archive::Logs(4));
-        let long =
-            format!("mkdir -p var/log/{0}/{0}; echo > var/log/{0}/{0}/a.log; tar czf x.tar.gz var", "x".repeat(120));
+        let make = "mkdir -p var/log/app; for i in 1 2 3; do echo x > var/log/app/app.log.$i; done; echo y > var/log/syslog;";
+        assert_eq!(
+            archive(&format!("{make} tar czf x.tar.gz var")),
+            Archive::Logs(4)
+        );
+        assert_eq!(
+            archive(&format!("{make} tar czf x.tar.gz --format=pax var")),
+            Archive::Logs(4)
+        );
+        assert_eq!(
+            archive(&format!("{make} tar czf x.tar.gz --format=ustar var")),
+            Archive::Logs(4)
+        );
+        let long = format!(
+            "mkdir -p var/log/{0}/{0}; echo > var/log/{0}/{0}/a.log; tar czf x.tar.gz var",
+            "x".repeat(120)
+        );
         assert_eq!(archive(&long), Archive::Logs(1));
     }
 
     #[test]
     fn an_archive_of_anything_else_is_named() {
-        let mixed = "mkdir -p log etc; echo > log/a.log; echo > etc/passwd; tar czf x.tar.gz log etc";
-        assert_eq!(archive(mixed), Archive::Other("an archive that holds etc/passwd".into()));
+        let mixed =
+            "mkdir -p log etc; echo > log/a.log; echo > etc/passwd; tar czf x.tar.gz log etc";
+        assert_eq!(
+            archive(mixed),
+            Archive::Other("an archive that holds etc/passwd".into())
+        );
         for line in [
             "mkdir log; echo > log/mysql-bin.000001; tar czf x.tar.gz log",
             "mkdir log; echo > log/app.db; tar czf x.tar.gz log",
@@ -254,8 +337,14 @@ mod tests {
     #[test]
     fn looks_into_gzip() {
         let base = tempfile::tempdir().unwrap();
-        run(base.path(), "yes 'Feb 23 08:01:02 h x: y' | head -n 200000 | gzip > log.gz; head -c 2000 log.gz > cut.gz");
-        run(base.path(), "printf 'SQLite format 3\\0aaaaaaaaaaaaaaa' | gzip > db.gz; printf '' | gzip > empty.gz");
+        run(
+            base.path(),
+            "yes 'Feb 23 08:01:02 h x: y' | head -n 200000 | gzip > log.gz; head -c 2000 log.gz > cut.gz",
+        );
+        run(
+            base.path(),
+            "printf 'SQLite format 3\\0aaaaaaaaaaaaaaa' | gzip > db.gz; printf '' | gzip > empty.gz",
+        );
         run(base.path(), "printf '\\037\\213\\010garbage' > bad.gz");
         let tree = FolderTree::open(base.path()).unwrap();
         let look = |name: &str| peek_gzip(&tree, Path::new(name)).unwrap();

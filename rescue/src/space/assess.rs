@@ -80,12 +80,18 @@ pub struct Goal {
 impl Goal {
     /// Whether `usage` is there.
     pub fn is_met_by(&self, usage: &Usage) -> bool {
-        usage.bytes_available >= self.bytes && (usage.inodes_total == 0 || usage.inodes_free >= self.inodes)
+        usage.bytes_available >= self.bytes
+            && (usage.inodes_total == 0 || usage.inodes_free >= self.inodes)
     }
 }
 
 /// Looks at every file system of the guest; those with enough free space are left out.
-pub fn assess(guest: &Guest, node: &Node, eviction: &Eviction, target: FreeTarget) -> Vec<Assessment> {
+pub fn assess(
+    guest: &Guest,
+    node: &Node,
+    eviction: &Eviction,
+    target: FreeTarget,
+) -> Vec<Assessment> {
     let parts = Parts::read(guest, node);
     guest
         .file_systems
@@ -106,27 +112,50 @@ struct Parts(Vec<(Part, usize)>);
 
 impl Parts {
     fn read(guest: &Guest, node: &Node) -> Self {
-        let mut paths = vec![(Part::Root, GuestPath::new("/")), (Part::Logs, GuestPath::new("/var/log"))];
+        let mut paths = vec![
+            (Part::Root, GuestPath::new("/")),
+            (Part::Logs, GuestPath::new("/var/log")),
+        ];
         if node.role.value != Some(Role::NotKubernetes) {
             let measured = Measured::read(guest, node);
             paths.push((Part::Nodefs, measured.nodefs));
             paths.push((Part::Imagefs, measured.imagefs));
         }
         if let Some(etcd) = node.static_pod("etcd") {
-            paths.push((Part::Etcd, GuestPath::new(etcd.flag("--data-dir").unwrap_or("/var/lib/etcd"))));
+            paths.push((
+                Part::Etcd,
+                GuestPath::new(etcd.flag("--data-dir").unwrap_or("/var/lib/etcd")),
+            ));
         }
-        Self(paths.into_iter().filter_map(|(part, path)| Some((part, file_system_holding(guest, &path)?))).collect())
+        Self(
+            paths
+                .into_iter()
+                .filter_map(|(part, path)| Some((part, file_system_holding(guest, &path)?)))
+                .collect(),
+        )
     }
 
     fn of(&self, index: usize) -> Vec<Part> {
-        self.0.iter().filter(|(_, holder)| *holder == index).map(|(part, _)| *part).collect()
+        self.0
+            .iter()
+            .filter(|(_, holder)| *holder == index)
+            .map(|(part, _)| *part)
+            .collect()
     }
 }
 
 /// `None` where there is nothing to say.
-fn judge(usage: &Usage, parts: &[Part], eviction: &Eviction, target: FreeTarget) -> Option<Assessment> {
+fn judge(
+    usage: &Usage,
+    parts: &[Part],
+    eviction: &Eviction,
+    target: FreeTarget,
+) -> Option<Assessment> {
     let mut seen: Vec<(Severity, Reason)> = Vec::new();
-    let reason = |saw: &str, means: String| Reason { saw: saw.to_owned(), means };
+    let reason = |saw: &str, means: String| Reason {
+        saw: saw.to_owned(),
+        means,
+    };
     let mut goal = Goal {
         bytes: percent_of(usage.bytes_total, target.bytes_percent),
         inodes: percent_of(usage.inodes_total, target.inodes_percent),
@@ -148,42 +177,82 @@ fn judge(usage: &Usage, parts: &[Part], eviction: &Eviction, target: FreeTarget)
     if parts.is_empty() {
         // Not Kubernetes' business: no goal of ours, only a word.
         if usage.bytes_available < percent_of(usage.bytes_total, OTHER_FULL_PERCENT) {
-            seen.push((Severity::Note, reason(&bytes, "nothing of Kubernetes lives here".into())));
+            seen.push((
+                Severity::Note,
+                reason(&bytes, "nothing of Kubernetes lives here".into()),
+            ));
         }
         if counts_inodes && usage.inodes_free < percent_of(usage.inodes_total, OTHER_FULL_PERCENT) {
-            seen.push((Severity::Note, reason(&inodes, "nothing of Kubernetes lives here".into())));
+            seen.push((
+                Severity::Note,
+                reason(&inodes, "nothing of Kubernetes lives here".into()),
+            ));
         }
         return finish(seen, parts, Goal::default());
     }
 
     // A small disk must not be asked for much of itself.
     let essential = parts.contains(&Part::Root) || parts.contains(&Part::Etcd);
-    let least_bytes = if essential { LEAST_BYTES } else { LEAST_BYTES / 4 }.min(usage.bytes_total / 16);
+    let least_bytes = if essential {
+        LEAST_BYTES
+    } else {
+        LEAST_BYTES / 4
+    }
+    .min(usage.bytes_total / 16);
     let least_inodes = LEAST_INODES.min(usage.inodes_total / 16);
     goal.bytes = goal.bytes.max(least_bytes);
     goal.inodes = goal.inodes.max(least_inodes);
     if usage.bytes_available < least_bytes {
-        seen.push((Severity::StopsBoot, reason(&bytes, what_stops(parts, "to write"))));
+        seen.push((
+            Severity::StopsBoot,
+            reason(&bytes, what_stops(parts, "to write")),
+        ));
     }
     if counts_inodes && usage.inodes_free < least_inodes {
-        seen.push((Severity::StopsBoot, reason(&inodes, what_stops(parts, "for new files"))));
+        seen.push((
+            Severity::StopsBoot,
+            reason(&inodes, what_stops(parts, "for new files")),
+        ));
     }
     for threshold in &eviction.thresholds {
-        let part = if threshold.signal.is_imagefs() { Part::Imagefs } else { Part::Nodefs };
-        let Some((free, total)) = measure(threshold.signal, usage).filter(|_| parts.contains(&part)) else { continue };
+        let part = if threshold.signal.is_imagefs() {
+            Part::Imagefs
+        } else {
+            Part::Nodefs
+        };
+        let Some((free, total)) =
+            measure(threshold.signal, usage).filter(|_| parts.contains(&part))
+        else {
+            continue;
+        };
         let limit = threshold.limit.of(total);
-        let wanted = if threshold.signal.counts_inodes() { &mut goal.inodes } else { &mut goal.bytes };
+        let wanted = if threshold.signal.counts_inodes() {
+            &mut goal.inodes
+        } else {
+            &mut goal.bytes
+        };
         // A limit that nothing can meet is no reason to empty all logs.
-        let never = if limit > total { ", which is more than this file system has: correct that limit" } else { "" };
+        let never = if limit > total {
+            ", which is more than this file system has: correct that limit"
+        } else {
+            ""
+        };
         if never.is_empty() {
             *wanted = (*wanted).max(limit);
         }
         if free >= limit {
             continue;
         }
-        let what = if threshold.signal.counts_inodes() { &inodes } else { &bytes };
+        let what = if threshold.signal.counts_inodes() {
+            &inodes
+        } else {
+            &bytes
+        };
         let (severity, means) = match (threshold.soft, part) {
-            (true, _) => (Severity::WillBreak, "after its grace period the kubelet evicts pods"),
+            (true, _) => (
+                Severity::WillBreak,
+                "after its grace period the kubelet evicts pods",
+            ),
             (false, Part::Imagefs) => (
                 Severity::WillBreak,
                 "the kubelet taints the node with disk pressure, removes images that nobody runs yet, and evicts pods",
@@ -194,16 +263,34 @@ fn judge(usage: &Usage, parts: &[Part], eviction: &Eviction, target: FreeTarget)
                  versions even the static pods of the control plane",
             ),
         };
-        seen.push((severity, reason(what, format!("below {threshold} ({}){never}: {means}", threshold.source))));
+        seen.push((
+            severity,
+            reason(
+                what,
+                format!("below {threshold} ({}){never}: {means}", threshold.source),
+            ),
+        ));
     }
     let below_bytes = usage.bytes_available < goal.bytes;
     let below_inodes = counts_inodes && usage.inodes_free < goal.inodes;
     if seen.is_empty() && (below_bytes || below_inodes) {
         if below_bytes {
-            seen.push((Severity::Note, reason(&bytes, format!("below the target of {} %", target.bytes_percent))));
+            seen.push((
+                Severity::Note,
+                reason(
+                    &bytes,
+                    format!("below the target of {} %", target.bytes_percent),
+                ),
+            ));
         }
         if below_inodes {
-            seen.push((Severity::Note, reason(&inodes, format!("below the target of {} %", target.inodes_percent))));
+            seen.push((
+                Severity::Note,
+                reason(
+                    &inodes,
+                    format!("below the target of {} %", target.inodes_percent),
+                ),
+            ));
         }
     }
     finish(seen, parts, goal)
@@ -224,7 +311,13 @@ fn finish(mut seen: Vec<(Severity, Reason)>, parts: &[Part], goal: Goal) -> Opti
     seen.sort_by_key(|(severity, _)| std::cmp::Reverse(*severity));
     let severity = seen.first()?.0;
     let reasons = seen.into_iter().map(|(_, reason)| reason).collect();
-    Some(Assessment { index: 0, parts: parts.to_vec(), severity, reasons, goal })
+    Some(Assessment {
+        index: 0,
+        parts: parts.to_vec(),
+        severity,
+        reasons,
+        goal,
+    })
 }
 
 #[cfg(test)]
@@ -272,13 +365,28 @@ mod tests {
     #[test]
     fn severities_follow_what_happens_at_boot() {
         assert_eq!(severity(usage(0, 50_000), &ALL), Some(Severity::StopsBoot));
-        assert_eq!(severity(usage(GIB, 50_000), &ALL), Some(Severity::StopsBoot));
-        assert_eq!(severity(usage(10 * GIB, 0), &ALL), Some(Severity::StopsBoot));
-        assert_eq!(severity(usage(5 * GIB / 2, 50_000), &ALL), Some(Severity::WillBreak));
+        assert_eq!(
+            severity(usage(GIB, 50_000), &ALL),
+            Some(Severity::StopsBoot)
+        );
+        assert_eq!(
+            severity(usage(10 * GIB, 0), &ALL),
+            Some(Severity::StopsBoot)
+        );
+        assert_eq!(
+            severity(usage(5 * GIB / 2, 50_000), &ALL),
+            Some(Severity::WillBreak)
+        );
         assert_eq!(severity(usage(10 * GIB, 50_000), &ALL), None);
         // A root apart from the kubelet's file system only needs room to write; below the target is worth a note.
-        assert_eq!(severity(usage(GIB, 50_000), &[Part::Root]), Some(Severity::Note));
-        assert_eq!(severity(usage(1 << 20, 50_000), &[Part::Root]), Some(Severity::StopsBoot));
+        assert_eq!(
+            severity(usage(GIB, 50_000), &[Part::Root]),
+            Some(Severity::Note)
+        );
+        assert_eq!(
+            severity(usage(1 << 20, 50_000), &[Part::Root]),
+            Some(Severity::StopsBoot)
+        );
         // /boot, /home.
         assert_eq!(severity(usage(1 << 20, 50_000), &[]), Some(Severity::Note));
         assert_eq!(severity(usage(GIB, 50_000), &[]), None);
@@ -288,26 +396,75 @@ mod tests {
     fn the_goal_is_the_highest_of_target_and_limits() {
         let mut eviction = node_eviction();
         eviction.thresholds[0].limit = super::super::eviction::Limit::Percent(30.0);
-        let found = judge(&usage(0, 0), &ALL, &eviction, FreeTarget { bytes_percent: 1.0, inodes_percent: 1.0 });
+        let found = judge(
+            &usage(0, 0),
+            &ALL,
+            &eviction,
+            FreeTarget {
+                bytes_percent: 1.0,
+                inodes_percent: 1.0,
+            },
+        );
         let goal = found.expect("a full disk").goal;
-        assert_eq!(goal, Goal { bytes: 6 * GIB, inodes: 5000 });
-        assert!(judge(&usage(goal.bytes, goal.inodes), &ALL, &eviction, FreeTarget::default()).is_none());
-        assert!(judge(&usage(goal.bytes - 1, goal.inodes), &ALL, &eviction, FreeTarget::default()).is_some());
+        assert_eq!(
+            goal,
+            Goal {
+                bytes: 6 * GIB,
+                inodes: 5000
+            }
+        );
+        assert!(
+            judge(
+                &usage(goal.bytes, goal.inodes),
+                &ALL,
+                &eviction,
+                FreeTarget::default()
+            )
+            .is_none()
+        );
+        assert!(
+            judge(
+                &usage(goal.bytes - 1, goal.inodes),
+                &ALL,
+                &eviction,
+                FreeTarget::default()
+            )
+            .is_some()
+        );
     }
 
     #[test]
     fn a_limit_beyond_the_disk_is_said_and_frees_nothing() {
         let mut eviction = node_eviction();
         eviction.thresholds[2].limit = super::super::eviction::Limit::Amount(30 * GIB);
-        let found = judge(&usage(10 * GIB, 50_000), &ALL, &eviction, FreeTarget::default()).expect("never met");
+        let found = judge(
+            &usage(10 * GIB, 50_000),
+            &ALL,
+            &eviction,
+            FreeTarget::default(),
+        )
+        .expect("never met");
         assert_eq!(found.severity, Severity::WillBreak);
-        assert!(found.reasons[0].means.contains("more than this file system has"), "{:?}", found.reasons);
-        assert!(found.goal.is_met_by(&usage(10 * GIB, 50_000)), "{:?}", found.goal);
+        assert!(
+            found.reasons[0]
+                .means
+                .contains("more than this file system has"),
+            "{:?}",
+            found.reasons
+        );
+        assert!(
+            found.goal.is_met_by(&usage(10 * GIB, 50_000)),
+            "{:?}",
+            found.goal
+        );
     }
 
     #[test]
     fn a_file_system_without_a_fixed_number_of_inodes_is_not_out_of_them() {
-        let btrfs = Usage { inodes_total: 0, ..usage(10 * GIB, 0) };
+        let btrfs = Usage {
+            inodes_total: 0,
+            ..usage(10 * GIB, 0)
+        };
         assert_eq!(severity(btrfs, &ALL), None);
     }
 }

@@ -40,9 +40,14 @@ impl Signal {
     }
 
     fn parse(name: &str) -> Option<Self> {
-        [Self::NodefsAvailable, Self::NodefsInodesFree, Self::ImagefsAvailable, Self::ImagefsInodesFree]
-            .into_iter()
-            .find(|signal| signal.name() == name.trim())
+        [
+            Self::NodefsAvailable,
+            Self::NodefsInodesFree,
+            Self::ImagefsAvailable,
+            Self::ImagefsInodesFree,
+        ]
+        .into_iter()
+        .find(|signal| signal.name() == name.trim())
     }
 
     /// Whether it counts inodes (else bytes).
@@ -116,19 +121,31 @@ pub struct Eviction {
 const IMAGE_GC_HIGH_DEFAULT: f64 = 85.0;
 
 /// kubernetes `pkg/kubelet/eviction/defaults_linux.go`; `imagefs.inodesFree` came with 1.31, where it repeats what `nodefs` says.
-const DEFAULTS: [(Signal, &str); 3] =
-    [(Signal::NodefsAvailable, "10%"), (Signal::NodefsInodesFree, "5%"), (Signal::ImagefsAvailable, "15%")];
+const DEFAULTS: [(Signal, &str); 3] = [
+    (Signal::NodefsAvailable, "10%"),
+    (Signal::NodefsInodesFree, "5%"),
+    (Signal::ImagefsAvailable, "15%"),
+];
 
 /// k3s and RKE2 start their kubelet with these (`--eviction-hard=imagefs.available<5%,nodefs.available<5%`).
-const K3S_DEFAULTS: [(Signal, &str); 2] = [(Signal::NodefsAvailable, "5%"), (Signal::ImagefsAvailable, "5%")];
+const K3S_DEFAULTS: [(Signal, &str); 2] = [
+    (Signal::NodefsAvailable, "5%"),
+    (Signal::ImagefsAvailable, "5%"),
+];
 
 impl Eviction {
     /// The limits of `node`; none where there is no kubelet.
     pub fn read(node: &Node) -> Self {
         match node.role.value {
-            Some(Role::NotKubernetes) => Self { image_gc_high_percent: 100.0, ..Self::default() },
+            Some(Role::NotKubernetes) => Self {
+                image_gc_high_percent: 100.0,
+                ..Self::default()
+            },
             Some(Role::OtherDistribution) => {
-                let mut eviction = Self { image_gc_high_percent: IMAGE_GC_HIGH_DEFAULT, ..Self::default() };
+                let mut eviction = Self {
+                    image_gc_high_percent: IMAGE_GC_HIGH_DEFAULT,
+                    ..Self::default()
+                };
                 eviction.add_written(&K3S_DEFAULTS, "the distribution's default");
                 eviction
             }
@@ -136,31 +153,61 @@ impl Eviction {
                 node.kubelet.flag("--eviction-hard"),
                 node.kubelet.flag("--eviction-soft"),
                 &node.kubelet.config,
-                &node.kubelet.config_path.value.as_ref().map_or_else(|| "its config".into(), ToString::to_string),
+                &node
+                    .kubelet
+                    .config_path
+                    .value
+                    .as_ref()
+                    .map_or_else(|| "its config".into(), ToString::to_string),
             ),
         }
     }
 
     /// From the two flags and the parsed config (`Null` where there is none); `config_path` is for people.
-    fn of_kubelet(hard_flag: Option<&str>, soft_flag: Option<&str>, config: &Value, config_path: &str) -> Self {
-        let high = config.get("imageGCHighThresholdPercent").and_then(Value::as_f64);
-        let mut eviction = Self { image_gc_high_percent: high.unwrap_or(IMAGE_GC_HIGH_DEFAULT), ..Self::default() };
-        let merge = config.get("mergeDefaultEvictionSettings").and_then(Value::as_bool).unwrap_or(false);
-        match (hard_flag, config.get("evictionHard").and_then(Value::as_object)) {
+    fn of_kubelet(
+        hard_flag: Option<&str>,
+        soft_flag: Option<&str>,
+        config: &Value,
+        config_path: &str,
+    ) -> Self {
+        let high = config
+            .get("imageGCHighThresholdPercent")
+            .and_then(Value::as_f64);
+        let mut eviction = Self {
+            image_gc_high_percent: high.unwrap_or(IMAGE_GC_HIGH_DEFAULT),
+            ..Self::default()
+        };
+        let merge = config
+            .get("mergeDefaultEvictionSettings")
+            .and_then(Value::as_bool)
+            .unwrap_or(false);
+        match (
+            hard_flag,
+            config.get("evictionHard").and_then(Value::as_object),
+        ) {
             (Some(flag), _) => eviction.add_flag(flag, false, "--eviction-hard"),
             (None, Some(map)) => {
                 eviction.add_map(map, false, &format!("evictionHard in {config_path}"));
                 if merge {
-                    let named: Vec<Signal> = map.keys().filter_map(|name| Signal::parse(name)).collect();
-                    let rest: Vec<_> = DEFAULTS.into_iter().filter(|(signal, _)| !named.contains(signal)).collect();
+                    let named: Vec<Signal> =
+                        map.keys().filter_map(|name| Signal::parse(name)).collect();
+                    let rest: Vec<_> = DEFAULTS
+                        .into_iter()
+                        .filter(|(signal, _)| !named.contains(signal))
+                        .collect();
                     eviction.add_written(&rest, "the kubelet's default");
                 }
             }
             (None, None) => eviction.add_written(&DEFAULTS, "the kubelet's default"),
         }
-        match (soft_flag, config.get("evictionSoft").and_then(Value::as_object)) {
+        match (
+            soft_flag,
+            config.get("evictionSoft").and_then(Value::as_object),
+        ) {
             (Some(flag), _) => eviction.add_flag(flag, true, "--eviction-soft"),
-            (None, Some(map)) => eviction.add_map(map, true, &format!("evictionSoft in {config_path}")),
+            (None, Some(map)) => {
+                eviction.add_map(map, true, &format!("evictionSoft in {config_path}"))
+            }
             (None, None) => {}
         }
         eviction
@@ -183,18 +230,25 @@ impl Eviction {
 
     /// `a<b,c<d` (quotes around it are the shell's).
     fn add_flag(&mut self, flag: &str, soft: bool, source: &str) {
-        let pairs = flag.trim_matches(['"', '\'']).split(',').filter(|pair| !pair.trim().is_empty());
+        let pairs = flag
+            .trim_matches(['"', '\''])
+            .split(',')
+            .filter(|pair| !pair.trim().is_empty());
         for pair in pairs {
             match pair.split_once('<') {
                 Some((name, value)) => self.add(name, value, soft, source),
-                None => self.malformed.push(format!("{source}: \"{}\" has no \"<\"", printable(pair))),
+                None => self
+                    .malformed
+                    .push(format!("{source}: \"{}\" has no \"<\"", printable(pair))),
             }
         }
     }
 
     fn add(&mut self, name: &str, value: &str, soft: bool, source: &str) {
         // memory.available, pid.available and the like.
-        let Some(signal) = Signal::parse(name) else { return };
+        let Some(signal) = Signal::parse(name) else {
+            return;
+        };
         let written = value.trim().to_owned();
         // The kubelet takes these two as "no limit" (eviction/helpers.go, parseThresholdStatement).
         if written == "0%" || written == "100%" {
@@ -203,7 +257,13 @@ impl Eviction {
         match parse_limit(&written) {
             Some(limit) => {
                 let source = source.to_owned();
-                self.thresholds.push(Threshold { signal, limit, written, soft, source });
+                self.thresholds.push(Threshold {
+                    signal,
+                    limit,
+                    written,
+                    soft,
+                    source,
+                });
             }
             None => self.malformed.push(format!(
                 "{source}: {}<{} is neither a percentage nor a quantity",
@@ -217,7 +277,13 @@ impl Eviction {
 fn printable(text: &str) -> String {
     text.chars()
         .take(60)
-        .flat_map(|c| if crate::base::escaping::misleads(c) { c.escape_default().collect() } else { vec![c] })
+        .flat_map(|c| {
+            if crate::base::escaping::misleads(c) {
+                c.escape_default().collect()
+            } else {
+                vec![c]
+            }
+        })
         .collect()
 }
 
@@ -225,7 +291,9 @@ fn printable(text: &str) -> String {
 fn parse_limit(text: &str) -> Option<Limit> {
     if let Some(number) = text.strip_suffix('%') {
         let percent: f64 = number.parse().ok()?;
-        return (0.0..=100.0).contains(&percent).then_some(Limit::Percent(percent));
+        return (0.0..=100.0)
+            .contains(&percent)
+            .then_some(Limit::Percent(percent));
     }
     parse_quantity(text).map(Limit::Amount)
 }
@@ -254,7 +322,10 @@ fn parse_quantity(text: &str) -> Option<u64> {
         // "E" is exa at the end and an exponent before digits, which the float parser takes care of.
         .or_else(|| text.strip_suffix('E').map(|number| (number, 1e18)))
         .unwrap_or((text, 1.0));
-    if !number.bytes().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte)) {
+    if !number
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte))
+    {
         return None;
     }
     let value = number.parse::<f64>().ok()? * factor;
@@ -273,8 +344,15 @@ pub struct Measured {
 impl Measured {
     /// From the node's own settings, else the defaults of kubelet and runtime.
     pub fn read(guest: &Guest, node: &Node) -> Self {
-        let nodefs = GuestPath::new(node.kubelet.flag("--root-dir").unwrap_or("/var/lib/kubelet"));
-        Self { nodefs, imagefs: image_root(guest, node) }
+        let nodefs = GuestPath::new(
+            node.kubelet
+                .flag("--root-dir")
+                .unwrap_or("/var/lib/kubelet"),
+        );
+        Self {
+            nodefs,
+            imagefs: image_root(guest, node),
+        }
     }
 }
 
@@ -288,8 +366,15 @@ const IMAGE_ROOTS: [(&str, &str); 5] = [
 ];
 
 fn image_root(guest: &Guest, node: &Node) -> GuestPath {
-    let runtime = node.container_runtime.value.as_deref().unwrap_or_default().to_ascii_lowercase();
-    let named = IMAGE_ROOTS.iter().find(|(name, _)| runtime.starts_with(name) || runtime == name.replace('-', ""));
+    let runtime = node
+        .container_runtime
+        .value
+        .as_deref()
+        .unwrap_or_default()
+        .to_ascii_lowercase();
+    let named = IMAGE_ROOTS
+        .iter()
+        .find(|(name, _)| runtime.starts_with(name) || runtime == name.replace('-', ""));
     let configured = match named.map(|(name, _)| *name) {
         Some("docker" | "cri-dockerd") => docker_root(guest),
         Some("containerd") => containerd_root(guest),
@@ -299,29 +384,48 @@ fn image_root(guest: &Guest, node: &Node) -> GuestPath {
     if let Some(path) = configured {
         return path;
     }
-    let root = named.or_else(|| IMAGE_ROOTS.iter().find(|(_, path)| guest.exists(&GuestPath::new(path))));
+    let root = named.or_else(|| {
+        IMAGE_ROOTS
+            .iter()
+            .find(|(_, path)| guest.exists(&GuestPath::new(path)))
+    });
     GuestPath::new(root.map_or("/var/lib/containerd", |(_, path)| path))
 }
 
 /// `data-root` (before 17.05: `graph`) of docker's daemon.json.
 fn docker_root(guest: &Guest) -> Option<GuestPath> {
-    let bytes = guest.read_if_there(&GuestPath::new("/etc/docker/daemon.json")).ok()??;
+    let bytes = guest
+        .read_if_there(&GuestPath::new("/etc/docker/daemon.json"))
+        .ok()??;
     let config: Value = serde_json::from_slice(&bytes).ok()?;
-    let root = config.get("data-root").or_else(|| config.get("graph"))?.as_str()?;
+    let root = config
+        .get("data-root")
+        .or_else(|| config.get("graph"))?
+        .as_str()?;
     root.starts_with('/').then(|| GuestPath::new(root))
 }
 
 /// `root = "/path"` before the first table of containerd's config.toml.
 fn containerd_root(guest: &Guest) -> Option<GuestPath> {
     let text = text_of(guest, "/etc/containerd/config.toml")?;
-    toml_path(text.lines().take_while(|line| !line.trim().starts_with('[')), "root")
+    toml_path(
+        text.lines()
+            .take_while(|line| !line.trim().starts_with('[')),
+        "root",
+    )
 }
 
 /// CRI-O's own `root` in [crio], else `graphroot` of containers/storage (crio.conf(5), containers-storage.conf(5)). Both names stand in one
 /// table of their file only.
 fn crio_root(guest: &Guest) -> Option<GuestPath> {
-    let own = text_of(guest, "/etc/crio/crio.conf").and_then(|text| toml_path(text.lines(), "root"));
-    own.or_else(|| toml_path(text_of(guest, "/etc/containers/storage.conf")?.lines(), "graphroot"))
+    let own =
+        text_of(guest, "/etc/crio/crio.conf").and_then(|text| toml_path(text.lines(), "root"));
+    own.or_else(|| {
+        toml_path(
+            text_of(guest, "/etc/containers/storage.conf")?.lines(),
+            "graphroot",
+        )
+    })
 }
 
 fn text_of(guest: &Guest, path: &str) -> Option<String> {
@@ -333,7 +437,12 @@ fn text_of(guest: &Guest, path: &str) -> Option<String> {
 fn toml_path<'a>(mut lines: impl Iterator<Item = &'a str>, name: &str) -> Option<GuestPath> {
     lines.find_map(|line| {
         let (key, value) = line.split_once('=')?;
-        let value = value.split('#').next().unwrap_or_default().trim().trim_matches(['"', '\'']);
+        let value = value
+            .split('#')
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .trim_matches(['"', '\'']);
         (key.trim() == name && value.starts_with('/')).then(|| GuestPath::new(value))
     })
 }
@@ -349,7 +458,10 @@ pub fn file_system_holding(guest: &Guest, path: &GuestPath) -> Option<usize> {
         }
     };
     let found = guest.file_system_of(&real)?;
-    let index = guest.file_systems.iter().position(|fs| fs.mount_point == found.mount_point)?;
+    let index = guest
+        .file_systems
+        .iter()
+        .position(|fs| fs.mount_point == found.mount_point)?;
     // Subvolumes of one btrfs share their bytes: they are judged together, as the first of them.
     guest.sharing_bytes(index).first().copied()
 }
@@ -367,13 +479,24 @@ mod tests {
     use super::*;
 
     fn shown(eviction: &Eviction) -> Vec<String> {
-        eviction.thresholds.iter().map(|t| format!("{t}{}", if t.soft { " soft" } else { "" })).collect()
+        eviction
+            .thresholds
+            .iter()
+            .map(|t| format!("{t}{}", if t.soft { " soft" } else { "" }))
+            .collect()
     }
 
     #[test]
     fn defaults_hold_where_nothing_is_written() {
         let eviction = Eviction::of_kubelet(None, None, &Value::Null, "x");
-        assert_eq!(shown(&eviction), ["nodefs.available<10%", "nodefs.inodesFree<5%", "imagefs.available<15%"]);
+        assert_eq!(
+            shown(&eviction),
+            [
+                "nodefs.available<10%",
+                "nodefs.inodesFree<5%",
+                "imagefs.available<15%"
+            ]
+        );
         assert_eq!(eviction.image_gc_high_percent, 85.0);
     }
 
@@ -382,18 +505,30 @@ mod tests {
         let config = serde_json::json!({"evictionHard": {"nodefs.available": "1Gi", "memory.available": "100Mi"},
             "evictionSoft": {"imagefs.available": "20%"}, "imageGCHighThresholdPercent": 90});
         let eviction = Eviction::of_kubelet(None, None, &config, "/var/lib/kubelet/config.yaml");
-        assert_eq!(shown(&eviction), ["nodefs.available<1Gi", "imagefs.available<20% soft"]);
+        assert_eq!(
+            shown(&eviction),
+            ["nodefs.available<1Gi", "imagefs.available<20% soft"]
+        );
         assert_eq!(eviction.thresholds[0].limit, Limit::Amount(1 << 30));
-        assert_eq!(eviction.thresholds[0].source, "evictionHard in /var/lib/kubelet/config.yaml");
+        assert_eq!(
+            eviction.thresholds[0].source,
+            "evictionHard in /var/lib/kubelet/config.yaml"
+        );
         assert_eq!(eviction.image_gc_high_percent, 90.0);
     }
 
     #[test]
     fn merging_keeps_the_defaults_that_are_not_named() {
-        let config =
-            serde_json::json!({"evictionHard": {"nodefs.available": "5%"}, "mergeDefaultEvictionSettings": true});
+        let config = serde_json::json!({"evictionHard": {"nodefs.available": "5%"}, "mergeDefaultEvictionSettings": true});
         let eviction = Eviction::of_kubelet(None, None, &config, "x");
-        assert_eq!(shown(&eviction), ["nodefs.available<5%", "nodefs.inodesFree<5%", "imagefs.available<15%"]);
+        assert_eq!(
+            shown(&eviction),
+            [
+                "nodefs.available<5%",
+                "nodefs.inodesFree<5%",
+                "imagefs.available<15%"
+            ]
+        );
     }
 
     #[test]
@@ -401,7 +536,10 @@ mod tests {
         let config = serde_json::json!({"evictionHard": {"nodefs.available": "1Gi"}});
         let flag = "\"memory.available<5%,nodefs.available<2.5%,nodefs.inodesFree<0%,imagefs.available<500M\"";
         let eviction = Eviction::of_kubelet(Some(flag), None, &config, "x");
-        assert_eq!(shown(&eviction), ["nodefs.available<2.5%", "imagefs.available<500M"]);
+        assert_eq!(
+            shown(&eviction),
+            ["nodefs.available<2.5%", "imagefs.available<500M"]
+        );
         assert_eq!(eviction.thresholds[1].limit, Limit::Amount(500_000_000));
     }
 
@@ -413,24 +551,39 @@ mod tests {
                 "/etc/containers/storage.conf",
                 "[storage]\ndriver = \"overlay\"\nrunroot = \"/run/x\"\ngraphroot = \"/data/images\"\n",
             );
-        assert_eq!(crio_root(&crio.into_guest()), Some(GuestPath::new("/data/images")));
-        let own = crate::tree::MemoryTree::new().file("/etc/crio/crio.conf", "[crio]\nroot = \"/own\" # here\n");
+        assert_eq!(
+            crio_root(&crio.into_guest()),
+            Some(GuestPath::new("/data/images"))
+        );
+        let own = crate::tree::MemoryTree::new()
+            .file("/etc/crio/crio.conf", "[crio]\nroot = \"/own\" # here\n");
         assert_eq!(crio_root(&own.into_guest()), Some(GuestPath::new("/own")));
         let containerd = "version = 2\nroot = '/big'\n[plugins]\nroot = '/not-this'\n";
-        let containerd = crate::tree::MemoryTree::new().file("/etc/containerd/config.toml", containerd);
-        assert_eq!(containerd_root(&containerd.into_guest()), Some(GuestPath::new("/big")));
+        let containerd =
+            crate::tree::MemoryTree::new().file("/etc/containerd/config.toml", containerd);
+        assert_eq!(
+            containerd_root(&containerd.into_guest()),
+            Some(GuestPath::new("/big"))
+        );
     }
 
     #[test]
     fn nonsense_is_reported_not_guessed() {
-        let eviction = Eviction::of_kubelet(Some("nodefs.available<lots,oops"), None, &Value::Null, "x");
+        let eviction =
+            Eviction::of_kubelet(Some("nodefs.available<lots,oops"), None, &Value::Null, "x");
         assert!(eviction.thresholds.is_empty());
         assert_eq!(eviction.malformed.len(), 2);
     }
 
     #[test]
     fn quantities_as_kubernetes_writes_them() {
-        let cases = [("1Gi", 1 << 30), ("1.5Ki", 1536), ("1e3", 1000), ("2E", 2_000_000_000_000_000_000), ("100m", 1)];
+        let cases = [
+            ("1Gi", 1 << 30),
+            ("1.5Ki", 1536),
+            ("1e3", 1000),
+            ("2E", 2_000_000_000_000_000_000),
+            ("100m", 1),
+        ];
         for (text, expected) in cases {
             assert_eq!(parse_quantity(text), Some(expected), "{text}");
         }

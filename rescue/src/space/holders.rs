@@ -35,11 +35,23 @@ const KNOWN: [(&str, &str); 25] = [
 
 /// Known folders of this guest, their links resolved.
 pub fn known(guest: &Guest, node: &Node) -> Vec<(PathBuf, &'static str)> {
-    let etcd = node.static_pod("etcd").and_then(|pod| pod.flag("--data-dir")).map(|path| (path, "etcd's data"));
+    let etcd = node
+        .static_pod("etcd")
+        .and_then(|pod| pod.flag("--data-dir"))
+        .map(|path| (path, "etcd's data"));
     KNOWN
         .into_iter()
         .chain(etcd)
-        .filter_map(|(path, label)| Some((guest.resolve(&GuestPath::new(path)).ok()?.as_path().to_path_buf(), label)))
+        .filter_map(|(path, label)| {
+            Some((
+                guest
+                    .resolve(&GuestPath::new(path))
+                    .ok()?
+                    .as_path()
+                    .to_path_buf(),
+                label,
+            ))
+        })
         .filter(|(path, _)| path.parent().is_some())
         .collect()
 }

@@ -14,7 +14,10 @@ pub struct Rotated {
 
 /// `name` without the ending of a compressed file.
 pub fn without_compression(name: &str) -> (&str, bool) {
-    match COMPRESSED.iter().find_map(|ending| name.strip_suffix(ending)) {
+    match COMPRESSED
+        .iter()
+        .find_map(|ending| name.strip_suffix(ending))
+    {
         Some(rest) if !rest.is_empty() => (rest, true),
         _ => (name, false),
     }
@@ -79,8 +82,16 @@ fn timed(name: &str) -> Option<String> {
         None => (name, ""),
     };
     let (stem, time) = rest.split_at_checked(rest.len().checked_sub(SHAPE.len())?)?;
-    let shape: String =
-        time.chars().map(|character| if character.is_ascii_digit() { '0' } else { character }).collect();
+    let shape: String = time
+        .chars()
+        .map(|character| {
+            if character.is_ascii_digit() {
+                '0'
+            } else {
+                character
+            }
+        })
+        .collect();
     let date = time.get(1..11)?;
     (shape == SHAPE && is_date(date)).then(|| format!("{stem}{ending}"))
 }
@@ -129,8 +140,14 @@ const LEVELS: [&str; 6] = ["err", "info", "warn", "notice", "crit", "debug"];
 /// Whether the name (of a series) is a log's: `….log`, `syslog`, `mail.err`, `access_log`.
 pub fn is_log(stem: &str) -> bool {
     let lower = stem.to_ascii_lowercase();
-    let by_ending = lower == "log" || [".log", "_log", "-log"].iter().any(|ending| lower.ends_with(ending));
-    let facility = stem.rsplit_once('.').filter(|(_, level)| LEVELS.contains(level)).map_or(stem, |(name, _)| name);
+    let by_ending = lower == "log"
+        || [".log", "_log", "-log"]
+            .iter()
+            .any(|ending| lower.ends_with(ending));
+    let facility = stem
+        .rsplit_once('.')
+        .filter(|(_, level)| LEVELS.contains(level))
+        .map_or(stem, |(name, _)| name);
     by_ending || LOGS.contains(&facility)
 }
 
@@ -193,18 +210,24 @@ const NOT_LOGS: [&str; 52] = [
 /// The piece of `name` that means a database, a dump, a key or a backup. A log about backups (`backup.log`) is a log.
 pub fn looks_precious(name: &str) -> Option<&'static str> {
     let lower = name.to_ascii_lowercase();
-    let found = NOT_LOGS.iter().find(|piece| match piece.strip_prefix('.') {
-        // An ending must be whole: `.db` is in `app.db.1`, not in `app.dbus.1`.
-        Some(ending) => lower.split('.').skip(1).any(|part| part == ending || numbered_part(part, ending)),
-        None => lower.contains(**piece),
-    })?;
+    let found = NOT_LOGS
+        .iter()
+        .find(|piece| match piece.strip_prefix('.') {
+            // An ending must be whole: `.db` is in `app.db.1`, not in `app.dbus.1`.
+            Some(ending) => lower
+                .split('.')
+                .skip(1)
+                .any(|part| part == ending || numbered_part(part, ending)),
+            None => lower.contains(**piece),
+        })?;
     let about = ["backup", "snapshot"].contains(found) && lower.ends_with(".log");
     (!about).then_some(found)
 }
 
 /// `sqlite3`, `qcow2`.
 fn numbered_part(part: &str, ending: &str) -> bool {
-    part.strip_prefix(ending).is_some_and(|rest| rest.len() == 1 && rest.bytes().all(|byte| byte.is_ascii_digit()))
+    part.strip_prefix(ending)
+        .is_some_and(|rest| rest.len() == 1 && rest.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 #[cfg(test)]
@@ -230,10 +253,21 @@ mod tests {
             ("agent.log.12345", "agent.log", false),
             ("audit-2023-02-19T08-01-02.123.log", "audit.log", false),
             ("audit-2023-02-19T08-01-02.123.log.gz", "audit.log", true),
-            ("kubelet.n1.root.log.INFO.20230223-080102.812", "kubelet.n1.root.log.INFO", false),
+            (
+                "kubelet.n1.root.log.INFO.20230223-080102.812",
+                "kubelet.n1.root.log.INFO",
+                false,
+            ),
         ];
         for (name, stem, compressed) in cases {
-            assert_eq!(rotated(name), Some(Rotated { stem: stem.into(), compressed }), "{name}");
+            assert_eq!(
+                rotated(name),
+                Some(Rotated {
+                    stem: stem.into(),
+                    compressed
+                }),
+                "{name}"
+            );
         }
     }
 
@@ -258,22 +292,48 @@ mod tests {
 
     #[test]
     fn names_of_data_are_precious() {
-        let names =
-            ["app.db.1", "etcd-snapshot.db.1", "mysql-bin.000123", "data.sqlite3.1", "dump.sql.gz", "mail.tar.xz"];
+        let names = [
+            "app.db.1",
+            "etcd-snapshot.db.1",
+            "mysql-bin.000123",
+            "data.sqlite3.1",
+            "dump.sql.gz",
+            "mail.tar.xz",
+        ];
         for name in names {
             assert!(looks_precious(name).is_some(), "{name}");
         }
-        for name in ["syslog.1", "app.dbus.1", "backup.log", "vmware-vmsvc.1.log", "kern.log.2.gz"] {
+        for name in [
+            "syslog.1",
+            "app.dbus.1",
+            "backup.log",
+            "vmware-vmsvc.1.log",
+            "kern.log.2.gz",
+        ] {
             assert!(looks_precious(name).is_none(), "{name}");
         }
     }
 
     #[test]
     fn knows_logs_by_name() {
-        for stem in ["syslog", "mail.err", "nginx-access.log", "access_log", "cron", "boot.log"] {
+        for stem in [
+            "syslog",
+            "mail.err",
+            "nginx-access.log",
+            "access_log",
+            "cron",
+            "boot.log",
+        ] {
             assert!(is_log(stem), "{stem}");
         }
-        for stem in ["passwd", "config", "mysql-bin", "sa", "mail.tar", "secure.conf"] {
+        for stem in [
+            "passwd",
+            "config",
+            "mysql-bin",
+            "sa",
+            "mail.tar",
+            "secure.conf",
+        ] {
             assert!(!is_log(stem), "{stem}");
         }
     }

@@ -13,12 +13,24 @@ pub const FOLDERS: [(&str, &str); 49] = [
     ("/var/lib/etcd", "the cluster's data"),
     ("/var/lib/etcd-backup", "backups of the cluster's data"),
     ("/etc", "configuration, certificates and keys"),
-    ("/var/lib/kubelet", "pods' volumes (which may be mounts of real data), the kubelet's certificates and state"),
-    ("/var/lib/containerd", "images and containers; a part of the store breaks the rest"),
-    ("/var/lib/docker", "images and containers; a part of the store breaks the rest"),
+    (
+        "/var/lib/kubelet",
+        "pods' volumes (which may be mounts of real data), the kubelet's certificates and state",
+    ),
+    (
+        "/var/lib/containerd",
+        "images and containers; a part of the store breaks the rest",
+    ),
+    (
+        "/var/lib/docker",
+        "images and containers; a part of the store breaks the rest",
+    ),
     ("/var/lib/dockershim", "state of pods"),
     ("/var/lib/cri-dockerd", "state of pods"),
-    ("/var/lib/containers", "images and containers; a part of the store breaks the rest"),
+    (
+        "/var/lib/containers",
+        "images and containers; a part of the store breaks the rest",
+    ),
     ("/var/lib/crio", "state of the container runtime"),
     ("/var/lib/cni", "addresses given to pods"),
     ("/var/lib/calico", "state of the network"),
@@ -75,7 +87,10 @@ pub const FILES: [(&str, &str); 7] = [
 pub const STORES: [(&[&str], &str); 6] = [
     (&["member", "wal"], "etcd's write-ahead log"),
     (&["member", "snap"], "etcd's data"),
-    (&["io.containerd.*"], "containerd's store; a part of it breaks the rest"),
+    (
+        &["io.containerd.*"],
+        "containerd's store; a part of it breaks the rest",
+    ),
     (&["kubernetes.io~*"], "a pod's volume"),
     (&["volumes"], "volumes"),
     (&["pki"], "certificates and keys"),
@@ -93,8 +108,14 @@ impl Never {
         let mut folders: Vec<(PathBuf, String)> = Vec::new();
         let mut seen = BTreeSet::new();
         let mut add = |path: GuestPath, why: &str| {
-            let real = guest.resolve(&path).map(|real| real.as_path().to_path_buf()).ok();
-            for path in [Some(path.as_path().to_path_buf()), real].into_iter().flatten() {
+            let real = guest
+                .resolve(&path)
+                .map(|real| real.as_path().to_path_buf())
+                .ok();
+            for path in [Some(path.as_path().to_path_buf()), real]
+                .into_iter()
+                .flatten()
+            {
                 // A link to the root would forbid everything, which is safe but says nothing.
                 if seen.insert(path.clone()) {
                     folders.push((path, why.to_owned()));
@@ -112,7 +133,10 @@ impl Never {
 
     /// Why nothing at `path` (free of symbolic links) may go; `None` where the list does not know it.
     pub fn forbids(&self, path: &Path) -> Option<String> {
-        let folder = self.folders.iter().find(|(folder, _)| path.starts_with(folder));
+        let folder = self
+            .folders
+            .iter()
+            .find(|(folder, _)| path.starts_with(folder));
         if let Some((folder, why)) = folder {
             return Some(format!("{} holds {why}", GuestPath::new(folder)));
         }
@@ -126,24 +150,44 @@ impl Never {
         let names: Vec<&OsStr> = path.components().filter_map(normal).collect();
         STORES
             .iter()
-            .find(|(store, _)| names.windows(store.len()).any(|window| matches_all(window, store)))
+            .find(|(store, _)| {
+                names
+                    .windows(store.len())
+                    .any(|window| matches_all(window, store))
+            })
             .map(|(_, why)| format!("it is part of {why}"))
     }
 
     /// Whether `folder` holds, or lies in, something of the list: a place that no rule may be led to by a link.
     pub fn touches(&self, folder: &Path) -> bool {
-        self.forbids(folder).is_some() || self.folders.iter().any(|(listed, _)| listed.starts_with(folder))
+        self.forbids(folder).is_some()
+            || self
+                .folders
+                .iter()
+                .any(|(listed, _)| listed.starts_with(folder))
     }
 }
 
 /// Folders that this node's own settings name.
 fn own_folders(node: &Node) -> Vec<(GuestPath, &'static str)> {
     let mut folders = Vec::new();
-    if let Some(path) = node.static_pod("etcd").and_then(|pod| pod.flag("--data-dir")) {
-        folders.push((GuestPath::new(path), "the cluster's data (--data-dir of etcd)"));
+    if let Some(path) = node
+        .static_pod("etcd")
+        .and_then(|pod| pod.flag("--data-dir"))
+    {
+        folders.push((
+            GuestPath::new(path),
+            "the cluster's data (--data-dir of etcd)",
+        ));
     }
-    if let Some(path) = node.static_pod("etcd").and_then(|pod| pod.flag("--wal-dir")) {
-        folders.push((GuestPath::new(path), "the cluster's data (--wal-dir of etcd)"));
+    if let Some(path) = node
+        .static_pod("etcd")
+        .and_then(|pod| pod.flag("--wal-dir"))
+    {
+        folders.push((
+            GuestPath::new(path),
+            "the cluster's data (--wal-dir of etcd)",
+        ));
     }
     if let Some(path) = node.kubelet.flag("--root-dir") {
         folders.push((GuestPath::new(path), "the kubelet's state (--root-dir)"));
@@ -153,7 +197,11 @@ fn own_folders(node: &Node) -> Vec<(GuestPath, &'static str)> {
         (&node.kubelet.cert_dir.value, "the kubelet's certificates"),
         (&node.manifest_dir.value, "static pods"),
     ];
-    folders.extend(facts.into_iter().filter_map(|(path, what)| Some((path.clone()?, what))));
+    folders.extend(
+        facts
+            .into_iter()
+            .filter_map(|(path, what)| Some((path.clone()?, what))),
+    );
     // A setting of "/" is nobody's intention, and would forbid everything.
     folders.retain(|(path, _)| path.as_path() != Path::new("/"));
     folders
@@ -167,10 +215,13 @@ fn normal(component: Component<'_>) -> Option<&OsStr> {
 }
 
 fn matches_all(names: &[&OsStr], store: &[&str]) -> bool {
-    names.iter().zip(store).all(|(name, wanted)| match wanted.strip_suffix('*') {
-        Some(prefix) => name.as_encoded_bytes().starts_with(prefix.as_bytes()),
-        None => *name == *wanted,
-    })
+    names
+        .iter()
+        .zip(store)
+        .all(|(name, wanted)| match wanted.strip_suffix('*') {
+            Some(prefix) => name.as_encoded_bytes().starts_with(prefix.as_bytes()),
+            None => *name == *wanted,
+        })
 }
 
 /// `system.journal`, `user-1000.journal`: no `@` in the name.
@@ -205,7 +256,10 @@ mod tests {
     fn every_file_of_the_list_is_kept() {
         let never = never(MemoryTree::new());
         for (file, _) in FILES {
-            assert!(never.forbids(&Path::new("/var/log").join(file)).is_some(), "{file}");
+            assert!(
+                never.forbids(&Path::new("/var/log").join(file)).is_some(),
+                "{file}"
+            );
         }
     }
 
@@ -244,8 +298,16 @@ mod tests {
 
     #[test]
     fn where_a_link_leads_is_kept_too() {
-        let never = never(MemoryTree::new().link("/var/lib/etcd", "/var/log/etcd-data").dir("/var/log/etcd-data"));
-        assert!(never.forbids(Path::new("/var/log/etcd-data/app.log.1")).is_some());
+        let never = never(
+            MemoryTree::new()
+                .link("/var/lib/etcd", "/var/log/etcd-data")
+                .dir("/var/log/etcd-data"),
+        );
+        assert!(
+            never
+                .forbids(Path::new("/var/log/etcd-data/app.log.1"))
+                .is_some()
+        );
         assert!(never.touches(Path::new("/var")));
     }
 }

@@ -144,13 +144,22 @@ impl Collector {
         let mut refused = HashSet::new();
         for rule in RULES {
             for place in rule.places {
-                let Ok(real) = guest.resolve(&GuestPath::new(place)) else { continue };
+                let Ok(real) = guest.resolve(&GuestPath::new(place)) else {
+                    continue;
+                };
                 let real = real.as_path().to_path_buf();
                 // A link may lead logs to a data disk, and a hostile one to /etc: the never-list decides.
                 if real != Path::new(place) && rule.class != Class::Show && never.touches(&real) {
                     if refused.insert(*place) {
-                        let why = format!("a link leads it to {}, of which nothing may go", GuestPath::new(&real));
-                        spared.push(Spared { path: GuestPath::new(place), bytes: 0, why });
+                        let why = format!(
+                            "a link leads it to {}, of which nothing may go",
+                            GuestPath::new(&real)
+                        );
+                        spared.push(Spared {
+                            path: GuestPath::new(place),
+                            bytes: 0,
+                            why,
+                        });
                     }
                     continue;
                 }
@@ -173,21 +182,37 @@ impl Collector {
     pub fn choose(mut self, tree: &dyn Tree, fs: &FileSystem, goal: Goal) -> Plan {
         mark_newest(&mut self.prospects);
         mark_last_boot(tree, &mut self.prospects);
-        self.prospects
-            .sort_by(|a, b| (a.rank, a.meta.mtime, a.path.as_path()).cmp(&(b.rank, b.meta.mtime, b.path.as_path())));
+        self.prospects.sort_by(|a, b| {
+            (a.rank, a.meta.mtime, a.path.as_path()).cmp(&(b.rank, b.meta.mtime, b.path.as_path()))
+        });
         let names = names_by_inode(&self.prospects);
-        let mut chosen = Chosen { fs, goal: with_margin(goal, &fs.usage), bytes: 0, inodes: 0, candidates: Vec::new() };
+        let mut chosen = Chosen {
+            fs,
+            goal: with_margin(goal, &fs.usage),
+            bytes: 0,
+            inodes: 0,
+            candidates: Vec::new(),
+        };
         let mut inodes_done = HashSet::new();
         let held = Held::on(fs);
         for prospect in &std::mem::take(&mut self.prospects) {
             if chosen.is_enough() {
                 break;
             }
-            if prospect.meta.nlink.unwrap_or(1) > 1 && prospect.meta.ino.is_some_and(|ino| !inodes_done.insert(ino)) {
+            if prospect.meta.nlink.unwrap_or(1) > 1
+                && prospect
+                    .meta
+                    .ino
+                    .is_some_and(|ino| !inodes_done.insert(ino))
+            {
                 continue;
             }
             if let Some(holder) = held.as_ref().and_then(|held| held.holder(&prospect.meta)) {
-                self.spare(&prospect.path, allocated(&prospect.meta), format!("{holder} holds it open"));
+                self.spare(
+                    &prospect.path,
+                    allocated(&prospect.meta),
+                    format!("{holder} holds it open"),
+                );
                 continue;
             }
             match candidate(tree, prospect, &names) {
@@ -197,7 +222,10 @@ impl Collector {
             }
         }
         if self.left_out > 0 {
-            let why = format!("{} further files were not looked at in this run", self.left_out);
+            let why = format!(
+                "{} further files were not looked at in this run",
+                self.left_out
+            );
             self.spare(fs.mount_point.as_path(), 0, why);
         }
         self.keep_largest_spared();
@@ -214,14 +242,19 @@ impl Collector {
 
 impl Collector {
     fn spare(&mut self, path: &Path, bytes: u64, why: String) {
-        self.spared.push(Spared { path: GuestPath::new(path), bytes, why });
+        self.spared.push(Spared {
+            path: GuestPath::new(path),
+            bytes,
+            why,
+        });
         if self.spared.len() > 4 * MAX_SPARED {
             self.keep_largest_spared();
         }
     }
 
     fn keep_largest_spared(&mut self) {
-        self.spared.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.path.cmp(&b.path)));
+        self.spared
+            .sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.path.cmp(&b.path)));
         self.spared.truncate(MAX_SPARED);
     }
 }
@@ -230,8 +263,13 @@ impl Visitor for Collector {
     fn enter(&mut self, folder: &Path) {
         self.here.clear();
         for (place, rule) in &self.places {
-            let Ok(below) = folder.strip_prefix(place) else { continue };
-            let first = below.components().next().map(|first| first.as_os_str().to_string_lossy());
+            let Ok(below) = folder.strip_prefix(place) else {
+                continue;
+            };
+            let first = below
+                .components()
+                .next()
+                .map(|first| first.as_os_str().to_string_lossy());
             if rule.reaches(below.components().count(), first.as_deref()) {
                 self.here.push(rule);
             }
@@ -243,11 +281,17 @@ impl Visitor for Collector {
             return;
         }
         let shown = name.to_string_lossy();
-        let Some(rule) = self.here.iter().find(|rule| (rule.matches)(&shown)) else { return };
+        let Some(rule) = self.here.iter().find(|rule| (rule.matches)(&shown)) else {
+            return;
+        };
         let rule: &'static Rule = rule;
         if rule.class == Class::Show {
             if rule.id != "temporary-files" || meta.mtime < self.now.saturating_sub(TEMPORARY_AGE) {
-                let entry = &mut self.shown.entry(rule.id).or_insert((rule, Shown::default())).1;
+                let entry = &mut self
+                    .shown
+                    .entry(rule.id)
+                    .or_insert((rule, Shown::default()))
+                    .1;
                 entry.files += 1;
                 entry.bytes = entry.bytes.saturating_add(allocated(meta));
             }
@@ -262,7 +306,13 @@ impl Visitor for Collector {
             self.left_out += 1;
             return;
         }
-        self.prospects.push(Prospect { path, meta: meta.clone(), rule, rank: rule.rank, newest: false });
+        self.prospects.push(Prospect {
+            path,
+            meta: meta.clone(),
+            rule,
+            rank: rule.rank,
+            newest: false,
+        });
     }
 }
 
@@ -275,13 +325,20 @@ struct Held {
 impl Held {
     /// `None` for disks: nobody but us opens their files.
     fn on(fs: &FileSystem) -> Option<Self> {
-        let Backing::Folder(folder) = &fs.backing else { return None };
+        let Backing::Folder(folder) = &fs.backing else {
+            return None;
+        };
         let device = std::fs::metadata(folder).ok()?.dev();
-        Some(Self { open: HeldOpen::scan(), device })
+        Some(Self {
+            open: HeldOpen::scan(),
+            device,
+        })
     }
 
     fn holder(&self, meta: &Meta) -> Option<String> {
-        self.open.holder(self.device, meta.ino?).map(ToString::to_string)
+        self.open
+            .holder(self.device, meta.ino?)
+            .map(ToString::to_string)
     }
 }
 
@@ -308,7 +365,8 @@ impl Chosen<'_> {
         let after = self.after();
         let needs_bytes = after.bytes_available < self.goal.bytes;
         let needs_inodes = after.inodes_total > 0 && after.inodes_free < self.goal.inodes;
-        let helps = (needs_bytes && candidate.frees > 0) || (needs_inodes && candidate.inodes() > 0);
+        let helps =
+            (needs_bytes && candidate.frees > 0) || (needs_inodes && candidate.inodes() > 0);
         if helps {
             self.bytes = self.bytes.saturating_add(candidate.frees);
             self.inodes = self.inodes.saturating_add(candidate.inodes());
@@ -319,8 +377,14 @@ impl Chosen<'_> {
 
 /// A little more than the goal: the repair itself writes its journal, backups and new files to the same disk.
 fn with_margin(goal: Goal, usage: &Usage) -> Goal {
-    let bytes = goal.bytes.saturating_add((usage.bytes_total / 500).min(64 << 20)).min(usage.bytes_total);
-    Goal { bytes, inodes: goal.inodes.saturating_add(64).min(usage.inodes_total) }
+    let bytes = goal
+        .bytes
+        .saturating_add((usage.bytes_total / 500).min(64 << 20))
+        .min(usage.bytes_total);
+    Goal {
+        bytes,
+        inodes: goal.inodes.saturating_add(64).min(usage.inodes_total),
+    }
 }
 
 /// `Err` says why the file stays; `None` where cutting it is not worth it.
@@ -349,7 +413,8 @@ fn candidate(
     };
     // Text of the newest generation is cut, not deleted: it may tell how the outage began.
     let is_text = ["log lines", "text without times"].contains(&saw.as_str());
-    let keep = keeps_tail.or((prospect.newest && is_text && other_names.is_empty()).then_some(LONG_TAIL));
+    let keep =
+        keeps_tail.or((prospect.newest && is_text && other_names.is_empty()).then_some(LONG_TAIL));
     let (freeing, frees) = match keep {
         Some(keep) => (Freeing::KeepTail(keep), cut_frees(held, meta.size, keep)),
         None => (Freeing::Delete, held),
@@ -383,17 +448,28 @@ fn further_names(
     keeps_tail: bool,
 ) -> Result<Vec<RealPath>, String> {
     let (nlink, ino) = (prospect.meta.nlink.unwrap_or(1), prospect.meta.ino);
-    let Some(ino) = ino.filter(|_| nlink > 1) else { return Ok(Vec::new()) };
+    let Some(ino) = ino.filter(|_| nlink > 1) else {
+        return Ok(Vec::new());
+    };
     let known = names.get(&ino).map_or(&[][..], Vec::as_slice);
     if keeps_tail || (known.len() as u64) < nlink {
-        return Err(format!("it has {nlink} names (hard links), and not all of them may go"));
+        return Err(format!(
+            "it has {nlink} names (hard links), and not all of them may go"
+        ));
     }
-    Ok(known.iter().filter(|path| **path != prospect.path).map(|path| RealPath::new(path.clone())).collect())
+    Ok(known
+        .iter()
+        .filter(|path| **path != prospect.path)
+        .map(|path| RealPath::new(path.clone()))
+        .collect())
 }
 
 fn names_by_inode(prospects: &[Prospect]) -> HashMap<u64, Vec<PathBuf>> {
     let mut names: HashMap<u64, Vec<PathBuf>> = HashMap::new();
-    for prospect in prospects.iter().filter(|prospect| prospect.meta.nlink.unwrap_or(1) > 1 && !prospect.newest) {
+    for prospect in prospects
+        .iter()
+        .filter(|prospect| prospect.meta.nlink.unwrap_or(1) > 1 && !prospect.newest)
+    {
         if let (Some(ino), Class::Delete) = (prospect.meta.ino, prospect.rule.class) {
             names.entry(ino).or_default().push(prospect.path.clone());
         }
@@ -408,11 +484,19 @@ fn mark_newest(prospects: &mut [Prospect]) {
         if prospect.rule.newest == Newest::Goes {
             continue;
         }
-        let name = prospect.path.file_name().unwrap_or_default().to_string_lossy();
+        let name = prospect
+            .path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy();
         let folder = match prospect.rule.wants {
             // Each kernel dump has a folder of its own.
             Wants::CrashDump => PathBuf::new(),
-            _ => prospect.path.parent().unwrap_or(Path::new("/")).to_path_buf(),
+            _ => prospect
+                .path
+                .parent()
+                .unwrap_or(Path::new("/"))
+                .to_path_buf(),
         };
         let key = (folder, prospect.rule.id, prospect.rule.series(&name));
         let best = newest.entry(key).or_insert(index);
@@ -437,9 +521,16 @@ fn mark_newest(prospects: &mut [Prospect]) {
 fn mark_last_boot(tree: &dyn Tree, prospects: &mut [Prospect]) {
     let mut last_boot: HashMap<PathBuf, Option<[u8; 16]>> = HashMap::new();
     let boot_of = |path: &Path| journal_boot_id(&tree.read_range(path, 0, 256).ok()?);
-    for prospect in prospects.iter_mut().filter(|prospect| prospect.rule.wants == Wants::OldJournal) {
-        let Some(folder) = prospect.path.parent() else { continue };
-        let last = *last_boot.entry(folder.to_path_buf()).or_insert_with(|| boot_of(&folder.join("system.journal")));
+    for prospect in prospects
+        .iter_mut()
+        .filter(|prospect| prospect.rule.wants == Wants::OldJournal)
+    {
+        let Some(folder) = prospect.path.parent() else {
+            continue;
+        };
+        let last = *last_boot
+            .entry(folder.to_path_buf())
+            .or_insert_with(|| boot_of(&folder.join("system.journal")));
         if last.is_some() && boot_of(&prospect.path) == last {
             prospect.rank = LAST + prospect.rule.rank / 10;
         }

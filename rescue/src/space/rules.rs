@@ -108,11 +108,20 @@ pub const RULES: &[Rule] = &[
     Rule {
         id: "rpm-cache",
         class: Class::Delete,
-        places: &["/var/cache/dnf", "/var/cache/yum", "/var/cache/zypp/packages", "/var/cache/PackageKit"],
+        places: &[
+            "/var/cache/dnf",
+            "/var/cache/yum",
+            "/var/cache/zypp/packages",
+            "/var/cache/PackageKit",
+        ],
         depth: (0, 8),
         except: &[],
         names: "*.rpm, *.drpm, *.solv, *.solvx",
-        matches: |name| [".rpm", ".drpm", ".solv", ".solvx"].iter().any(|ending| name.ends_with(ending)),
+        matches: |name| {
+            [".rpm", ".drpm", ".solv", ".solvx"]
+                .iter()
+                .any(|ending| name.ends_with(ending))
+        },
         wants: Wants::Package,
         rank: 12,
         newest: Newest::Goes,
@@ -230,7 +239,8 @@ pub const RULES: &[Rule] = &[
         except: &[],
         names: "N.log",
         matches: |name| {
-            name.strip_suffix(".log").is_some_and(|n| !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()))
+            name.strip_suffix(".log")
+                .is_some_and(|n| !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()))
         },
         wants: Wants::LogLines,
         rank: 500,
@@ -279,7 +289,12 @@ pub const RULES: &[Rule] = &[
     Rule {
         id: "crash-dumps",
         class: Class::Delete,
-        places: &["/var/lib/systemd/coredump", "/var/crash", "/var/spool/abrt", "/var/lib/apport/coredump"],
+        places: &[
+            "/var/lib/systemd/coredump",
+            "/var/crash",
+            "/var/spool/abrt",
+            "/var/lib/apport/coredump",
+        ],
         depth: (0, 3),
         except: &[],
         names: "core.*, vmcore*, *.crash, coredump",
@@ -359,14 +374,18 @@ const SYSTEM_LOGS: &[&str] = &[
 impl Rule {
     /// Whether a file `depth` folders below a place may be meant; `first` is the first of these folders.
     pub fn reaches(&self, depth: usize, first: Option<&str>) -> bool {
-        (self.depth.0..=self.depth.1).contains(&depth) && !first.is_some_and(|first| self.except.contains(&first))
+        (self.depth.0..=self.depth.1).contains(&depth)
+            && !first.is_some_and(|first| self.except.contains(&first))
     }
 
     /// What a name belongs to: all generations of one log are one series.
     pub fn series(&self, name: &str) -> String {
         match self.wants {
             Wants::OldJournal => name.split('@').next().unwrap_or_default().to_owned(),
-            Wants::LogArchive => name.chars().filter(|character| !character.is_ascii_digit()).collect(),
+            Wants::LogArchive => name
+                .chars()
+                .filter(|character| !character.is_ascii_digit())
+                .collect(),
             Wants::CrashDump => String::new(),
             _ => names::rotated(name).map_or_else(|| name.to_owned(), |rotated| rotated.stem),
         }
@@ -387,12 +406,19 @@ pub fn judge(rule: &Rule, tree: &dyn Tree, path: &Path, size: u64) -> TreeResult
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let series = rule.series(&name);
     // What is in a package cache or a folder of dumps may be called as it likes.
-    let by_name = !matches!(rule.wants, Wants::Package | Wants::CrashDump | Wants::OldJournal);
+    let by_name = !matches!(
+        rule.wants,
+        Wants::Package | Wants::CrashDump | Wants::OldJournal
+    );
     // That it is an archive is no news where archives are meant.
-    let shown =
-        series.strip_suffix(".tar.gz").or(series.strip_suffix(".tgz")).filter(|_| rule.wants == Wants::LogArchive);
+    let shown = series
+        .strip_suffix(".tar.gz")
+        .or(series.strip_suffix(".tgz"))
+        .filter(|_| rule.wants == Wants::LogArchive);
     if by_name && let Some(piece) = names::looks_precious(shown.unwrap_or(&series)) {
-        return Ok(Verdict::Stays(format!("its name says \"{piece}\", which is no log")));
+        return Ok(Verdict::Stays(format!(
+            "its name says \"{piece}\", which is no log"
+        )));
     }
     let kind = sniff(tree, path, size)?;
     let goes = match rule.wants {
@@ -405,7 +431,11 @@ pub fn judge(rule: &Rule, tree: &dyn Tree, path: &Path, size: u64) -> TreeResult
         Wants::LogArchive => return log_archive(tree, path, size, kind),
         Wants::Anything => false,
     };
-    Ok(if goes { Verdict::Goes(kind.describe()) } else { Verdict::Stays(kind.describe()) })
+    Ok(if goes {
+        Verdict::Goes(kind.describe())
+    } else {
+        Verdict::Stays(kind.describe())
+    })
 }
 
 fn is_log_text(kind: Kind, series: &str) -> bool {
@@ -417,20 +447,34 @@ fn is_log_text(kind: Kind, series: &str) -> bool {
     }
 }
 
-fn old_log(tree: &dyn Tree, path: &Path, name: &str, series: &str, kind: Kind) -> TreeResult<Verdict> {
+fn old_log(
+    tree: &dyn Tree,
+    path: &Path,
+    name: &str,
+    series: &str,
+    kind: Kind,
+) -> TreeResult<Verdict> {
     let compressed_name = names::without_compression(name).1;
     let (goes, what) = match kind {
         Kind::Gzip if compressed_name => {
             let inside = archive::peek_gzip(tree, path)?;
-            (is_log_text(inside, series), format!("gzip of {}", inside.describe()))
+            (
+                is_log_text(inside, series),
+                format!("gzip of {}", inside.describe()),
+            )
         }
         // Cannot be unpacked here, so the name must say that it is a log.
-        Kind::Compressed(format) if compressed_name => {
-            (names::is_log(series), format!("{format} that cannot be looked into"))
-        }
+        Kind::Compressed(format) if compressed_name => (
+            names::is_log(series),
+            format!("{format} that cannot be looked into"),
+        ),
         kind => (is_log_text(kind, series), kind.describe()),
     };
-    Ok(if goes { Verdict::Goes(what) } else { Verdict::Stays(what) })
+    Ok(if goes {
+        Verdict::Goes(what)
+    } else {
+        Verdict::Stays(what)
+    })
 }
 
 fn is_old_journal(kind: Kind, name: &str) -> bool {
@@ -444,7 +488,9 @@ fn is_old_journal(kind: Kind, name: &str) -> bool {
 fn is_crash_dump(kind: Kind, name: &str) -> bool {
     match kind {
         Kind::CoreDump => true,
-        Kind::Compressed(_) | Kind::Gzip => name.starts_with("core") && names::without_compression(name).1,
+        Kind::Compressed(_) | Kind::Gzip => {
+            name.starts_with("core") && names::without_compression(name).1
+        }
         // apport writes the dump as base64 between lines of text.
         Kind::Text | Kind::Log => name.ends_with(".crash"),
         _ => false,
@@ -473,7 +519,11 @@ mod tests {
         for rule in RULES {
             assert!(rule.depth.0 <= rule.depth.1, "{}", rule.id);
             assert!(rule.rank < LAST || rule.class == Class::Show, "{}", rule.id);
-            assert!(!rule.why.ends_with('.') && !rule.places.is_empty(), "{}", rule.id);
+            assert!(
+                !rule.why.ends_with('.') && !rule.places.is_empty(),
+                "{}",
+                rule.id
+            );
         }
     }
 
@@ -482,23 +532,54 @@ mod tests {
         let first = |folder: &str, depth, top: Option<&str>, name: &str| {
             RULES
                 .iter()
-                .find(|rule| rule.places.contains(&folder) && rule.reaches(depth, top) && (rule.matches)(name))
+                .find(|rule| {
+                    rule.places.contains(&folder)
+                        && rule.reaches(depth, top)
+                        && (rule.matches)(name)
+                })
                 .map(|rule| rule.id)
         };
         let cases = [
-            (("/var/log", 0, None, "vmware-vmsvc.1.log"), Some("vmware-logs")),
-            (("/var/log", 0, None, "vmware-vmsvc.log"), Some("vmware-active-logs")),
-            (("/var/log", 0, None, "vmware-network.log.old"), Some("vmware-logs")),
+            (
+                ("/var/log", 0, None, "vmware-vmsvc.1.log"),
+                Some("vmware-logs"),
+            ),
+            (
+                ("/var/log", 0, None, "vmware-vmsvc.log"),
+                Some("vmware-active-logs"),
+            ),
+            (
+                ("/var/log", 0, None, "vmware-network.log.old"),
+                Some("vmware-logs"),
+            ),
             (("/var/log", 0, None, "syslog.7.gz"), Some("rotated-logs")),
             (("/var/log", 0, None, "syslog"), Some("system-logs")),
-            (("/var/log", 0, None, "support.tar.gz"), Some("log-archives")),
-            (("/var/log", 1, Some("nginx"), "access.log.2"), Some("rotated-logs")),
-            (("/var/log", 1, Some("nginx"), "access.log"), Some("other-logs")),
+            (
+                ("/var/log", 0, None, "support.tar.gz"),
+                Some("log-archives"),
+            ),
+            (
+                ("/var/log", 1, Some("nginx"), "access.log.2"),
+                Some("rotated-logs"),
+            ),
+            (
+                ("/var/log", 1, Some("nginx"), "access.log"),
+                Some("other-logs"),
+            ),
             (("/var/log", 2, Some("journal"), "x.1"), None),
-            (("/var/log/journal", 1, Some("id"), "system@1-2.journal"), Some("archived-journals")),
+            (
+                ("/var/log/journal", 1, Some("id"), "system@1-2.journal"),
+                Some("archived-journals"),
+            ),
             (("/var/log/journal", 1, Some("id"), "system.journal"), None),
-            (("/var/log/pods", 2, Some("p"), "0.log"), Some("container-logs")),
-            (("/var/log/pods", 2, Some("p"), "0.log.20230223-080102.gz"), Some("rotated-container-logs")),
+            (
+                ("/var/log/pods", 2, Some("p"), "0.log"),
+                Some("container-logs"),
+            ),
+            (
+                ("/var/log/pods", 2, Some("p"), "0.log.20230223-080102.gz"),
+                Some("rotated-container-logs"),
+            ),
             (("/var/log", 0, None, "mysql-bin.000123"), None),
             (("/var/log", 0, None, "wtmp"), None),
         ];

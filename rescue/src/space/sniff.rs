@@ -89,7 +89,11 @@ impl Kind {
 pub fn sniff(tree: &dyn Tree, path: &Path, size: u64) -> TreeResult<Kind> {
     let head = tree.read_range(path, 0, SAMPLE)?;
     let tail = if size > SAMPLE as u64 {
-        tree.read_range(path, size.saturating_sub(SAMPLE as u64).max(SAMPLE as u64), SAMPLE)?
+        tree.read_range(
+            path,
+            size.saturating_sub(SAMPLE as u64).max(SAMPLE as u64),
+            SAMPLE,
+        )?
     } else {
         Vec::new()
     };
@@ -117,7 +121,11 @@ fn is_nul(bytes: &[u8]) -> bool {
 /// From the first and last bytes of a file of `size` bytes; `tail` is empty where `head` is all of it.
 pub fn kind(head: &[u8], tail: &[u8], size: u64) -> Kind {
     if head.is_empty() {
-        return if size == 0 { Kind::Empty } else { Kind::Unknown };
+        return if size == 0 {
+            Kind::Empty
+        } else {
+            Kind::Unknown
+        };
     }
     if let Some(name) = database(head, if tail.is_empty() { head } else { tail }) {
         return Kind::Database(name);
@@ -142,9 +150,15 @@ const DATABASES: [(Magic, &str); 27] = [
     ((0, b"SQLite format 3\0"), "SQLite"),
     ((0, b"\x37\x7f\x06\x82"), "SQLite write-ahead log"),
     ((0, b"\x37\x7f\x06\x83"), "SQLite write-ahead log"),
-    ((0, b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"), "SQLite rollback journal"),
+    (
+        (0, b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"),
+        "SQLite rollback journal",
+    ),
     // bbolt: magic 0xED0CDAED after the 16 bytes of the page header. An etcd snapshot is one too.
-    ((16, b"\xed\xda\x0c\xed"), "bbolt, as of etcd and containerd"),
+    (
+        (16, b"\xed\xda\x0c\xed"),
+        "bbolt, as of etcd and containerd",
+    ),
     ((0, b"\xfebin"), "MySQL binary log"),
     ((0, b"\xfdbin"), "MySQL encrypted binary log"),
     ((16, b"MySQL "), "InnoDB redo log"),
@@ -172,13 +186,27 @@ const DATABASES: [(Magic, &str); 27] = [
 ];
 
 /// Formats known by their last eight bytes.
-const DATABASE_ENDS: [(&[u8], &str); 2] =
-    [(b"\x57\xfb\x80\x8b\x24\x75\x47\xdb", "LevelDB table"), (b"\xf7\xcf\xf4\x85\xb7\x41\xe2\x88", "RocksDB table")];
+const DATABASE_ENDS: [(&[u8], &str); 2] = [
+    (b"\x57\xfb\x80\x8b\x24\x75\x47\xdb", "LevelDB table"),
+    (b"\xf7\xcf\xf4\x85\xb7\x41\xe2\x88", "RocksDB table"),
+];
 
 fn database(head: &[u8], tail: &[u8]) -> Option<&'static str> {
-    let by_head = DATABASES.iter().find(|((at, magic), _)| has(head, *at, magic)).map(|(_, name)| *name);
-    let by_end = || DATABASE_ENDS.iter().find(|(magic, _)| tail.ends_with(magic)).map(|(_, name)| *name);
-    by_head.or_else(by_end).or_else(|| innodb(head)).or_else(|| postgres(head)).or_else(|| etcd_wal(head))
+    let by_head = DATABASES
+        .iter()
+        .find(|((at, magic), _)| has(head, *at, magic))
+        .map(|(_, name)| *name);
+    let by_end = || {
+        DATABASE_ENDS
+            .iter()
+            .find(|(magic, _)| tail.ends_with(magic))
+            .map(|(_, name)| *name)
+    };
+    by_head
+        .or_else(by_end)
+        .or_else(|| innodb(head))
+        .or_else(|| postgres(head))
+        .or_else(|| etcd_wal(head))
 }
 
 fn has(bytes: &[u8], at: usize, magic: &[u8]) -> bool {
@@ -186,11 +214,19 @@ fn has(bytes: &[u8], at: usize, magic: &[u8]) -> bool {
 }
 
 fn be32(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..at.checked_add(4)?)?.try_into().ok().map(u32::from_be_bytes)
+    bytes
+        .get(at..at.checked_add(4)?)?
+        .try_into()
+        .ok()
+        .map(u32::from_be_bytes)
 }
 
 fn le32(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..at.checked_add(4)?)?.try_into().ok().map(u32::from_le_bytes)
+    bytes
+        .get(at..at.checked_add(4)?)?
+        .try_into()
+        .ok()
+        .map(u32::from_le_bytes)
 }
 
 /// Page 0 of a tablespace: page number 0, type FSP_HDR (8), a checksum before and a space number behind.
@@ -208,14 +244,16 @@ fn postgres(head: &[u8]) -> Option<&'static str> {
     // Segment size in the long header: a power of two from 1 MiB to 1 GiB (xlog_internal.h).
     let segment = le32(head, 32)?;
     let plausible = segment.is_power_of_two() && (1 << 20..=1 << 30).contains(&segment);
-    (matches!(magic >> 8, 0xD0 | 0xD1) && info & 2 != 0 && plausible).then_some("PostgreSQL write-ahead log")
+    (matches!(magic >> 8, 0xD0 | 0xD1) && info & 2 != 0 && plausible)
+        .then_some("PostgreSQL write-ahead log")
 }
 
 /// The first record of an etcd WAL file: a short frame whose record has type 4 (crc) in field 1 and a crc in field 2.
 fn etcd_wal(head: &[u8]) -> Option<&'static str> {
     let frame = u64::from_le_bytes(head.get(0..8)?.try_into().ok()?);
     let length = frame & ((1 << 56) - 1);
-    ((1..=16).contains(&length) && head.get(8..11)? == [0x08, 0x04, 0x10]).then_some("etcd write-ahead log")
+    ((1..=16).contains(&length) && head.get(8..11)? == [0x08, 0x04, 0x10])
+        .then_some("etcd write-ahead log")
 }
 
 fn by_magic(head: &[u8]) -> Option<Kind> {
@@ -243,7 +281,10 @@ fn by_magic(head: &[u8]) -> Option<Kind> {
         ((0, b"07070100"), Kind::Precious("a cpio archive")),
         ((0, b"\xd0\x0d\xfe\xed"), Kind::Precious("a device tree")),
         ((0, b"Salted__"), Kind::Precious("an encrypted file")),
-        ((0, b"LUKS\xba\xbe"), Kind::Precious("an encrypted disk image")),
+        (
+            (0, b"LUKS\xba\xbe"),
+            Kind::Precious("an encrypted disk image"),
+        ),
     ];
     if has(head, 0, b"LPKSHHRH") {
         return Some(journal(head));
@@ -251,7 +292,10 @@ fn by_magic(head: &[u8]) -> Option<Kind> {
     if is_core(head) {
         return Some(Kind::CoreDump);
     }
-    MAGICS.iter().find(|((at, magic), _)| has(head, *at, magic)).map(|(_, kind)| *kind)
+    MAGICS
+        .iter()
+        .find(|((at, magic), _)| has(head, *at, magic))
+        .map(|(_, kind)| *kind)
 }
 
 fn journal(head: &[u8]) -> Kind {
@@ -314,14 +358,23 @@ fn text(head: &[u8], tail: &[u8]) -> Kind {
         return Kind::Unknown;
     }
     let shown = String::from_utf8_lossy(head);
-    let starts = |mark: &str| shown.lines().take(200).any(|line| line.trim_start().starts_with(mark));
+    let starts = |mark: &str| {
+        shown
+            .lines()
+            .take(200)
+            .any(|line| line.trim_start().starts_with(mark))
+    };
     if shown.starts_with("#!") {
         return Kind::Precious("a script");
     }
     if let Some((_, what)) = PRECIOUS_TEXT.iter().find(|(mark, _)| starts(mark)) {
         return Kind::Precious(what);
     }
-    if is_stamped(head) && (is_stamped(tail) || is_nul(tail)) { Kind::Log } else { Kind::Text }
+    if is_stamped(head) && (is_stamped(tail) || is_nul(tail)) {
+        Kind::Log
+    } else {
+        Kind::Text
+    }
 }
 
 fn is_text(sample: &[u8]) -> bool {
@@ -336,7 +389,10 @@ fn is_text(sample: &[u8]) -> bool {
     let nul = sample.iter().filter(|byte| **byte == 0).count();
     let high = sample.iter().filter(|byte| **byte >= 0x80).count();
     // Cutting a sample splits at most one character at each end.
-    let invalid: usize = sample.utf8_chunks().map(|chunk| chunk.invalid().len()).sum();
+    let invalid: usize = sample
+        .utf8_chunks()
+        .map(|chunk| chunk.invalid().len())
+        .sum();
     odd * 50 <= sample.len()
         && invalid * 20 <= sample.len() + 80
         && high * 10 <= sample.len() * 9
@@ -348,15 +404,24 @@ fn nul_is_trailing(sample: &[u8], nul: usize) -> bool {
     if nul == 0 {
         return true;
     }
-    let runs = sample.split(|byte| *byte != 0).filter(|run| !run.is_empty()).count();
+    let runs = sample
+        .split(|byte| *byte != 0)
+        .filter(|run| !run.is_empty())
+        .count();
     runs <= 2 && (nul >= 64 || runs == 1)
 }
 
 /// Whether enough lines carry a time.
 fn is_stamped(sample: &[u8]) -> bool {
-    let lines: Vec<&[u8]> =
-        sample.split(|byte| *byte == b'\n').filter(|line| line.len() > 1 && !is_nul(line)).take(400).collect();
-    let stamped = lines.iter().filter(|line| has_time(line.get(..160).unwrap_or(line))).count();
+    let lines: Vec<&[u8]> = sample
+        .split(|byte| *byte == b'\n')
+        .filter(|line| line.len() > 1 && !is_nul(line))
+        .take(400)
+        .collect();
+    let stamped = lines
+        .iter()
+        .filter(|line| has_time(line.get(..160).unwrap_or(line)))
+        .count();
     !lines.is_empty() && stamped * 100 >= lines.len() * STAMPED_PERCENT
 }
 
@@ -368,16 +433,32 @@ fn has_time(line: &[u8]) -> bool {
     if line.starts_with(AUDIT_EVENT) {
         return true;
     }
-    let shape: Vec<u8> = line.iter().map(|byte| if byte.is_ascii_digit() { b'0' } else { *byte }).collect();
-    const SHAPES: [&[u8]; 6] =
-        [b"00:00:00", b"0000-00-00", b"0000/00/00", b"00/Jan", b"(0000000000.", b"\"ts\":0000000000"];
-    SHAPES.iter().any(|wanted| shape.windows(wanted.len()).any(|window| window == *wanted)) || is_kernel_time(&shape)
+    let shape: Vec<u8> = line
+        .iter()
+        .map(|byte| if byte.is_ascii_digit() { b'0' } else { *byte })
+        .collect();
+    const SHAPES: [&[u8]; 6] = [
+        b"00:00:00",
+        b"0000-00-00",
+        b"0000/00/00",
+        b"00/Jan",
+        b"(0000000000.",
+        b"\"ts\":0000000000",
+    ];
+    SHAPES
+        .iter()
+        .any(|wanted| shape.windows(wanted.len()).any(|window| window == *wanted))
+        || is_kernel_time(&shape)
 }
 
 /// dmesg: `[   12.345678] text`, Xorg: `[    12.345] text`.
 fn is_kernel_time(shape: &[u8]) -> bool {
-    let Some(rest) = shape.strip_prefix(b"[") else { return false };
-    let Some(end) = rest.iter().position(|byte| *byte == b']') else { return false };
+    let Some(rest) = shape.strip_prefix(b"[") else {
+        return false;
+    };
+    let Some(end) = rest.iter().position(|byte| *byte == b']') else {
+        return false;
+    };
     let inside = rest.get(..end).unwrap_or_default().trim_ascii();
     inside.contains(&b'.') && inside.iter().all(|byte| matches!(byte, b'0' | b'.'))
 }
@@ -432,7 +513,11 @@ mod tests {
             assert_eq!(of(&at(offset, magic)), Kind::Database(name), "{name}");
         }
         for (end, name) in DATABASE_ENDS {
-            assert_eq!(of(&at(4096 - end.len(), end)), Kind::Database(name), "{name}");
+            assert_eq!(
+                of(&at(4096 - end.len(), end)),
+                Kind::Database(name),
+                "{name}"
+            );
         }
         let mut ibd = vec![0u8; 16384];
         ibd[..4].copy_from_slice(&[1, 2, 3, 4]);
@@ -462,7 +547,11 @@ mod tests {
         let mut header = vec![0u8; 300];
         header[..8].copy_from_slice(b"LPKSHHRH");
         header[56..72].fill(7);
-        let states = [(0, JournalState::Offline), (1, JournalState::Online), (2, JournalState::Archived)];
+        let states = [
+            (0, JournalState::Offline),
+            (1, JournalState::Online),
+            (2, JournalState::Archived),
+        ];
         for (byte, state) in states {
             header[16] = byte;
             assert_eq!(of(&header), Kind::Journal(state));
@@ -489,7 +578,9 @@ mod tests {
 
     #[test]
     fn binary_noise_is_unknown() {
-        let noise: Vec<u8> = (0..8192u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let noise: Vec<u8> = (0..8192u32)
+            .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
+            .collect();
         assert_eq!(of(&noise), Kind::Unknown);
         assert_eq!(of(b"\x00\x01\x02\x03abc"), Kind::Unknown);
         let mut sprinkled = b"key\0value\0key\0value\0".repeat(50);

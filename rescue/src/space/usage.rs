@@ -24,7 +24,8 @@ pub fn reserved(fs: &FileSystem) -> u64 {
     let seen = usage.bytes_free.saturating_sub(usage.bytes_available);
     if usage.bytes_available == 0 && may_reserve(&fs.kind) {
         let hidden = percent_of(usage.bytes_total, EXT_HIDDEN_PERCENT).min(EXT_HIDDEN_MOST);
-        return seen.max(percent_of(usage.bytes_total, EXT_RESERVED_PERCENT).saturating_add(hidden));
+        return seen
+            .max(percent_of(usage.bytes_total, EXT_RESERVED_PERCENT).saturating_add(hidden));
     }
     seen
 }
@@ -37,11 +38,19 @@ fn may_reserve(kind: &str) -> bool {
 /// `fs.usage` after so many bytes and inodes have been given back.
 pub fn after_freeing(fs: &FileSystem, bytes: u64, inodes: u64) -> Usage {
     let usage = fs.usage;
-    let bytes_free = usage.bytes_free.saturating_add(bytes).min(usage.bytes_total);
+    let bytes_free = usage
+        .bytes_free
+        .saturating_add(bytes)
+        .min(usage.bytes_total);
     Usage {
         bytes_free,
-        bytes_available: bytes_free.saturating_sub(reserved(fs)).max(usage.bytes_available),
-        inodes_free: usage.inodes_free.saturating_add(inodes).min(usage.inodes_total),
+        bytes_available: bytes_free
+            .saturating_sub(reserved(fs))
+            .max(usage.bytes_available),
+        inodes_free: usage
+            .inodes_free
+            .saturating_add(inodes)
+            .min(usage.inodes_total),
         ..usage
     }
 }
@@ -53,13 +62,17 @@ pub fn usage_after(guest: &Guest, actions: &[FreeAction]) -> Vec<Usage> {
     let mut freed: HashMap<usize, (u64, u64)> = HashMap::new();
     let mut names_gone: HashMap<(usize, u64), u64> = HashMap::new();
     for action in actions {
-        let Some(index) = position(guest, action) else { continue };
+        let Some(index) = position(guest, action) else {
+            continue;
+        };
         let (bytes, inodes) = freed.entry(index).or_default();
         *bytes = bytes.saturating_add(action.frees);
         if action.freeing != Freeing::Delete {
             continue;
         }
-        let Ok(meta) = tree.lstat(action.path.as_path()) else { continue };
+        let Ok(meta) = tree.lstat(action.path.as_path()) else {
+            continue;
+        };
         let last_name = match (meta.ino, meta.nlink.unwrap_or(1)) {
             (Some(ino), nlink) if nlink > 1 => {
                 let gone = names_gone.entry((index, ino)).or_default();
@@ -84,7 +97,10 @@ pub fn usage_after(guest: &Guest, actions: &[FreeAction]) -> Vec<Usage> {
 
 fn position(guest: &Guest, action: &FreeAction) -> Option<usize> {
     let found = guest.file_system_of(&action.path)?;
-    let index = guest.file_systems.iter().position(|fs| fs.mount_point == found.mount_point)?;
+    let index = guest
+        .file_systems
+        .iter()
+        .position(|fs| fs.mount_point == found.mount_point)?;
     guest.sharing_bytes(index).first().copied()
 }
 
@@ -109,16 +125,40 @@ mod tests {
 
     #[test]
     fn the_reserve_of_a_disk_filled_by_root_refills_first() {
-        let usage = Usage { bytes_total: 1000, ..Usage::default() };
-        assert_eq!(after_freeing(&fs("ext4", usage), 175, 0).bytes_available, 100);
-        assert_eq!(after_freeing(&fs("xfs", usage), 100, 0).bytes_available, 100);
-        let partly = Usage { bytes_total: 1000, bytes_free: 70, ..usage };
-        assert_eq!(after_freeing(&fs("ext4", partly), 100, 0).bytes_available, 95);
+        let usage = Usage {
+            bytes_total: 1000,
+            ..Usage::default()
+        };
+        assert_eq!(
+            after_freeing(&fs("ext4", usage), 175, 0).bytes_available,
+            100
+        );
+        assert_eq!(
+            after_freeing(&fs("xfs", usage), 100, 0).bytes_available,
+            100
+        );
+        let partly = Usage {
+            bytes_total: 1000,
+            bytes_free: 70,
+            ..usage
+        };
+        assert_eq!(
+            after_freeing(&fs("ext4", partly), 100, 0).bytes_available,
+            95
+        );
     }
 
     #[test]
     fn a_reserve_that_is_seen_is_taken_as_it_is() {
-        let usage = Usage { bytes_total: 1000, bytes_free: 30, bytes_available: 20, ..Usage::default() };
-        assert_eq!(after_freeing(&fs("ext4", usage), 100, 0).bytes_available, 120);
+        let usage = Usage {
+            bytes_total: 1000,
+            bytes_free: 30,
+            bytes_available: 20,
+            ..Usage::default()
+        };
+        assert_eq!(
+            after_freeing(&fs("ext4", usage), 100, 0).bytes_available,
+            120
+        );
     }
 }

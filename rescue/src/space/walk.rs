@@ -43,7 +43,10 @@ impl Total {
     }
 
     fn minus(self, other: Self) -> Self {
-        Self { bytes: self.bytes.saturating_sub(other.bytes), inodes: self.inodes.saturating_sub(other.inodes) }
+        Self {
+            bytes: self.bytes.saturating_sub(other.bytes),
+            inodes: self.inodes.saturating_sub(other.inodes),
+        }
     }
 }
 
@@ -84,7 +87,10 @@ pub trait Visitor {
 /// Bytes a file really takes. Where a tree cannot tell, whole blocks of its size.
 pub fn allocated(meta: &Meta) -> u64 {
     meta.allocated.unwrap_or_else(|| match meta.kind {
-        FileKind::Regular => meta.size.checked_next_multiple_of(4096).unwrap_or(meta.size),
+        FileKind::Regular => meta
+            .size
+            .checked_next_multiple_of(4096)
+            .unwrap_or(meta.size),
         _ => 0,
     })
 }
@@ -99,19 +105,32 @@ pub fn walk(
     visitor: &mut dyn Visitor,
     progress: &dyn Progress,
 ) -> Walked {
-    let Some(fs) = guest.file_systems.get(index) else { return Walked::default() };
+    let Some(fs) = guest.file_systems.get(index) else {
+        return Walked::default();
+    };
     let usage = &fs.usage;
     let used_bytes = usage.bytes_total.saturating_sub(usage.bytes_free);
     let used_inodes = usage.inodes_total.saturating_sub(usage.inodes_free);
     let tree = guest.tree();
     let mut walker = Walker {
         tree: tree.as_ref(),
-        others: guest.file_systems.iter().map(|fs| fs.mount_point.as_path().to_path_buf()).collect(),
-        known: known.iter().map(|(path, label)| (path.as_path(), *label)).collect(),
+        others: guest
+            .file_systems
+            .iter()
+            .map(|fs| fs.mount_point.as_path().to_path_buf())
+            .collect(),
+        known: known
+            .iter()
+            .map(|(path, label)| (path.as_path(), *label))
+            .collect(),
         row_bytes: (used_bytes / 100 * ROW_PERCENT).max(1 << 20),
         row_inodes: (used_inodes / 100 * ROW_PERCENT).max(1000),
         // No file system has more folders than inodes; a damaged or crafted one may show the same folder again and again.
-        folders_left: if usage.inodes_total > 0 { usage.inodes_total.saturating_add(1) } else { u64::MAX },
+        folders_left: if usage.inodes_total > 0 {
+            usage.inodes_total.saturating_add(1)
+        } else {
+            u64::MAX
+        },
         linked: HashSet::new(),
         largest: BinaryHeap::new(),
         since_progress: 0,
@@ -120,7 +139,11 @@ pub fn walk(
         is_btrfs: fs.kind == "btrfs",
         walked: Walked::default(),
     };
-    for shared in guest.sharing_bytes(index).into_iter().filter_map(|index| guest.file_systems.get(index)) {
+    for shared in guest
+        .sharing_bytes(index)
+        .into_iter()
+        .filter_map(|index| guest.file_systems.get(index))
+    {
         match guest.resolve(&shared.mount_point) {
             Ok(real) => walker.run(real.as_path().to_path_buf()),
             Err(error) => {
@@ -131,9 +154,17 @@ pub fn walk(
         walker.linked.clear();
     }
     let mut walked = walker.walked;
-    walked.rows.sort_by(|a, b| b.total.bytes.cmp(&a.total.bytes).then_with(|| a.path.cmp(&b.path)));
+    walked.rows.sort_by(|a, b| {
+        b.total
+            .bytes
+            .cmp(&a.total.bytes)
+            .then_with(|| a.path.cmp(&b.path))
+    });
     let largest = std::mem::take(&mut walker.largest).into_sorted_vec();
-    walked.largest = largest.into_iter().map(|(bytes, path)| (GuestPath::new(path), bytes.0)).collect();
+    walked.largest = largest
+        .into_iter()
+        .map(|(bytes, path)| (GuestPath::new(path), bytes.0))
+        .collect();
     walked
 }
 
@@ -203,16 +234,27 @@ impl Walker<'_> {
         if self.is_btrfs && !stack.is_empty() && meta.ino == Some(SUBVOLUME_ROOT) {
             return None;
         }
-        if self.folders_left == 0 || (meta.ino.is_some() && stack.iter().any(|frame| frame.ino == meta.ino)) {
+        if self.folders_left == 0
+            || (meta.ino.is_some() && stack.iter().any(|frame| frame.ino == meta.ino))
+        {
             let reason = "the folder is inside itself: the file system is damaged".to_owned();
-            return self.unreadable(path, &TreeError::Corrupt { path: path.to_path_buf(), reason });
+            return self.unreadable(
+                path,
+                &TreeError::Corrupt {
+                    path: path.to_path_buf(),
+                    reason,
+                },
+            );
         }
         self.folders_left -= 1;
         let mut frame = Frame {
             name_was_pushed,
             ino: meta.ino,
             subfolders: Vec::new(),
-            total: Total { bytes: allocated(&meta), inodes: 1 },
+            total: Total {
+                bytes: allocated(&meta),
+                inodes: 1,
+            },
             told: Total::default(),
             label: self.known.get(path).copied(),
         };
@@ -278,7 +320,8 @@ impl Walker<'_> {
         if bytes < 1 << 20 || (self.largest.len() >= LARGEST_FILES && bytes <= smallest) {
             return;
         }
-        self.largest.push((std::cmp::Reverse(bytes), path.to_path_buf()));
+        self.largest
+            .push((std::cmp::Reverse(bytes), path.to_path_buf()));
         if self.largest.len() > LARGEST_FILES {
             self.largest.pop();
         }
@@ -291,7 +334,11 @@ impl Walker<'_> {
         let large = rest.bytes >= self.row_bytes || rest.inodes >= self.row_inodes;
         // Within a folder that is known as a whole only other known ones are told apart.
         if frame.label.is_some() || stack.is_empty() || (large && !inside_known) {
-            self.walked.rows.push(Row { path: GuestPath::new(&*path), label: frame.label, total: rest });
+            self.walked.rows.push(Row {
+                path: GuestPath::new(&*path),
+                label: frame.label,
+                total: rest,
+            });
             frame.told = frame.total;
         }
         match stack.last_mut() {
@@ -309,7 +356,9 @@ impl Walker<'_> {
     fn unreadable<T>(&mut self, path: &Path, error: &TreeError) -> Option<T> {
         self.walked.unreadable_count += 1;
         if self.walked.unreadable.len() < MAX_UNREADABLE {
-            self.walked.unreadable.push((GuestPath::new(path), error_chain(error)));
+            self.walked
+                .unreadable
+                .push((GuestPath::new(path), error_chain(error)));
         }
         None
     }
@@ -352,9 +401,19 @@ mod tests {
 
     /// Allocated bytes as du(1) counts them.
     fn du(path: &Path) -> u64 {
-        let output = std::process::Command::new("du").args(["-sx", "--block-size=1"]).arg(path).output().unwrap();
+        let output = std::process::Command::new("du")
+            .args(["-sx", "--block-size=1"])
+            .arg(path)
+            .output()
+            .unwrap();
         assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap().split_whitespace().next().unwrap().parse().unwrap()
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .split_whitespace()
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap()
     }
 
     #[test]
@@ -389,14 +448,30 @@ mod tests {
         fn lstat(&self, _path: &Path) -> TreeResult<Meta> {
             let kind = FileKind::Directory;
             let (allocated, nlink) = (Some(4096), Some(2));
-            Ok(Meta { kind, mode: 0o755, uid: 0, gid: 0, size: 4096, mtime: 0, allocated, nlink, ino: None })
+            Ok(Meta {
+                kind,
+                mode: 0o755,
+                uid: 0,
+                gid: 0,
+                size: 4096,
+                mtime: 0,
+                allocated,
+                nlink,
+                ino: None,
+            })
         }
         fn read_range(&self, path: &Path, _offset: u64, _length: usize) -> TreeResult<Vec<u8>> {
             Err(TreeError::NotARegularFile(path.to_path_buf()))
         }
         fn read_dir(&self, path: &Path) -> TreeResult<Vec<DirEntry>> {
             let there = path.as_os_str().len() / 2 < self.levels;
-            Ok(there.then(|| DirEntry { name: "d".into(), kind: FileKind::Directory }).into_iter().collect())
+            Ok(there
+                .then(|| DirEntry {
+                    name: "d".into(),
+                    kind: FileKind::Directory,
+                })
+                .into_iter()
+                .collect())
         }
         fn read_link(&self, path: &Path) -> TreeResult<PathBuf> {
             Err(TreeError::NotASymlink(path.to_path_buf()))
@@ -405,7 +480,11 @@ mod tests {
 
     fn nested(levels: usize, inodes_total: u64) -> Walked {
         let mut guest = MemoryTree::new().into_guest();
-        guest.file_systems[0].usage = Usage { inodes_total, inodes_free: 0, ..Usage::default() };
+        guest.file_systems[0].usage = Usage {
+            inodes_total,
+            inodes_free: 0,
+            ..Usage::default()
+        };
         walk_all(&guest.with_tree(Rc::new(Nested { levels })), &[])
     }
 
@@ -428,7 +507,9 @@ mod tests {
         for _ in 0..2100 {
             rustix::fs::mkdirat(&at, "d", rustix::fs::Mode::RWXU).unwrap();
             let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::RDONLY;
-            at = rustix::fs::openat(&at, "d", flags, rustix::fs::Mode::empty()).unwrap().into();
+            at = rustix::fs::openat(&at, "d", flags, rustix::fs::Mode::empty())
+                .unwrap()
+                .into();
         }
         let walked = walk_all(&folder_guest(base.path()), &[]);
         assert!(walked.total.inodes > 2000, "{}", walked.total.inodes);
@@ -437,12 +518,18 @@ mod tests {
 
     #[test]
     fn other_file_systems_are_left_out() {
-        let mut guest = MemoryTree::new().file("/a", [0; 4096]).file("/var/big", [0; 8192]).into_guest();
+        let mut guest = MemoryTree::new()
+            .file("/a", [0; 4096])
+            .file("/var/big", [0; 8192])
+            .into_guest();
         let mut var = guest.file_systems[0].clone();
         var.mount_point = GuestPath::new("/var");
         guest.file_systems.push(var);
         assert_eq!(walk_all(&guest, &[]).total.inodes, 2);
-        assert_eq!(walk(&guest, 1, &[], &mut Nothing, &Silent).total.bytes, 4096 + 8192);
+        assert_eq!(
+            walk(&guest, 1, &[], &mut Nothing, &Silent).total.bytes,
+            4096 + 8192
+        );
     }
 
     #[test]
@@ -455,12 +542,18 @@ mod tests {
             .into_guest();
         let mut guest = guest;
         guest.file_systems[0].usage.bytes_free = guest.file_systems[0].usage.bytes_total;
-        let walked = walk_all(&guest, &[("/var/lib/containerd".into(), "container images")]);
+        let walked = walk_all(
+            &guest,
+            &[("/var/lib/containerd".into(), "container images")],
+        );
         let sum: u64 = walked.rows.iter().map(|row| row.total.bytes).sum();
         assert_eq!(sum, walked.total.bytes);
         let names: Vec<String> = walked.rows.iter().map(|row| row.path.to_string()).collect();
         assert_eq!(names, ["/var/lib/containerd", "/data", "/"]);
         assert_eq!(walked.rows[0].label, Some("container images"));
-        assert_eq!(walked.largest[0].0.to_string(), "/var/lib/containerd/x/y/blob");
+        assert_eq!(
+            walked.largest[0].0.to_string(),
+            "/var/lib/containerd/x/y/blob"
+        );
     }
 }

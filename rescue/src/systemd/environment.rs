@@ -29,7 +29,9 @@ pub struct FileVariable {
 pub fn is_valid_name(name: &str) -> bool {
     !name.is_empty()
         && !name.starts_with(|first: char| first.is_ascii_digit())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -168,7 +170,9 @@ impl Reader {
         if chomp && let Some(blanks) = self.blanks {
             self.value.truncate(blanks);
         }
-        let key = std::str::from_utf8(&self.key).map_err(|_| "it is not UTF-8")?.trim_end();
+        let key = std::str::from_utf8(&self.key)
+            .map_err(|_| "it is not UTF-8")?
+            .trim_end();
         let value = std::str::from_utf8(&self.value).map_err(|_| "it is not UTF-8")?;
         if is_valid_name(key) {
             self.variables.push(FileVariable {
@@ -191,14 +195,19 @@ pub const LONGEST_ARGUMENTS: usize = 2 << 20;
 
 /// The variable that a whole word of a command line names (`$FOO`), which is then split up.
 pub fn whole_word(word: &str) -> Option<&str> {
-    word.strip_prefix('$').filter(|rest| !rest.starts_with(['{', '$']))
+    word.strip_prefix('$')
+        .filter(|rest| !rest.starts_with(['{', '$']))
 }
 
 /// What one word of a command line becomes: any number of words for `$FOO`, else one with each `${FOO}` replaced and `$$` made `$`.
 pub fn expand<'a>(word: &str, get: impl Fn(&str) -> Option<&'a str>) -> Vec<String> {
     if let Some(name) = whole_word(word) {
         let value = get(name).unwrap_or_default();
-        return words::split(value, Rules::EXPANSION).unwrap_or_default().into_iter().map(|word| word.text).collect();
+        return words::split(value, Rules::EXPANSION)
+            .unwrap_or_default()
+            .into_iter()
+            .map(|word| word.text)
+            .collect();
     }
     vec![replace(word, get)]
 }
@@ -254,14 +263,21 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Vec<(String, String)> {
-        parse_file(text.as_bytes()).expect("accepted").into_iter().map(|v| (v.name, v.value)).collect()
+        parse_file(text.as_bytes())
+            .expect("accepted")
+            .into_iter()
+            .map(|v| (v.name, v.value))
+            .collect()
     }
 
     #[test]
     fn reads_kubesprays_file() {
         let text = "# Upstream\nKUBELET_ADDRESS=\"--node-ip=10.0.0.1\"\n\nKUBELET_ARGS=\"--bootstrap-kubeconfig=/a \\\n--config=/b \\\n \"\nLAST='x y' # kept\n";
         let variables = parse_file(text.as_bytes()).expect("accepted");
-        assert_eq!(variables[1].value, "--bootstrap-kubeconfig=/a --config=/b  ");
+        assert_eq!(
+            variables[1].value,
+            "--bootstrap-kubeconfig=/a --config=/b  "
+        );
         assert_eq!((variables[1].first_line, variables[1].last_line), (4, 6));
         assert_eq!(variables[2].value, "x y# kept");
     }
@@ -270,8 +286,14 @@ mod tests {
     fn quoting_rules() {
         assert_eq!(
             read("A = b c  \nB=\"a\\tb\\\"\\$\"\nexport C=1\n1D=2\nE=a\\\nb\nF=\nG='\\n'"),
-            [("A", "b c"), ("B", "a\\tb\"$"), ("E", "ab"), ("F", ""), ("G", "\\n")]
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            [
+                ("A", "b c"),
+                ("B", "a\\tb\"$"),
+                ("E", "ab"),
+                ("F", ""),
+                ("G", "\\n")
+            ]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
         );
         assert!(parse_file(b"A=\0").is_err());
         assert!(parse_file(b"A=\xff\n").is_err());

@@ -77,11 +77,22 @@ pub enum ExecLine {
 }
 
 /// Takes one assignment apart.
-pub fn parse(value: &str, origin: &Origin, specifiers: &Specifiers, unresolved: &mut Vec<String>) -> ExecLine {
+pub fn parse(
+    value: &str,
+    origin: &Origin,
+    specifiers: &Specifiers,
+    unresolved: &mut Vec<String>,
+) -> ExecLine {
     if value.is_empty() {
         return ExecLine::Reset;
     }
-    let mut parser = Parser { raw: value, at: 0, origin, specifiers, unresolved };
+    let mut parser = Parser {
+        raw: value,
+        at: 0,
+        origin,
+        specifiers,
+        unresolved,
+    };
     let mut commands = Vec::new();
     loop {
         match parser.command() {
@@ -133,7 +144,13 @@ impl Parser<'_> {
             return Step::Skip;
         }
         let (prefixes, program) = prefixes(&first.text);
-        let refuse = |why| if prefixes.ignore_failure { Step::End } else { Step::Invalid(why) };
+        let refuse = |why| {
+            if prefixes.ignore_failure {
+                Step::End
+            } else {
+                Step::Invalid(why)
+            }
+        };
         let Ok(program) = self.specifiers.resolve(program, self.unresolved) else {
             return refuse(UNKNOWN_SPECIFIER);
         };
@@ -145,7 +162,10 @@ impl Parser<'_> {
         }
         let mut words = Vec::new();
         if !prefixes.argv0 {
-            words.push(Template { text: program.clone(), span: first.start..first.end });
+            words.push(Template {
+                text: program.clone(),
+                span: first.start..first.end,
+            });
         }
         let more = match self.arguments(&mut words) {
             Ok(more) => more,
@@ -175,22 +195,38 @@ impl Parser<'_> {
                 return Ok(true);
             }
             if lone(rest, "\\;") {
-                words.push(Template { text: ";".to_owned(), span: self.at..self.at + 2 });
+                words.push(Template {
+                    text: ";".to_owned(),
+                    span: self.at..self.at + 2,
+                });
                 self.at += 2;
                 continue;
             }
-            let Some(word) = self.word().map_err(|BadWord| "the command line has unbalanced quotes")? else {
+            let Some(word) = self
+                .word()
+                .map_err(|BadWord| "the command line has unbalanced quotes")?
+            else {
                 return Ok(false);
             };
-            let text = self.specifiers.resolve(&word.text, self.unresolved).map_err(|_| UNKNOWN_SPECIFIER)?;
-            words.push(Template { text, span: word.start..word.end });
+            let text = self
+                .specifiers
+                .resolve(&word.text, self.unresolved)
+                .map_err(|_| UNKNOWN_SPECIFIER)?;
+            words.push(Template {
+                text,
+                span: word.start..word.end,
+            });
         }
     }
 
     /// `extract_first_word_and_warn()`: an unknown escape is kept as it is written.
     fn word(&mut self) -> Result<Option<Word>, BadWord> {
-        let relaxed = Rules { keep_unknown_escapes: true, ..Rules::SETTING };
-        let word = next_word(self.raw, self.at, Rules::SETTING).or_else(|_| next_word(self.raw, self.at, relaxed))?;
+        let relaxed = Rules {
+            keep_unknown_escapes: true,
+            ..Rules::SETTING
+        };
+        let word = next_word(self.raw, self.at, Rules::SETTING)
+            .or_else(|_| next_word(self.raw, self.at, relaxed))?;
         if let Some(word) = &word {
             self.at = word.end;
         }
@@ -198,7 +234,13 @@ impl Parser<'_> {
     }
 
     fn skip_space(&mut self) {
-        while self.raw.as_bytes().get(self.at).copied().is_some_and(super::words::is_space) {
+        while self
+            .raw
+            .as_bytes()
+            .get(self.at)
+            .copied()
+            .is_some_and(super::words::is_space)
+        {
             self.at += 1;
         }
     }
@@ -206,7 +248,8 @@ impl Parser<'_> {
 
 /// Whether `rest` begins with `token`, alone in its word.
 fn lone(rest: &str, token: &str) -> bool {
-    rest.strip_prefix(token).is_some_and(|after| after.bytes().next().is_none_or(super::words::is_space))
+    rest.strip_prefix(token)
+        .is_some_and(|after| after.bytes().next().is_none_or(super::words::is_space))
 }
 
 fn prefixes(word: &str) -> (Prefixes, &str) {
@@ -234,11 +277,13 @@ fn simplify(path: &str) -> String {
     if !path.starts_with('/') {
         return path.to_owned();
     }
-    path.split('/').filter(|part| !part.is_empty() && *part != ".").fold(String::new(), |mut out, part| {
-        out.push('/');
-        out.push_str(part);
-        out
-    })
+    path.split('/')
+        .filter(|part| !part.is_empty() && *part != ".")
+        .fold(String::new(), |mut out, part| {
+            out.push('/');
+            out.push_str(part);
+            out
+        })
 }
 
 #[cfg(test)]
@@ -247,20 +292,31 @@ mod tests {
     use crate::guest::GuestPath;
 
     fn commands(value: &str) -> Vec<Vec<String>> {
-        let origin = Origin { path: GuestPath::new("/unit"), line: 1, last_line: 1 };
+        let origin = Origin {
+            path: GuestPath::new("/unit"),
+            line: 1,
+            last_line: 1,
+        };
         match parse(value, &origin, &Specifiers::default(), &mut Vec::new()) {
-            ExecLine::Commands(commands) => {
-                commands.iter().map(|command| command.words.iter().map(|word| word.text.clone()).collect()).collect()
-            }
+            ExecLine::Commands(commands) => commands
+                .iter()
+                .map(|command| command.words.iter().map(|word| word.text.clone()).collect())
+                .collect(),
             other => panic!("{value}: {other:?}"),
         }
     }
 
     #[test]
     fn takes_commands_apart() {
-        assert_eq!(commands("/bin/a 'b c' \"d\\n\" \\q"), [["/bin/a", "b c", "d\n", "\\q"]]);
+        assert_eq!(
+            commands("/bin/a 'b c' \"d\\n\" \\q"),
+            [["/bin/a", "b c", "d\n", "\\q"]]
+        );
         assert_eq!(commands("-@/bin/a zero one"), [["zero", "one"]]);
-        assert_eq!(commands("/bin/a x ; /bin/b \\; y"), [vec!["/bin/a", "x"], vec!["/bin/b", ";", "y"]]);
+        assert_eq!(
+            commands("/bin/a x ; /bin/b \\; y"),
+            [vec!["/bin/a", "x"], vec!["/bin/b", ";", "y"]]
+        );
         assert!(commands("-relative/path").is_empty());
     }
 
@@ -270,8 +326,13 @@ mod tests {
         for word in ["$A ", "a${A}b "] {
             let line = format!("/bin/x {}", word.repeat(100_000));
             let specifiers = Specifiers::default();
-            let origin = Origin { path: "/x".into(), line: 1, last_line: 1 };
-            let ExecLine::Commands(commands) = parse(&line, &origin, &specifiers, &mut Vec::new()) else {
+            let origin = Origin {
+                path: "/x".into(),
+                line: 1,
+                last_line: 1,
+            };
+            let ExecLine::Commands(commands) = parse(&line, &origin, &specifiers, &mut Vec::new())
+            else {
                 panic!("refused");
             };
             let argv = commands[0].expand(|_| Some(value.as_str()));
@@ -281,9 +342,17 @@ mod tests {
 
     #[test]
     fn spans_point_into_the_line() {
-        let origin = Origin { path: GuestPath::new("/unit"), line: 1, last_line: 1 };
-        let ExecLine::Commands(parsed) = parse("/bin/a 'b c' d", &origin, &Specifiers::default(), &mut Vec::new())
-        else {
+        let origin = Origin {
+            path: GuestPath::new("/unit"),
+            line: 1,
+            last_line: 1,
+        };
+        let ExecLine::Commands(parsed) = parse(
+            "/bin/a 'b c' d",
+            &origin,
+            &Specifiers::default(),
+            &mut Vec::new(),
+        ) else {
             panic!("not a command");
         };
         let command = &parsed[0];
@@ -292,7 +361,11 @@ mod tests {
 
     #[test]
     fn refuses_what_systemd_refuses() {
-        let origin = Origin { path: GuestPath::new("/unit"), line: 1, last_line: 1 };
+        let origin = Origin {
+            path: GuestPath::new("/unit"),
+            line: 1,
+            last_line: 1,
+        };
         for bad in ["relative/path", "/bin/a 'open", "@/bin/a", "/bin/", "+"] {
             let parsed = parse(bad, &origin, &Specifiers::default(), &mut Vec::new());
             assert!(matches!(parsed, ExecLine::Invalid(_)), "{bad}: {parsed:?}");

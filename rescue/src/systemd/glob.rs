@@ -10,7 +10,11 @@ pub fn matches(guest: &Guest, pattern: &str) -> Vec<GuestPath> {
     let mut found = vec![GuestPath::new("/")];
     for part in pattern.split('/').filter(|part| !part.is_empty()) {
         found = if part.contains(['*', '?', '[', '\\']) {
-            found.iter().flat_map(|folder| children(guest, folder, part)).take(MAX_MATCHES).collect()
+            found
+                .iter()
+                .flat_map(|folder| children(guest, folder, part))
+                .take(MAX_MATCHES)
+                .collect()
         } else {
             found.iter().map(|folder| folder.join(part)).collect()
         };
@@ -35,12 +39,18 @@ fn children(guest: &Guest, folder: &GuestPath, pattern: &str) -> Vec<GuestPath> 
 /// Whether an absolute path matches a pattern, as [`matches`] would find it if it were there.
 pub fn matches_path(pattern: &str, path: &str) -> bool {
     let parts = |text: &str| -> Vec<Vec<char>> {
-        text.split('/').filter(|part| !part.is_empty()).map(|part| part.chars().collect()).collect()
+        text.split('/')
+            .filter(|part| !part.is_empty())
+            .map(|part| part.chars().collect())
+            .collect()
     };
     let (pattern, path) = (parts(pattern), parts(path));
     let hidden_fits = |p: &[char], n: &[char]| n.first() != Some(&'.') || p.first() == Some(&'.');
     pattern.len() == path.len()
-        && pattern.iter().zip(&path).all(|(pattern, name)| hidden_fits(pattern, name) && matches_name(pattern, name))
+        && pattern
+            .iter()
+            .zip(&path)
+            .all(|(pattern, name)| hidden_fits(pattern, name) && matches_name(pattern, name))
 }
 
 /// Wildcard match with one backtracking point, so that no pattern takes more than the product of both lengths.
@@ -51,7 +61,10 @@ fn matches_name(pattern: &[char], name: &[char]) -> bool {
         if pattern.get(at) == Some(&'*') {
             star = Some((at, seen));
             at += 1;
-        } else if let Some(next) = name.get(seen).and_then(|character| one(pattern, at, *character)) {
+        } else if let Some(next) = name
+            .get(seen)
+            .and_then(|character| one(pattern, at, *character))
+        {
             at = next;
             seen += 1;
         } else if let Some((from, taken)) = star {
@@ -62,7 +75,11 @@ fn matches_name(pattern: &[char], name: &[char]) -> bool {
             return false;
         }
     }
-    pattern.get(at..).unwrap_or_default().iter().all(|rest| *rest == '*')
+    pattern
+        .get(at..)
+        .unwrap_or_default()
+        .iter()
+        .all(|rest| *rest == '*')
 }
 
 /// Matches one character; returns where the pattern goes on.
@@ -72,7 +89,9 @@ fn one(pattern: &[char], at: usize, character: char) -> Option<usize> {
         '\\' => (pattern.get(at + 1) == Some(&character)).then_some(at + 2),
         '[' => match class(pattern, at + 1) {
             Some((end, negated, ranges)) => {
-                let inside = ranges.iter().any(|(low, high)| (*low..=*high).contains(&character));
+                let inside = ranges
+                    .iter()
+                    .any(|(low, high)| (*low..=*high).contains(&character));
                 (inside != negated).then_some(end)
             }
             // Without its ] it is plain text.
@@ -121,10 +140,17 @@ mod tests {
             .file("/etc/kubelet.d/10-a.env", "")
             .file("/etc/kubelet.d/.hidden.env", "")
             .into_guest();
-        let names =
-            |pattern: &str| -> Vec<String> { matches(&guest, pattern).iter().map(ToString::to_string).collect() };
+        let names = |pattern: &str| -> Vec<String> {
+            matches(&guest, pattern)
+                .iter()
+                .map(ToString::to_string)
+                .collect()
+        };
         assert_eq!(names("/etc/default/kubelet"), ["/etc/default/kubelet"]);
-        assert_eq!(names("/etc/kubelet.d/*.env"), ["/etc/kubelet.d/10-a.env", "/etc/kubelet.d/20-b.env"]);
+        assert_eq!(
+            names("/etc/kubelet.d/*.env"),
+            ["/etc/kubelet.d/10-a.env", "/etc/kubelet.d/20-b.env"]
+        );
         assert_eq!(names("/etc/*/[1]?-[!b].e*v"), ["/etc/kubelet.d/10-a.env"]);
         assert!(names("/etc/nothing").is_empty());
     }

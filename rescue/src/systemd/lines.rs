@@ -55,13 +55,25 @@ pub fn parse(bytes: &[u8]) -> Parsed {
             pending = Some((first_line, logical));
             continue;
         }
-        if let Err(why) = take(&logical, first_line, last_line, &mut section, &mut parsed.assignments) {
+        if let Err(why) = take(
+            &logical,
+            first_line,
+            last_line,
+            &mut section,
+            &mut parsed.assignments,
+        ) {
             parsed.stopped = Some((first_line, why));
             return parsed;
         }
     }
     if let Some((first_line, logical)) = pending
-        && let Err(why) = take(&logical, first_line, last_line, &mut section, &mut parsed.assignments)
+        && let Err(why) = take(
+            &logical,
+            first_line,
+            last_line,
+            &mut section,
+            &mut parsed.assignments,
+        )
     {
         parsed.stopped = Some((first_line, why));
     }
@@ -82,7 +94,9 @@ fn take(
         return Ok(());
     }
     if let Some(rest) = line.strip_prefix('[') {
-        let name = rest.strip_suffix(']').ok_or("the section header has no ]")?;
+        let name = rest
+            .strip_suffix(']')
+            .ok_or("the section header has no ]")?;
         if name.chars().any(char::is_control) || name.contains(['"', '\'', '\\']) {
             return Err("the section header is not valid");
         }
@@ -105,7 +119,10 @@ fn take(
 const SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
 
 fn trim_start(line: &[u8]) -> &[u8] {
-    let blank = line.iter().take_while(|byte| super::words::is_space(**byte)).count();
+    let blank = line
+        .iter()
+        .take_while(|byte| super::words::is_space(**byte))
+        .count();
     line.get(blank..).unwrap_or_default()
 }
 
@@ -119,7 +136,10 @@ fn raw_lines(bytes: &[u8]) -> impl Iterator<Item = Range<usize>> {
     let mut start = 0;
     std::iter::from_fn(move || {
         let rest = bytes.get(start..).filter(|rest| !rest.is_empty())?;
-        let length = rest.iter().position(|byte| is_end(*byte)).unwrap_or(rest.len());
+        let length = rest
+            .iter()
+            .position(|byte| is_end(*byte))
+            .unwrap_or(rest.len());
         let after = rest.get(length..).unwrap_or_default();
         let mut ends = 0;
         while let Some(byte) = after.get(ends).filter(|byte| is_end(**byte)) {
@@ -150,13 +170,16 @@ mod tests {
     use super::*;
 
     fn values(text: &str) -> Vec<(String, String, usize)> {
-        parse(text.as_bytes()).assignments.into_iter().map(|a| (a.key, a.value, a.first_line)).collect()
+        parse(text.as_bytes())
+            .assignments
+            .into_iter()
+            .map(|a| (a.key, a.value, a.first_line))
+            .collect()
     }
 
     #[test]
     fn joins_lines_over_comments() {
-        let text =
-            "[Service]\nExecStart=/bin/a \\\n# a comment\n  ; another\n   b\\\nc\nType=simple\r\n\r\nUser = root\n";
+        let text = "[Service]\nExecStart=/bin/a \\\n# a comment\n  ; another\n   b\\\nc\nType=simple\r\n\r\nUser = root\n";
         assert_eq!(
             values(text),
             [
@@ -169,7 +192,10 @@ mod tests {
 
     #[test]
     fn an_escaped_backslash_does_not_continue() {
-        assert_eq!(values("[S]\nA=b\\\\\nC=d\\"), [("A".into(), "b\\\\".into(), 2), ("C".into(), "d".into(), 3)]);
+        assert_eq!(
+            values("[S]\nA=b\\\\\nC=d\\"),
+            [("A".into(), "b\\\\".into(), 2), ("C".into(), "d".into(), 3)]
+        );
     }
 
     #[test]
@@ -177,6 +203,9 @@ mod tests {
         let parsed = parse(b"X=1\n[Service]\nA=1\nno assignment\n[Broken\nB=2\n");
         assert_eq!(parsed.assignments.len(), 1);
         assert_eq!(parsed.stopped.map(|(line, _)| line), Some(5));
-        assert_eq!(parse(b"[S]\nA=\xff\nB=1\n").stopped.map(|(line, _)| line), Some(2));
+        assert_eq!(
+            parse(b"[S]\nA=\xff\nB=1\n").stopped.map(|(line, _)| line),
+            Some(2)
+        );
     }
 }

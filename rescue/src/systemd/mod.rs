@@ -83,7 +83,10 @@ impl Unit {
     /// Loads `name` (`kubelet.service`) with its drop-ins. `None` when there is no file of that name.
     pub fn load(guest: &Guest, name: &str) -> Option<Self> {
         let located = search::locate(guest, name);
-        let mut unit = Self { name: located.id, ..Self::default() };
+        let mut unit = Self {
+            name: located.id,
+            ..Self::default()
+        };
         match located.found? {
             Found::Masked(path) => {
                 unit.fragment = Some(path);
@@ -102,14 +105,17 @@ impl Unit {
         for drop_in in unit.drop_ins.clone() {
             // systemd skips the rest of a broken drop-in and starts the unit without it.
             if let Err(why) = unit.read(guest, &drop_in, &specifiers) {
-                unit.uncertain.push(format!("systemd ignores part of a drop-in: {why}"));
+                unit.uncertain
+                    .push(format!("systemd ignores part of a drop-in: {why}"));
             }
         }
         unit.read_environment_files(guest);
         let unset = std::mem::take(&mut unit.unset);
         unit.environment.retain(|variable| {
             let pair = format!("{}={}", variable.name, variable.value);
-            !unset.iter().any(|unset| *unset == variable.name || *unset == pair)
+            !unset
+                .iter()
+                .any(|unset| *unset == variable.name || *unset == pair)
         });
         unit.unset = unset;
         unit.verify();
@@ -118,7 +124,9 @@ impl Unit {
 
     /// The value of a variable.
     pub fn variable(&self, name: &str) -> Option<&Variable> {
-        self.environment.iter().find(|variable| variable.name == name)
+        self.environment
+            .iter()
+            .find(|variable| variable.name == name)
     }
 
     /// The first (for a daemon: the only) command of `ExecStart=`.
@@ -134,13 +142,17 @@ impl Unit {
     /// [`Unit::argv`], each word with the index of the template in [`Unit::command`] it was made from.
     pub fn expanded(&self) -> Vec<(usize, String)> {
         self.command()
-            .map(|command| command.expand(|name| self.variable(name).map(|variable| variable.value.as_str())))
+            .map(|command| {
+                command.expand(|name| self.variable(name).map(|variable| variable.value.as_str()))
+            })
             .unwrap_or_default()
     }
 
     /// [`Unit::argv`], each word with where it stands: the variable's assignment where a variable brought it, else `ExecStart=`.
     pub fn argv_with_origins(&self) -> Vec<(String, &Origin)> {
-        let Some(command) = self.command() else { return Vec::new() };
+        let Some(command) = self.command() else {
+            return Vec::new();
+        };
         self.expanded()
             .into_iter()
             .map(|(index, word)| {
@@ -150,12 +162,20 @@ impl Unit {
                     .filter(|_| command.expands_variables)
                     .and_then(|template| environment::references(&template.text).into_iter().next())
                     .and_then(|name| self.variable(&name));
-                (word, variable.map_or(&command.origin, |variable| &variable.origin))
+                (
+                    word,
+                    variable.map_or(&command.origin, |variable| &variable.origin),
+                )
             })
             .collect()
     }
 
-    fn read(&mut self, guest: &Guest, path: &GuestPath, specifiers: &Specifiers) -> Result<(), String> {
+    fn read(
+        &mut self,
+        guest: &Guest,
+        path: &GuestPath,
+        specifiers: &Specifiers,
+    ) -> Result<(), String> {
         if search::is_null(guest, path) {
             return Ok(());
         }
@@ -165,9 +185,18 @@ impl Unit {
             if assignment.section != "Service" {
                 continue;
             }
-            let origin = Origin { path: path.clone(), line: assignment.first_line, last_line: assignment.last_line };
-            let setting = Setting { key: assignment.key, value: assignment.value, origin };
-            self.take(&setting, specifiers).map_err(|why| format!("{}: {why}", setting.origin))?;
+            let origin = Origin {
+                path: path.clone(),
+                line: assignment.first_line,
+                last_line: assignment.last_line,
+            };
+            let setting = Setting {
+                key: assignment.key,
+                value: assignment.value,
+                origin,
+            };
+            self.take(&setting, specifiers)
+                .map_err(|why| format!("{}: {why}", setting.origin))?;
         }
         match parsed.stopped {
             Some((line, why)) => Err(format!("{path}:{line}: {why}")),
@@ -184,21 +213,30 @@ impl Unit {
             "UnsetEnvironment" if setting.value.is_empty() => self.unset.clear(),
             "UnsetEnvironment" => self.unset.extend(plain_words(&setting.value)),
             "Type" => self.kind.clone_from(&setting.value),
-            "ExecStart" => match exec::parse(&setting.value, &setting.origin, specifiers, &mut unresolved) {
-                ExecLine::Reset => self.exec_start.clear(),
-                ExecLine::Commands(commands) => self.exec_start.extend(commands),
-                ExecLine::Invalid(why) => return Err(why),
-            },
+            "ExecStart" => {
+                match exec::parse(&setting.value, &setting.origin, specifiers, &mut unresolved) {
+                    ExecLine::Reset => self.exec_start.clear(),
+                    ExecLine::Commands(commands) => self.exec_start.extend(commands),
+                    ExecLine::Invalid(why) => return Err(why),
+                }
+            }
             _ => {}
         }
         let origin = &setting.origin;
         self.uncertain.extend(
-            unresolved.into_iter().map(|specifier| format!("{origin}: only the running system knows {specifier}")),
+            unresolved
+                .into_iter()
+                .map(|specifier| format!("{origin}: only the running system knows {specifier}")),
         );
         Ok(())
     }
 
-    fn take_environment(&mut self, setting: &Setting, specifiers: &Specifiers, unresolved: &mut Vec<String>) {
+    fn take_environment(
+        &mut self,
+        setting: &Setting,
+        specifiers: &Specifiers,
+        unresolved: &mut Vec<String>,
+    ) {
         if setting.value.is_empty() {
             self.environment.clear();
             return;
@@ -207,7 +245,9 @@ impl Unit {
         // Words before an invalid one count, those after it do not.
         while let Ok(Some(word)) = words::next_word(&setting.value, at, words::Rules::SETTING) {
             at = word.end;
-            let Ok(resolved) = specifiers.resolve(&word.text, unresolved) else { continue };
+            let Ok(resolved) = specifiers.resolve(&word.text, unresolved) else {
+                continue;
+            };
             if let Some((name, value)) = resolved.split_once('=')
                 && environment::is_valid_name(name)
             {
@@ -216,12 +256,19 @@ impl Unit {
         }
     }
 
-    fn take_environment_file(&mut self, setting: &Setting, specifiers: &Specifiers, unresolved: &mut Vec<String>) {
+    fn take_environment_file(
+        &mut self,
+        setting: &Setting,
+        specifiers: &Specifiers,
+        unresolved: &mut Vec<String>,
+    ) {
         if setting.value.is_empty() {
             self.environment_files.clear();
             return;
         }
-        let Ok(resolved) = specifiers.resolve(&setting.value, unresolved) else { return };
+        let Ok(resolved) = specifiers.resolve(&setting.value, unresolved) else {
+            return;
+        };
         let (optional, pattern) = match resolved.strip_prefix('-') {
             Some(pattern) => (true, pattern),
             None => (false, resolved.as_str()),
@@ -239,23 +286,37 @@ impl Unit {
 
     fn read_environment_files(&mut self, guest: &Guest) {
         for index in 0..self.environment_files.len() {
-            let Some(setting) = self.environment_files.get(index).cloned() else { continue };
+            let Some(setting) = self.environment_files.get(index).cloned() else {
+                continue;
+            };
             let files = glob::matches(guest, &setting.pattern);
             if files.is_empty() && !setting.optional {
-                let why = format!("{}: EnvironmentFile={} is not there", setting.origin, setting.pattern);
+                let why = format!(
+                    "{}: EnvironmentFile={} is not there",
+                    setting.origin, setting.pattern
+                );
                 self.refusals.push(why);
             }
             for file in &files {
                 match read_environment_file(guest, file) {
                     Ok(variables) => {
                         for variable in variables {
-                            let origin =
-                                Origin { path: file.clone(), line: variable.first_line, last_line: variable.last_line };
-                            self.set(&variable.name, &variable.value, origin, Via::EnvironmentFile);
+                            let origin = Origin {
+                                path: file.clone(),
+                                line: variable.first_line,
+                                last_line: variable.last_line,
+                            };
+                            self.set(
+                                &variable.name,
+                                &variable.value,
+                                origin,
+                                Via::EnvironmentFile,
+                            );
                         }
                     }
                     Err(why) if setting.optional => {
-                        self.uncertain.push(format!("systemd ignores {file}: {why}"));
+                        self.uncertain
+                            .push(format!("systemd ignores {file}: {why}"));
                     }
                     Err(why) => self.refusals.push(format!("{file}: {why}")),
                 }
@@ -267,7 +328,12 @@ impl Unit {
     }
 
     fn set(&mut self, name: &str, value: &str, origin: Origin, via: Via) {
-        let variable = Variable { name: name.to_owned(), value: value.to_owned(), origin, via };
+        let variable = Variable {
+            name: name.to_owned(),
+            value: value.to_owned(),
+            origin,
+            via,
+        };
         match self.environment.iter_mut().find(|there| there.name == name) {
             Some(there) => *there = variable,
             None => self.environment.push(variable),
@@ -280,17 +346,29 @@ impl Unit {
             self.refusals.push("the unit has no ExecStart=".to_owned());
         }
         if self.exec_start.len() > 1 && self.kind != "oneshot" {
-            self.refusals.push("the unit has more than one ExecStart=, which only Type=oneshot may have".to_owned());
+            self.refusals.push(
+                "the unit has more than one ExecStart=, which only Type=oneshot may have"
+                    .to_owned(),
+            );
         }
     }
 }
 
 fn plain_words(text: &str) -> Vec<String> {
-    words::split(text, words::Rules::SETTING).unwrap_or_default().into_iter().map(|word| word.text).collect()
+    words::split(text, words::Rules::SETTING)
+        .unwrap_or_default()
+        .into_iter()
+        .map(|word| word.text)
+        .collect()
 }
 
-fn read_environment_file(guest: &Guest, path: &GuestPath) -> Result<Vec<environment::FileVariable>, String> {
-    let bytes = guest.read(path).map_err(|error: TreeError| error.to_string())?;
+fn read_environment_file(
+    guest: &Guest,
+    path: &GuestPath,
+) -> Result<Vec<environment::FileVariable>, String> {
+    let bytes = guest
+        .read(path)
+        .map_err(|error: TreeError| error.to_string())?;
     environment::parse_file(&bytes).map_err(str::to_owned)
 }
 

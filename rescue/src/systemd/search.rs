@@ -73,12 +73,16 @@ pub fn drop_ins(guest: &Guest, names: &[String]) -> Vec<GuestPath> {
         for unit_folder in UNIT_PATH {
             let folder = GuestPath::new(unit_folder).join(&folder);
             for entry in guest.read_dir(&folder).unwrap_or_default() {
-                let Some(text) = entry.name.to_str() else { continue };
+                let Some(text) = entry.name.to_str() else {
+                    continue;
+                };
                 if text.starts_with('.') || !text.ends_with(".conf") {
                     continue;
                 }
                 if by_name.len() < MAX_DROP_INS {
-                    by_name.entry(entry.name.clone()).or_insert_with(|| folder.join(&entry.name));
+                    by_name
+                        .entry(entry.name.clone())
+                        .or_insert_with(|| folder.join(&entry.name));
                 }
             }
         }
@@ -94,14 +98,24 @@ fn drop_in_folders(names: &[String]) -> Vec<String> {
         folders.extend(template_of(name).map(|template| format!("{template}.d")));
         if let Some((stem, kind)) = name.rsplit_once('.') {
             let prefix = stem.split('@').next().unwrap_or(stem);
-            let dashes = prefix.match_indices('-').map(|(at, _)| at).filter(|at| at + 1 < prefix.len());
-            let mut dashed: Vec<_> =
-                dashes.filter_map(|at| prefix.get(..=at)).map(|prefix| format!("{prefix}.{kind}.d")).collect();
+            let dashes = prefix
+                .match_indices('-')
+                .map(|(at, _)| at)
+                .filter(|at| at + 1 < prefix.len());
+            let mut dashed: Vec<_> = dashes
+                .filter_map(|at| prefix.get(..=at))
+                .map(|prefix| format!("{prefix}.{kind}.d"))
+                .collect();
             dashed.reverse();
             folders.extend(dashed);
         }
     }
-    folders.extend(names.first().and_then(|name| name.rsplit_once('.')).map(|(_, kind)| format!("{kind}.d")));
+    folders.extend(
+        names
+            .first()
+            .and_then(|name| name.rsplit_once('.'))
+            .map(|(_, kind)| format!("{kind}.d")),
+    );
     folders
 }
 
@@ -142,15 +156,23 @@ fn linked(guest: &Guest, path: GuestPath, name: &str) -> Option<Entry> {
     {
         return Some(Entry::Alias(other));
     }
-    let empty = guest.stat(&path).is_ok_and(|meta| meta.kind == FileKind::Regular && meta.size == 0);
-    Some(Entry::Found(if empty { Found::Masked(path) } else { Found::File(path) }))
+    let empty = guest
+        .stat(&path)
+        .is_ok_and(|meta| meta.kind == FileKind::Regular && meta.size == 0);
+    Some(Entry::Found(if empty {
+        Found::Masked(path)
+    } else {
+        Found::File(path)
+    }))
 }
 
 /// Whether the link at `path` leads to /dev/null, possibly over other links. The guest's /dev is empty while it is off.
 pub fn is_null(guest: &Guest, path: &GuestPath) -> bool {
     let mut path = path.clone();
     for _ in 0..MAX_ALIASES {
-        let Some(target) = link_target(guest, &path) else { return false };
+        let Some(target) = link_target(guest, &path) else {
+            return false;
+        };
         if target.as_path().starts_with("/dev") {
             return true;
         }
@@ -161,10 +183,17 @@ pub fn is_null(guest: &Guest, path: &GuestPath) -> bool {
 
 /// Where a link points, as a path from the root.
 fn link_target(guest: &Guest, path: &GuestPath) -> Option<GuestPath> {
-    let meta = guest.lstat(path).ok().filter(|meta| meta.kind == FileKind::Symlink)?;
+    let meta = guest
+        .lstat(path)
+        .ok()
+        .filter(|meta| meta.kind == FileKind::Symlink)?;
     debug_assert_eq!(meta.kind, FileKind::Symlink);
     let target = guest.read_link(path).ok()?;
-    let absolute = if target.is_absolute() { target } else { path.parent().as_path().join(target) };
+    let absolute = if target.is_absolute() {
+        target
+    } else {
+        path.parent().as_path().join(target)
+    };
     Some(GuestPath::new(lexical(&absolute)))
 }
 
@@ -189,9 +218,13 @@ fn alias_target(guest: &Guest, path: &GuestPath) -> Option<String> {
     let parent = target.parent();
     let same_folder = |folder: &str| {
         let folder = GuestPath::new(folder);
-        folder == parent || matches!((guest.resolve(&folder), guest.resolve(&parent)), (Ok(a), Ok(b)) if a == b)
+        folder == parent
+            || matches!((guest.resolve(&folder), guest.resolve(&parent)), (Ok(a), Ok(b)) if a == b)
     };
-    UNIT_PATH.iter().any(|folder| same_folder(folder)).then_some(())?;
+    UNIT_PATH
+        .iter()
+        .any(|folder| same_folder(folder))
+        .then_some(())?;
     target.as_path().file_name()?.to_str().map(str::to_owned)
 }
 
@@ -201,7 +234,9 @@ fn aliases(guest: &Guest, id: &str) -> Vec<String> {
     for folder in UNIT_PATH {
         let folder = GuestPath::new(folder);
         for entry in guest.read_dir(&folder).unwrap_or_default() {
-            let Some(name) = entry.name.to_str() else { continue };
+            let Some(name) = entry.name.to_str() else {
+                continue;
+            };
             if entry.kind == FileKind::Symlink
                 && name != id
                 && !names.iter().any(|known| known == name)
@@ -225,18 +260,32 @@ mod tests {
     fn the_highest_folder_wins_per_name() {
         let guest = MemoryTree::new()
             .file("/usr/lib/systemd/system/kubelet.service", "[Service]")
-            .file("/usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf", "usr")
+            .file(
+                "/usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf",
+                "usr",
+            )
             .file("/usr/lib/systemd/system/kubelet.service.d/20-x.conf", "usr")
             .file("/usr/lib/systemd/system/service.d/20-x.conf", "generic")
             .file("/etc/systemd/system/service.d/05-all.conf", "generic")
-            .link("/etc/systemd/system/kubelet.service.d/20-x.conf", "/dev/null")
+            .link(
+                "/etc/systemd/system/kubelet.service.d/20-x.conf",
+                "/dev/null",
+            )
             .file("/etc/systemd/system/kubelet.service.d/ignored.txt", "")
             .file("/etc/systemd/system/kubelet.service.d/.hidden.conf", "")
             .link("/lib", "usr/lib")
             .into_guest();
         let located = locate(&guest, "kubelet.service");
-        assert_eq!(located.found, Some(Found::File(GuestPath::new("/usr/lib/systemd/system/kubelet.service"))));
-        let names: Vec<String> = drop_ins(&guest, &located.names).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            located.found,
+            Some(Found::File(GuestPath::new(
+                "/usr/lib/systemd/system/kubelet.service"
+            )))
+        );
+        let names: Vec<String> = drop_ins(&guest, &located.names)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         assert_eq!(
             names,
             [
@@ -251,7 +300,10 @@ mod tests {
     fn masks_and_aliases() {
         let guest = MemoryTree::new()
             .file("/usr/lib/systemd/system/real.service", "[Service]")
-            .link("/etc/systemd/system/kubelet.service", "../../../usr/lib/systemd/system/real.service")
+            .link(
+                "/etc/systemd/system/kubelet.service",
+                "../../../usr/lib/systemd/system/real.service",
+            )
             .link("/etc/systemd/system/other.service", "/opt/other.service")
             .file("/opt/other.service", "[Service]")
             .link("/etc/systemd/system/off.service", "/dev/null")
@@ -259,10 +311,22 @@ mod tests {
             .file("/etc/systemd/system/empty.service", "")
             .into_guest();
         let located = locate(&guest, "kubelet.service");
-        assert_eq!((located.id.as_str(), located.names.len()), ("real.service", 2));
-        assert!(matches!(locate(&guest, "other.service").found, Some(Found::File(_))));
-        assert!(matches!(locate(&guest, "off.service").found, Some(Found::Masked(_))));
-        assert!(matches!(locate(&guest, "empty.service").found, Some(Found::Masked(_))));
+        assert_eq!(
+            (located.id.as_str(), located.names.len()),
+            ("real.service", 2)
+        );
+        assert!(matches!(
+            locate(&guest, "other.service").found,
+            Some(Found::File(_))
+        ));
+        assert!(matches!(
+            locate(&guest, "off.service").found,
+            Some(Found::Masked(_))
+        ));
+        assert!(matches!(
+            locate(&guest, "empty.service").found,
+            Some(Found::Masked(_))
+        ));
         assert_eq!(locate(&guest, "missing.service").found, None);
     }
 
@@ -270,7 +334,13 @@ mod tests {
     fn dashes_name_folders() {
         assert_eq!(
             drop_in_folders(&["a-b-c@d.service".to_owned()]),
-            ["a-b-c@d.service.d", "a-b-c@.service.d", "a-b-.service.d", "a-.service.d", "service.d"]
+            [
+                "a-b-c@d.service.d",
+                "a-b-c@.service.d",
+                "a-b-.service.d",
+                "a-.service.d",
+                "service.d"
+            ]
         );
     }
 }

@@ -25,7 +25,10 @@ impl Specifiers {
     pub fn new(guest: &Guest, name: &str, fragment: Option<&GuestPath>) -> Self {
         let first_line = |path: &str| {
             let text = guest.read_text(&GuestPath::new(path)).ok()?;
-            let line = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'))?;
+            let line = text
+                .lines()
+                .map(str::trim)
+                .find(|line| !line.is_empty() && !line.starts_with('#'))?;
             Some(line.to_owned())
         };
         let os_release = ["/etc/os-release", "/usr/lib/os-release"]
@@ -35,16 +38,25 @@ impl Specifiers {
             .unwrap_or_default();
         Self {
             name: name.to_owned(),
-            fragment: fragment.map(|path| path.as_path().to_string_lossy().into_owned()).unwrap_or_default(),
+            fragment: fragment
+                .map(|path| path.as_path().to_string_lossy().into_owned())
+                .unwrap_or_default(),
             machine_id: first_line("/etc/machine-id"),
             hostname: first_line("/etc/hostname"),
-            os_release: os_release.into_iter().map(|variable| (variable.name, variable.value)).collect(),
+            os_release: os_release
+                .into_iter()
+                .map(|variable| (variable.name, variable.value))
+                .collect(),
         }
     }
 
     /// Replaces specifiers in `text`. Those that only the running system knows (`%b`, `%v` …) stay as they are and are named
     /// in `unresolved`. A letter or digit that is no specifier is an error, as in systemd; before anything else `%` is plain.
-    pub fn resolve(&self, text: &str, unresolved: &mut Vec<String>) -> Result<String, UnknownSpecifier> {
+    pub fn resolve(
+        &self,
+        text: &str,
+        unresolved: &mut Vec<String>,
+    ) -> Result<String, UnknownSpecifier> {
         let mut out = String::with_capacity(text.len());
         let mut characters = text.chars();
         while let Some(character) = characters.next() {
@@ -74,11 +86,15 @@ impl Specifiers {
     }
 
     fn needs_missing_file(&self, letter: char) -> bool {
-        (letter == 'm' && self.machine_id.is_none()) || (matches!(letter, 'H' | 'l') && self.hostname.is_none())
+        (letter == 'm' && self.machine_id.is_none())
+            || (matches!(letter, 'H' | 'l') && self.hostname.is_none())
     }
 
     fn value(&self, letter: char) -> Option<String> {
-        let stem = self.name.rsplit_once('.').map_or(self.name.as_str(), |(stem, _)| stem);
+        let stem = self
+            .name
+            .rsplit_once('.')
+            .map_or(self.name.as_str(), |(stem, _)| stem);
         let (prefix, instance) = stem.split_once('@').unwrap_or((stem, ""));
         let last = prefix.rsplit('-').next().unwrap_or(prefix);
         Some(match letter {
@@ -90,7 +106,14 @@ impl Specifiers {
             'I' => unescape(instance),
             'j' => last.to_owned(),
             'J' => unescape(last),
-            'f' => format!("/{}", unescape(if instance.is_empty() { prefix } else { instance })),
+            'f' => format!(
+                "/{}",
+                unescape(if instance.is_empty() {
+                    prefix
+                } else {
+                    instance
+                })
+            ),
             't' => "/run".to_owned(),
             'S' => "/var/lib".to_owned(),
             'C' => "/var/cache".to_owned(),
@@ -115,7 +138,12 @@ impl Specifiers {
     }
 
     fn os(&self, key: &str) -> String {
-        self.os_release.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.clone()).unwrap_or_default()
+        self.os_release
+            .iter()
+            .rev()
+            .find(|(name, _)| name == key)
+            .map(|(_, value)| value.clone())
+            .unwrap_or_default()
     }
 }
 
@@ -167,14 +195,22 @@ mod tests {
         let specifiers = Specifiers::new(&guest, "kube-let@a-b\\x2dc.service", None);
         let mut unresolved = Vec::new();
         assert_eq!(
-            specifiers.resolve("%n %N %p %i %I %j %m %H %l %o %w %% %- 5%", &mut unresolved).as_deref(),
+            specifiers
+                .resolve("%n %N %p %i %I %j %m %H %l %o %w %% %- 5%", &mut unresolved)
+                .as_deref(),
             Ok(
                 "kube-let@a-b\\x2dc.service kube-let@a-b\\x2dc kube-let a-b\\x2dc a/b-c let 0123 node1.example node1 debian 12 % %- 5%"
             )
         );
-        assert_eq!(specifiers.resolve("%z", &mut unresolved), Err(UnknownSpecifier));
+        assert_eq!(
+            specifiers.resolve("%z", &mut unresolved),
+            Err(UnknownSpecifier)
+        );
         assert!(unresolved.is_empty());
-        assert_eq!(specifiers.resolve("%v%b", &mut unresolved).as_deref(), Ok("%v%b"));
+        assert_eq!(
+            specifiers.resolve("%v%b", &mut unresolved).as_deref(),
+            Ok("%v%b")
+        );
         assert_eq!(unresolved, ["%v", "%b"]);
     }
 }

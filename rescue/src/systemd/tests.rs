@@ -3,7 +3,8 @@
 use super::*;
 use crate::tree::MemoryTree;
 
-const FRAGMENT: &str = "[Unit]\nDescription=kubelet\n[Service]\nExecStart=/usr/bin/kubelet\nRestart=always\n";
+const FRAGMENT: &str =
+    "[Unit]\nDescription=kubelet\n[Service]\nExecStart=/usr/bin/kubelet\nRestart=always\n";
 const KUBEADM: &str = r#"# Note: This dropin only works with kubeadm and kubelet v1.11+
 [Service]
 Environment="KUBELET_KUBECONFIG_ARGS=--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf --kubeconfig=/etc/kubernetes/kubelet.conf"
@@ -17,8 +18,14 @@ ExecStart=/usr/bin/kubelet $KUBELET_KUBECONFIG_ARGS $KUBELET_CONFIG_ARGS $KUBELE
 fn deb() -> MemoryTree {
     MemoryTree::new()
         .file("/usr/lib/systemd/system/kubelet.service", FRAGMENT)
-        .file("/etc/systemd/system/kubelet.service.d/10-kubeadm.conf", KUBEADM)
-        .file("/var/lib/kubelet/kubeadm-flags.env", "KUBELET_KUBEADM_ARGS=\"--a=1 --b='2 3'\"\n")
+        .file(
+            "/etc/systemd/system/kubelet.service.d/10-kubeadm.conf",
+            KUBEADM,
+        )
+        .file(
+            "/var/lib/kubelet/kubeadm-flags.env",
+            "KUBELET_KUBEADM_ARGS=\"--a=1 --b='2 3'\"\n",
+        )
 }
 
 fn load(tree: MemoryTree) -> Unit {
@@ -40,40 +47,64 @@ fn kubeadms_own_layout() {
         ]
     );
     let variable = unit.variable("KUBELET_KUBECONFIG_ARGS").expect("set");
-    assert_eq!(variable.origin.to_string(), "/etc/systemd/system/kubelet.service.d/10-kubeadm.conf:3");
+    assert_eq!(
+        variable.origin.to_string(),
+        "/etc/systemd/system/kubelet.service.d/10-kubeadm.conf:3"
+    );
     assert_eq!(variable.via, Via::Environment);
-    assert_eq!(unit.variable("KUBELET_KUBEADM_ARGS").expect("set").via, Via::EnvironmentFile);
-    assert!(unit.refusals.is_empty() && unit.uncertain.is_empty(), "{unit:?}");
+    assert_eq!(
+        unit.variable("KUBELET_KUBEADM_ARGS").expect("set").via,
+        Via::EnvironmentFile
+    );
+    assert!(
+        unit.refusals.is_empty() && unit.uncertain.is_empty(),
+        "{unit:?}"
+    );
 }
 
 #[test]
 fn an_environment_file_beats_a_later_drop_in() {
-    let unit = load(deb().file("/etc/default/kubelet", "KUBELET_KUBECONFIG_ARGS=--kubeconfig=/x\n").file(
-        "/etc/systemd/system/kubelet.service.d/90-rescue.conf",
-        "[Service]\nEnvironment=KUBELET_KUBECONFIG_ARGS=--no\n",
-    ));
+    let unit = load(
+        deb()
+            .file(
+                "/etc/default/kubelet",
+                "KUBELET_KUBECONFIG_ARGS=--kubeconfig=/x\n",
+            )
+            .file(
+                "/etc/systemd/system/kubelet.service.d/90-rescue.conf",
+                "[Service]\nEnvironment=KUBELET_KUBECONFIG_ARGS=--no\n",
+            ),
+    );
     assert_eq!(unit.argv()[1], "--kubeconfig=/x");
 }
 
 #[test]
 fn resets_and_refusals() {
-    let two = load(deb().file("/etc/systemd/system/kubelet.service.d/20-x.conf", "[Service]\nExecStart=/bin/b\n"));
+    let two = load(deb().file(
+        "/etc/systemd/system/kubelet.service.d/20-x.conf",
+        "[Service]\nExecStart=/bin/b\n",
+    ));
     assert_eq!(two.refusals.len(), 1, "{:?}", two.refusals);
-    let none = load(deb().file("/etc/systemd/system/kubelet.service.d/20-x.conf", "[Service]\nExecStart=\n"));
+    let none = load(deb().file(
+        "/etc/systemd/system/kubelet.service.d/20-x.conf",
+        "[Service]\nExecStart=\n",
+    ));
     assert_eq!(none.refusals, ["the unit has no ExecStart="]);
     assert!(none.argv().is_empty());
-    let reset = load(
-        deb().file("/etc/systemd/system/kubelet.service.d/20-x.conf", "[Service]\nEnvironment=\nEnvironmentFile=\n"),
-    );
+    let reset = load(deb().file(
+        "/etc/systemd/system/kubelet.service.d/20-x.conf",
+        "[Service]\nEnvironment=\nEnvironmentFile=\n",
+    ));
     assert_eq!(reset.argv(), ["/usr/bin/kubelet"]);
-    let missing =
-        load(deb().file("/etc/systemd/system/kubelet.service.d/20-x.conf", "[Service]\nEnvironmentFile=/gone\n"));
+    let missing = load(deb().file(
+        "/etc/systemd/system/kubelet.service.d/20-x.conf",
+        "[Service]\nEnvironmentFile=/gone\n",
+    ));
     assert!(missing.refusals[0].contains("/gone"));
-    let unset =
-        load(deb().file(
-            "/etc/systemd/system/kubelet.service.d/20-x.conf",
-            "[Service]\nUnsetEnvironment=KUBELET_KUBEADM_ARGS\n",
-        ));
+    let unset = load(deb().file(
+        "/etc/systemd/system/kubelet.service.d/20-x.conf",
+        "[Service]\nUnsetEnvironment=KUBELET_KUBEADM_ARGS\n",
+    ));
     assert_eq!(unset.argv().len(), 4);
 }
 
@@ -104,7 +135,9 @@ fn no_input_makes_it_panic() {
             }
         }
         let unit = load(
-            deb().file("/etc/systemd/system/kubelet.service.d/20-x.conf", &bytes).file("/etc/default/kubelet", &bytes),
+            deb()
+                .file("/etc/systemd/system/kubelet.service.d/20-x.conf", &bytes)
+                .file("/etc/default/kubelet", &bytes),
         );
         let _ = unit.argv();
     }

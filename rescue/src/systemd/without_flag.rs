@@ -43,12 +43,17 @@ pub fn by_drop_in(guest: &Guest, unit: &Unit, flag: &str, note: &str) -> Result<
         .filter(|path| guest.lstat(path).is_ok())
         .collect();
     let bare = without_files(guest, &old)?;
-    let vendor = Unit::load(&bare, &unit.name).ok_or_else(|| impossible("there is no unit file"))?;
+    let vendor =
+        Unit::load(&bare, &unit.name).ok_or_else(|| impossible("there is no unit file"))?;
     let parts = Parts::find(&vendor, flag)?;
     let mut last = impossible("nothing carries the flag");
     for name in NAMES {
         let mut edit = parts.drop_in(&vendor, name, note);
-        edit.obsolete = old.iter().filter(|path| edit.files.iter().all(|(file, _)| file != *path)).cloned().collect();
+        edit.obsolete = old
+            .iter()
+            .filter(|path| edit.files.iter().all(|(file, _)| file != *path))
+            .cloned()
+            .collect();
         match prove(guest, &vendor, flag, &edit) {
             Ok(()) => return Ok(edit),
             Err(why) => last = why,
@@ -60,23 +65,36 @@ pub fn by_drop_in(guest: &Guest, unit: &Unit, flag: &str, note: &str) -> Result<
 /// Edits the lines that carry the flag where they stand.
 pub fn in_place(guest: &Guest, unit: &Unit, flag: &str) -> Result<Edit, Impossible> {
     let parts = Parts::find(unit, flag)?;
-    let mut origins: Vec<_> = parts.variables.iter().map(|(variable, _)| variable.origin.clone()).collect();
+    let mut origins: Vec<_> = parts
+        .variables
+        .iter()
+        .map(|(variable, _)| variable.origin.clone())
+        .collect();
     if parts.command.is_some() {
         origins.extend(unit.command().map(|command| command.origin.clone()));
     }
-    let mut edit = Edit { files: Vec::new(), obsolete: Vec::new(), reasons: Vec::new() };
+    let mut edit = Edit {
+        files: Vec::new(),
+        obsolete: Vec::new(),
+        reasons: Vec::new(),
+    };
     for origin in origins {
         let there = edit.files.iter().position(|(path, _)| *path == origin.path);
         let text = match there.and_then(|index| edit.files.get(index)) {
             Some((_, text)) => text.clone(),
             None => {
-                let bytes = guest.read(&origin.path).map_err(|error| impossible(error.to_string()))?;
-                String::from_utf8(bytes).map_err(|_| impossible(format!("{} is not UTF-8", origin.path)))?
+                let bytes = guest
+                    .read(&origin.path)
+                    .map_err(|error| impossible(error.to_string()))?;
+                String::from_utf8(bytes)
+                    .map_err(|_| impossible(format!("{} is not UTF-8", origin.path)))?
             }
         };
         let new = cut_from_lines(&text, origin.line, origin.last_line, flag)
             .ok_or_else(|| impossible(format!("{flag} is not spelled out at {origin}")))?;
-        edit.reasons.push(format!("{flag} is cut out of {origin}; nothing else in that file changes"));
+        edit.reasons.push(format!(
+            "{flag} is cut out of {origin}; nothing else in that file changes"
+        ));
         match there.and_then(|index| edit.files.get_mut(index)) {
             Some((_, text)) => *text = new,
             None => edit.files.push((origin.path, new)),
@@ -101,7 +119,12 @@ impl Edit {
                 planned.apply(change)?;
             }
             let guest = guest.with_tree(Rc::new(planned));
-            changes.extend(folders.into_iter().filter(|folder| !changes.contains(folder)).collect::<Vec<_>>());
+            changes.extend(
+                folders
+                    .into_iter()
+                    .filter(|folder| !changes.contains(folder))
+                    .collect::<Vec<_>>(),
+            );
             changes.push(Change::write(&guest, path, text.as_bytes(), 0o644)?);
         }
         Ok(changes)
@@ -118,7 +141,9 @@ struct Parts<'a> {
 
 impl<'a> Parts<'a> {
     fn find(unit: &'a Unit, flag: &str) -> Result<Self, Impossible> {
-        let command = unit.command().ok_or_else(|| impossible("the unit starts nothing"))?;
+        let command = unit
+            .command()
+            .ok_or_else(|| impossible("the unit starts nothing"))?;
         if unit.exec_start.len() > 1 {
             return Err(impossible("the unit starts more than one command"));
         }
@@ -129,15 +154,22 @@ impl<'a> Parts<'a> {
             if !spells(word, flag) {
                 continue;
             }
-            let template = command.words.get(*index).ok_or_else(|| impossible("the command line changed"))?;
+            let template = command
+                .words
+                .get(*index)
+                .ok_or_else(|| impossible("the command line changed"))?;
             let variable = environment::whole_word(&template.text)
                 .filter(|_| command.expands_variables)
                 .and_then(|name| unit.variable(name));
             match variable {
-                Some(variable) if variables.iter().any(|(known, _)| known.name == variable.name) => {}
+                Some(variable)
+                    if variables
+                        .iter()
+                        .any(|(known, _)| known.name == variable.name) => {}
                 Some(variable) => {
-                    let value = cut_words(&variable.value, flag)
-                        .ok_or_else(|| impossible(format!("the value of {} stands elsewhere", variable.name)))?;
+                    let value = cut_words(&variable.value, flag).ok_or_else(|| {
+                        impossible(format!("the value of {} stands elsewhere", variable.name))
+                    })?;
                     variables.push((variable, value));
                 }
                 None => {
@@ -168,8 +200,13 @@ impl<'a> Parts<'a> {
             let (name, origin) = (&variable.name, &variable.origin);
             match variable.via {
                 Via::Environment => {
-                    text.push_str(&format!("Environment=\"{name}={}\"\n", quote_setting(value)));
-                    reasons.push(format!("only {name} is overridden (it carries the flag at {origin})"));
+                    text.push_str(&format!(
+                        "Environment=\"{name}={}\"\n",
+                        quote_setting(value)
+                    ));
+                    reasons.push(format!(
+                        "only {name} is overridden (it carries the flag at {origin})"
+                    ));
                 }
                 Via::EnvironmentFile => {
                     overrides.push_str(&format!("{name}=\"{}\"\n", quote_environment_file(value)));
@@ -182,7 +219,10 @@ impl<'a> Parts<'a> {
         }
         if let Some(command) = &self.command {
             text.push_str(&format!("ExecStart=\nExecStart={command}\n"));
-            let origin = unit.command().map(|command| command.origin.to_string()).unwrap_or_default();
+            let origin = unit
+                .command()
+                .map(|command| command.origin.to_string())
+                .unwrap_or_default();
             reasons.push(format!(
                 "ExecStart= is reset and given again without the flag, which stands in it literally ({origin})"
             ));
@@ -190,23 +230,34 @@ impl<'a> Parts<'a> {
         let mut files = Vec::new();
         if !overrides.is_empty() {
             // Optional, so that a lost file can never keep the unit from starting.
-            text.push_str(&format!("EnvironmentFile=-{}\n", environment_file.as_path().display()));
+            text.push_str(&format!(
+                "EnvironmentFile=-{}\n",
+                environment_file.as_path().display()
+            ));
             files.push((environment_file, overrides));
         }
         files.push((drop_in, text));
-        Edit { files, obsolete: Vec::new(), reasons }
+        Edit {
+            files,
+            obsolete: Vec::new(),
+            reasons,
+        }
     }
 }
 
 /// The drop-in and its environment file; the latter does not end in `.conf`, so systemd does not take it for a drop-in.
 fn drop_in_files(unit: &str, name: &str) -> [GuestPath; 2] {
     let folder = GuestPath::new(ADMINISTRATOR).join(format!("{unit}.d"));
-    [folder.join(format!("{name}.conf")), folder.join(format!("{name}.env"))]
+    [
+        folder.join(format!("{name}.conf")),
+        folder.join(format!("{name}.env")),
+    ]
 }
 
 /// Whether a word is the flag, alone or with its value.
 pub fn spells(word: &str, flag: &str) -> bool {
-    word.strip_prefix(flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+    word.strip_prefix(flag)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
 }
 
 /// argv without the flag and its value.
@@ -225,13 +276,19 @@ pub fn argv_without(argv: &[String], flag: &str) -> Vec<String> {
 
 /// The template of the word after a bare flag, when that template is nothing but this word.
 fn value_template(expanded: &[(usize, String)], position: usize) -> Result<usize, Impossible> {
-    let (own, _) = expanded.get(position).ok_or_else(|| impossible("the command line changed"))?;
+    let (own, _) = expanded
+        .get(position)
+        .ok_or_else(|| impossible("the command line changed"))?;
     let (index, _) = expanded
         .get(position + 1)
         .filter(|(_, word)| !word.starts_with('-'))
         .ok_or_else(|| impossible("the flag has no value"))?;
     let alone = expanded.iter().filter(|(other, _)| other == index).count() == 1;
-    if alone && index != own { Ok(*index) } else { Err(impossible("the flag's value stands among other words")) }
+    if alone && index != own {
+        Ok(*index)
+    } else {
+        Err(impossible("the flag's value stands among other words"))
+    }
 }
 
 /// A variable's value without the flag; everything else keeps its spelling. `None` where a bare flag has no value in it.
@@ -253,8 +310,11 @@ fn cut_words(value: &str, flag: &str) -> Option<String> {
 }
 
 fn cut_templates(command: &super::Command, indexes: &[usize]) -> String {
-    let spans: Vec<_> =
-        indexes.iter().filter_map(|index| command.words.get(*index)).map(|word| word.span.clone()).collect();
+    let spans: Vec<_> = indexes
+        .iter()
+        .filter_map(|index| command.words.get(*index))
+        .map(|word| word.span.clone())
+        .collect();
     cut(&command.raw, &spans)
 }
 
@@ -268,33 +328,41 @@ fn cut(text: &str, spans: &[std::ops::Range<usize>]) -> String {
         at = span.end;
     }
     let rest = text.get(at..).unwrap_or_default();
-    out.push_str(if out.is_empty() { rest.trim_start() } else { rest });
+    out.push_str(if out.is_empty() {
+        rest.trim_start()
+    } else {
+        rest
+    });
     out
 }
 
 /// A value inside the double quotes of `Environment="…"`.
 fn quote_setting(value: &str) -> String {
-    value.chars().fold(String::with_capacity(value.len()), |mut out, character| {
-        match character {
-            '"' | '\\' => out.extend(['\\', character]),
-            '%' => out.push_str("%%"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            _ => out.push(character),
-        }
-        out
-    })
+    value
+        .chars()
+        .fold(String::with_capacity(value.len()), |mut out, character| {
+            match character {
+                '"' | '\\' => out.extend(['\\', character]),
+                '%' => out.push_str("%%"),
+                '\n' => out.push_str("\\n"),
+                '\r' => out.push_str("\\r"),
+                _ => out.push(character),
+            }
+            out
+        })
 }
 
 /// A value inside double quotes in an environment file.
 fn quote_environment_file(value: &str) -> String {
-    value.chars().fold(String::with_capacity(value.len()), |mut out, character| {
-        if matches!(character, '"' | '\\' | '`' | '$') {
-            out.push('\\');
-        }
-        out.push(character);
-        out
-    })
+    value
+        .chars()
+        .fold(String::with_capacity(value.len()), |mut out, character| {
+            if matches!(character, '"' | '\\' | '`' | '$') {
+                out.push('\\');
+            }
+            out.push(character);
+            out
+        })
 }
 
 /// Cuts the flag with its value out of lines `first` to `last` (counted from 1). `None` where it is not spelled out there.
@@ -333,9 +401,14 @@ fn cut_from_lines(text: &str, first: usize, last: usize, flag: &str) -> Option<S
 fn skip_value(text: &str) -> Option<&str> {
     let value = match text.strip_prefix('=') {
         Some(value) => value,
-        None => text.strip_prefix(' ').map(str::trim_start).filter(|value| !value.starts_with('-'))?,
+        None => text
+            .strip_prefix(' ')
+            .map(str::trim_start)
+            .filter(|value| !value.starts_with('-'))?,
     };
-    let end = value.find(|end: char| end.is_whitespace() || matches!(end, '"' | '\'' | '\\')).unwrap_or(value.len());
+    let end = value
+        .find(|end: char| end.is_whitespace() || matches!(end, '"' | '\'' | '\\'))
+        .unwrap_or(value.len());
     value.get(end..)
 }
 
@@ -344,7 +417,9 @@ fn without_files(guest: &Guest, files: &[GuestPath]) -> Result<Guest, Impossible
     let mut planned = Planned::over(guest.tree(), 0);
     for path in files {
         let change = Change::remove(guest, path).map_err(|error| impossible(error.to_string()))?;
-        planned.apply(&change).map_err(|error| impossible(error.to_string()))?;
+        planned
+            .apply(&change)
+            .map_err(|error| impossible(error.to_string()))?;
     }
     Ok(guest.with_tree(Rc::new(planned)))
 }
@@ -352,13 +427,21 @@ fn without_files(guest: &Guest, files: &[GuestPath]) -> Result<Guest, Impossible
 /// Loads the unit with the edit in place: the flag must be gone, and every other word must be the same.
 fn prove(guest: &Guest, before: &Unit, flag: &str, edit: &Edit) -> Result<(), Impossible> {
     let mut planned = Planned::over(guest.tree(), 0);
-    for change in edit.changes(guest).map_err(|error| impossible(error.to_string()))? {
-        planned.apply(&change).map_err(|error| impossible(error.to_string()))?;
+    for change in edit
+        .changes(guest)
+        .map_err(|error| impossible(error.to_string()))?
+    {
+        planned
+            .apply(&change)
+            .map_err(|error| impossible(error.to_string()))?;
     }
     let after = Unit::load(&guest.with_tree(Rc::new(planned)), &before.name)
         .ok_or_else(|| impossible("the unit would be gone"))?;
     if after.argv() != argv_without(&before.argv(), flag) {
-        return Err(impossible(format!("{} would not win over the node's other settings", describe(edit))));
+        return Err(impossible(format!(
+            "{} would not win over the node's other settings",
+            describe(edit)
+        )));
     }
     if after.refusals != before.refusals || after.masked != before.masked {
         return Err(impossible("systemd would not start the unit any more"));
@@ -367,5 +450,8 @@ fn prove(guest: &Guest, before: &Unit, flag: &str, edit: &Edit) -> Result<(), Im
 }
 
 fn describe(edit: &Edit) -> String {
-    edit.files.last().map(|(path, _)| path.to_string()).unwrap_or_default()
+    edit.files
+        .last()
+        .map(|(path, _)| path.to_string())
+        .unwrap_or_default()
 }

@@ -14,9 +14,17 @@ pub struct Rules {
 
 impl Rules {
     /// `Environment=` and `ExecStart=`.
-    pub const SETTING: Self = Self { c_escapes: true, keep_unknown_escapes: false, relaxed: false };
+    pub const SETTING: Self = Self {
+        c_escapes: true,
+        keep_unknown_escapes: false,
+        relaxed: false,
+    };
     /// A whole-word `$VARIABLE` in `ExecStart=`, split up.
-    pub const EXPANSION: Self = Self { c_escapes: false, keep_unknown_escapes: false, relaxed: true };
+    pub const EXPANSION: Self = Self {
+        c_escapes: false,
+        keep_unknown_escapes: false,
+        relaxed: true,
+    };
 }
 
 /// One word and the bytes of the text it was made from.
@@ -74,7 +82,11 @@ pub fn next_word(text: &str, at: usize, rules: Rules) -> Result<Option<Word>, Ba
     if quote.is_some() && !rules.relaxed {
         return Err(BadWord);
     }
-    Ok(Some(Word { text: String::from_utf8_lossy(&word).into_owned(), start, end: at }))
+    Ok(Some(Word {
+        text: String::from_utf8_lossy(&word).into_owned(),
+        start,
+        end: at,
+    }))
 }
 
 /// All words of `text`.
@@ -89,7 +101,13 @@ pub fn split(text: &str, rules: Rules) -> Result<Vec<Word>, BadWord> {
 }
 
 /// Handles what follows a backslash at `at`; returns the first byte after it.
-fn escape(bytes: &[u8], at: usize, rules: Rules, quoted: bool, word: &mut Vec<u8>) -> Result<usize, BadWord> {
+fn escape(
+    bytes: &[u8],
+    at: usize,
+    rules: Rules,
+    quoted: bool,
+    word: &mut Vec<u8>,
+) -> Result<usize, BadWord> {
     let Some(&byte) = bytes.get(at) else {
         if rules.keep_unknown_escapes && (!quoted || rules.relaxed) {
             word.push(b'\\');
@@ -158,9 +176,11 @@ fn unicode(bytes: &[u8], digits: usize) -> Option<(Escaped, usize)> {
 }
 
 fn number(digits: &[u8], radix: u32) -> Option<u32> {
-    digits
-        .iter()
-        .try_fold(0_u32, |value, digit| value.checked_mul(radix)?.checked_add(char::from(*digit).to_digit(radix)?))
+    digits.iter().try_fold(0_u32, |value, digit| {
+        value
+            .checked_mul(radix)?
+            .checked_add(char::from(*digit).to_digit(radix)?)
+    })
 }
 
 #[cfg(test)]
@@ -168,24 +188,39 @@ mod tests {
     use super::*;
 
     fn texts(text: &str, rules: Rules) -> Vec<String> {
-        split(text, rules).expect("well-formed").into_iter().map(|word| word.text).collect()
+        split(text, rules)
+            .expect("well-formed")
+            .into_iter()
+            .map(|word| word.text)
+            .collect()
     }
 
     #[test]
     fn quotes_and_escapes() {
         assert_eq!(
-            texts(r#" a "b c"d 'e "f'  "" \x41\102\u00e9\s\"x "#, Rules::SETTING),
+            texts(
+                r#" a "b c"d 'e "f'  "" \x41\102\u00e9\s\"x "#,
+                Rules::SETTING
+            ),
             ["a", "b cd", "e \"f", "", "ABé \"x"]
         );
-        assert_eq!(texts(r#"a\ b "c d" e\"f "open"#, Rules::EXPANSION), ["a b", "c d", "e\"f", "open"]);
+        assert_eq!(
+            texts(r#"a\ b "c d" e\"f "open"#, Rules::EXPANSION),
+            ["a b", "c d", "e\"f", "open"]
+        );
     }
 
     #[test]
     fn refuses_what_systemd_refuses() {
-        for bad in [r#""open"#, r"\q", r"\x4", r"\x00", r"\08", r"\777", r"\ud800", "end\\"] {
+        for bad in [
+            r#""open"#, r"\q", r"\x4", r"\x00", r"\08", r"\777", r"\ud800", "end\\",
+        ] {
             assert_eq!(split(bad, Rules::SETTING), Err(BadWord), "{bad}");
         }
-        let relaxed = Rules { keep_unknown_escapes: true, ..Rules::SETTING };
+        let relaxed = Rules {
+            keep_unknown_escapes: true,
+            ..Rules::SETTING
+        };
         assert_eq!(texts(r"\q\d end\", relaxed), [r"\q\d", r"end\"]);
     }
 

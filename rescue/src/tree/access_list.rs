@@ -75,7 +75,11 @@ impl AccessList {
         let mut entries = Vec::new();
         while let Some((&[a, b, c, d], after)) = rest.split_first_chunk::<4>() {
             let has_id = matches!(u16::from_le_bytes([a, b]), TAG_USER | TAG_GROUP);
-            let id = if has_id { *after.first_chunk::<4>()? } else { [0xff; 4] };
+            let id = if has_id {
+                *after.first_chunk::<4>()?
+            } else {
+                [0xff; 4]
+            };
             entries.push(entry([a, b, c, d, id[0], id[1], id[2], id[3]]));
             rest = if has_id { after.get(4..)? } else { after };
         }
@@ -95,12 +99,18 @@ impl AccessList {
 
     /// What the owning group may do (read 4, write 2, execute 1). The mode cannot tell: its group bits are the mask.
     pub fn owning_group(&self) -> u32 {
-        let group = self.entries.iter().find(|entry| entry.tag == TAG_OWNING_GROUP);
+        let group = self
+            .entries
+            .iter()
+            .find(|entry| entry.tag == TAG_OWNING_GROUP);
         group.map_or(0, |entry| entry.permissions & self.mask())
     }
 
     fn mask(&self) -> u32 {
-        self.entries.iter().find(|entry| entry.tag == TAG_MASK).map_or(7, |entry| entry.permissions)
+        self.entries
+            .iter()
+            .find(|entry| entry.tag == TAG_MASK)
+            .map_or(7, |entry| entry.permissions)
     }
 }
 
@@ -117,8 +127,13 @@ mod tests {
     use super::*;
 
     /// user::rw-, user:1000:rw-, group::---, mask::r--, other::---
-    const ENTRIES: [(u16, u16, u32); 5] =
-        [(0x01, 6, u32::MAX), (0x02, 6, 1000), (0x04, 0, u32::MAX), (0x10, 4, u32::MAX), (0x20, 0, u32::MAX)];
+    const ENTRIES: [(u16, u16, u32); 5] = [
+        (0x01, 6, u32::MAX),
+        (0x02, 6, 1000),
+        (0x04, 0, u32::MAX),
+        (0x10, 4, u32::MAX),
+        (0x20, 0, u32::MAX),
+    ];
 
     fn value(version: u32, with_id: impl Fn(u16) -> bool) -> Vec<u8> {
         let mut bytes = version.to_le_bytes().to_vec();
@@ -136,7 +151,10 @@ mod tests {
     fn both_layouts_tell_the_same() {
         let kernel = value(2, |_| true);
         let ext4 = value(1, |tag| tag == 0x02);
-        for list in [AccessList::from_xattr(&kernel), AccessList::from_ext4(&ext4)] {
+        for list in [
+            AccessList::from_xattr(&kernel),
+            AccessList::from_ext4(&ext4),
+        ] {
             let list = list.expect("a list");
             assert_eq!(list.named(), [(Named::User(1000), 4)]);
             assert_eq!(list.owning_group(), 0);
@@ -149,7 +167,10 @@ mod tests {
     fn what_is_cut_off_is_no_list() {
         let (kernel, ext4) = (value(2, |_| true), value(1, |tag| tag == 0x02));
         for length in 0..kernel.len() {
-            assert!(length % 8 == 4 || AccessList::from_xattr(&kernel[..length]).is_none(), "{length}");
+            assert!(
+                length % 8 == 4 || AccessList::from_xattr(&kernel[..length]).is_none(),
+                "{length}"
+            );
         }
         // Before, within and behind the ID of the second entry.
         for length in [0, 3, 6, 10, 14] {

@@ -67,7 +67,8 @@ impl FolderTree {
 
     /// Bytes and inodes of the file system.
     pub fn usage(&self) -> anyhow::Result<Usage> {
-        let stat = rustix::fs::fstatvfs(&self.root).context("reading the size of the file system")?;
+        let stat =
+            rustix::fs::fstatvfs(&self.root).context("reading the size of the file system")?;
         Ok(Usage {
             bytes_total: stat.f_blocks.saturating_mul(stat.f_frsize),
             bytes_free: stat.f_bfree.saturating_mul(stat.f_frsize),
@@ -102,14 +103,21 @@ impl FolderTree {
     /// Opening a device node or FIFO can have effects of its own, so the kind is looked at before and after.
     fn open_regular(&self, path: &Path) -> TreeResult<File> {
         expect_regular(path, &self.look(path)?.1)?;
-        let file = self.open_to_read(path, OFlags::empty()).map_err(|errno| explain(path, errno))?;
-        expect_regular(path, &rustix::fs::fstat(&file).map_err(|errno| explain(path, errno))?)?;
+        let file = self
+            .open_to_read(path, OFlags::empty())
+            .map_err(|errno| explain(path, errno))?;
+        expect_regular(
+            path,
+            &rustix::fs::fstat(&file).map_err(|errno| explain(path, errno))?,
+        )?;
         Ok(File::from(file))
     }
 
     /// A descriptor that names the file without opening it, and its attributes.
     fn look(&self, path: &Path) -> TreeResult<(OwnedFd, Stat)> {
-        let handle = self.open_at(path, OFlags::PATH).map_err(|errno| explain(path, errno))?;
+        let handle = self
+            .open_at(path, OFlags::PATH)
+            .map_err(|errno| explain(path, errno))?;
         let stat = rustix::fs::fstat(&handle).map_err(|errno| explain(path, errno))?;
         Ok((handle, stat))
     }
@@ -132,10 +140,19 @@ impl Tree for FolderTree {
         // A descriptor that names a file has no attributes of its own to ask for; the kernel's link to the file has.
         let at = format!("/proc/self/fd/{}", handle.as_raw_fd());
         let mut value = Vec::with_capacity(LARGEST_LIST);
-        match rustix::fs::getxattr(at, access_list::ACCESS, rustix::buffer::spare_capacity(&mut value)) {
-            Ok(_) => AccessList::from_xattr(&value).map(Some).ok_or_else(|| damaged_list(path)),
+        match rustix::fs::getxattr(
+            at,
+            access_list::ACCESS,
+            rustix::buffer::spare_capacity(&mut value),
+        ) {
+            Ok(_) => AccessList::from_xattr(&value)
+                .map(Some)
+                .ok_or_else(|| damaged_list(path)),
             Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
-            Err(errno) => Err(TreeError::Io { path: path.to_path_buf(), source: errno.into() }),
+            Err(errno) => Err(TreeError::Io {
+                path: path.to_path_buf(),
+                source: errno.into(),
+            }),
         }
     }
 
@@ -148,7 +165,9 @@ impl Tree for FolderTree {
     }
 
     fn read_dir(&self, path: &Path) -> TreeResult<Vec<DirEntry>> {
-        let folder = self.open_to_read(path, OFlags::DIRECTORY).map_err(|errno| explain(path, errno))?;
+        let folder = self
+            .open_to_read(path, OFlags::DIRECTORY)
+            .map_err(|errno| explain(path, errno))?;
         let mut entries = Vec::new();
         for entry in rustix::fs::Dir::new(folder).map_err(|errno| explain(path, errno))? {
             let entry = entry.map_err(|errno| explain(path, errno))?;
@@ -161,7 +180,10 @@ impl Tree for FolderTree {
                 FileType::Unknown => self.lstat(&path.join(name))?.kind,
                 kind => file_kind(kind),
             };
-            entries.push(DirEntry { name: name.to_os_string(), kind });
+            entries.push(DirEntry {
+                name: name.to_os_string(),
+                kind,
+            });
         }
         Ok(entries)
     }
@@ -171,20 +193,30 @@ impl Tree for FolderTree {
         if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
             return Err(TreeError::NotASymlink(path.to_path_buf()));
         }
-        let target = rustix::fs::readlinkat(&link, "", Vec::new()).map_err(|errno| explain(path, errno))?;
+        let target =
+            rustix::fs::readlinkat(&link, "", Vec::new()).map_err(|errno| explain(path, errno))?;
         Ok(std::ffi::OsString::from_vec(target.into_bytes()).into())
     }
 }
 
 fn damaged_list(path: &Path) -> TreeError {
-    TreeError::Corrupt { path: path.to_path_buf(), reason: "its access list is damaged".to_owned() }
+    TreeError::Corrupt {
+        path: path.to_path_buf(),
+        reason: "its access list is damaged".to_owned(),
+    }
 }
 
 /// `/etc/hosts` as the kernel wants it beneath the root: `etc/hosts`. `..` is kept: the kernel refuses it where it climbs.
 fn below(path: &Path) -> PathBuf {
-    let relative: PathBuf =
-        path.components().filter(|part| !matches!(part, Component::RootDir | Component::CurDir)).collect();
-    if relative.as_os_str().is_empty() { PathBuf::from(".") } else { relative }
+    let relative: PathBuf = path
+        .components()
+        .filter(|part| !matches!(part, Component::RootDir | Component::CurDir))
+        .collect();
+    if relative.as_os_str().is_empty() {
+        PathBuf::from(".")
+    } else {
+        relative
+    }
 }
 
 fn read_some(mut file: File, offset: u64, length: usize) -> std::io::Result<Vec<u8>> {
@@ -219,7 +251,11 @@ fn meta(stat: &Stat) -> Meta {
         gid: stat.st_gid,
         size: u64::try_from(stat.st_size).unwrap_or(0),
         mtime: stat.st_mtime,
-        allocated: Some(u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512)),
+        allocated: Some(
+            u64::try_from(stat.st_blocks)
+                .unwrap_or(0)
+                .saturating_mul(512),
+        ),
         nlink: Some(stat.st_nlink),
         ino: Some(stat.st_ino),
     }
@@ -232,18 +268,33 @@ fn explain(path: &Path, errno: Errno) -> TreeError {
         Errno::NOENT => TreeError::NotFound(path),
         Errno::NOTDIR => TreeError::NotADirectory(path),
         Errno::LOOP => TreeError::Loop(path),
-        Errno::XDEV => TreeError::Unsupported { path, reason: "it is outside this file system".to_owned() },
+        Errno::XDEV => TreeError::Unsupported {
+            path,
+            reason: "it is outside this file system".to_owned(),
+        },
         // EUCLEAN and EBADMSG are EFSCORRUPTED and EFSBADCRC in ext4 and XFS.
-        Errno::UCLEAN => TreeError::Corrupt { path, reason: "the kernel found its structure damaged".to_owned() },
-        Errno::BADMSG => TreeError::Corrupt { path, reason: "a checksum does not match".to_owned() },
-        errno => TreeError::Io { path, source: errno.into() },
+        Errno::UCLEAN => TreeError::Corrupt {
+            path,
+            reason: "the kernel found its structure damaged".to_owned(),
+        },
+        Errno::BADMSG => TreeError::Corrupt {
+            path,
+            reason: "a checksum does not match".to_owned(),
+        },
+        errno => TreeError::Io {
+            path,
+            source: errno.into(),
+        },
     }
 }
 
 pub(super) fn explain_io(path: &Path, error: std::io::Error) -> TreeError {
     match Errno::from_io_error(&error) {
         Some(errno) => explain(path, errno),
-        None => TreeError::Io { path: path.to_path_buf(), source: error },
+        None => TreeError::Io {
+            path: path.to_path_buf(),
+            source: error,
+        },
     }
 }
 
@@ -262,7 +313,14 @@ mod tests {
         symlink("/etc/hosts", root.join("link")).unwrap();
         symlink("../secret", root.join("out")).unwrap();
         symlink("..", root.join("up")).unwrap();
-        rustix::fs::mknodat(rustix::fs::CWD, root.join("fifo"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            root.join("fifo"),
+            FileType::Fifo,
+            Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
         let tree = FolderTree::open(&root).unwrap();
         (base, tree)
     }
@@ -274,27 +332,58 @@ mod tests {
         let real = std::fs::symlink_metadata(base.path().join("guest/etc/hosts")).unwrap();
         assert_eq!(meta.kind, FileKind::Regular);
         assert_eq!(meta.mode, real.permissions().mode() & 0o7777);
-        assert_eq!((meta.uid, meta.gid, meta.size, meta.mtime), (real.uid(), real.gid(), real.size(), real.mtime()));
+        assert_eq!(
+            (meta.uid, meta.gid, meta.size, meta.mtime),
+            (real.uid(), real.gid(), real.size(), real.mtime())
+        );
         assert_eq!((meta.nlink, meta.ino), (Some(2), Some(real.ino())));
         assert_eq!(meta.allocated, Some(real.blocks() * 512));
-        assert_eq!(tree.lstat(Path::new("/")).unwrap().kind, FileKind::Directory);
-        assert!(matches!(tree.lstat(Path::new("/nothing")), Err(TreeError::NotFound(_))));
-        assert!(matches!(tree.lstat(Path::new("/etc/hosts/x")), Err(TreeError::NotADirectory(_))));
+        assert_eq!(
+            tree.lstat(Path::new("/")).unwrap().kind,
+            FileKind::Directory
+        );
+        assert!(matches!(
+            tree.lstat(Path::new("/nothing")),
+            Err(TreeError::NotFound(_))
+        ));
+        assert!(matches!(
+            tree.lstat(Path::new("/etc/hosts/x")),
+            Err(TreeError::NotADirectory(_))
+        ));
     }
 
     #[test]
     fn reads_ranges() {
         let (_base, tree) = fixture();
-        assert_eq!(tree.read_range(Path::new("/etc/hosts"), 4, 5).unwrap(), b"0.0.1");
-        assert_eq!(tree.read_range(Path::new("/etc/hosts"), 10, usize::MAX).unwrap(), b"localhost\n");
-        assert_eq!(tree.read_range(Path::new("/etc/hosts"), 1 << 40, 5).unwrap(), b"");
-        assert!(matches!(tree.read_range(Path::new("/etc"), 0, 1), Err(TreeError::NotARegularFile(_))));
+        assert_eq!(
+            tree.read_range(Path::new("/etc/hosts"), 4, 5).unwrap(),
+            b"0.0.1"
+        );
+        assert_eq!(
+            tree.read_range(Path::new("/etc/hosts"), 10, usize::MAX)
+                .unwrap(),
+            b"localhost\n"
+        );
+        assert_eq!(
+            tree.read_range(Path::new("/etc/hosts"), 1 << 40, 5)
+                .unwrap(),
+            b""
+        );
+        assert!(matches!(
+            tree.read_range(Path::new("/etc"), 0, 1),
+            Err(TreeError::NotARegularFile(_))
+        ));
     }
 
     #[test]
     fn lists_names_with_their_kind() {
         let (_base, tree) = fixture();
-        let mut names: Vec<_> = tree.read_dir(Path::new("/")).unwrap().into_iter().map(|e| (e.name, e.kind)).collect();
+        let mut names: Vec<_> = tree
+            .read_dir(Path::new("/"))
+            .unwrap()
+            .into_iter()
+            .map(|e| (e.name, e.kind))
+            .collect();
         names.sort_by(|a, b| a.0.cmp(&b.0));
         let expected = [
             ("etc", FileKind::Directory),
@@ -304,16 +393,31 @@ mod tests {
             ("up", FileKind::Symlink),
         ];
         assert_eq!(names, expected.map(|(name, kind)| (name.into(), kind)));
-        assert!(matches!(tree.read_dir(Path::new("/etc/hosts")), Err(TreeError::NotADirectory(_))));
+        assert!(matches!(
+            tree.read_dir(Path::new("/etc/hosts")),
+            Err(TreeError::NotADirectory(_))
+        ));
     }
 
     #[test]
     fn follows_no_link_and_climbs_nowhere() {
         let (_base, tree) = fixture();
-        assert_eq!(tree.read_link(Path::new("/link")).unwrap(), Path::new("/etc/hosts"));
-        assert!(matches!(tree.read_link(Path::new("/etc/hosts")), Err(TreeError::NotASymlink(_))));
+        assert_eq!(
+            tree.read_link(Path::new("/link")).unwrap(),
+            Path::new("/etc/hosts")
+        );
+        assert!(matches!(
+            tree.read_link(Path::new("/etc/hosts")),
+            Err(TreeError::NotASymlink(_))
+        ));
         for path in ["/link", "/out"] {
-            assert!(matches!(tree.read_range(Path::new(path), 0, 9), Err(TreeError::NotARegularFile(_))), "{path}");
+            assert!(
+                matches!(
+                    tree.read_range(Path::new(path), 0, 9),
+                    Err(TreeError::NotARegularFile(_))
+                ),
+                "{path}"
+            );
         }
         for path in ["/up/secret", "/../secret", "/etc/../../secret"] {
             let error = tree.read_range(Path::new(path), 0, 9).unwrap_err();
@@ -325,24 +429,45 @@ mod tests {
     #[test]
     fn never_opens_a_fifo() {
         let (_base, tree) = fixture();
-        assert_eq!(tree.lstat(Path::new("/fifo")).unwrap().kind, FileKind::Special);
-        assert!(matches!(tree.read_range(Path::new("/fifo"), 0, 1), Err(TreeError::NotARegularFile(_))));
+        assert_eq!(
+            tree.lstat(Path::new("/fifo")).unwrap().kind,
+            FileKind::Special
+        );
+        assert!(matches!(
+            tree.read_range(Path::new("/fifo"), 0, 1),
+            Err(TreeError::NotARegularFile(_))
+        ));
     }
 
     #[test]
     fn leaves_access_times_alone() {
         let (base, tree) = fixture();
         let file = base.path().join("guest/etc/hosts");
-        let past = rustix::fs::Timespec { tv_sec: 1, tv_nsec: 0 };
-        let times = rustix::fs::Timestamps { last_access: past, last_modification: past };
+        let past = rustix::fs::Timespec {
+            tv_sec: 1,
+            tv_nsec: 0,
+        };
+        let times = rustix::fs::Timestamps {
+            last_access: past,
+            last_modification: past,
+        };
         let link = base.path().join("guest/link");
         for path in [&file, &base.path().join("guest/etc"), &link] {
-            rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).unwrap();
+            rustix::fs::utimensat(
+                rustix::fs::CWD,
+                path,
+                &times,
+                rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+            )
+            .unwrap();
         }
         tree.read_range(Path::new("/etc/hosts"), 0, 9).unwrap();
         tree.read_dir(Path::new("/etc")).unwrap();
         assert_eq!(std::fs::metadata(&file).unwrap().atime(), 1);
-        assert_eq!(std::fs::metadata(file.parent().unwrap()).unwrap().atime(), 1);
+        assert_eq!(
+            std::fs::metadata(file.parent().unwrap()).unwrap().atime(),
+            1
+        );
         if nix::unistd::geteuid().is_root() {
             tree.read_link(Path::new("/link")).unwrap();
             assert_eq!(std::fs::symlink_metadata(&link).unwrap().atime(), 1);

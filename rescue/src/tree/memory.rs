@@ -92,8 +92,12 @@ impl MemoryTree {
 
     fn put(mut self, path: impl AsRef<Path>, node: Node, mode: u32) -> Self {
         let path = normal(path.as_ref());
-        let missing: Vec<PathBuf> =
-            path.ancestors().skip(1).filter(|above| !self.entries.contains_key(*above)).map(PathBuf::from).collect();
+        let missing: Vec<PathBuf> = path
+            .ancestors()
+            .skip(1)
+            .filter(|above| !self.entries.contains_key(*above))
+            .map(PathBuf::from)
+            .collect();
         for above in missing {
             self.insert(above, Node::Folder, 0o755);
         }
@@ -103,14 +107,24 @@ impl MemoryTree {
 
     fn insert(&mut self, path: PathBuf, node: Node, mode: u32) {
         self.next_ino += 1;
-        let entry = Entry { node, mode, owner: (0, 0), mtime: DEFAULT_MTIME, ino: self.next_ino };
+        let entry = Entry {
+            node,
+            mode,
+            owner: (0, 0),
+            mtime: DEFAULT_MTIME,
+            ino: self.next_ino,
+        };
         self.entries.insert(path, entry);
     }
 
     fn edit(mut self, path: impl AsRef<Path>, change: impl FnOnce(&mut Entry)) -> Self {
         let path = normal(path.as_ref());
         let entry = self.entries.get_mut(&path);
-        assert!(entry.is_some(), "{} was not put into the tree before", path.display());
+        assert!(
+            entry.is_some(),
+            "{} was not put into the tree before",
+            path.display()
+        );
         if let Some(entry) = entry {
             change(entry);
         }
@@ -124,7 +138,9 @@ impl MemoryTree {
         {
             return Err(TreeError::NotADirectory(above.to_path_buf()));
         }
-        self.entries.get(path).ok_or_else(|| TreeError::NotFound(path.to_path_buf()))
+        self.entries
+            .get(path)
+            .ok_or_else(|| TreeError::NotFound(path.to_path_buf()))
     }
 }
 
@@ -159,7 +175,9 @@ impl Tree for MemoryTree {
         let Node::File(bytes) = &self.get(path)?.node else {
             return Err(TreeError::NotARegularFile(path.to_path_buf()));
         };
-        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+        let from = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
         let to = from.saturating_add(length).min(bytes.len());
         Ok(bytes.get(from..to).unwrap_or_default().to_vec())
     }
@@ -168,7 +186,10 @@ impl Tree for MemoryTree {
         if !matches!(self.get(path)?.node, Node::Folder) {
             return Err(TreeError::NotADirectory(path.to_path_buf()));
         }
-        let below = self.entries.iter().filter(|(there, _)| there.parent() == Some(path));
+        let below = self
+            .entries
+            .iter()
+            .filter(|(there, _)| there.parent() == Some(path));
         Ok(below
             .filter_map(|(there, entry)| {
                 let kind = match entry.node {
@@ -177,7 +198,10 @@ impl Tree for MemoryTree {
                     Node::Folder => FileKind::Directory,
                     Node::Special => FileKind::Special,
                 };
-                Some(DirEntry { name: there.file_name()?.to_os_string(), kind })
+                Some(DirEntry {
+                    name: there.file_name()?.to_os_string(),
+                    kind,
+                })
             })
             .collect())
     }

@@ -182,7 +182,11 @@ pub trait Tree {
             return Err(TreeError::NotARegularFile(path.to_path_buf()));
         }
         if meta.size > limit {
-            return Err(TreeError::TooLarge { path: path.to_path_buf(), size: meta.size, limit });
+            return Err(TreeError::TooLarge {
+                path: path.to_path_buf(),
+                size: meta.size,
+                limit,
+            });
         }
         let length = usize::try_from(meta.size).unwrap_or(usize::MAX);
         self.read_range(path, 0, length)

@@ -22,5 +22,9 @@ fn main() -> Result<ExitCode> {
     for (name, value) in judgement.rows() {
         println!("{name}\t{value}");
     }
-    Ok(if judgement.healthy() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if judgement.healthy() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

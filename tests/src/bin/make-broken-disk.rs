@@ -30,7 +30,10 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments: Arguments = argh::from_env();
-    ensure!(rustix::process::geteuid().is_root(), "making disks needs root: run it with sudo");
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "making disks needs root: run it with sudo"
+    );
     let (table, file_system) = arguments.kind;
     let mut root = Partition::new(file_system, "/").uuid(fixtures::ROOT_UUID);
     if arguments.full == "inodes" {
@@ -39,7 +42,10 @@ fn main() -> Result<()> {
             _ => bail!("only ext4 runs out of inodes"),
         };
     }
-    let disk = DiskBuilder::new(arguments.size).sector_size(arguments.sector).table(table).partition(root);
+    let disk = DiskBuilder::new(arguments.size)
+        .sector_size(arguments.sector)
+        .table(table)
+        .partition(root);
     let disk = disk.build(&arguments.out)?;
     disk.mounted(|root| {
         fixtures::unpack_control_plane(root)?;
@@ -54,12 +60,19 @@ fn main() -> Result<()> {
 
 fn size(text: &str) -> Result<u64, String> {
     let unit = if text.ends_with('M') { MIB } else { GIB };
-    let number: u64 = text.trim_end_matches(['M', 'G']).parse().map_err(|_| format!("not a size: {text:?}"))?;
-    number.checked_mul(unit).ok_or_else(|| format!("not a size: {text:?}"))
+    let number: u64 = text
+        .trim_end_matches(['M', 'G'])
+        .parse()
+        .map_err(|_| format!("not a size: {text:?}"))?;
+    number
+        .checked_mul(unit)
+        .ok_or_else(|| format!("not a size: {text:?}"))
 }
 
 fn kind(text: &str) -> Result<(Table, FileSystem), String> {
-    let (table, file_system) = text.split_once('-').ok_or("give TABLE-FILESYSTEM, for example gpt-ext4")?;
+    let (table, file_system) = text
+        .split_once('-')
+        .ok_or("give TABLE-FILESYSTEM, for example gpt-ext4")?;
     let table = match table {
         "gpt" => Table::Gpt,
         "mbr" => Table::Mbr,

@@ -17,6 +17,9 @@ fn main() -> std::io::Result<()> {
     }
     line.push('\n');
     std::fs::create_dir_all("/run/verdict")?;
-    let mut file = std::fs::File::options().append(true).create(true).open("/run/verdict/argv")?;
+    let mut file = std::fs::File::options()
+        .append(true)
+        .create(true)
+        .open("/run/verdict/argv")?;
     file.write_all(line.as_bytes())
 }

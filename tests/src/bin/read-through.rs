@@ -28,8 +28,11 @@ const PIECE: usize = 1 << 20;
 
 fn main() -> Result<()> {
     let arguments: Arguments = argh::from_env();
-    let all =
-        arguments.disks.iter().map(|disk| look_over(std::slice::from_ref(disk), &[])).collect::<Result<Vec<_>>>()?;
+    let all = arguments
+        .disks
+        .iter()
+        .map(|disk| look_over(std::slice::from_ref(disk), &[]))
+        .collect::<Result<Vec<_>>>()?;
     let mut figures = vec![(Vec::new(), Vec::new()); all.len()];
     // One round more than is counted, which fills the caches.
     for round in 0..=arguments.rounds {
@@ -48,8 +51,19 @@ fn main() -> Result<()> {
 }
 
 fn read_raw(found: &Discovery) -> Result<f64> {
-    let device = &found.guests.first().context("no system")?.file_systems.first().context("no root")?.device;
-    let volume = found.volumes.iter().find(|volume| volume.name == *device).context("no volume")?;
+    let device = &found
+        .guests
+        .first()
+        .context("no system")?
+        .file_systems
+        .first()
+        .context("no root")?
+        .device;
+    let volume = found
+        .volumes
+        .iter()
+        .find(|volume| volume.name == *device)
+        .context("no volume")?;
     timed(|| read_all(volume.bytes.as_ref()))
 }
 

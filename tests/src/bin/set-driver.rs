@@ -37,16 +37,27 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let [verb, kind, guests @ ..] = words.as_slice() else { bail!("a verb and a kind are missing") };
+    let [verb, kind, guests @ ..] = words.as_slice() else {
+        bail!("a verb and a kind are missing")
+    };
     let disks: Vec<(&str, PathBuf)> = guests
         .iter()
-        .map(|guest| guest.split_once('=').map(|(name, path)| (name, PathBuf::from(path))).context("NAME=PATH"))
+        .map(|guest| {
+            guest
+                .split_once('=')
+                .map(|(name, path)| (name, PathBuf::from(path)))
+                .context("NAME=PATH")
+        })
         .collect::<Result<_>>()?;
     if verb == "look" {
         return look(kind, &disks);
     }
-    let options = OpenOptions { between_looks: Duration::from_millis(2) };
-    let keep_in = std::env::var_os("KEEP_IN").map(|path| KeepIn::open(Path::new(&path)).map(Rc::new)).transpose()?;
+    let options = OpenOptions {
+        between_looks: Duration::from_millis(2),
+    };
+    let keep_in = std::env::var_os("KEEP_IN")
+        .map(|path| KeepIn::open(Path::new(&path)).map(Rc::new))
+        .transpose()?;
     let open = |(name, path): &(&str, PathBuf)| -> Result<WritableGuest> {
         let guest = WritableGuest::open_with(name, &[file_system(name, kind, path)?], &options)?;
         Ok(guest.keeping_in(keep_in.clone()))
@@ -58,7 +69,11 @@ fn run() -> Result<()> {
         "undo" => {
             let mut open = Vec::new();
             for guest in &guests {
-                open.extend(runs::list(guest.guest())?.into_iter().filter(|run| run.state != RunState::Undone));
+                open.extend(
+                    runs::list(guest.guest())?
+                        .into_iter()
+                        .filter(|run| run.state != RunState::Undone),
+                );
             }
             let newest = open.last().map_or("none", |run| run.id.as_str());
             match all.as_slice() {
@@ -68,28 +83,52 @@ fn run() -> Result<()> {
         }
         other => bail!("unknown verb {other}"),
     }
-    guests.into_iter().try_for_each(|guest| guest.close().context(NotClosed))
+    guests
+        .into_iter()
+        .try_for_each(|guest| guest.close().context(NotClosed))
 }
 
 fn apply(guests: &[&WritableGuest]) -> Result<()> {
     let recovered = set::recover(guests, &Silent)?;
-    ensure!(recovered.left_alone.is_empty(), "nobody else was here: {recovered:?}");
+    ensure!(
+        recovered.left_alone.is_empty(),
+        "nobody else was here: {recovered:?}"
+    );
     let last = guests.len() - 1;
-    let wanted = |n: usize| if n == last && last > 0 { "fence" } else { "new" };
-    let now: Vec<&str> = guests.iter().map(|guest| state(guest.guest())).collect::<Result<_>>()?;
+    let wanted = |n: usize| {
+        if n == last && last > 0 {
+            "fence"
+        } else {
+            "new"
+        }
+    };
+    let now: Vec<&str> = guests
+        .iter()
+        .map(|guest| state(guest.guest()))
+        .collect::<Result<_>>()?;
     if now.iter().enumerate().all(|(n, state)| *state == wanted(n)) {
         return Ok(());
     }
-    ensure!(now.iter().all(|state| *state == "old"), "half of it was left: {now:?}");
+    ensure!(
+        now.iter().all(|state| *state == "old"),
+        "half of it was left: {now:?}"
+    );
     let part = |(n, guest): (usize, &&'_ WritableGuest)| -> Result<Part<'_>> {
         let change = match wanted(n) {
             "fence" => Change::fence(guest.guest(), &MEMBER.into(), "it is no longer a member")?,
             _ => Change::replace_folder(guest.guest(), &MEMBER.into(), Rc::new(FromTheFirst))?,
         };
-        Ok(Part { guest: guests[n], name: guest.guest().source.clone(), changes: vec![change] })
+        Ok(Part {
+            guest: guests[n],
+            name: guest.guest().source.clone(),
+            changes: vec![change],
+        })
     };
     let parts = guests.iter().enumerate().map(part).collect::<Result<_>>()?;
-    let info = RunInfo::new(Settings::default().now, vec!["the tests' repair".to_owned()]);
+    let info = RunInfo::new(
+        Settings::default().now,
+        vec!["the tests' repair".to_owned()],
+    );
     set::apply(parts, &[], &info, &Silent).map(|_| ())
 }
 
@@ -100,19 +139,37 @@ struct FromTheFirst;
 impl BuildFolder for FromTheFirst {
     fn build(&self, sources: &Sources<'_>, sink: &mut dyn FolderSink) -> Result<()> {
         sink.folder(Path::new("snap"), 0o700)?;
-        sink.copy(Path::new("snap/db"), sources.get("m1")?, &GuestPath::new(MEMBER).join("snap/db"))?;
+        sink.copy(
+            Path::new("snap/db"),
+            sources.get("m1")?,
+            &GuestPath::new(MEMBER).join("snap/db"),
+        )?;
         sink.folder(Path::new("wal"), 0o700)?;
-        sink.file(Path::new("wal/0.wal"), 0o600)?.write_all(b"new log, the same for all")?;
+        sink.file(Path::new("wal/0.wal"), 0o600)?
+            .write_all(b"new log, the same for all")?;
         Ok(())
     }
 
     fn bytes(&self) -> u64 {
-        std::env::var("MEMBER_BYTES").ok().and_then(|bytes| bytes.parse().ok()).unwrap_or(64 << 10)
+        std::env::var("MEMBER_BYTES")
+            .ok()
+            .and_then(|bytes| bytes.parse().ok())
+            .unwrap_or(64 << 10)
     }
 
     fn verify(&self, guest: &Guest, folder: &GuestPath) -> Result<()> {
-        ensure!(guest.read(&folder.join("snap/db"))?.ends_with(b"data of m1"), "the database is not that of m1");
-        ensure!(guest.read_text(&folder.join("wal/0.wal"))?.starts_with("new log"), "the log is not new");
+        ensure!(
+            guest
+                .read(&folder.join("snap/db"))?
+                .ends_with(b"data of m1"),
+            "the database is not that of m1"
+        );
+        ensure!(
+            guest
+                .read_text(&folder.join("wal/0.wal"))?
+                .starts_with("new log"),
+            "the log is not new"
+        );
         Ok(())
     }
 }
@@ -137,8 +194,16 @@ fn file_system(name: &str, kind: &str, path: &Path) -> Result<FileSystem> {
     let backing = match kind {
         "folder" => Backing::Folder(path.to_path_buf()),
         _ => {
-            let length = fs::metadata(path).with_context(|| format!("looking at {}", path.display()))?.len();
-            Backing::Range { path: path.to_path_buf(), offset: 0, length, sector_size: 512, block_device: false }
+            let length = fs::metadata(path)
+                .with_context(|| format!("looking at {}", path.display()))?
+                .len();
+            Backing::Range {
+                path: path.to_path_buf(),
+                offset: 0,
+                length,
+                sector_size: 512,
+                block_device: false,
+            }
         }
     };
     Ok(FileSystem {
@@ -160,7 +225,13 @@ fn look(kind: &str, disks: &[(&str, PathBuf)]) -> Result<()> {
             look_at(name, path)?;
             continue;
         }
-        let device = LoopDevice::open(path, &LoopOptions { read_only: false, ..LoopOptions::default() })?;
+        let device = LoopDevice::open(
+            path,
+            &LoopOptions {
+                read_only: false,
+                ..LoopOptions::default()
+            },
+        )?;
         let mount = mount_writable(&device.path(), kind)?;
         look_at(name, &mount.path().join("."))?;
         mount.unmount()?;
@@ -169,7 +240,11 @@ fn look(kind: &str, disks: &[(&str, PathBuf)]) -> Result<()> {
 }
 
 fn look_at(name: &str, root: &Path) -> Result<()> {
-    let plain = Guest::new(name, Rc::new(rescue::tree::FolderTree::open(root)?), Vec::new());
+    let plain = Guest::new(
+        name,
+        Rc::new(rescue::tree::FolderTree::open(root)?),
+        Vec::new(),
+    );
     println!("state {name} {}", state(&plain)?);
     let mut lines = Vec::new();
     dump_folder(root, Path::new("/"), &mut lines)?;

@@ -37,19 +37,29 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let verb = arguments.next().context("a verb is missing")?;
-    let file_systems: Vec<FileSystem> = arguments.map(|argument| file_system(&argument)).collect::<Result<_>>()?;
+    let file_systems: Vec<FileSystem> = arguments
+        .map(|argument| file_system(&argument))
+        .collect::<Result<_>>()?;
     if verb == "dump" {
         return dump(&file_systems);
     }
-    let options = OpenOptions { between_looks: Duration::from_millis(5) };
+    let options = OpenOptions {
+        between_looks: Duration::from_millis(5),
+    };
     let guest = WritableGuest::open_with("the image", &file_systems, &options)?;
     match verb.as_str() {
         "apply" => {
             let recovered = recover(&guest, &Silent)?;
-            anyhow::ensure!(recovered.left_alone.is_empty(), "nobody else was here: {recovered:?}");
+            anyhow::ensure!(
+                recovered.left_alone.is_empty(),
+                "nobody else was here: {recovered:?}"
+            );
             let prepared = plan(guest.guest())?;
             if prepared != Prepared::default() {
-                let info = RunInfo::new(Settings::default().now, vec!["the tests' repair".to_owned()]);
+                let info = RunInfo::new(
+                    Settings::default().now,
+                    vec!["the tests' repair".to_owned()],
+                );
                 let applied = apply(&guest, prepared, &info, &Silent)?;
                 // A call that a test lets fail may well be one that frees.
                 let disturbed = std::env::var_os("RESCUE_FAIL_AT").is_some();
@@ -72,22 +82,40 @@ fn run() -> Result<()> {
 
 fn file_system(argument: &str) -> Result<FileSystem> {
     let mut parts = argument.splitn(3, '=');
-    let (Some(mount_point), Some(kind), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
+    let (Some(mount_point), Some(kind), Some(path)) = (parts.next(), parts.next(), parts.next())
+    else {
         anyhow::bail!("{argument:?} is not MOUNT_POINT=KIND=IMAGE");
     };
     let path = PathBuf::from(path);
     let backing = if kind == "folder" {
         Backing::Folder(path.clone())
     } else {
-        let length = fs::metadata(&path).with_context(|| format!("looking at {}", path.display()))?.len();
-        Backing::Range { path: path.clone(), offset: 0, length, sector_size: 512, block_device: false }
+        let length = fs::metadata(&path)
+            .with_context(|| format!("looking at {}", path.display()))?
+            .len();
+        Backing::Range {
+            path: path.clone(),
+            offset: 0,
+            length,
+            sector_size: 512,
+            block_device: false,
+        }
     };
     // `btrfs:NAME:NUMBER`: a subvolume.
     let (kind, subvolume) = match kind.split_once(':') {
         None => (kind, None),
         Some((kind, subvolume)) => {
-            let (name, id) = subvolume.split_once(':').context("a subvolume without a number")?;
-            (kind, Some(SubvolumeName { id: id.parse()?, path: name.into(), snapshots: 0 }))
+            let (name, id) = subvolume
+                .split_once(':')
+                .context("a subvolume without a number")?;
+            (
+                kind,
+                Some(SubvolumeName {
+                    id: id.parse()?,
+                    path: name.into(),
+                    snapshots: 0,
+                }),
+            )
         }
     };
     Ok(FileSystem {
@@ -116,24 +144,41 @@ fn plan(guest: &Guest) -> Result<Prepared> {
     }
     // Where all inodes are taken, these hold them.
     for n in 1..=30 {
-        prepared.free.extend(free(guest, &tests::fill::rotated_log(n), Freeing::Delete)?);
+        prepared
+            .free
+            .extend(free(guest, &tests::fill::rotated_log(n), Freeing::Delete)?);
     }
     if !may_free {
         prepared.free.clear();
     }
     for (path, content, mode) in [
         ("/etc/kubernetes/pki/apiserver.key", "a new key", 0o600),
-        ("/etc/kubernetes/pki/apiserver.crt", "a new certificate", 0o644),
-        ("/var/lib/kubelet/pki/kubelet-client-2026.pem", "a new certificate and its key", 0o600),
-        ("/etc/kubernetes/manifests/etcd.yaml", "a new manifest", 0o600),
+        (
+            "/etc/kubernetes/pki/apiserver.crt",
+            "a new certificate",
+            0o644,
+        ),
+        (
+            "/var/lib/kubelet/pki/kubelet-client-2026.pem",
+            "a new certificate and its key",
+            0o600,
+        ),
+        (
+            "/etc/kubernetes/manifests/etcd.yaml",
+            "a new manifest",
+            0o600,
+        ),
         ("/home/me/.kube/config", "a new kubeconfig", 0o600),
         ("/etc/kubernetes/kubelet.conf", "a new kubelet.conf", 0o600),
     ] {
-        prepared.changes.extend(write(guest, path, content.as_bytes(), mode)?);
+        prepared
+            .changes
+            .extend(write(guest, path, content.as_bytes(), mode)?);
     }
     let current = GuestPath::new("/var/lib/kubelet/pki/kubelet-client-current.pem");
     let link = Change::symlink(guest, &current, "kubelet-client-2026.pem")?;
-    if !matches!(&link, Change::Symlink { target, expect: Expect::Symlink { target: now }, .. } if target == now) {
+    if !matches!(&link, Change::Symlink { target, expect: Expect::Symlink { target: now }, .. } if target == now)
+    {
         prepared.changes.push(link);
     }
     let folder = GuestPath::new("/etc/systemd/system/kubelet.service.d");
@@ -167,7 +212,13 @@ fn free(guest: &Guest, path: &str, freeing: Freeing) -> Result<Option<FreeAction
         return Ok(None);
     }
     let frees = meta.allocated.unwrap_or(0);
-    Ok(Some(FreeAction { path: guest.resolve(&path)?, freeing, size: meta.size, mtime: meta.mtime, frees }))
+    Ok(Some(FreeAction {
+        path: guest.resolve(&path)?,
+        freeing,
+        size: meta.size,
+        mtime: meta.mtime,
+        frees,
+    }))
 }
 
 /// `None` where the file already holds the content.
@@ -175,7 +226,10 @@ fn write(guest: &Guest, path: &str, content: &[u8], mode: u32) -> Result<Option<
     let change = Change::write(guest, &GuestPath::new(path), content, mode)?;
     let wanted = sha256_hex(content);
     Ok(match &change {
-        Change::Write { expect: Expect::File { sha256 }, .. } if *sha256 == wanted => None,
+        Change::Write {
+            expect: Expect::File { sha256 },
+            ..
+        } if *sha256 == wanted => None,
         _ => Some(change),
     })
 }
@@ -183,10 +237,15 @@ fn write(guest: &Guest, path: &str, content: &[u8], mode: u32) -> Result<Option<
 fn dump(file_systems: &[FileSystem]) -> Result<()> {
     let mut lines = Vec::new();
     for file_system in file_systems {
-        let Backing::Range { path, .. } = &file_system.backing else { anyhow::bail!("only images are dumped") };
+        let Backing::Range { path, .. } = &file_system.backing else {
+            anyhow::bail!("only images are dumped")
+        };
         let device = LoopDevice::open(path, &LoopOptions::default())?;
         let mount = Mount::new(&device.path(), &file_system.kind, Access::ReadOnly)?;
-        let below = file_system.subvolume.as_ref().map(|subvolume| subvolume.path.as_path());
+        let below = file_system
+            .subvolume
+            .as_ref()
+            .map(|subvolume| subvolume.path.as_path());
         let root = mount.path().join(below.unwrap_or(Path::new("")));
         dump_folder(&root, file_system.mount_point.as_path(), &mut lines)?;
         mount.unmount()?;

@@ -41,15 +41,25 @@ fn names(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
 
 /// Writes over a part of a file.
 pub fn write_at(path: &Path, bytes: &[u8], offset: u64) -> Result<()> {
-    Ok(fs::OpenOptions::new().write(true).open(path)?.write_all_at(bytes, offset)?)
+    Ok(fs::OpenOptions::new()
+        .write(true)
+        .open(path)?
+        .write_all_at(bytes, offset)?)
 }
 
 /// Makes a file so long.
 pub fn cut(path: &Path, size: u64) -> Result<()> {
-    Ok(fs::OpenOptions::new().write(true).open(path)?.set_len(size)?)
+    Ok(fs::OpenOptions::new()
+        .write(true)
+        .open(path)?
+        .set_len(size)?)
 }
 
 /// SHA-256 of every file below a folder.
 pub fn sums(folder: &Path) -> Result<String> {
-    Cmd::new("sh").args(["-c", "find . -type f | sort | xargs sha256sum"]).dir(folder).ok().map(|ran| ran.stdout)
+    Cmd::new("sh")
+        .args(["-c", "find . -type f | sort | xargs sha256sum"])
+        .dir(folder)
+        .ok()
+        .map(|ran| ran.stdout)
 }

@@ -22,11 +22,20 @@ pub fn name_cluster(log: &Path, old: u64, new: u64) -> Result<()> {
             break;
         }
         let length = usize::try_from(head & ((1 << 56) - 1))?;
-        let padding = if head >> 63 == 1 { usize::try_from(head >> 56 & 7)? } else { 0 };
+        let padding = if head >> 63 == 1 {
+            usize::try_from(head >> 56 & 7)?
+        } else {
+            0
+        };
         let record = bytes.get(at + 8..at + 8 + length).context("a record")?;
         let (kind, data) = record_of(record)?;
-        let data =
-            data.map(|data| if kind == METADATA { replaced(data, &varint(old), &varint(new)) } else { data.to_vec() });
+        let data = data.map(|data| {
+            if kind == METADATA {
+                replaced(data, &varint(old), &varint(new))
+            } else {
+                data.to_vec()
+            }
+        });
         if let Some(data) = data.as_ref().filter(|_| kind != CHECKSUM) {
             sum = checksum(sum, data);
         }
@@ -70,7 +79,12 @@ fn write_record(out: &mut Vec<u8>, kind: u64, sum: u32, data: Option<&[u8]>) {
         record.extend([&[0x1a][..], &varint(data.len() as u64), data].concat());
     }
     let padding = (8 - record.len() % 8) % 8;
-    let head = record.len() as u64 | if padding > 0 { (0x80 | padding as u64) << 56 } else { 0 };
+    let head = record.len() as u64
+        | if padding > 0 {
+            (0x80 | padding as u64) << 56
+        } else {
+            0
+        };
     out.extend(head.to_le_bytes());
     out.extend(record);
     out.extend(vec![0; padding]);
@@ -91,7 +105,9 @@ fn read_varint(bytes: &[u8], at: &mut usize) -> Result<u64> {
     loop {
         let byte = *bytes.get(*at).context("a number")?;
         *at += 1;
-        number |= u64::from(byte & 127).checked_shl(shift).context("a number of 64 bits")?;
+        number |= u64::from(byte & 127)
+            .checked_shl(shift)
+            .context("a number of 64 bits")?;
         shift += 7;
         if byte < 128 {
             return Ok(number);
@@ -119,13 +135,25 @@ impl Authority {
         let folder = tempfile::tempdir()?;
         let at = |name: &str| folder.path().join(name);
         key(&at("ca.key"))?;
-        let request =
-            Cmd::new("openssl").args(["req", "-x509", "-new", "-days", "3650", "-subj", "/CN=etcd-ca", "-key"]);
-        let extensions =
-            ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign"];
+        let request = Cmd::new("openssl").args([
+            "req",
+            "-x509",
+            "-new",
+            "-days",
+            "3650",
+            "-subj",
+            "/CN=etcd-ca",
+            "-key",
+        ]);
+        let extensions = [
+            "basicConstraints=critical,CA:TRUE",
+            "keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign",
+        ];
         let request = extensions
             .iter()
-            .fold(request.arg(at("ca.key")), |request, extension| request.args(["-addext", extension]));
+            .fold(request.arg(at("ca.key")), |request, extension| {
+                request.args(["-addext", extension])
+            });
         request.arg("-out").arg(at("ca.crt")).ok()?;
         Ok(Self(folder))
     }
@@ -138,18 +166,54 @@ impl Authority {
     /// Makes a leaf `NAME.crt` and `NAME.key` in `folder`. `usages`: of extendedKeyUsage.
     pub fn leaf(&self, folder: &Path, name: &str, subject: &str, usages: &str) -> Result<()> {
         let work = tempfile::tempdir()?;
-        let (own, request, extensions) =
-            (folder.join(format!("{name}.key")), work.path().join("csr"), work.path().join("ext"));
+        let (own, request, extensions) = (
+            folder.join(format!("{name}.key")),
+            work.path().join("csr"),
+            work.path().join("ext"),
+        );
         key(&own)?;
-        Cmd::new("openssl").args(["req", "-new", "-subj", subject, "-key"]).arg(&own).arg("-out").arg(&request).ok()?;
-        fs::write(&extensions, format!("basicConstraints=critical,CA:FALSE\nextendedKeyUsage={usages}\n"))?;
-        let sign = Cmd::new("openssl").args(["x509", "-req", "-days", "365", "-in"]).arg(&request);
-        let sign = sign.arg("-CA").arg(self.certificate()).arg("-CAkey").arg(self.0.path().join("ca.key"));
-        let sign = sign.arg("-CAserial").arg(work.path().join("serial")).arg("-CAcreateserial");
-        sign.arg("-extfile").arg(extensions).arg("-out").arg(folder.join(format!("{name}.crt"))).ok().map(|_| ())
+        Cmd::new("openssl")
+            .args(["req", "-new", "-subj", subject, "-key"])
+            .arg(&own)
+            .arg("-out")
+            .arg(&request)
+            .ok()?;
+        fs::write(
+            &extensions,
+            format!("basicConstraints=critical,CA:FALSE\nextendedKeyUsage={usages}\n"),
+        )?;
+        let sign = Cmd::new("openssl")
+            .args(["x509", "-req", "-days", "365", "-in"])
+            .arg(&request);
+        let sign = sign
+            .arg("-CA")
+            .arg(self.certificate())
+            .arg("-CAkey")
+            .arg(self.0.path().join("ca.key"));
+        let sign = sign
+            .arg("-CAserial")
+            .arg(work.path().join("serial"))
+            .arg("-CAcreateserial");
+        sign.arg("-extfile")
+            .arg(extensions)
+            .arg("-out")
+            .arg(folder.join(format!("{name}.crt")))
+            .ok()
+            .map(|_| ())
     }
 }
 
 fn key(path: &Path) -> Result<()> {
-    Cmd::new("openssl").args(["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out"]).arg(path).ok().map(|_| ())
+    Cmd::new("openssl")
+        .args([
+            "ecparam",
+            "-name",
+            "prime256v1",
+            "-genkey",
+            "-noout",
+            "-out",
+        ])
+        .arg(path)
+        .ok()
+        .map(|_| ())
 }

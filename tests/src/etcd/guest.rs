@@ -17,15 +17,29 @@ pub fn make(root: &Path, name: &str, flags: &[String]) -> Result<()> {
         fs::create_dir_all(root.join(folder))?;
     }
     fs::write(root.join("etc/hostname"), format!("{name}\n"))?;
-    fs::write(root.join("etc/machine-id"), format!("{:0>32}\n", hexadecimal(name)))?;
+    fs::write(
+        root.join("etc/machine-id"),
+        format!("{:0>32}\n", hexadecimal(name)),
+    )?;
     fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n")?;
-    let own = ["etcd".to_owned(), format!("--data-dir=/{DATA_DIR}"), format!("--name={name}")];
-    let lines: String = own.iter().chain(flags).map(|flag| format!("    - {flag}\n")).collect();
+    let own = [
+        "etcd".to_owned(),
+        format!("--data-dir=/{DATA_DIR}"),
+        format!("--name={name}"),
+    ];
+    let lines: String = own
+        .iter()
+        .chain(flags)
+        .map(|flag| format!("    - {flag}\n"))
+        .collect();
     let pod = format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: etcd, namespace: kube-system}}\nspec:\n  containers:\n  - name: etcd\n    \
          image: k8s.gcr.io/etcd:3.4.13-0\n    command:\n{lines}"
     );
-    Ok(fs::write(root.join("etc/kubernetes/manifests/etcd.yaml"), pod)?)
+    Ok(fs::write(
+        root.join("etc/kubernetes/manifests/etcd.yaml"),
+        pod,
+    )?)
 }
 
 fn hexadecimal(name: &str) -> String {
@@ -42,7 +56,10 @@ pub fn addresses(member: &Member) -> Vec<String> {
 
 /// The guest that holds a data folder.
 pub fn root_of(data_dir: &Path) -> &Path {
-    data_dir.ancestors().nth(Path::new(DATA_DIR).iter().count()).unwrap_or(data_dir)
+    data_dir
+        .ancestors()
+        .nth(Path::new(DATA_DIR).iter().count())
+        .unwrap_or(data_dir)
 }
 
 /// Makes a guest around the data folder of each member of a cluster that [`Cluster::prepare`] was given [`place`] for. `flags`: further ones.

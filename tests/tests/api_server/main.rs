@@ -32,7 +32,9 @@ const LEAVES: [&str; 7] = [
 fn real_programs() -> Option<PathBuf> {
     let folder = std::env::var_os("RESCUE_KUBERNETES").map(PathBuf::from);
     if folder.is_none() {
-        eprintln!("NOTE: not judged by a real API server: set RESCUE_KUBERNETES (scripts/test --with-kubernetes)");
+        eprintln!(
+            "NOTE: not judged by a real API server: set RESCUE_KUBERNETES (scripts/test --with-kubernetes)"
+        );
     }
     folder
 }
@@ -40,21 +42,45 @@ fn real_programs() -> Option<PathBuf> {
 /// The expired node; its admin.conf of before lies ready for the question that must be refused.
 fn node() -> Result<tempfile::TempDir> {
     let folder = tempfile::tempdir()?;
-    fixtures::unpack_control_plane(folder.path()).context("unpacking the real node (are you root?)")?;
-    fs::copy(folder.path().join("etc/kubernetes/admin.conf"), folder.path().join("tmp/expired.conf"))?;
+    fixtures::unpack_control_plane(folder.path())
+        .context("unpacking the real node (are you root?)")?;
+    fs::copy(
+        folder.path().join("etc/kubernetes/admin.conf"),
+        folder.path().join("tmp/expired.conf"),
+    )?;
     Ok(folder)
 }
 
 fn repair(root: &Path, more: &[&str]) -> Result<()> {
-    let arguments = ["--only", "authorities", "--only", "certificates", "--only", "admin-kubeconfig", "--root"];
-    programs::rescue(["repair", "--yes"]).args(arguments).arg(root).args(more).ok()?;
+    let arguments = [
+        "--only",
+        "authorities",
+        "--only",
+        "certificates",
+        "--only",
+        "admin-kubeconfig",
+        "--root",
+    ];
+    programs::rescue(["repair", "--yes"])
+        .args(arguments)
+        .arg(root)
+        .args(more)
+        .ok()?;
     Ok(())
 }
 
 fn ask(root: &Path, programs: &Path) -> Result<Answers> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/api_server/serve.sh");
     let ran = Cmd::new("unshare")
-        .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "bash"])
+        .args([
+            "--mount",
+            "--net",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "bash",
+        ])
         .arg(script)
         .arg(root)
         .arg(fs::canonicalize(programs)?)
@@ -63,24 +89,40 @@ fn ask(root: &Path, programs: &Path) -> Result<Answers> {
     let mut answers = Answers::new();
     for part in ran.stdout.split("\n== ") {
         let (head, answer) = part.split_once('\n').unwrap_or((part, ""));
-        let (name, code) = head.trim_start_matches("== ").rsplit_once(' ').context("a question without a code")?;
+        let (name, code) = head
+            .trim_start_matches("== ")
+            .rsplit_once(' ')
+            .context("a question without a code")?;
         // OpenSSL before 3.2 puts spaces around the `=` of names.
-        answers.insert(name.to_owned(), (code.parse()?, answer.trim().replace(" = ", "=")));
+        answers.insert(
+            name.to_owned(),
+            (code.parse()?, answer.trim().replace(" = ", "=")),
+        );
     }
     Ok(answers)
 }
 
 /// Insists that a question was answered, and that its answer holds this.
 fn granted(answers: &Answers, name: &str, holds: &str) -> Result<()> {
-    let (code, answer) = answers.get(name).with_context(|| format!("{name} was not asked: {answers:#?}"))?;
-    ensure!(*code == 0 && answer.contains(holds), "{name}: {code} {answer}, without {holds:?}\n{answers:#?}");
+    let (code, answer) = answers
+        .get(name)
+        .with_context(|| format!("{name} was not asked: {answers:#?}"))?;
+    ensure!(
+        *code == 0 && answer.contains(holds),
+        "{name}: {code} {answer}, without {holds:?}\n{answers:#?}"
+    );
     Ok(())
 }
 
 /// Insists that a question was refused in these words.
 fn refused(answers: &Answers, name: &str, words: &str) -> Result<()> {
-    let (code, answer) = answers.get(name).with_context(|| format!("{name} was not asked: {answers:#?}"))?;
-    ensure!(*code != 0 && answer.contains(words), "{name}: {code} {answer}, without {words:?}");
+    let (code, answer) = answers
+        .get(name)
+        .with_context(|| format!("{name} was not asked: {answers:#?}"))?;
+    ensure!(
+        *code != 0 && answer.contains(words),
+        "{name}: {code} {answer}, without {words:?}"
+    );
     Ok(())
 }
 
@@ -94,13 +136,33 @@ fn serves(root: &Path, programs: &Path) -> Result<()> {
         granted(&answers, &format!("{config} marker"), MARKER_WORD)?;
     }
     // What is forbidden names who asked: the API server's own word on whom the certificate made of its bearer.
-    granted(&answers, "controller-manager accounts", "serviceaccount/default")?;
-    refused(&answers, "controller-manager roles", "User \"system:kube-controller-manager\" cannot create")?;
+    granted(
+        &answers,
+        "controller-manager accounts",
+        "serviceaccount/default",
+    )?;
+    refused(
+        &answers,
+        "controller-manager roles",
+        "User \"system:kube-controller-manager\" cannot create",
+    )?;
     granted(&answers, "scheduler pods", "pod/")?;
-    refused(&answers, "scheduler secrets", "User \"system:kube-scheduler\" cannot list")?;
+    refused(
+        &answers,
+        "scheduler secrets",
+        "User \"system:kube-scheduler\" cannot list",
+    )?;
     granted(&answers, "kubelet own node", &node)?;
-    refused(&answers, "kubelet secrets", &format!("User \"system:node:{NODE_NAME}\" cannot list"))?;
-    granted(&answers, "api server to kubelet", "CN=kube-apiserver-kubelet-client")?;
+    refused(
+        &answers,
+        "kubelet secrets",
+        &format!("User \"system:node:{NODE_NAME}\" cannot list"),
+    )?;
+    granted(
+        &answers,
+        "api server to kubelet",
+        "CN=kube-apiserver-kubelet-client",
+    )?;
     granted(&answers, "nobody", "403 Forbidden")?;
     granted(&answers, "nobody", "system:anonymous")?;
     refused(&answers, "expired", "Unauthorized")?;
@@ -109,18 +171,25 @@ fn serves(root: &Path, programs: &Path) -> Result<()> {
 
 #[test]
 fn an_expired_node_does_not_serve() -> Result<()> {
-    let Some(programs) = real_programs() else { return Ok(()) };
+    let Some(programs) = real_programs() else {
+        return Ok(());
+    };
     let node = node()?;
     let answers = ask(node.path(), &programs)?;
     let (code, _) = answers.get("ready").context("not asked")?;
-    ensure!(*code != 0, "an expired node serves: this judge proves nothing\n{answers:#?}");
+    ensure!(
+        *code != 0,
+        "an expired node serves: this judge proves nothing\n{answers:#?}"
+    );
     // For that reason, and no other.
     granted(&answers, "logs", "certificate has expired")
 }
 
 #[test]
 fn renewed() -> Result<()> {
-    let Some(programs) = real_programs() else { return Ok(()) };
+    let Some(programs) = real_programs() else {
+        return Ok(());
+    };
     let node = node()?;
     repair(node.path(), &[])?;
     serves(node.path(), &programs)
@@ -128,19 +197,32 @@ fn renewed() -> Result<()> {
 
 #[test]
 fn leaves_deleted_and_rebuilt() -> Result<()> {
-    let Some(programs) = real_programs() else { return Ok(()) };
+    let Some(programs) = real_programs() else {
+        return Ok(());
+    };
     let node = node()?;
-    for (leaf, ending) in LEAVES.iter().flat_map(|leaf| [(leaf, "crt"), (leaf, "key")]) {
-        fs::remove_file(node.path().join(format!("etc/kubernetes/pki/{leaf}.{ending}")))?;
+    for (leaf, ending) in LEAVES
+        .iter()
+        .flat_map(|leaf| [(leaf, "crt"), (leaf, "key")])
+    {
+        fs::remove_file(
+            node.path()
+                .join(format!("etc/kubernetes/pki/{leaf}.{ending}")),
+        )?;
     }
     // The one address is in no file but the lost certificate (kubeadm keeps it in the cluster).
-    repair(node.path(), &["--san", "k8s-vip.example.internal", "--san", "172.20.5.10"])?;
+    repair(
+        node.path(),
+        &["--san", "k8s-vip.example.internal", "--san", "172.20.5.10"],
+    )?;
     serves(node.path(), &programs)
 }
 
 #[test]
 fn kubeconfigs_emptied_and_rebuilt() -> Result<()> {
-    let Some(programs) = real_programs() else { return Ok(()) };
+    let Some(programs) = real_programs() else {
+        return Ok(());
+    };
     let node = node()?;
     for config in CONFIGS {
         fs::write(node.path().join("etc/kubernetes").join(config), "")?;
@@ -151,7 +233,9 @@ fn kubeconfigs_emptied_and_rebuilt() -> Result<()> {
 
 #[test]
 fn authorities_renewed() -> Result<()> {
-    let Some(programs) = real_programs() else { return Ok(()) };
+    let Some(programs) = real_programs() else {
+        return Ok(());
+    };
     let node = node()?;
     shorten_authorities(node.path())?;
     repair(node.path(), &["--renew-ca"])?;
@@ -169,11 +253,22 @@ fn shorten_authorities(root: &Path) -> Result<()> {
             "keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign\nbasicConstraints=critical,CA:TRUE\nsubjectKeyIdentifier=hash\n",
         )?;
         let request = root.join("tmp/ca.csr");
-        let convert =
-            Cmd::new("openssl").args(["x509", "-x509toreq", "-in"]).arg(&certificate).arg("-signkey").arg(&key);
+        let convert = Cmd::new("openssl")
+            .args(["x509", "-x509toreq", "-in"])
+            .arg(&certificate)
+            .arg("-signkey")
+            .arg(&key);
         convert.arg("-out").arg(&request).ok()?;
-        let sign = Cmd::new("openssl").args(["x509", "-req", "-days", "2", "-set_serial", "0", "-in"]).arg(&request);
-        sign.arg("-signkey").arg(&key).arg("-extfile").arg(&extensions).arg("-out").arg(&certificate).ok()?;
+        let sign = Cmd::new("openssl")
+            .args(["x509", "-req", "-days", "2", "-set_serial", "0", "-in"])
+            .arg(&request);
+        sign.arg("-signkey")
+            .arg(&key)
+            .arg("-extfile")
+            .arg(&extensions)
+            .arg("-out")
+            .arg(&certificate)
+            .ok()?;
     }
     Ok(())
 }

@@ -36,9 +36,21 @@ pub enum Damage {
 impl Damage {
     /// All that can happen to such a file.
     pub fn of(kind: Kind) -> Vec<Self> {
-        let any =
-            [Self::Absent, Self::Empty, Self::Truncated, Self::Garbage, Self::WrongKey, Self::Crlf, Self::TextBefore];
-        let of_leaf = [Self::WrongCa, Self::Expired, Self::NotYetValid, Self::TwoCertificates];
+        let any = [
+            Self::Absent,
+            Self::Empty,
+            Self::Truncated,
+            Self::Garbage,
+            Self::WrongKey,
+            Self::Crlf,
+            Self::TextBefore,
+        ];
+        let of_leaf = [
+            Self::WrongCa,
+            Self::Expired,
+            Self::NotYetValid,
+            Self::TwoCertificates,
+        ];
         let of_ca = [Self::Expired, Self::NotYetValid, Self::TwoCertificates];
         match kind {
             Kind::LeafCertificate => [&any[..], &of_leaf[..]].concat(),
@@ -58,12 +70,15 @@ pub fn damage(tree: &Tree, file: &File, how: Damage) -> Result<()> {
         Damage::Absent => Ok(fs::remove_file(&path)?),
         Damage::Empty => after(String::new()),
         Damage::Truncated => after(old[..old.len() / 2].to_owned()),
-        Damage::Garbage => Ok(fs::write(&path, [0_u8, 0xff, 0x1b, b'[', b'2', b'J'].repeat(200))?),
+        Damage::Garbage => Ok(fs::write(
+            &path,
+            [0_u8, 0xff, 0x1b, b'[', b'2', b'J'].repeat(200),
+        )?),
         Damage::Crlf => after(old.replace('\n', "\r\n")),
         Damage::TextBefore if file.kind == Kind::Config => after(format!("# by hand\n---\n{old}")),
-        Damage::TextBefore => {
-            after(format!("Certificate:\n    Data:\n        Version: 3 (0x2)\nBag Attributes\n{old}"))
-        }
+        Damage::TextBefore => after(format!(
+            "Certificate:\n    Data:\n        Version: 3 (0x2)\nBag Attributes\n{old}"
+        )),
         _ if file.kind == Kind::Config => damage_client(tree, file, how, &old),
         Damage::WrongKey if matches!(file.kind, Kind::LeafKey | Kind::CaKey) => key(P256, &path),
         Damage::WrongKey => tree.certify(file, |wanted| wanted, &path, false),
@@ -90,9 +105,16 @@ pub fn beside(certificate: &Path) -> std::path::PathBuf {
 fn damage_client(tree: &Tree, file: &File, how: Damage, old: &str) -> Result<()> {
     let work = tempfile::tempdir()?;
     let made = work.path().join("made");
-    let field = if how == Damage::WrongKey { "client-key-data: " } else { "client-certificate-data: " };
+    let field = if how == Damage::WrongKey {
+        "client-key-data: "
+    } else {
+        "client-certificate-data: "
+    };
     let from = old.find(field).context("the field")? + field.len();
-    let data = old.get(from..).and_then(|rest| rest.lines().next()).context("its data")?;
+    let data = old
+        .get(from..)
+        .and_then(|rest| rest.lines().next())
+        .context("its data")?;
     match how {
         Damage::WrongKey => key(P256, &made)?,
         Damage::WrongCa => tree.certify(file, |wanted| wanted, &made, true)?,
@@ -104,5 +126,8 @@ fn damage_client(tree: &Tree, file: &File, how: Damage, old: &str) -> Result<()>
             fs::write(&made, [decoded(data)?, ca].concat())?;
         }
     }
-    Ok(fs::write(tree.root().join(&file.path), old.replace(data, &base64(&fs::read(&made)?)))?)
+    Ok(fs::write(
+        tree.root().join(&file.path),
+        old.replace(data, &base64(&fs::read(&made)?)),
+    )?)
 }

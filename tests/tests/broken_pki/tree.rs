@@ -1,7 +1,9 @@
 //! A healthy control plane made by openssl, copies of it, and what openssl says of one.
 
 use super::damage::beside;
-use super::pki_support::cluster::{CA, CLIENT, Cluster, P256, Wanted, certificate, inline, key, openssl_x509};
+use super::pki_support::cluster::{
+    CA, CLIENT, Cluster, P256, Wanted, certificate, inline, key, openssl_x509,
+};
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use std::collections::BTreeMap;
@@ -39,11 +41,26 @@ impl Pair {
 }
 
 const fn ca(name: &'static str, subject: &'static str) -> Pair {
-    Pair { name, ca: None, subject, extensions: CA }
+    Pair {
+        name,
+        ca: None,
+        subject,
+        extensions: CA,
+    }
 }
 
-const fn leaf(name: &'static str, ca: &'static str, subject: &'static str, extensions: &'static str) -> Pair {
-    Pair { name, ca: Some(ca), subject, extensions }
+const fn leaf(
+    name: &'static str,
+    ca: &'static str,
+    subject: &'static str,
+    extensions: &'static str,
+) -> Pair {
+    Pair {
+        name,
+        ca: Some(ca),
+        subject,
+        extensions,
+    }
 }
 
 /// All pairs, CAs first.
@@ -52,12 +69,32 @@ pub const PKI: [Pair; 10] = [
     ca("front-proxy-ca", "/CN=front-proxy-ca"),
     ca("etcd/ca", "/CN=etcd-ca"),
     leaf("apiserver", "ca", "/CN=kube-apiserver", API),
-    leaf("apiserver-kubelet-client", "ca", "/O=system:masters/CN=kube-apiserver-kubelet-client", CLIENT),
-    leaf("front-proxy-client", "front-proxy-ca", "/CN=front-proxy-client", CLIENT),
-    leaf("apiserver-etcd-client", "etcd/ca", "/O=system:masters/CN=kube-apiserver-etcd-client", CLIENT),
+    leaf(
+        "apiserver-kubelet-client",
+        "ca",
+        "/O=system:masters/CN=kube-apiserver-kubelet-client",
+        CLIENT,
+    ),
+    leaf(
+        "front-proxy-client",
+        "front-proxy-ca",
+        "/CN=front-proxy-client",
+        CLIENT,
+    ),
+    leaf(
+        "apiserver-etcd-client",
+        "etcd/ca",
+        "/O=system:masters/CN=kube-apiserver-etcd-client",
+        CLIENT,
+    ),
     leaf("etcd/server", "etcd/ca", "/CN=node1", ETCD),
     leaf("etcd/peer", "etcd/ca", "/CN=node1", ETCD),
-    leaf("etcd/healthcheck-client", "etcd/ca", "/O=system:masters/CN=kube-etcd-healthcheck-client", CLIENT),
+    leaf(
+        "etcd/healthcheck-client",
+        "etcd/ca",
+        "/O=system:masters/CN=kube-etcd-healthcheck-client",
+        CLIENT,
+    ),
 ];
 
 /// kubelet.conf, the one kubeconfig whose certificate moves to files of its own.
@@ -65,10 +102,25 @@ pub const KUBELET: &str = "kubelet.conf";
 
 /// The kubeconfigs by file name, with the client certificate in each; users are called as their common names.
 pub const CONFIGS: [Pair; 4] = [
-    leaf("admin.conf", "ca", "/O=system:masters/CN=kubernetes-admin", CLIENT),
-    leaf("controller-manager.conf", "ca", "/CN=system:kube-controller-manager", CLIENT),
+    leaf(
+        "admin.conf",
+        "ca",
+        "/O=system:masters/CN=kubernetes-admin",
+        CLIENT,
+    ),
+    leaf(
+        "controller-manager.conf",
+        "ca",
+        "/CN=system:kube-controller-manager",
+        CLIENT,
+    ),
     leaf("scheduler.conf", "ca", "/CN=system:kube-scheduler", CLIENT),
-    leaf(KUBELET, "ca", "/O=system:nodes/CN=system:node:node1", CLIENT),
+    leaf(
+        KUBELET,
+        "ca",
+        "/O=system:nodes/CN=system:node:node1",
+        CLIENT,
+    ),
 ];
 
 /// What a file is.
@@ -100,16 +152,26 @@ impl File {
     /// Whether a changed path is this file, the other half of its pair, or what the kubelet keeps for it.
     pub fn belongs_to(&self, path: &str) -> bool {
         path == self.path
-            || path.strip_prefix(&self.pair.path()).is_some_and(|rest| rest == ".crt" || rest == ".key")
-            || (self.pair.name == KUBELET && path.starts_with("var/lib/kubelet/pki/kubelet-client-"))
+            || path
+                .strip_prefix(&self.pair.path())
+                .is_some_and(|rest| rest == ".crt" || rest == ".key")
+            || (self.pair.name == KUBELET
+                && path.starts_with("var/lib/kubelet/pki/kubelet-client-"))
     }
 }
 
 /// Every file of the pki, and the kubeconfigs.
 pub fn files() -> Vec<File> {
-    let file =
-        |pair: &'static Pair, extension: &str, kind| File { path: format!("{}.{extension}", pair.path()), kind, pair };
-    let config = |pair: &'static Pair| File { path: config_path(pair.name), kind: Kind::Config, pair };
+    let file = |pair: &'static Pair, extension: &str, kind| File {
+        path: format!("{}.{extension}", pair.path()),
+        kind,
+        pair,
+    };
+    let config = |pair: &'static Pair| File {
+        path: config_path(pair.name),
+        kind: Kind::Config,
+        pair,
+    };
     PKI.iter()
         .flat_map(|pair| {
             let kinds = if pair.is_leaf() {
@@ -141,8 +203,17 @@ impl Tree {
     pub fn new() -> Result<Self> {
         let cluster = Cluster::new()?;
         for pair in &PKI {
-            let (base, days) = (cluster.pki(pair.name), if pair.is_leaf() { LEAF_DAYS } else { 3650 });
-            let wanted = Wanted { base: &base, key: P256, subject: pair.subject, extensions: pair.extensions, days };
+            let (base, days) = (
+                cluster.pki(pair.name),
+                if pair.is_leaf() { LEAF_DAYS } else { 3650 },
+            );
+            let wanted = Wanted {
+                base: &base,
+                key: P256,
+                subject: pair.subject,
+                extensions: pair.extensions,
+                days,
+            };
             let signer = pair.ca.map(|ca| cluster.pki(ca));
             certificate(&wanted, signer.as_deref(), None)?;
         }
@@ -153,11 +224,22 @@ impl Tree {
         )?;
         for config in &CONFIGS {
             let pair = client(&cluster, config.subject)?;
-            let user = config.subject.rsplit_once("CN=").context("a common name")?.1;
-            cluster.write(&config_path(config.name), cluster.kubeconfig(user, &inline(&pair))?)?;
+            let user = config
+                .subject
+                .rsplit_once("CN=")
+                .context("a common name")?
+                .1;
+            cluster.write(
+                &config_path(config.name),
+                cluster.kubeconfig(user, &inline(&pair))?,
+            )?;
         }
         let _ = fs::remove_dir_all(cluster.root().join("tmp"));
-        Ok(Self { cluster: Some(cluster), folder: None, now: OffsetDateTime::now_utc() + Duration::minutes(10) })
+        Ok(Self {
+            cluster: Some(cluster),
+            folder: None,
+            now: OffsetDateTime::now_utc() + Duration::minutes(10),
+        })
     }
 
     /// The guest's root.
@@ -173,8 +255,16 @@ impl Tree {
     /// thousands of writes to reach a disk otherwise.
     pub fn copy(&self) -> Result<Self> {
         let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())?;
-        Cmd::new("cp").arg("-a").arg(self.root().join(".")).arg(folder.path()).ok()?;
-        Ok(Self { cluster: None, folder: Some(folder), now: self.now })
+        Cmd::new("cp")
+            .arg("-a")
+            .arg(self.root().join("."))
+            .arg(folder.path())
+            .ok()?;
+        Ok(Self {
+            cluster: None,
+            folder: Some(folder),
+            now: self.now,
+        })
     }
 
     /// Makes the file's certificate anew for its old key (a CA's for another one where it is not dated otherwise), valid for these
@@ -203,9 +293,23 @@ impl Tree {
         }
         let (ca_certificate, ca_key) = match file.pair.ca {
             Some(name) if stranger => {
-                let subject = PKI.iter().find(|pair| pair.name == name).context("a CA")?.subject;
+                let subject = PKI
+                    .iter()
+                    .find(|pair| pair.name == name)
+                    .context("a CA")?
+                    .subject;
                 let base = at("stranger");
-                certificate(&Wanted { base: &base, key: P256, subject, extensions: CA, days: 3650 }, None, Some("9"))?;
+                certificate(
+                    &Wanted {
+                        base: &base,
+                        key: P256,
+                        subject,
+                        extensions: CA,
+                        days: 3650,
+                    },
+                    None,
+                    Some("9"),
+                )?;
                 (base.with_extension("crt"), base.with_extension("key"))
             }
             Some(name) => {
@@ -259,18 +363,39 @@ impl Tree {
     /// The same of a kubeconfig's client: also that it leads to the same server, trusts the same CA, and calls all things as before.
     pub fn same_client(&self, root: &Path, config: &Pair) -> Result<()> {
         let path = config_path(config.name);
-        if fs::read(self.root().join(&path))? == fs::read(root.join(&path))? && root != self.root() {
+        if fs::read(self.root().join(&path))? == fs::read(root.join(&path))? && root != self.root()
+        {
             return Ok(());
         }
-        let (old, new) = (Config::read(&self.root().join(&path))?, Config::read(&root.join(&path))?);
-        ensure!(old.server == new.server && old.user == new.user, "{path}: {} {}", new.server, new.user);
+        let (old, new) = (
+            Config::read(&self.root().join(&path))?,
+            Config::read(&root.join(&path))?,
+        );
+        ensure!(
+            old.server == new.server && old.user == new.user,
+            "{path}: {} {}",
+            new.server,
+            new.user
+        );
         ensure!(old.authority == new.authority, "{path}: another CA");
-        let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(root.join(&path))?.permissions()) & 0o7777;
-        let was =
-            std::os::unix::fs::PermissionsExt::mode(&fs::metadata(self.root().join(&path))?.permissions()) & 0o7777;
+        let mode =
+            std::os::unix::fs::PermissionsExt::mode(&fs::metadata(root.join(&path))?.permissions())
+                & 0o7777;
+        let was = std::os::unix::fs::PermissionsExt::mode(
+            &fs::metadata(self.root().join(&path))?.permissions(),
+        ) & 0o7777;
         ensure!(mode == 0o600 || mode == was, "{path}: mode {mode:o}");
-        let ca = root.join(format!("etc/kubernetes/pki/{}.crt", config.ca.context("a client")?));
-        judge(config.name, &ca, (&old.certificate, &new.certificate), &new.key, self.now)
+        let ca = root.join(format!(
+            "etc/kubernetes/pki/{}.crt",
+            config.ca.context("a client")?
+        ));
+        judge(
+            config.name,
+            &ca,
+            (&old.certificate, &new.certificate),
+            &new.key,
+            self.now,
+        )
     }
 }
 
@@ -288,20 +413,26 @@ impl Config {
     fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path)?;
         let value = |key: &str| {
-            let mut values = text.lines().filter_map(|line| line.trim().strip_prefix(key)?.strip_prefix(':'));
+            let mut values = text
+                .lines()
+                .filter_map(|line| line.trim().strip_prefix(key)?.strip_prefix(':'));
             values.next_back().map(|value| value.trim().to_owned())
         };
         let root = path.ancestors().nth(3).context("a guest's root")?;
         let material = |key: &str| -> Result<String> {
             if let Some(data) = value(&format!("{key}-data")) {
-                return Ok(String::from_utf8(base64::engine::general_purpose::STANDARD.decode(data)?)?);
+                return Ok(String::from_utf8(
+                    base64::engine::general_purpose::STANDARD.decode(data)?,
+                )?);
             }
             let file = value(key).with_context(|| format!("{} has no {key}", path.display()))?;
             let link = root.join(file.trim_start_matches('/'));
-            let target = fs::read_link(&link).with_context(|| format!("{} is no link", link.display()))?;
+            let target =
+                fs::read_link(&link).with_context(|| format!("{} is no link", link.display()))?;
             Ok(fs::read_to_string(root.join(target.strip_prefix("/")?))?)
         };
-        let plain = |key: &str| value(key).with_context(|| format!("{} has no {key}", path.display()));
+        let plain =
+            |key: &str| value(key).with_context(|| format!("{} has no {key}", path.display()));
         Ok(Self {
             server: plain("server")?,
             user: plain("- name")?,
@@ -313,25 +444,60 @@ impl Config {
 }
 
 /// openssl's word on a certificate with its key, and that it says what the old one said.
-fn judge(name: &str, ca: &Path, (old, new): (&str, &str), key: &str, at: OffsetDateTime) -> Result<()> {
+fn judge(
+    name: &str,
+    ca: &Path,
+    (old, new): (&str, &str),
+    key: &str,
+    at: OffsetDateTime,
+) -> Result<()> {
     Cmd::new("openssl")
-        .args(["verify", "-attime", &at.unix_timestamp().to_string(), "-CAfile"])
+        .args([
+            "verify",
+            "-attime",
+            &at.unix_timestamp().to_string(),
+            "-CAfile",
+        ])
         .arg(ca)
         .stdin(new)
         .ok()
         .with_context(|| name.to_owned())?;
-    let public = Cmd::new("openssl").args(["pkey", "-pubout"]).stdin(key).ok()?.stdout;
-    ensure!(openssl_x509(new, &["-pubkey"])? == public, "{name}: the key is another's");
+    let public = Cmd::new("openssl")
+        .args(["pkey", "-pubout"])
+        .stdin(key)
+        .ok()?
+        .stdout;
+    ensure!(
+        openssl_x509(new, &["-pubkey"])? == public,
+        "{name}: the key is another's"
+    );
     if old != new {
-        ensure!(said(old)? == said(new)?, "{name}: {:?} is not {:?}", said(new)?, said(old)?);
+        ensure!(
+            said(old)? == said(new)?,
+            "{name}: {:?} is not {:?}",
+            said(new)?,
+            said(old)?
+        );
     }
     Ok(())
 }
 
 /// Subject, extended key usages and names, the names sorted.
 fn said(pem: &str) -> Result<Vec<String>> {
-    let text = openssl_x509(pem, &["-subject", "-nameopt", "RFC2253", "-ext", "subjectAltName,extendedKeyUsage"])?;
-    let mut parts: Vec<String> = text.split(['\n', ',']).map(|part| part.trim().to_owned()).collect();
+    let text = openssl_x509(
+        pem,
+        &[
+            "-subject",
+            "-nameopt",
+            "RFC2253",
+            "-ext",
+            "subjectAltName,extendedKeyUsage",
+        ],
+    )?;
+    let mut parts: Vec<String> = text
+        .split(['\n', ','])
+        .map(|part| part.trim().to_owned())
+        .collect();
     parts.sort();
     Ok(parts)
 }
@@ -358,7 +524,14 @@ fn sign(signing: &Signing<'_>) -> Result<()> {
     );
     fs::write(at("cnf"), config)?;
     Cmd::new("openssl")
-        .args(["req", "-new", "-utf8", "-subj", signing.pair.subject, "-config"])
+        .args([
+            "req",
+            "-new",
+            "-utf8",
+            "-subj",
+            signing.pair.subject,
+            "-config",
+        ])
         .arg(at("cnf"))
         .arg("-key")
         .arg(signing.key)
@@ -367,28 +540,59 @@ fn sign(signing: &Signing<'_>) -> Result<()> {
         .ok()?;
     let moment = |days: i64| -> Result<String> {
         let time = OffsetDateTime::now_utc() + Duration::days(days);
-        Ok(time.format(format_description!("[year][month][day][hour][minute][second]Z"))?)
+        Ok(time.format(format_description!(
+            "[year][month][day][hour][minute][second]Z"
+        ))?)
     };
-    let mut made = Cmd::new("openssl").args(["ca", "-batch", "-notext", "-preserveDN", "-config"]).arg(at("cnf"));
-    made = made.args(["-startdate", &moment(signing.from)?, "-enddate", &moment(signing.until)?]);
-    made = made.arg("-in").arg(at("csr")).arg("-out").arg(at("made.crt")).arg("-extfile").arg(at("ext"));
+    let mut made = Cmd::new("openssl")
+        .args(["ca", "-batch", "-notext", "-preserveDN", "-config"])
+        .arg(at("cnf"));
+    made = made.args([
+        "-startdate",
+        &moment(signing.from)?,
+        "-enddate",
+        &moment(signing.until)?,
+    ]);
+    made = made
+        .arg("-in")
+        .arg(at("csr"))
+        .arg("-out")
+        .arg(at("made.crt"))
+        .arg("-extfile")
+        .arg(at("ext"));
     made = made.arg("-keyfile").arg(signing.ca.1);
-    made = if signing.pair.is_leaf() { made.arg("-cert").arg(signing.ca.0) } else { made.arg("-selfsign") };
+    made = if signing.pair.is_leaf() {
+        made.arg("-cert").arg(signing.ca.0)
+    } else {
+        made.arg("-selfsign")
+    };
     made.ok()?;
     Ok(())
 }
 
 fn client(cluster: &Cluster, subject: &str) -> Result<(String, String)> {
     let base = cluster.root().join("tmp/client");
-    let wanted = Wanted { base: &base, key: P256, subject, extensions: CLIENT, days: LEAF_DAYS };
+    let wanted = Wanted {
+        base: &base,
+        key: P256,
+        subject,
+        extensions: CLIENT,
+        days: LEAF_DAYS,
+    };
     certificate(&wanted, Some(&cluster.pki("ca")), None)?;
-    Ok((fs::read_to_string(base.with_extension("crt"))?, fs::read_to_string(base.with_extension("key"))?))
+    Ok((
+        fs::read_to_string(base.with_extension("crt"))?,
+        fs::read_to_string(base.with_extension("key"))?,
+    ))
 }
 
 fn manifests(cluster: &Cluster) -> Result<()> {
     let pki = "/etc/kubernetes/pki";
     let flags = |lines: &[(&str, &str)]| -> Vec<String> {
-        lines.iter().map(|(flag, value)| format!("--{flag}={}", value.replace("PKI", pki))).collect()
+        lines
+            .iter()
+            .map(|(flag, value)| format!("--{flag}={}", value.replace("PKI", pki)))
+            .collect()
     };
     let write = |name: &str, lines: &[(&str, &str)]| -> Result<()> {
         let flags = flags(lines);
@@ -403,13 +607,19 @@ fn manifests(cluster: &Cluster) -> Result<()> {
             ("etcd-certfile", "PKI/apiserver-etcd-client.crt"),
             ("etcd-keyfile", "PKI/apiserver-etcd-client.key"),
             ("etcd-servers", "https://127.0.0.1:2379"),
-            ("kubelet-client-certificate", "PKI/apiserver-kubelet-client.crt"),
+            (
+                "kubelet-client-certificate",
+                "PKI/apiserver-kubelet-client.crt",
+            ),
             ("kubelet-client-key", "PKI/apiserver-kubelet-client.key"),
             ("proxy-client-cert-file", "PKI/front-proxy-client.crt"),
             ("proxy-client-key-file", "PKI/front-proxy-client.key"),
             ("requestheader-allowed-names", "front-proxy-client"),
             ("requestheader-client-ca-file", "PKI/front-proxy-ca.crt"),
-            ("service-account-issuer", "https://kubernetes.default.svc.cluster.local"),
+            (
+                "service-account-issuer",
+                "https://kubernetes.default.svc.cluster.local",
+            ),
             ("service-cluster-ip-range", "10.96.0.0/12"),
             ("tls-cert-file", "PKI/apiserver.crt"),
             ("tls-private-key-file", "PKI/apiserver.key"),
@@ -422,7 +632,10 @@ fn manifests(cluster: &Cluster) -> Result<()> {
             ("cert-file", "PKI/etcd/server.crt"),
             ("initial-advertise-peer-urls", "https://10.0.0.5:2380"),
             ("key-file", "PKI/etcd/server.key"),
-            ("listen-client-urls", "https://127.0.0.1:2379,https://10.0.0.5:2379"),
+            (
+                "listen-client-urls",
+                "https://127.0.0.1:2379,https://10.0.0.5:2379",
+            ),
             ("listen-peer-urls", "https://10.0.0.5:2380"),
             ("name", "node1"),
             ("peer-cert-file", "PKI/etcd/peer.crt"),
@@ -439,7 +652,10 @@ fn manifests(cluster: &Cluster) -> Result<()> {
             ("kubeconfig", "/etc/kubernetes/controller-manager.conf"),
         ],
     )?;
-    write("kube-scheduler", &[("kubeconfig", "/etc/kubernetes/scheduler.conf")])?;
+    write(
+        "kube-scheduler",
+        &[("kubeconfig", "/etc/kubernetes/scheduler.conf")],
+    )?;
     cluster.write(
         "etc/systemd/system/kubelet.service",
         "[Service]\nExecStart=/usr/bin/kubelet --config=/var/lib/kubelet/config.yaml --kubeconfig=/etc/kubernetes/kubelet.conf\n",
@@ -470,7 +686,11 @@ impl Files {
 
     /// Paths that only one of the two has, or that differ.
     pub fn differing(&self, other: &Self) -> Vec<String> {
-        let all: std::collections::BTreeSet<&String> = self.0.keys().chain(other.0.keys()).collect();
-        all.into_iter().filter(|path| self.0.get(*path) != other.0.get(*path)).cloned().collect()
+        let all: std::collections::BTreeSet<&String> =
+            self.0.keys().chain(other.0.keys()).collect();
+        all.into_iter()
+            .filter(|path| self.0.get(*path) != other.0.get(*path))
+            .cloned()
+            .collect()
     }
 }

@@ -41,11 +41,19 @@ impl Reference {
     pub fn get() -> Result<Self> {
         if std::env::var_os("RESCUE_KUBERNETES").is_none() {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/kubeadm-1.20.2");
-            return Ok(Self { folder, _made: None });
+            return Ok(Self {
+                folder,
+                _made: None,
+            });
         }
         let made = tempfile::tempdir()?;
-        Cmd::new(programs::workspace().join("scripts/kubeadm-fixture")).arg(made.path()).ok()?;
-        Ok(Self { folder: made.path().to_path_buf(), _made: Some(made) })
+        Cmd::new(programs::workspace().join("scripts/kubeadm-fixture"))
+            .arg(made.path())
+            .ok()?;
+        Ok(Self {
+            folder: made.path().to_path_buf(),
+            _made: Some(made),
+        })
     }
 
     /// What `kubeadm certs check-expiration` printed: `before`, `after`, or `odd`.
@@ -71,7 +79,8 @@ impl Reference {
 /// The expired node of tests/fixtures.
 pub fn node() -> Result<tempfile::TempDir> {
     let folder = tempfile::tempdir()?;
-    fixtures::unpack_control_plane(folder.path()).context("unpacking the real node (are you root?)")?;
+    fixtures::unpack_control_plane(folder.path())
+        .context("unpacking the real node (are you root?)")?;
     Ok(folder)
 }
 
@@ -79,10 +88,13 @@ pub fn node() -> Result<tempfile::TempDir> {
 pub fn certificate(root: &Path, name: &str) -> Result<String> {
     let kubernetes = root.join("etc/kubernetes");
     if name.ends_with(".conf") {
-        let text = fs::read_to_string(kubernetes.join(name)).with_context(|| format!("reading {name}"))?;
-        return tests::x509::inline(&text, "client-certificate-data").with_context(|| name.to_owned());
+        let text =
+            fs::read_to_string(kubernetes.join(name)).with_context(|| format!("reading {name}"))?;
+        return tests::x509::inline(&text, "client-certificate-data")
+            .with_context(|| name.to_owned());
     }
-    fs::read_to_string(kubernetes.join(format!("pki/{name}.crt"))).with_context(|| format!("reading {name}"))
+    fs::read_to_string(kubernetes.join(format!("pki/{name}.crt")))
+        .with_context(|| format!("reading {name}"))
 }
 
 /// Renews all that `certificates` wants to; insists that nothing is left.

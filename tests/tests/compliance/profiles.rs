@@ -51,9 +51,18 @@ const V1_25: Version = Version {
     deliberate: &[],
     ..V1_18
 };
-const V1_29: Version = Version { name: "1.29.15", cluster_admins: true, ..V1_25 };
-const V1_31: Version =
-    Version { name: "1.31.14", key: P256, label: "EC PRIVATE KEY", deliberate: &["notBefore"], ..V1_29 };
+const V1_29: Version = Version {
+    name: "1.29.15",
+    cluster_admins: true,
+    ..V1_25
+};
+const V1_31: Version = Version {
+    name: "1.31.14",
+    key: P256,
+    label: "EC PRIVATE KEY",
+    deliberate: &["notBefore"],
+    ..V1_29
+};
 
 const NODE: &str = "node1";
 const CLUSTER_NAMES: &str = "DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,\
@@ -73,7 +82,11 @@ struct Row {
 impl Version {
     fn rows(&self) -> Vec<Row> {
         let masters = Some("system:masters");
-        let admins = if self.cluster_admins { Some("kubeadm:cluster-admins") } else { masters };
+        let admins = if self.cluster_admins {
+            Some("kubeadm:cluster-admins")
+        } else {
+            masters
+        };
         let etcd_clients = if self.cluster_admins { None } else { masters };
         let client = |name, ca, organization, common_name| Row {
             name,
@@ -94,18 +107,48 @@ impl Version {
                 names: Some(CLUSTER_NAMES),
                 ..client("apiserver", "ca", None, "kube-apiserver")
             },
-            client("apiserver-kubelet-client", "ca", admins, "kube-apiserver-kubelet-client"),
-            client("front-proxy-client", "front-proxy-ca", None, "front-proxy-client"),
-            client("apiserver-etcd-client", "etcd/ca", etcd_clients, "kube-apiserver-etcd-client"),
+            client(
+                "apiserver-kubelet-client",
+                "ca",
+                admins,
+                "kube-apiserver-kubelet-client",
+            ),
+            client(
+                "front-proxy-client",
+                "front-proxy-ca",
+                None,
+                "front-proxy-client",
+            ),
+            client(
+                "apiserver-etcd-client",
+                "etcd/ca",
+                etcd_clients,
+                "kube-apiserver-etcd-client",
+            ),
             etcd("etcd/server"),
             etcd("etcd/peer"),
-            client("etcd/healthcheck-client", "etcd/ca", etcd_clients, "kube-etcd-healthcheck-client"),
+            client(
+                "etcd/healthcheck-client",
+                "etcd/ca",
+                etcd_clients,
+                "kube-etcd-healthcheck-client",
+            ),
             client("admin.conf", "ca", admins, "kubernetes-admin"),
-            client("controller-manager.conf", "ca", None, "system:kube-controller-manager"),
+            client(
+                "controller-manager.conf",
+                "ca",
+                None,
+                "system:kube-controller-manager",
+            ),
             client("scheduler.conf", "ca", None, "system:kube-scheduler"),
         ];
         if self.cluster_admins {
-            rows.push(client("super-admin.conf", "ca", masters, "kubernetes-super-admin"));
+            rows.push(client(
+                "super-admin.conf",
+                "ca",
+                masters,
+                "kubernetes-super-admin",
+            ));
         }
         rows
     }
@@ -117,22 +160,45 @@ impl Version {
         node.write("bin/sh", "")?;
         node.write(
             "var/lib/dpkg/status",
-            format!("Package: kubelet\nStatus: install ok installed\nVersion: {}-00\n\n", self.name),
+            format!(
+                "Package: kubelet\nStatus: install ok installed\nVersion: {}-00\n\n",
+                self.name
+            ),
         )?;
         self.manifests(&node)?;
-        for (ca, common_name) in [("ca", "kubernetes"), ("front-proxy-ca", "front-proxy-ca"), ("etcd/ca", "etcd-ca")] {
+        for (ca, common_name) in [
+            ("ca", "kubernetes"),
+            ("front-proxy-ca", "front-proxy-ca"),
+            ("etcd/ca", "etcd-ca"),
+        ] {
             let identifier = if self.key_identifiers { "hash" } else { "none" };
-            let names = if self.names_in_cas { format!("subjectAltName=DNS:{common_name}\n") } else { String::new() };
+            let names = if self.names_in_cas {
+                format!("subjectAltName=DNS:{common_name}\n")
+            } else {
+                String::new()
+            };
             let extensions = format!(
                 "keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign\nbasicConstraints=critical,CA:TRUE\nsubjectKeyIdentifier={identifier}\nauthorityKeyIdentifier=none\n{names}"
             );
-            self.sign(&node.pki(ca), &format!("/CN={common_name}"), &extensions, None)?;
+            self.sign(
+                &node.pki(ca),
+                &format!("/CN={common_name}"),
+                &extensions,
+                None,
+            )?;
         }
         for row in self.rows() {
             let base = node.pki(row.name);
-            let organization = row.organization.map_or_else(String::new, |name| format!("/O={name}"));
+            let organization = row
+                .organization
+                .map_or_else(String::new, |name| format!("/O={name}"));
             let subject = format!("{organization}/CN={}", row.common_name);
-            self.sign(&base, &subject, &self.extensions(&row), Some(&node.pki(row.ca)))?;
+            self.sign(
+                &base,
+                &subject,
+                &self.extensions(&row),
+                Some(&node.pki(row.ca)),
+            )?;
             if row.name.ends_with(".conf") {
                 let (certificate, private) = (path(&base, "crt"), path(&base, "key"));
                 let body = format!(
@@ -140,7 +206,10 @@ impl Version {
                     base64(&fs::read(&certificate)?),
                     base64(&fs::read(&private)?)
                 );
-                node.write(&format!("etc/kubernetes/{}", row.name), node.kubeconfig(row.common_name, &body)?)?;
+                node.write(
+                    &format!("etc/kubernetes/{}", row.name),
+                    node.kubeconfig(row.common_name, &body)?,
+                )?;
                 fs::remove_file(certificate)?;
                 fs::remove_file(private)?;
             }
@@ -156,8 +225,14 @@ impl Version {
         if self.basic_constraints {
             lines.push("basicConstraints=critical,CA:FALSE".to_owned());
         }
-        let authority = if self.key_identifiers { "keyid:always" } else { "none" };
-        lines.push(format!("subjectKeyIdentifier=none\nauthorityKeyIdentifier={authority}"));
+        let authority = if self.key_identifiers {
+            "keyid:always"
+        } else {
+            "none"
+        };
+        lines.push(format!(
+            "subjectKeyIdentifier=none\nauthorityKeyIdentifier={authority}"
+        ));
         lines.extend(row.names.map(|names| format!("subjectAltName={names}")));
         lines.join("\n") + "\n"
     }
@@ -165,7 +240,10 @@ impl Version {
     fn manifests(&self, node: &Cluster) -> Result<()> {
         let pki = "/etc/kubernetes/pki";
         let pair = |flag: &str, key: &str, name: &str| {
-            [format!("--{flag}={pki}/{name}.crt"), format!("--{key}={pki}/{name}.key")]
+            [
+                format!("--{flag}={pki}/{name}.crt"),
+                format!("--{key}={pki}/{name}.key"),
+            ]
         };
         let mut api_server = vec![
             "--advertise-address=192.168.7.11".to_owned(),
@@ -178,9 +256,21 @@ impl Version {
             "--service-cluster-ip-range=10.96.0.0/12".to_owned(),
         ];
         api_server.extend(pair("tls-cert-file", "tls-private-key-file", "apiserver"));
-        api_server.extend(pair("kubelet-client-certificate", "kubelet-client-key", "apiserver-kubelet-client"));
-        api_server.extend(pair("proxy-client-cert-file", "proxy-client-key-file", "front-proxy-client"));
-        api_server.extend(pair("etcd-certfile", "etcd-keyfile", "apiserver-etcd-client"));
+        api_server.extend(pair(
+            "kubelet-client-certificate",
+            "kubelet-client-key",
+            "apiserver-kubelet-client",
+        ));
+        api_server.extend(pair(
+            "proxy-client-cert-file",
+            "proxy-client-key-file",
+            "front-proxy-client",
+        ));
+        api_server.extend(pair(
+            "etcd-certfile",
+            "etcd-keyfile",
+            "apiserver-etcd-client",
+        ));
         let mut etcd = vec![
             "--advertise-client-urls=https://192.168.7.11:2379".to_owned(),
             format!("--name={NODE}"),
@@ -191,8 +281,13 @@ impl Version {
         etcd.extend(pair("peer-cert-file", "peer-key-file", "etcd/peer"));
         for (pod, flags) in [("kube-apiserver", api_server), ("etcd", etcd)] {
             node.manifest(pod, &flags.iter().map(String::as_str).collect::<Vec<_>>())?;
-            let file = node.root().join(format!("etc/kubernetes/manifests/{pod}.yaml"));
-            fs::write(&file, fs::read_to_string(&file)?.replace("v1.20.2", &format!("v{}", self.name)))?;
+            let file = node
+                .root()
+                .join(format!("etc/kubernetes/manifests/{pod}.yaml"));
+            fs::write(
+                &file,
+                fs::read_to_string(&file)?.replace("v1.20.2", &format!("v{}", self.name)),
+            )?;
         }
         node.write(
             "var/lib/kubelet/config.yaml",
@@ -207,19 +302,36 @@ impl Version {
         let (config, request) = (work.path().join("config"), work.path().join("request"));
         fs::write(
             &config,
-            format!("[req]\nstring_mask=default\ndistinguished_name=dn\n[dn]\n[extensions]\n{extensions}"),
+            format!(
+                "[req]\nstring_mask=default\ndistinguished_name=dn\n[dn]\n[extensions]\n{extensions}"
+            ),
         )?;
-        let make = Cmd::new("openssl").args(["req", "-new", "-subj", subject, "-config"]).arg(&config);
-        make.arg("-key").arg(path(base, "key")).arg("-out").arg(&request).ok()?;
-        let sign = Cmd::new("openssl").args(["x509", "-req", "-in"]).arg(&request).arg("-out").arg(path(base, "crt"));
-        let sign = sign.arg("-extfile").arg(&config).args(["-extensions", "extensions"]);
+        let make = Cmd::new("openssl")
+            .args(["req", "-new", "-subj", subject, "-config"])
+            .arg(&config);
+        make.arg("-key")
+            .arg(path(base, "key"))
+            .arg("-out")
+            .arg(&request)
+            .ok()?;
+        let sign = Cmd::new("openssl")
+            .args(["x509", "-req", "-in"])
+            .arg(&request)
+            .arg("-out")
+            .arg(path(base, "crt"));
+        let sign = sign
+            .arg("-extfile")
+            .arg(&config)
+            .args(["-extensions", "extensions"]);
         let sign = match ca {
             Some(ca) => sign
                 .args(["-days", "1", "-set_serial", "4711", "-CA"])
                 .arg(path(ca, "crt"))
                 .arg("-CAkey")
                 .arg(path(ca, "key")),
-            None => sign.args(["-days", "3650", "-set_serial", "0", "-signkey"]).arg(path(base, "key")),
+            None => sign
+                .args(["-days", "3650", "-set_serial", "0", "-signkey"])
+                .arg(path(base, "key")),
         };
         sign.ok()?;
         Ok(())
@@ -236,14 +348,27 @@ fn path(base: &Path, ending: &str) -> std::path::PathBuf {
 fn repair(node: &Cluster) -> Result<()> {
     let then = OffsetDateTime::now_utc() + time::Duration::days(400);
     let now = then.replace_nanosecond(0)?.format(&Rfc3339)?;
-    let ran = programs::rescue(["repair", "--yes", "--only", "certificates", "--now", &now, "--root"]);
+    let ran = programs::rescue([
+        "repair",
+        "--yes",
+        "--only",
+        "certificates",
+        "--now",
+        &now,
+        "--root",
+    ]);
     ran.arg(node.root()).ok()?;
     Ok(())
 }
 
 /// The fields of all leaves by name, and their PEM labels.
 fn leaves(version: &Version, node: &Cluster) -> Result<Vec<(&'static str, x509::Fields)>> {
-    let read = |row: &Row| Ok((row.name, x509::fields(&certificate(node.root(), row.name)?)?));
+    let read = |row: &Row| {
+        Ok((
+            row.name,
+            x509::fields(&certificate(node.root(), row.name)?)?,
+        ))
+    };
     version.rows().iter().map(read).collect()
 }
 
@@ -252,21 +377,46 @@ fn compare(version: &Version, table: &[(&str, x509::Fields)], node: &Cluster) ->
     for ((name, theirs), row) in table.iter().zip(version.rows()) {
         let ours = x509::fields(&certificate(node.root(), name)?)?;
         let ca = x509::fields(&fs::read_to_string(path(&node.pki(row.ca), "crt"))?)?;
-        ensure!(ours["notBefore"] == ca["notBefore"], "{name}: {} is not the CA's first moment", ours["notBefore"]);
+        ensure!(
+            ours["notBefore"] == ca["notBefore"],
+            "{name}: {} is not the CA's first moment",
+            ours["notBefore"]
+        );
         let mut theirs = theirs.clone();
-        let moment = if version.deliberate.contains(&"notBefore") { "five minutes ago" } else { &ca["notBefore"] };
+        let moment = if version.deliberate.contains(&"notBefore") {
+            "five minutes ago"
+        } else {
+            &ca["notBefore"]
+        };
         theirs.insert("notBefore".to_owned(), moment.to_owned());
         let found = differences(&theirs, &ours);
-        let fields: Vec<&str> = found.iter().filter_map(|line| line.split(':').next()).collect();
-        ensure!(fields == version.deliberate, "{} {name}: {found:#?}", version.name);
-        ensure!(ours.contains_key("authorityKeyIdentifier") == version.key_identifiers, "{name}: {ours:#?}");
+        let fields: Vec<&str> = found
+            .iter()
+            .filter_map(|line| line.split(':').next())
+            .collect();
+        ensure!(
+            fields == version.deliberate,
+            "{} {name}: {found:#?}",
+            version.name
+        );
+        ensure!(
+            ours.contains_key("authorityKeyIdentifier") == version.key_identifiers,
+            "{name}: {ours:#?}"
+        );
         in_gos_order(&ours).with_context(|| format!("{} {name}", version.name))?;
         let private = if name.ends_with(".conf") {
-            x509::inline(&fs::read_to_string(node.root().join("etc/kubernetes").join(name))?, "client-key-data")?
+            x509::inline(
+                &fs::read_to_string(node.root().join("etc/kubernetes").join(name))?,
+                "client-key-data",
+            )?
         } else {
             fs::read_to_string(path(&node.pki(name), "key"))?
         };
-        ensure!(x509::labels(&private) == [version.label], "{name}: {:?}", x509::labels(&private));
+        ensure!(
+            x509::labels(&private) == [version.label],
+            "{name}: {:?}",
+            x509::labels(&private)
+        );
     }
     Ok(())
 }
@@ -274,16 +424,28 @@ fn compare(version: &Version, table: &[(&str, x509::Fields)], node: &Cluster) ->
 fn renewed_and_rebuilt(version: &Version) -> Result<()> {
     let node = version.node()?;
     let table = leaves(version, &node)?;
-    let certificates =
-        || version.rows().iter().map(|row| certificate(node.root(), row.name)).collect::<Result<Vec<_>>>();
+    let certificates = || {
+        version
+            .rows()
+            .iter()
+            .map(|row| certificate(node.root(), row.name))
+            .collect::<Result<Vec<_>>>()
+    };
     let before = certificates()?;
     repair(&node)?;
     compare(version, &table, &node).context("renewed")?;
     for ((before, after), (name, _)) in before.iter().zip(certificates()?).zip(&table) {
-        ensure!(*before != after, "{name} was not renewed: this proves nothing");
+        ensure!(
+            *before != after,
+            "{name} was not renewed: this proves nothing"
+        );
     }
     // The kind of key is as another leaf has it; where none is left, RSA: a P-256 cluster keeps one to tell.
-    let witness = if version.key == P256 { "apiserver-kubelet-client" } else { "" };
+    let witness = if version.key == P256 {
+        "apiserver-kubelet-client"
+    } else {
+        ""
+    };
     for leaf in LEAVES.into_iter().filter(|leaf| *leaf != witness) {
         for ending in ["crt", "key"] {
             fs::remove_file(path(&node.pki(leaf), ending))?;

@@ -33,7 +33,14 @@ pub fn of_folder(root: &Path) -> Result<Contents> {
                 todo.push(path.join(name?.file_name()));
             }
         }
-        contents.insert(path, Entry { bytes: None, target: None, meta });
+        contents.insert(
+            path,
+            Entry {
+                bytes: None,
+                target: None,
+                meta,
+            },
+        );
     }
     for (path, entry) in &mut contents {
         let real = root.join(path.strip_prefix("/")?);
@@ -48,7 +55,8 @@ pub fn of_folder(root: &Path) -> Result<Contents> {
 
 fn truth(stat: &fs::Metadata) -> Meta {
     let kind = stat.file_type();
-    let special = kind.is_fifo() || kind.is_socket() || kind.is_char_device() || kind.is_block_device();
+    let special =
+        kind.is_fifo() || kind.is_socket() || kind.is_char_device() || kind.is_block_device();
     Meta {
         kind: match () {
             () if kind.is_file() => FileKind::Regular,
@@ -76,14 +84,29 @@ pub fn of_tree(tree: &dyn Tree) -> Result<Contents> {
     let mut todo = vec![(PathBuf::from("/"), FileKind::Directory)];
     while let Some((path, kind)) = todo.pop() {
         let meta = tree.lstat(&path)?;
-        anyhow::ensure!(meta.kind == kind, "{}: {kind:?} in its folder, {:?} by itself", path.display(), meta.kind);
-        let mut entry = Entry { bytes: None, target: None, meta };
+        anyhow::ensure!(
+            meta.kind == kind,
+            "{}: {kind:?} in its folder, {:?} by itself",
+            path.display(),
+            meta.kind
+        );
+        let mut entry = Entry {
+            bytes: None,
+            target: None,
+            meta,
+        };
         match kind {
             FileKind::Directory => {
-                todo.extend(tree.read_dir(&path)?.into_iter().map(|name| (path.join(&name.name), name.kind)));
+                todo.extend(
+                    tree.read_dir(&path)?
+                        .into_iter()
+                        .map(|name| (path.join(&name.name), name.kind)),
+                );
             }
             FileKind::Regular => {
-                let bytes = tree.read(&path, 1 << 30).with_context(|| format!("reading {}", path.display()))?;
+                let bytes = tree
+                    .read(&path, 1 << 30)
+                    .with_context(|| format!("reading {}", path.display()))?;
                 entry.bytes = Some(Sha256::digest(bytes).into());
             }
             FileKind::Symlink => entry.target = Some(tree.read_link(&path)?),
@@ -97,7 +120,10 @@ pub fn of_tree(tree: &dyn Tree) -> Result<Contents> {
 /// Some times are the replay's own, and no two replays agree on them: replaying a fast commit makes, links and unlinks names anew in their
 /// folders, and truncating an orphan (ext4_orphan_cleanup) stamps the file. Times before the replay stay.
 pub fn forget_times_from(contents: &mut Contents, replay: i64) {
-    for entry in contents.values_mut().filter(|entry| entry.meta.mtime >= replay) {
+    for entry in contents
+        .values_mut()
+        .filter(|entry| entry.meta.mtime >= replay)
+    {
         entry.meta.mtime = replay;
     }
 }
@@ -105,9 +131,18 @@ pub fn forget_times_from(contents: &mut Contents, replay: i64) {
 /// The first few differences, one line each.
 pub fn differences(truth: &Contents, ours: &Contents) -> Vec<String> {
     let paths: std::collections::BTreeSet<_> = truth.keys().chain(ours.keys()).collect();
-    let differing = paths.into_iter().filter(|path| truth.get(*path) != ours.get(*path));
+    let differing = paths
+        .into_iter()
+        .filter(|path| truth.get(*path) != ours.get(*path));
     differing
         .take(5)
-        .map(|path| format!("{}: {:?} but {:?}", path.display(), truth.get(path), ours.get(path)))
+        .map(|path| {
+            format!(
+                "{}: {:?} but {:?}",
+                path.display(),
+                truth.get(path),
+                ours.get(path)
+            )
+        })
         .collect()
 }

@@ -6,7 +6,9 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{
+    AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags,
+};
 
 /// A small generator of repeatable randomness (splitmix64).
 #[derive(Debug)]
@@ -28,7 +30,9 @@ impl Random {
     fn bytes(&mut self, length: usize) -> Vec<u8> {
         // Half of it repeats, so that equal bytes at wrong places are found and still most blocks differ.
         let word = self.next().to_le_bytes();
-        (0..length).map(|at| word[at % 8] ^ (at / 512) as u8).collect()
+        (0..length)
+            .map(|at| word[at % 8] ^ (at / 512) as u8)
+            .collect()
     }
 }
 
@@ -40,9 +44,18 @@ pub struct Gauge {
 }
 
 /// Works in a folder of its own until the file system is gone or it is told to stop. `shared` is where all writers meet.
-pub fn write_until_shut_down(own: &Path, shared: &Path, seed: u64, gauge: &Gauge) -> io::Result<()> {
-    let mut writer =
-        Writer { random: Random(seed), folders: vec![own.to_owned(), shared.to_owned()], files: Vec::new(), made: 0 };
+pub fn write_until_shut_down(
+    own: &Path,
+    shared: &Path,
+    seed: u64,
+    gauge: &Gauge,
+) -> io::Result<()> {
+    let mut writer = Writer {
+        random: Random(seed),
+        folders: vec![own.to_owned(), shared.to_owned()],
+        files: Vec::new(),
+        made: 0,
+    };
     while !gauge.stop.load(Ordering::Relaxed) {
         match writer.step() {
             Ok(()) => {}
@@ -104,7 +117,11 @@ impl Writer {
         let folder = self.random.below(self.folders.len());
         // Long names fill folders fast, so that they grow past one block and get an index.
         let padding = "n".repeat(self.random.below(60));
-        self.folders[folder].join(format!("{}-{:x}{padding}", self.made, self.random.next() & 0xfff))
+        self.folders[folder].join(format!(
+            "{}-{:x}{padding}",
+            self.made,
+            self.random.next() & 0xfff
+        ))
     }
 
     fn any(&mut self) -> io::Result<PathBuf> {
@@ -139,7 +156,10 @@ impl Writer {
 
     fn append(&mut self) -> io::Result<()> {
         let (path, size) = (self.any()?, self.size());
-        File::options().append(true).open(path)?.write_all(&self.random.bytes(size))
+        File::options()
+            .append(true)
+            .open(path)?
+            .write_all(&self.random.bytes(size))
     }
 
     fn overwrite(&mut self) -> io::Result<()> {
@@ -159,16 +179,27 @@ impl Writer {
     fn punch(&mut self) -> io::Result<()> {
         let path = self.any()?;
         let file = File::options().write(true).open(path)?;
-        let (at, length) = (self.random.below(50_000) as u64, 1 + self.random.below(20_000) as u64);
+        let (at, length) = (
+            self.random.below(50_000) as u64,
+            1 + self.random.below(20_000) as u64,
+        );
         let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let mode = if self.random.below(2) == 0 { hole } else { FallocateFlags::empty() };
+        let mode = if self.random.below(2) == 0 {
+            hole
+        } else {
+            FallocateFlags::empty()
+        };
         Ok(rustix::fs::fallocate(file, mode, at, length)?)
     }
 
     fn rename(&mut self) -> io::Result<()> {
         let from = self.any()?;
         let onto_another = self.random.below(3) == 0;
-        let to = if onto_another { self.any()? } else { self.fresh() };
+        let to = if onto_another {
+            self.any()?
+        } else {
+            self.fresh()
+        };
         fs::rename(&from, &to)?;
         self.files.retain(|file| *file != from && *file != to);
         self.files.push(to);
@@ -179,7 +210,11 @@ impl Writer {
         let path = self.any()?;
         self.files.retain(|file| *file != path);
         // Sometimes while it is open: an orphan in the journal.
-        let open = if self.random.below(4) == 0 { File::open(&path).ok() } else { None };
+        let open = if self.random.below(4) == 0 {
+            File::open(&path).ok()
+        } else {
+            None
+        };
         fs::remove_file(path)?;
         drop(open);
         Ok(())
@@ -206,7 +241,11 @@ impl Writer {
             let folder = self.folders.swap_remove(index);
             self.files.retain(|file| !file.starts_with(&folder));
             self.folders.retain(|other| !other.starts_with(&folder));
-            return if self.random.below(2) == 0 { fs::remove_dir_all(folder) } else { fs::rename(folder, moved) };
+            return if self.random.below(2) == 0 {
+                fs::remove_dir_all(folder)
+            } else {
+                fs::rename(folder, moved)
+            };
         }
         let path = self.fresh();
         fs::create_dir(&path)?;
@@ -221,25 +260,52 @@ impl Writer {
             1 => (FileType::Socket, 0),
             _ => (FileType::CharacterDevice, rustix::fs::makedev(1, 3)),
         };
-        Ok(rustix::fs::mknodat(CWD, path, kind, Mode::from_raw_mode(0o640), device)?)
+        Ok(rustix::fs::mknodat(
+            CWD,
+            path,
+            kind,
+            Mode::from_raw_mode(0o640),
+            device,
+        )?)
     }
 
     fn attributes(&mut self) -> io::Result<()> {
         let path = self.any()?;
         match self.random.below(4) {
-            0 => fs::set_permissions(path, fs::Permissions::from_mode(self.random.below(0o10000) as u32)),
+            0 => fs::set_permissions(
+                path,
+                fs::Permissions::from_mode(self.random.below(0o10000) as u32),
+            ),
             1 => {
-                let (uid, gid) = (self.random.below(70_000) as u32, self.random.below(70_000) as u32);
-                Ok(rustix::fs::chown(path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?)
+                let (uid, gid) = (
+                    self.random.below(70_000) as u32,
+                    self.random.below(70_000) as u32,
+                );
+                Ok(rustix::fs::chown(
+                    path,
+                    Some(Uid::from_raw(uid)),
+                    Some(Gid::from_raw(gid)),
+                )?)
             }
             2 => {
-                let time = Timespec { tv_sec: self.random.below(2_000_000_000) as i64, tv_nsec: 7 };
-                let times = Timestamps { last_access: time, last_modification: time };
+                let time = Timespec {
+                    tv_sec: self.random.below(2_000_000_000) as i64,
+                    tv_nsec: 7,
+                };
+                let times = Timestamps {
+                    last_access: time,
+                    last_modification: time,
+                };
                 Ok(rustix::fs::utimensat(CWD, path, &times, AtFlags::empty())?)
             }
             _ => {
                 let size = self.random.below(900);
-                Ok(rustix::fs::setxattr(path, "user.rescue", &self.random.bytes(size), XattrFlags::empty())?)
+                Ok(rustix::fs::setxattr(
+                    path,
+                    "user.rescue",
+                    &self.random.bytes(size),
+                    XattrFlags::empty(),
+                )?)
             }
         }
     }

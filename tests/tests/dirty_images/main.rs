@@ -30,7 +30,9 @@ struct Image(File);
 
 impl Image {
     fn open(path: &Path) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self(File::open(path).with_context(|| format!("opening {}", path.display()))?)))
+        Ok(Arc::new(Self(
+            File::open(path).with_context(|| format!("opening {}", path.display()))?,
+        )))
     }
 }
 
@@ -66,14 +68,26 @@ fn digest(path: &Path) -> Result<String> {
         }
     }
     hash.update(length.to_le_bytes());
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hash
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }
 
 /// Makes a file system on `image` and shuts it down under load.
 fn make_dirty(image: &Path, variant: &Variant, shutdown: Shutdown, seed: u64) -> Result<()> {
     File::create(image)?.set_len(variant.size())?;
-    let quiet = if variant.is_xfs() { ["-q", "-f"] } else { ["-q", "-F"] };
-    Cmd::new(format!("mkfs.{}", variant.mkfs)).args(quiet).args(variant.arguments).arg(image).ok()?;
+    let quiet = if variant.is_xfs() {
+        ["-q", "-f"]
+    } else {
+        ["-q", "-F"]
+    };
+    Cmd::new(format!("mkfs.{}", variant.mkfs))
+        .args(quiet)
+        .args(variant.arguments)
+        .arg(image)
+        .ok()?;
     let target = tempfile::tempdir()?;
     {
         let device = Loop::attach(image, 0, variant.size(), 512, false)?;
@@ -85,7 +99,13 @@ fn make_dirty(image: &Path, variant: &Variant, shutdown: Shutdown, seed: u64) ->
     expect_dirty(image, variant)
 }
 
-fn shut_down_under_load(at: &Path, device: &Path, variant: &Variant, shutdown: Shutdown, seed: u64) -> Result<()> {
+fn shut_down_under_load(
+    at: &Path,
+    device: &Path,
+    variant: &Variant,
+    shutdown: Shutdown,
+    seed: u64,
+) -> Result<()> {
     let folders = ["one", "two", "shared"].map(|name| at.join(name));
     for folder in &folders {
         std::fs::create_dir(folder)?;
@@ -100,10 +120,14 @@ fn shut_down_under_load(at: &Path, device: &Path, variant: &Variant, shutdown: S
                 scope.spawn(move || load::write_until_shut_down(own, shared, seed, gauge))
             })
             .collect();
-        let result = wait_for_writes(&gauge, variant, at, device).and_then(|()| shut_down(at, shutdown));
+        let result =
+            wait_for_writes(&gauge, variant, at, device).and_then(|()| shut_down(at, shutdown));
         gauge.stop.store(result.is_err(), Ordering::Relaxed);
         for writer in writers {
-            writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).context("writing")?;
+            writer
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                .context("writing")?;
         }
         result
     })
@@ -124,7 +148,11 @@ fn wait_for_writes(gauge: &Gauge, variant: &Variant, at: &Path, device: &Path) -
     let started = Instant::now();
     let enough = || gauge.done.load(Ordering::Relaxed) >= variant.writes;
     while !enough() || (variant.wraps && journal_rounds(at, device)? < 1.5) {
-        ensure!(started.elapsed() < Duration::from_secs(60), "{}: the load is too slow", variant.name);
+        ensure!(
+            started.elapsed() < Duration::from_secs(60),
+            "{}: the load is too slow",
+            variant.name
+        );
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(())
@@ -132,10 +160,24 @@ fn wait_for_writes(gauge: &Gauge, variant: &Variant, at: &Path, device: &Path) -
 
 /// How many times over the journal (4 MiB where it matters) has been filled, by jbd2's own statistics.
 fn journal_rounds(at: &Path, device: &Path) -> Result<f64> {
-    let name = device.file_name().context("the device's name")?.to_string_lossy().into_owned();
-    let info = std::fs::read_to_string(format!("/proc/fs/jbd2/{name}-8/info")).context("reading jbd2's statistics")?;
-    let number = |line: &str| line.split_whitespace().next().and_then(|word| word.parse::<f64>().ok()).unwrap_or(0.0);
-    let find = |what: &str| info.lines().find(|line| line.contains(what)).map_or(0.0, number);
+    let name = device
+        .file_name()
+        .context("the device's name")?
+        .to_string_lossy()
+        .into_owned();
+    let info = std::fs::read_to_string(format!("/proc/fs/jbd2/{name}-8/info"))
+        .context("reading jbd2's statistics")?;
+    let number = |line: &str| {
+        line.split_whitespace()
+            .next()
+            .and_then(|word| word.parse::<f64>().ok())
+            .unwrap_or(0.0)
+    };
+    let find = |what: &str| {
+        info.lines()
+            .find(|line| line.contains(what))
+            .map_or(0.0, number)
+    };
     let block = rustix::fs::statvfs(at)?.f_bsize as f64;
     Ok(find("transactions (") * find("logged blocks per transaction") * block / f64::from(4 << 20))
 }
@@ -145,24 +187,42 @@ fn shut_down(at: &Path, shutdown: Shutdown) -> Result<()> {
         Shutdown::FlushLog => "shutdown -f",
         Shutdown::Abruptly => "shutdown",
     };
-    Cmd::new("xfs_io").args(["-x", "-c", command]).arg(at).ok().map(drop)
+    Cmd::new("xfs_io")
+        .args(["-x", "-c", command])
+        .arg(at)
+        .ok()
+        .map(drop)
 }
 
 /// A test on images that are clean would prove nothing.
 fn expect_dirty(image: &Path, variant: &Variant) -> Result<()> {
     let (said, sign) = if variant.is_xfs() {
-        (Cmd::new("xfs_logprint").arg("-t").arg(image).run()?.stdout, "<DIRTY>")
+        (
+            Cmd::new("xfs_logprint").arg("-t").arg(image).run()?.stdout,
+            "<DIRTY>",
+        )
     } else {
-        (Cmd::new("dumpe2fs").arg("-h").arg(image).ok()?.stdout, "needs_recovery")
+        (
+            Cmd::new("dumpe2fs").arg("-h").arg(image).ok()?.stdout,
+            "needs_recovery",
+        )
     };
-    ensure!(said.contains(sign), "{}: it was shut down and is not dirty\n{said}", variant.name);
+    ensure!(
+        said.contains(sign),
+        "{}: it was shut down and is not dirty\n{said}",
+        variant.name
+    );
     Ok(())
 }
 
 /// What the kernel makes of a copy.
 fn truth(image: &Path) -> Result<(Contents, Usage)> {
     let copy = image.with_extension("copy");
-    Cmd::new("cp").arg("--sparse=auto").arg(image).arg(&copy).ok()?;
+    Cmd::new("cp")
+        .arg("--sparse=auto")
+        .arg(image)
+        .arg(&copy)
+        .ok()?;
     let target = tempfile::tempdir()?;
     let result = {
         let device = Loop::attach(&copy, 0, copy.metadata()?.len(), 512, false)?;
@@ -187,7 +247,10 @@ fn compare_one(folder: &Path, variant: &Variant, shutdown: Shutdown, seed: u64) 
     let (mut truth, true_usage) = truth(&image).context("mounting a copy")?;
     let mut ours = {
         let (tree, usage) = mount_replayed(Image::open(&image)?, variant.mkfs)?;
-        ensure!(usage == true_usage, "usage {usage:?}, in truth {true_usage:?}");
+        ensure!(
+            usage == true_usage,
+            "usage {usage:?}, in truth {true_usage:?}"
+        );
         contents::of_tree(&tree)?
     };
     ensure!(digest(&image)? == before, "the image changed");
@@ -197,7 +260,11 @@ fn compare_one(folder: &Path, variant: &Variant, shutdown: Shutdown, seed: u64) 
         }
     }
     let differences = contents::differences(&truth, &ours);
-    ensure!(differences.is_empty(), "differs from the kernel's own replay:\n{}", differences.join("\n"));
+    ensure!(
+        differences.is_empty(),
+        "differs from the kernel's own replay:\n{}",
+        differences.join("\n")
+    );
     std::fs::remove_file(image)?;
     Ok(ours.len())
 }
@@ -213,7 +280,13 @@ fn next_second() -> Result<i64> {
 fn with_memory_folder<T: Send>(work: impl FnOnce(&Path) -> Result<T> + Send) -> Result<T> {
     in_private_namespace(|| {
         let folder = tempfile::tempdir()?;
-        mount(Some("tmpfs"), folder.path(), Some("tmpfs"), MsFlags::empty(), Some("size=2g"))?;
+        mount(
+            Some("tmpfs"),
+            folder.path(),
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some("size=2g"),
+        )?;
         let result = work(folder.path());
         nix::mount::umount2(folder.path(), nix::mount::MntFlags::MNT_DETACH)?;
         result
@@ -224,7 +297,10 @@ fn kernel_mounts_xfs_v4() -> Result<bool> {
     with_memory_folder(|folder| {
         let (image, target) = (folder.join("v4.img"), folder.join("v4"));
         File::create(&image)?.set_len(320 << 20)?;
-        Cmd::new("mkfs.xfs").args(["-q", "-m", "crc=0"]).arg(&image).ok()?;
+        Cmd::new("mkfs.xfs")
+            .args(["-q", "-m", "crc=0"])
+            .arg(&image)
+            .ok()?;
         std::fs::create_dir(&target)?;
         let device = Loop::attach(&image, 0, 320 << 20, 512, false)?;
         let ran = Cmd::new("mount").arg(device.device()).arg(&target).run()?;
@@ -242,14 +318,19 @@ const SHUTDOWNS: [Shutdown; 3] = [Shutdown::FlushLog, Shutdown::Abruptly, Shutdo
 fn the_export_shows_what_the_next_boot_will_see() -> Result<()> {
     let started = Instant::now();
     let only = std::env::var("DIRTY_ONLY").unwrap_or_default();
-    let mut variants: Vec<_> = VARIANTS.iter().filter(|variant| variant.name.contains(&only)).collect();
+    let mut variants: Vec<_> = VARIANTS
+        .iter()
+        .filter(|variant| variant.name.contains(&only))
+        .collect();
     if !kernel_mounts_xfs_v4()? {
         println!(
             "NOTE: this kernel is built without XFS v4 (CONFIG_XFS_SUPPORT_V4): those variants are NOT compared here"
         );
         variants.retain(|variant| !variant.name.starts_with("xfs v4"));
     }
-    let cases: Vec<_> = (0..SHUTDOWNS.len()).flat_map(|round| variants.iter().map(move |v| (*v, round))).collect();
+    let cases: Vec<_> = (0..SHUTDOWNS.len())
+        .flat_map(|round| variants.iter().map(move |v| (*v, round)))
+        .collect();
     let (next, files) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let failures = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -258,24 +339,41 @@ fn the_export_shows_what_the_next_boot_will_see() -> Result<()> {
                 while let Some((variant, round)) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let seed = 1000 + *round as u64;
                     let at = Instant::now();
-                    match with_memory_folder(|folder| compare_one(folder, variant, SHUTDOWNS[*round], seed)) {
+                    match with_memory_folder(|folder| {
+                        compare_one(folder, variant, SHUTDOWNS[*round], seed)
+                    }) {
                         Ok(count) => {
                             files.fetch_add(count, Ordering::Relaxed);
-                            println!("{}, {:?}: {count} files, {:?}", variant.name, SHUTDOWNS[*round], at.elapsed());
+                            println!(
+                                "{}, {:?}: {count} files, {:?}",
+                                variant.name,
+                                SHUTDOWNS[*round],
+                                at.elapsed()
+                            );
                         }
-                        Err(error) => failures
-                            .lock()
-                            .unwrap()
-                            .push(format!("{}, {:?}, seed {seed}: {error:#}", variant.name, SHUTDOWNS[*round])),
+                        Err(error) => failures.lock().unwrap().push(format!(
+                            "{}, {:?}, seed {seed}: {error:#}",
+                            variant.name, SHUTDOWNS[*round]
+                        )),
                     }
                 }
             });
         }
     });
     let failures = failures.into_inner().unwrap();
-    ensure!(failures.is_empty(), "{} of {} images:\n{}", failures.len(), cases.len(), failures.join("\n"));
+    ensure!(
+        failures.is_empty(),
+        "{} of {} images:\n{}",
+        failures.len(),
+        cases.len(),
+        failures.join("\n")
+    );
     let files = files.into_inner();
-    println!("{} images, {files} files, the same in all; {:?}", cases.len(), started.elapsed());
+    println!(
+        "{} images, {files} files, the same in all; {:?}",
+        cases.len(),
+        started.elapsed()
+    );
     Ok(())
 }
 
@@ -311,13 +409,19 @@ fn child_that_looks_until_it_is_killed() {
 fn loops_of(process: u32) -> usize {
     let name = format!("/rescue-{process}");
     let all = (0..256).map(|number| format!("/sys/block/loop{number}/loop/backing_file"));
-    all.filter(|path| std::fs::read_to_string(path).is_ok_and(|file| file.trim_end().ends_with(&name))).count()
+    all.filter(|path| {
+        std::fs::read_to_string(path).is_ok_and(|file| file.trim_end().ends_with(&name))
+    })
+    .count()
 }
 
 fn eventually(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
     let started = Instant::now();
     while !done() {
-        ensure!(started.elapsed() < Duration::from_secs(10), "still not after 10 s: {what}");
+        ensure!(
+            started.elapsed() < Duration::from_secs(10),
+            "still not after 10 s: {what}"
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())
@@ -326,13 +430,22 @@ fn eventually(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
 /// Starts the child, lets it work for a while, kills it: how many loop devices it had.
 fn start_and_kill(image: &Path, after: Duration) -> Result<usize> {
     let mut child = Command::new(std::env::current_exe()?)
-        .args(["--ignored", "--exact", "--nocapture", "child_that_looks_until_it_is_killed"])
+        .args([
+            "--ignored",
+            "--exact",
+            "--nocapture",
+            "child_that_looks_until_it_is_killed",
+        ])
         .env(KILLED_CHILD_IMAGE, image)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()?;
-    let mut lines = std::io::BufReader::new(child.stdout.take().context("the child's output")?).lines();
-    ensure!(lines.any(|line| line.is_ok_and(|line| line.contains("starting"))), "the child did not start");
+    let mut lines =
+        std::io::BufReader::new(child.stdout.take().context("the child's output")?).lines();
+    ensure!(
+        lines.any(|line| line.is_ok_and(|line| line.contains("starting"))),
+        "the child did not start"
+    );
     std::thread::sleep(after);
     let loops = loops_of(child.id());
     child.kill()?;
@@ -357,7 +470,10 @@ fn a_killed_run_leaves_nothing_behind() -> Result<()> {
     for round in 0..40 {
         at_work += usize::from(start_and_kill(&image, Duration::from_millis(round * 7 % 300))? > 0);
     }
-    ensure!(at_work >= 20, "only {at_work} of 40 were killed while the disk was mounted");
+    ensure!(
+        at_work >= 20,
+        "only {at_work} of 40 were killed while the disk was mounted"
+    );
 
     let (tree, _) = mount_replayed(Image::open(&image)?, "ext4")?;
     let mut files = 0;

@@ -22,8 +22,19 @@ const FEW: usize = 700;
 /// So many that a journal of 4 MiB wraps several times.
 const MANY: usize = 2000;
 
-const fn plain(name: &'static str, mkfs: &'static str, arguments: &'static [&'static str]) -> Variant {
-    Variant { name, mkfs, arguments, options: "nodiscard", writes: FEW, wraps: false }
+const fn plain(
+    name: &'static str,
+    mkfs: &'static str,
+    arguments: &'static [&'static str],
+) -> Variant {
+    Variant {
+        name,
+        mkfs,
+        arguments,
+        options: "nodiscard",
+        writes: FEW,
+        wraps: false,
+    }
 }
 
 const fn wrapping(
@@ -32,7 +43,14 @@ const fn wrapping(
     arguments: &'static [&'static str],
     options: &'static str,
 ) -> Variant {
-    Variant { name, mkfs, arguments, options, writes: MANY, wraps: true }
+    Variant {
+        name,
+        mkfs,
+        arguments,
+        options,
+        writes: MANY,
+        wraps: true,
+    }
 }
 
 /// All of them.
@@ -41,28 +59,62 @@ pub const VARIANTS: &[Variant] = &[
     plain("ext4 1k", "ext4", &["-b", "1024"]),
     plain("ext4 ^metadata_csum", "ext4", &["-O", "^metadata_csum"]),
     plain("ext4 ^64bit", "ext4", &["-O", "^64bit"]),
-    plain("ext4 ^64bit ^metadata_csum 1k", "ext4", &["-O", "^64bit,^metadata_csum", "-b", "1024"]),
+    plain(
+        "ext4 ^64bit ^metadata_csum 1k",
+        "ext4",
+        &["-O", "^64bit,^metadata_csum", "-b", "1024"],
+    ),
     plain("ext4 fast_commit", "ext4", &["-O", "fast_commit"]),
-    plain("ext4 inline_data orphan_file", "ext4", &["-O", "inline_data,orphan_file"]),
+    plain(
+        "ext4 inline_data orphan_file",
+        "ext4",
+        &["-O", "inline_data,orphan_file"],
+    ),
     plain("ext4 bigalloc", "ext4", &["-O", "bigalloc"]),
     plain("ext3", "ext3", &[]),
-    Variant { options: "nodiscard,data=journal", ..plain("ext4 data=journal", "ext4", &[]) },
-    wrapping("ext4 wrapped", "ext4", &["-b", "4096", "-J", "size=4"], "nodiscard"),
-    wrapping("ext4 wrapped 1k", "ext4", &["-b", "1024", "-J", "size=4"], "nodiscard"),
+    Variant {
+        options: "nodiscard,data=journal",
+        ..plain("ext4 data=journal", "ext4", &[])
+    },
+    wrapping(
+        "ext4 wrapped",
+        "ext4",
+        &["-b", "4096", "-J", "size=4"],
+        "nodiscard",
+    ),
+    wrapping(
+        "ext4 wrapped 1k",
+        "ext4",
+        &["-b", "1024", "-J", "size=4"],
+        "nodiscard",
+    ),
     wrapping(
         "ext4 wrapped ^metadata_csum ^64bit",
         "ext4",
         &["-O", "^metadata_csum,^64bit", "-J", "size=4"],
         "nodiscard",
     ),
-    wrapping("ext4 wrapped data=journal", "ext4", &["-J", "size=4"], "nodiscard,data=journal"),
+    wrapping(
+        "ext4 wrapped data=journal",
+        "ext4",
+        &["-J", "size=4"],
+        "nodiscard,data=journal",
+    ),
     wrapping("ext3 wrapped", "ext3", &["-J", "size=4"], "nodiscard"),
     plain("xfs v5", "xfs", &[]),
     plain("xfs v5 1k", "xfs", &["-b", "size=1024"]),
     plain("xfs v5 4k sectors", "xfs", &["-s", "size=4096"]),
-    plain("xfs v5 without reflink, bigtime", "xfs", &["-m", "reflink=0,bigtime=0,inobtcount=0"]),
+    plain(
+        "xfs v5 without reflink, bigtime",
+        "xfs",
+        &["-m", "reflink=0,bigtime=0,inobtcount=0"],
+    ),
     plain("xfs v4", "xfs", &["-m", "crc=0"]),
-    plain("xfs v4 without ftype", "xfs", &["-m", "crc=0", "-n", "ftype=0"]),
+    plain(
+        "xfs v4 without ftype",
+        "xfs",
+        &["-m", "crc=0", "-n", "ftype=0"],
+    ),
 ];
 
 /// Whether the log reaches the disk before the shutdown.

@@ -15,12 +15,19 @@ pub type Files = BTreeMap<PathBuf, String>;
 
 /// The kernel's own places, what mkfs makes, and what rescue keeps.
 fn is_left_out(path: &Path) -> bool {
-    let out = ["/proc", "/sys", "/dev", "/run", "/var/lib/rescue"].iter().any(|out| path == Path::new(out));
-    out || path.file_name().is_some_and(|name| name == "lost+found" || name == ".rescue")
+    let out = ["/proc", "/sys", "/dev", "/run", "/var/lib/rescue"]
+        .iter()
+        .any(|out| path == Path::new(out));
+    out || path
+        .file_name()
+        .is_some_and(|name| name == "lost+found" || name == ".rescue")
 }
 
 fn hash(bytes: &[u8]) -> String {
-    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    sha2::Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// What is mounted below `root`, as the kernel has it.
@@ -30,7 +37,8 @@ pub fn of_folder(root: &Path) -> Result<Files> {
     while let Some(folder) = todo.pop() {
         let real = root.join(folder.strip_prefix("/")?);
         for entry in fs::read_dir(&real).with_context(|| format!("listing {}", real.display()))? {
-            let (entry, path) = entry.map(|entry| (entry.path(), folder.join(entry.file_name())))?;
+            let (entry, path) =
+                entry.map(|entry| (entry.path(), folder.join(entry.file_name())))?;
             if is_left_out(&path) {
                 continue;
             }
@@ -44,7 +52,10 @@ pub fn of_folder(root: &Path) -> Result<Files> {
                 hash(&fs::read(&entry)?)
             };
             let mode = meta.permissions().mode() & 0o7777;
-            files.insert(path, format!("{mode:o} {} {} {content}", meta.uid(), meta.gid()));
+            files.insert(
+                path,
+                format!("{mode:o} {} {} {content}", meta.uid(), meta.gid()),
+            );
         }
     }
     Ok(files)
@@ -70,19 +81,33 @@ pub fn of_guest(guest: &Guest) -> Result<Files> {
                 }
                 _ => hash(&guest.read(&at)?),
             };
-            files.insert(path, format!("{:o} {} {} {content}", meta.mode, meta.uid, meta.gid));
+            files.insert(
+                path,
+                format!("{:o} {} {} {content}", meta.mode, meta.uid, meta.gid),
+            );
         }
     }
     Ok(files)
 }
 
 pub fn compare(expected: &Files, seen: &Files) -> Result<()> {
-    ensure!(expected.len() > 100, "only {} files: nothing is compared", expected.len());
+    ensure!(
+        expected.len() > 100,
+        "only {} files: nothing is compared",
+        expected.len()
+    );
     for (path, state) in expected {
         let there = seen.get(path).map_or("nothing", String::as_str);
-        ensure!(there == state, "{}: {there} instead of {state}", path.display());
+        ensure!(
+            there == state,
+            "{}: {there} instead of {state}",
+            path.display()
+        );
     }
-    let more: Vec<_> = seen.keys().filter(|path| !expected.contains_key(*path)).collect();
+    let more: Vec<_> = seen
+        .keys()
+        .filter(|path| !expected.contains_key(*path))
+        .collect();
     ensure!(more.is_empty(), "there is more: {more:?}");
     Ok(())
 }

@@ -32,7 +32,12 @@ const NOT_READ: [&str; 4] = [
 ];
 
 /// Of these its own inspection is compared, too.
-const INSPECTED: [&str; 4] = ["gpt_ext4", "mbr_xfs_with_boot", "btrfs_of_ubuntu", "lvm_on_mbr_as_centos_makes_it"];
+const INSPECTED: [&str; 4] = [
+    "gpt_ext4",
+    "mbr_xfs_with_boot",
+    "btrfs_of_ubuntu",
+    "lvm_on_mbr_as_centos_makes_it",
+];
 
 /// The logical volumes of the matrix, as its fstabs call them.
 const LOGICAL: [&str; 2] = ["/dev/mapper/centos-root", "/dev/node/root"];
@@ -50,7 +55,9 @@ struct Guested {
 }
 
 pub fn compare(layouts: Vec<(&'static str, Layout)>) -> Result<()> {
-    let folder = tempfile::Builder::new().prefix("rescue-guestfish-").tempdir()?;
+    let folder = tempfile::Builder::new()
+        .prefix("rescue-guestfish-")
+        .tempdir()?;
     let folder = folder.path();
     let mut all = Vec::new();
     let asked = std::env::var("RESCUE_GUESTFISH").unwrap_or_default();
@@ -59,14 +66,21 @@ pub fn compare(layouts: Vec<(&'static str, Layout)>) -> Result<()> {
         let own = folder.join(name);
         fs::create_dir(&own)?;
         let machine = Machine::make(&layout, &own).context(name)?;
-        all.push(Guested { name, layout, machine, disks: Vec::new() });
+        all.push(Guested {
+            name,
+            layout,
+            machine,
+            disks: Vec::new(),
+        });
     }
     let said = appliance(&mut all, folder, |guested| guested.files_script(folder))?;
     let mut compared = 0;
     let mut wrong = Vec::new();
     for guested in &all {
         match guested.compare_files(folder) {
-            Ok(None) if NOT_READ.contains(&guested.name) => println!("{}: not read by guestfish", guested.name),
+            Ok(None) if NOT_READ.contains(&guested.name) => {
+                println!("{}: not read by guestfish", guested.name)
+            }
             Ok(None) => wrong.push(format!("{}: guestfish read nothing", guested.name)),
             Ok(Some(count)) => {
                 println!("{}: {count} files are the same", guested.name);
@@ -88,13 +102,24 @@ pub fn compare(layouts: Vec<(&'static str, Layout)>) -> Result<()> {
 }
 
 /// One appliance with the disks of all; gives what it printed. `script` is asked once they have their names.
-fn appliance(all: &mut [Guested], folder: &Path, script: impl Fn(&Guested) -> Result<String>) -> Result<String> {
+fn appliance(
+    all: &mut [Guested],
+    folder: &Path,
+    script: impl Fn(&Guested) -> Result<String>,
+) -> Result<String> {
     let (mut lines, mut count) = (String::new(), 0);
     for guested in all.iter_mut() {
         guested.disks.clear();
         for image in &guested.machine.images {
-            let blocks = if guested.sector() == 4096 { " blocksize:4096" } else { "" };
-            lines.push_str(&format!("add-drive {} readonly:true format:raw{blocks}\n", image.display()));
+            let blocks = if guested.sector() == 4096 {
+                " blocksize:4096"
+            } else {
+                ""
+            };
+            lines.push_str(&format!(
+                "add-drive {} readonly:true format:raw{blocks}\n",
+                image.display()
+            ));
             guested.disks.push(disk_name(count));
             count += 1;
         }
@@ -105,10 +130,20 @@ fn appliance(all: &mut [Guested], folder: &Path, script: impl Fn(&Guested) -> Re
     for guested in all.iter() {
         lines.push_str(&script(guested)?);
     }
-    let ran = Cmd::new("guestfish").stdin(lines).timeout(Duration::from_secs(3000));
-    let ran = ran.env("LIBGUESTFS_BACKEND", "direct").env("LIBGUESTFS_BACKEND_SETTINGS", "force_tcg");
-    let ran = ran.env("LIBGUESTFS_CACHEDIR", folder).env("TMPDIR", folder).run()?;
-    println!("guestfish took {:.0} s for {count} disks", ran.took.as_secs_f64());
+    let ran = Cmd::new("guestfish")
+        .stdin(lines)
+        .timeout(Duration::from_secs(3000));
+    let ran = ran
+        .env("LIBGUESTFS_BACKEND", "direct")
+        .env("LIBGUESTFS_BACKEND_SETTINGS", "force_tcg");
+    let ran = ran
+        .env("LIBGUESTFS_CACHEDIR", folder)
+        .env("TMPDIR", folder)
+        .run()?;
+    println!(
+        "guestfish took {:.0} s for {count} disks",
+        ran.took.as_secs_f64()
+    );
     Ok(ran.transcript())
 }
 
@@ -123,14 +158,19 @@ fn disk_name(index: usize) -> String {
 
 impl Guested {
     fn sector(&self) -> u64 {
-        self.machine.places().first().map_or(512, |place| place.sector)
+        self.machine
+            .places()
+            .first()
+            .map_or(512, |place| place.sector)
     }
 
     /// Mounts the machine as its fstab says, and has the files summed up.
     fn files_script(&self, folder: &Path) -> Result<String> {
         let mut script = String::from("-umount-all\n");
         for mount in self.layout.mounts {
-            let Mount::Place(place, at, options) = mount else { continue };
+            let Mount::Place(place, at, options) = mount else {
+                continue;
+            };
             let device = self.device(*place, at)?;
             match options.is_empty() {
                 true => script.push_str(&format!("-mount {device} {at}\n")),
@@ -138,7 +178,10 @@ impl Guested {
             }
         }
         for (index, (below, _)) in self.folders().iter().enumerate() {
-            script.push_str(&format!("-checksums-out sha256 {below} {}\n", self.sums_file(folder, index).display()));
+            script.push_str(&format!(
+                "-checksums-out sha256 {below} {}\n",
+                self.sums_file(folder, index).display()
+            ));
         }
         Ok(script)
     }
@@ -149,8 +192,13 @@ impl Guested {
             Mount::Bind(from, to) => Some((*from, *to)),
             Mount::Place(..) => None,
         });
-        let plain = FOLDERS.iter().filter(|folder| !binds.clone().any(|(_, to)| to == **folder));
-        plain.map(|folder| (*folder, *folder)).chain(binds.clone()).collect()
+        let plain = FOLDERS
+            .iter()
+            .filter(|folder| !binds.clone().any(|(_, to)| to == **folder));
+        plain
+            .map(|folder| (*folder, *folder))
+            .chain(binds.clone())
+            .collect()
     }
 
     fn sums_file(&self, folder: &Path, index: usize) -> PathBuf {
@@ -159,13 +207,24 @@ impl Guested {
 
     fn device(&self, place: usize, at: &str) -> Result<String> {
         let place = self.machine.places().get(place).context("no such place")?;
-        let index = self.machine.images.iter().position(|image| *image == place.image).context("no such image")?;
+        let index = self
+            .machine
+            .images
+            .iter()
+            .position(|image| *image == place.image)
+            .context("no such image")?;
         let disk = self.disks.get(index).context("no such disk")?;
         if place.offset == 0 {
             return Ok(disk.clone());
         }
-        let line = self.layout.fstab.lines().find(|line| line.split_whitespace().nth(1) == Some(at));
-        let called = line.and_then(|line| line.split_whitespace().next()).unwrap_or_default();
+        let line = self
+            .layout
+            .fstab
+            .lines()
+            .find(|line| line.split_whitespace().nth(1) == Some(at));
+        let called = line
+            .and_then(|line| line.split_whitespace().next())
+            .unwrap_or_default();
         if LOGICAL.contains(&called) {
             return Ok(called.to_owned());
         }
@@ -175,11 +234,18 @@ impl Guested {
     fn sums(&self, folder: &Path) -> Result<Sums> {
         let mut sums = Sums::new();
         for (index, (_, seen_at)) in self.folders().iter().enumerate() {
-            let Ok(text) = fs::read_to_string(self.sums_file(folder, index)) else { continue };
+            let Ok(text) = fs::read_to_string(self.sums_file(folder, index)) else {
+                continue;
+            };
             for line in text.lines() {
                 // sha256sum's own form; odd names would begin with a backslash.
-                let (sum, name) = line.split_once("  ").with_context(|| format!("no checksum: {line:?}"))?;
-                sums.insert(Path::new(seen_at).join(name.trim_start_matches("./")), sum.to_owned());
+                let (sum, name) = line
+                    .split_once("  ")
+                    .with_context(|| format!("no checksum: {line:?}"))?;
+                sums.insert(
+                    Path::new(seen_at).join(name.trim_start_matches("./")),
+                    sum.to_owned(),
+                );
             }
         }
         Ok(sums)
@@ -204,12 +270,21 @@ impl Guested {
     fn facts_script(&self) -> Result<String> {
         let root = self.root()?;
         let facts = ["hostname", "distro", "major-version"];
-        let facts: String = facts.iter().map(|fact| format!("-inspect-get-{fact} {root}\n")).collect();
+        let facts: String = facts
+            .iter()
+            .map(|fact| format!("-inspect-get-{fact} {root}\n"))
+            .collect();
         Ok(format!("echo =={}\n{facts}echo ==end\n", self.name))
     }
 
     fn guest(&self) -> Result<Guest> {
-        let sources: Vec<Source> = self.machine.images.iter().cloned().map(Source::Disk).collect();
+        let sources: Vec<Source> = self
+            .machine
+            .images
+            .iter()
+            .cloned()
+            .map(Source::Disk)
+            .collect();
         let mut guests = discover(&sources)?.guests;
         ensure!(guests.len() == 1, "{guests:?}");
         guests.pop().context("no guest")
@@ -225,21 +300,38 @@ impl Guested {
         ensure!(ours.len() > 40, "only {} files", ours.len());
         for (path, sum) in &ours {
             let there = theirs.get(path).map_or("nothing", String::as_str);
-            ensure!(there == sum, "{} is {there} to guestfish, {sum} to us", path.display());
+            ensure!(
+                there == sum,
+                "{} is {there} to guestfish, {sum} to us",
+                path.display()
+            );
         }
-        let more: Vec<_> = theirs.keys().filter(|path| !ours.contains_key(*path)).collect();
+        let more: Vec<_> = theirs
+            .keys()
+            .filter(|path| !ours.contains_key(*path))
+            .collect();
         ensure!(more.is_empty(), "guestfish sees {more:?} as well");
         Ok(Some(ours.len()))
     }
 
     /// Host name and operating system, as its inspection has them.
     fn compare_facts(&self, said: &str) -> Result<String> {
-        let own = said.split(&format!("=={}\n", self.name)).nth(1).and_then(|rest| rest.split("==end").next());
+        let own = said
+            .split(&format!("=={}\n", self.name))
+            .nth(1)
+            .and_then(|rest| rest.split("==end").next());
         let lines: Vec<&str> = own.unwrap_or_default().lines().collect();
-        let [hostname, distro, version] = lines.as_slice() else { anyhow::bail!("{}: {lines:?}\n{said}", self.name) };
+        let [hostname, distro, version] = lines.as_slice() else {
+            anyhow::bail!("{}: {lines:?}\n{said}", self.name)
+        };
         let node = Node::read(&self.guest()?);
         let os = node.os.value.clone().unwrap_or_default();
-        ensure!(node.hostname.value.as_deref() == Some(*hostname), "{}: {hostname}, {:?}", self.name, node.hostname);
+        ensure!(
+            node.hostname.value.as_deref() == Some(*hostname),
+            "{}: {hostname}, {:?}",
+            self.name,
+            node.hostname
+        );
         let is_same = os.to_lowercase().contains(distro) && os.contains(version);
         ensure!(is_same, "{}: {distro} {version}, {os}", self.name);
         Ok(format!("{hostname}, {distro} {version}"))
@@ -248,17 +340,35 @@ impl Guested {
 
 /// The partition that begins where the file system does, by sfdisk.
 fn partition_number(place: &Place) -> Result<u64> {
-    let device = Loop::attach(&place.image, 0, place.image.metadata()?.len(), place.sector, true)?;
-    let ran = Cmd::new("sfdisk").arg("--json").arg(device.device()).run()?;
+    let device = Loop::attach(
+        &place.image,
+        0,
+        place.image.metadata()?.len(),
+        place.sector,
+        true,
+    )?;
+    let ran = Cmd::new("sfdisk")
+        .arg("--json")
+        .arg(device.device())
+        .run()?;
     if ran.code != 0 {
         // It does not read every table that we do.
         return Ok(1);
     }
     let table = ran.json()?;
-    let rows = table["partitiontable"]["partitions"].as_array().cloned().unwrap_or_default();
-    let row = rows.iter().find(|row| row["start"].as_u64().map(|start| start * place.sector) == Some(place.offset));
+    let rows = table["partitiontable"]["partitions"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let row = rows
+        .iter()
+        .find(|row| row["start"].as_u64().map(|start| start * place.sector) == Some(place.offset));
     let node = row.and_then(|row| row["node"].as_str()).map(str::to_owned);
-    let number = node.and_then(|node| node.rsplit('p').next().and_then(|number| number.parse().ok()));
+    let number = node.and_then(|node| {
+        node.rsplit('p')
+            .next()
+            .and_then(|number| number.parse().ok())
+    });
     // Where its tables differ from what the guest had.
     Ok(number.unwrap_or(1))
 }

@@ -62,7 +62,9 @@ impl Layout {
         Self::new(Box::new(move |folder| {
             let mut places = Vec::new();
             for (number, builder) in disks.iter().enumerate() {
-                let disk = builder.clone().build(&folder.join(format!("disk{number}.img")))?;
+                let disk = builder
+                    .clone()
+                    .build(&folder.join(format!("disk{number}.img")))?;
                 places.extend(disk.volumes.iter().map(|volume| Place {
                     image: disk.path.clone(),
                     offset: volume.offset,
@@ -108,18 +110,32 @@ pub fn mbr_ext4() -> Layout {
 }
 
 pub fn mbr_ext4_with_4k_sectors() -> Layout {
-    Layout::on(gpt(64).table(Table::Mbr).sector_size(4096).partition(ext4()))
+    Layout::on(
+        gpt(64)
+            .table(Table::Mbr)
+            .sector_size(4096)
+            .partition(ext4()),
+    )
 }
 
 pub fn mbr_logical_ext3() -> Layout {
-    let disk = gpt(96).table(Table::MbrLogical).partition(part(FileSystem::Swap, "swap").size(16 * MIB));
+    let disk = gpt(96)
+        .table(Table::MbrLogical)
+        .partition(part(FileSystem::Swap, "swap").size(16 * MIB));
     let mounts = &[Mount::Place(1, "/", "")];
     let fstab = "/dev/sda6 / ext3 defaults 0 1\n/dev/sda5 none swap sw 0 0\n";
-    Layout { mounts, fstab, ..Layout::on(disk.partition(part(FileSystem::Ext3, "root"))) }
+    Layout {
+        mounts,
+        fstab,
+        ..Layout::on(disk.partition(part(FileSystem::Ext3, "root")))
+    }
 }
 
 pub fn no_table_ext4() -> Layout {
-    Layout { fstab: "/dev/vda / ext4 defaults 0 1\n", ..Layout::on(gpt(64).table(Table::Bare).partition(ext4())) }
+    Layout {
+        fstab: "/dev/vda / ext4 defaults 0 1\n",
+        ..Layout::on(gpt(64).table(Table::Bare).partition(ext4()))
+    }
 }
 
 pub fn gpt_ext2() -> Layout {
@@ -139,7 +155,10 @@ pub fn ext4_with_inline_data() -> Layout {
 }
 
 pub fn ext4_after_a_power_cut() -> Layout {
-    Layout { power_cut: true, ..Layout::on(gpt(64).partition(ext4())) }
+    Layout {
+        power_cut: true,
+        ..Layout::on(gpt(64).partition(ext4()))
+    }
 }
 
 pub fn gpt_xfs() -> Layout {
@@ -161,11 +180,18 @@ pub fn no_table_xfs() -> Layout {
 }
 
 pub fn xfs_with_4k_sectors() -> Layout {
-    Layout::on(gpt(310).sector_size(4096).partition(xfs().mkfs(["-s", "size=4096"])))
+    Layout::on(
+        gpt(310)
+            .sector_size(4096)
+            .partition(xfs().mkfs(["-s", "size=4096"])),
+    )
 }
 
 pub fn xfs_after_a_power_cut() -> Layout {
-    Layout { power_cut: true, ..Layout::on(gpt(310).partition(xfs())) }
+    Layout {
+        power_cut: true,
+        ..Layout::on(gpt(310).partition(xfs()))
+    }
 }
 
 pub fn btrfs_without_subvolumes() -> Layout {
@@ -174,7 +200,10 @@ pub fn btrfs_without_subvolumes() -> Layout {
 
 pub fn btrfs_of_ubuntu() -> Layout {
     Layout {
-        mounts: &[Mount::Place(0, "/", "subvol=@"), Mount::Place(0, "/home", "subvol=@home")],
+        mounts: &[
+            Mount::Place(0, "/", "subvol=@"),
+            Mount::Place(0, "/home", "subvol=@home"),
+        ],
         subvolumes: Some((0, &["@", "@home", "timeshift-btrfs/snapshots"], None)),
         fstab: "LABEL=root / btrfs defaults,subvol=@ 0 1\nLABEL=root /home btrfs defaults,subvol=@home 0 2\n",
         ..Layout::on(gpt(160).partition(btrfs()))
@@ -190,7 +219,13 @@ pub fn btrfs_of_suse() -> Layout {
         ],
         subvolumes: Some((
             0,
-            &["@", "@/var", "@/root", "@/.snapshots", "@/.snapshots/1/snapshot"],
+            &[
+                "@",
+                "@/var",
+                "@/root",
+                "@/.snapshots",
+                "@/.snapshots/1/snapshot",
+            ],
             Some("@/.snapshots/1/snapshot"),
         )),
         fstab: "LABEL=root / btrfs defaults 0 0\nLABEL=root /var btrfs subvol=/@/var 0 0\n\
@@ -198,8 +233,16 @@ pub fn btrfs_of_suse() -> Layout {
         arrange: |root| {
             fs::create_dir(root.join(".snapshots"))?;
             // What snapper would have made of it.
-            Cmd::new("btrfs").args(["subvolume", "snapshot", "-r"]).arg(root).arg(root.join(".snapshots/2")).ok()?;
-            Cmd::new("btrfs").args(["subvolume", "delete"]).arg(root.join(".snapshots/2")).ok().map(drop)
+            Cmd::new("btrfs")
+                .args(["subvolume", "snapshot", "-r"])
+                .arg(root)
+                .arg(root.join(".snapshots/2"))
+                .ok()?;
+            Cmd::new("btrfs")
+                .args(["subvolume", "delete"])
+                .arg(root.join(".snapshots/2"))
+                .ok()
+                .map(drop)
         },
         ..Layout::on(gpt(160).partition(btrfs()))
     }
@@ -216,7 +259,11 @@ pub fn btrfs_with_a_nested_var() -> Layout {
 }
 
 pub fn no_table_btrfs() -> Layout {
-    Layout::on(gpt(160).table(Table::Bare).partition(btrfs().mkfs(["--csum", "xxhash", "--mixed"])))
+    Layout::on(
+        gpt(160)
+            .table(Table::Bare)
+            .partition(btrfs().mkfs(["--csum", "xxhash", "--mixed"])),
+    )
 }
 
 pub fn everything_on_its_own() -> Layout {
@@ -256,7 +303,11 @@ pub fn esp_boot_swap_and_var() -> Layout {
         .partition(ext4().size(64 * MIB))
         .partition(part(FileSystem::Ext4, "var"));
     Layout {
-        mounts: &[Mount::Place(3, "/", ""), Mount::Place(4, "/var", ""), Mount::Place(1, "/boot", "")],
+        mounts: &[
+            Mount::Place(3, "/", ""),
+            Mount::Place(4, "/var", ""),
+            Mount::Place(1, "/boot", ""),
+        ],
         fstab: "/dev/sda4 / ext4 errors=remount-ro 0 1\n/dev/sda2 /boot ext2 defaults 0 2\nUUID=DEAD-BEEF /boot/efi vfat umask=0077 0 1\n\
                 /dev/sda5 /var ext4 defaults 0 2\nLABEL=swap none swap sw 0 0\nUUID=0-0 /backup ext4 noauto 0 0\n\
                 LABEL=gone /gone ext4 nofail 0 0\n",
@@ -264,7 +315,9 @@ pub fn esp_boot_swap_and_var() -> Layout {
         damage: |image| {
             let efi = format!("{}@@1M", image.display());
             Cmd::new("mformat")
-                .args(["-i", &efi, "-T", "32768", "-h", "16", "-s", "63", "-N", "deadbeef", "::"])
+                .args([
+                    "-i", &efi, "-T", "32768", "-h", "16", "-s", "63", "-N", "deadbeef", "::",
+                ])
                 .ok()?;
             Ok(())
         },
@@ -279,7 +332,9 @@ pub fn var_on_a_second_disk() -> Layout {
         fstab: "/dev/sda1 / ext4 defaults 0 1\n/dev/sdb1 /var xfs defaults 0 0\n",
         ..Layout::disks(vec![
             gpt(64).partition(ext4()),
-            gpt(310).table(Table::Mbr).partition(part(FileSystem::Xfs, "var")),
+            gpt(310)
+                .table(Table::Mbr)
+                .partition(part(FileSystem::Xfs, "var")),
         ])
     }
 }
@@ -291,7 +346,10 @@ pub fn a_linked_folder_on_a_second_disk() -> Layout {
         arrange: |root| {
             fs::create_dir_all(root.join("data"))?;
             fs::create_dir_all(root.join("data/etcd"))?;
-            Cmd::new("mv").args(["var/lib/kubelet", "etc/kubernetes", "data/"]).dir(root).ok()?;
+            Cmd::new("mv")
+                .args(["var/lib/kubelet", "etc/kubernetes", "data/"])
+                .dir(root)
+                .ok()?;
             // Relative, so that the judge is not led out of the mounted guest.
             symlink("../../data/kubelet", root.join("var/lib/kubelet"))?;
             symlink("/data/etcd", root.join("var/lib/etcd"))?;
@@ -300,7 +358,9 @@ pub fn a_linked_folder_on_a_second_disk() -> Layout {
         },
         ..Layout::disks(vec![
             gpt(64).partition(ext4()),
-            gpt(64).table(Table::Bare).partition(part(FileSystem::Ext4, "my data")),
+            gpt(64)
+                .table(Table::Bare)
+                .partition(part(FileSystem::Ext4, "my data")),
         ])
     }
 }
@@ -316,12 +376,19 @@ pub fn a_bind_mount() -> Layout {
         fstab: "LABEL=root / ext4 defaults 0 1\n/data/kubelet /var/lib/kubelet none bind,x-systemd.requires=/data 0 0\n\
                 LABEL=data /data xfs defaults,nofail 0 2\n/data/kubernetes /etc/kubernetes none rbind 0 0\n",
         arrange: |root| {
-            Cmd::new("mv").args(["var/lib/kubelet", "etc/kubernetes", "data/"]).dir(root).ok()?;
+            Cmd::new("mv")
+                .args(["var/lib/kubelet", "etc/kubernetes", "data/"])
+                .dir(root)
+                .ok()?;
             fs::create_dir(root.join("var/lib/kubelet"))?;
             fs::create_dir(root.join("etc/kubernetes"))?;
             Ok(())
         },
-        ..Layout::on(gpt(384).partition(ext4().size(64 * MIB)).partition(part(FileSystem::Xfs, "data")))
+        ..Layout::on(
+            gpt(384)
+                .partition(ext4().size(64 * MIB))
+                .partition(part(FileSystem::Xfs, "data")),
+        )
     }
 }
 
@@ -348,7 +415,11 @@ pub fn over_our_own_paths() -> Layout {
 }
 
 fn write(image: &Path, offset: u64, bytes: &[u8]) -> Result<()> {
-    File::options().write(true).open(image)?.write_all_at(bytes, offset).context("damaging the image")
+    File::options()
+        .write(true)
+        .open(image)?
+        .write_all_at(bytes, offset)
+        .context("damaging the image")
 }
 
 pub fn gpt_primary_header_gone() -> Layout {
@@ -380,7 +451,13 @@ pub fn gpt_without_protective_mbr() -> Layout {
 
 pub fn gpt_with_hybrid_mbr() -> Layout {
     Layout {
-        damage: |image| Cmd::new("sgdisk").args(["-h", "1"]).arg(image).ok().map(drop),
+        damage: |image| {
+            Cmd::new("sgdisk")
+                .args(["-h", "1"])
+                .arg(image)
+                .ok()
+                .map(drop)
+        },
         ..Layout::on(gpt(64).partition(ext4()))
     }
 }
@@ -394,9 +471,16 @@ pub fn gpt_with_entries_of_256_bytes() -> Layout {
             file.read_exact_at(&mut header, 512)?;
             file.read_exact_at(&mut old, 1024)?;
             // Half as many, twice as long, in the same place.
-            let table: Vec<u8> = old[..64 * 128].chunks(128).flat_map(|entry| [entry, &[0; 128]].concat()).collect();
+            let table: Vec<u8> = old[..64 * 128]
+                .chunks(128)
+                .flat_map(|entry| [entry, &[0; 128]].concat())
+                .collect();
             file.write_all_at(&table, 1024)?;
-            let sum = |bytes: &[u8]| crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC).checksum(bytes).to_le_bytes();
+            let sum = |bytes: &[u8]| {
+                crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC)
+                    .checksum(bytes)
+                    .to_le_bytes()
+            };
             header[80..84].copy_from_slice(&64_u32.to_le_bytes());
             header[84..88].copy_from_slice(&256_u32.to_le_bytes());
             header[88..92].copy_from_slice(&sum(&table));
@@ -417,13 +501,24 @@ fn divided(script: &'static str, labels: &'static [&'static str]) -> Layout {
     Layout::new(Box::new(move |folder| {
         let image = folder.join("disk.img");
         File::create(&image)?.set_len(160 * MIB)?;
-        Cmd::new("sfdisk").args(["--quiet", "--no-reread", "--no-tell-kernel"]).arg(&image).stdin(script).ok()?;
+        Cmd::new("sfdisk")
+            .args(["--quiet", "--no-reread", "--no-tell-kernel"])
+            .arg(&image)
+            .stdin(script)
+            .ok()?;
         let mut places = Vec::new();
         for (number, label) in labels.iter().enumerate() {
-            let place =
-                Place { image: image.clone(), offset: (1 + 64 * number as u64) * MIB, size: 64 * MIB, sector: 512 };
+            let place = Place {
+                image: image.clone(),
+                offset: (1 + 64 * number as u64) * MIB,
+                size: 64 * MIB,
+                sector: 512,
+            };
             let device = Loop::attach(&image, place.offset, place.size, 512, false)?;
-            Cmd::new("mkfs.ext4").args(["-q", "-F", "-L", label]).arg(device.device()).ok()?;
+            Cmd::new("mkfs.ext4")
+                .args(["-q", "-F", "-L", label])
+                .arg(device.device())
+                .ok()?;
             places.push(place);
         }
         Ok(places)
@@ -443,8 +538,7 @@ pub fn by_partuuid() -> Layout {
         )
     }
 }
-const FSTAB_BY_PARTUUID: &str =
-    "LABEL=one / ext4 defaults 0 1\nPARTUUID=\"0a1b2c3d-1111-4222-8333-444455556666\" /var ext4 defaults 0 2\n";
+const FSTAB_BY_PARTUUID: &str = "LABEL=one / ext4 defaults 0 1\nPARTUUID=\"0a1b2c3d-1111-4222-8333-444455556666\" /var ext4 defaults 0 2\n";
 
 pub fn by_partuuid_of_an_mbr() -> Layout {
     Layout {
@@ -470,10 +564,16 @@ pub fn by_partlabel_with_blanks() -> Layout {
 
 pub fn by_nvme_name() -> Layout {
     Layout {
-        mounts: &[Mount::Place(0, "/", ""), Mount::Place(1, "/var", ""), Mount::Place(2, "/var/log", "")],
+        mounts: &[
+            Mount::Place(0, "/", ""),
+            Mount::Place(1, "/var", ""),
+            Mount::Place(2, "/var/log", ""),
+        ],
         fstab: "/dev/nvme0n1p1 / ext4 defaults 0 1\n/dev/nvme0n1p2 /var ext4 defaults 0 2\n/dev/nvme1n1p1 /var/log ext4 defaults 0 2\n",
         ..Layout::disks(vec![
-            gpt(128).partition(ext4().size(48 * MIB)).partition(part(FileSystem::Ext4, "var")),
+            gpt(128)
+                .partition(ext4().size(48 * MIB))
+                .partition(part(FileSystem::Ext4, "var")),
             gpt(48).partition(part(FileSystem::Ext4, "log")),
         ])
     }
@@ -484,7 +584,11 @@ pub fn by_path_name() -> Layout {
         mounts: ROOT_AND_VAR,
         fstab: "/dev/disk/by-path/pci-0000:03:00.0-scsi-0:0:0:0-part1 / ext4 defaults 0 1\n\
                 ID=scsi-36000c29aabbccdd-part2 /var ext4 defaults 0 2\n",
-        ..Layout::on(gpt(128).partition(ext4().size(48 * MIB)).partition(part(FileSystem::Ext4, "var")))
+        ..Layout::on(
+            gpt(128)
+                .partition(ext4().size(48 * MIB))
+                .partition(part(FileSystem::Ext4, "var")),
+        )
     }
 }
 
@@ -496,9 +600,18 @@ pub fn lvm_on_mbr_as_centos_makes_it() -> Layout {
         ..Layout::new(Box::new(|folder| {
             let boot = part(FileSystem::Ext4, "boot").size(32 * MIB);
             let rest = Partition::unmounted(FileSystem::Nothing);
-            let disk = gpt(400).table(Table::Mbr).partition(boot).partition(rest).build(&folder.join("disk.img"))?;
+            let disk = gpt(400)
+                .table(Table::Mbr)
+                .partition(boot)
+                .partition(rest)
+                .build(&folder.join("disk.img"))?;
             let (boot, pv) = (&disk.volumes[0], &disk.volumes[1]);
-            let place = |offset, size| Place { image: disk.path.clone(), offset, size, sector: 512 };
+            let place = |offset, size| Place {
+                image: disk.path.clone(),
+                offset,
+                size,
+                sector: 512,
+            };
             let (at, size) = volume_on(&disk.path, pv.offset, pv.size, "centos", "320M")?;
             format_root(&disk.path, at, size, "mkfs.xfs")?;
             Ok(vec![place(boot.offset, boot.size), place(at, size)])
@@ -514,23 +627,42 @@ pub fn lvm_on_a_whole_disk() -> Layout {
             File::create(&image)?.set_len(100 * MIB)?;
             let (at, size) = volume_on(&image, 0, 100 * MIB, "node", "64M")?;
             format_root(&image, at, size, "mkfs.ext4")?;
-            Ok(vec![Place { image, offset: at, size, sector: 512 }])
+            Ok(vec![Place {
+                image,
+                offset: at,
+                size,
+                sector: 512,
+            }])
         }))
     }
 }
 
 /// A group with swap and root on a part of an image; where root came to lie.
-fn volume_on(image: &Path, offset: u64, length: u64, group: &str, size: &str) -> Result<(u64, u64)> {
+fn volume_on(
+    image: &Path,
+    offset: u64,
+    length: u64,
+    group: &str,
+    size: &str,
+) -> Result<(u64, u64)> {
     let device = Loop::attach(image, offset, length, 512, false)?;
     let name = device.device().display().to_string();
     let run = |arguments: &[&str]| lvm::run(&[&name], arguments);
     run(&["pvcreate", "-q", &name])?;
     run(&["vgcreate", "-q", group, &name])?;
     for (volume, size) in [("swap", "4M"), ("root", size)] {
-        run(&["lvcreate", "-q", "-an", "-Zn", "-Wn", "-n", volume, "-L", size, group])?;
+        run(&[
+            "lvcreate", "-q", "-an", "-Zn", "-Wn", "-n", volume, "-L", size, group,
+        ])?;
     }
     let volume = format!("{group}/root");
-    let places = lvm::Places::of(&volume, 0, std::slice::from_ref(&name), &[image.to_path_buf()], &run)?;
+    let places = lvm::Places::of(
+        &volume,
+        0,
+        std::slice::from_ref(&name),
+        &[image.to_path_buf()],
+        &run,
+    )?;
     let (_, at, length) = places.one_run().context("root is in pieces")?;
     Ok((offset + at, length))
 }
@@ -538,5 +670,9 @@ fn volume_on(image: &Path, offset: u64, length: u64, group: &str, size: &str) ->
 fn format_root(image: &Path, offset: u64, size: u64, mkfs: &str) -> Result<()> {
     let device = Loop::attach(image, offset, size, 512, false)?;
     let force = if mkfs == "mkfs.xfs" { "-f" } else { "-F" };
-    Cmd::new(mkfs).args(["-q", force]).arg(device.device()).ok().map(drop)
+    Cmd::new(mkfs)
+        .args(["-q", force])
+        .arg(device.device())
+        .ok()
+        .map(drop)
 }

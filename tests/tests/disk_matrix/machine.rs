@@ -49,7 +49,10 @@ impl Machine {
             (layout.arrange)(root)?;
             if layout.power_cut {
                 // What was written is in the log alone.
-                Cmd::new("xfs_io").args(["-x", "-c", "syncfs", "-c", "shutdown -f"]).arg(root).ok()?;
+                Cmd::new("xfs_io")
+                    .args(["-x", "-c", "syncfs", "-c", "shutdown -f"])
+                    .arg(root)
+                    .ok()?;
             }
             Ok(())
         })?;
@@ -65,7 +68,9 @@ impl Machine {
     }
 
     fn make_subvolumes(&self, layout: &Layout) -> Result<()> {
-        let Some((place, names, default)) = &layout.subvolumes else { return Ok(()) };
+        let Some((place, names, default)) = &layout.subvolumes else {
+            return Ok(());
+        };
         let place = self.places.get(*place).context("no such place")?;
         let top = tempfile::tempdir()?;
         in_private_namespace(|| {
@@ -74,10 +79,16 @@ impl Machine {
             for name in *names {
                 let path = top.path().join(name);
                 fs::create_dir_all(path.parent().context("no folder")?)?;
-                Cmd::new("btrfs").args(["subvolume", "create"]).arg(&path).ok()?;
+                Cmd::new("btrfs")
+                    .args(["subvolume", "create"])
+                    .arg(&path)
+                    .ok()?;
             }
             if let Some(default) = default {
-                Cmd::new("btrfs").args(["subvolume", "set-default"]).arg(top.path().join(default)).ok()?;
+                Cmd::new("btrfs")
+                    .args(["subvolume", "set-default"])
+                    .arg(top.path().join(default))
+                    .ok()?;
             }
             mount.unmount()
         })
@@ -85,13 +96,31 @@ impl Machine {
 
     pub fn copy(&self, folder: &Path) -> Result<Self> {
         fs::create_dir(folder)?;
-        let to = |image: &Path| Ok::<_, anyhow::Error>(folder.join(image.file_name().context("no name")?));
+        let to = |image: &Path| {
+            Ok::<_, anyhow::Error>(folder.join(image.file_name().context("no name")?))
+        };
         for image in &self.images {
-            Cmd::new("cp").args(["--sparse=always"]).arg(image).arg(to(image)?).ok()?;
+            Cmd::new("cp")
+                .args(["--sparse=always"])
+                .arg(image)
+                .arg(to(image)?)
+                .ok()?;
         }
-        let images = self.images.iter().map(|image| to(image)).collect::<Result<_>>()?;
-        let places = self.places.iter().map(|place| Ok(Place { image: to(&place.image)?, ..place.clone() }));
-        Ok(Self { images, places: places.collect::<Result<_>>()? })
+        let images = self
+            .images
+            .iter()
+            .map(|image| to(image))
+            .collect::<Result<_>>()?;
+        let places = self.places.iter().map(|place| {
+            Ok(Place {
+                image: to(&place.image)?,
+                ..place.clone()
+            })
+        });
+        Ok(Self {
+            images,
+            places: places.collect::<Result<_>>()?,
+        })
     }
 
     /// As the guest has it after its next boot.
@@ -114,7 +143,11 @@ impl Machine {
         let folder = tempfile::Builder::new().prefix("rescue-guest-").tempdir()?;
         let root = folder.path();
         let result = in_private_namespace(|| {
-            let devices = self.places.iter().map(|place| place.attach(read_only)).collect::<Result<Vec<_>>>()?;
+            let devices = self
+                .places
+                .iter()
+                .map(|place| place.attach(read_only))
+                .collect::<Result<Vec<_>>>()?;
             let mut mounts = Vec::new();
             for mount in layout.mounts {
                 match mount {
@@ -124,14 +157,21 @@ impl Machine {
                             fs::create_dir_all(&target)?;
                         }
                         let access = if read_only { "ro" } else { "rw" };
-                        let options =
-                            if options.is_empty() { access.to_owned() } else { format!("{access},{options}") };
+                        let options = if options.is_empty() {
+                            access.to_owned()
+                        } else {
+                            format!("{access},{options}")
+                        };
                         let device = devices.get(*place).context("no such place")?;
                         mounts.push(Mounted::mount(device.device(), &target, &options)?);
                     }
                     Mount::Bind(from, to) if with_binds => {
                         let at = |path: &str| root.join(path.trim_start_matches('/'));
-                        Cmd::new("mount").arg("--bind").arg(at(from)).arg(at(to)).ok()?;
+                        Cmd::new("mount")
+                            .arg("--bind")
+                            .arg(at(from))
+                            .arg(at(to))
+                            .ok()?;
                     }
                     Mount::Bind(..) => {}
                 }
@@ -152,14 +192,26 @@ impl Machine {
     pub fn check(&self) -> Result<()> {
         for place in &self.places {
             let device = place.attach(true)?;
-            let kind = Cmd::new("blkid").args(["-p", "-o", "value", "-s", "TYPE"]).arg(device.device()).run()?.stdout;
+            let kind = Cmd::new("blkid")
+                .args(["-p", "-o", "value", "-s", "TYPE"])
+                .arg(device.device())
+                .run()?
+                .stdout;
             match kind.trim() {
-                "ext2" | "ext3" | "ext4" => Cmd::new("e2fsck").args(["-f", "-n"]).arg(device.device()).ok()?,
+                "ext2" | "ext3" | "ext4" => Cmd::new("e2fsck")
+                    .args(["-f", "-n"])
+                    .arg(device.device())
+                    .ok()?,
                 "xfs" => Cmd::new("xfs_repair").arg("-n").arg(device.device()).ok()?,
-                "btrfs" => Cmd::new("btrfs").args(["check", "--readonly"]).arg(device.device()).ok()?,
+                "btrfs" => Cmd::new("btrfs")
+                    .args(["check", "--readonly"])
+                    .arg(device.device())
+                    .ok()?,
                 _ => continue,
             };
         }
-        self.images.iter().try_for_each(|image| wait_until_free(image))
+        self.images
+            .iter()
+            .try_for_each(|image| wait_until_free(image))
     }
 }

@@ -20,17 +20,32 @@ use machine::Machine;
 
 fn rescue(words: &[&str], sources: &[PathBuf]) -> Result<Ran> {
     // etcd's data is left out of this node.
-    let skip: &[&str] = if matches!(words, ["undo", ..]) { &[] } else { &["--skip", "etcd"] };
-    Cmd::new(rescue_binary()).args(words).args(skip).args(sources).run()
+    let skip: &[&str] = if matches!(words, ["undo", ..]) {
+        &[]
+    } else {
+        &["--skip", "etcd"]
+    };
+    Cmd::new(rescue_binary())
+        .args(words)
+        .args(skip)
+        .args(sources)
+        .run()
 }
 
 fn expect(ran: &Ran, code: i32) -> Result<()> {
-    ensure!(ran.code == code, "exit code {} instead of {code}\n{}", ran.code, ran.transcript());
+    ensure!(
+        ran.code == code,
+        "exit code {} instead of {code}\n{}",
+        ran.code,
+        ran.transcript()
+    );
     Ok(())
 }
 
 fn check(layout: &Layout) -> Result<()> {
-    let folder = tempfile::Builder::new().prefix("rescue-matrix-").tempdir()?;
+    let folder = tempfile::Builder::new()
+        .prefix("rescue-matrix-")
+        .tempdir()?;
     let machine = Machine::make(layout, folder.path())?;
     let copy = machine.copy(&folder.path().join("copy"))?;
     let sources = machine.images.clone();
@@ -38,14 +53,25 @@ fn check(layout: &Layout) -> Result<()> {
     let seen = rescue(&["inspect"], &sources)?;
     expect(&seen, 1)?;
     for words in layout.says {
-        ensure!(seen.stdout.contains(words), "{words:?} was not said\n{}", seen.transcript());
+        ensure!(
+            seen.stdout.contains(words),
+            "{words:?} was not said\n{}",
+            seen.transcript()
+        );
     }
     for (image, copied) in sources.iter().zip(&copy.images) {
-        Cmd::new("cmp").arg(image).arg(copied).ok().context("looking changed the image")?;
+        Cmd::new("cmp")
+            .arg(image)
+            .arg(copied)
+            .ok()
+            .context("looking changed the image")?;
     }
     // A log that waits is replayed by this mount, on the copy.
     let before = copy.mounted(layout, !layout.power_cut, files::of_folder)?;
-    let named: Vec<Source> = sources.iter().map(|path| Source::Disk(path.clone())).collect();
+    let named: Vec<Source> = sources
+        .iter()
+        .map(|path| Source::Disk(path.clone()))
+        .collect();
     let found = discover(&named)?;
     ensure!(found.guests.len() == 1, "{found:?}");
     files::compare(&before, &files::of_guest(&found.guests[0])?)

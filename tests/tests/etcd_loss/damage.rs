@@ -27,7 +27,11 @@ pub struct Damage {
 }
 
 const fn seen(name: &'static str, make: fn(&Disk<'_>, &mut Rng) -> Result<()>) -> Damage {
-    Damage { name, silent: false, make }
+    Damage {
+        name,
+        silent: false,
+        make,
+    }
 }
 
 /// All of them.
@@ -39,21 +43,48 @@ pub const ALL: &[Damage] = &[
     seen("flipped bit in the log's end", flipped_bit),
     seen("damage in the middle of the log", middle),
     seen("damaged old segment", old_segment),
-    Damage { silent: true, ..seen("last records cut off cleanly", cut_cleanly) },
-    Damage { silent: true, ..seen("log cut within its last record", cut_within) },
-    seen("log gone", |disk, _| Ok(fs::remove_dir_all(disk.data_dir.join("member/wal"))?)),
-    seen("old database", |disk, _| replace(&database(disk.earlier), &database(disk.data_dir))),
-    seen("another member's database", |disk, _| replace(&database(disk.other), &database(disk.data_dir))),
+    Damage {
+        silent: true,
+        ..seen("last records cut off cleanly", cut_cleanly)
+    },
+    Damage {
+        silent: true,
+        ..seen("log cut within its last record", cut_within)
+    },
+    seen("log gone", |disk, _| {
+        Ok(fs::remove_dir_all(disk.data_dir.join("member/wal"))?)
+    }),
+    seen("old database", |disk, _| {
+        replace(&database(disk.earlier), &database(disk.data_dir))
+    }),
+    seen("another member's database", |disk, _| {
+        replace(&database(disk.other), &database(disk.data_dir))
+    }),
     seen("newest meta page damaged", |disk, _| meta(disk, false)),
     seen("both meta pages damaged", |disk, _| meta(disk, true)),
     seen("pages of the database zeroed", zeroed_pages),
-    seen("database cut short", |disk, _| halve(&database(disk.data_dir))),
-    seen("database gone", |disk, _| Ok(fs::remove_file(database(disk.data_dir))?)),
-    seen("newest snapshot empty", |disk, _| snapshots(disk, 1, |path| Ok(fs::write(path, "")?))),
-    seen("newest snapshot gone", |disk, _| snapshots(disk, 1, |path| Ok(fs::remove_file(path)?))),
-    seen("all snapshots gone", |disk, _| snapshots(disk, usize::MAX, |path| Ok(fs::remove_file(path)?))),
-    Damage { silent: true, ..seen("whole member rolled back", rolled_back) },
-    seen("whole member gone", |disk, _| Ok(fs::remove_dir_all(disk.data_dir.join("member"))?)),
+    seen("database cut short", |disk, _| {
+        halve(&database(disk.data_dir))
+    }),
+    seen("database gone", |disk, _| {
+        Ok(fs::remove_file(database(disk.data_dir))?)
+    }),
+    seen("newest snapshot empty", |disk, _| {
+        snapshots(disk, 1, |path| Ok(fs::write(path, "")?))
+    }),
+    seen("newest snapshot gone", |disk, _| {
+        snapshots(disk, 1, |path| Ok(fs::remove_file(path)?))
+    }),
+    seen("all snapshots gone", |disk, _| {
+        snapshots(disk, usize::MAX, |path| Ok(fs::remove_file(path)?))
+    }),
+    Damage {
+        silent: true,
+        ..seen("whole member rolled back", rolled_back)
+    },
+    seen("whole member gone", |disk, _| {
+        Ok(fs::remove_dir_all(disk.data_dir.join("member"))?)
+    }),
 ];
 
 fn replace(from: &Path, to: &Path) -> Result<()> {
@@ -64,7 +95,11 @@ fn replace(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn snapshots(disk: &Disk<'_>, count: usize, make: impl Fn(&Path) -> Result<()>) -> Result<()> {
-    files::snapshots(disk.data_dir)?.iter().rev().take(count).try_for_each(|path| make(path))
+    files::snapshots(disk.data_dir)?
+        .iter()
+        .rev()
+        .take(count)
+        .try_for_each(|path| make(path))
 }
 
 /// To half its size.
@@ -98,10 +133,16 @@ fn end_of_log(disk: &Disk<'_>) -> Result<(PathBuf, Vec<u64>)> {
 /// A record that was begun when the power failed: its first part is there.
 fn torn_tail(disk: &Disk<'_>, random: &mut Rng) -> Result<()> {
     let (log, frames) = end_of_log(disk)?;
-    let [.., start, end] = frames.as_slice() else { return Ok(()) };
+    let [.., start, end] = frames.as_slice() else {
+        return Ok(());
+    };
     let bytes = fs::read(&log)?;
     let record = &bytes[usize::try_from(*start)?..usize::try_from(*end)?];
-    write_at(&log, &record[..random.usize(8..record.len().max(9)).min(record.len())], *end)
+    write_at(
+        &log,
+        &record[..random.usize(8..record.len().max(9)).min(record.len())],
+        *end,
+    )
 }
 
 fn garbage_tail(disk: &Disk<'_>, random: &mut Rng) -> Result<()> {
@@ -137,7 +178,11 @@ fn flip(path: &Path, at: u64) -> Result<()> {
 
 fn middle(disk: &Disk<'_>, _: &mut Rng) -> Result<()> {
     let (log, frames) = end_of_log(disk)?;
-    write_at(&log, &[0x55; 64], *frames.get(frames.len() / 2).context("a record")?)
+    write_at(
+        &log,
+        &[0x55; 64],
+        *frames.get(frames.len() / 2).context("a record")?,
+    )
 }
 
 fn old_segment(disk: &Disk<'_>, random: &mut Rng) -> Result<()> {
@@ -150,7 +195,10 @@ fn old_segment(disk: &Disk<'_>, random: &mut Rng) -> Result<()> {
 
 fn cut_cleanly(disk: &Disk<'_>, random: &mut Rng) -> Result<()> {
     let (log, frames) = end_of_log(disk)?;
-    let at = frames.len().saturating_sub(random.usize(2..12)).max(frames.len().min(4) - 1);
+    let at = frames
+        .len()
+        .saturating_sub(random.usize(2..12))
+        .max(frames.len().min(4) - 1);
     zero_from(&log, frames[at])
 }
 
@@ -173,8 +221,14 @@ fn zero_from(path: &Path, at: u64) -> Result<()> {
 fn meta(disk: &Disk<'_>, both: bool) -> Result<()> {
     let path = database(disk.data_dir);
     let bytes = fs::read(&path)?;
-    let transaction = |page: usize| u64::from_le_bytes(bytes[page + 64..page + 72].try_into().unwrap_or_default());
-    let newest = if transaction(0) > transaction(4096) { 0 } else { 4096 };
+    let transaction = |page: usize| {
+        u64::from_le_bytes(bytes[page + 64..page + 72].try_into().unwrap_or_default())
+    };
+    let newest = if transaction(0) > transaction(4096) {
+        0
+    } else {
+        4096
+    };
     write_at(&path, &[0; 80], newest)?;
     if both {
         write_at(&path, &[0; 80], 4096 - newest)?;

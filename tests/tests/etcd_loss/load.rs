@@ -41,7 +41,10 @@ impl Book {
     }
 
     /// Acknowledged writes that `now` has not.
-    fn missing<'a>(&'a self, now: &'a BTreeMap<String, Held>) -> impl Iterator<Item = (&'a String, &'a Held)> {
+    fn missing<'a>(
+        &'a self,
+        now: &'a BTreeMap<String, Held>,
+    ) -> impl Iterator<Item = (&'a String, &'a Held)> {
         self.acknowledged.iter().filter(|(key, held)| {
             let found = now.get(*key);
             let as_acknowledged = match held.value {
@@ -50,7 +53,10 @@ impl Book {
             };
             // A later request without an answer may have taken its place.
             let now = found.and_then(|now| now.value.clone());
-            let replaced = self.unanswered.get(*key).is_some_and(|values| values.contains(&now));
+            let replaced = self
+                .unanswered
+                .get(*key)
+                .is_some_and(|values| values.contains(&now));
             !as_acknowledged && !replaced
         })
     }
@@ -58,21 +64,32 @@ impl Book {
     /// The same, each as a line.
     pub fn lost(&self, now: &BTreeMap<String, Held>) -> Vec<String> {
         let line = |(key, held): (&String, &Held)| {
-            format!("{key} of revision {}: {:?}", held.revision, now.get(key).map(|now| now.revision))
+            format!(
+                "{key} of revision {}: {:?}",
+                held.revision,
+                now.get(key).map(|now| now.revision)
+            )
         };
         self.missing(now).map(line).collect()
     }
 
     /// The first of them that a log held when the disks were given.
     pub fn squandered(&self, now: &BTreeMap<String, Held>, witness: &Witness) -> Option<String> {
-        let mut missing = self.missing(now).filter(|(key, held)| witness.has(key, held.value.as_deref()));
-        missing.next().map(|(key, held)| format!("{key} of revision {}", held.revision))
+        let mut missing = self
+            .missing(now)
+            .filter(|(key, held)| witness.has(key, held.value.as_deref()));
+        missing
+            .next()
+            .map(|(key, held)| format!("{key} of revision {}", held.revision))
     }
 
     /// What a repair that lost something, as it announced, left: the book of the next round.
     pub fn restart_from(&mut self, mut now: BTreeMap<String, Held>) {
         now.remove(PROBE);
-        *self = Self { acknowledged: now, unanswered: BTreeMap::new() };
+        *self = Self {
+            acknowledged: now,
+            unanswered: BTreeMap::new(),
+        };
     }
 }
 
@@ -90,17 +107,37 @@ pub struct Client {
 
 impl Client {
     pub fn new(url: &str) -> Self {
-        Self { agent: ureq::Agent::new_with_defaults(), url: url.to_owned() }
+        Self {
+            agent: ureq::Agent::new_with_defaults(),
+            url: url.to_owned(),
+        }
     }
 
     fn post(&self, path: &str, body: &Value, patience: Duration) -> Result<Value> {
-        let ask = self.agent.post(format!("{}/v3/{path}", self.url)).config().timeout_global(Some(patience)).build();
-        let answer = ask.send(body.to_string()).with_context(|| format!("asking {}/v3/{path}", self.url))?;
-        Ok(serde_json::from_str(&answer.into_body().with_config().limit(256 << 20).read_to_string()?)?)
+        let ask = self
+            .agent
+            .post(format!("{}/v3/{path}", self.url))
+            .config()
+            .timeout_global(Some(patience))
+            .build();
+        let answer = ask
+            .send(body.to_string())
+            .with_context(|| format!("asking {}/v3/{path}", self.url))?;
+        Ok(serde_json::from_str(
+            &answer
+                .into_body()
+                .with_config()
+                .limit(256 << 20)
+                .read_to_string()?,
+        )?)
     }
 
     fn revision(answer: &Value) -> Result<i64> {
-        answer["header"]["revision"].as_str().context("no revision in the answer")?.parse().context("a revision")
+        answer["header"]["revision"]
+            .as_str()
+            .context("no revision in the answer")?
+            .parse()
+            .context("a revision")
     }
 
     pub fn put(&self, key: &str, value: &str) -> Result<i64> {
@@ -112,11 +149,20 @@ impl Client {
     }
 
     pub fn delete(&self, key: &str) -> Result<i64> {
-        Self::revision(&self.post("kv/deleterange", &json!({"key": STANDARD.encode(key)}), A_WRITE)?)
+        Self::revision(&self.post(
+            "kv/deleterange",
+            &json!({"key": STANDARD.encode(key)}),
+            A_WRITE,
+        )?)
     }
 
     pub fn compact(&self, revision: i64) -> Result<()> {
-        self.post("kv/compaction", &json!({"revision": revision.to_string()}), A_WRITE).map(|_| ())
+        self.post(
+            "kv/compaction",
+            &json!({"revision": revision.to_string()}),
+            A_WRITE,
+        )
+        .map(|_| ())
     }
 
     /// Every key, and the revision of the whole; a read that a majority agrees to.
@@ -145,13 +191,31 @@ impl Client {
 /// The keys of an answer to a range request, from the gateway or from `etcdctl -w json`.
 pub fn listed(answer: &Value) -> Result<BTreeMap<String, Held>> {
     let text = |value: &Value| -> Result<String> {
-        Ok(String::from_utf8(STANDARD.decode(value.as_str().unwrap_or_default())?)?)
+        Ok(String::from_utf8(
+            STANDARD.decode(value.as_str().unwrap_or_default())?,
+        )?)
     };
-    let number = |value: &Value| value.as_i64().or_else(|| value.as_str()?.parse().ok()).context("a revision");
+    let number = |value: &Value| {
+        value
+            .as_i64()
+            .or_else(|| value.as_str()?.parse().ok())
+            .context("a revision")
+    };
     let held = |kv: &Value| {
-        Ok((text(&kv["key"])?, Held { value: Some(text(&kv["value"])?), revision: number(&kv["mod_revision"])? }))
+        Ok((
+            text(&kv["key"])?,
+            Held {
+                value: Some(text(&kv["value"])?),
+                revision: number(&kv["mod_revision"])?,
+            },
+        ))
     };
-    answer["kvs"].as_array().into_iter().flatten().map(held).collect()
+    answer["kvs"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(held)
+        .collect()
 }
 
 /// How a round's load looks.
@@ -167,7 +231,11 @@ pub struct Load {
 const WRITERS: usize = 3;
 
 /// Writes through all members until `during` has returned, which kills them.
-pub fn run(urls: &[String], load: &Load, during: impl FnOnce(&AtomicUsize) -> Result<()>) -> Result<Book> {
+pub fn run(
+    urls: &[String],
+    load: &Load,
+    during: impl FnOnce(&AtomicUsize) -> Result<()>,
+) -> Result<Book> {
     let (stop, count) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         let writers: Vec<_> = (0..WRITERS)
@@ -181,7 +249,11 @@ pub fn run(urls: &[String], load: &Load, during: impl FnOnce(&AtomicUsize) -> Re
         stop.store(true, Ordering::SeqCst);
         let mut book = Book::default();
         for writer in writers {
-            book.add(writer.join().map_err(|_| anyhow::anyhow!("a writer panicked"))?);
+            book.add(
+                writer
+                    .join()
+                    .map_err(|_| anyhow::anyhow!("a writer panicked"))?,
+            );
         }
         result?;
         ensure!(!book.acknowledged.is_empty(), "nothing was acknowledged");
@@ -189,7 +261,13 @@ pub fn run(urls: &[String], load: &Load, during: impl FnOnce(&AtomicUsize) -> Re
     })
 }
 
-fn write(client: &Client, load: &Load, writer: usize, stop: &AtomicBool, count: &AtomicUsize) -> Book {
+fn write(
+    client: &Client,
+    load: &Load,
+    writer: usize,
+    stop: &AtomicBool,
+    count: &AtomicUsize,
+) -> Book {
     let mut random = fastrand::Rng::with_seed(load.seed ^ (writer as u64 + 1));
     let mut book = Book::default();
     for number in 0.. {
@@ -198,11 +276,20 @@ fn write(client: &Client, load: &Load, writer: usize, stop: &AtomicBool, count: 
         }
         let key = format!("{}w{writer}/{number:06}", load.prefix);
         let (key, value) = match random.u32(0..10) {
-            0 if number > 5 => (format!("{}w{writer}/{:06}", load.prefix, random.u32(0..number)), None),
+            0 if number > 5 => (
+                format!("{}w{writer}/{:06}", load.prefix, random.u32(0..number)),
+                None,
+            ),
             // As a lease of Kubernetes: written again and again.
-            1 => (format!("{}w{writer}/lease", load.prefix), Some(format!("renewed {number}"))),
+            1 => (
+                format!("{}w{writer}/lease", load.prefix),
+                Some(format!("renewed {number}")),
+            ),
             2 => (key, Some("v".repeat(load.large))),
-            _ => (key, Some(format!("{number} {}", "x".repeat(random.usize(0..600))))),
+            _ => (
+                key,
+                Some(format!("{number} {}", "x".repeat(random.usize(0..600)))),
+            ),
         };
         let answer = match &value {
             Some(value) => client.put(&key, value),

@@ -22,7 +22,10 @@ use round::Outcome;
 const ROUNDS_OF_A_CLUSTER: u64 = 5;
 
 fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).ok().and_then(|number| number.parse().ok()).unwrap_or(default)
+    std::env::var(variable)
+        .ok()
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(default)
 }
 
 /// 3.4 and 3.5 by turns. 3.5.1 diverges now and then by itself: it is taken only where rounds are recorded, or where it is asked for.
@@ -43,7 +46,10 @@ fn versions(recorded: bool) -> Result<Vec<Version>> {
 /// What etcd loses by itself: kills and starts under load without damage or repair, as many as `RESCUE_ETCD_ALONE` says.
 #[test]
 fn etcd_alone() -> Result<()> {
-    let (from, cycles) = (number("RESCUE_ETCD_FROM", 0), number("RESCUE_ETCD_ALONE", 2));
+    let (from, cycles) = (
+        number("RESCUE_ETCD_FROM", 0),
+        number("RESCUE_ETCD_ALONE", 2),
+    );
     for version in versions(false)? {
         let mut differ = 0;
         for first in (from..cycles).step_by(5) {
@@ -61,7 +67,11 @@ fn etcd_alone() -> Result<()> {
             version.number,
             cycles - from.min(cycles)
         );
-        ensure!(differ == 0 || version.diverges(), "etcd {} lost something by itself", version.number);
+        ensure!(
+            differ == 0 || version.diverges(),
+            "etcd {} lost something by itself",
+            version.number
+        );
     }
     Ok(())
 }
@@ -71,7 +81,10 @@ fn acknowledged_writes_survive() -> Result<()> {
     let mut record = Record::open()?;
     let versions = versions(record.compares())?;
     let mut failed = Vec::new();
-    let (from, rounds) = (number("RESCUE_ETCD_FROM", 0), number("RESCUE_ETCD_ROUNDS", 30));
+    let (from, rounds) = (
+        number("RESCUE_ETCD_FROM", 0),
+        number("RESCUE_ETCD_ROUNDS", 30),
+    );
     for episode in from / ROUNDS_OF_A_CLUSTER..rounds.div_ceil(ROUNDS_OF_A_CLUSTER) {
         let first = episode * ROUNDS_OF_A_CLUSTER;
         let last = (first + ROUNDS_OF_A_CLUSTER).min(rounds);
@@ -94,6 +107,9 @@ fn acknowledged_writes_survive() -> Result<()> {
         }
     }
     println!("{}", record.summary());
-    ensure!(failed.is_empty(), "acknowledged writes were lost: {failed:#?}");
+    ensure!(
+        failed.is_empty(),
+        "acknowledged writes were lost: {failed:#?}"
+    );
     record.ensure_something_was_proved()
 }

@@ -36,12 +36,20 @@ pub fn lost(version: &Version, disks: &[PathBuf], book: &Book) -> Result<Lost> {
         }
         Ok(least)
     };
-    Ok(Lost { force_new_cluster: best(force_new_cluster)?, snapshot_restore: best(snapshot_restore)? })
+    Ok(Lost {
+        force_new_cluster: best(force_new_cluster)?,
+        snapshot_restore: best(snapshot_restore)?,
+    })
 }
 
 fn keys(version: &Version, data_dir: &Path, flags: &[&str]) -> Result<Option<Keys>> {
     let served = etcd::serve_with(version, data_dir, flags, |ctl| {
-        listed(&ctl().args(["get", "", "--prefix", "-w", "json"]).ok()?.json()?)
+        listed(
+            &ctl()
+                .args(["get", "", "--prefix", "-w", "json"])
+                .ok()?
+                .json()?,
+        )
     })?;
     Ok(served.ok())
 }

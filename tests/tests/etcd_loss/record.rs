@@ -29,7 +29,17 @@ pub struct Line {
 
 impl Line {
     pub fn sentence(&self) -> String {
-        let Self { round, version, damages, acknowledged, outcome, guarantee, lost, words, peers } = self;
+        let Self {
+            round,
+            version,
+            damages,
+            acknowledged,
+            outcome,
+            guarantee,
+            lost,
+            words,
+            peers,
+        } = self;
         let damages = damages.join("; ");
         format!(
             "round {round} (etcd {version}): {damages}: {outcome:?} {guarantee}, {lost} of {acknowledged} lost; {words}; {peers:?}"
@@ -54,8 +64,17 @@ pub struct Record {
 impl Record {
     pub fn open() -> Result<Self> {
         let file = std::env::var_os("RESCUE_ETCD_RECORD").map(PathBuf::from);
-        let text = file.as_ref().filter(|file| file.exists()).map(fs::read_to_string).transpose()?.unwrap_or_default();
-        let lines = text.lines().map(serde_json::from_str).collect::<Result<_, _>>().context("reading the record")?;
+        let text = file
+            .as_ref()
+            .filter(|file| file.exists())
+            .map(fs::read_to_string)
+            .transpose()?
+            .unwrap_or_default();
+        let lines = text
+            .lines()
+            .map(serde_json::from_str)
+            .collect::<Result<_, _>>()
+            .context("reading the record")?;
         Ok(Self { file, lines })
     }
 
@@ -71,7 +90,10 @@ impl Record {
     pub fn keep(&mut self, line: &Line) -> Result<()> {
         let line = line.json();
         if let Some(file) = &self.file {
-            writeln!(OpenOptions::new().create(true).append(true).open(file)?, "{line}")?;
+            writeln!(
+                OpenOptions::new().create(true).append(true).open(file)?,
+                "{line}"
+            )?;
         }
         self.lines.push(line);
         Ok(())
@@ -93,14 +115,30 @@ impl Record {
             Outcome::LostMore,
         ] {
             let name = format!("{outcome:?}");
-            text.push_str(&format!("{name}: {}\n", self.count(|line| line["outcome"] == name.as_str())));
+            text.push_str(&format!(
+                "{name}: {}\n",
+                self.count(|line| line["outcome"] == name.as_str())
+            ));
         }
         let number = |value: &Value| value.as_u64().unwrap_or(0);
         for way in ["force_new_cluster", "snapshot_restore"] {
-            let compared: Vec<&Value> = self.lines.iter().filter(|line| !line["peers"].is_null()).collect();
-            let not = compared.iter().filter(|line| line["peers"][way].is_null()).count();
-            let losing = compared.iter().filter(|line| number(&line["peers"][way]) > 0).count();
-            let lost: u64 = compared.iter().map(|line| number(&line["peers"][way])).sum();
+            let compared: Vec<&Value> = self
+                .lines
+                .iter()
+                .filter(|line| !line["peers"].is_null())
+                .collect();
+            let not = compared
+                .iter()
+                .filter(|line| line["peers"][way].is_null())
+                .count();
+            let losing = compared
+                .iter()
+                .filter(|line| number(&line["peers"][way]) > 0)
+                .count();
+            let lost: u64 = compared
+                .iter()
+                .map(|line| number(&line["peers"][way]))
+                .sum();
             text.push_str(&format!(
                 "{way}: {} compared, {not} did not start, {losing} lost something, {lost} writes in all\n",
                 compared.len()

@@ -50,15 +50,27 @@ pub struct State {
 pub fn start(version: &Version, seed: u64) -> Result<State> {
     // Short snapshots' distances: the log's beginning is given up soon, as on a cluster of some age.
     let mut cluster = Cluster::prepare(version, 3, 150, guest::place)?;
-    let all: Vec<String> =
-        cluster.members.iter().map(|member| format!("{}={}", member.name, member.peer_url())).collect();
+    let all: Vec<String> = cluster
+        .members
+        .iter()
+        .map(|member| format!("{}={}", member.name, member.peer_url()))
+        .collect();
     let roots = guest::make_all(&cluster, &[format!("--initial-cluster={}", all.join(","))])?;
     cluster.run()?;
-    let mut state = State { version: version.clone(), cluster, roots, book: Book::default(), compacted: false };
+    let mut state = State {
+        version: version.clone(),
+        cluster,
+        roots,
+        book: Book::default(),
+        compacted: false,
+    };
     let mut random = Rng::with_seed(seed);
     load_and_kill(&mut state, "start/", &mut random)?;
     for number in 0..3 {
-        keep(&state.cluster.members[number].data_dir, &earlier(&state, number))?;
+        keep(
+            &state.cluster.members[number].data_dir,
+            &earlier(&state, number),
+        )?;
     }
     state.cluster.run()?;
     Ok(state)
@@ -77,9 +89,18 @@ fn keep(from: &Path, to: &Path) -> Result<()> {
 
 /// Writes for a moment, then ends all members, sometimes one of them a moment before.
 fn load_and_kill(state: &mut State, prefix: &str, random: &mut Rng) -> Result<()> {
-    let urls: Vec<String> = state.cluster.members.iter().map(etcd::Member::client_url).collect();
+    let urls: Vec<String> = state
+        .cluster
+        .members
+        .iter()
+        .map(etcd::Member::client_url)
+        .collect();
     let large = if random.u32(0..8) == 0 { 900_000 } else { 3000 };
-    let load = Load { prefix: prefix.to_owned(), large, seed: random.u64(..) };
+    let load = Load {
+        prefix: prefix.to_owned(),
+        large,
+        seed: random.u64(..),
+    };
     let (first, second) = (random.u64(200..1500), random.u64(0..400));
     let straggler = (random.u32(0..3) == 0).then(|| random.usize(0..3));
     let at_least = random.usize(20..300);
@@ -124,7 +145,9 @@ pub fn run(state: &mut State, number: u64, compare: bool) -> Result<Line> {
     let mut random = Rng::with_seed(number);
     load_and_kill(state, &format!("r{number:04}/"), &mut random)?;
     let chosen = choose(&mut random);
-    let whole: Vec<PathBuf> = (0..3).map(|disk| state.cluster.folder().join(format!("whole-{disk}"))).collect();
+    let whole: Vec<PathBuf> = (0..3)
+        .map(|disk| state.cluster.folder().join(format!("whole-{disk}")))
+        .collect();
     for (disk, whole) in whole.iter().enumerate() {
         keep(&state.cluster.members[disk].data_dir, whole)?;
     }
@@ -135,16 +158,29 @@ pub fn run(state: &mut State, number: u64, compare: bool) -> Result<Line> {
             other: &whole[(disk + 1) % 3],
         };
         for damage in damages {
-            (damage.make)(&on, &mut random).with_context(|| format!("{} on disk {disk}", damage.name))?;
+            (damage.make)(&on, &mut random)
+                .with_context(|| format!("{} on disk {disk}", damage.name))?;
         }
     }
     for (disk, whole) in whole.iter().enumerate() {
         keep(whole, &earlier(state, disk))?;
     }
-    let peers = if compare { Some(compared(state)?) } else { None };
+    let peers = if compare {
+        Some(compared(state)?)
+    } else {
+        None
+    };
     let names = |(disk, damages): (usize, &Vec<&Damage>)| {
         let names: Vec<&str> = damages.iter().map(|damage| damage.name).collect();
-        format!("m{}: {}", disk + 1, if names.is_empty() { "whole".to_owned() } else { names.join(", ") })
+        format!(
+            "m{}: {}",
+            disk + 1,
+            if names.is_empty() {
+                "whole".to_owned()
+            } else {
+                names.join(", ")
+            }
+        )
     };
     let mut line = Line {
         round: number,
@@ -159,34 +195,55 @@ pub fn run(state: &mut State, number: u64, compare: bool) -> Result<Line> {
     };
     let mut witness = Witness::default();
     for member in &state.cluster.members {
-        witness.hear(&member.data_dir).with_context(|| format!("reading what {} holds", member.name))?;
+        witness
+            .hear(&member.data_dir)
+            .with_context(|| format!("reading what {} holds", member.name))?;
     }
     // The newest writes are in the log of a disk that nothing was done to; a witness that hears none of them is deaf.
     let is_whole = chosen.iter().any(Vec::is_empty);
     let of_round = |(key, _): &(&String, &Held)| key.starts_with(&format!("r{number:04}/"));
     let mut written = state.book.acknowledged.iter().filter(of_round);
     let heard = written.any(|(key, held)| witness.has(key, held.value.as_deref()));
-    ensure!(heard || !is_whole, "{}: no log holds any of the writes", line.sentence());
+    ensure!(
+        heard || !is_whole,
+        "{}: no log holds any of the writes",
+        line.sentence()
+    );
     let repair = repair(state)?;
     if repair.code != 0 {
-        ensure!(repair.code == 1 || repair.code == 2, "{}: {}", line.sentence(), repair.transcript());
+        ensure!(
+            repair.code == 1 || repair.code == 2,
+            "{}: {}",
+            line.sentence(),
+            repair.transcript()
+        );
         line.words = refusal(&repair);
         println!("{}", repair.transcript());
         return Ok(line);
     }
     line.guarantee = guarantee(&repair)?;
     let is_levelled = is_levelled(&repair)?;
-    let (now, differ) = serve(state).with_context(|| format!("{}: {}", line.sentence(), repair.transcript()))?;
+    let (now, differ) =
+        serve(state).with_context(|| format!("{}: {}", line.sentence(), repair.transcript()))?;
     if let Some(differ) = differ {
         let alone = undamaged(state, &whole)?;
-        line.outcome = if alone.is_some() { Outcome::Diverged } else { Outcome::LostMore };
-        line.words = format!("{differ}; undamaged: {}", alone.as_deref().unwrap_or("all hold the same"));
+        line.outcome = if alone.is_some() {
+            Outcome::Diverged
+        } else {
+            Outcome::LostMore
+        };
+        line.words = format!(
+            "{differ}; undamaged: {}",
+            alone.as_deref().unwrap_or("all hold the same")
+        );
         return Ok(line);
     }
     let lost = state.book.lost(&now);
     line.lost = lost.len();
     let words = lost.first().map(String::as_str);
-    line.words = words.unwrap_or(if is_levelled { "logs levelled" } else { "" }).to_owned();
+    line.words = words
+        .unwrap_or(if is_levelled { "logs levelled" } else { "" })
+        .to_owned();
     line.outcome = match line.guarantee.as_str() {
         _ if lost.is_empty() => Outcome::Whole,
         "G2" | "G3" | "G4" => Outcome::LostAsAnnounced,
@@ -205,13 +262,29 @@ pub fn run(state: &mut State, number: u64, compare: bool) -> Result<Line> {
 }
 
 fn compared(state: &State) -> Result<peers::Lost> {
-    let disks: Vec<PathBuf> = state.cluster.members.iter().map(|member| member.data_dir.clone()).collect();
+    let disks: Vec<PathBuf> = state
+        .cluster
+        .members
+        .iter()
+        .map(|member| member.data_dir.clone())
+        .collect();
     peers::lost(&state.version, &disks, &state.book)
 }
 
 fn repair(state: &State) -> Result<Ran> {
-    let repair = Cmd::new(rescue_binary()).args(["repair", "--yes", "--json", "--only", "etcd", "--accept-loss"]);
-    state.roots.iter().fold(repair, |repair, root| repair.arg("--root").arg(root)).run()
+    let repair = Cmd::new(rescue_binary()).args([
+        "repair",
+        "--yes",
+        "--json",
+        "--only",
+        "etcd",
+        "--accept-loss",
+    ]);
+    state
+        .roots
+        .iter()
+        .fold(repair, |repair, root| repair.arg("--root").arg(root))
+        .run()
 }
 
 /// The findings that are left, or the error.
@@ -237,7 +310,12 @@ fn guarantee(repair: &Ran) -> Result<String> {
     fn all(value: &Value, found: &mut Vec<String>) {
         match value {
             Value::Object(fields) => {
-                found.extend(fields.get("guarantee").and_then(Value::as_str).map(str::to_owned));
+                found.extend(
+                    fields
+                        .get("guarantee")
+                        .and_then(Value::as_str)
+                        .map(str::to_owned),
+                );
                 fields.values().for_each(|value| all(value, found));
             }
             Value::Array(values) => values.iter().for_each(|value| all(value, found)),
@@ -252,9 +330,16 @@ fn guarantee(repair: &Ran) -> Result<String> {
 /// Whether logs were levelled, and nothing else done to several members as one.
 fn is_levelled(repair: &Ran) -> Result<bool> {
     let json = repair.json()?;
-    let summary =
-        |plan: &Value| plan["summary"].as_str().is_some_and(|summary| summary.starts_with("level etcd's logs"));
-    Ok(json["receipt"]["together"].as_array().into_iter().flatten().any(summary))
+    let summary = |plan: &Value| {
+        plan["summary"]
+            .as_str()
+            .is_some_and(|summary| summary.starts_with("level etcd's logs"))
+    };
+    Ok(json["receipt"]["together"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(summary))
 }
 
 /// Starts everything, which must take writes; what is held, and in what members differ.
@@ -274,7 +359,9 @@ fn undamaged(state: &mut State, whole: &[PathBuf]) -> Result<Option<String>> {
     state.cluster.kill()?;
     let swap = |state: &mut State, places: &[PathBuf]| {
         let members = state.cluster.members.iter_mut().zip(places);
-        members.map(|(member, place)| std::mem::replace(&mut member.data_dir, place.clone())).collect::<Vec<_>>()
+        members
+            .map(|(member, place)| std::mem::replace(&mut member.data_dir, place.clone()))
+            .collect::<Vec<_>>()
     };
     let own = swap(state, whole);
     let served = serve(state);
@@ -288,13 +375,22 @@ fn difference(state: &State, first: &BTreeMap<String, Held>, probe: i64) -> Resu
     for member in &state.cluster.members[1..] {
         let mut theirs = Client::new(&member.client_url()).all()?.0;
         theirs.remove(load::PROBE);
-        let differ = first.iter().find(|(key, held)| theirs.get(*key) != Some(held));
+        let differ = first
+            .iter()
+            .find(|(key, held)| theirs.get(*key) != Some(held));
         if &theirs != first {
             let (name, number, m1) = (&member.name, theirs.len(), first.len());
             let what = differ.map(|(key, held)| {
-                format!(", {key} of revision {}: {:?}", held.revision, theirs.get(key).map(|theirs| theirs.revision))
+                format!(
+                    ", {key} of revision {}: {:?}",
+                    held.revision,
+                    theirs.get(key).map(|theirs| theirs.revision)
+                )
             });
-            return Ok(Some(format!("{name} holds {number} keys, m1 {m1}{}", what.unwrap_or_default())));
+            return Ok(Some(format!(
+                "{name} holds {number} keys, m1 {m1}{}",
+                what.unwrap_or_default()
+            )));
         }
     }
     // A compaction that a kill interrupts leaves deletions behind on one member and not on the other, before 3.4.26 and 3.5.9: the keys are the
@@ -307,7 +403,10 @@ fn difference(state: &State, first: &BTreeMap<String, Held>, probe: i64) -> Resu
         // All of them have applied the probe: a moment ago each answered a read that goes through raft.
         hashes.push(state.cluster.hash(member, probe)?);
     }
-    Ok(hashes.iter().any(|hash| hash != &hashes[0]).then(|| format!("hashes differ: {hashes:?}")))
+    Ok(hashes
+        .iter()
+        .any(|hash| hash != &hashes[0])
+        .then(|| format!("hashes differ: {hashes:?}")))
 }
 
 /// Load, kill and a new start without damage or repair; in what members differ afterwards.
@@ -316,5 +415,8 @@ pub fn without_damage(state: &mut State, number: u64) -> Result<Option<String>> 
     load_and_kill(state, &format!("r{number:04}/"), &mut random)?;
     let (now, differ) = serve(state)?;
     let lost = state.book.lost(&now);
-    Ok(differ.or_else(|| lost.first().map(|first| format!("{} acknowledged writes are lost: {first}", lost.len()))))
+    Ok(differ.or_else(|| {
+        lost.first()
+            .map(|first| format!("{} acknowledged writes are lost: {first}", lost.len()))
+    }))
 }

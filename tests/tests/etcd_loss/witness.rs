@@ -42,6 +42,7 @@ impl Witness {
     }
 
     pub fn has(&self, key: &str, value: Option<&str>) -> bool {
-        self.0.contains(&hash(key.as_bytes(), value.map(str::as_bytes)))
+        self.0
+            .contains(&hash(key.as_bytes(), value.map(str::as_bytes)))
     }
 }

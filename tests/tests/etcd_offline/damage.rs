@@ -29,7 +29,10 @@ impl Subject {
         let folder = tempfile::tempdir()?;
         cluster.kill()?;
         // An older database, as a rolled back disk has it.
-        etcd::copy(&database(&cluster.members[0].data_dir), &folder.path().join("old-db"))?;
+        etcd::copy(
+            &database(&cluster.members[0].data_dir),
+            &folder.path().join("old-db"),
+        )?;
         cluster.run()?;
         for number in 0..65 {
             cluster.put(&format!("later{number}"), "x")?;
@@ -47,7 +50,10 @@ impl Subject {
             fs::remove_dir_all(&root)?;
         }
         guest::make(&root, "m1", &[])?;
-        etcd::copy(&self.folder.path().join("whole"), &root.join("var/lib/etcd"))?;
+        etcd::copy(
+            &self.folder.path().join("whole"),
+            &root.join("var/lib/etcd"),
+        )?;
         Ok(root)
     }
 }
@@ -55,7 +61,11 @@ impl Subject {
 /// Where the used part of a log's file ends: behind its last byte that is not zero, whole frames.
 fn used(path: &Path) -> Result<u64> {
     let bytes = fs::read(path)?;
-    let end = bytes.iter().rposition(|byte| *byte != 0).context("an empty log")? + 1;
+    let end = bytes
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .context("an empty log")?
+        + 1;
     Ok(end.next_multiple_of(8) as u64)
 }
 
@@ -82,7 +92,10 @@ const CASES: &[(&str, Damage, Option<&str>, Fate)] = &[
         "the log's end is cut within a record",
         |dir, _| {
             let last = logs(dir)?.pop().context("a log")?;
-            Ok(fs::OpenOptions::new().write(true).open(&last)?.set_len(used(&last)? - 5)?)
+            Ok(fs::OpenOptions::new()
+                .write(true)
+                .open(&last)?
+                .set_len(used(&last)? - 5)?)
         },
         Some("tail-torn"),
         Fate::Works,
@@ -92,7 +105,10 @@ const CASES: &[(&str, Damage, Option<&str>, Fate)] = &[
         |dir, _| {
             let last = logs(dir)?.pop().context("a log")?;
             let bytes = fs::read(&last)?;
-            let at = bytes.windows(7).position(|bytes| bytes == b"later40").context("an entry")?;
+            let at = bytes
+                .windows(7)
+                .position(|bytes| bytes == b"later40")
+                .context("an entry")?;
             write_at(&last, b"LATER", at as u64)
         },
         Some("tail-damaged"),
@@ -110,7 +126,12 @@ const CASES: &[(&str, Damage, Option<&str>, Fate)] = &[
         Some("database-beyond-log"),
         Fate::Breaks,
     ),
-    ("the log is gone", |dir, _| Ok(fs::remove_dir_all(dir.join("member/wal"))?), Some("no-log"), Fate::Stops),
+    (
+        "the log is gone",
+        |dir, _| Ok(fs::remove_dir_all(dir.join("member/wal"))?),
+        Some("no-log"),
+        Fate::Stops,
+    ),
     (
         "all snapshots are gone",
         |dir, _| {
@@ -129,10 +150,20 @@ const CASES: &[(&str, Damage, Option<&str>, Fate)] = &[
         Some("snapshot-damaged"),
         Fate::Works,
     ),
-    ("the database is gone", |dir, _| Ok(fs::remove_file(database(dir))?), Some("no-database"), Fate::Mended),
+    (
+        "the database is gone",
+        |dir, _| Ok(fs::remove_file(database(dir))?),
+        Some("no-database"),
+        Fate::Mended,
+    ),
     (
         "the database is cut short",
-        |dir, _| Ok(fs::OpenOptions::new().write(true).open(database(dir))?.set_len(1 << 20)?),
+        |dir, _| {
+            Ok(fs::OpenOptions::new()
+                .write(true)
+                .open(database(dir))?
+                .set_len(1 << 20)?)
+        },
         Some("database-damaged"),
         Fate::Stops,
     ),
@@ -147,7 +178,11 @@ const CASES: &[(&str, Damage, Option<&str>, Fate)] = &[
         |dir, _| {
             let bytes = fs::read(database(dir))?;
             let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
-            let newest = if word(16 + 48) > word(4096 + 16 + 48) { 0 } else { 4096 };
+            let newest = if word(16 + 48) > word(4096 + 16 + 48) {
+                0
+            } else {
+                4096
+            };
             write_at(&database(dir), &[0; 4096], word(newest + 16 + 16) * 4096)
         },
         Some("database-damaged"),
@@ -166,7 +201,11 @@ const CASES: &[(&str, Damage, Option<&str>, Fate)] = &[
         "a record that was never whole follows the last",
         |dir, _| {
             let last = logs(dir)?.pop().context("a log")?;
-            let record = [&[22, 0, 0, 0, 0, 0, 0, 0x82, 8, 2, 16, 1, 26, 16][..], &[7; 18]].concat();
+            let record = [
+                &[22, 0, 0, 0, 0, 0, 0, 0x82, 8, 2, 16, 1, 26, 16][..],
+                &[7; 18],
+            ]
+            .concat();
             write_at(&last, &record, used(&last)?)
         },
         Some("tail-damaged"),
@@ -192,20 +231,37 @@ fn real_etcd_confirms_what_is_said_of_damage() -> Result<()> {
     Ok(())
 }
 
-fn case(version: &Version, subject: &Subject, damage: Damage, kind: Option<&str>, fate: Fate) -> Result<()> {
+fn case(
+    version: &Version,
+    subject: &Subject,
+    damage: Damage,
+    kind: Option<&str>,
+    fate: Fate,
+) -> Result<()> {
     let root = subject.guest()?;
     let data_dir = root.join("var/lib/etcd");
     damage(&data_dir, &subject.folder.path().join("old-db")).context("damaging")?;
-    let ran = Cmd::new(rescue_binary()).args(["etcd", "status", "--json", "--data-dir"]).arg(&data_dir).run()?;
+    let ran = Cmd::new(rescue_binary())
+        .args(["etcd", "status", "--json", "--data-dir"])
+        .arg(&data_dir)
+        .run()?;
     let status = ran.json()?;
     let member = &status["etcd"]["members"][0];
     let problems = &member["problems"];
-    let kinds: Vec<&str> = problems.as_array().context("problems")?.iter().filter_map(|p| p["kind"].as_str()).collect();
+    let kinds: Vec<&str> = problems
+        .as_array()
+        .context("problems")?
+        .iter()
+        .filter_map(|p| p["kind"].as_str())
+        .collect();
     match kind {
         Some(kind) => ensure!(kinds.contains(&kind), "{problems:#}"),
         None => ensure!(kinds.is_empty(), "{problems:#}"),
     }
-    ensure!(member["boots"] == matches!(fate, Fate::Works | Fate::Breaks), "{problems:#}");
+    ensure!(
+        member["boots"] == matches!(fate, Fate::Works | Fate::Breaks),
+        "{problems:#}"
+    );
     if fate != Fate::Works {
         // On a copy: etcd may change what it refuses.
         let copy = subject.folder.path().join("judged");
@@ -220,19 +276,40 @@ fn case(version: &Version, subject: &Subject, damage: Damage, kind: Option<&str>
             ensure!(repair.code == 0, "{}", repair.transcript());
             let held = etcd::holds(version, &data_dir)?;
             let held = held.map_err(|says| anyhow::anyhow!("etcd does not start: {says}"))?;
-            ensure!(held.1 == subject.held.1, "revision {} instead of {}", held.1, subject.held.1);
+            ensure!(
+                held.1 == subject.held.1,
+                "revision {} instead of {}",
+                held.1,
+                subject.held.1
+            );
             ensure!(held.0 == subject.held.0, "keys differ");
         }
         // Nothing mends it without a loss; where something is left to build upon, that is offered.
         Fate::Breaks | Fate::Stops => {
             ensure!(matches!(repair.code, 1 | 3), "{}", repair.transcript());
             if repair.stderr.contains("--accept-loss") {
-                let args = ["repair", "--yes", "--only", "etcd", "--accept-loss", "--root"];
+                let args = [
+                    "repair",
+                    "--yes",
+                    "--only",
+                    "etcd",
+                    "--accept-loss",
+                    "--root",
+                ];
                 let repair = Cmd::new(rescue_binary()).args(args).arg(&root).run()?;
-                ensure!(repair.code == 0 && repair.stdout.contains("G3: "), "{}", repair.transcript());
+                ensure!(
+                    repair.code == 0 && repair.stdout.contains("G3: "),
+                    "{}",
+                    repair.transcript()
+                );
                 let held = etcd::holds(version, &data_dir)?;
                 let held = held.map_err(|says| anyhow::anyhow!("etcd does not start: {says}"))?;
-                ensure!(held.1 <= subject.held.1, "revision {} after {}", held.1, subject.held.1);
+                ensure!(
+                    held.1 <= subject.held.1,
+                    "revision {} after {}",
+                    held.1,
+                    subject.held.1
+                );
             }
         }
     }
@@ -240,7 +317,10 @@ fn case(version: &Version, subject: &Subject, damage: Damage, kind: Option<&str>
 }
 
 fn repair(root: &Path) -> Result<tests::Ran> {
-    Cmd::new(rescue_binary()).args(["repair", "--yes", "--only", "etcd", "--root"]).arg(root).run()
+    Cmd::new(rescue_binary())
+        .args(["repair", "--yes", "--only", "etcd", "--root"])
+        .arg(root)
+        .run()
 }
 
 #[test]
@@ -251,7 +331,10 @@ fn a_mended_member_can_be_taken_back() -> Result<()> {
     cluster.kill()?;
     let folder = tempfile::tempdir()?;
     etcd::copy(&cluster.members[0].data_dir, &folder.path().join("whole"))?;
-    let subject = Subject { folder, held: (Vec::new(), 0) };
+    let subject = Subject {
+        folder,
+        held: (Vec::new(), 0),
+    };
     let root = subject.guest()?;
     let data_dir = root.join("var/lib/etcd");
     let last = logs(&data_dir)?.pop().context("a log")?;
@@ -260,7 +343,10 @@ fn a_mended_member_can_be_taken_back() -> Result<()> {
     let repaired = repair(&root)?;
     ensure!(repaired.code == 0, "{}", repaired.transcript());
     ensure!(sums(&data_dir)? != before);
-    Cmd::new(rescue_binary()).args(["undo", "--yes", "--root"]).arg(&root).ok()?;
+    Cmd::new(rescue_binary())
+        .args(["undo", "--yes", "--root"])
+        .arg(&root)
+        .ok()?;
     ensure!(sums(&data_dir)? == before, "undo left something");
     Ok(())
 }
@@ -273,11 +359,18 @@ fn one_of_three_is_not_cut_where_it_may_have_promised() -> Result<()> {
     cluster.kill()?;
     let folder = tempfile::tempdir()?;
     etcd::copy(&cluster.members[0].data_dir, &folder.path().join("whole"))?;
-    let subject = Subject { folder, held: (Vec::new(), 0) };
+    let subject = Subject {
+        folder,
+        held: (Vec::new(), 0),
+    };
     let root = subject.guest()?;
     let data_dir = root.join("var/lib/etcd");
     let last = logs(&data_dir)?.pop().context("a log")?;
-    let record = [&[22, 0, 0, 0, 0, 0, 0, 0x82, 8, 2, 16, 1, 26, 16][..], &[7; 18]].concat();
+    let record = [
+        &[22, 0, 0, 0, 0, 0, 0, 0x82, 8, 2, 16, 1, 26, 16][..],
+        &[7; 18],
+    ]
+    .concat();
     write_at(&last, &record, used(&last)?)?;
     let before = sums(&data_dir)?;
     let repaired = repair(&root)?;

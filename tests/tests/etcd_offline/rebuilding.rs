@@ -19,7 +19,10 @@ fn rescue(command: &str) -> Cmd {
 }
 
 fn data_dirs(cluster: &Cluster) -> impl Iterator<Item = &Path> {
-    cluster.members.iter().map(|member| member.data_dir.as_path())
+    cluster
+        .members
+        .iter()
+        .map(|member| member.data_dir.as_path())
 }
 
 fn with_data_dirs(command: Cmd, cluster: &Cluster) -> Cmd {
@@ -35,11 +38,25 @@ fn settle() {
 fn work(cluster: &Cluster) -> Result<()> {
     cluster.put_many("/registry/pods/default/p", 300, "one")?;
     cluster.put_many("/registry/pods/default/p", 60, "two")?;
-    cluster.ctl(0).args(["del", "/registry/pods/default/p1", "/registry/pods/default/p12"]).ok()?;
+    cluster
+        .ctl(0)
+        .args([
+            "del",
+            "/registry/pods/default/p1",
+            "/registry/pods/default/p12",
+        ])
+        .ok()?;
     cluster.ctl(0).args(["compact", "5"]).ok()?;
     let lease = cluster.ctl(0).args(["lease", "grant", "6000"]).ok()?.stdout;
-    let lease = lease.split_whitespace().nth(1).context("a lease")?.to_owned();
-    cluster.ctl(0).args(["put", "--lease", &lease, "/registry/events/e", "leased"]).ok()?;
+    let lease = lease
+        .split_whitespace()
+        .nth(1)
+        .context("a lease")?
+        .to_owned();
+    cluster
+        .ctl(0)
+        .args(["put", "--lease", &lease, "/registry/events/e", "leased"])
+        .ok()?;
     cluster.put_large("large", 200_000)?;
     cluster.put("last", "acknowledged")
 }
@@ -71,22 +88,48 @@ fn a_database_alone_becomes_a_cluster() -> Result<()> {
         ensure!(ran["plan"]["found"]["revision"] == revision, "{ran:#}");
         adopt(&mut cluster, &output).with_context(|| version.name.clone())?;
         let (held, at) = cluster.keys(0)?;
-        ensure!((held == keys, at) == (true, revision + BUMP), "{}: keys differ, or {at}", version.name);
-        ensure!(cluster.list()?.iter().all(|(id, ..)| old_id.iter().all(|(old, ..)| old != id)), "old IDs");
+        ensure!(
+            (held == keys, at) == (true, revision + BUMP),
+            "{}: keys differ, or {at}",
+            version.name
+        );
+        ensure!(
+            cluster
+                .list()?
+                .iter()
+                .all(|(id, ..)| old_id.iter().all(|(old, ..)| old != id)),
+            "old IDs"
+        );
         // Whoever goes on from an old revision is told to list anew.
-        let old = cluster.ctl(0).args(["get", "last", "--rev", &revision.to_string()]).run()?;
-        ensure!(old.code != 0 && old.stderr.contains("compacted"), "{}", old.transcript());
+        let old = cluster
+            .ctl(0)
+            .args(["get", "last", "--rev", &revision.to_string()])
+            .run()?;
+        ensure!(
+            old.code != 0 && old.stderr.contains("compacted"),
+            "{}",
+            old.transcript()
+        );
         cluster.put("after", "1")?;
         ensure!(cluster.keys(0)?.1 == revision + BUMP + 1);
-        cluster.ctl(0).args(["compact", &(revision + BUMP + 1).to_string()]).ok()?;
+        cluster
+            .ctl(0)
+            .args(["compact", &(revision + BUMP + 1).to_string()])
+            .ok()?;
         for number in 0..3 {
             cluster.ctl(number).arg("defrag").ok()?;
         }
-        let hashes = (0..3).map(|number| cluster.hash(number, 0)).collect::<Result<BTreeSet<_>>>()?;
+        let hashes = (0..3)
+            .map(|number| cluster.hash(number, 0))
+            .collect::<Result<BTreeSet<_>>>()?;
         ensure!(hashes.len() == 1, "{}: {hashes:?}", version.name);
         cluster.kill()?;
         cluster.run()?;
-        ensure!(cluster.keys(2)?.0.len() == keys.len() + 1, "{}: something was lost by a restart", version.name);
+        ensure!(
+            cluster.keys(2)?.0.len() == keys.len() + 1,
+            "{}: something was lost by a restart",
+            version.name
+        );
     }
     Ok(())
 }
@@ -103,41 +146,81 @@ fn a_saved_snapshot_is_restored_as_etcd_does_it() -> Result<()> {
         cluster.kill()?;
         let member = format!("m1={}", cluster.members[0].peer_url());
         let rebuild = |file: &Path, output: &Path| {
-            rescue("rebuild").args(["--bump", "0", "--member", &member, "--from"]).arg(file).arg("--output").arg(output)
+            rescue("rebuild")
+                .args(["--bump", "0", "--member", &member, "--from"])
+                .arg(file)
+                .arg("--output")
+                .arg(output)
         };
-        let (ours, theirs) = (cluster.folder().join("ours"), cluster.folder().join("theirs"));
+        let (ours, theirs) = (
+            cluster.folder().join("ours"),
+            cluster.folder().join("theirs"),
+        );
         let said = rebuild(&saved, &ours).ok()?.stdout;
         ensure!(said.contains("its checksum is right"), "{said}");
-        let tool = if version.name == "3.4" { "etcdctl" } else { "etcdutl" };
+        let tool = if version.name == "3.4" {
+            "etcdctl"
+        } else {
+            "etcdutl"
+        };
         Cmd::new(version.program(tool))
             .env("ETCDCTL_API", "3")
-            .args(["snapshot", "restore", "--name", "m1", "--initial-cluster", &member])
-            .args(["--initial-advertise-peer-urls", &cluster.members[0].peer_url(), "--data-dir"])
+            .args([
+                "snapshot",
+                "restore",
+                "--name",
+                "m1",
+                "--initial-cluster",
+                &member,
+            ])
+            .args([
+                "--initial-advertise-peer-urls",
+                &cluster.members[0].peer_url(),
+                "--data-dir",
+            ])
             .arg(&theirs)
             .arg(&saved)
             .ok()?;
         let ask = |dir: &Path| -> Result<(u64, String)> {
             let answer = etcd::serve(&version, dir, |ctl| {
-                let hash = ctl().args(["endpoint", "hashkv", "-w", "json"]).ok()?.json()?;
+                let hash = ctl()
+                    .args(["endpoint", "hashkv", "-w", "json"])
+                    .ok()?
+                    .json()?;
                 let leases = ctl().args(["lease", "list"]).ok()?.stdout;
-                Ok((hash[0]["HashKV"]["hash"].as_u64().context("a hash")?, leases))
+                Ok((
+                    hash[0]["HashKV"]["hash"].as_u64().context("a hash")?,
+                    leases,
+                ))
             })?;
             answer.map_err(|says| anyhow::anyhow!("{}: {says}", dir.display()))
         };
-        ensure!(ask(&ours.join("m1"))? == ask(&theirs)?, "{}: what is restored differs", version.name);
-        let held = etcd::holds(&version, &ours.join("m1"))?.map_err(|says| anyhow::anyhow!(says))?;
+        ensure!(
+            ask(&ours.join("m1"))? == ask(&theirs)?,
+            "{}: what is restored differs",
+            version.name
+        );
+        let held =
+            etcd::holds(&version, &ours.join("m1"))?.map_err(|says| anyhow::anyhow!(says))?;
         ensure!(held == (keys, revision), "{}: keys differ", version.name);
         if version.name == "3.5" {
             let db = cluster.folder().join("rebuilt.db");
             fs::copy(ours.join("m1/member/snap/db"), &db)?;
-            Cmd::new(version.program("etcdutl")).args(["snapshot", "status"]).arg(&db).ok()?;
+            Cmd::new(version.program("etcdutl"))
+                .args(["snapshot", "status"])
+                .arg(&db)
+                .ok()?;
         }
         // One bit of it changed.
         let mut bytes = fs::read(&saved)?;
         bytes[20_000] ^= 1;
         fs::write(&saved, bytes)?;
         let refused = rebuild(&saved, &cluster.folder().join("none")).run()?;
-        ensure!(refused.code == 3 && refused.stderr.contains("does not fit"), "{}", refused.transcript());
+        ensure!(
+            refused.code == 3 && refused.stderr.contains("does not fit"),
+            "{}",
+            refused.transcript()
+        );
     }
     Ok(())
 }
@@ -147,7 +230,10 @@ fn word(bytes: &[u8], at: usize) -> u64 {
 }
 
 fn zero(path: &Path, page: u64) -> Result<()> {
-    Ok(fs::OpenOptions::new().write(true).open(path)?.write_all_at(&[0; 4096], page * 4096)?)
+    Ok(fs::OpenOptions::new()
+        .write(true)
+        .open(path)?
+        .write_all_at(&[0; 4096], page * 4096)?)
 }
 
 /// Both roots, or the metas that lead to them.
@@ -178,7 +264,8 @@ fn salvage(version: &Version, member: &str, db: &Path, output: &Path) -> Result<
         .json()?;
     ensure!(ran["plan"]["guarantee"] == "G4", "{ran:#}");
     let listed = fs::read_to_string(output.join("uncertain-keys")).unwrap_or_default();
-    let (keys, _) = etcd::holds(version, &output.join("m1"))?.map_err(|says| anyhow::anyhow!(says))?;
+    let (keys, _) =
+        etcd::holds(version, &output.join("m1"))?.map_err(|says| anyhow::anyhow!(says))?;
     Ok(Salvaged {
         report: ran["plan"]["found"]["salvage"].clone(),
         uncertain: listed.lines().map(str::to_owned).collect(),
@@ -191,7 +278,11 @@ fn what_is_left_of_a_damaged_database_is_salvaged() -> Result<()> {
     for version in etcd::versions_to_damage()? {
         let mut cluster = Cluster::start(&version, 1, 10_000)?;
         for round in 0..4 {
-            cluster.put_many("/registry/configmaps/default/c", 400, &"x".repeat(100 + round))?;
+            cluster.put_many(
+                "/registry/configmaps/default/c",
+                400,
+                &"x".repeat(100 + round),
+            )?;
         }
         work(&cluster)?;
         settle();
@@ -201,16 +292,27 @@ fn what_is_left_of_a_damaged_database_is_salvaged() -> Result<()> {
         let db = cluster.members[0].data_dir.join("member/snap/db");
         let original = fs::read(&db)?;
         let run = |name: &str, damage: &dyn Fn(&Path) -> Result<()>| -> Result<Salvaged> {
-            let (copy, output) = (cluster.folder().join(format!("{name}.db")), cluster.folder().join(name));
+            let (copy, output) = (
+                cluster.folder().join(format!("{name}.db")),
+                cluster.folder().join(name),
+            );
             fs::copy(&db, &copy)?;
             damage(&copy)?;
-            salvage(&version, &member, &copy, &output).with_context(|| format!("{}: {name}", version.name))
+            salvage(&version, &member, &copy, &output)
+                .with_context(|| format!("{}: {name}", version.name))
         };
-        let whole: BTreeMap<String, Key> = keys.iter().map(|key| (key.key.clone(), key.clone())).collect();
+        let whole: BTreeMap<String, Key> = keys
+            .iter()
+            .map(|key| (key.key.clone(), key.clone()))
+            .collect();
 
         // The newest root is found again, and nothing is missing or uncertain.
         let found = run("metas", &|db| zero(db, 0).and_then(|()| zero(db, 1)))?;
-        ensure!(found.report["is_whole"] == true && found.uncertain.is_empty(), "{:#}", found.report);
+        ensure!(
+            found.report["is_whole"] == true && found.uncertain.is_empty(),
+            "{:#}",
+            found.report
+        );
         ensure!(found.keys == whole, "keys differ");
         ensure!(found.report["revision"] == revision, "{:#}", found.report);
 
@@ -231,26 +333,42 @@ fn what_is_left_of_a_damaged_database_is_salvaged() -> Result<()> {
             }
             Ok(())
         })?;
-        ensure!(found.report["is_whole"] == false, "nothing was lost: {:#}", found.report);
+        ensure!(
+            found.report["is_whole"] == false,
+            "nothing was lost: {:#}",
+            found.report
+        );
         compare(&whole, &found, "random")?;
     }
     Ok(())
 }
 
 fn step(state: &mut u64) -> u64 {
-    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+    *state = state
+        .wrapping_mul(6_364_136_223_846_793_005)
+        .wrapping_add(1);
     *state >> 33
 }
 
 /// Every key is as it was, or its newest revision is one that is said to be missing; what is there and should not be is said to be uncertain.
 fn compare(whole: &BTreeMap<String, Key>, found: &Salvaged, name: &str) -> Result<()> {
     let mut gaps: Vec<(i64, i64)> = serde_json::from_value(found.report["gaps"].clone())?;
-    gaps.extend(serde_json::from_value::<Vec<(i64, i64)>>(found.report["unread"].clone())?);
-    gaps.extend(serde_json::from_value::<Vec<i64>>(found.report["partial"].clone())?.iter().map(|main| (*main, *main)));
+    gaps.extend(serde_json::from_value::<Vec<(i64, i64)>>(
+        found.report["unread"].clone(),
+    )?);
+    gaps.extend(
+        serde_json::from_value::<Vec<i64>>(found.report["partial"].clone())?
+            .iter()
+            .map(|main| (*main, *main)),
+    );
     let last = found.report["revision"].as_i64().context("a revision")?;
     let compacted = found.report["compact_revision"].as_i64().unwrap_or(-1);
     let may_be_missing = |revision: i64| {
-        revision > last || revision <= compacted || gaps.iter().any(|(from, to)| (*from..=*to).contains(&revision))
+        revision > last
+            || revision <= compacted
+            || gaps
+                .iter()
+                .any(|(from, to)| (*from..=*to).contains(&revision))
     };
     let mut lost = 0;
     for (key, there) in whole {
@@ -264,12 +382,21 @@ fn compare(whole: &BTreeMap<String, Key>, found: &Salvaged, name: &str) -> Resul
         }
     }
     for (key, now) in &found.keys {
-        let is_right = whole.get(key).is_some_and(|there| there.modified == now.modified);
+        let is_right = whole
+            .get(key)
+            .is_some_and(|there| there.modified == now.modified);
         // A later deletion or change may be among what is missing.
         let explained = found.uncertain.contains(key) || !gaps.is_empty();
-        ensure!(is_right || explained, "{name}: {key} came back and is not said to be uncertain");
+        ensure!(
+            is_right || explained,
+            "{name}: {key} came back and is not said to be uncertain"
+        );
     }
-    ensure!(lost * 2 < whole.len(), "{name}: {lost} of {} keys lost", whole.len());
+    ensure!(
+        lost * 2 < whole.len(),
+        "{name}: {lost} of {} keys lost",
+        whole.len()
+    );
     Ok(())
 }
 
@@ -277,7 +404,11 @@ fn compare(whole: &BTreeMap<String, Key>, found: &Salvaged, name: &str) -> Resul
 fn guest_of(member: &Member, folder: &Path, data_dir: &Path, flags: &[&str]) -> Result<PathBuf> {
     let root = folder.join("guest");
     let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
-    guest::make(&root, &member.name, &[guest::addresses(member), flags].concat())?;
+    guest::make(
+        &root,
+        &member.name,
+        &[guest::addresses(member), flags].concat(),
+    )?;
     etcd::copy(data_dir, &root.join(guest::DATA_DIR))?;
     Ok(root)
 }
@@ -290,18 +421,35 @@ fn a_rebuild_in_place_asks_for_its_losses_and_can_be_taken_back() -> Result<()> 
     settle();
     let (keys, revision) = cluster.keys(0)?;
     cluster.kill()?;
-    let root = guest_of(&cluster.members[0], cluster.folder(), &cluster.members[0].data_dir, &[])?;
+    let root = guest_of(
+        &cluster.members[0],
+        cluster.folder(),
+        &cluster.members[0].data_dir,
+        &[],
+    )?;
     let data_dir = root.join("var/lib/etcd");
     let before = sums(&data_dir)?;
-    let rebuild = || rescue("rebuild").args(["--db-only", "--yes", "--root"]).arg(&root);
+    let rebuild = || {
+        rescue("rebuild")
+            .args(["--db-only", "--yes", "--root"])
+            .arg(&root)
+    };
     let refused = rebuild().run()?;
-    ensure!(refused.code == 3 && refused.stderr.contains("--accept-loss"), "{}", refused.transcript());
+    ensure!(
+        refused.code == 3 && refused.stderr.contains("--accept-loss"),
+        "{}",
+        refused.transcript()
+    );
     ensure!(sums(&data_dir)? == before, "a refusal changed something");
     rebuild().arg("--accept-loss").ok()?;
     let held = etcd::holds(&version, &data_dir)?.map_err(|says| anyhow::anyhow!(says))?;
     ensure!(held == (keys, revision + BUMP), "keys differ");
     // etcd has run meanwhile: taking it back would lose what it wrote.
-    let undo = || Cmd::new(rescue_binary()).args(["undo", "--yes", "--root"]).arg(&root);
+    let undo = || {
+        Cmd::new(rescue_binary())
+            .args(["undo", "--yes", "--root"])
+            .arg(&root)
+    };
     let drifted = undo().run()?;
     ensure!(drifted.code == 3, "{}", drifted.transcript());
     fs::remove_dir_all(&data_dir)?;
@@ -325,18 +473,40 @@ fn three_nodes_are_rebuilt_as_one() -> Result<()> {
     cluster.kill()?;
     let mut roots = Vec::new();
     for (number, member) in cluster.members.iter().enumerate() {
-        let root = guest_of(member, &cluster.folder().join(format!("node{number}")), &member.data_dir, &[])?;
+        let root = guest_of(
+            member,
+            &cluster.folder().join(format!("node{number}")),
+            &member.data_dir,
+            &[],
+        )?;
         roots.push(root);
     }
-    let all = |command: Cmd| roots.iter().fold(command, |command, root| command.arg("--root").arg(root));
-    let before = roots.iter().map(|root| sums(&root.join("var/lib/etcd"))).collect::<Result<Vec<_>>>()?;
+    let all = |command: Cmd| {
+        roots
+            .iter()
+            .fold(command, |command, root| command.arg("--root").arg(root))
+    };
+    let before = roots
+        .iter()
+        .map(|root| sums(&root.join("var/lib/etcd")))
+        .collect::<Result<Vec<_>>>()?;
     // One of the three left out could start again beside the new cluster.
-    let alone = rescue("rebuild").args(["--db-only", "--yes", "--accept-loss", "--root"]).arg(&roots[0]).run()?;
-    ensure!(alone.code == 3 && alone.stderr.contains("--declare-dead"), "{}", alone.transcript());
+    let alone = rescue("rebuild")
+        .args(["--db-only", "--yes", "--accept-loss", "--root"])
+        .arg(&roots[0])
+        .run()?;
+    ensure!(
+        alone.code == 3 && alone.stderr.contains("--declare-dead"),
+        "{}",
+        alone.transcript()
+    );
     let rebuild = || all(rescue("rebuild").args(["--db-only", "--yes", "--accept-loss"])).ok();
     rebuild()?;
     all(Cmd::new(rescue_binary()).args(["undo", "--yes"])).ok()?;
-    let after = roots.iter().map(|root| sums(&root.join("var/lib/etcd"))).collect::<Result<Vec<_>>>()?;
+    let after = roots
+        .iter()
+        .map(|root| sums(&root.join("var/lib/etcd")))
+        .collect::<Result<Vec<_>>>()?;
     ensure!(after == before, "undo left something");
     rebuild()?;
     for (member, root) in cluster.members.iter_mut().zip(&roots) {
@@ -344,7 +514,9 @@ fn three_nodes_are_rebuilt_as_one() -> Result<()> {
     }
     cluster.run()?;
     ensure!(cluster.keys(2)? == (keys, revision + BUMP), "keys differ");
-    let hashes = (0..3).map(|number| cluster.hash(number, 0)).collect::<Result<BTreeSet<_>>>()?;
+    let hashes = (0..3)
+        .map(|number| cluster.hash(number, 0))
+        .collect::<Result<BTreeSet<_>>>()?;
     ensure!(hashes.len() == 1, "{hashes:?}");
     cluster.put("after", "1")
 }
@@ -368,7 +540,11 @@ fn a_full_database_is_made_small_and_takes_writes_again() -> Result<()> {
         ctl().args(["put", "x", "y"]).run()?;
         settle();
         let refused = ctl().args(["put", "x", "y"]).run()?;
-        ensure!(refused.code != 0 && refused.stderr.contains("space exceeded"), "{}", refused.transcript());
+        ensure!(
+            refused.code != 0 && refused.stderr.contains("space exceeded"),
+            "{}",
+            refused.transcript()
+        );
         settle();
         Ok(())
     })?;
@@ -377,14 +553,29 @@ fn a_full_database_is_made_small_and_takes_writes_again() -> Result<()> {
     let data_dir = root.join("var/lib/etcd");
     let size = |dir: &Path| Ok::<_, anyhow::Error>(fs::metadata(dir.join("member/snap/db"))?.len());
     let before = size(&data_dir)?;
-    let said = rescue("defrag").args(["--compact", "--yes", "--json", "--root"]).arg(&root).ok()?.json()?;
-    ensure!(said["plan"]["guarantee"] == "G0" && said["plan"]["found"]["alarm_lifted"] == true, "{said:#}");
-    ensure!(size(&data_dir)? * 4 < before, "{before} bytes became {}", size(&data_dir)?);
+    let said = rescue("defrag")
+        .args(["--compact", "--yes", "--json", "--root"])
+        .arg(&root)
+        .ok()?
+        .json()?;
+    ensure!(
+        said["plan"]["guarantee"] == "G0" && said["plan"]["found"]["alarm_lifted"] == true,
+        "{said:#}"
+    );
+    ensure!(
+        size(&data_dir)? * 4 < before,
+        "{before} bytes became {}",
+        size(&data_dir)?
+    );
     let held = etcd::serve_with(&version, &data_dir, &quota, |ctl| {
         ctl().args(["put", "after", "1"]).ok()?;
-        let keys = ctl().args(["get", "", "--prefix", "--keys-only"]).ok()?.stdout;
+        let keys = ctl()
+            .args(["get", "", "--prefix", "--keys-only"])
+            .ok()?
+            .stdout;
         ensure!(
-            keys.lines().filter(|line| line.starts_with("kept")).count() == 50 && keys.contains("large1"),
+            keys.lines().filter(|line| line.starts_with("kept")).count() == 50
+                && keys.contains("large1"),
             "{keys}"
         );
         ctl().args(["get", "large0"]).ok()?;
@@ -410,16 +601,36 @@ fn three_databases_are_compacted_alike() -> Result<()> {
             .arg(&one)
             .ok()?
             .json()?;
-        let why = alone["plan"]["found"]["not_compacted"].as_str().unwrap_or_default();
-        ensure!(why.contains("m2, m3") || why.contains("m3, m2"), "{alone:#}");
-        let said =
-            with_data_dirs(rescue("defrag"), &cluster).args(["--compact", "--json", "--output"]).arg(&output).ok()?;
-        ensure!(said.json()?["plan"]["found"]["compact_at"] == revision, "{}", said.transcript());
+        let why = alone["plan"]["found"]["not_compacted"]
+            .as_str()
+            .unwrap_or_default();
+        ensure!(
+            why.contains("m2, m3") || why.contains("m3, m2"),
+            "{alone:#}"
+        );
+        let said = with_data_dirs(rescue("defrag"), &cluster)
+            .args(["--compact", "--json", "--output"])
+            .arg(&output)
+            .ok()?;
+        ensure!(
+            said.json()?["plan"]["found"]["compact_at"] == revision,
+            "{}",
+            said.transcript()
+        );
         adopt(&mut cluster, &output)?;
-        ensure!(cluster.keys(1)? == (keys, revision), "{}: keys differ", version.name);
+        ensure!(
+            cluster.keys(1)? == (keys, revision),
+            "{}: keys differ",
+            version.name
+        );
         cluster.put("after", "1")?;
-        let hashes = (0..3).map(|number| cluster.hash(number, 0)).collect::<Result<BTreeSet<_>>>()?;
-        ensure!(hashes.len() == 1 && hashes.iter().all(|(_, compacted)| *compacted == revision), "{hashes:?}");
+        let hashes = (0..3)
+            .map(|number| cluster.hash(number, 0))
+            .collect::<Result<BTreeSet<_>>>()?;
+        ensure!(
+            hashes.len() == 1 && hashes.iter().all(|(_, compacted)| *compacted == revision),
+            "{hashes:?}"
+        );
         cluster.kill()?;
         cluster.run()?;
     }

@@ -23,16 +23,26 @@ pub struct Clones {
 
 /// Ubuntu's layout, with a snapshot of the root beside it.
 fn node(path: &Path) -> Result<Disk> {
-    let root = Partition::new(FileSystem::Btrfs, "/").label("root").mkfs(["--mixed"]);
+    let root = Partition::new(FileSystem::Btrfs, "/")
+        .label("root")
+        .mkfs(["--mixed"]);
     let disk = DiskBuilder::new(160 * MIB).partition(root).build(path)?;
     disk.mounted(|top| {
         let root = top.join("@");
-        Cmd::new("btrfs").args(["subvolume", "create"]).arg(&root).ok()?;
+        Cmd::new("btrfs")
+            .args(["subvolume", "create"])
+            .arg(&root)
+            .ok()?;
         unpack_small_control_plane(&root)?;
         fs::write(root.join("etc/fstab"), "LABEL=root / btrfs subvol=@ 0 1\n")?;
         fs::create_dir(root.join(".snapshots"))?;
         let snapshot = root.join(".snapshots/1");
-        Cmd::new("btrfs").args(["subvolume", "snapshot", "-r"]).arg(&root).arg(snapshot).ok().map(drop)
+        Cmd::new("btrfs")
+            .args(["subvolume", "snapshot", "-r"])
+            .arg(&root)
+            .arg(snapshot)
+            .ok()
+            .map(drop)
     })?;
     Ok(disk)
 }
@@ -42,18 +52,33 @@ impl Clones {
         let untouched = node(&folder.join("btrfs.img"))?;
         let meant = untouched.copy_to(&folder.join("btrfs-clone.img"))?;
         let names = [&untouched, &meant].map(|disk| rack.add(&disk.path));
-        Ok(Self { hash: untouched.sha256()?, untouched, meant, names })
+        Ok(Self {
+            hash: untouched.sha256()?,
+            untouched,
+            meant,
+            names,
+        })
     }
 
     pub fn work(&self, machine: &mut Machine) -> Result<()> {
         let [other, meant] = &self.names;
-        let said = rescue(machine, &format!("{REPAIR} --node {meant} {other} {meant}"), 0)?;
-        ensure!(said.contains("Repaired k8s-master01") && said.contains(&format!("{meant}1[/@]")), "{said}");
+        let said = rescue(
+            machine,
+            &format!("{REPAIR} --node {meant} {other} {meant}"),
+            0,
+        )?;
+        ensure!(
+            said.contains("Repaired k8s-master01") && said.contains(&format!("{meant}1[/@]")),
+            "{said}"
+        );
         Ok(())
     }
 
     pub fn judge(&self) -> Result<()> {
-        ensure!(self.untouched.sha256()? == self.hash, "the other clone was written to");
+        ensure!(
+            self.untouched.sha256()? == self.hash,
+            "the other clone was written to"
+        );
         self.meant.assert_clean()?;
         in_private_namespace(|| {
             let device = self.meant.attach(0, true)?;

@@ -38,8 +38,13 @@ impl Rack {
 
 /// A small control plane whose certificates are over, without etcd's data, on a bare ext4.
 fn control_plane(path: &Path) -> Result<Disk> {
-    let root = Partition::new(FileSystem::Ext4, "/").uuid(fixtures::ROOT_UUID).mkfs(["-b", "4096"]);
-    let disk = DiskBuilder::new(72 * MIB).table(Table::Bare).partition(root).build(path)?;
+    let root = Partition::new(FileSystem::Ext4, "/")
+        .uuid(fixtures::ROOT_UUID)
+        .mkfs(["-b", "4096"]);
+    let disk = DiskBuilder::new(72 * MIB)
+        .table(Table::Bare)
+        .partition(root)
+        .build(path)?;
     disk.mounted(unpack_small_control_plane)?;
     Ok(disk)
 }
@@ -62,21 +67,33 @@ fn assert_certificates(root: &Path) -> Result<()> {
 /// The same of a file system's image, which must be sound, too.
 fn assert_repaired(disk: &Disk) -> Result<()> {
     disk.assert_clean()?;
-    disk.mounted_read_only(assert_certificates).with_context(|| format!("judging {}", disk.path.display()))
+    disk.mounted_read_only(assert_certificates)
+        .with_context(|| format!("judging {}", disk.path.display()))
 }
 
 #[test]
 fn taken_back_encrypted_mirrored_and_cloned() -> Result<()> {
-    let folder = tempfile::Builder::new().prefix("rescue-iso-layers-").tempdir()?;
-    let iso = iso(&["rescue.auto=undo", "rescue.node=/dev/vda", "rescue.after=shell"])?;
-    let mut rack = Rack { vm: Vm::new(Firmware::Bios, Medium::Cd, &iso, 512), disks: 0 };
+    let folder = tempfile::Builder::new()
+        .prefix("rescue-iso-layers-")
+        .tempdir()?;
+    let iso = iso(&[
+        "rescue.auto=undo",
+        "rescue.node=/dev/vda",
+        "rescue.after=shell",
+    ])?;
+    let mut rack = Rack {
+        vm: Vm::new(Firmware::Bios, Medium::Cd, &iso, 512),
+        disks: 0,
+    };
     let taken_back = taken_back::Node::prepare(folder.path(), &mut rack)?;
     let encrypted = encrypted::Nodes::prepare(folder.path(), &mut rack)?;
     let mirrors = mirrors::Mirrors::prepare(folder.path(), &mut rack)?;
     let clones = clones::Clones::prepare(folder.path(), &mut rack)?;
 
     let mut machine = rack.vm.start()?;
-    let took = |machine: &Machine, what: &str| eprintln!("{what}: {:.1} s after power on", machine.up().as_secs_f64());
+    let took = |machine: &Machine, what: &str| {
+        eprintln!("{what}: {:.1} s after power on", machine.up().as_secs_f64())
+    };
     machine.expect("=== rescue receipt", BOOT)?;
     took(&machine, "started");
     taken_back.unattended(&mut machine)?;
@@ -92,7 +109,10 @@ fn taken_back_encrypted_mirrored_and_cloned() -> Result<()> {
     took(&machine, "undone from the menu");
     let said = machine.transcript();
     drop(machine);
-    ensure!(!said.contains("Kernel panic") && !said.contains("panicked at"), "{said}");
+    ensure!(
+        !said.contains("Kernel panic") && !said.contains("panicked at"),
+        "{said}"
+    );
 
     taken_back.judge()?;
     encrypted.judge()?;

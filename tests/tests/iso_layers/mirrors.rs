@@ -43,7 +43,11 @@ fn small_root(image: &Path) -> Result<()> {
     fs::write(tree.join("etc/hostname"), "mirrored")?;
     fs::write(tree.join("etc/fstab"), "/dev/md7 / ext4 defaults 0 1\n")?;
     File::create(image)?.set_len(6 * MIB)?;
-    Cmd::new("mkfs.ext4").args(["-q", "-F", "-O", "^has_journal", "-d"]).arg(tree).arg(image).ok()?;
+    Cmd::new("mkfs.ext4")
+        .args(["-q", "-F", "-O", "^has_journal", "-d"])
+        .arg(tree)
+        .arg(image)
+        .ok()?;
     Ok(())
 }
 
@@ -75,7 +79,13 @@ impl Mirrors {
             File::create(&path)?.set_len(12 * MIB)?;
             legs.push(rack.add(&path));
         }
-        Ok(Self { folder: folder.to_owned(), node, node_legs, content, legs })
+        Ok(Self {
+            folder: folder.to_owned(),
+            node,
+            node_legs,
+            content,
+            legs,
+        })
     }
 
     pub fn work(&self, machine: &mut Machine) -> Result<()> {
@@ -83,32 +93,55 @@ impl Mirrors {
         for (number, version) in VERSIONS.iter().enumerate() {
             let (first, second) = (&self.legs[2 * number], &self.legs[2 * number + 1]);
             let create = "--create /dev/md7 --run --assume-clean --level=1 --raid-devices=2";
-            mdadm(machine, &format!("{create} --metadata={version} {first} {second}"))?;
-            let said =
-                machine.shell(&format!("dd if={} of=/dev/md7 bs=1M; sync; echo filled $?", self.content), ANSWER)?;
+            mdadm(
+                machine,
+                &format!("{create} --metadata={version} {first} {second}"),
+            )?;
+            let said = machine.shell(
+                &format!(
+                    "dd if={} of=/dev/md7 bs=1M; sync; echo filled $?",
+                    self.content
+                ),
+                ANSWER,
+            )?;
             ensure!(said.contains("\nfilled 0\n"), "{said}");
             if *version == FELL_OUT {
                 // The array goes on without it, and changes.
-                mdadm(machine, &format!("/dev/md7 --fail {second} --remove {second}"))?;
-                machine.shell("dd if=/dev/zero of=/dev/md7 bs=1M seek=7 count=1; sync", ANSWER)?;
+                mdadm(
+                    machine,
+                    &format!("/dev/md7 --fail {second} --remove {second}"),
+                )?;
+                machine.shell(
+                    "dd if=/dev/zero of=/dev/md7 bs=1M seek=7 count=1; sync",
+                    ANSWER,
+                )?;
             }
             mdadm(machine, "--stop /dev/md7")?;
         }
         // The ISO has no driver for it, but mdadm has written its superblocks.
         let disks = self.legs.get(RAID5).context("too few legs")?.join(" ");
         let create = "mdadm --create /dev/md7 --run --assume-clean --level=5 --raid-devices=3";
-        machine.shell(&format!("{create} {disks}; mdadm --stop /dev/md7"), ANSWER).map(drop)
+        machine
+            .shell(&format!("{create} {disks}; mdadm --stop /dev/md7"), ANSWER)
+            .map(drop)
     }
 
     /// Refused on its legs, then as the refusal says.
     fn repair_the_node(&self, machine: &mut Machine) -> Result<()> {
         let [first, second] = &self.node_legs;
-        let create = "--create /dev/md7 --run --assume-clean --level=1 --metadata=1.0 --raid-devices=2";
+        let create =
+            "--create /dev/md7 --run --assume-clean --level=1 --metadata=1.0 --raid-devices=2";
         // Made by the node itself, elsewhere.
-        mdadm(machine, &format!("{create} --homehost=k8s-master01 {first} {second}"))?;
+        mdadm(
+            machine,
+            &format!("{create} --homehost=k8s-master01 {first} {second}"),
+        )?;
         mdadm(machine, "--stop /dev/md7")?;
         let said = rescue(machine, &format!("{REPAIR} {first} {second}"), 3)?;
-        ensure!(said.contains("mdadm --assemble --scan") && said.contains("rescue repair /dev/md127"), "{said}");
+        ensure!(
+            said.contains("mdadm --assemble --scan") && said.contains("rescue repair /dev/md127"),
+            "{said}"
+        );
         mdadm(machine, "--assemble --scan")?;
         let said = rescue(machine, &format!("{REPAIR} /dev/md127"), 0)?;
         ensure!(said.contains("Repaired k8s-master01"), "{said}");
@@ -118,7 +151,10 @@ impl Mirrors {
     pub fn judge(&self) -> Result<()> {
         for number in 0..2 {
             let path = self.folder.join(format!("node-leg{number}.img"));
-            assert_repaired(&Disk { path, ..self.node.clone() })?;
+            assert_repaired(&Disk {
+                path,
+                ..self.node.clone()
+            })?;
         }
         for (number, version) in VERSIONS.iter().enumerate() {
             let (first, second) = (2 * number, 2 * number + 1);
@@ -135,15 +171,27 @@ impl Mirrors {
     }
 
     fn sources(&self, legs: &[usize]) -> Vec<Source> {
-        legs.iter().map(|number| Source::Disk(leg(&self.folder, *number))).collect()
+        legs.iter()
+            .map(|number| Source::Disk(leg(&self.folder, *number)))
+            .collect()
     }
 
     /// Every byte through these legs; what is said of them; and that nothing is written to them.
     fn is_read(&self, version: &str, legs: &[usize], note: Option<&str>) -> Result<()> {
-        let found = discover(&self.sources(legs)).with_context(|| format!("{version}: {legs:?}"))?;
-        let [guest] = found.guests.as_slice() else { anyhow::bail!("{version} {legs:?}: {found:?}") };
-        ensure!(guest.read_text(&GuestPath::new("/etc/hostname"))? == "mirrored", "{version} {legs:?}");
-        let said: Vec<&str> = found.leftovers.iter().map(|leftover| leftover.what.as_str()).collect();
+        let found =
+            discover(&self.sources(legs)).with_context(|| format!("{version}: {legs:?}"))?;
+        let [guest] = found.guests.as_slice() else {
+            anyhow::bail!("{version} {legs:?}: {found:?}")
+        };
+        ensure!(
+            guest.read_text(&GuestPath::new("/etc/hostname"))? == "mirrored",
+            "{version} {legs:?}"
+        );
+        let said: Vec<&str> = found
+            .leftovers
+            .iter()
+            .map(|leftover| leftover.what.as_str())
+            .collect();
         let as_expected = match note {
             Some(note) => said.len() == 1 && said[0].starts_with(note),
             None => said.is_empty(),
@@ -161,7 +209,9 @@ impl Mirrors {
 
     fn others_are_named(&self) -> Result<()> {
         let refused = |sources: &[Source]| -> Result<String> {
-            let error = discover(sources).err().with_context(|| format!("{sources:?} was read"))?;
+            let error = discover(sources)
+                .err()
+                .with_context(|| format!("{sources:?} was read"))?;
             Ok(error.downcast::<Refusal>()?.to_string())
         };
         let raid5: Vec<usize> = RAID5.collect();

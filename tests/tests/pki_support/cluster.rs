@@ -28,9 +28,11 @@ pub const CA: &str = "keyUsage=critical,digitalSignature,keyEncipherment,keyCert
 /// Extensions of a CA as kubeadm up to 1.18 made it: no key identifier.
 pub const CA_WITHOUT_SKI: &str = "keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign\nbasicConstraints=critical,CA:TRUE\nsubjectKeyIdentifier=none\n";
 /// Extensions of a client.
-pub const CLIENT: &str = "keyUsage=critical,digitalSignature,keyEncipherment\nextendedKeyUsage=clientAuth\n";
+pub const CLIENT: &str =
+    "keyUsage=critical,digitalSignature,keyEncipherment\nextendedKeyUsage=clientAuth\n";
 /// Extensions of a server.
-pub const SERVER: &str = "keyUsage=critical,digitalSignature,keyEncipherment\nextendedKeyUsage=serverAuth\n";
+pub const SERVER: &str =
+    "keyUsage=critical,digitalSignature,keyEncipherment\nextendedKeyUsage=serverAuth\n";
 
 /// One certificate to be made.
 pub struct Wanted<'a> {
@@ -49,29 +51,50 @@ pub struct Wanted<'a> {
 /// Makes a key as kubeadm writes it.
 pub fn key(kind: &[&str], to: &Path) -> Result<()> {
     let made = Cmd::new("openssl").arg("genpkey").args(kind).ok()?;
-    let traditional = Cmd::new("openssl").args(["pkey", "-traditional"]).stdin(made.stdout).ok()?;
+    let traditional = Cmd::new("openssl")
+        .args(["pkey", "-traditional"])
+        .stdin(made.stdout)
+        .ok()?;
     fs::create_dir_all(to.parent().context("a path with a folder")?)?;
     Ok(fs::write(to, traditional.stdout)?)
 }
 
 /// Makes a certificate: self-signed with this serial number, or signed by the CA at `signer` (path without `.crt`).
 pub fn certificate(wanted: &Wanted<'_>, signer: Option<&Path>, serial: Option<&str>) -> Result<()> {
-    let with = |extension: &str| wanted.base.with_file_name(format!("{}.{extension}", file_name(wanted.base)));
+    let with = |extension: &str| {
+        wanted
+            .base
+            .with_file_name(format!("{}.{extension}", file_name(wanted.base)))
+    };
     key(wanted.key, &with("key"))?;
     let (request, extensions) = (with("csr"), with("ext"));
     fs::write(&extensions, wanted.extensions)?;
     let config = with("cnf");
     fs::write(&config, "[req]\ndistinguished_name=dn\n[dn]\n")?;
     Cmd::new("openssl")
-        .args(["req", "-new", "-utf8", "-multivalue-rdn", "-subj", wanted.subject, "-config"])
+        .args([
+            "req",
+            "-new",
+            "-utf8",
+            "-multivalue-rdn",
+            "-subj",
+            wanted.subject,
+            "-config",
+        ])
         .arg(config)
         .arg("-key")
         .arg(with("key"))
         .arg("-out")
         .arg(&request)
         .ok()?;
-    let mut sign = Cmd::new("openssl").args(["x509", "-req", "-days", &wanted.days.to_string(), "-in"]).arg(&request);
-    sign = sign.arg("-extfile").arg(&extensions).arg("-out").arg(with("crt"));
+    let mut sign = Cmd::new("openssl")
+        .args(["x509", "-req", "-days", &wanted.days.to_string(), "-in"])
+        .arg(&request);
+    sign = sign
+        .arg("-extfile")
+        .arg(&extensions)
+        .arg("-out")
+        .arg(with("crt"));
     sign = match signer {
         Some(ca) => {
             let ca = |extension: &str| ca.with_file_name(format!("{}.{extension}", file_name(ca)));
@@ -87,7 +110,9 @@ pub fn certificate(wanted: &Wanted<'_>, signer: Option<&Path>, serial: Option<&s
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    path.file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 /// A control plane (or worker) in a folder: CAs, manifests and whatever a test adds.
@@ -99,7 +124,13 @@ impl Cluster {
     /// Folders only.
     pub fn new() -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        for below in ["etc/kubernetes/pki/etcd", "etc/kubernetes/manifests", "var/lib/rescue", "root", "home"] {
+        for below in [
+            "etc/kubernetes/pki/etcd",
+            "etc/kubernetes/manifests",
+            "var/lib/rescue",
+            "root",
+            "home",
+        ] {
             fs::create_dir_all(folder.path().join(below))?;
         }
         let cluster = Self { folder };
@@ -122,7 +153,10 @@ impl Cluster {
     ) -> Result<Self> {
         let cluster = Self::new()?;
         cluster.ca("ca", ca_key, ca_subject, ca_extensions, ca_days, serial)?;
-        cluster.manifest("kube-apiserver", &["--client-ca-file=/etc/kubernetes/pki/ca.crt"])?;
+        cluster.manifest(
+            "kube-apiserver",
+            &["--client-ca-file=/etc/kubernetes/pki/ca.crt"],
+        )?;
         Ok(cluster)
     }
 
@@ -160,23 +194,59 @@ impl Cluster {
     }
 
     /// A CA in the certificate folder.
-    pub fn ca(&self, base: &str, key: &[&str], subject: &str, extensions: &str, days: u32, serial: &str) -> Result<()> {
-        let wanted = Wanted { base: &self.pki(base), key, subject, extensions, days };
+    pub fn ca(
+        &self,
+        base: &str,
+        key: &[&str],
+        subject: &str,
+        extensions: &str,
+        days: u32,
+        serial: &str,
+    ) -> Result<()> {
+        let wanted = Wanted {
+            base: &self.pki(base),
+            key,
+            subject,
+            extensions,
+            days,
+        };
         certificate(&wanted, None, Some(serial))
     }
 
     /// A leaf for a day, signed by a CA of the certificate folder.
-    pub fn leaf(&self, base: &str, ca: &str, key: &[&str], subject: &str, extensions: &str) -> Result<()> {
-        let wanted = Wanted { base: &self.pki(base), key, subject, extensions, days: 1 };
+    pub fn leaf(
+        &self,
+        base: &str,
+        ca: &str,
+        key: &[&str],
+        subject: &str,
+        extensions: &str,
+    ) -> Result<()> {
+        let wanted = Wanted {
+            base: &self.pki(base),
+            key,
+            subject,
+            extensions,
+            days: 1,
+        };
         certificate(&wanted, Some(&self.pki(ca)), None)
     }
 
     /// A client certificate and key for a day, as text.
     pub fn client(&self, ca: &str, key: &[&str], subject: &str) -> Result<(String, String)> {
         let base = self.root().join("tmp/client");
-        let wanted = Wanted { base: &base, key, subject, extensions: CLIENT, days: 1 };
+        let wanted = Wanted {
+            base: &base,
+            key,
+            subject,
+            extensions: CLIENT,
+            days: 1,
+        };
         certificate(&wanted, Some(&self.pki(ca)), None)?;
-        let pair = (fs::read_to_string(base.with_extension("crt"))?, fs::read_to_string(base.with_extension("key"))?);
+        let pair = (
+            fs::read_to_string(base.with_extension("crt"))?,
+            fs::read_to_string(base.with_extension("key"))?,
+        );
         fs::remove_dir_all(self.root().join("tmp"))?;
         Ok(pair)
     }
@@ -191,7 +261,11 @@ impl Cluster {
 
     /// The folder as a guest.
     pub fn guest(&self) -> Result<Guest> {
-        Ok(Guest::new("folder", Rc::new(FolderTree::open(self.root())?), Vec::new()))
+        Ok(Guest::new(
+            "folder",
+            Rc::new(FolderTree::open(self.root())?),
+            Vec::new(),
+        ))
     }
 }
 
@@ -218,7 +292,12 @@ pub fn text(guest: &Guest, path: &str) -> Result<String> {
 
 /// What openssl prints of a certificate.
 pub fn openssl_x509(pem: &str, arguments: &[&str]) -> Result<String> {
-    Ok(Cmd::new("openssl").args(["x509", "-noout"]).args(arguments).stdin(pem).ok()?.stdout)
+    Ok(Cmd::new("openssl")
+        .args(["x509", "-noout"])
+        .args(arguments)
+        .stdin(pem)
+        .ok()?
+        .stdout)
 }
 
 /// Insists that openssl verifies the leaf with the CA today and that the key belongs to it.
@@ -243,7 +322,14 @@ pub fn verify_at(
         check = check.args(["-attime", &at.unix_timestamp().to_string()]);
     }
     check.arg("-CAfile").arg(&ca_file).arg(&leaf).ok()?;
-    let of_key = Cmd::new("openssl").args(["pkey", "-pubout"]).stdin(key).ok()?.stdout;
-    ensure!(openssl_x509(certificate, &["-pubkey"])? == of_key, "the key does not belong to the certificate");
+    let of_key = Cmd::new("openssl")
+        .args(["pkey", "-pubout"])
+        .stdin(key)
+        .ok()?
+        .stdout;
+    ensure!(
+        openssl_x509(certificate, &["-pubkey"])? == of_key,
+        "the key does not belong to the certificate"
+    );
     Ok(())
 }

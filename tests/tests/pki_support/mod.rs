@@ -37,15 +37,25 @@ pub fn open(root: &Path) -> Result<WritableGuest> {
         subvolume: None,
         has_errors: false,
     };
-    WritableGuest::open(&root.display().to_string(), &[file_system]).context("opening the folder for writing")
+    WritableGuest::open(&root.display().to_string(), &[file_system])
+        .context("opening the folder for writing")
 }
 
 /// Findings of the checks, without any change.
 pub fn inspect(guest: &Guest, settings: &Settings) -> Result<Vec<Finding>> {
     let node = Node::read(guest);
-    let context = Context { guest, node: &node, settings, peers: &[], ui: &Silent };
+    let context = Context {
+        guest,
+        node: &node,
+        settings,
+        peers: &[],
+        ui: &Silent,
+    };
     let mut findings = Vec::new();
-    for check in catalogue().iter().filter(|check| CHECKS.contains(&check.id())) {
+    for check in catalogue()
+        .iter()
+        .filter(|check| CHECKS.contains(&check.id()))
+    {
         findings.extend(check.run(&context)?);
     }
     Ok(findings)
@@ -56,11 +66,26 @@ pub fn plan(guest: &Guest, settings: &Settings) -> Result<(Vec<Finding>, Prepare
     let node = Node::read(guest);
     let (mut all, mut findings) = (Prepared::default(), Vec::new());
     let mut planned = guest.clone();
-    for check in catalogue().iter().filter(|check| CHECKS.contains(&check.id())) {
-        let context = Context { guest: &planned, node: &node, settings, peers: &[], ui: &Silent };
+    for check in catalogue()
+        .iter()
+        .filter(|check| CHECKS.contains(&check.id()))
+    {
+        let context = Context {
+            guest: &planned,
+            node: &node,
+            settings,
+            peers: &[],
+            ui: &Silent,
+        };
         let found = check.run(&context)?;
         for remedy in found.iter().flat_map(|finding| &finding.remedies) {
-            let context = Context { guest: &planned, node: &node, settings, peers: &[], ui: &Silent };
+            let context = Context {
+                guest: &planned,
+                node: &node,
+                settings,
+                peers: &[],
+                ui: &Silent,
+            };
             let prepared = remedy.prepare(&context).with_context(|| remedy.summary())?;
             let mut tree = Planned::over(planned.tree(), settings.now.unix_timestamp());
             for change in &prepared.changes {
@@ -78,7 +103,12 @@ pub fn plan(guest: &Guest, settings: &Settings) -> Result<(Vec<Finding>, Prepare
 pub fn repair(root: &Path, settings: &Settings) -> Result<(Vec<Finding>, Vec<Finding>)> {
     let writable = open(root)?;
     let (before, prepared) = plan(writable.guest(), settings)?;
-    apply(&writable, prepared, &RunInfo::new(settings.now, Vec::new()), &Silent)?;
+    apply(
+        &writable,
+        prepared,
+        &RunInfo::new(settings.now, Vec::new()),
+        &Silent,
+    )?;
     let after = inspect(writable.guest(), settings)?;
     writable.close()?;
     Ok((before, after))

@@ -29,7 +29,10 @@ pub struct Layout {
 pub const BASE: [(&str, &str); 3] = [
     ("etc/hostname", "verdict.example\n"),
     ("etc/machine-id", "48ac18b487514229975ebcbf998b9997\n"),
-    ("etc/os-release", "ID=debian\nVERSION_ID=\"12\"\nPRETTY_NAME=\"Verdict\"\n"),
+    (
+        "etc/os-release",
+        "ID=debian\nVERSION_ID=\"12\"\nPRETTY_NAME=\"Verdict\"\n",
+    ),
 ];
 
 impl Layout {
@@ -43,12 +46,14 @@ impl Layout {
     }
 
     fn file(mut self, path: &str, content: impl AsRef<[u8]>) -> Self {
-        self.files.push((path.to_owned(), Entry::Bytes(content.as_ref().to_vec())));
+        self.files
+            .push((path.to_owned(), Entry::Bytes(content.as_ref().to_vec())));
         self
     }
 
     fn link(mut self, path: &str, target: &str) -> Self {
-        self.files.push((path.to_owned(), Entry::Link(target.to_owned())));
+        self.files
+            .push((path.to_owned(), Entry::Link(target.to_owned())));
         self
     }
 
@@ -67,7 +72,10 @@ impl Layout {
 
     /// The vendor's unit with a drop-in of these lines.
     fn service(self, lines: &str) -> Self {
-        self.vendor().file(&format!("{ETC}/20-site.conf"), format!("[Service]\n{lines}"))
+        self.vendor().file(
+            &format!("{ETC}/20-site.conf"),
+            format!("[Service]\n{lines}"),
+        )
     }
 
     /// The same with `k007` for `kubelet` everywhere, so that all layouts fit into one system without touching each other.
@@ -81,22 +89,34 @@ impl Layout {
             };
             (path.replace("kubelet", &short), entry)
         });
-        Self { name: self.name.clone(), unit: self.unit.replace("kubelet", &short), files: files.collect(), short }
+        Self {
+            name: self.name.clone(),
+            unit: self.unit.replace("kubelet", &short),
+            files: files.collect(),
+            short,
+        }
     }
 
     /// Whether its files reach into other layouts' units.
     pub fn is_wide(&self) -> bool {
-        self.files.iter().any(|(path, _)| path.contains("/service.d/"))
+        self.files
+            .iter()
+            .any(|(path, _)| path.contains("/service.d/"))
     }
 
     /// As a guest for the resolver.
     pub fn guest(&self) -> Guest {
-        let base = BASE.iter().fold(MemoryTree::new(), |tree, (path, text)| tree.file(format!("/{path}"), text));
-        let tree = base.link("/lib", "usr/lib").dir("/usr/lib");
-        let all = self.files.iter().fold(tree, |tree, (path, entry)| match entry {
-            Entry::Bytes(bytes) => tree.file(format!("/{path}"), bytes),
-            Entry::Link(target) => tree.link(format!("/{path}"), target),
+        let base = BASE.iter().fold(MemoryTree::new(), |tree, (path, text)| {
+            tree.file(format!("/{path}"), text)
         });
+        let tree = base.link("/lib", "usr/lib").dir("/usr/lib");
+        let all = self
+            .files
+            .iter()
+            .fold(tree, |tree, (path, entry)| match entry {
+                Entry::Bytes(bytes) => tree.file(format!("/{path}"), bytes),
+                Entry::Link(target) => tree.link(format!("/{path}"), target),
+            });
         all.into_guest()
     }
 }
@@ -248,7 +268,10 @@ fn syntax() -> Vec<Layout> {
                 "usr/lib/systemd/system/kubelet@.service",
                 "[Service]\nExecStart=/usr/bin/kubelet %n|%N|%p|%i|%I|%j|%f|%P $X\n",
             )
-            .file("etc/systemd/system/kubelet@.service.d/10.conf", "[Service]\nEnvironment=X=--template\n")
+            .file(
+                "etc/systemd/system/kubelet@.service.d/10.conf",
+                "[Service]\nEnvironment=X=--template\n",
+            )
     };
     vec![
         template,

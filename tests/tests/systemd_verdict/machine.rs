@@ -36,7 +36,11 @@ pub fn run(layouts: &[Layout]) -> Result<BTreeMap<String, Verdict>> {
     lay_out(layouts, &root)?;
     let initrd = work.path().join("initrd");
     Cmd::new("sh")
-        .args(["-c", "cd \"$1\" && find . -print0 | cpio --null --create --quiet --format=newc >\"$2\"", "sh"])
+        .args([
+            "-c",
+            "cd \"$1\" && find . -print0 | cpio --null --create --quiet --format=newc >\"$2\"",
+            "sh",
+        ])
         .arg(&root)
         .arg(&initrd)
         .ok()?;
@@ -70,11 +74,15 @@ pub fn run(layouts: &[Layout]) -> Result<BTreeMap<String, Verdict>> {
     let ran = ran.with_context(|| {
         let end = |path: &Path| {
             let text = fs::read_to_string(path).unwrap_or_default();
-            text.get(text.len().saturating_sub(3000)..).unwrap_or_default().to_owned()
+            text.get(text.len().saturating_sub(3000)..)
+                .unwrap_or_default()
+                .to_owned()
         };
         format!("console:\n{}\nresult:\n{}", end(&console), end(&result))
     })?;
-    let text = fs::read_to_string(&result).unwrap_or_default().replace('\r', "");
+    let text = fs::read_to_string(&result)
+        .unwrap_or_default()
+        .replace('\r', "");
     if !text.lines().any(|line| line == "DONE") {
         let console = fs::read_to_string(&console).unwrap_or_default();
         let tail: Vec<&str> = console.lines().rev().take(40).collect();
@@ -89,21 +97,42 @@ pub fn run(layouts: &[Layout]) -> Result<BTreeMap<String, Verdict>> {
     if std::env::var_os("VERDICT_CONSOLE").is_some() {
         eprintln!("{}", fs::read_to_string(&console).unwrap_or_default());
     }
-    eprintln!("note: systemd answered for {} layouts in {:.1} s", layouts.len(), ran.took.as_secs_f64());
+    eprintln!(
+        "note: systemd answered for {} layouts in {:.1} s",
+        layouts.len(),
+        ran.took.as_secs_f64()
+    );
     parse(&text, layouts)
 }
 
 /// Blocks of properties, one per unit in the order of the batches, then `ARGV unit invocation :hex:hex…` per start.
 fn parse(text: &str, layouts: &[Layout]) -> Result<BTreeMap<String, Verdict>> {
-    let (wide, own): (Vec<&Layout>, Vec<&Layout>) = layouts.iter().partition(|layout| layout.is_wide());
-    let blocks: Vec<&str> = text.split("\n\n").filter(|block| block.contains("LoadState=")).collect();
-    ensure!(blocks.len() == layouts.len(), "{} blocks for {} units:\n{text}", blocks.len(), layouts.len());
+    let (wide, own): (Vec<&Layout>, Vec<&Layout>) =
+        layouts.iter().partition(|layout| layout.is_wide());
+    let blocks: Vec<&str> = text
+        .split("\n\n")
+        .filter(|block| block.contains("LoadState="))
+        .collect();
+    ensure!(
+        blocks.len() == layouts.len(),
+        "{} blocks for {} units:\n{text}",
+        blocks.len(),
+        layouts.len()
+    );
     let mut verdicts = BTreeMap::new();
     for (layout, block) in own.into_iter().chain(wide).zip(blocks) {
-        let property = |name: &str| block.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        let property = |name: &str| {
+            block
+                .lines()
+                .find_map(|line| line.strip_prefix(name))
+                .unwrap_or_default()
+        };
         let verdict = Verdict {
             started: starts(text, layout)?,
-            drop_ins: property("DropInPaths=").split_whitespace().map(str::to_owned).collect(),
+            drop_ins: property("DropInPaths=")
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect(),
             load_state: property("LoadState=").to_owned(),
         };
         verdicts.insert(layout.name.clone(), verdict);
@@ -117,10 +146,15 @@ fn starts(text: &str, layout: &Layout) -> Result<Vec<Vec<String>>> {
     let mut started = Vec::new();
     for line in text.lines().filter_map(|line| line.strip_prefix("ARGV ")) {
         let mut fields = line.splitn(3, ' ');
-        let (unit, invocation, argv) = (fields.next(), fields.next(), fields.next().unwrap_or_default());
+        let (unit, invocation, argv) = (
+            fields.next(),
+            fields.next(),
+            fields.next().unwrap_or_default(),
+        );
         // An alias is started under its real name, which begins in the same way.
         if unit.is_some_and(|unit| unit.starts_with(&layout.short))
-            && *first.get_or_insert(invocation.unwrap_or_default()) == invocation.unwrap_or_default()
+            && *first.get_or_insert(invocation.unwrap_or_default())
+                == invocation.unwrap_or_default()
         {
             started.push(argv.split(':').skip(1).map(unhex).collect::<Result<_>>()?);
         }
@@ -129,14 +163,22 @@ fn starts(text: &str, layout: &Layout) -> Result<Vec<Vec<String>>> {
 }
 
 fn unhex(digits: &str) -> Result<String> {
-    let bytes: Result<Vec<u8>, _> =
-        (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16)).collect();
-    Ok(String::from_utf8_lossy(&bytes.with_context(|| format!("{digits} is not hexadecimal"))?).into_owned())
+    let bytes: Result<Vec<u8>, _> = (0..digits.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&digits[at..at + 2], 16))
+        .collect();
+    Ok(
+        String::from_utf8_lossy(&bytes.with_context(|| format!("{digits} is not hexadecimal"))?)
+            .into_owned(),
+    )
 }
 
 /// Downloads are kept between runs, beside cargo's own files.
 fn cache() -> Result<PathBuf> {
-    let target = Path::new(env!("CARGO_BIN_EXE_print-argv")).ancestors().nth(3).context("finding the target folder")?;
+    let target = Path::new(env!("CARGO_BIN_EXE_print-argv"))
+        .ancestors()
+        .nth(3)
+        .context("finding the target folder")?;
     let cache = target.join("verdict-cache");
     fs::create_dir_all(&cache)?;
     Ok(cache)
@@ -148,32 +190,57 @@ fn kernel(cache: &Path) -> Result<PathBuf> {
     if kernel.exists() {
         return Ok(kernel);
     }
-    let beside = cache.parent().context("finding the target folder")?.join("image-cache");
+    let beside = cache
+        .parent()
+        .context("finding the target folder")?
+        .join("image-cache");
     let deb = match find_deb(&beside, "linux-image-").or_else(|| find_deb(cache, "linux-image-")) {
         Some(deb) => deb,
         None => {
-            let meta = Cmd::new("apt-cache").args(["depends", "linux-image-amd64"]).ok()?.stdout;
-            let package = meta.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
+            let meta = Cmd::new("apt-cache")
+                .args(["depends", "linux-image-amd64"])
+                .ok()?
+                .stdout;
+            let package = meta
+                .lines()
+                .find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
             download(
                 cache,
-                &[format!("linux-image-{}", package.context("apt knows no kernel; next: apt-get update")?)],
+                &[format!(
+                    "linux-image-{}",
+                    package.context("apt knows no kernel; next: apt-get update")?
+                )],
             )?;
             find_deb(cache, "linux-image-").context("apt-get left no kernel package")?
         }
     };
     let temporary = cache.join("vmlinuz.new");
     let script = "dpkg-deb --fsys-tarfile \"$1\" | tar --extract --to-stdout --wildcards './boot/vmlinuz-*' >\"$2\"";
-    Cmd::new("sh").args(["-c", script, "sh"]).arg(&deb).arg(&temporary).ok()?;
-    ensure!(fs::metadata(&temporary)?.len() > 1 << 20, "{} holds no kernel", deb.display());
+    Cmd::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(&deb)
+        .arg(&temporary)
+        .ok()?;
+    ensure!(
+        fs::metadata(&temporary)?.len() > 1 << 20,
+        "{} holds no kernel",
+        deb.display()
+    );
     fs::rename(&temporary, &kernel)?;
     Ok(kernel)
 }
 
 fn find_deb(folder: &Path, prefix: &str) -> Option<PathBuf> {
-    let files = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
+    let files = fs::read_dir(folder)
+        .ok()?
+        .flatten()
+        .map(|entry| entry.path());
     let mut debs: Vec<PathBuf> = files
         .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)))
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+        })
         .collect();
     debs.sort();
     debs.pop()
@@ -197,17 +264,35 @@ fn packages(cache: &Path) -> Result<PathBuf> {
         return Ok(unpacked);
     }
     let list = Cmd::new("apt-cache")
-        .args(["depends", "--recurse", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks"])
+        .args([
+            "depends",
+            "--recurse",
+            "--no-recommends",
+            "--no-suggests",
+            "--no-conflicts",
+            "--no-breaks",
+        ])
         .args(["--no-replaces", "--no-enhances", "systemd"])
         .ok()?
         .stdout;
-    let mut names: Vec<String> =
-        list.lines().filter(|line| *line == "systemd" || line.starts_with("lib")).map(str::to_owned).collect();
+    let mut names: Vec<String> = list
+        .lines()
+        .filter(|line| *line == "systemd" || line.starts_with("lib"))
+        .map(str::to_owned)
+        .collect();
     names.sort();
     names.dedup();
     // Names that only other packages provide have no record and cannot be downloaded.
-    let records = Cmd::new("apt-cache").args(["show", "--no-all-versions"]).args(&names).run()?.stdout;
-    names.retain(|name| records.lines().any(|line| line.strip_prefix("Package: ") == Some(name)));
+    let records = Cmd::new("apt-cache")
+        .args(["show", "--no-all-versions"])
+        .args(&names)
+        .run()?
+        .stdout;
+    names.retain(|name| {
+        records
+            .lines()
+            .any(|line| line.strip_prefix("Package: ") == Some(name))
+    });
     let work = tempfile::Builder::new().prefix("new-").tempdir_in(cache)?;
     let (debs, root) = (work.path().join("debs"), work.path().join("root"));
     fs::create_dir(&debs)?;
@@ -215,7 +300,11 @@ fn packages(cache: &Path) -> Result<PathBuf> {
     make_base(&root)?;
     for deb in fs::read_dir(&debs)? {
         let script = "dpkg-deb --fsys-tarfile \"$1\" | tar --extract --keep-directory-symlink --directory \"$2\"";
-        Cmd::new("sh").args(["-c", script, "sh"]).arg(deb?.path()).arg(&root).ok()?;
+        Cmd::new("sh")
+            .args(["-c", script, "sh"])
+            .arg(deb?.path())
+            .arg(&root)
+            .ok()?;
     }
     fs::rename(&root, &unpacked)?;
     Ok(unpacked)
@@ -251,9 +340,14 @@ fn make_base(root: &Path) -> Result<()> {
 /// systemd, systemctl and their libraries, busybox, the program that prints its argv, and the driver.
 fn build_root(packages: &Path, root: &Path) -> Result<()> {
     make_base(root)?;
-    let mut wanted: Vec<PathBuf> = ["usr/lib/systemd/systemd", "usr/bin/systemctl"].map(PathBuf::from).to_vec();
+    let mut wanted: Vec<PathBuf> = ["usr/lib/systemd/systemd", "usr/bin/systemctl"]
+        .map(PathBuf::from)
+        .to_vec();
     // A program of its own since systemd 254.
-    wanted.extend(Some(PathBuf::from("usr/lib/systemd/systemd-executor")).filter(|path| packages.join(path).exists()));
+    wanted.extend(
+        Some(PathBuf::from("usr/lib/systemd/systemd-executor"))
+            .filter(|path| packages.join(path).exists()),
+    );
     let libraries = libraries(packages)?;
     let mut done: Vec<PathBuf> = Vec::new();
     while let Some(path) = wanted.pop() {
@@ -262,40 +356,63 @@ fn build_root(packages: &Path, root: &Path) -> Result<()> {
         }
         let to = root.join(&path);
         fs::create_dir_all(to.parent().context("a file has a folder")?)?;
-        fs::copy(packages.join(&path), &to).with_context(|| format!("copying {}", path.display()))?;
+        fs::copy(packages.join(&path), &to)
+            .with_context(|| format!("copying {}", path.display()))?;
         for needed in needed(&packages.join(&path))? {
-            let library = libraries.get(&needed).with_context(|| format!("no package brings {needed}"))?;
+            let library = libraries
+                .get(&needed)
+                .with_context(|| format!("no package brings {needed}"))?;
             wanted.push(library.clone());
         }
         done.push(path);
     }
     let loader = Path::new("usr/lib64/ld-linux-x86-64.so.2");
     fs::copy(packages.join(loader), root.join(loader)).context("copying the dynamic loader")?;
-    fs::copy("/bin/busybox", root.join("usr/bin/busybox")).context("copying busybox (package busybox-static)")?;
+    fs::copy("/bin/busybox", root.join("usr/bin/busybox"))
+        .context("copying busybox (package busybox-static)")?;
     for name in ["sh", "cat", "cp", "mkdir", "rm", "sleep", "reboot"] {
         symlink("busybox", root.join("usr/bin").join(name))?;
     }
-    fs::copy(env!("CARGO_BIN_EXE_print-argv"), root.join("usr/bin/print-argv"))?;
+    fs::copy(
+        env!("CARGO_BIN_EXE_print-argv"),
+        root.join("usr/bin/print-argv"),
+    )?;
     for (path, text) in BASE.iter().chain(&SYSTEM) {
         write(&root.join(path), text.as_bytes())?;
     }
-    fs::set_permissions(root.join("usr/bin/driver"), fs::Permissions::from_mode(0o755))?;
+    fs::set_permissions(
+        root.join("usr/bin/driver"),
+        fs::Permissions::from_mode(0o755),
+    )?;
     Ok(())
 }
 
 /// Where each library of the packages is, by its name.
 fn libraries(packages: &Path) -> Result<BTreeMap<String, PathBuf>> {
-    let list = Cmd::new("find").arg(packages).args(["-name", "*.so*", "-printf", "%P\\n"]).ok()?.stdout;
+    let list = Cmd::new("find")
+        .arg(packages)
+        .args(["-name", "*.so*", "-printf", "%P\\n"])
+        .ok()?
+        .stdout;
     Ok(list
         .lines()
-        .filter_map(|line| Some((Path::new(line).file_name()?.to_str()?.to_owned(), PathBuf::from(line))))
+        .filter_map(|line| {
+            Some((
+                Path::new(line).file_name()?.to_str()?.to_owned(),
+                PathBuf::from(line),
+            ))
+        })
         .collect())
 }
 
 /// Names of the libraries that a program or library is linked with.
 fn needed(file: &Path) -> Result<Vec<String>> {
-    let text =
-        Cmd::new("readelf").arg("--dynamic").arg(file).ok().context("readelf is in the package binutils")?.stdout;
+    let text = Cmd::new("readelf")
+        .arg("--dynamic")
+        .arg(file)
+        .ok()
+        .context("readelf is in the package binutils")?
+        .stdout;
     let names = text.lines().filter(|line| line.contains("(NEEDED)"));
     Ok(names
         .filter_map(|line| Some(line.split_once('[')?.1.split_once(']')?.0.to_owned()))
@@ -305,11 +422,15 @@ fn needed(file: &Path) -> Result<Vec<String>> {
 
 /// One batch of files for all layouts that keep to their own names, then one for each that reaches into other units.
 fn lay_out(layouts: &[Layout], root: &Path) -> Result<()> {
-    let (wide, own): (Vec<&Layout>, Vec<&Layout>) = layouts.iter().partition(|layout| layout.is_wide());
+    let (wide, own): (Vec<&Layout>, Vec<&Layout>) =
+        layouts.iter().partition(|layout| layout.is_wide());
     let batches = std::iter::once(own).chain(wide.into_iter().map(|layout| vec![layout]));
     for (number, batch) in batches.enumerate() {
         let folder = root.join(format!("layouts/{number}"));
-        let units: String = batch.iter().map(|layout| format!("{}\n", layout.unit)).collect();
+        let units: String = batch
+            .iter()
+            .map(|layout| format!("{}\n", layout.unit))
+            .collect();
         write(&folder.join("units"), units.as_bytes())?;
         for layout in batch {
             for (path, entry) in &layout.files {
@@ -346,10 +467,22 @@ const SYSTEM: [(&str, &str); 9] = [
         "etc/systemd/system.conf",
         "[Manager]\nLogTarget=console\nLogLevel=info\nShowStatus=no\nDefaultStandardOutput=null\nDefaultTimeoutStartSec=30\nDefaultStartLimitIntervalSec=0\n",
     ),
-    ("usr/lib/systemd/system/sysinit.target", "[Unit]\nDescription=System Initialization\n"),
-    ("usr/lib/systemd/system/basic.target", "[Unit]\nDescription=Basic System\n"),
-    ("usr/lib/systemd/system/shutdown.target", "[Unit]\nDescription=Shutdown\nDefaultDependencies=no\n"),
-    ("usr/lib/systemd/system/verdict.target", "[Unit]\nDefaultDependencies=no\nWants=verdict.service\n"),
+    (
+        "usr/lib/systemd/system/sysinit.target",
+        "[Unit]\nDescription=System Initialization\n",
+    ),
+    (
+        "usr/lib/systemd/system/basic.target",
+        "[Unit]\nDescription=Basic System\n",
+    ),
+    (
+        "usr/lib/systemd/system/shutdown.target",
+        "[Unit]\nDescription=Shutdown\nDefaultDependencies=no\n",
+    ),
+    (
+        "usr/lib/systemd/system/verdict.target",
+        "[Unit]\nDefaultDependencies=no\nWants=verdict.service\n",
+    ),
     (
         "usr/lib/systemd/system/verdict.service",
         "[Unit]\nDefaultDependencies=no\n[Service]\nType=exec\nStandardOutput=tty\nStandardError=null\nTTYPath=/dev/ttyS1\nExecStart=/usr/bin/driver\n",

@@ -22,7 +22,10 @@ pub fn tls() -> Vec<String> {
         ("peer-key-file", "peer.key"),
         ("peer-trusted-ca-file", "ca.crt"),
     ];
-    flags.iter().map(|(flag, file)| format!("--{flag}=/{PKI}/{file}")).collect()
+    flags
+        .iter()
+        .map(|(flag, file)| format!("--{flag}=/{PKI}/{file}"))
+        .collect()
 }
 
 /// Gives a guest a control plane's certificates for etcd.
@@ -56,7 +59,11 @@ impl Honest {
         cluster.put_many("/registry/honest/", 20, "true")?;
         let cluster_id = cluster_id(&cluster)?;
         cluster.kill()?;
-        Ok(Self { cluster, authority, cluster_id })
+        Ok(Self {
+            cluster,
+            authority,
+            cluster_id,
+        })
     }
 
     pub fn root(&self, number: usize) -> PathBuf {
@@ -65,10 +72,21 @@ impl Honest {
 }
 
 fn cluster_id(cluster: &Cluster) -> Result<u64> {
-    let status = cluster.ctl(0).args(["endpoint", "status", "-w", "json"]).ok()?.stdout;
+    let status = cluster
+        .ctl(0)
+        .args(["endpoint", "status", "-w", "json"])
+        .ok()?
+        .stdout;
     // The number does not fit into a double, so the text counts.
-    let digits = status.split("\"cluster_id\":").nth(1).context("a cluster ID")?;
-    Ok(digits.chars().take_while(char::is_ascii_digit).collect::<String>().parse()?)
+    let digits = status
+        .split("\"cluster_id\":")
+        .nth(1)
+        .context("a cluster ID")?;
+    Ok(digits
+        .chars()
+        .take_while(char::is_ascii_digit)
+        .collect::<String>()
+        .parse()?)
 }
 
 /// A key that only hostile disks hold.
@@ -76,12 +94,29 @@ pub const FORGED: &str = "/registry/clusterrolebindings/pwned";
 
 /// Members of an etcd of their own, which say to be of the cluster of `honest` and name its first member: `is_learner` as a learner. Their log is
 /// longer. `keeps_id`: with their own cluster's ID.
-pub fn hostile(honest: &Honest, names: &[&str], is_learner: bool, keeps_id: bool) -> Result<Cluster> {
-    hostile_to(&honest.cluster.members[0].peer_url(), honest.cluster_id, names, is_learner, keeps_id)
+pub fn hostile(
+    honest: &Honest,
+    names: &[&str],
+    is_learner: bool,
+    keeps_id: bool,
+) -> Result<Cluster> {
+    hostile_to(
+        &honest.cluster.members[0].peer_url(),
+        honest.cluster_id,
+        names,
+        is_learner,
+        keeps_id,
+    )
 }
 
 /// The same against the member at a peer URL in a cluster of this ID.
-pub fn hostile_to(url: &str, cluster_id: u64, names: &[&str], is_learner: bool, keeps_id: bool) -> Result<Cluster> {
+pub fn hostile_to(
+    url: &str,
+    cluster_id: u64,
+    names: &[&str],
+    is_learner: bool,
+    keeps_id: bool,
+) -> Result<Cluster> {
     let place = |folder: &Path, name: &str| {
         let number: usize = name.trim_start_matches('m').parse().unwrap_or(1);
         guest::place(folder, names[number - 1])
@@ -96,7 +131,13 @@ pub fn hostile_to(url: &str, cluster_id: u64, names: &[&str], is_learner: bool, 
     (0..60).try_for_each(|number| cluster.put(&format!("/registry/filler{number}"), "x"))?;
     let peer = format!("--peer-urls={url}");
     let learner: &[&str] = if is_learner { &["--learner"] } else { &[] };
-    let add = || cluster.ctl(0).args(["member", "add", "m1"]).args(learner).arg(&peer);
+    let add = || {
+        cluster
+            .ctl(0)
+            .args(["member", "add", "m1"])
+            .args(learner)
+            .arg(&peer)
+    };
     // etcd adds nobody before all have been connected for five seconds.
     for attempt in 0.. {
         let ran = add().run()?;
@@ -124,7 +165,9 @@ pub fn hostile_roots(cluster: &Cluster, flags: &[String]) -> Result<Vec<PathBuf>
 
 /// Runs the program on guests in folders.
 pub fn rescue(words: &[&str], roots: &[&Path]) -> Result<Ran> {
-    let given = roots.iter().flat_map(|root| [OsString::from("--root"), root.as_os_str().to_owned()]);
+    let given = roots
+        .iter()
+        .flat_map(|root| [OsString::from("--root"), root.as_os_str().to_owned()]);
     Cmd::new(rescue_binary()).args(words).args(given).run()
 }
 
@@ -140,11 +183,18 @@ pub fn copy(root: &Path, to: &Path) -> Result<PathBuf> {
 /// SHA-256 of every file of a guest's etcd.
 pub fn sums(root: &Path) -> Result<String> {
     let data = root.join(guest::DATA_DIR);
-    if data.exists() { files::sums(&data) } else { Ok(String::new()) }
+    if data.exists() {
+        files::sums(&data)
+    } else {
+        Ok(String::new())
+    }
 }
 
 /// Whether anything that only hostile disks hold is in a guest's etcd.
 pub fn is_clean(root: &Path) -> Result<bool> {
-    let found = Cmd::new("grep").args(["-rlaF", FORGED]).arg(root.join("var/lib/etcd")).run()?;
+    let found = Cmd::new("grep")
+        .args(["-rlaF", FORGED])
+        .arg(root.join("var/lib/etcd"))
+        .run()?;
     Ok(found.stdout.is_empty())
 }

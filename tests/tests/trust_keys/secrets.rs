@@ -12,7 +12,11 @@ fn with_own_keys() -> Result<Node> {
     let node = Node::worker("worker1")?;
     node.take(&["etc/kubernetes/manifests/*", "etc/kubernetes/pki/*.crt"])?;
     let made = Authority::of_another_cluster()?;
-    node.leaf(&made, "apiserver-kubelet-client", "/CN=kube-apiserver-kubelet-client")?;
+    node.leaf(
+        &made,
+        "apiserver-kubelet-client",
+        "/CN=kube-apiserver-kubelet-client",
+    )?;
     node.service_account_keys()?;
     Ok(node)
 }
@@ -38,8 +42,15 @@ fn a_foreign_service_account_key_is_not_installed() -> Result<()> {
     let second = Node::second_control_plane()?;
     let ran = run(&["repair", "--yes"], &[&attacker, &master, &second], &[])?;
     for file in ["sa.key", "sa.pub"] {
-        let (here, there) = (master.at(&format!("{PKI}/{file}")), second.at(&format!("{PKI}/{file}")));
-        ensure!(fs::read(here)? == fs::read(there)?, "{file}\n{}", ran.transcript());
+        let (here, there) = (
+            master.at(&format!("{PKI}/{file}")),
+            second.at(&format!("{PKI}/{file}")),
+        );
+        ensure!(
+            fs::read(here)? == fs::read(there)?,
+            "{file}\n{}",
+            ran.transcript()
+        );
     }
     Ok(())
 }
@@ -51,12 +62,24 @@ fn a_foreign_ca_is_not_installed() -> Result<()> {
     for base in ["front-proxy-ca", "etcd/ca"] {
         for file in ["crt", "key"] {
             fs::remove_file(master.at(&format!("{PKI}/{base}.{file}")))?;
-            attacker.write(&format!("{PKI}/{base}.{file}"), fs::read(made.path().join(format!("ca.{file}")))?)?;
+            attacker.write(
+                &format!("{PKI}/{base}.{file}"),
+                fs::read(made.path().join(format!("ca.{file}")))?,
+            )?;
         }
     }
     let ran = run(&["repair", "--yes"], &[&attacker, &master], &[])?;
-    for base in ["front-proxy-ca.crt", "front-proxy-ca.key", "etcd/ca.crt", "etcd/ca.key"] {
-        ensure!(!master.at(&format!("{PKI}/{base}")).exists(), "{base}\n{}", ran.transcript());
+    for base in [
+        "front-proxy-ca.crt",
+        "front-proxy-ca.key",
+        "etcd/ca.crt",
+        "etcd/ca.key",
+    ] {
+        ensure!(
+            !master.at(&format!("{PKI}/{base}")).exists(),
+            "{base}\n{}",
+            ran.transcript()
+        );
     }
     Ok(())
 }
@@ -70,19 +93,39 @@ fn a_disk_that_only_signs_is_not_copied_from() -> Result<()> {
     let ran = run(&["repair", "--yes"], &[&one], &[&two])?;
     ensure!(ran.code == 1, "{}", ran.transcript());
     for file in ["ca.key", "sa.key", "front-proxy-ca.key", "etcd/ca.key"] {
-        ensure!(!one.at(&format!("{PKI}/{file}")).exists(), "{file} was copied from a disk named with --ca");
+        ensure!(
+            !one.at(&format!("{PKI}/{file}")).exists(),
+            "{file} was copied from a disk named with --ca"
+        );
     }
     // Its kubelet's certificate is what --ca is for.
-    says(&ran, &["issue a new kubelet client certificate for node k8s-master02", "named with --ca", "--node"])?;
+    says(
+        &ran,
+        &[
+            "issue a new kubelet client certificate for node k8s-master02",
+            "named with --ca",
+            "--node",
+        ],
+    )?;
     let source = one.root().display().to_string();
     let leaf = fs::read(two.at(&format!("{PKI}/apiserver.crt")))?;
     let ran = run(&["repair", "--yes", "--node", &source], &[&one, &two], &[])?;
     for file in ["ca.key", "sa.key", "front-proxy-ca.key", "etcd/ca.key"] {
         let copied = fs::read(one.at(&format!("{PKI}/{file}"))).unwrap_or_default();
-        ensure!(copied == fs::read(two.at(&format!("{PKI}/{file}")))?, "{file}\n{}", ran.transcript());
+        ensure!(
+            copied == fs::read(two.at(&format!("{PKI}/{file}")))?,
+            "{file}\n{}",
+            ran.transcript()
+        );
     }
-    says(&ran, &["this disk may have it: both disks hold private keys of control planes"])?;
-    ensure!(fs::read(two.at(&format!("{PKI}/apiserver.crt")))? == leaf, "--node did not keep to one node");
+    says(
+        &ran,
+        &["this disk may have it: both disks hold private keys of control planes"],
+    )?;
+    ensure!(
+        fs::read(two.at(&format!("{PKI}/apiserver.crt")))? == leaf,
+        "--node did not keep to one node"
+    );
     Ok(())
 }
 
@@ -95,12 +138,23 @@ fn each_proof_is_enough_and_none_is_not() -> Result<()> {
         "etc/kubernetes/pki/front-proxy-client.key",
     ];
     let strip = |node: &Node, kept: Option<&str>| -> Result<()> {
-        let keys =
-            ["apiserver", "apiserver-kubelet-client", "front-proxy-client", "sa", "ca", "front-proxy-ca", "etcd/ca"];
+        let keys = [
+            "apiserver",
+            "apiserver-kubelet-client",
+            "front-proxy-client",
+            "sa",
+            "ca",
+            "front-proxy-ca",
+            "etcd/ca",
+        ];
         let keys = keys.iter().map(|key| format!("{PKI}/{key}.key"));
-        let configs =
-            ["admin", "scheduler", "controller-manager"].iter().map(|name| format!("etc/kubernetes/{name}.conf"));
-        for path in keys.chain(configs).filter(|path| Some(path.as_str()) != kept) {
+        let configs = ["admin", "scheduler", "controller-manager"]
+            .iter()
+            .map(|name| format!("etc/kubernetes/{name}.conf"));
+        for path in keys
+            .chain(configs)
+            .filter(|path| Some(path.as_str()) != kept)
+        {
             fs::remove_file(node.at(&path))?;
         }
         Ok(())
@@ -110,17 +164,32 @@ fn each_proof_is_enough_and_none_is_not() -> Result<()> {
         let node = Node::second_control_plane()?;
         strip(&node, Some(proof))?;
         let ran = run(&["repair", "--yes"], &[&node, &master], &[])?;
-        ensure!(node.at(&format!("{PKI}/ca.key")).exists(), "with {proof} alone nothing came\n{}", ran.transcript());
+        ensure!(
+            node.at(&format!("{PKI}/ca.key")).exists(),
+            "with {proof} alone nothing came\n{}",
+            ran.transcript()
+        );
     }
     let node = Node::second_control_plane()?;
     strip(&node, None)?;
     let ran = run(&["repair", "--yes"], &[&node, &master], &[])?;
     for key in ["ca", "sa", "front-proxy-ca", "etcd/ca"] {
-        ensure!(!node.at(&format!("{PKI}/{key}.key")).exists(), "{key}.key\n{}", ran.transcript());
+        ensure!(
+            !node.at(&format!("{PKI}/{key}.key")).exists(),
+            "{key}.key\n{}",
+            ran.transcript()
+        );
     }
     // A key that was made for the certificate's file and is not its key.
-    node.write(&format!("{PKI}/apiserver-kubelet-client.key"), request("/CN=x")?.0)?;
+    node.write(
+        &format!("{PKI}/apiserver-kubelet-client.key"),
+        request("/CN=x")?.0,
+    )?;
     let ran = run(&["repair", "--yes"], &[&node, &master], &[])?;
-    ensure!(!node.at(&format!("{PKI}/ca.key")).exists(), "{}", ran.transcript());
+    ensure!(
+        !node.at(&format!("{PKI}/ca.key")).exists(),
+        "{}",
+        ran.transcript()
+    );
     Ok(())
 }

@@ -25,7 +25,9 @@ pub struct Node {
 impl Node {
     /// The real control plane, without etcd's data.
     pub fn control_plane() -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("rescue-trust-cp-").tempdir()?;
+        let folder = tempfile::Builder::new()
+            .prefix("rescue-trust-cp-")
+            .tempdir()?;
         unpack_small_control_plane(folder.path())?;
         Ok(Self { folder })
     }
@@ -38,20 +40,33 @@ impl Node {
         let authority = Authority::of_the_control_plane()?;
         for (file, subject) in [
             ("apiserver", "/CN=kube-apiserver"),
-            ("apiserver-kubelet-client", "/O=system:masters/CN=kube-apiserver-kubelet-client"),
+            (
+                "apiserver-kubelet-client",
+                "/O=system:masters/CN=kube-apiserver-kubelet-client",
+            ),
         ] {
             node.leaf(&authority, file, subject)?;
         }
         node.kubelet(&authority, "k8s-master02")?;
         let config = fs::read_to_string(node.at("etc/kubernetes/kubelet.conf"))?;
-        node.write("etc/kubernetes/kubelet.conf", config.replace("k8s-master01", "k8s-master02"))?;
+        node.write(
+            "etc/kubernetes/kubelet.conf",
+            config.replace("k8s-master01", "k8s-master02"),
+        )?;
         Ok(node)
     }
 
     /// A worker of the same cluster whose kubelet's certificate expired, with its key.
     pub fn worker(name: &str) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("rescue-trust-w-").tempdir()?;
-        worker::populate(folder.path(), name, UUID, &Authority::of_the_control_plane()?)?;
+        let folder = tempfile::Builder::new()
+            .prefix("rescue-trust-w-")
+            .tempdir()?;
+        worker::populate(
+            folder.path(),
+            name,
+            UUID,
+            &Authority::of_the_control_plane()?,
+        )?;
         let node = Self { folder };
         node.write("etc/machine-id", format!("{}\n", machine_id(name)))?;
         Ok(node)
@@ -73,29 +88,58 @@ impl Node {
 
     /// Takes the files that match from the real control plane's archive: what anybody who once had a look at it may hold.
     pub fn take(&self, patterns: &[&str]) -> Result<()> {
-        let tar = Cmd::new("tar").args(["--extract", "--zstd", "--wildcards", "--file"]).arg(control_plane_archive());
-        tar.arg("--directory").arg(self.root()).args(patterns).ok().map(drop)
+        let tar = Cmd::new("tar")
+            .args(["--extract", "--zstd", "--wildcards", "--file"])
+            .arg(control_plane_archive());
+        tar.arg("--directory")
+            .arg(self.root())
+            .args(patterns)
+            .ok()
+            .map(drop)
     }
 
     /// A leaf in pki/ with this subject, signed by `authority`, and its key.
     pub fn leaf(&self, authority: &Authority, file: &str, subject: &str) -> Result<()> {
         let (key, request) = worker::request(subject)?;
-        let certificate = authority.sign(&request, "20230223090000Z", "20240223090000Z", worker::CLIENT)?;
+        let certificate = authority.sign(
+            &request,
+            "20230223090000Z",
+            "20240223090000Z",
+            worker::CLIENT,
+        )?;
         self.write(&format!("{PKI}/{file}.crt"), certificate)?;
         self.write(&format!("{PKI}/{file}.key"), key)
     }
 
     /// Service account keys of its own.
     pub fn service_account_keys(&self) -> Result<()> {
-        let (key, public) = (self.at(&format!("{PKI}/sa.key")), self.at(&format!("{PKI}/sa.pub")));
-        Cmd::new("openssl").args(["genrsa", "-out"]).arg(&key).arg("2048").ok()?;
-        Cmd::new("openssl").args(["rsa", "-pubout", "-in"]).arg(&key).arg("-out").arg(public).ok().map(drop)
+        let (key, public) = (
+            self.at(&format!("{PKI}/sa.key")),
+            self.at(&format!("{PKI}/sa.pub")),
+        );
+        Cmd::new("openssl")
+            .args(["genrsa", "-out"])
+            .arg(&key)
+            .arg("2048")
+            .ok()?;
+        Cmd::new("openssl")
+            .args(["rsa", "-pubout", "-in"])
+            .arg(&key)
+            .arg("-out")
+            .arg(public)
+            .ok()
+            .map(drop)
     }
 
     /// A certificate for the kubelet, in the file that its link leads to.
     pub fn kubelet(&self, authority: &Authority, name: &str) -> Result<()> {
         let (key, request) = worker::request(&format!("/O=system:nodes/CN=system:node:{name}"))?;
-        let certificate = authority.sign(&request, "20230223090000Z", "20240223090000Z", worker::CLIENT)?;
+        let certificate = authority.sign(
+            &request,
+            "20230223090000Z",
+            "20240223090000Z",
+            worker::CLIENT,
+        )?;
         self.kubelet_pem(&(certificate + &key))
     }
 
@@ -104,7 +148,10 @@ impl Node {
         let folder = self.at("var/lib/kubelet/pki");
         for entry in fs::read_dir(&folder)? {
             let path = entry?.path();
-            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("kubelet-client-2")) {
+            if path
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("kubelet-client-2"))
+            {
                 fs::remove_file(&path)?;
             }
         }
@@ -146,7 +193,10 @@ fn collect(folder: &Path, all: &mut BTreeMap<PathBuf, Vec<u8>>) -> Result<()> {
 
 /// The bytes of every private key in some files: the DER within the PEM, so that no other encoding of the PEM hides it.
 pub fn private_keys(files: &BTreeMap<PathBuf, Vec<u8>>) -> BTreeSet<Vec<u8>> {
-    files.values().flat_map(|bytes| blocks(bytes, "PRIVATE KEY")).collect()
+    files
+        .values()
+        .flat_map(|bytes| blocks(bytes, "PRIVATE KEY"))
+        .collect()
 }
 
 /// The DER of the PEM blocks with this end of their label; those that a kubeconfig carries as well.
@@ -155,12 +205,21 @@ fn blocks(bytes: &[u8], label: &str) -> Vec<Vec<u8>> {
     let text = String::from_utf8_lossy(bytes);
     let mut all = Vec::new();
     for block in text.split("-----BEGIN ").skip(1) {
-        let Some((name, rest)) = block.split_once("-----") else { continue };
-        let body: String = rest.split("-----END").next().unwrap_or_default().split_whitespace().collect();
+        let Some((name, rest)) = block.split_once("-----") else {
+            continue;
+        };
+        let body: String = rest
+            .split("-----END")
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .collect();
         all.extend(decode(&body).filter(|der| name.ends_with(label) && !der.is_empty()));
     }
     for line in text.lines() {
-        let Some((_, value)) = line.trim().split_once("-data: ") else { continue };
+        let Some((_, value)) = line.trim().split_once("-data: ") else {
+            continue;
+        };
         if let Some(pem) = decode(value.trim()) {
             all.extend(blocks(&pem, label));
         }
@@ -176,22 +235,43 @@ fn characters(bytes: &[u8]) -> String {
 /// How a key may stand in a file: as it is, or in base64 at any alignment.
 fn forms(key: &[u8]) -> Vec<String> {
     let middle = &key[key.len() / 4..key.len() / 4 * 3];
-    let encoded = (0..3).map(|skip| base64::engine::general_purpose::STANDARD_NO_PAD.encode(&middle[skip..]));
+    let encoded =
+        (0..3).map(|skip| base64::engine::general_purpose::STANDARD_NO_PAD.encode(&middle[skip..]));
     // The last characters depend on what follows.
-    encoded.map(|text| text[..text.len() - 2].to_owned()).chain([characters(middle)]).collect()
+    encoded
+        .map(|text| text[..text.len() - 2].to_owned())
+        .chain([characters(middle)])
+        .collect()
 }
 
 /// That no key of `secrets` is in what was written to the disk since `before`.
-pub fn no_key_crossed(node: &Node, before: &BTreeMap<PathBuf, Vec<u8>>, secrets: &BTreeSet<Vec<u8>>) -> Result<()> {
+pub fn no_key_crossed(
+    node: &Node,
+    before: &BTreeMap<PathBuf, Vec<u8>>,
+    secrets: &BTreeSet<Vec<u8>>,
+) -> Result<()> {
     // The fixture's own kubelet's serving key is on both.
     let had = private_keys(before);
-    let secrets: Vec<String> = secrets.difference(&had).flat_map(|key| forms(key)).collect();
+    let secrets: Vec<String> = secrets
+        .difference(&had)
+        .flat_map(|key| forms(key))
+        .collect();
     ensure!(!secrets.is_empty(), "there is no secret to look for");
-    for (path, bytes) in node.files()?.iter().filter(|(path, bytes)| before.get(*path) != Some(bytes)) {
+    for (path, bytes) in node
+        .files()?
+        .iter()
+        .filter(|(path, bytes)| before.get(*path) != Some(bytes))
+    {
         let text = characters(bytes);
         let joined: String = text.split_ascii_whitespace().collect();
-        let found = secrets.iter().any(|form| text.contains(form) || joined.contains(form));
-        ensure!(!found, "{} holds a key of the control plane", path.display());
+        let found = secrets
+            .iter()
+            .any(|form| text.contains(form) || joined.contains(form));
+        ensure!(
+            !found,
+            "{} holds a key of the control plane",
+            path.display()
+        );
     }
     Ok(())
 }
@@ -205,17 +285,34 @@ pub fn nothing_crossed(
     names: &[&str],
 ) -> Result<()> {
     no_key_crossed(node, before, secrets)?;
-    let old: BTreeSet<Vec<u8>> = before.values().flat_map(|bytes| blocks(bytes, "CERTIFICATE")).collect();
-    for (path, bytes) in node.files()?.iter().filter(|(path, bytes)| before.get(*path) != Some(bytes)) {
-        for der in blocks(bytes, "CERTIFICATE").into_iter().filter(|der| !old.contains(der)) {
-            let show = Cmd::new("openssl").args(["x509", "-inform", "DER", "-noout", "-subject", "-issuer"]);
+    let old: BTreeSet<Vec<u8>> = before
+        .values()
+        .flat_map(|bytes| blocks(bytes, "CERTIFICATE"))
+        .collect();
+    for (path, bytes) in node
+        .files()?
+        .iter()
+        .filter(|(path, bytes)| before.get(*path) != Some(bytes))
+    {
+        for der in blocks(bytes, "CERTIFICATE")
+            .into_iter()
+            .filter(|der| !old.contains(der))
+        {
+            let show = Cmd::new("openssl")
+                .args(["x509", "-inform", "DER", "-noout", "-subject", "-issuer"]);
             let shown = show.args(["-nameopt", "RFC2253"]).stdin(der).ok()?.stdout;
             let mut lines = shown.lines();
             let subject = lines.next().unwrap_or_default();
-            let is_own = names.iter().any(|name| subject == format!("subject=CN=system:node:{name},O=system:nodes"));
+            let is_own = names
+                .iter()
+                .any(|name| subject == format!("subject=CN=system:node:{name},O=system:nodes"));
             // The kubelet's own serving certificate takes no CA of the cluster's.
             let is_serving = lines.next().is_some_and(|issuer| issuer.contains("-ca@"));
-            ensure!(is_own || is_serving, "{} holds a new certificate: {shown}", path.display());
+            ensure!(
+                is_own || is_serving,
+                "{} holds a new certificate: {shown}",
+                path.display()
+            );
         }
     }
     Ok(())
@@ -226,7 +323,11 @@ pub fn run(words: &[&str], roots: &[&Node], ca: &[&Node]) -> Result<Ran> {
     let mut all: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
     all.extend(["--now".to_owned(), NOW.to_owned()]);
     for (flag, nodes) in [("--root", roots), ("--ca", ca)] {
-        all.extend(nodes.iter().flat_map(|node| [flag.to_owned(), node.root().display().to_string()]));
+        all.extend(
+            nodes
+                .iter()
+                .flat_map(|node| [flag.to_owned(), node.root().display().to_string()]),
+        );
     }
     rescue_faulty(0, all).run()
 }
@@ -234,7 +335,11 @@ pub fn run(words: &[&str], roots: &[&Node], ca: &[&Node]) -> Result<Ran> {
 /// That all of these words were printed.
 pub fn says(ran: &Ran, wanted: &[&str]) -> Result<()> {
     for words in wanted {
-        ensure!(ran.transcript().contains(words), "{words:?} is missing\n{}", ran.transcript());
+        ensure!(
+            ran.transcript().contains(words),
+            "{words:?} is missing\n{}",
+            ran.transcript()
+        );
     }
     Ok(())
 }

@@ -47,10 +47,18 @@ impl Check for Authorities {
         }
         let inventory = Inventory::read(context.guest, context.node, context.settings.now);
         let copies = authority_copies::find(context.guest, context.node);
-        let is_control_plane = context.node.role.value == Some(Role::ControlPlane) || !inventory.leaves.is_empty();
-        let judge = Judge { context, copies: &copies, is_control_plane };
-        let mut findings: Vec<Finding> =
-            inventory.authorities.values().flat_map(|state| judge.authority(state)).collect();
+        let is_control_plane =
+            context.node.role.value == Some(Role::ControlPlane) || !inventory.leaves.is_empty();
+        let judge = Judge {
+            context,
+            copies: &copies,
+            is_control_plane,
+        };
+        let mut findings: Vec<Finding> = inventory
+            .authorities
+            .values()
+            .flat_map(|state| judge.authority(state))
+            .collect();
         findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
         Ok(findings)
     }
@@ -75,7 +83,10 @@ impl Judge<'_> {
             Err(Blocked::KeyMissing) if !self.is_control_plane => {}
             Err(blocked) => findings.push(self.blocked(state, blocked)),
         }
-        if matches!(state.signer, Ok(_) | Err(Blocked::Expired(_) | Blocked::KeyMissing)) {
+        if matches!(
+            state.signer,
+            Ok(_) | Err(Blocked::Expired(_) | Blocked::KeyMissing)
+        ) {
             findings.extend(self.dates(state).or_else(|| self.older_copies(state)));
         }
         findings
@@ -85,48 +96,98 @@ impl Judge<'_> {
     fn blocked(&self, state: &AuthorityState, blocked: &Blocked) -> Finding {
         let path = &state.certificate_path;
         // A CA that nobody accepts stops all TLS of a control plane. A worker's kubelet only needs to be able to read it.
-        let full = if self.is_control_plane { Severity::StopsBoot } else { Severity::WillBreak };
+        let full = if self.is_control_plane {
+            Severity::StopsBoot
+        } else {
+            Severity::WillBreak
+        };
         let (severity, what, at, saw) = match blocked {
             Blocked::KeyMissing => {
                 let what = "has no key on this node (external CA)";
-                return finding(state, Severity::Note, what).with_evidence(&state.key_path, "not there");
+                return finding(state, Severity::Note, what)
+                    .with_evidence(&state.key_path, "not there");
             }
-            Blocked::Expired(end) => (full, "is over", path, format!("expired {}", units::time(*end))),
-            Blocked::NotYetValid(begin) => {
-                (full, "is not yet valid", path, format!("valid only from {}", units::time(*begin)))
-            }
+            Blocked::Expired(end) => (
+                full,
+                "is over",
+                path,
+                format!("expired {}", units::time(*end)),
+            ),
+            Blocked::NotYetValid(begin) => (
+                full,
+                "is not yet valid",
+                path,
+                format!("valid only from {}", units::time(*begin)),
+            ),
             Blocked::KeyMismatch => {
                 let saw = format!("its public key is not that of {path}");
-                (Severity::WillBreak, "does not match its key", &state.key_path, saw)
+                (
+                    Severity::WillBreak,
+                    "does not match its key",
+                    &state.key_path,
+                    saw,
+                )
             }
-            Blocked::KeyUnreadable(why) => (Severity::WillBreak, "has an unreadable key", &state.key_path, why.clone()),
+            Blocked::KeyUnreadable(why) => (
+                Severity::WillBreak,
+                "has an unreadable key",
+                &state.key_path,
+                why.clone(),
+            ),
             Blocked::NotAnAuthority => {
                 let saw = "basicConstraints or key usage forbid signing".to_owned();
                 (full, "is not a CA certificate", path, saw)
             }
-            Blocked::CertificateMissing => (Severity::StopsBoot, "is missing", path, "not there".to_owned()),
-            Blocked::CertificateUnreadable(why) => (Severity::StopsBoot, "is unreadable", path, why.clone()),
+            Blocked::CertificateMissing => (
+                Severity::StopsBoot,
+                "is missing",
+                path,
+                "not there".to_owned(),
+            ),
+            Blocked::CertificateUnreadable(why) => {
+                (Severity::StopsBoot, "is unreadable", path, why.clone())
+            }
         };
         let advice = advice(state, blocked, self.context.settings);
-        finding(state, severity, what).with_evidence(at, saw).with_advice(advice)
+        finding(state, severity, what)
+            .with_evidence(at, saw)
+            .with_advice(advice)
     }
 
     /// The CA's own end, and what can be done about it.
     fn dates(&self, state: &AuthorityState) -> Option<Finding> {
         let own = own(state);
-        let old = own.iter().find(|old| self.ends_soon(old) && self.later(old).is_some());
+        let old = own
+            .iter()
+            .find(|old| self.ends_soon(old) && self.later(old).is_some());
         let old = *old.or(own.first()).filter(|old| self.ends_soon(old))?;
         let left = old.not_after - self.now();
         let end = date(old.not_after);
-        let full = if self.is_control_plane { Severity::StopsBoot } else { Severity::WillBreak };
-        let (severity, what) = if old.not_after < self.now() {
-            (full, format!("expired {end} ({} days ago)", -left.whole_days()))
+        let full = if self.is_control_plane {
+            Severity::StopsBoot
         } else {
-            let severity = if left < CA_ALARM { Severity::WillBreak } else { Severity::Note };
-            (severity, format!("expires {end} (in {} days)", left.whole_days()))
+            Severity::WillBreak
         };
-        let found = finding(state, severity, &what)
-            .with_evidence(&state.certificate_path, format!("{} ends {}", old.subject, units::time(old.not_after)));
+        let (severity, what) = if old.not_after < self.now() {
+            (
+                full,
+                format!("expired {end} ({} days ago)", -left.whole_days()),
+            )
+        } else {
+            let severity = if left < CA_ALARM {
+                Severity::WillBreak
+            } else {
+                Severity::Note
+            };
+            (
+                severity,
+                format!("expires {end} (in {} days)", left.whole_days()),
+            )
+        };
+        let found = finding(state, severity, &what).with_evidence(
+            &state.certificate_path,
+            format!("{} ends {}", old.subject, units::time(old.not_after)),
+        );
         Some(match self.successor(state, old) {
             Ok(successor) => self.with_remedies(found, successor),
             Err(advice) => found.with_advice(advice),
@@ -139,7 +200,9 @@ impl Judge<'_> {
 
     /// Copies of a CA that was renewed in its own file only.
     fn older_copies(&self, state: &AuthorityState) -> Option<Finding> {
-        let certificate = own(state).into_iter().find(|own| !self.copies_older_than(state, own).is_empty())?;
+        let certificate = own(state)
+            .into_iter()
+            .find(|own| !self.copies_older_than(state, own).is_empty())?;
         let successor = Successor {
             authority: state.authority,
             path: state.certificate_path.clone(),
@@ -150,16 +213,33 @@ impl Judge<'_> {
             },
         };
         let older = self.copies_older_than(state, certificate);
-        let ages =
-            || older.iter().flat_map(|copy| copy.certificates.iter().filter(|old| old.is_same_authority(certificate)));
+        let ages = || {
+            older.iter().flat_map(|copy| {
+                copy.certificates
+                    .iter()
+                    .filter(|old| old.is_same_authority(certificate))
+            })
+        };
         let is_over = ages().any(|old| old.not_after < self.now());
-        let severity = if is_over { Severity::WillBreak } else { Severity::Note };
-        let mut found = finding(state, severity, "was renewed, but not every copy of it on this disk");
+        let severity = if is_over {
+            Severity::WillBreak
+        } else {
+            Severity::Note
+        };
+        let mut found = finding(
+            state,
+            severity,
+            "was renewed, but not every copy of it on this disk",
+        );
         for copy in &older {
-            let oldest =
-                copy.certificates.iter().filter(|old| old.is_same_authority(certificate)).map(|old| old.not_after);
-            let end =
-                oldest.min().map_or_else(String::new, |end| format!("holds the one that ends {}", units::time(end)));
+            let oldest = copy
+                .certificates
+                .iter()
+                .filter(|old| old.is_same_authority(certificate))
+                .map(|old| old.not_after);
+            let end = oldest.min().map_or_else(String::new, |end| {
+                format!("holds the one that ends {}", units::time(end))
+            });
             found = found.with_evidence(&copy.path, end);
         }
         Some(self.with_remedies(found, successor))
@@ -167,11 +247,19 @@ impl Judge<'_> {
 
     fn copies_older_than(&self, state: &AuthorityState, new: &Certificate) -> Vec<&CopyFile> {
         let own = self.context.guest.resolve(&state.certificate_path).ok();
-        let is_older = |old: &Certificate| old.is_same_authority(new) && old.not_after < new.not_after;
+        let is_older =
+            |old: &Certificate| old.is_same_authority(new) && old.not_after < new.not_after;
         self.copies
             .iter()
-            .filter(|copy| copy.standing == Standing::InUse && self.context.guest.resolve(&copy.path).ok() != own)
-            .filter(|copy| copy.certificates.iter().any(|old| is_older(old) && self.ends_soon(old)))
+            .filter(|copy| {
+                copy.standing == Standing::InUse
+                    && self.context.guest.resolve(&copy.path).ok() != own
+            })
+            .filter(|copy| {
+                copy.certificates
+                    .iter()
+                    .any(|old| is_older(old) && self.ends_soon(old))
+            })
             .collect()
     }
 
@@ -181,13 +269,19 @@ impl Judge<'_> {
         let own = guest.resolve(&successor.path).ok();
         let is_own = matches!(&successor.origin, Origin::Found { certificate, .. } if **certificate == successor.old);
         if !is_own {
-            found = found.with_remedy(RenewAuthority { successor: Rc::clone(&successor), now: self.now() });
+            found = found.with_remedy(RenewAuthority {
+                successor: Rc::clone(&successor),
+                now: self.now(),
+            });
         }
         let mut left: Vec<String> = Vec::new();
         for copy in self.copies {
-            let older =
-                |old: &&Certificate| old.is_same_authority(&successor.old) && old.not_after < successor.not_after();
-            if guest.resolve(&copy.path).ok() == own || copy.certificates.iter().find(older).is_none() {
+            let older = |old: &&Certificate| {
+                old.is_same_authority(&successor.old) && old.not_after < successor.not_after()
+            };
+            if guest.resolve(&copy.path).ok() == own
+                || copy.certificates.iter().find(older).is_none()
+            {
                 continue;
             }
             match copy.standing {
@@ -213,20 +307,27 @@ impl Judge<'_> {
     fn later(&self, old: &Certificate) -> Option<(&Certificate, String)> {
         let peers = self.context.peers.iter().flat_map(|peer| {
             let at = format!("node {} ({})", peer.name, peer.source);
-            let certificates =
-                peer.authorities.values().flat_map(|other| other.certificates.iter().chain(&other.trusted));
+            let certificates = peer
+                .authorities
+                .values()
+                .flat_map(|other| other.certificates.iter().chain(&other.trusted));
             certificates.map(move |certificate| (certificate, at.clone()))
         });
-        let copies = self
-            .copies
-            .iter()
-            .flat_map(|copy| copy.certificates.iter().map(|certificate| (certificate, copy.path.to_string())));
+        let copies = self.copies.iter().flat_map(|copy| {
+            copy.certificates
+                .iter()
+                .map(|certificate| (certificate, copy.path.to_string()))
+        });
         peers
             .chain(copies)
-            .filter(|(new, _)| new.is_same_authority(old) && new.not_after > old.not_after && !self.ends_soon(new))
+            .filter(|(new, _)| {
+                new.is_same_authority(old) && new.not_after > old.not_after && !self.ends_soon(new)
+            })
             // A hostile disk can bring no such certificate without the CA's key.
             .filter(|(new, _)| new.signed_by(new) == SignatureCheck::Valid && new.may_sign())
-            .filter(|(new, _)| new.subject_key_id == old.subject_key_id && new.not_before <= self.now())
+            .filter(|(new, _)| {
+                new.subject_key_id == old.subject_key_id && new.not_before <= self.now()
+            })
             .max_by(|(a, _), (b, _)| (a.not_after, &b.der).cmp(&(b.not_after, &a.der)))
     }
 
@@ -239,7 +340,10 @@ impl Judge<'_> {
             origin,
         };
         if let Some((new, at)) = self.later(old) {
-            return Ok(successor(Origin::Found { certificate: Box::new(new.clone()), at }));
+            return Ok(successor(Origin::Found {
+                certificate: Box::new(new.clone()),
+                at,
+            }));
         }
         let (certificate, key) = (&state.certificate_path, &state.key_path);
         if !old.is_self_signed() {
@@ -267,21 +371,39 @@ impl Judge<'_> {
                 self.copies_of(old)
             ));
         }
-        let end = renew_ca::end(self.now(), self.context.settings.ca_days).filter(|end| *end > old.not_after);
+        let end = renew_ca::end(self.now(), self.context.settings.ca_days)
+            .filter(|end| *end > old.not_after);
         let Some(not_after) = end else {
-            return Err("Not renewed: it would not end later. Give more days with --ca-days.".to_owned());
+            return Err(
+                "Not renewed: it would not end later. Give more days with --ca-days.".to_owned(),
+            );
         };
-        Ok(successor(Origin::Made { ca: Box::new(ca.clone()), not_after, made: Box::default() }))
+        Ok(successor(Origin::Made {
+            ca: Box::new(ca.clone()),
+            not_after,
+            made: Box::default(),
+        }))
     }
 
     fn copies_of(&self, old: &Certificate) -> usize {
-        let is_copy = |copy: &&CopyFile| copy.certificates.iter().any(|other| other.is_same_authority(old));
-        self.copies.iter().filter(|copy| copy.standing == Standing::InUse).filter(is_copy).count()
+        let is_copy = |copy: &&CopyFile| {
+            copy.certificates
+                .iter()
+                .any(|other| other.is_same_authority(old))
+        };
+        self.copies
+            .iter()
+            .filter(|copy| copy.standing == Standing::InUse)
+            .filter(is_copy)
+            .count()
     }
 
     fn worker_advice(&self, old: &Certificate) -> String {
         let holder = self.context.peers.iter().find(|peer| {
-            let mut pairs = peer.authorities.values().filter_map(|other| other.pair.as_ref());
+            let mut pairs = peer
+                .authorities
+                .values()
+                .filter_map(|other| other.pair.as_ref());
             pairs.any(|pair| pair.certificate.is_same_authority(old))
         });
         match holder {
@@ -304,7 +426,8 @@ impl Judge<'_> {
         let pod = self.context.node.static_pod("kube-controller-manager")?;
         let file = pod.flag("--cluster-signing-cert-file")?;
         let number = state.certificates.len();
-        let is_this = state.authority == Authority::Cluster && state.certificate_path.to_string() == file;
+        let is_this =
+            state.authority == Authority::Cluster && state.certificate_path.to_string() == file;
         (is_this && number > 1).then(|| {
             finding(state, Severity::Note, &format!("is a bundle of {number} certificates"))
                 .with_evidence(&pod.path, format!("--cluster-signing-cert-file={file}"))
@@ -327,5 +450,9 @@ fn own(state: &AuthorityState) -> Vec<&Certificate> {
 }
 
 fn finding(state: &AuthorityState, severity: Severity, what: &str) -> Finding {
-    Finding::new(ID, severity, format!("CA {} {what}", state.authority.name()))
+    Finding::new(
+        ID,
+        severity,
+        format!("CA {} {what}", state.authority.name()),
+    )
 }

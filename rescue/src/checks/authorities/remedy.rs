@@ -63,7 +63,11 @@ impl Successor {
     fn certificate(&self) -> Result<&Certificate> {
         match &self.origin {
             Origin::Found { certificate, .. } => Ok(certificate),
-            Origin::Made { ca, not_after, made } => {
+            Origin::Made {
+                ca,
+                not_after,
+                made,
+            } => {
                 if made.get().is_none() {
                     let new = reissue(ca, *not_after)
                         .with_context(|| format!("renewing the CA {}", self.authority.name()))?;
@@ -78,7 +82,10 @@ impl Successor {
         let mut fields = Map::new();
         fields.insert("name".to_owned(), json!(self.authority.name()));
         fields.insert("path".to_owned(), json!(path.to_string()));
-        fields.insert("valid_to".to_owned(), json!(units::rfc3339(self.not_after())));
+        fields.insert(
+            "valid_to".to_owned(),
+            json!(units::rfc3339(self.not_after())),
+        );
         let origin = match &self.origin {
             Origin::Made { .. } => None,
             Origin::Found { at, .. } => Some(at),
@@ -89,11 +96,19 @@ impl Successor {
 
     /// `path` with the old certificate exchanged for the new one.
     fn exchange(&self, context: &Context<'_>, path: &GuestPath) -> Result<Prepared> {
-        let bytes = context.guest.read(path).with_context(|| format!("reading {path}"))?;
-        let Some(new) = with_successor(&bytes, path, self.certificate()?)? else { return Ok(Prepared::default()) };
-        let change =
-            Change::write(context.guest, path, new, 0o644).with_context(|| format!("planning to write {path}"))?;
-        Ok(Prepared { changes: vec![change], ..Prepared::default() })
+        let bytes = context
+            .guest
+            .read(path)
+            .with_context(|| format!("reading {path}"))?;
+        let Some(new) = with_successor(&bytes, path, self.certificate()?)? else {
+            return Ok(Prepared::default());
+        };
+        let change = Change::write(context.guest, path, new, 0o644)
+            .with_context(|| format!("planning to write {path}"))?;
+        Ok(Prepared {
+            changes: vec![change],
+            ..Prepared::default()
+        })
     }
 }
 
@@ -112,13 +127,26 @@ impl Remedy for RenewAuthority {
     }
 
     fn summary(&self) -> String {
-        let Successor { authority, path, old, origin, .. } = self.successor.as_ref();
-        let verb = if old.not_after < self.now { "expired" } else { "expires" };
+        let Successor {
+            authority,
+            path,
+            old,
+            origin,
+            ..
+        } = self.successor.as_ref();
+        let verb = if old.not_after < self.now {
+            "expired"
+        } else {
+            "expires"
+        };
         let end = units::time(self.successor.not_after());
         let old = units::time(old.not_after);
         match origin {
             Origin::Made { .. } => {
-                format!("renew the CA {} in {path} ({verb} {old}), valid to {end}", authority.name())
+                format!(
+                    "renew the CA {} in {path} ({verb} {old}), valid to {end}",
+                    authority.name()
+                )
             }
             Origin::Found { at, .. } => {
                 format!(
@@ -137,16 +165,25 @@ impl Remedy for RenewAuthority {
                 ca.certificate.subject
             ));
             if keeps_serial(&ca.certificate) {
-                lines.push("the serial number stays too, because its certificates refer to it".to_owned());
+                lines.push(
+                    "the serial number stays too, because its certificates refer to it".to_owned(),
+                );
             }
         }
-        lines.extend(elsewhere(self.successor.authority).iter().map(|line| (*line).to_owned()));
+        lines.extend(
+            elsewhere(self.successor.authority)
+                .iter()
+                .map(|line| (*line).to_owned()),
+        );
         lines
     }
 
     fn fields(&self) -> Map<String, Value> {
         let mut fields = self.successor.fields(&self.successor.path);
-        fields.insert("elsewhere".to_owned(), json!(elsewhere(self.successor.authority)));
+        fields.insert(
+            "elsewhere".to_owned(),
+            json!(elsewhere(self.successor.authority)),
+        );
         fields
     }
 
@@ -170,7 +207,11 @@ impl Remedy for ReplaceAuthorityCopy {
     }
 
     fn summary(&self) -> String {
-        format!("put the renewed CA {} into {}", self.successor.authority.name(), self.path)
+        format!(
+            "put the renewed CA {} into {}",
+            self.successor.authority.name(),
+            self.path
+        )
     }
 
     fn fields(&self) -> Map<String, Value> {
@@ -181,7 +222,8 @@ impl Remedy for ReplaceAuthorityCopy {
     fn prepare(&self, context: &Context<'_>) -> Result<Prepared> {
         let main = &self.successor.path;
         let new = self.successor.certificate()?;
-        let own = Certificate::all_from_pem(&context.guest.read(main)?).with_context(|| format!("reading {main}"))?;
+        let own = Certificate::all_from_pem(&context.guest.read(main)?)
+            .with_context(|| format!("reading {main}"))?;
         if !own.contains(new) {
             bail!("{main} does not hold the renewed CA");
         }

@@ -18,7 +18,9 @@ impl Judge<'_> {
     pub(super) fn leaf_signer(&self, authority: Authority) -> Result<Signing<'_>, String> {
         match self.own_signer(authority) {
             Some(signer) => Ok(Signing::own(signer)),
-            None => self.lent_for_leaf(authority).unwrap_or_else(|| Err(self.no_signer(authority))),
+            None => self
+                .lent_for_leaf(authority)
+                .unwrap_or_else(|| Err(self.no_signer(authority))),
         }
     }
 
@@ -26,7 +28,10 @@ impl Judge<'_> {
     ///
     /// # Errors
     /// Why not; `None` where a key is at hand and the node's name is not known.
-    pub(super) fn kubelet_signer(&self, client: &KubeletClient) -> Result<Signing<'_>, Option<String>> {
+    pub(super) fn kubelet_signer(
+        &self,
+        client: &KubeletClient,
+    ) -> Result<Signing<'_>, Option<String>> {
         if let Some(signer) = self.own_signer(Authority::Cluster) {
             return Ok(Signing::own(signer));
         }
@@ -34,11 +39,17 @@ impl Judge<'_> {
             return Err(None);
         }
         let lent = self.lent_for_kubelet(client);
-        lent.unwrap_or_else(|| Err(self.no_signer(Authority::Cluster))).map_err(Some)
+        lent.unwrap_or_else(|| Err(self.no_signer(Authority::Cluster)))
+            .map_err(Some)
     }
 
     fn own_signer(&self, authority: Authority) -> Option<&Signer> {
-        self.inventory.authorities.get(&authority)?.signer.as_ref().ok()
+        self.inventory
+            .authorities
+            .get(&authority)?
+            .signer
+            .as_ref()
+            .ok()
     }
 
     pub(super) fn no_signer(&self, authority: Authority) -> String {
@@ -46,7 +57,9 @@ impl Judge<'_> {
         let own = state.map(|state| state.signer.as_ref());
         let is_workers = authority == Authority::Cluster && !self.is_control_plane();
         match (state, own) {
-            (None | Some(_), None | Some(Err(Blocked::KeyMissing))) if is_workers => self.worker_advice(state),
+            (None | Some(_), None | Some(Err(Blocked::KeyMissing))) if is_workers => {
+                self.worker_advice(state)
+            }
             (Some(state), Some(Err(blocked @ Blocked::KeyMissing))) => format!(
                 "{}\nWith the disk of a node of this cluster that has the key, which is only read: rescue repair --node {} {} DISK",
                 advice(state, blocked, self.context.settings),
@@ -54,13 +67,20 @@ impl Judge<'_> {
                 typed::guest(self.context.guest)
             ),
             (Some(state), Some(Err(blocked))) => advice(state, blocked, self.context.settings),
-            _ => format!("Not mended: there is no {} certificate on this node.", authority.name()),
+            _ => format!(
+                "Not mended: there is no {} certificate on this node.",
+                authority.name()
+            ),
         }
     }
 }
 
 /// Why nothing can be signed, and what to bring.
-pub(in crate::checks) fn advice(state: &AuthorityState, blocked: &Blocked, settings: &Settings) -> String {
+pub(in crate::checks) fn advice(
+    state: &AuthorityState,
+    blocked: &Blocked,
+    settings: &Settings,
+) -> String {
     let (certificate, key) = (&state.certificate_path, &state.key_path);
     let (path, why) = match blocked {
         Blocked::CertificateUnreadable(why) => (certificate, why.as_str()),

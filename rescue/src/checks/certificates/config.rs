@@ -21,15 +21,30 @@ impl Judge<'_> {
     /// Whether it leads to another cluster: it trusts CAs, and ours is not among them.
     fn is_of_another_cluster(&self, path: &GuestPath) -> bool {
         let guest = self.context.guest;
-        let config = guest.read(path).ok().and_then(|bytes| Kubeconfig::parse(&bytes, path).ok());
-        let trusted = config.map(|config| trusted_by(guest, &config)).unwrap_or_default();
-        let ours = self.inventory.authorities.get(&Authority::Cluster).filter(|state| !state.certificates.is_empty());
+        let config = guest
+            .read(path)
+            .ok()
+            .and_then(|bytes| Kubeconfig::parse(&bytes, path).ok());
+        let trusted = config
+            .map(|config| trusted_by(guest, &config))
+            .unwrap_or_default();
+        let ours = self
+            .inventory
+            .authorities
+            .get(&Authority::Cluster)
+            .filter(|state| !state.certificates.is_empty());
         !trusted.is_empty() && ours.is_some_and(|state| !state.is_among(&trusted))
     }
 
     /// `finding` with what mends it, for a leaf without a place.
     pub(super) fn lost_config(&self, leaf: &Leaf, finding: Finding, signer: &Signer) -> Finding {
-        let Some(path) = leaf.problems.first().map(|problem| GuestPath::new(&problem.path)) else { return finding };
+        let Some(path) = leaf
+            .problems
+            .first()
+            .map(|problem| GuestPath::new(&problem.path))
+        else {
+            return finding;
+        };
         let context = self.context;
         if self.is_of_another_cluster(&path) {
             return finding.with_advice(format!(

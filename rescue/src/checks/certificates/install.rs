@@ -48,7 +48,10 @@ pub struct Recipient<'a> {
 impl Recipient<'_> {
     /// The entry for this node: by name, and by a key that is here (or comes with it).
     pub fn entry<'e>(&self, file: &'e CertificateFile, from: &str) -> Result<&'e Entry, Refusal> {
-        let mut named = file.certificates.iter().filter(|entry| entry.node == self.node);
+        let mut named = file
+            .certificates
+            .iter()
+            .filter(|entry| entry.node == self.node);
         match (named.next(), named.next()) {
             (Some(entry), None) => Ok(entry),
             (Some(_), Some(_)) => Err(Refusal::new(
@@ -59,7 +62,11 @@ impl Recipient<'_> {
             (None, _) => Err(Refusal::new(
                 format!("{from} holds nothing for {}", self.node),
                 format!("it is for: {}", file.names()),
-                format!("install it on one of those, or have {} signed for too: {}", self.node, self.request()),
+                format!(
+                    "install it on one of those, or have {} signed for too: {}",
+                    self.node,
+                    self.request()
+                ),
             )),
         }
     }
@@ -79,9 +86,16 @@ impl Recipient<'_> {
                 (self.brought(certificate, pem, from)?, false, remark)
             }
             None => {
-                let key =
-                    self.keys.iter().find(|key| certificate.matches(&key.key)).ok_or_else(|| self.no_key(from))?;
-                (key.pem.clone(), key.pending, format!("with the key in {}", key.path))
+                let key = self
+                    .keys
+                    .iter()
+                    .find(|key| certificate.matches(&key.key))
+                    .ok_or_else(|| self.no_key(from))?;
+                (
+                    key.pem.clone(),
+                    key.pending,
+                    format!("with the key in {}", key.path),
+                )
             }
         };
         let Some(user) = self.client.user.clone() else {
@@ -112,16 +126,28 @@ impl Recipient<'_> {
         let name = format!("{NODE_PREFIX}{}", self.node);
         let refuse = |saw: String, means: &str| {
             let next = format!("have this node signed for again: {}", self.request());
-            Err(Refusal::new(format!("the certificate in {from} {saw}"), means, next))
+            Err(Refusal::new(
+                format!("the certificate in {from} {saw}"),
+                means,
+                next,
+            ))
         };
-        if certificate.common_name.as_deref() != Some(name.as_str()) || certificate.organizations != [NODES] {
-            let saw = format!("is for {}, not for O={NODES}, CN={name}", certificate.subject);
+        if certificate.common_name.as_deref() != Some(name.as_str())
+            || certificate.organizations != [NODES]
+        {
+            let saw = format!(
+                "is for {}, not for O={NODES}, CN={name}",
+                certificate.subject
+            );
             return refuse(
                 saw,
                 "with it this node would speak in another's name, or in none that the API server knows",
             );
         }
-        let signed = self.own.iter().any(|ca| certificate.signed_by(ca) == SignatureCheck::Valid);
+        let signed = self
+            .own
+            .iter()
+            .any(|ca| certificate.signed_by(ca) == SignatureCheck::Valid);
         if !signed {
             let saw = format!(
                 "is signed by {}, not by what this node trusts, {}",
@@ -134,7 +160,10 @@ impl Recipient<'_> {
             );
         }
         if certificate.not_after < self.now {
-            return refuse(format!("expired {}", units::time(certificate.not_after)), "it is of no use any more");
+            return refuse(
+                format!("expired {}", units::time(certificate.not_after)),
+                "it is of no use any more",
+            );
         }
         if certificate.not_before > self.now + CLOCK_DIFFERENCE {
             return refuse(
@@ -159,7 +188,10 @@ impl Recipient<'_> {
     /// A key crosses to this disk, so the disk must prove to be the node that it is for: by a certificate of the same CA for that name, with
     /// its private key.
     fn may_have_key(&self, certificate: &Certificate) -> Result<Permit, Refusal> {
-        let signers = self.own.iter().filter(|ca| certificate.signed_by(ca) == SignatureCheck::Valid);
+        let signers = self
+            .own
+            .iter()
+            .filter(|ca| certificate.signed_by(ca) == SignatureCheck::Valid);
         let mut refused = None;
         for ca in signers {
             match node_signature(self.party, self.node, ca, &[], &[]) {
@@ -168,7 +200,11 @@ impl Recipient<'_> {
             }
         }
         let Unproven { saw, next } = refused.unwrap_or_else(|| Unproven {
-            saw: format!("{} does not prove to be node {}", self.party.shown(), self.node),
+            saw: format!(
+                "{} does not prove to be node {}",
+                self.party.shown(),
+                self.node
+            ),
             next: self.request(),
         });
         Err(Refusal::new(
@@ -185,10 +221,15 @@ impl Recipient<'_> {
         from: &str,
     ) -> Result<Zeroizing<String>, Refusal> {
         let place = GuestPath::new("/");
-        let key = ClientKey::from_pem(pem.as_bytes(), &place).ok().filter(|key| certificate.matches(&key.key));
+        let key = ClientKey::from_pem(pem.as_bytes(), &place)
+            .ok()
+            .filter(|key| certificate.matches(&key.key));
         key.map(|key| key.pem).ok_or_else(|| {
             Refusal::new(
-                format!("the key for {} in {from} does not belong to its certificate", self.node),
+                format!(
+                    "the key for {} in {from} does not belong to its certificate",
+                    self.node
+                ),
                 "the bundle is damaged",
                 "have it made again with rescue certs bundle",
             )
@@ -197,7 +238,10 @@ impl Recipient<'_> {
 
     fn no_key(&self, from: &str) -> Refusal {
         Refusal::new(
-            format!("the certificate for {} in {from} belongs to a key that is not on this disk", self.node),
+            format!(
+                "the certificate for {} in {from} belongs to a key that is not on this disk",
+                self.node
+            ),
             "it was signed for an older request, or the node has got another key since",
             format!("have the key that is here signed: {}", self.request()),
         )
@@ -238,11 +282,17 @@ impl Remedy for InstallKubeletClient {
 
     fn details(&self) -> Vec<String> {
         let mut lines = vec![
-            format!("new dated file in {}, kubelet-client-current.pem links to it; the old file stays", self.cert_dir),
+            format!(
+                "new dated file in {}, kubelet-client-current.pem links to it; the old file stays",
+                self.cert_dir
+            ),
             self.remark.clone(),
         ];
         if self.user.is_some() {
-            lines.push(format!("{} is changed to lead to it; the rest of it stays byte for byte", self.kubeconfig));
+            lines.push(format!(
+                "{} is changed to lead to it; the rest of it stays byte for byte",
+                self.kubeconfig
+            ));
         }
         lines
     }
@@ -252,7 +302,10 @@ impl Remedy for InstallKubeletClient {
             ("name".to_owned(), json!("kubelet.conf")),
             ("path".to_owned(), json!(self.kubeconfig.to_string())),
             ("node_name".to_owned(), json!(self.node)),
-            ("valid_to".to_owned(), json!(units::rfc3339(self.certificate.not_after))),
+            (
+                "valid_to".to_owned(),
+                json!(units::rfc3339(self.certificate.not_after)),
+            ),
         ]
         .into_iter()
         .collect()
@@ -261,7 +314,11 @@ impl Remedy for InstallKubeletClient {
     fn prepare(&self, context: &Context<'_>) -> Result<Prepared> {
         let mut draft = context.draft();
         let pem = self.certificate.to_pem() + &self.key;
-        let files = ClientFiles { cert_dir: &self.cert_dir, kubeconfig: &self.kubeconfig, user: self.user.as_deref() };
+        let files = ClientFiles {
+            cert_dir: &self.cert_dir,
+            kubeconfig: &self.kubeconfig,
+            user: self.user.as_deref(),
+        };
         files.lay_down(&mut draft, pem, context.settings.now)?;
         if self.pending {
             let change = remove_pending(&draft.guest, &self.cert_dir)?;

@@ -19,11 +19,18 @@ impl Judge<'_> {
         let certificate = client.certificate.as_ref();
         let severity = match worst.verdict {
             // Both data and file, or nothing at all: the kubelet exits.
-            Verdict::Misplaced if worst.path == client.kubeconfig.to_string() => Severity::StopsBoot,
-            _ => self.severity(worst, Severity::StopsBoot, certificate.map(|old| old.not_before)),
+            Verdict::Misplaced if worst.path == client.kubeconfig.to_string() => {
+                Severity::StopsBoot
+            }
+            _ => self.severity(
+                worst,
+                Severity::StopsBoot,
+                certificate.map(|old| old.not_before),
+            ),
         };
         let phrase = self.phrase(worst.verdict, certificate.map(|old| old.not_after));
-        let mut finding = Finding::new(ID, severity, format!("kubelet client certificate {phrase}"));
+        let mut finding =
+            Finding::new(ID, severity, format!("kubelet client certificate {phrase}"));
         finding = with_problems(finding, &client.problems);
         if severity == Severity::StopsBoot {
             finding = finding.with_advice(
@@ -62,7 +69,14 @@ impl Judge<'_> {
         }
         // kubelets ask for keyEncipherment up to 1.26 (kubernetes#111660).
         let version = self.context.node.kubelet_version.value;
-        let key_encipherment = version.is_none_or(|version| version < Version { major: 1, minor: 27, patch: 0 });
+        let key_encipherment = version.is_none_or(|version| {
+            version
+                < Version {
+                    major: 1,
+                    minor: 27,
+                    patch: 0,
+                }
+        });
         let mut client = client.clone();
         client.remarks.extend(remarks);
         let client = &client;
@@ -70,12 +84,23 @@ impl Judge<'_> {
             && client.config_is_lost
             && let Ok(user) = user_of(client)
         {
-            let led = KubeletClient { user: Some(user), points_to_current: true, ..client.clone() };
+            let led = KubeletClient {
+                user: Some(user),
+                points_to_current: true,
+                ..client.clone()
+            };
             let settings = self.context.settings;
-            let renewal = RenewKubeletClient::new(&led, signer, &self.keys, settings, key_encipherment);
+            let renewal =
+                RenewKubeletClient::new(&led, signer, &self.keys, settings, key_encipherment);
             return Some(self.rebuilt(finding, client, renewal));
         }
-        let remedy = RenewKubeletClient::new(client, signer, &self.keys, self.context.settings, key_encipherment);
+        let remedy = RenewKubeletClient::new(
+            client,
+            signer,
+            &self.keys,
+            self.context.settings,
+            key_encipherment,
+        );
         Some(match remedy {
             Some(remedy) => finding.with_remedy(remedy),
             None => finding.with_advice(format!(
@@ -89,14 +114,22 @@ impl Judge<'_> {
     /// Whether `kubelet-client-current.pem` can be used as it is: only the file that leads to it is lost.
     fn store_is_good(&self, client: &KubeletClient) -> bool {
         let config = client.kubeconfig.to_string();
-        let Some(stored) = &client.certificate else { return false };
+        let Some(stored) = &client.certificate else {
+            return false;
+        };
         let state = self.inventory.authorities.get(&Authority::Cluster);
-        let is_ours = state.is_some_and(|state| state.issued(stored, &client.chain) == SignatureCheck::Valid);
+        let is_ours =
+            state.is_some_and(|state| state.issued(stored, &client.chain) == SignatureCheck::Valid);
         let problems_elsewhere = client.problems.iter().any(|problem| problem.path != config);
         is_ours && !problems_elsewhere && dates(stored, &client.current(), self.now()).is_none()
     }
 
-    fn rebuilt(&self, finding: Finding, client: &KubeletClient, renewal: Option<RenewKubeletClient>) -> Finding {
+    fn rebuilt(
+        &self,
+        finding: Finding,
+        client: &KubeletClient,
+        renewal: Option<RenewKubeletClient>,
+    ) -> Finding {
         let evidence = ConfigEvidence::read(self.context.guest, self.context.node, self.inventory);
         match RebuildKubeletConfig::new(client, &evidence, (self.party, self.context.peers), renewal) {
             Ok(remedy) => finding.with_remedy(remedy),

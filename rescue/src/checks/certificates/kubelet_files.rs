@@ -32,7 +32,11 @@ impl ClientFiles<'_> {
         draft.push(Change::Write {
             path: real,
             content: Content::new(pem),
-            attributes: Attributes::Set { mode: 0o600, uid: 0, gid: 0 },
+            attributes: Attributes::Set {
+                mode: 0o600,
+                uid: 0,
+                gid: 0,
+            },
             expect: Expect::Absent,
         })?;
         let current = self.cert_dir.join("kubelet-client-current.pem");
@@ -40,8 +44,8 @@ impl ClientFiles<'_> {
         if let Some(user) = self.user {
             let old = draft.guest.read(self.kubeconfig)?;
             let file = NewMaterial::File(&current);
-            let new =
-                replace_credentials(&old, user, file, file).with_context(|| format!("editing {}", self.kubeconfig))?;
+            let new = replace_credentials(&old, user, file, file)
+                .with_context(|| format!("editing {}", self.kubeconfig))?;
             draft.write(self.kubeconfig, new, 0o600)?;
         }
         Ok(())

@@ -15,12 +15,23 @@ impl Judge<'_> {
         let severity = match worst.verdict {
             Verdict::WrongIssuer if leaf.foreign.is_some() => Severity::Note,
             Verdict::WrongUsage | Verdict::NamesMissing if still_works(leaf) => Severity::WillBreak,
-            _ => self.severity(worst, leaf.severity, leaf.certificate.as_ref().map(|old| old.not_before)),
+            _ => self.severity(
+                worst,
+                leaf.severity,
+                leaf.certificate.as_ref().map(|old| old.not_before),
+            ),
         };
         let mut finding = Finding::new(
             ID,
             severity,
-            format!("{} {}", leaf.name, self.phrase(worst.verdict, leaf.certificate.as_ref().map(|old| old.not_after))),
+            format!(
+                "{} {}",
+                leaf.name,
+                self.phrase(
+                    worst.verdict,
+                    leaf.certificate.as_ref().map(|old| old.not_after)
+                )
+            ),
         );
         finding = with_problems(finding, &leaf.problems);
         if severity > Severity::Note && !still_works(leaf) {
@@ -30,7 +41,9 @@ impl Judge<'_> {
             return Some(finding.with_advice(CLOCK_ADVICE));
         }
         if let Some(why) = &leaf.foreign {
-            return Some(finding.with_advice(format!("Left alone: {why}. Renew it where it comes from.")));
+            return Some(
+                finding.with_advice(format!("Left alone: {why}. Renew it where it comes from.")),
+            );
         }
         let Signing { signer, remarks } = match self.leaf_signer(leaf.authority) {
             Ok(signing) => signing,
@@ -39,14 +52,19 @@ impl Judge<'_> {
         if leaf.place.is_none() || self.is_cut_config(leaf) {
             return Some(self.lost_config(leaf, finding, signer));
         }
-        if let Some(crate::pki::inventory::Place::Files { keep_key: Some(why), key, .. }) = &leaf.place
-            && leaf.problems.iter().any(|problem| problem.verdict == Verdict::KeyUnusable)
+        if let Some(crate::pki::inventory::Place::Files {
+            keep_key: Some(why),
+            key,
+            ..
+        }) = &leaf.place
+            && leaf
+                .problems
+                .iter()
+                .any(|problem| problem.verdict == Verdict::KeyUnusable)
         {
-            return Some(
-                finding.with_advice(format!(
-                    "Not mended: {key} cannot be used, and {why}. Restore that key from a backup."
-                )),
-            );
+            return Some(finding.with_advice(format!(
+                "Not mended: {key} cannot be used, and {why}. Restore that key from a backup."
+            )));
         }
         if ends_with_ca(worst.verdict, leaf.certificate.as_ref(), signer) {
             return Some(finding.with_advice(ENDS_WITH_CA));
@@ -76,12 +94,23 @@ impl Judge<'_> {
 
 /// Wrong, but not so that anything on the disk fails: no extended key usage at all, or only names that the user asks for.
 fn still_works(leaf: &Leaf) -> bool {
-    let Some(certificate) = &leaf.certificate else { return false };
+    let Some(certificate) = &leaf.certificate else {
+        return false;
+    };
     let harmless = |problem: &Problem| match problem.verdict {
-        Verdict::WrongUsage => certificate.extended_key_usage.as_ref().is_none_or(Vec::is_empty),
+        Verdict::WrongUsage => certificate
+            .extended_key_usage
+            .as_ref()
+            .is_none_or(Vec::is_empty),
         Verdict::NamesMissing => {
             let missing = leaf.needed.missing(certificate);
-            missing.iter().all(|missing| !leaf.needed.used.iter().any(|used| used.name == missing.name))
+            missing.iter().all(|missing| {
+                !leaf
+                    .needed
+                    .used
+                    .iter()
+                    .any(|used| used.name == missing.name)
+            })
         }
         _ => false,
     };

@@ -58,9 +58,19 @@ impl Check for Certificates {
             .with_lent(&party, context.peers)
             .with_kept_names(context.guest, context.node)
             .with_asked_names(&context.settings.san);
-        let judge = Judge { context, inventory: &inventory, party: &party, keys: Rc::new(KeyPool::default()) };
+        let judge = Judge {
+            context,
+            inventory: &inventory,
+            party: &party,
+            keys: Rc::new(KeyPool::default()),
+        };
         let mut findings = Vec::new();
-        findings.extend(inventory.kubelet.as_ref().and_then(|client| judge.kubelet(client)));
+        findings.extend(
+            inventory
+                .kubelet
+                .as_ref()
+                .and_then(|client| judge.kubelet(client)),
+        );
         findings.extend(inventory.leaves.iter().filter_map(|leaf| judge.leaf(leaf)));
         findings.extend(judge.serving());
         findings.extend(judge.others());
@@ -83,11 +93,18 @@ impl Judge<'_> {
         self.context.settings.now
     }
 
-    fn severity(&self, worst: &Problem, full: Severity, not_before: Option<OffsetDateTime>) -> Severity {
+    fn severity(
+        &self,
+        worst: &Problem,
+        full: Severity,
+        not_before: Option<OffsetDateTime>,
+    ) -> Severity {
         match worst.verdict {
             Verdict::Ok => Severity::Note,
             Verdict::Expiring | Verdict::Misplaced => Severity::WillBreak,
-            Verdict::NotYetValid if not_before.is_some_and(|begin| begin - self.now() <= CLOCK_DIFFERENCE) => {
+            Verdict::NotYetValid
+                if not_before.is_some_and(|begin| begin - self.now() <= CLOCK_DIFFERENCE) =>
+            {
                 Severity::Note
             }
             _ => full,
@@ -102,10 +119,18 @@ impl Judge<'_> {
     fn phrase(&self, verdict: Verdict, not_after: Option<OffsetDateTime>) -> String {
         match (verdict, not_after) {
             (Verdict::Expired, Some(end)) if end < self.now() => {
-                format!("expired {} ({} days ago)", date(end), (self.now() - end).whole_days())
+                format!(
+                    "expired {} ({} days ago)",
+                    date(end),
+                    (self.now() - end).whole_days()
+                )
             }
             (Verdict::Expiring, Some(end)) => {
-                format!("expires {} (in {} days)", date(end), (end - self.now()).whole_days())
+                format!(
+                    "expires {} (in {} days)",
+                    date(end),
+                    (end - self.now()).whole_days()
+                )
             }
             (Verdict::WrongIssuer, _) => "was issued by another authority".to_owned(),
             (Verdict::KeyMismatch, _) => "does not match its key".to_owned(),
@@ -120,14 +145,14 @@ impl Judge<'_> {
     fn is_control_plane(&self) -> bool {
         // An etcd member may have no more of kubeadm's than etcd's.
         let is_clusters = |leaf: &Leaf| leaf.authority != Authority::Etcd;
-        self.context.node.role.value == Some(Role::ControlPlane) || self.inventory.leaves.iter().any(is_clusters)
+        self.context.node.role.value == Some(Role::ControlPlane)
+            || self.inventory.leaves.iter().any(is_clusters)
     }
 }
 
 const CLOCK_ADVICE: &str = "Either this rescue system's clock or the one that dated the certificate is wrong. Say the right time with --now to have it renewed.";
 
-const ENDS_WITH_CA: &str =
-    "A new one would end as soon: its CA ends then. Renew the CA first: `rescue repair SRC --renew-ca`.";
+const ENDS_WITH_CA: &str = "A new one would end as soon: its CA ends then. Renew the CA first: `rescue repair SRC --renew-ca`.";
 
 /// A certificate that is good but for ending soon gains nothing from a CA that ends with it.
 fn ends_with_ca(worst: Verdict, old: Option<&Certificate>, signer: &Signer) -> bool {

@@ -20,7 +20,12 @@ impl Judge<'_> {
     fn other(&self, row: &Row) -> Option<Finding> {
         let severity = match row.verdict {
             // A second user in a kubeconfig may be long forgotten.
-            Verdict::Expired if row.used_by.iter().any(|user| !user.ends_with(" client-certificate")) => {
+            Verdict::Expired
+                if row
+                    .used_by
+                    .iter()
+                    .any(|user| !user.ends_with(" client-certificate")) =>
+            {
                 Severity::WillBreak
             }
             Verdict::Expired => Severity::Note,

@@ -43,7 +43,9 @@ impl Target {
         Ok(Self {
             server: server.ok_or("the address of the API server is said nowhere on this disk")?,
             cluster: evidence.cluster_name(),
-            authority: evidence.authority().ok_or("there is no CA certificate to put into it")?,
+            authority: evidence
+                .authority()
+                .ok_or("there is no CA certificate to put into it")?,
             path,
         })
     }
@@ -124,28 +126,48 @@ impl RebuildKubeconfig {
 /// What kubeadm calls the user in one of its kubeconfigs, by file name, and where it sends it.
 const USERS: [(&str, &str, Endpoint); 4] = [
     ("admin.conf", "kubernetes-admin", Endpoint::Shared),
-    ("super-admin.conf", "kubernetes-super-admin", Endpoint::Shared),
-    ("controller-manager.conf", "system:kube-controller-manager", Endpoint::Local),
+    (
+        "super-admin.conf",
+        "kubernetes-super-admin",
+        Endpoint::Shared,
+    ),
+    (
+        "controller-manager.conf",
+        "system:kube-controller-manager",
+        Endpoint::Local,
+    ),
     ("scheduler.conf", "system:kube-scheduler", Endpoint::Local),
 ];
 
 /// The user in kubeadm's kubeconfig of this name.
 pub fn user_of_config(name: &str) -> Option<&'static str> {
-    USERS.iter().find(|(config, _, _)| *config == name).map(|(_, user, _)| *user)
+    USERS
+        .iter()
+        .find(|(config, _, _)| *config == name)
+        .map(|(_, user, _)| *user)
 }
 
 fn identity(name: &str, evidence: &ConfigEvidence<'_>) -> Result<(Identity, Endpoint), String> {
     let known = USERS.iter().find(|(config, _, _)| *config == name);
-    let (_, user, endpoint) = *known.ok_or_else(|| format!("{name} is none of kubeadm's kubeconfigs"))?;
+    let (_, user, endpoint) =
+        *known.ok_or_else(|| format!("{name} is none of kubeadm's kubeconfigs"))?;
     if let Some(old) = evidence.client(user) {
         let shown = format!("{} (as in {})", old.value.subject, old.source);
-        return Ok((Identity { user, subject_raw: old.value.subject_raw.clone(), shown }, endpoint));
+        return Ok((
+            Identity {
+                user,
+                subject_raw: old.value.subject_raw.clone(),
+                shown,
+            },
+            endpoint,
+        ));
     }
     let group = match name {
         "admin.conf" => Some(evidence.administrators()),
-        "super-admin.conf" => {
-            Some(Found { value: "system:masters", source: "as kubeadm 1.29 and later make it".to_owned() })
-        }
+        "super-admin.conf" => Some(Found {
+            value: "system:masters",
+            source: "as kubeadm 1.29 and later make it".to_owned(),
+        }),
         _ => None,
     };
     let organizations: Vec<&str> = group.iter().map(|group| group.value).collect();
@@ -154,7 +176,14 @@ fn identity(name: &str, evidence: &ConfigEvidence<'_>) -> Result<(Identity, Endp
         Some(group) => format!("O={}, CN={user} ({})", group.value, group.source),
         None => format!("CN={user} (as every kubeadm makes it)"),
     };
-    Ok((Identity { user, subject_raw, shown }, endpoint))
+    Ok((
+        Identity {
+            user,
+            subject_raw,
+            shown,
+        },
+        endpoint,
+    ))
 }
 
 impl Remedy for RebuildKubeconfig {
@@ -163,7 +192,11 @@ impl Remedy for RebuildKubeconfig {
     }
 
     fn summary(&self) -> String {
-        format!("write {} anew, valid to {}", self.target.path, units::time(self.validity.not_after))
+        format!(
+            "write {} anew, valid to {}",
+            self.target.path,
+            units::time(self.validity.not_after)
+        )
     }
 
     fn details(&self) -> Vec<String> {
@@ -176,7 +209,10 @@ impl Remedy for RebuildKubeconfig {
     fn fields(&self) -> Map<String, Value> {
         let mut fields = self.target.fields();
         let format = time::format_description::well_known::Rfc3339;
-        fields.insert("valid_to".to_owned(), json!(self.validity.not_after.format(&format).unwrap_or_default()));
+        fields.insert(
+            "valid_to".to_owned(),
+            json!(self.validity.not_after.format(&format).unwrap_or_default()),
+        );
         fields
     }
 
@@ -191,10 +227,18 @@ impl Remedy for RebuildKubeconfig {
             usages: CLIENT,
             validity: self.validity,
         };
-        let issuer = Issuer { certificate: &self.signer.certificate, key: &self.signer.key };
-        let certificate = issue(issuer, request).with_context(|| format!("issuing {}", self.identity.user))?.to_pem();
+        let issuer = Issuer {
+            certificate: &self.signer.certificate,
+            key: &self.signer.key,
+        };
+        let certificate = issue(issuer, request)
+            .with_context(|| format!("issuing {}", self.identity.user))?
+            .to_pem();
         let key = key.to_pem()?;
-        let credentials = Credentials::Inline { certificate: certificate.as_bytes(), key: key.as_bytes() };
+        let credentials = Credentials::Inline {
+            certificate: certificate.as_bytes(),
+            key: key.as_bytes(),
+        };
         let text = self.target.text(self.identity.user, credentials)?;
         draft.write(&self.target.path, text, 0o600)?;
         Ok(draft.done())
@@ -219,7 +263,12 @@ impl RebuildKubeletConfig {
         renewal: Option<RenewKubeletClient>,
     ) -> Result<Self, String> {
         Ok(Self {
-            target: Target::new(client.kubeconfig.clone(), evidence, Endpoint::Shared, Some(others))?,
+            target: Target::new(
+                client.kubeconfig.clone(),
+                evidence,
+                Endpoint::Shared,
+                Some(others),
+            )?,
             user: user_of(client)?,
             current: client.current(),
             renewal,
@@ -229,7 +278,11 @@ impl RebuildKubeletConfig {
 
 /// The name of the user entry in a new kubelet.conf, as kubeadm calls it.
 pub fn user_of(client: &KubeletClient) -> Result<String, String> {
-    client.node_name.as_ref().map(|name| format!("{NODE_PREFIX}{name}")).map_err(Clone::clone)
+    client
+        .node_name
+        .as_ref()
+        .map(|name| format!("{NODE_PREFIX}{name}"))
+        .map_err(Clone::clone)
 }
 
 impl Remedy for RebuildKubeletConfig {
@@ -240,7 +293,10 @@ impl Remedy for RebuildKubeletConfig {
     fn summary(&self) -> String {
         match &self.renewal {
             Some(renewal) => format!("write {} anew, and {}", self.target.path, renewal.summary()),
-            None => format!("write {} anew; the certificate in {} stays", self.target.path, self.current),
+            None => format!(
+                "write {} anew; the certificate in {} stays",
+                self.target.path, self.current
+            ),
         }
     }
 
@@ -252,17 +308,31 @@ impl Remedy for RebuildKubeletConfig {
     }
 
     fn fields(&self) -> Map<String, Value> {
-        let mut fields = self.renewal.as_ref().map(Remedy::fields).unwrap_or_default();
+        let mut fields = self
+            .renewal
+            .as_ref()
+            .map(Remedy::fields)
+            .unwrap_or_default();
         fields.extend(self.target.fields());
         fields
     }
 
     fn prepare(&self, context: &Context<'_>) -> Result<Prepared> {
         let mut draft = context.draft();
-        for change in self.renewal.iter().map(|renewal| renewal.prepare(context)).collect::<Result<Vec<_>>>()? {
-            change.changes.into_iter().try_for_each(|change| draft.push(change))?;
+        for change in self
+            .renewal
+            .iter()
+            .map(|renewal| renewal.prepare(context))
+            .collect::<Result<Vec<_>>>()?
+        {
+            change
+                .changes
+                .into_iter()
+                .try_for_each(|change| draft.push(change))?;
         }
-        let text = self.target.text(&self.user, Credentials::File(&self.current))?;
+        let text = self
+            .target
+            .text(&self.user, Credentials::File(&self.current))?;
         draft.write(&self.target.path, text, 0o600)?;
         Ok(draft.done())
     }

@@ -77,20 +77,36 @@ impl RenewCertificate {
         let now = settings.now;
         // With another disk's key nothing is signed again that this CA has not signed before: a crafted subject may hold anything.
         let is_lent = !remarks.is_empty();
-        let is_signed = |old: &Certificate| old.signed_by(&signer.certificate) == SignatureCheck::Valid;
+        let is_signed =
+            |old: &Certificate| old.signed_by(&signer.certificate) == SignatureCheck::Valid;
         if is_lent && leaf.certificate.as_ref().is_some_and(|old| !is_signed(old)) {
             return None;
         }
         let (subject_raw, algorithm, added) = match (&leaf.certificate, &blueprint) {
             (Some(old), _) => {
                 let missing = leaf.needed.missing(old);
-                let added = if missing.is_empty() { Vec::new() } else { new_names(old, &leaf.needed.all()) };
-                (old.subject_raw.clone(), old.algorithm.unwrap_or(Algorithm::Rsa(2048)), added)
+                let added = if missing.is_empty() {
+                    Vec::new()
+                } else {
+                    new_names(old, &leaf.needed.all())
+                };
+                (
+                    old.subject_raw.clone(),
+                    old.algorithm.unwrap_or(Algorithm::Rsa(2048)),
+                    added,
+                )
             }
-            (None, Some(blueprint)) => (blueprint.subject_raw.clone(), blueprint.algorithm, blueprint.names.clone()),
+            (None, Some(blueprint)) => (
+                blueprint.subject_raw.clone(),
+                blueprint.algorithm,
+                blueprint.names.clone(),
+            ),
             (None, None) => return None,
         };
-        let old_names = leaf.certificate.as_ref().and_then(|old| old.alternative_names.as_ref());
+        let old_names = leaf
+            .certificate
+            .as_ref()
+            .and_then(|old| old.alternative_names.as_ref());
         let algorithm = algorithm.renewed();
         Some(Self {
             name: leaf.name,
@@ -100,7 +116,12 @@ impl RenewCertificate {
             names: names::union(old_names, &added).ok()?,
             added,
             blueprint,
-            chain: leaf.chain.iter().filter(|other| other.not_after > now).cloned().collect(),
+            chain: leaf
+                .chain
+                .iter()
+                .filter(|other| other.not_after > now)
+                .cloned()
+                .collect(),
             subject_raw,
             usages: leaf.usages,
             signer: signer.clone(),
@@ -122,11 +143,19 @@ impl RenewCertificate {
             usages: self.usages,
             validity: self.validity,
         };
-        let issuer = Issuer { certificate: &self.signer.certificate, key: &self.signer.key };
+        let issuer = Issuer {
+            certificate: &self.signer.certificate,
+            key: &self.signer.key,
+        };
         issue(issuer, request).with_context(|| format!("issuing {}", self.name))
     }
 
-    fn write_files(&self, draft: &mut Draft, context: &Context<'_>, paths: &Files<'_>) -> Result<()> {
+    fn write_files(
+        &self,
+        draft: &mut Draft,
+        context: &Context<'_>,
+        paths: &Files<'_>,
+    ) -> Result<()> {
         let (key, kept) = match self.key {
             KeyPlan::Keep { .. } => {
                 let (key, bytes) = kept_key(&draft.guest, paths.key)?;
@@ -152,12 +181,23 @@ impl RenewCertificate {
         draft.write_like(paths.certificate, text, 0o644, paths.key)
     }
 
-    fn write_config(&self, draft: &mut Draft, context: &Context<'_>, path: &GuestPath, user: &str) -> Result<()> {
+    fn write_config(
+        &self,
+        draft: &mut Draft,
+        context: &Context<'_>,
+        path: &GuestPath,
+        user: &str,
+    ) -> Result<()> {
         let old = draft.guest.read(path)?;
         let (key, private) = match self.key {
             KeyPlan::Keep { .. } => {
                 let bytes = inline_key(&old, path, user)?;
-                (PrivateKey::from_pem(&bytes).map(Rc::new).with_context(|| format!("reading {path}"))?, bytes)
+                (
+                    PrivateKey::from_pem(&bytes)
+                        .map(Rc::new)
+                        .with_context(|| format!("reading {path}"))?,
+                    bytes,
+                )
             }
             KeyPlan::New { order, .. } => {
                 let key = self.keys.key(order, context.ui)?;
@@ -169,9 +209,13 @@ impl RenewCertificate {
         for other in &self.chain {
             certificate.push_str(&other.to_pem());
         }
-        let new =
-            replace_credentials(&old, user, NewMaterial::Inline(certificate.as_bytes()), NewMaterial::Inline(&private))
-                .with_context(|| format!("editing {path}"))?;
+        let new = replace_credentials(
+            &old,
+            user,
+            NewMaterial::Inline(certificate.as_bytes()),
+            NewMaterial::Inline(&private),
+        )
+        .with_context(|| format!("editing {path}"))?;
         draft.write(path, new, 0o600)
     }
 
@@ -189,7 +233,11 @@ impl RenewCertificate {
     /// Names as before, or each with its source where they are put together.
     fn names_lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
-        if let Some(old) = self.old.as_ref().and_then(|old| old.alternative_names.as_ref()) {
+        if let Some(old) = self
+            .old
+            .as_ref()
+            .and_then(|old| old.alternative_names.as_ref())
+        {
             lines.push(format!("names {}, as before", old.names.join(", ")));
         }
         let verb = if self.old.is_some() { "adds" } else { "name" };
@@ -200,14 +248,29 @@ impl RenewCertificate {
 
 impl KeyPlan {
     fn new(leaf: &Leaf, reuse: bool, order: impl FnOnce() -> Order) -> Self {
-        if let Some(Place::Files { keep_key: Some(why), .. }) = &leaf.place {
+        if let Some(Place::Files {
+            keep_key: Some(why),
+            ..
+        }) = &leaf.place
+        {
             return Self::Keep { why: why.clone() };
         }
-        let unusable = leaf.problems.iter().any(|problem| problem.verdict == Verdict::KeyUnusable);
+        let unusable = leaf
+            .problems
+            .iter()
+            .any(|problem| problem.verdict == Verdict::KeyUnusable);
         match (reuse, unusable) {
-            (true, false) => Self::Keep { why: "asked for with --reuse-keys".to_owned() },
-            (true, true) => Self::New { order: order(), why: Some("the old one cannot be used again") },
-            (false, _) => Self::New { order: order(), why: None },
+            (true, false) => Self::Keep {
+                why: "asked for with --reuse-keys".to_owned(),
+            },
+            (true, true) => Self::New {
+                order: order(),
+                why: Some("the old one cannot be used again"),
+            },
+            (false, _) => Self::New {
+                order: order(),
+                why: None,
+            },
         }
     }
 }
@@ -215,13 +278,21 @@ impl KeyPlan {
 /// Those of `wanted` that an old certificate does not have.
 fn new_names(old: &Certificate, wanted: &[NameSource]) -> Vec<NameSource> {
     let have = old.alternative_names.as_ref();
-    in_order(wanted).into_iter().filter(|wanted| have.is_none_or(|have| !wanted.name.is_in(have))).collect()
+    in_order(wanted)
+        .into_iter()
+        .filter(|wanted| have.is_none_or(|have| !wanted.name.is_in(have)))
+        .collect()
 }
 
 /// The key in a user's entry of a kubeconfig.
 fn inline_key(kubeconfig: &[u8], path: &GuestPath, user: &str) -> Result<Vec<u8>> {
     let config = Kubeconfig::parse(kubeconfig, path)?;
-    match config.users.into_iter().find(|entry| entry.name == user).map(|entry| entry.key) {
+    match config
+        .users
+        .into_iter()
+        .find(|entry| entry.name == user)
+        .map(|entry| entry.key)
+    {
         Some(Material::Inline(bytes)) => Ok(bytes),
         _ => bail!("user {user} of {path} has no key of its own"),
     }
@@ -246,7 +317,11 @@ impl Remedy for RenewCertificate {
             Place::Files { certificate, .. } => certificate.to_string(),
             Place::Config { path, .. } => format!("the certificate in {path}"),
         };
-        let verb = if self.blueprint.is_some() { "recreate" } else { "renew" };
+        let verb = if self.blueprint.is_some() {
+            "recreate"
+        } else {
+            "renew"
+        };
         format!(
             "{verb} {what}{}, valid to {}",
             ended(self.old.as_ref(), self.now),
@@ -261,7 +336,11 @@ impl Remedy for RenewCertificate {
     fn details(&self) -> Vec<String> {
         let mut lines = Vec::new();
         if let Some(old) = &self.old {
-            let subject = if old.subject.is_empty() { "(empty)" } else { &old.subject };
+            let subject = if old.subject.is_empty() {
+                "(empty)"
+            } else {
+                &old.subject
+            };
             lines.push(format!("subject {subject}, as before"));
         }
         if let Some(blueprint) = &self.blueprint {
@@ -269,39 +348,69 @@ impl Remedy for RenewCertificate {
         }
         lines.extend(self.names_lines());
         if !self.also.is_empty() {
-            lines.push(format!("one file for {} and {}", self.name, self.also.join(" and ")));
+            lines.push(format!(
+                "one file for {} and {}",
+                self.name,
+                self.also.join(" and ")
+            ));
         }
         match &self.key {
             KeyPlan::Keep { why } => lines.push(format!("the key stays: {why}")),
-            KeyPlan::New { why: Some(why), .. } => lines.push(format!("new {} key: {why}", self.algorithm)),
+            KeyPlan::New { why: Some(why), .. } => {
+                lines.push(format!("new {} key: {why}", self.algorithm))
+            }
             KeyPlan::New { .. } if self.blueprint.is_none() => {
                 lines.push(format!("new {} key{}", self.algorithm, self.another_kind()))
             }
             KeyPlan::New { .. } => {}
         }
-        lines.extend(self.blueprint.iter().flat_map(|blueprint| blueprint.remarks.iter().cloned()));
+        lines.extend(
+            self.blueprint
+                .iter()
+                .flat_map(|blueprint| blueprint.remarks.iter().cloned()),
+        );
         lines.extend(self.remarks.iter().cloned());
-        lines.extend(self.old.as_ref().and_then(|old| differences(old, self.usages)));
+        lines.extend(
+            self.old
+                .as_ref()
+                .and_then(|old| differences(old, self.usages)),
+        );
         if self.validity.not_after == self.signer.certificate.not_after {
-            lines.push(format!("ends with its CA ({})", self.signer.certificate.subject));
+            lines.push(format!(
+                "ends with its CA ({})",
+                self.signer.certificate.subject
+            ));
         }
         lines
     }
 
     fn fields(&self) -> Map<String, Value> {
         let mut fields = fields(self.name, self.place.path(), self.validity);
-        let added = |name: &NameSource| json!({"name": name.name.to_string(), "source": name.source});
-        let all = self.names.as_ref().map(|names| names.names.clone()).unwrap_or_default();
+        let added =
+            |name: &NameSource| json!({"name": name.name.to_string(), "source": name.source});
+        let all = self
+            .names
+            .as_ref()
+            .map(|names| names.names.clone())
+            .unwrap_or_default();
         fields.insert("names".to_owned(), json!(all));
-        fields.insert("names_added".to_owned(), self.added.iter().map(added).collect());
-        fields.insert("key_stays".to_owned(), json!(matches!(self.key, KeyPlan::Keep { .. })));
+        fields.insert(
+            "names_added".to_owned(),
+            self.added.iter().map(added).collect(),
+        );
+        fields.insert(
+            "key_stays".to_owned(),
+            json!(matches!(self.key, KeyPlan::Keep { .. })),
+        );
         fields
     }
 
     fn prepare(&self, context: &Context<'_>) -> Result<Prepared> {
         let mut draft = context.draft();
         match &self.place {
-            Place::Files { certificate, key, .. } => {
+            Place::Files {
+                certificate, key, ..
+            } => {
                 self.write_files(&mut draft, context, &Files { certificate, key })?;
             }
             Place::Config { path, user } => self.write_config(&mut draft, context, path, user)?,
@@ -312,7 +421,9 @@ impl Remedy for RenewCertificate {
 
 fn ended(old: Option<&Certificate>, now: OffsetDateTime) -> String {
     let verb = |end: OffsetDateTime| if end < now { "expired" } else { "expires" };
-    old.map_or_else(String::new, |old| format!(" ({} {})", verb(old.not_after), units::time(old.not_after)))
+    old.map_or_else(String::new, |old| {
+        format!(" ({} {})", verb(old.not_after), units::time(old.not_after))
+    })
 }
 
 fn fields(name: &str, path: &GuestPath, validity: Validity) -> Map<String, Value> {
@@ -320,7 +431,10 @@ fn fields(name: &str, path: &GuestPath, validity: Validity) -> Map<String, Value
     fields.insert("name".to_owned(), json!(name));
     fields.insert("path".to_owned(), json!(path.to_string()));
     let format = time::format_description::well_known::Rfc3339;
-    fields.insert("valid_to".to_owned(), json!(validity.not_after.format(&format).unwrap_or_default()));
+    fields.insert(
+        "valid_to".to_owned(),
+        json!(validity.not_after.format(&format).unwrap_or_default()),
+    );
     fields
 }
 
@@ -342,7 +456,8 @@ fn key_block(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn is_one_file(guest: &Guest, one: &GuestPath, other: &GuestPath) -> bool {
-    one == other || matches!((guest.resolve(one), guest.resolve(other)), (Ok(one), Ok(other)) if one == other)
+    one == other
+        || matches!((guest.resolve(one), guest.resolve(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 /// What the old certificate was allowed to do, where that is not what its users need.
@@ -351,14 +466,27 @@ fn differences(old: &Certificate, usages: &[Usage]) -> Option<String> {
     const LEAF_KEY_USAGE: u16 = 0b101;
     let wanted: Vec<&str> = usages.iter().map(|usage| usage.oid()).collect();
     let had = old.extended_key_usage.clone().unwrap_or_default();
-    let names = |oids: &[String]| oids.iter().map(|oid| Usage::name_of(oid)).collect::<Vec<_>>().join(", ");
+    let names = |oids: &[String]| {
+        oids.iter()
+            .map(|oid| Usage::name_of(oid))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     if had != wanted {
-        let had = if had.is_empty() { "none".to_owned() } else { names(&had) };
+        let had = if had.is_empty() {
+            "none".to_owned()
+        } else {
+            names(&had)
+        };
         let wanted: Vec<String> = wanted.iter().map(|oid| (*oid).to_owned()).collect();
-        return Some(format!("extended key usage becomes {} (was {had})", names(&wanted)));
+        return Some(format!(
+            "extended key usage becomes {} (was {had})",
+            names(&wanted)
+        ));
     }
-    (old.key_usage != Some(LEAF_KEY_USAGE))
-        .then(|| "key usage becomes digitalSignature, keyEncipherment (the old one differed)".to_owned())
+    (old.key_usage != Some(LEAF_KEY_USAGE)).then(|| {
+        "key usage becomes digitalSignature, keyEncipherment (the old one differed)".to_owned()
+    })
 }
 
 /// A new client certificate for the kubelet: a dated file, the link to it, and a kubeconfig that leads there.
@@ -438,11 +566,17 @@ impl Remedy for RenewKubeletClient {
 
     fn details(&self) -> Vec<String> {
         let mut lines = vec![
-            format!("new dated file in {}, kubelet-client-current.pem links to it; the old file stays", self.cert_dir),
+            format!(
+                "new dated file in {}, kubelet-client-current.pem links to it; the old file stays",
+                self.cert_dir
+            ),
             "new ECDSA-P256 key, as the kubelet makes them".to_owned(),
         ];
         if self.edit_kubeconfig {
-            lines.push(format!("{} is changed to lead to it; the rest of it stays byte for byte", self.kubeconfig));
+            lines.push(format!(
+                "{} is changed to lead to it; the rest of it stays byte for byte",
+                self.kubeconfig
+            ));
         }
         lines.extend(self.remarks.iter().cloned());
         lines
@@ -465,11 +599,19 @@ impl Remedy for RenewKubeletClient {
             usages: crate::pki::profile::CLIENT,
             validity: self.validity,
         };
-        let issuer = Issuer { certificate: &self.signer.certificate, key: &self.signer.key };
-        let certificate = issue(issuer, request).context("issuing the kubelet's client certificate")?;
+        let issuer = Issuer {
+            certificate: &self.signer.certificate,
+            key: &self.signer.key,
+        };
+        let certificate =
+            issue(issuer, request).context("issuing the kubelet's client certificate")?;
         let pem = certificate.to_pem() + &key.to_pem()?;
         let user = self.edit_kubeconfig.then_some(self.user.as_str());
-        let files = ClientFiles { cert_dir: &self.cert_dir, kubeconfig: &self.kubeconfig, user };
+        let files = ClientFiles {
+            cert_dir: &self.cert_dir,
+            kubeconfig: &self.kubeconfig,
+            user,
+        };
         files.lay_down(&mut draft, pem, context.settings.now)?;
         Ok(draft.done())
     }

@@ -21,12 +21,22 @@ impl Judge<'_> {
     /// What the cluster signs the kubelet asks for by itself, as soon as it runs; but kubeadm's cluster approves no such request.
     fn asked_serving(&self) -> Option<Finding> {
         let path = asked_for(self.context.node);
-        let (title, saw) = match self.context.guest.read(&path).map(|bytes| Certificate::all_from_pem(&bytes)) {
+        let (title, saw) = match self
+            .context
+            .guest
+            .read(&path)
+            .map(|bytes| Certificate::all_from_pem(&bytes))
+        {
             Err(error) => ("is missing", error.to_string()),
             Ok(Err(error)) => ("is unreadable", format!("{error:#}")),
             Ok(Ok(all)) => {
-                let over = all.iter().find(|certificate| certificate.not_after < self.now())?;
-                ("expired", format!("{} expired {}", over.subject, units::time(over.not_after)))
+                let over = all
+                    .iter()
+                    .find(|certificate| certificate.not_after < self.now())?;
+                (
+                    "expired",
+                    format!("{} expired {}", over.subject, units::time(over.not_after)),
+                )
             }
         };
         Some(
@@ -43,12 +53,18 @@ impl Judge<'_> {
     fn broken_serving(&self) -> Option<Finding> {
         let pair = OwnPair::of(self.context.node)?;
         let fault = pair.fault(self.context.guest)?;
-        let title = format!("kubelet serving certificate {}", self.phrase(fault.verdict, None));
+        let title = format!(
+            "kubelet serving certificate {}",
+            self.phrase(fault.verdict, None)
+        );
         let finding = with_problems(Finding::new(ID, Severity::StopsBoot, title), &[fault]);
         Some(
             finding
                 .with_advice("The kubelet exits with it.")
-                .with_remedy(RemakeServingPair { pair, is_only_expired: false }),
+                .with_remedy(RemakeServingPair {
+                    pair,
+                    is_only_expired: false,
+                }),
         )
     }
 
@@ -58,10 +74,17 @@ impl Judge<'_> {
         if certificate.not_after >= self.now() {
             return None;
         }
-        let saw = format!("{} expired {}", certificate.subject, units::time(certificate.not_after));
+        let saw = format!(
+            "{} expired {}",
+            certificate.subject,
+            units::time(certificate.not_after)
+        );
         let finding = Finding::new(ID, Severity::Note, "kubelet serving certificate expired")
             .with_evidence(path, saw)
             .with_advice("In a stock kubeadm cluster nothing verifies it, and the kubelet never renews it by itself.");
-        Some(finding.with_remedy(RemakeServingPair { pair, is_only_expired: true }))
+        Some(finding.with_remedy(RemakeServingPair {
+            pair,
+            is_only_expired: true,
+        }))
     }
 }

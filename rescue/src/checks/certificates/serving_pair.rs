@@ -22,7 +22,10 @@ impl Remedy for RemakeServingPair {
     }
 
     fn summary(&self) -> String {
-        format!("remove {} and its key, so that the kubelet makes a new pair when it starts", self.pair.certificate)
+        format!(
+            "remove {} and its key, so that the kubelet makes a new pair when it starts",
+            self.pair.certificate
+        )
     }
 
     fn details(&self) -> Vec<String> {
@@ -42,9 +45,16 @@ impl Remedy for RemakeServingPair {
 
     fn prepare(&self, context: &Context<'_>) -> Result<Prepared> {
         let guest = context.guest;
-        let there = [&self.pair.certificate, &self.pair.key].into_iter().filter(|path| guest.lstat(path).is_ok());
-        let changes = there.map(|path| Ok(Change::remove(guest, path)?)).collect::<Result<Vec<_>>>()?;
-        Ok(Prepared { changes, ..Prepared::default() })
+        let there = [&self.pair.certificate, &self.pair.key]
+            .into_iter()
+            .filter(|path| guest.lstat(path).is_ok());
+        let changes = there
+            .map(|path| Ok(Change::remove(guest, path)?))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Prepared {
+            changes,
+            ..Prepared::default()
+        })
     }
 }
 
@@ -65,16 +75,31 @@ mod tests {
     #[test]
     fn takes_both_away() {
         let guest = MemoryTree::new()
-            .file("/var/lib/kubelet/config.yaml", "kind: KubeletConfiguration\n")
+            .file(
+                "/var/lib/kubelet/config.yaml",
+                "kind: KubeletConfiguration\n",
+            )
             .file(CERTIFICATE, "junk")
             .file(KEY, "junk")
             .into_guest();
         let (node, settings) = (Node::read(&guest), Settings::default());
-        let remedy = RemakeServingPair { pair: OwnPair::of(&node).unwrap(), is_only_expired: false };
-        let context = Context { guest: &guest, node: &node, settings: &settings, peers: &[], ui: &Silent };
+        let remedy = RemakeServingPair {
+            pair: OwnPair::of(&node).unwrap(),
+            is_only_expired: false,
+        };
+        let context = Context {
+            guest: &guest,
+            node: &node,
+            settings: &settings,
+            peers: &[],
+            ui: &Silent,
+        };
         let prepared = remedy.prepare(&context).unwrap();
         let mut tree = Planned::over(guest.tree(), 0);
-        prepared.changes.iter().for_each(|change| tree.apply(change).unwrap());
+        prepared
+            .changes
+            .iter()
+            .for_each(|change| tree.apply(change).unwrap());
         let after = guest.with_tree(Rc::new(tree));
         assert!(!after.exists(&GuestPath::new(CERTIFICATE)) && !after.exists(&GuestPath::new(KEY)));
         assert_eq!(remedy.pair.fault(&after), None);

@@ -31,7 +31,14 @@ impl StoreKey {
     pub fn new(node: &str, client: &KubeletClient) -> Result<(Self, PrivateKey)> {
         let key = PrivateKey::generate(Algorithm::P256)?;
         let pem = Zeroizing::new(key.to_pem()?);
-        Ok((Self { node: node.to_owned(), path: pending(client), pem }, key))
+        Ok((
+            Self {
+                node: node.to_owned(),
+                path: pending(client),
+                pem,
+            },
+            key,
+        ))
     }
 }
 
@@ -52,9 +59,12 @@ impl Remedy for StoreKey {
     }
 
     fn fields(&self) -> Map<String, Value> {
-        [("node_name".to_owned(), json!(self.node)), ("path".to_owned(), json!(self.path.to_string()))]
-            .into_iter()
-            .collect()
+        [
+            ("node_name".to_owned(), json!(self.node)),
+            ("path".to_owned(), json!(self.path.to_string())),
+        ]
+        .into_iter()
+        .collect()
     }
 
     fn prepare(&self, context: &Context<'_>) -> Result<Prepared> {

@@ -21,13 +21,21 @@ pub(super) struct Signing<'a> {
 impl<'a> Signing<'a> {
     /// With the key on this node.
     pub(super) fn own(signer: &'a Signer) -> Self {
-        Self { signer, remarks: Vec::new() }
+        Self {
+            signer,
+            remarks: Vec::new(),
+        }
     }
 
     fn lent(found: Found<'a>, permit: &Permit) -> Self {
-        let whose =
-            format!("signed with the CA key of {} ({}), which is only read", found.peer.name, found.peer.source);
-        Self { signer: found.signer, remarks: vec![whose, permit.words().to_owned()] }
+        let whose = format!(
+            "signed with the CA key of {} ({}), which is only read",
+            found.peer.name, found.peer.source
+        );
+        Self {
+            signer: found.signer,
+            remarks: vec![whose, permit.words().to_owned()],
+        }
     }
 }
 
@@ -36,8 +44,12 @@ impl Judge<'_> {
     fn own_authorities(&self, authority: Authority) -> Vec<Certificate> {
         match self.inventory.authorities.get(&authority) {
             // What a control plane signs must hold before its own API server and etcd, which read the file.
-            Some(state) if self.is_control_plane() || authority == Authority::Etcd => state.certificates.clone(),
-            _ if authority == Authority::Cluster => cluster_ca::cluster_authorities(self.context.guest, self.inventory),
+            Some(state) if self.is_control_plane() || authority == Authority::Etcd => {
+                state.certificates.clone()
+            }
+            _ if authority == Authority::Cluster => {
+                cluster_ca::cluster_authorities(self.context.guest, self.inventory)
+            }
             _ => Vec::new(),
         }
     }
@@ -45,10 +57,20 @@ impl Judge<'_> {
     /// The other nodes of the run that hold the key of this node's CA.
     pub(super) fn lenders(&self, authority: Authority) -> Vec<Found<'_>> {
         let own = self.own_authorities(authority);
-        let is_own = |found: &Found<'_>| own.iter().any(|own| cluster_ca::is_same(own, &found.signer.certificate));
-        let mut all: Vec<Found<'_>> = cluster_ca::holders(authority, self.context.peers).filter(is_own).collect();
+        let is_own = |found: &Found<'_>| {
+            own.iter()
+                .any(|own| cluster_ca::is_same(own, &found.signer.certificate))
+        };
+        let mut all: Vec<Found<'_>> = cluster_ca::holders(authority, self.context.peers)
+            .filter(is_own)
+            .collect();
         // The CA that ends last, whatever the order of the disks.
-        let rank = |found: &Found<'_>| (found.signer.certificate.not_after, found.signer.certificate.der.clone());
+        let rank = |found: &Found<'_>| {
+            (
+                found.signer.certificate.not_after,
+                found.signer.certificate.der.clone(),
+            )
+        };
         all.sort_by_key(|found| std::cmp::Reverse(rank(found)));
         all
     }
@@ -57,9 +79,17 @@ impl Judge<'_> {
     ///
     /// # Errors
     /// What this disk does not prove.
-    pub(super) fn lent_for_leaf(&self, authority: Authority) -> Option<Result<Signing<'_>, String>> {
+    pub(super) fn lent_for_leaf(
+        &self,
+        authority: Authority,
+    ) -> Option<Result<Signing<'_>, String>> {
         let permit = |found: &Found<'_>| {
-            crossing::leaf_signature(self.party, &found.peer.party, authority, &found.signer.certificate)
+            crossing::leaf_signature(
+                self.party,
+                &found.peer.party,
+                authority,
+                &found.signer.certificate,
+            )
         };
         self.first_permitted(authority, permit)
     }
@@ -68,12 +98,21 @@ impl Judge<'_> {
     ///
     /// # Errors
     /// What this disk does not prove.
-    pub(super) fn lent_for_kubelet(&self, client: &KubeletClient) -> Option<Result<Signing<'_>, String>> {
+    pub(super) fn lent_for_kubelet(
+        &self,
+        client: &KubeletClient,
+    ) -> Option<Result<Signing<'_>, String>> {
         let name = client.node_name.as_ref().ok()?;
         let others: Vec<&Party> = self.context.peers.iter().map(|peer| &peer.party).collect();
         let permit = |found: &Found<'_>| {
             let recorded = self.recorded(name, &found.signer.certificate);
-            node_signature(self.party, name, &found.signer.certificate, &others, &recorded)
+            node_signature(
+                self.party,
+                name,
+                &found.signer.certificate,
+                &others,
+                &recorded,
+            )
         };
         self.first_permitted(Authority::Cluster, permit)
     }
@@ -95,8 +134,14 @@ impl Judge<'_> {
 
     /// What the etcd of other control planes that prove to be of the cluster of `ca` has for a node of this name.
     fn recorded(&self, name: &str, ca: &Certificate) -> Vec<Recorded> {
-        let proven = self.context.peers.iter().filter(|peer| peer.party.standing.is_control_plane_of(ca));
-        proven.filter_map(|peer| peer.lent.as_ref()?.node(name)).collect()
+        let proven = self
+            .context
+            .peers
+            .iter()
+            .filter(|peer| peer.party.standing.is_control_plane_of(ca));
+        proven
+            .filter_map(|peer| peer.lent.as_ref()?.node(name))
+            .collect()
     }
 
     /// What a worker's certificate takes, and how to bring it.
@@ -107,7 +152,10 @@ impl Judge<'_> {
         let others: Vec<String> = cluster_ca::holders(Authority::Cluster, self.context.peers)
             .map(|found| {
                 let ca = cluster_ca::shown(&found.signer.certificate);
-                format!("{} ({}) holds the key of {ca}", found.peer.name, found.peer.source)
+                format!(
+                    "{} ({}) holds the key of {ca}",
+                    found.peer.name, found.peer.source
+                )
             })
             .collect();
         if !others.is_empty() {

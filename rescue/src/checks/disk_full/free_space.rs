@@ -37,7 +37,11 @@ pub struct FreeSpace {
 
 /// Why freeing may give back less than it seems.
 pub fn held_by_snapshots(count: usize) -> String {
-    let snapshots = if count == 1 { "1 snapshot".to_owned() } else { format!("{count} snapshots") };
+    let snapshots = if count == 1 {
+        "1 snapshot".to_owned()
+    } else {
+        format!("{count} snapshots")
+    };
     format!(
         "The btrfs has {snapshots} of what is mounted here: what they share with it becomes free only when they are deleted, too."
     )
@@ -49,21 +53,35 @@ impl FreeSpace {
     }
 
     fn freed(&self) -> u64 {
-        self.candidates().iter().fold(0, |sum, candidate| sum.saturating_add(candidate.frees))
+        self.candidates()
+            .iter()
+            .fold(0, |sum, candidate| sum.saturating_add(candidate.frees))
     }
 
     /// A row for each file, in the order in which they go; of many files only those that give back most.
     fn rows(&self) -> Vec<String> {
         if self.candidates().len() <= ROWS + 1 {
-            return self.candidates().iter().map(|candidate| self.row(candidate)).collect();
+            return self
+                .candidates()
+                .iter()
+                .map(|candidate| self.row(candidate))
+                .collect();
         }
         let mut largest: Vec<&Candidate> = self.candidates().iter().collect();
         largest.sort_by_key(|candidate| std::cmp::Reverse(candidate.frees));
         let (shown, rest) = largest.split_at(ROWS);
-        let bytes = rest.iter().fold(0_u64, |sum, candidate| sum.saturating_add(candidate.frees));
-        let folders: BTreeSet<&Path> = rest.iter().filter_map(|candidate| candidate.path.as_path().parent()).collect();
+        let bytes = rest
+            .iter()
+            .fold(0_u64, |sum, candidate| sum.saturating_add(candidate.frees));
+        let folders: BTreeSet<&Path> = rest
+            .iter()
+            .filter_map(|candidate| candidate.path.as_path().parent())
+            .collect();
         let folders = units::count(folders.len(), "folder", "folders");
-        let rest = format!("and {} more files in {folders} (all of them: --dry-run --json)", rest.len());
+        let rest = format!(
+            "and {} more files in {folders} (all of them: --dry-run --json)",
+            rest.len()
+        );
         let mut rows: Vec<String> = shown.iter().map(|candidate| self.row(candidate)).collect();
         rows.push(format!("{:>10}  {rest}", units::bytes(bytes)));
         rows
@@ -95,7 +113,11 @@ impl Remedy for FreeSpace {
     }
 
     fn summary(&self) -> String {
-        let deleted = self.candidates().iter().filter(|candidate| candidate.freeing == Freeing::Delete).count();
+        let deleted = self
+            .candidates()
+            .iter()
+            .filter(|candidate| candidate.freeing == Freeing::Delete)
+            .count();
         let cut = self.candidates().len() - deleted;
         let files = |number| units::count(number, "file", "files");
         let how = match (deleted, cut) {
@@ -104,12 +126,22 @@ impl Remedy for FreeSpace {
             (deleted, cut) => format!("deleting {} and truncating {cut}", files(deleted)),
         };
         let (before, after) = (&self.before, &self.plan.after);
-        let mut change =
-            format!("{} -> {} available", units::bytes(before.bytes_available), units::bytes(after.bytes_available));
+        let mut change = format!(
+            "{} -> {} available",
+            units::bytes(before.bytes_available),
+            units::bytes(after.bytes_available)
+        );
         if after.inodes_total > 0 && before.inodes_free < after.inodes_total / 10 {
-            change.push_str(&format!(", {} -> {} inodes free", before.inodes_free, after.inodes_free));
+            change.push_str(&format!(
+                ", {} -> {} inodes free",
+                before.inodes_free, after.inodes_free
+            ));
         }
-        format!("free {} on {} ({change}) by {how}", units::bytes(self.freed()), self.mount_point)
+        format!(
+            "free {} on {} ({change}) by {how}",
+            units::bytes(self.freed()),
+            self.mount_point
+        )
     }
 
     fn details(&self) -> Vec<String> {
@@ -126,16 +158,22 @@ impl Remedy for FreeSpace {
         }
         lines.extend(rules.into_values().map(|(rule, count, bytes)| {
             let files = units::count(count, "file", "files");
-            format!("{}: {files}, {}: {}", rule.id, units::bytes(bytes), rule.why)
+            format!(
+                "{}: {files}, {}: {}",
+                rule.id,
+                units::bytes(bytes),
+                rule.why
+            )
         }));
         lines.extend(self.rows());
-        lines.extend(
-            self.plan
-                .spared
-                .iter()
-                .take(SPARED_ROWS)
-                .map(|spared| format!("left alone: {} ({}): {}", spared.path, units::bytes(spared.bytes), spared.why)),
-        );
+        lines.extend(self.plan.spared.iter().take(SPARED_ROWS).map(|spared| {
+            format!(
+                "left alone: {} ({}): {}",
+                spared.path,
+                units::bytes(spared.bytes),
+                spared.why
+            )
+        }));
         lines
     }
 
@@ -183,7 +221,14 @@ impl Remedy for FreeSpace {
 
     /// Nothing is looked for again: what was shown is what is freed. The writer leaves alone a file that changed since.
     fn prepare(&self, _context: &Context<'_>) -> anyhow::Result<Prepared> {
-        Ok(Prepared { free: self.candidates().iter().flat_map(Candidate::actions).collect(), changes: Vec::new() })
+        Ok(Prepared {
+            free: self
+                .candidates()
+                .iter()
+                .flat_map(Candidate::actions)
+                .collect(),
+            changes: Vec::new(),
+        })
     }
 }
 

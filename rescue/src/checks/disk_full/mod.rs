@@ -41,11 +41,23 @@ impl Check for DiskFull {
 
     fn run(&self, context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
         let eviction = Eviction::read(context.node);
-        let assessments = assess(context.guest, context.node, &eviction, context.settings.free_target);
-        let mut findings: Vec<Finding> = assessments.iter().filter_map(|found| finding(context, found)).collect();
+        let assessments = assess(
+            context.guest,
+            context.node,
+            &eviction,
+            context.settings.free_target,
+        );
+        let mut findings: Vec<Finding> = assessments
+            .iter()
+            .filter_map(|found| finding(context, found))
+            .collect();
         findings.extend(eviction.malformed.iter().map(|what| {
-            Finding::new(ID, Severity::StopsBoot, format!("the kubelet's eviction limits cannot be read: {what}"))
-                .with_advice("The kubelet exits on such a value. Correct it by hand.")
+            Finding::new(
+                ID,
+                Severity::StopsBoot,
+                format!("the kubelet's eviction limits cannot be read: {what}"),
+            )
+            .with_advice("The kubelet exits on such a value. Correct it by hand.")
         }));
         Ok(findings)
     }
@@ -58,9 +70,14 @@ fn finding(context: &Context<'_>, found: &Assessment) -> Option<Finding> {
         Severity::Note => "has little room left",
         _ => "is too full",
     };
-    let mut finding = Finding::new(ID, found.severity, format!("{} {adjective}: {}", fs.mount_point, worst.saw));
+    let mut finding = Finding::new(
+        ID,
+        found.severity,
+        format!("{} {adjective}: {}", fs.mount_point, worst.saw),
+    );
     for reason in &found.reasons {
-        finding = finding.with_evidence(&fs.mount_point, format!("{}: {}", reason.saw, reason.means));
+        finding =
+            finding.with_evidence(&fs.mount_point, format!("{}: {}", reason.saw, reason.means));
     }
     if !wants_freeing(context, found) {
         return Some(finding);
@@ -73,7 +90,13 @@ fn finding(context: &Context<'_>, found: &Assessment) -> Option<Finding> {
         let (mount_point, before) = (fs.mount_point.clone(), fs.usage);
         let now = context.settings.now.unix_timestamp();
         let snapshots = snapshots(context, found);
-        finding = finding.with_remedy(FreeSpace { mount_point, before, plan, now, snapshots });
+        finding = finding.with_remedy(FreeSpace {
+            mount_point,
+            before,
+            plan,
+            now,
+            snapshots,
+        });
     }
     Some(finding)
 }
@@ -86,11 +109,24 @@ fn wants_freeing(context: &Context<'_>, found: &Assessment) -> bool {
 
 fn look(context: &Context<'_>, found: &Assessment, fs: &FileSystem) -> (Walked, Plan) {
     let guest = context.guest;
-    let inodes = fs.usage.inodes_total.checked_sub(fs.usage.inodes_free).filter(|used| *used > 0);
-    let progress = context.ui.begin(&format!("looking for what fills {}", fs.mount_point), inodes);
+    let inodes = fs
+        .usage
+        .inodes_total
+        .checked_sub(fs.usage.inodes_free)
+        .filter(|used| *used > 0);
+    let progress = context.ui.begin(
+        &format!("looking for what fills {}", fs.mount_point),
+        inodes,
+    );
     let mut collector = Collector::new(guest, context.node, context.settings.now.unix_timestamp());
     let known = holders::known(guest, context.node);
-    let walked = walk(guest, found.index, &known, &mut collector, progress.as_ref());
+    let walked = walk(
+        guest,
+        found.index,
+        &known,
+        &mut collector,
+        progress.as_ref(),
+    );
     let plan = collector.choose(guest.tree().as_ref(), fs, found.goal);
     (walked, plan)
 }
@@ -110,20 +146,32 @@ fn snapshots_hold(finding: Finding, context: &Context<'_>, found: &Assessment) -
 /// How many snapshots there are of what the guest mounts of this file system.
 fn snapshots(context: &Context<'_>, found: &Assessment) -> usize {
     let shared = context.guest.sharing_bytes(found.index).into_iter();
-    let subvolumes = shared.filter_map(|index| context.guest.file_systems.get(index)?.subvolume.as_ref());
+    let subvolumes =
+        shared.filter_map(|index| context.guest.file_systems.get(index)?.subvolume.as_ref());
     subvolumes.map(|subvolume| subvolume.snapshots).sum()
 }
 
 fn show_holders(mut finding: Finding, walked: &Walked, usage: &Usage) -> Finding {
     let short_of_inodes = usage.inodes_total > 0 && usage.inodes_free < usage.inodes_total / 10;
-    let mut rows: Vec<_> = walked.rows.iter().filter(|row| row.total.bytes >= 1 << 20 || short_of_inodes).collect();
+    let mut rows: Vec<_> = walked
+        .rows
+        .iter()
+        .filter(|row| row.total.bytes >= 1 << 20 || short_of_inodes)
+        .collect();
     if short_of_inodes && usage.bytes_available > usage.bytes_total / 10 {
         rows.sort_by_key(|row| std::cmp::Reverse(row.total.inodes));
     }
     for row in rows.into_iter().take(HOLDERS) {
-        let label = row.label.map(|label| format!(": {label}")).unwrap_or_default();
+        let label = row
+            .label
+            .map(|label| format!(": {label}"))
+            .unwrap_or_default();
         let share = units::percent(row.total.bytes, usage.bytes_total);
-        let saw = format!("holds {} ({share}) in {} files{label}", units::bytes(row.total.bytes), row.total.inodes);
+        let saw = format!(
+            "holds {} ({share}) in {} files{label}",
+            units::bytes(row.total.bytes),
+            row.total.inodes
+        );
         finding = finding.with_evidence(&row.path, saw);
     }
     for (path, bytes) in walked.largest.iter().take(LARGEST) {
@@ -135,7 +183,13 @@ fn show_holders(mut finding: Finding, walked: &Walked, usage: &Usage) -> Finding
     finding
 }
 
-fn advise(mut finding: Finding, found: &Assessment, fs: &FileSystem, walked: &Walked, plan: &Plan) -> Finding {
+fn advise(
+    mut finding: Finding,
+    found: &Assessment,
+    fs: &FileSystem,
+    walked: &Walked,
+    plan: &Plan,
+) -> Finding {
     let used = fs.usage.bytes_total.saturating_sub(fs.usage.bytes_free);
     let unseen = used.saturating_sub(walked.total.bytes);
     if walked.unreadable_count == 0 && unseen > used / 5 && unseen > 64 << 20 {
@@ -156,9 +210,15 @@ fn advise(mut finding: Finding, found: &Assessment, fs: &FileSystem, walked: &Wa
         (bytes, inodes) => format!("{} and {inodes} inodes", units::bytes(bytes)),
     };
     let what = if plan.candidates.is_empty() {
-        format!("Nothing on {} may be freed by rule, and {lacks} more must be free.", fs.mount_point)
+        format!(
+            "Nothing on {} may be freed by rule, and {lacks} more must be free.",
+            fs.mount_point
+        )
     } else {
-        format!("What may be freed by rule is not enough: {lacks} more must be freed on {} by hand.", fs.mount_point)
+        format!(
+            "What may be freed by rule is not enough: {lacks} more must be freed on {} by hand.",
+            fs.mount_point
+        )
     };
     finding = finding.with_advice(what);
     for spared in plan.spared.iter().take(LARGEST) {
@@ -170,8 +230,16 @@ fn advise(mut finding: Finding, found: &Assessment, fs: &FileSystem, walked: &Wa
         ));
     }
     for (rule, shown) in &plan.shown {
-        let files = units::count(usize::try_from(shown.files).unwrap_or(usize::MAX), "file", "files");
-        finding = finding.with_advice(format!("{files} with {}: {}.", units::bytes(shown.bytes), rule.why));
+        let files = units::count(
+            usize::try_from(shown.files).unwrap_or(usize::MAX),
+            "file",
+            "files",
+        );
+        finding = finding.with_advice(format!(
+            "{files} with {}: {}.",
+            units::bytes(shown.bytes),
+            rule.why
+        ));
     }
     let look = match lacks_bytes {
         0 => "du -x --inodes --max-depth=3 MOUNTPOINT | sort -n | tail -n 30",
@@ -211,7 +279,12 @@ mod tests {
 
     /// A 100 MiB disk with nothing left.
     fn full(guest: Guest) -> Guest {
-        let usage = Usage { bytes_total: 100 << 20, inodes_total: 10_000, inodes_free: 5_000, ..Usage::default() };
+        let usage = Usage {
+            bytes_total: 100 << 20,
+            inodes_total: 10_000,
+            inodes_free: 5_000,
+            ..Usage::default()
+        };
         with_usage(guest, usage)
     }
 
@@ -223,28 +296,55 @@ mod tests {
     fn run(guest: &Guest) -> Vec<Finding> {
         let node = Node::read(guest);
         let settings = Settings::default();
-        DiskFull.run(&Context { guest, node: &node, settings: &settings, peers: &[], ui: &Silent }).unwrap()
+        DiskFull
+            .run(&Context {
+                guest,
+                node: &node,
+                settings: &settings,
+                peers: &[],
+                ui: &Silent,
+            })
+            .unwrap()
     }
 
     fn actions(guest: &Guest) -> Vec<FreeAction> {
         let node = Node::read(guest);
         let settings = Settings::default();
-        let context = Context { guest, node: &node, settings: &settings, peers: &[], ui: &Silent };
+        let context = Context {
+            guest,
+            node: &node,
+            settings: &settings,
+            peers: &[],
+            ui: &Silent,
+        };
         let findings = DiskFull.run(&context).unwrap();
-        findings.iter().flat_map(|f| &f.remedies).flat_map(|r| r.prepare(&context).unwrap().free).collect()
+        findings
+            .iter()
+            .flat_map(|f| &f.remedies)
+            .flat_map(|r| r.prepare(&context).unwrap().free)
+            .collect()
     }
 
     fn planned_paths(guest: &Guest) -> Vec<String> {
-        actions(guest).iter().map(|action| action.path.to_string()).collect()
+        actions(guest)
+            .iter()
+            .map(|action| action.path.to_string())
+            .collect()
     }
 
     /// The guest as the plan leaves it.
     fn after(guest: &Guest) -> Guest {
         let actions = actions(guest);
         let mut planned = Planned::over(guest.tree(), 0);
-        actions.iter().for_each(|action| planned.free(action).unwrap());
+        actions
+            .iter()
+            .for_each(|action| planned.free(action).unwrap());
         let mut after = guest.with_tree(Rc::new(planned));
-        for (fs, usage) in after.file_systems.iter_mut().zip(usage_after(guest, &actions)) {
+        for (fs, usage) in after
+            .file_systems
+            .iter_mut()
+            .zip(usage_after(guest, &actions))
+        {
             fs.usage = usage;
         }
         after
@@ -256,39 +356,64 @@ mod tests {
         let logs = base.path().join("var/log");
         std::fs::create_dir_all(&logs).unwrap();
         let mib = 1 << 20;
-        for name in
-            ["vmware-network.1.log", "vmware-vmsvc-root.2.log", "vmware-vmsvc.log.old", "syslog.1", "messages-20230219"]
-        {
+        for name in [
+            "vmware-network.1.log",
+            "vmware-vmsvc-root.2.log",
+            "vmware-vmsvc.log.old",
+            "syslog.1",
+            "messages-20230219",
+        ] {
             std::fs::write(logs.join(name), log(mib)).unwrap();
         }
         std::fs::write(logs.join("vmware-vmsvc-root.log"), log(4 * mib)).unwrap();
         for older in ["syslog.2", "messages-20230101"] {
             std::fs::write(logs.join(older), log(mib)).unwrap();
-            let file = std::fs::File::options().write(true).open(logs.join(older)).unwrap();
-            file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(9)).unwrap();
+            let file = std::fs::File::options()
+                .write(true)
+                .open(logs.join(older))
+                .unwrap();
+            file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(9))
+                .unwrap();
         }
         let made = std::process::Command::new("sh")
-            .args(["-ec", "mkdir log; seq 1000000 > log/a.log; tar czf old-logs.tar.gz log; rm -r log"])
+            .args([
+                "-ec",
+                "mkdir log; seq 1000000 > log/a.log; tar czf old-logs.tar.gz log; rm -r log",
+            ])
             .current_dir(&logs)
             .status()
             .unwrap();
         assert!(made.success());
-        let guest = MemoryTree::new().into_guest().with_tree(Rc::new(FolderTree::open(base.path()).unwrap()));
+        let guest = MemoryTree::new()
+            .into_guest()
+            .with_tree(Rc::new(FolderTree::open(base.path()).unwrap()));
         let guest = full(guest);
         let actions = actions(&guest);
         let freeing = |name: &str| {
             let path = format!("/var/log/{name}");
-            actions.iter().find(|action| action.path.to_string() == path).map(|action| action.freeing)
+            actions
+                .iter()
+                .find(|action| action.path.to_string() == path)
+                .map(|action| action.freeing)
         };
-        for name in
-            ["vmware-network.1.log", "vmware-vmsvc-root.2.log", "vmware-vmsvc.log.old", "syslog.2", "old-logs.tar.gz"]
-        {
+        for name in [
+            "vmware-network.1.log",
+            "vmware-vmsvc-root.2.log",
+            "vmware-vmsvc.log.old",
+            "syslog.2",
+            "old-logs.tar.gz",
+        ] {
             assert_eq!(freeing(name), Some(Freeing::Delete), "{name}");
         }
-        assert!(matches!(freeing("vmware-vmsvc-root.log"), Some(Freeing::KeepTail(_))));
+        assert!(matches!(
+            freeing("vmware-vmsvc-root.log"),
+            Some(Freeing::KeepTail(_))
+        ));
         // The newest generation is short enough to stay.
         assert_eq!(freeing("syslog.1"), None);
-        let newest_first = actions.iter().position(|a| a.path.to_string().ends_with(".tar.gz"));
+        let newest_first = actions
+            .iter()
+            .position(|a| a.path.to_string().ends_with(".tar.gz"));
         assert_eq!(newest_first, Some(actions.len() - 1), "{actions:?}");
     }
 
@@ -306,9 +431,15 @@ mod tests {
         );
         let findings = run(&guest);
         assert_eq!(findings[0].severity, Severity::StopsBoot);
-        assert_eq!(findings[0].title, "/ is too full: 0 B of 100.0 MiB available (0 %)");
+        assert_eq!(
+            findings[0].title,
+            "/ is too full: 0 B of 100.0 MiB available (0 %)"
+        );
         // Oldest first, and stop when enough: app.log.1 and syslog.1 are not needed.
-        assert_eq!(planned_paths(&guest), ["/var/log/app/app.log.2", "/var/log/syslog.2"]);
+        assert_eq!(
+            planned_paths(&guest),
+            ["/var/log/app/app.log.2", "/var/log/syslog.2"]
+        );
         assert!(run(&after(&guest)).is_empty(), "{:?}", run(&after(&guest)));
     }
 
@@ -322,8 +453,19 @@ mod tests {
         );
         let finding = run(&guest).remove(0);
         assert!(finding.remedies.is_empty());
-        assert!(finding.advice.iter().any(|line| line.contains("Nothing on / may be freed")), "{:?}", finding.advice);
-        let holder = finding.evidence.iter().find(|e| e.path == "/var/lib/etcd").unwrap();
+        assert!(
+            finding
+                .advice
+                .iter()
+                .any(|line| line.contains("Nothing on / may be freed")),
+            "{:?}",
+            finding.advice
+        );
+        let holder = finding
+            .evidence
+            .iter()
+            .find(|e| e.path == "/var/lib/etcd")
+            .unwrap();
         assert!(holder.saw.contains("etcd's data"), "{holder:?}");
     }
 
@@ -344,17 +486,31 @@ mod tests {
         let guest = with_usage(tree.into_guest(), usage);
         let findings = run(&guest);
         assert_eq!(findings[0].severity, Severity::StopsBoot);
-        assert!(findings[0].title.contains("0 of 10000 inodes free"), "{}", findings[0].title);
+        assert!(
+            findings[0].title.contains("0 of 10000 inodes free"),
+            "{}",
+            findings[0].title
+        );
         let planned = actions(&guest);
-        assert!(planned.iter().all(|action| action.freeing == Freeing::Delete));
+        assert!(
+            planned
+                .iter()
+                .all(|action| action.freeing == Freeing::Delete)
+        );
         assert!(run(&after(&guest)).is_empty());
         // What a boot needs and a little for the repair itself, no more.
         assert_eq!(planned.len(), 10_000 / 16 + 64);
-        assert_eq!(usage_after(&guest, &planned)[0].inodes_free, planned.len() as u64);
+        assert_eq!(
+            usage_after(&guest, &planned)[0].inodes_free,
+            planned.len() as u64
+        );
         let remedy = &findings[0].remedies[0];
         let lines = remedy.details();
         assert!(
-            lines.len() < 30 && lines.iter().any(|line| line.contains("and 669 more files in 1 folder")),
+            lines.len() < 30
+                && lines
+                    .iter()
+                    .any(|line| line.contains("and 669 more files in 1 folder")),
             "{lines:?}"
         );
         assert_eq!(
@@ -388,17 +544,33 @@ mod tests {
             ("/var/log/sa/sa01.1", with_head(b"\x96\xd5\x01\x02")),
             ("/var/log/random.gz", with_head(b"\x1f\x8b\x08\x00")),
             ("/var/log/wtmp", vec![0; mib]),
-            ("/var/log/journal/abc/system.journal", with_head(b"LPKSHHRH")),
-            ("/var/log/journal/abc/system@1.journal", with_head(b"not a journal")),
-            ("/var/cache/apt/archives/x_1_amd64.deb", with_head(b"not a package")),
-            ("/var/crash/core.1", with_head(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0")),
+            (
+                "/var/log/journal/abc/system.journal",
+                with_head(b"LPKSHHRH"),
+            ),
+            (
+                "/var/log/journal/abc/system@1.journal",
+                with_head(b"not a journal"),
+            ),
+            (
+                "/var/cache/apt/archives/x_1_amd64.deb",
+                with_head(b"not a package"),
+            ),
+            (
+                "/var/crash/core.1",
+                with_head(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0"),
+            ),
         ];
         let mut tree = MemoryTree::new();
         for (path, bytes) in &spared {
             // A sibling that is older, so that nothing is spared for being the newest.
             tree = tree.file(path, bytes).mtime(path, 1);
         }
-        let guest = full(tree.file("/var/log/zzz.log.3", log(mib)).file("/var/log/zzz.log.2", log(mib)).into_guest());
+        let guest = full(
+            tree.file("/var/log/zzz.log.3", log(mib))
+                .file("/var/log/zzz.log.2", log(mib))
+                .into_guest(),
+        );
         let planned = planned_paths(&guest);
         assert_eq!(planned, ["/var/log/zzz.log.3"]);
     }
@@ -414,8 +586,14 @@ mod tests {
             .status()
             .unwrap();
         assert!(made.success());
-        let guest = MemoryTree::new().into_guest().with_tree(Rc::new(FolderTree::open(base.path()).unwrap()));
-        assert!(!planned_paths(&full(guest)).iter().any(|path| path.ends_with(".tar.gz")));
+        let guest = MemoryTree::new()
+            .into_guest()
+            .with_tree(Rc::new(FolderTree::open(base.path()).unwrap()));
+        assert!(
+            !planned_paths(&full(guest))
+                .iter()
+                .any(|path| path.ends_with(".tar.gz"))
+        );
     }
 
     #[test]
@@ -434,9 +612,18 @@ mod tests {
                 .link("/var/cache/dnf", above)
                 .link("/var/crash", above)
                 .file("/var/lib/dpkg/x.rpm", b"\xed\xab\xee\xdb")
-                .file("/var/lib/core.1", b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x04\0")
-                .file("/var/lib/core.2", b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x04\0");
-            assert!(planned_paths(&full(tree.into_guest())).is_empty(), "{above}");
+                .file(
+                    "/var/lib/core.1",
+                    b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x04\0",
+                )
+                .file(
+                    "/var/lib/core.2",
+                    b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x04\0",
+                );
+            assert!(
+                planned_paths(&full(tree.into_guest())).is_empty(),
+                "{above}"
+            );
         }
     }
 
@@ -446,7 +633,10 @@ mod tests {
             .link("/var/log", "/data/log")
             .file("/data/log/syslog.2", log(1 << 20))
             .file("/data/log/syslog.1", log(1 << 20));
-        assert_eq!(planned_paths(&full(tree.into_guest())), ["/data/log/syslog.2"]);
+        assert_eq!(
+            planned_paths(&full(tree.into_guest())),
+            ["/data/log/syslog.2"]
+        );
     }
 
     #[test]
@@ -469,15 +659,32 @@ mod tests {
             std::fs::write(logs.join(name), log(1 << 20)).unwrap();
         }
         for old in ["a.log.2", "b.log.2"] {
-            let file = std::fs::File::options().write(true).open(logs.join(old)).unwrap();
-            file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(9)).unwrap();
+            let file = std::fs::File::options()
+                .write(true)
+                .open(logs.join(old))
+                .unwrap();
+            file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(9))
+                .unwrap();
         }
         std::fs::hard_link(logs.join("a.log.2"), logs.join("a.log.3")).unwrap();
         std::fs::hard_link(logs.join("b.log.2"), base.path().join("keep/b")).unwrap();
-        let guest = full(MemoryTree::new().into_guest().with_tree(Rc::new(FolderTree::open(base.path()).unwrap())));
+        let guest = full(
+            MemoryTree::new()
+                .into_guest()
+                .with_tree(Rc::new(FolderTree::open(base.path()).unwrap())),
+        );
         let planned = actions(&guest);
-        let shown: Vec<_> = planned.iter().map(|a| (a.path.to_string(), a.frees > 0)).collect();
-        assert_eq!(shown, [("/var/log/a.log.2".to_owned(), true), ("/var/log/a.log.3".to_owned(), false)]);
+        let shown: Vec<_> = planned
+            .iter()
+            .map(|a| (a.path.to_string(), a.frees > 0))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                ("/var/log/a.log.2".to_owned(), true),
+                ("/var/log/a.log.3".to_owned(), false)
+            ]
+        );
         assert_eq!(usage_after(&guest, &planned)[0].inodes_free, 5_001);
         assert_eq!(usage_after(&guest, &planned[..1])[0].inodes_free, 5_000);
     }
@@ -524,13 +731,23 @@ mod tests {
     #[test]
     fn hostile_names_are_shown_safely_and_freed_exactly() {
         let evil = "/var/log/a\n\x1b[2Jb.log.2";
-        let tree = MemoryTree::new().file(evil, log(1 << 20)).file("/var/log/a\n\x1b[2Jb.log.1", log(1 << 20));
+        let tree = MemoryTree::new()
+            .file(evil, log(1 << 20))
+            .file("/var/log/a\n\x1b[2Jb.log.1", log(1 << 20));
         let guest = full(tree.into_guest());
         let finding = run(&guest).remove(0);
         assert_eq!(actions(&guest)[0].path.as_path(), Path::new(evil));
         let remedy = &finding.remedies[0];
-        let shown = format!("{:?}{}{}", remedy.details(), remedy.summary(), serde_json::Value::Object(remedy.fields()));
-        assert!(!shown.contains('\x1b') && !shown.contains("a\nb"), "{shown}");
+        let shown = format!(
+            "{:?}{}{}",
+            remedy.details(),
+            remedy.summary(),
+            serde_json::Value::Object(remedy.fields())
+        );
+        assert!(
+            !shown.contains('\x1b') && !shown.contains("a\nb"),
+            "{shown}"
+        );
     }
 
     #[test]
@@ -540,7 +757,12 @@ mod tests {
             fn lstat(&self, path: &Path) -> crate::tree::TreeResult<crate::tree::Meta> {
                 self.0.lstat(path)
             }
-            fn read_range(&self, path: &Path, offset: u64, length: usize) -> crate::tree::TreeResult<Vec<u8>> {
+            fn read_range(
+                &self,
+                path: &Path,
+                offset: u64,
+                length: usize,
+            ) -> crate::tree::TreeResult<Vec<u8>> {
                 self.0.read_range(path, offset, length)
             }
             fn read_dir(&self, path: &Path) -> crate::tree::TreeResult<Vec<crate::tree::DirEntry>> {
@@ -552,25 +774,49 @@ mod tests {
         }
         let guest = MemoryTree::new().into_guest();
         let node = Node::read(&guest);
-        let walked = guest.with_tree(Rc::new(NoWalk(MemoryTree::new().file("/var/log/a.log.2", log(10)))));
+        let walked = guest.with_tree(Rc::new(NoWalk(
+            MemoryTree::new().file("/var/log/a.log.2", log(10)),
+        )));
         let settings = Settings::default();
         let findings = DiskFull
-            .run(&Context { guest: &walked, node: &node, settings: &settings, peers: &[], ui: &Silent })
+            .run(&Context {
+                guest: &walked,
+                node: &node,
+                settings: &settings,
+                peers: &[],
+                ui: &Silent,
+            })
             .unwrap();
         assert!(findings.is_empty());
     }
 
     #[test]
     fn the_remedy_reads_well() {
-        let guest =
-            full(MemoryTree::new().file("/var/log/a.log.2", log(3 << 20)).file("/var/log/a.log.1", "x").into_guest());
+        let guest = full(
+            MemoryTree::new()
+                .file("/var/log/a.log.2", log(3 << 20))
+                .file("/var/log/a.log.1", "x")
+                .into_guest(),
+        );
         let remedy: Rc<dyn Remedy> = run(&guest).remove(0).remedies.remove(0);
         assert_eq!(remedy.kind(), "free-space");
         assert!(!remedy.can_be_undone());
-        assert_eq!(remedy.summary(), "free 3.0 MiB on / (0 B -> 3.0 MiB available) by deleting 1 file");
+        assert_eq!(
+            remedy.summary(),
+            "free 3.0 MiB on / (0 B -> 3.0 MiB available) by deleting 1 file"
+        );
         assert_eq!(remedy.fields()["candidates"][0]["rule"], "rotated-logs");
-        let row = remedy.details().into_iter().find(|line| line.contains("/var/log/a.log.2")).unwrap();
-        assert!(row.contains("3.0 MiB") && row.contains("delete") && row.contains("rotated-logs: log lines"), "{row}");
+        let row = remedy
+            .details()
+            .into_iter()
+            .find(|line| line.contains("/var/log/a.log.2"))
+            .unwrap();
+        assert!(
+            row.contains("3.0 MiB")
+                && row.contains("delete")
+                && row.contains("rotated-logs: log lines"),
+            "{row}"
+        );
         assert!(guest.exists(&GuestPath::new("/var/log/a.log.2")));
     }
 }

@@ -44,7 +44,11 @@ impl Remedy for CopyShared {
     }
 
     fn summary(&self) -> String {
-        format!("copy {} from {}", paths(&self.files).join(" and "), self.from)
+        format!(
+            "copy {} from {}",
+            paths(&self.files).join(" and "),
+            self.from
+        )
     }
 
     fn details(&self) -> Vec<String> {
@@ -73,14 +77,20 @@ impl Remedy for CopyShared {
         let mut changes = Vec::new();
         let mut guest = context.guest.clone();
         for file in &self.files {
-            for change in replace(&guest, file).with_context(|| format!("planning to write {}", file.path))? {
-                let mut planned = Planned::over(guest.tree(), context.settings.now.unix_timestamp());
+            for change in
+                replace(&guest, file).with_context(|| format!("planning to write {}", file.path))?
+            {
+                let mut planned =
+                    Planned::over(guest.tree(), context.settings.now.unix_timestamp());
                 planned.apply(&change)?;
                 guest = guest.with_tree(Rc::new(planned));
                 changes.push(change);
             }
         }
-        Ok(Prepared { changes, ..Prepared::default() })
+        Ok(Prepared {
+            changes,
+            ..Prepared::default()
+        })
     }
 }
 
@@ -122,9 +132,17 @@ impl Remedy for DerivePublicKey {
     fn prepare(&self, context: &Context<'_>) -> Result<Prepared> {
         let bytes = context.guest.read(&self.key)?;
         let key = PrivateKey::from_pem(&bytes).with_context(|| format!("reading {}", self.key))?;
-        let file = SharedFile { path: self.path.clone(), content: Content::new(public_pem(&key)), is_secret: true };
-        let changes = replace(context.guest, &file).with_context(|| format!("planning to write {}", self.path))?;
-        Ok(Prepared { changes, ..Prepared::default() })
+        let file = SharedFile {
+            path: self.path.clone(),
+            content: Content::new(public_pem(&key)),
+            is_secret: true,
+        };
+        let changes = replace(context.guest, &file)
+            .with_context(|| format!("planning to write {}", self.path))?;
+        Ok(Prepared {
+            changes,
+            ..Prepared::default()
+        })
     }
 }
 
@@ -147,12 +165,21 @@ fn replace(guest: &Guest, file: &SharedFile) -> Result<Vec<Change>> {
     let mode = if file.is_secret { 0o600 } else { 0o644 };
     let attributes = match guest.tree().lstat(path.as_path()) {
         Ok(old) if old.kind == FileKind::Regular => Attributes::Keep,
-        _ => Attributes::Set { mode, uid: 0, gid: 0 },
+        _ => Attributes::Set {
+            mode,
+            uid: 0,
+            gid: 0,
+        },
     };
     let content = match file.is_secret {
         true => Content::secret(file.content.expose()),
         false => file.content.clone(),
     };
-    changes.push(Change::Write { path, content, attributes, expect });
+    changes.push(Change::Write {
+        path,
+        content,
+        attributes,
+        expect,
+    });
     Ok(changes)
 }

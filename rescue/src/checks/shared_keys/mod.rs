@@ -46,9 +46,15 @@ impl Check for SharedKeys {
             return Ok(Vec::new());
         }
         let own = Peer::read(context.guest, context.node, context.settings);
-        let comparison = Comparison { context, siblings: siblings(&own, context.peers), own: &own };
-        let mut findings: Vec<Finding> =
-            Authority::ALL.into_iter().filter_map(|authority| comparison.authority(authority)).collect();
+        let comparison = Comparison {
+            context,
+            siblings: siblings(&own, context.peers),
+            own: &own,
+        };
+        let mut findings: Vec<Finding> = Authority::ALL
+            .into_iter()
+            .filter_map(|authority| comparison.authority(authority))
+            .collect();
         findings.extend(comparison.service_accounts());
         findings.extend(comparison.encryption());
         Ok(findings)
@@ -66,11 +72,17 @@ pub(super) struct Sibling {
 /// The control planes among `peers` that are proved to be of the same cluster as `own`.
 pub(super) fn siblings(own: &Peer, peers: &[Rc<Peer>]) -> Vec<Sibling> {
     let all: Vec<&Peer> = peers.iter().map(Rc::as_ref).chain([own]).collect();
-    let control_planes = peers.iter().filter(|peer| peer.role == Some(Role::ControlPlane));
+    let control_planes = peers
+        .iter()
+        .filter(|peer| peer.role == Some(Role::ControlPlane));
     control_planes
         .filter_map(|peer| {
             let permit = crossing::control_planes(&own.party, &peer.party);
-            Some(Sibling { peer: Rc::clone(peer), kinship: kinship(own, peer, &all)?, permit })
+            Some(Sibling {
+                peer: Rc::clone(peer),
+                kinship: kinship(own, peer, &all)?,
+                permit,
+            })
         })
         .collect()
 }
@@ -93,7 +105,8 @@ impl Holder<'_> {
     /// Where the user vouches for this disk: what else shows that the two are of one cluster.
     fn by_word(&self) -> Option<String> {
         let is_trusted = matches!(&self.permit, Ok(permit) if permit.is_trusted());
-        (is_trusted && self.sibling.kinship.by_key).then(|| format!("one cluster: {}", self.sibling.kinship.words))
+        (is_trusted && self.sibling.kinship.by_key)
+            .then(|| format!("one cluster: {}", self.sibling.kinship.words))
     }
 
     /// `finding` with the files as its remedy, where they may cross.
@@ -127,7 +140,12 @@ pub(super) fn copy(
     permit: &Result<Permit, Unproven>,
 ) -> Finding {
     match permit {
-        Ok(permit) => finding.with_remedy(CopyShared { from: peer.shown(), files, proof, permit: permit.clone() }),
+        Ok(permit) => finding.with_remedy(CopyShared {
+            from: peer.shown(),
+            files,
+            proof,
+            permit: permit.clone(),
+        }),
         Err(unproven) => finding.with_advice(unproven.advice("copied")),
     }
 }
@@ -136,12 +154,18 @@ impl Comparison<'_> {
     fn authority(&self, authority: Authority) -> Option<Finding> {
         let state = self.own.authorities.get(&authority)?;
         match &state.signer {
-            Err(Blocked::CertificateMissing | Blocked::CertificateUnreadable(_) | Blocked::NotAnAuthority) => {
-                self.lost_certificate(state)
+            Err(
+                Blocked::CertificateMissing
+                | Blocked::CertificateUnreadable(_)
+                | Blocked::NotAnAuthority,
+            ) => self.lost_certificate(state),
+            Err(Blocked::KeyMissing | Blocked::KeyUnreadable(_)) => {
+                self.lost_key(state).or_else(|| self.drift(state))
             }
-            Err(Blocked::KeyMissing | Blocked::KeyUnreadable(_)) => self.lost_key(state).or_else(|| self.drift(state)),
             // A CA that is over is above all over, whatever became of its key.
-            Err(Blocked::Expired(_) | Blocked::NotYetValid(_)) if self.key(&state.key_path).is_none() => {
+            Err(Blocked::Expired(_) | Blocked::NotYetValid(_))
+                if self.key(&state.key_path).is_none() =>
+            {
                 self.lost_key(state).or_else(|| self.drift(state))
             }
             Err(Blocked::KeyMismatch) => self.mismatch(state),
@@ -153,15 +177,25 @@ impl Comparison<'_> {
     fn holders<'s>(&'s self, authority: Authority) -> Vec<Holder<'s>> {
         let holder = |sibling: &'s Sibling| {
             let files = sibling.peer.authority_files.get(&authority)?;
-            Some(Holder { sibling, certificate: &files.pair, files, permit: sibling.permit.clone() })
+            Some(Holder {
+                sibling,
+                certificate: &files.pair,
+                files,
+                permit: sibling.permit.clone(),
+            })
         };
-        best_permitted(self.siblings.iter().filter_map(holder), |holder| &holder.permit)
+        best_permitted(self.siblings.iter().filter_map(holder), |holder| {
+            &holder.permit
+        })
     }
 
     /// The one that all siblings hold; `None` where they have none or differ.
     fn agreed(&self, authority: Authority) -> Option<Holder<'_>> {
         let holders = self.holders(authority);
-        let keys: BTreeSet<&[u8]> = holders.iter().map(|holder| holder.certificate.public_key.as_slice()).collect();
+        let keys: BTreeSet<&[u8]> = holders
+            .iter()
+            .map(|holder| holder.certificate.public_key.as_slice())
+            .collect();
         holders.into_iter().next().filter(|_| keys.len() == 1)
     }
 
@@ -170,15 +204,28 @@ impl Comparison<'_> {
         let holder = self.agreed(state.authority)?;
         let from = holder.sibling.peer.shown();
         let key = self.key(&state.key_path);
-        let by_key = key.as_ref().is_some_and(|key| holder.certificate.matches(key));
+        let by_key = key
+            .as_ref()
+            .is_some_and(|key| holder.certificate.matches(key));
         let proof = match by_key {
             true => Some(format!("{} is the key of that certificate", state.key_path)),
-            false => self.own.membership.knows(state.authority, holder.certificate).or_else(|| holder.by_word()),
+            false => self
+                .own
+                .membership
+                .knows(state.authority, holder.certificate)
+                .or_else(|| holder.by_word()),
         };
-        let title = format!("CA {} is lost here, and {} has it", state.authority.name(), holder.sibling.peer.name);
+        let title = format!(
+            "CA {} is lost here, and {} has it",
+            state.authority.name(),
+            holder.sibling.peer.name
+        );
         let finding = Finding::new(ID, Severity::StopsBoot, title)
             .with_evidence(&state.certificate_path, blocked_words(state))
-            .with_evidence(&state.certificate_path, format!("{from}: {}", fingerprint(holder.certificate)));
+            .with_evidence(
+                &state.certificate_path,
+                format!("{from}: {}", fingerprint(holder.certificate)),
+            );
         if let Err(unproven) = &holder.permit {
             return Some(finding.with_advice(unproven.advice("copied")));
         }
@@ -199,9 +246,14 @@ impl Comparison<'_> {
     fn lost_key(&self, state: &AuthorityState) -> Option<Finding> {
         let own = state.certificate()?;
         let holders = self.holders(state.authority);
-        let holder = holders.into_iter().find(|holder| holder.certificate.public_key == own.public_key)?;
-        let title =
-            format!("the key of CA {} is lost here, and {} has it", state.authority.name(), holder.sibling.peer.name);
+        let holder = holders
+            .into_iter()
+            .find(|holder| holder.certificate.public_key == own.public_key)?;
+        let title = format!(
+            "the key of CA {} is lost here, and {} has it",
+            state.authority.name(),
+            holder.sibling.peer.name
+        );
         let finding = Finding::new(ID, Severity::WillBreak, title)
             .with_evidence(&state.key_path, blocked_words(state))
             .with_advice(format!(
@@ -218,18 +270,35 @@ impl Comparison<'_> {
         let from = holder.sibling.peer.shown();
         let key = self.key(&state.key_path)?;
         let finding = |wrong: &GuestPath, saw: String| {
-            let title = format!("CA {}: certificate and key do not match", state.authority.name());
+            let title = format!(
+                "CA {}: certificate and key do not match",
+                state.authority.name()
+            );
             Finding::new(ID, Severity::WillBreak, title).with_evidence(wrong, saw)
         };
-        let certified = state.certificates.iter().any(|own| own.public_key == holder.certificate.public_key);
+        let certified = state
+            .certificates
+            .iter()
+            .any(|own| own.public_key == holder.certificate.public_key);
         let wrong = match (certified, holder.certificate.matches(&key)) {
-            (true, _) => (key_file(state, &holder), &state.key_path, &state.certificate_path),
-            (false, true) => (certificate_file(state, &holder), &state.certificate_path, &state.key_path),
+            (true, _) => (
+                key_file(state, &holder),
+                &state.key_path,
+                &state.certificate_path,
+            ),
+            (false, true) => (
+                certificate_file(state, &holder),
+                &state.certificate_path,
+                &state.key_path,
+            ),
             (false, false) => {
                 let advice = "Not mended: neither of the two belongs to the CA that the other control planes hold.";
                 return Some(
                     finding(&state.certificate_path, fingerprint_of(state))
-                        .with_evidence(&state.certificate_path, format!("{from}: {}", fingerprint(holder.certificate)))
+                        .with_evidence(
+                            &state.certificate_path,
+                            format!("{from}: {}", fingerprint(holder.certificate)),
+                        )
                         .with_advice(advice),
                 );
             }
@@ -243,15 +312,29 @@ impl Comparison<'_> {
     fn drift(&self, state: &AuthorityState) -> Option<Finding> {
         let own = state.certificate()?;
         let of = |sibling: &Sibling| {
-            let there = sibling.peer.authorities.get(&state.authority)?.certificate()?;
-            Some((sibling.peer.shown(), there.public_key.clone(), fingerprint(there), sibling.kinship.words.clone()))
+            let there = sibling
+                .peer
+                .authorities
+                .get(&state.authority)?
+                .certificate()?;
+            Some((
+                sibling.peer.shown(),
+                there.public_key.clone(),
+                fingerprint(there),
+                sibling.kinship.words.clone(),
+            ))
         };
         let others: Vec<_> = self.siblings.iter().filter_map(of).collect();
-        let (same, differ): (Vec<_>, Vec<_>) = others.into_iter().partition(|(_, key, ..)| *key == own.public_key);
+        let (same, differ): (Vec<_>, Vec<_>) = others
+            .into_iter()
+            .partition(|(_, key, ..)| *key == own.public_key);
         if differ.is_empty() {
             return self.other_end(state, own);
         }
-        let title = format!("CA {} is not the same on all control planes", state.authority.name());
+        let title = format!(
+            "CA {} is not the same on all control planes",
+            state.authority.name()
+        );
         let path = &state.certificate_path;
         let mut finding = Finding::new(ID, Severity::WillBreak, title)
             .with_evidence(path, format!("this node: {}", fingerprint(own)));
@@ -259,7 +342,8 @@ impl Comparison<'_> {
             finding = finding.with_evidence(path, format!("{name}: the same as this node"));
         }
         for (name, _, print, kinship) in &differ {
-            finding = finding.with_evidence(path, format!("{name}: {print} (one cluster: {kinship})"));
+            finding =
+                finding.with_evidence(path, format!("{name}: {print} (one cluster: {kinship})"));
         }
         let mut camps: BTreeMap<&[u8], Vec<&str>> = BTreeMap::new();
         for (name, key, ..) in &differ {
@@ -267,19 +351,37 @@ impl Comparison<'_> {
         }
         let camps: Vec<Vec<&str>> = camps.into_values().collect();
         let is_doubtful = self.siblings.iter().any(|sibling| sibling.permit.is_err());
-        finding = finding.with_advice(means(state.authority)).with_advice(what_to_do(state, same.len() + 1, &camps));
-        Some(if is_doubtful { finding.with_advice(NO_PROOF) } else { finding })
+        finding = finding
+            .with_advice(means(state.authority))
+            .with_advice(what_to_do(state, same.len() + 1, &camps));
+        Some(if is_doubtful {
+            finding.with_advice(NO_PROOF)
+        } else {
+            finding
+        })
     }
 
     /// One key, but a certificate that was renewed on some nodes only.
     fn other_end(&self, state: &AuthorityState, own: &Certificate) -> Option<Finding> {
         let newer = |sibling: &&Sibling| {
-            let there = sibling.peer.authorities.get(&state.authority).and_then(AuthorityState::certificate);
+            let there = sibling
+                .peer
+                .authorities
+                .get(&state.authority)
+                .and_then(AuthorityState::certificate);
             there.is_some_and(|there| there.not_after > own.not_after)
         };
         let sibling = self.siblings.iter().find(newer)?;
-        let there = sibling.peer.authorities.get(&state.authority)?.certificate()?;
-        let title = format!("CA {} was renewed on {}, not here", state.authority.name(), sibling.peer.name);
+        let there = sibling
+            .peer
+            .authorities
+            .get(&state.authority)?
+            .certificate()?;
+        let title = format!(
+            "CA {} was renewed on {}, not here",
+            state.authority.name(),
+            sibling.peer.name
+        );
         Some(
             Finding::new(ID, Severity::Note, title)
                 .with_evidence(&state.certificate_path, format!("ends {} here", units::time(own.not_after)))
@@ -299,18 +401,23 @@ impl Comparison<'_> {
             there.map(|there| &there.meaning) != own.map(|own| &own.meaning)
         };
         let differ: Vec<&Sibling> = self.siblings.iter().filter(differs).collect();
-        let path = own.or_else(|| differ.first()?.peer.encryption.as_ref()).map(|encryption| &encryption.path)?;
+        let path = own
+            .or_else(|| differ.first()?.peer.encryption.as_ref())
+            .map(|encryption| &encryption.path)?;
         let say = |encryption: Option<&Encryption>| match encryption {
             None => "the API server has no --encryption-provider-config".to_owned(),
-            Some(Encryption { meaning: None, path }) => format!("{path} is missing or damaged"),
+            Some(Encryption {
+                meaning: None,
+                path,
+            }) => format!("{path} is missing or damaged"),
             Some(Encryption { path, .. }) => format!("{path} says something else than the others"),
         };
         if differ.is_empty() {
             return None;
         }
         let title = "encryption of stored Secrets is not set up alike on all control planes";
-        let mut finding =
-            Finding::new(ID, Severity::WillBreak, title).with_evidence(path, format!("this node: {}", say(own)));
+        let mut finding = Finding::new(ID, Severity::WillBreak, title)
+            .with_evidence(path, format!("this node: {}", say(own)));
         for sibling in differ {
             let there = say(sibling.peer.encryption.as_ref());
             finding = finding.with_evidence(path, format!("{}: {there}", sibling.peer.shown()));
@@ -330,18 +437,29 @@ impl Comparison<'_> {
         }
         let disagrees = |sibling: &&Sibling| {
             let there = &sibling.peer.service_accounts;
-            let sound = there.signing_keys().next().is_some() && there.signing_keys().all(|key| there.accepts(key));
-            sound && !(signing.iter().all(|key| there.accepts(key)) && there.signing_keys().all(|key| own.accepts(key)))
+            let sound = there.signing_keys().next().is_some()
+                && there.signing_keys().all(|key| there.accepts(key));
+            sound
+                && !(signing.iter().all(|key| there.accepts(key))
+                    && there.signing_keys().all(|key| own.accepts(key)))
         };
         let differ: Vec<&Sibling> = self.siblings.iter().filter(disagrees).collect();
         let first = differ.first()?;
-        let print = |key: Option<&[u8]>| key.map_or_else(String::new, |key| format!("sha256:{}", short(key)));
+        let print = |key: Option<&[u8]>| {
+            key.map_or_else(String::new, |key| format!("sha256:{}", short(key)))
+        };
         let title = "service account keys are not the same on all control planes";
-        let mut finding = Finding::new(ID, Severity::WillBreak, title)
-            .with_evidence(&verifying.file.path, format!("this node signs with {}", print(signing.first().copied())));
+        let mut finding = Finding::new(ID, Severity::WillBreak, title).with_evidence(
+            &verifying.file.path,
+            format!("this node signs with {}", print(signing.first().copied())),
+        );
         for sibling in &differ {
             let key = print(sibling.peer.service_accounts.signing_keys().next());
-            let saw = format!("{} signs with {key} (one cluster: {})", sibling.peer.shown(), sibling.kinship.words);
+            let saw = format!(
+                "{} signs with {key} (one cluster: {})",
+                sibling.peer.shown(),
+                sibling.kinship.words
+            );
             finding = finding.with_evidence(&verifying.file.path, saw);
         }
         Some(
@@ -364,11 +482,19 @@ impl Comparison<'_> {
 }
 
 fn certificate_file(state: &AuthorityState, holder: &Holder<'_>) -> SharedFile {
-    SharedFile { path: state.certificate_path.clone(), content: holder.files.certificate.clone(), is_secret: false }
+    SharedFile {
+        path: state.certificate_path.clone(),
+        content: holder.files.certificate.clone(),
+        is_secret: false,
+    }
 }
 
 fn key_file(state: &AuthorityState, holder: &Holder<'_>) -> SharedFile {
-    SharedFile { path: state.key_path.clone(), content: holder.files.key.clone(), is_secret: true }
+    SharedFile {
+        path: state.key_path.clone(),
+        content: holder.files.key.clone(),
+        is_secret: true,
+    }
 }
 
 fn blocked_words(state: &AuthorityState) -> String {
@@ -442,7 +568,11 @@ fn what_to_do(state: &AuthorityState, with_us: usize, camps: &[Vec<&str>]) -> St
 
 /// As `kubeadm join --discovery-token-ca-cert-hash` has it, shortened.
 fn fingerprint(certificate: &Certificate) -> String {
-    format!("{}, sha256:{}", certificate.subject, short(&certificate.public_key_info))
+    format!(
+        "{}, sha256:{}",
+        certificate.subject,
+        short(&certificate.public_key_info)
+    )
 }
 
 fn fingerprint_of(state: &AuthorityState) -> String {

@@ -63,7 +63,8 @@ pub struct Bundle {
 /// Reads the CA, makes and encrypts the bundle.
 pub fn run(command: &Bundle) -> Result<Result<Outcome>, Stop> {
     if command.ca.is_empty() {
-        let usage = "rescue certs bundle --ca CONTROL-PLANE --workers list.txt|name,name -o bundle.age";
+        let usage =
+            "rescue certs bundle --ca CONTROL-PLANE --workers list.txt|name,name -o bundle.age";
         return Err(Stop::Usage(usage.to_owned()));
     }
     let settings = Settings {
@@ -83,7 +84,13 @@ fn make(command: &Bundle, settings: &Settings) -> Result<Outcome> {
     refuse_control_planes(&nodes, &lenders, &settings.trust)?;
     let passphrase = passphrase::choose(command.passphrase_file.as_deref())?;
     let progress = Terminal.begin("Making keys", u64::try_from(nodes.len()).ok());
-    let file = bundle::make(&nodes, signer, settings.now, settings.days, progress.as_ref())?;
+    let file = bundle::make(
+        &nodes,
+        signer,
+        settings.now,
+        settings.days,
+        progress.as_ref(),
+    )?;
     drop(progress);
     let sealed = bundle::seal(&file, &passphrase)?;
     output::write(&command.output, &sealed, 0o600, command.force)?;
@@ -95,12 +102,17 @@ fn make(command: &Bundle, settings: &Settings) -> Result<Outcome> {
 fn refuse_control_planes(nodes: &[String], lenders: &[Rc<Peer>], trust: &[String]) -> Result<()> {
     let control_planes = ControlPlanes::of(lenders);
     let unnamed = nodes.iter().filter(|node| !trust.contains(node));
-    let why: Vec<String> = unnamed.filter_map(|node| Some(named_only(node, &control_planes.why(node)?))).collect();
+    let why: Vec<String> = unnamed
+        .filter_map(|node| Some(named_only(node, &control_planes.why(node)?)))
+        .collect();
     match why.is_empty() {
         true => Ok(()),
-        false => {
-            Err(Refusal::new(why.join("; "), "nothing was made", "leave them out of --workers, or add --trust").into())
-        }
+        false => Err(Refusal::new(
+            why.join("; "),
+            "nothing was made",
+            "leave them out of --workers, or add --trust",
+        )
+        .into()),
     }
 }
 
@@ -127,7 +139,9 @@ fn looks_like_a_list(path: &Path) -> bool {
 /// The control planes of one cluster share their CA; of two clusters, which one the names belong to cannot be told.
 fn only_signer<'a>(lenders: &'a [Rc<Peer>], sources: &[Source]) -> Result<&'a Signer> {
     let mut signers = cluster_ca::holders(Authority::Cluster, lenders).map(|found| found.signer);
-    let first = signers.next().ok_or_else(|| cluster_ca::no_key(lenders, &typed::sources(sources)))?;
+    let first = signers
+        .next()
+        .ok_or_else(|| cluster_ca::no_key(lenders, &typed::sources(sources)))?;
     match signers.find(|other| !cluster_ca::is_same(&first.certificate, &other.certificate)) {
         None => Ok(first),
         Some(other) => Err(Refusal::new(
@@ -149,11 +163,20 @@ fn say(command: &Bundle, file: &CertificateFile, signer: &Signer) {
         return;
     }
     for entry in &file.certificates {
-        println!("made  key and certificate for {}, valid to {}", entry.node, entry.valid_to);
+        println!(
+            "made  key and certificate for {}, valid to {}",
+            entry.node, entry.valid_to
+        );
     }
     let output = shell::quoted(&command.output);
-    println!("For the cluster with the CA {}.", cluster_ca::shown(&signer.certificate));
-    println!("Written to {output}, encrypted; {} was only read.", typed::sources(&command.ca));
+    println!(
+        "For the cluster with the CA {}.",
+        cluster_ca::shown(&signer.certificate)
+    );
+    println!(
+        "Written to {output}, encrypted; {} was only read.",
+        typed::sources(&command.ca)
+    );
     println!(
         "It holds keys: without the passphrase it is of no use, with it it makes a node. Delete it when all are installed."
     );

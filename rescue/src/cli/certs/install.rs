@@ -66,11 +66,22 @@ pub fn run(command: &Install) -> Result<Result<Outcome>, Stop> {
         return Err(usage());
     }
     let sources = sources(disks, &command.root)?;
-    let go = Go { yes: command.yes, dry_run: command.dry_run, json: command.json };
+    let go = Go {
+        yes: command.yes,
+        dry_run: command.dry_run,
+        json: command.json,
+    };
     go.check()?;
-    let settings = Settings { trust: command.trust.clone(), ..args::with_now(command.now) };
+    let settings = Settings {
+        trust: command.trust.clone(),
+        ..args::with_now(command.now)
+    };
     read_only::protect(&sources);
-    let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
+    let session = Session {
+        sources: &sources,
+        settings: &settings,
+        ui: &Terminal,
+    };
     Ok(install(command, &session, file, go))
 }
 
@@ -88,33 +99,64 @@ fn install(command: &Install, session: &Session<'_>, file: &Path, go: Go) -> Res
         typed: &worker.typed,
     };
     let remedy = choose(command, &recipient, &bytes, &shell::quoted(file))?;
-    let asked_for =
-        Finding::new("certificates", Severity::Note, "a certificate was brought for this node").with_remedy(remedy);
-    let Some(receipt) = carry_out(session, worker.report, &asked_for, go)? else { return Ok(Outcome::Clean) };
+    let asked_for = Finding::new(
+        "certificates",
+        Severity::Note,
+        "a certificate was brought for this node",
+    )
+    .with_remedy(remedy);
+    let Some(receipt) = carry_out(session, worker.report, &asked_for, go)? else {
+        return Ok(Outcome::Clean);
+    };
     if go.json {
-        println!("{}", json::repair(vec![json::node(&receipt.after)], Some(vec![json::receipt(&receipt)]), Vec::new()));
+        println!(
+            "{}",
+            json::repair(
+                vec![json::node(&receipt.after)],
+                Some(vec![json::receipt(&receipt)]),
+                Vec::new()
+            )
+        );
     } else if receipt.after.needs_repair() {
-        println!("Next: rescue repair {}    (what is left above)", worker.typed);
+        println!(
+            "Next: rescue repair {}    (what is left above)",
+            worker.typed
+        );
     } else {
-        println!("Next: boot {}; its kubelet joins with the new certificate.", worker.node);
+        println!(
+            "Next: boot {}; its kubelet joins with the new certificate.",
+            worker.node
+        );
     }
     Ok(outcome(&receipt))
 }
 
 /// What the file holds for this node.
-fn choose(command: &Install, recipient: &Recipient<'_>, bytes: &[u8], file: &str) -> Result<InstallKubeletClient> {
+fn choose(
+    command: &Install,
+    recipient: &Recipient<'_>,
+    bytes: &[u8],
+    file: &str,
+) -> Result<InstallKubeletClient> {
     if is_pem(bytes) {
         let all = Certificate::all_from_pem(bytes).with_context(|| format!("reading {file}"))?;
-        let certificate = all.first().with_context(|| format!("{file} holds no certificate"))?;
+        let certificate = all
+            .first()
+            .with_context(|| format!("{file} holds no certificate"))?;
         return Ok(recipient.install(certificate, None, file)?);
     }
     let signed = match bundle::is_sealed(bytes) {
         true => unseal(command, bytes, file)?,
-        false => CertificateFile::read(bytes, ferry::SIGNED).map_err(|error| not_a_file(file, &error))?,
+        false => {
+            CertificateFile::read(bytes, ferry::SIGNED).map_err(|error| not_a_file(file, &error))?
+        }
     };
     let entry = recipient.entry(&signed, file)?;
-    let all = Certificate::all_from_pem(entry.certificate.as_bytes()).with_context(|| format!("reading {file}"))?;
-    let certificate = all.first().with_context(|| format!("{file} holds no certificate"))?;
+    let all = Certificate::all_from_pem(entry.certificate.as_bytes())
+        .with_context(|| format!("reading {file}"))?;
+    let certificate = all
+        .first()
+        .with_context(|| format!("{file} holds no certificate"))?;
     Ok(recipient.install(certificate, entry.key.as_ref(), file)?)
 }
 

@@ -50,11 +50,21 @@ fn show(command: &List, sources: &[crate::disk::Source]) -> Result<Outcome> {
     if command.json {
         println!("{}", json::survey(&survey));
     } else {
-        let style = text::Style { colours: colours(), details: command.details };
+        let style = text::Style {
+            colours: colours(),
+            details: command.details,
+        };
         print!("{}", certificates::survey(&survey, settings.now, &style));
         if !survey.is_healthy() {
-            println!("Next: rescue repair {}    (shows the plan first)", args::sources_as_typed(sources));
+            println!(
+                "Next: rescue repair {}    (shows the plan first)",
+                args::sources_as_typed(sources)
+            );
         }
     }
-    Ok(if survey.is_healthy() { Outcome::Clean } else { Outcome::FindingsLeft })
+    Ok(if survey.is_healthy() {
+        Outcome::Clean
+    } else {
+        Outcome::FindingsLeft
+    })
 }

@@ -48,8 +48,11 @@ const NAMES: [&str; 6] = ["list", "schedule", "request", "sign", "install", "bun
 
 /// `certs disk.img` becomes `certs list disk.img`.
 pub fn with_list(mut words: Vec<String>) -> Vec<String> {
-    let names_a_command = |word: &String| NAMES.contains(&word.as_str()) || word == "--help" || word == "help";
-    if words.first().is_some_and(|word| word == "certs") && words.get(1).is_some_and(|word| !names_a_command(word)) {
+    let names_a_command =
+        |word: &String| NAMES.contains(&word.as_str()) || word == "--help" || word == "help";
+    if words.first().is_some_and(|word| word == "certs")
+        && words.get(1).is_some_and(|word| !names_a_command(word))
+    {
         words.insert(1, "list".to_owned());
     }
     words

@@ -27,13 +27,24 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32, force: bool) -> Result<()> {
     if force {
         let _ = std::fs::remove_file(target);
     }
-    let mut file = match OpenOptions::new().write(true).create_new(true).mode(mode).open(target) {
+    let mut file = match OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(target)
+    {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::AlreadyExists => return Err(exists(path).into()),
         Err(error) => return Err(error).with_context(|| format!("making {shown}")),
     };
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
-    let written = written.and_then(|()| if force { std::fs::rename(target, path) } else { Ok(()) });
+    let written = written.and_then(|()| {
+        if force {
+            std::fs::rename(target, path)
+        } else {
+            Ok(())
+        }
+    });
     if let Err(error) = written {
         // Half a file would be taken for a whole one.
         let _ = std::fs::remove_file(target);

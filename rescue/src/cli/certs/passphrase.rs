@@ -46,7 +46,8 @@ pub fn ask(file: Option<&Path>, of: &str) -> Result<Zeroizing<String>> {
 fn given(file: Option<&Path>) -> Result<Option<Zeroizing<String>>> {
     if let Some(path) = file {
         let bytes = Zeroizing::new(output::read(path)?);
-        let line = first_line(&bytes).with_context(|| format!("reading {}", shell::quoted(path)))?;
+        let line =
+            first_line(&bytes).with_context(|| format!("reading {}", shell::quoted(path)))?;
         return Ok(Some(line));
     }
     match std::env::var(VARIABLE) {
@@ -57,7 +58,10 @@ fn given(file: Option<&Path>) -> Result<Option<Zeroizing<String>>> {
 
 /// Without its line end; spaces belong to it.
 fn first_line(bytes: &[u8]) -> Result<Zeroizing<String>> {
-    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let line = bytes
+        .split(|byte| *byte == b'\n')
+        .next()
+        .unwrap_or_default();
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     // The cause would quote the bytes.
     let text = std::str::from_utf8(line).map_err(|_| anyhow!("the passphrase is not UTF-8"))?;
@@ -79,7 +83,9 @@ pub fn try_to_ask(question: &str) -> Option<Zeroizing<Vec<u8>>> {
     if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
         return None;
     }
-    type_in(question).ok().map(|mut typed| Zeroizing::new(std::mem::take(&mut *typed).into_bytes()))
+    type_in(question)
+        .ok()
+        .map(|mut typed| Zeroizing::new(std::mem::take(&mut *typed).into_bytes()))
 }
 
 fn type_in(question: &str) -> Result<Zeroizing<String>> {
@@ -88,7 +94,9 @@ fn type_in(question: &str) -> Result<Zeroizing<String>> {
         return Err(Refusal::new(
             "no passphrase was given, and there is no terminal to ask on",
             "the file holds keys and is encrypted",
-            format!("--passphrase-file FILE (its first line), or the environment variable {VARIABLE}"),
+            format!(
+                "--passphrase-file FILE (its first line), or the environment variable {VARIABLE}"
+            ),
         )
         .into());
     }
@@ -98,11 +106,18 @@ fn type_in(question: &str) -> Result<Zeroizing<String>> {
     std::io::stderr().flush()?;
     // A terminal gives one line per read; a copy of the descriptor leaves no passphrase in a buffer.
     let mut bytes = Zeroizing::new(vec![0; 4096]);
-    let length = File::from(stdin.as_fd().try_clone_to_owned()?).read(&mut bytes).context("reading the passphrase")?;
+    let length = File::from(stdin.as_fd().try_clone_to_owned()?)
+        .read(&mut bytes)
+        .context("reading the passphrase")?;
     drop(hidden);
     let line = first_line(bytes.get(..length).unwrap_or_default())?;
     if line.is_empty() || line.contains('\u{3}') {
-        return Err(Refusal::new("no passphrase was typed", "nothing was done", "run the same command again").into());
+        return Err(Refusal::new(
+            "no passphrase was typed",
+            "nothing was done",
+            "run the same command again",
+        )
+        .into());
     }
     Ok(line)
 }
@@ -114,7 +129,9 @@ impl Hidden {
     fn new() -> Result<Self> {
         let old = tcgetattr(std::io::stdin())?;
         let mut quiet = old.clone();
-        quiet.local_modes.remove(LocalModes::ECHO | LocalModes::ISIG);
+        quiet
+            .local_modes
+            .remove(LocalModes::ECHO | LocalModes::ISIG);
         quiet.local_modes.insert(LocalModes::ECHONL);
         tcsetattr(std::io::stdin(), OptionalActions::Flush, &quiet)?;
         Ok(Self(old))
@@ -133,7 +150,12 @@ mod tests {
 
     #[test]
     fn takes_the_first_line_as_it_stands() {
-        for (bytes, line) in [("two words \n", "two words "), ("a\r\nb\n", "a"), ("", ""), ("a", "a")] {
+        for (bytes, line) in [
+            ("two words \n", "two words "),
+            ("a\r\nb\n", "a"),
+            ("", ""),
+            ("a", "a"),
+        ] {
             assert_eq!(*first_line(bytes.as_bytes()).unwrap(), line);
         }
         assert!(!format!("{:#}", first_line(b"secret\xff").unwrap_err()).contains("secret"));

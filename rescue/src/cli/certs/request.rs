@@ -59,12 +59,20 @@ pub struct RequestCertificate {
 /// Reads, and writes the request.
 pub fn run(command: &RequestCertificate) -> Result<Result<Outcome>, Stop> {
     let sources = sources(&command.src, &command.root)?;
-    let go = Go { yes: command.yes, dry_run: false, json: command.json };
+    let go = Go {
+        yes: command.yes,
+        dry_run: false,
+        json: command.json,
+    };
     if command.new_key {
         go.check()?;
     }
     let settings = args::with_now(command.now);
-    let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
+    let session = Session {
+        sources: &sources,
+        settings: &settings,
+        ui: &Terminal,
+    };
     Ok(request(command, &session, go))
 }
 
@@ -74,20 +82,32 @@ fn request(command: &RequestCertificate, session: &Session<'_>, go: Go) -> Resul
     let worker = Worker::meet(session, command.node.as_deref(), now)?;
     let version = worker.report.node.kubelet_version.value;
     // kubelets ask for keyEncipherment up to 1.26 (kubernetes#111660).
-    let old_kubelet = version.is_none_or(|version| version < Version { major: 1, minor: 27, patch: 0 });
+    let old_kubelet = version.is_none_or(|version| {
+        version
+            < Version {
+                major: 1,
+                minor: 27,
+                patch: 0,
+            }
+    });
     let version = version.map(|version| version.to_string());
     let old = worker.client.certificate.clone();
     let file = |key: &PrivateKey| {
         let file = RequestFile::new(&worker.node, key, &worker.own, version, old_kubelet, now)?;
         anyhow::Ok(file.with_proof(old.as_ref(), key))
     };
-    let found = if command.new_key { None } else { usable(&worker.report.guest, &worker.client) };
+    let found = if command.new_key {
+        None
+    } else {
+        usable(&worker.report.guest, &worker.client)
+    };
     let file = match &found {
         Some(found) => file(&found.key)?,
         None if command.new_key => {
             let (remedy, key) = StoreKey::new(&worker.node, &worker.client)?;
             let file = file(&key)?;
-            let asked_for = Finding::new("certificates", Severity::Note, "a new key was asked for").with_remedy(remedy);
+            let asked_for = Finding::new("certificates", Severity::Note, "a new key was asked for")
+                .with_remedy(remedy);
             carry_out(session, worker.report, &asked_for, go)?;
             file
         }
@@ -105,7 +125,12 @@ fn request(command: &RequestCertificate, session: &Session<'_>, go: Go) -> Resul
         }
     };
     output::write(&command.output, &pretty(&file)?, 0o644, command.force)?;
-    say(command, &file, found.map(|found| found.path.to_string()), &worker.typed);
+    say(
+        command,
+        &file,
+        found.map(|found| found.path.to_string()),
+        &worker.typed,
+    );
     Ok(Outcome::Clean)
 }
 
@@ -124,19 +149,38 @@ fn say(command: &RequestCertificate, file: &RequestFile, key: Option<String>, wo
     let output = shell::quoted(&command.output);
     match key {
         Some(path) => {
-            println!("Request for node {} written to {output}, with the key in {path}; nothing was changed.", file.node)
+            println!(
+                "Request for node {} written to {output}, with the key in {path}; nothing was changed.",
+                file.node
+            )
         }
-        None => println!("Request for node {} written to {output}, with the new key.", file.node),
+        None => println!(
+            "Request for node {} written to {output}, with the new key.",
+            file.node
+        ),
     }
-    let ca: Vec<String> = file.ca.iter().map(crate::pki::ferry::CaName::shown).collect();
-    println!("It holds no secret. It is for the cluster with the CA {}.", bounded::names(&ca));
-    let trust = if file.certificate.is_some() { String::new() } else { format!(" --trust {}", file.node) };
+    let ca: Vec<String> = file
+        .ca
+        .iter()
+        .map(crate::pki::ferry::CaName::shown)
+        .collect();
+    println!(
+        "It holds no secret. It is for the cluster with the CA {}.",
+        bounded::names(&ca)
+    );
+    let trust = if file.certificate.is_some() {
+        String::new()
+    } else {
+        format!(" --trust {}", file.node)
+    };
     if file.certificate.is_none() {
         println!(
             "Nothing in it proves that it is node {}'s: who signs it has to know, and says so with --trust.",
             file.node
         );
     }
-    println!("Next: rescue certs sign --ca CONTROL-PLANE {output} -o signed.json{trust}    (where that disk is)");
+    println!(
+        "Next: rescue certs sign --ca CONTROL-PLANE {output} -o signed.json{trust}    (where that disk is)"
+    );
     println!("then: rescue certs install {worker} signed.json    (here)");
 }

@@ -55,9 +55,9 @@ pub struct Schedule {
 impl Schedule {
     fn wanted(&self) -> Result<Wanted, Stop> {
         match (self.remove, self.logs_only) {
-            (true, true) => {
-                Err(Stop::Usage("--remove takes everything away; --logs-only does not go with it".to_owned()))
-            }
+            (true, true) => Err(Stop::Usage(
+                "--remove takes everything away; --logs-only does not go with it".to_owned(),
+            )),
             (true, false) => Ok(Wanted::Removed),
             (false, true) => Ok(Wanted::LogsOnly),
             (false, false) => Ok(Wanted::All),
@@ -72,7 +72,11 @@ pub fn run(command: &Schedule) -> Result<Result<Outcome>, Stop> {
     args::refuse_asking(command.json, &args::answers(command.yes, command.dry_run))?;
     let settings = args::with_now(command.now);
     read_only::protect(&sources);
-    let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
+    let session = Session {
+        sources: &sources,
+        settings: &settings,
+        ui: &Terminal,
+    };
     Ok(hold(command, &session, wanted))
 }
 
@@ -86,10 +90,17 @@ fn hold(command: &Schedule, session: &Session<'_>, wanted: Wanted) -> Result<Out
     unfinished::refuse(&node, session)?;
     let plan = plan(session, &node, wanted)?;
     let planned = json::planned(&node, &plan);
-    let style = text::Style { colours: colours(), details: command.dry_run };
+    let style = text::Style {
+        colours: colours(),
+        details: command.dry_run,
+    };
     say(&report::plan(&node, &plan, &style));
     if plan.is_empty() || command.dry_run {
-        say(if plan.is_empty() { "Nothing was changed.\n" } else { "This was a dry run: nothing was changed.\n" });
+        say(if plan.is_empty() {
+            "Nothing was changed.\n"
+        } else {
+            "This was a dry run: nothing was changed.\n"
+        });
         if command.json {
             println!("{}", json::repair(vec![planned], None, Vec::new()));
         }
@@ -104,14 +115,36 @@ fn hold(command: &Schedule, session: &Session<'_>, wanted: Wanted) -> Result<Out
         .into());
     }
     let receipt = session.repair(node, plan)?;
-    say(&report::receipt(&receipt, &typed::sources(session.sources), &style));
+    say(&report::receipt(
+        &receipt,
+        &typed::sources(session.sources),
+        &style,
+    ));
     if command.json {
-        println!("{}", json::repair(vec![json::node(&receipt.after)], Some(vec![json::receipt(&receipt)]), Vec::new()));
+        println!(
+            "{}",
+            json::repair(
+                vec![json::node(&receipt.after)],
+                Some(vec![json::receipt(&receipt)]),
+                Vec::new()
+            )
+        );
     }
     Ok(Outcome::Clean)
 }
 
 fn plan(session: &Session<'_>, node: &NodeReport, wanted: Wanted) -> Result<Plan> {
-    let NodeReport { guest, node, peers, .. } = node;
-    schedule::plan(&Context { guest, node, settings: session.settings, peers, ui: session.ui }, wanted)
+    let NodeReport {
+        guest, node, peers, ..
+    } = node;
+    schedule::plan(
+        &Context {
+            guest,
+            node,
+            settings: session.settings,
+            peers,
+            ui: session.ui,
+        },
+        wanted,
+    )
 }

@@ -59,7 +59,9 @@ pub struct Sign {
 /// Reads the requests and the CA, signs all or none.
 pub fn run(command: &Sign) -> Result<Result<Outcome>, Stop> {
     if command.requests.is_empty() || command.ca.is_empty() {
-        return Err(Stop::Usage("rescue certs sign --ca CONTROL-PLANE req.json… -o signed.json".to_owned()));
+        return Err(Stop::Usage(
+            "rescue certs sign --ca CONTROL-PLANE req.json… -o signed.json".to_owned(),
+        ));
     }
     let settings = Settings {
         ca: command.ca.clone(),
@@ -72,7 +74,11 @@ pub fn run(command: &Sign) -> Result<Result<Outcome>, Stop> {
 
 fn sign(command: &Sign, settings: &Settings) -> Result<Outcome> {
     output::refuse_existing(&command.output, command.force)?;
-    let requests: Vec<_> = command.requests.iter().map(|path| (path, read(path))).collect();
+    let requests: Vec<_> = command
+        .requests
+        .iter()
+        .map(|path| (path, read(path)))
+        .collect();
     let lenders = lenders(settings)?;
     let control_planes = ControlPlanes::of(&lenders);
     let mut entries: Vec<Entry> = Vec::new();
@@ -81,7 +87,11 @@ fn sign(command: &Sign, settings: &Settings) -> Result<Outcome> {
         let signed = request.and_then(|request| one(&request, &lenders, &control_planes, settings));
         match signed {
             Ok(entry) if entries.iter().any(|other| other.node == entry.node) => {
-                wrong.push(format!("{}: a second request for {}", shell::quoted(path), entry.node));
+                wrong.push(format!(
+                    "{}: a second request for {}",
+                    shell::quoted(path),
+                    entry.node
+                ));
             }
             Ok(entry) => entries.push(entry),
             Err(error) => wrong.push(format!("{}: {error:#}", shell::quoted(path))),
@@ -92,7 +102,9 @@ fn sign(command: &Sign, settings: &Settings) -> Result<Outcome> {
             _ if wrong.iter().any(|wrong| wrong.contains("--trust")) => {
                 "leave out what you do not know, or name those that you know with --trust, and run it again"
             }
-            true => "make the requests again with rescue certs request, and give the right control plane's disk",
+            true => {
+                "make the requests again with rescue certs request, and give the right control plane's disk"
+            }
             false => "leave these out and run it again for the others",
         };
         return Err(Refusal::new(wrong.join("; "), "nothing was signed", next).into());
@@ -105,7 +117,12 @@ fn sign(command: &Sign, settings: &Settings) -> Result<Outcome> {
 
 /// The nodes on the disks named with `--ca`.
 pub(super) fn lenders(settings: &Settings) -> Result<Vec<Rc<Peer>>> {
-    Session { sources: &[], settings, ui: &Terminal }.signers()
+    Session {
+        sources: &[],
+        settings,
+        ui: &Terminal,
+    }
+    .signers()
 }
 
 type Request = (RequestFile, crate::pki::csr::NodeRequest);
@@ -122,7 +139,8 @@ fn one(
 ) -> Result<Entry> {
     let Some(signer) = ferry::signer(file, lenders) else {
         let wanted: Vec<String> = file.ca.iter().map(CaName::shown).collect();
-        let there = cluster_ca::holders(Authority::Cluster, lenders).map(|found| &found.signer.certificate);
+        let there =
+            cluster_ca::holders(Authority::Cluster, lenders).map(|found| &found.signer.certificate);
         anyhow::bail!(
             "{} belongs to the cluster with the CA {}, but the key here is that of {}: another cluster",
             request.node,
@@ -158,6 +176,9 @@ fn say(command: &Sign, file: &CertificateFile) {
         println!("signed  {}, valid to {}", entry.node, entry.valid_to);
     }
     let output = shell::quoted(&command.output);
-    println!("Written to {output}; it holds no secret, and {} was only read.", typed::sources(&command.ca));
+    println!(
+        "Written to {output}; it holds no secret, and {} was only read.",
+        typed::sources(&command.ca)
+    );
     println!("Next, for each of them, where its disk is: rescue certs install WORKER {output}");
 }

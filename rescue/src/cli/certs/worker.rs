@@ -40,7 +40,8 @@ impl Go {
 
 /// Disks and folders; a folder needs no `--root` here.
 pub fn sources(disks: &[PathBuf], roots: &[PathBuf]) -> Result<Vec<Source>, Stop> {
-    let (folders, disks): (Vec<PathBuf>, Vec<PathBuf>) = disks.iter().cloned().partition(|path| path.is_dir());
+    let (folders, disks): (Vec<PathBuf>, Vec<PathBuf>) =
+        disks.iter().cloned().partition(|path| path.is_dir());
     args::sources(&disks, &[roots, &folders].concat())
 }
 
@@ -67,10 +68,18 @@ impl Worker {
         let report = only_node(session.inspect()?, wanted)?;
         let typed = typed::sources(session.sources);
         let refuse = |saw: String, means: &str| {
-            Refusal::new(saw, means, format!("rescue inspect {typed}    (says more about this node)"))
+            Refusal::new(
+                saw,
+                means,
+                format!("rescue inspect {typed}    (says more about this node)"),
+            )
         };
         if let Some(run) = report.unfinished_run() {
-            let saw = format!("an earlier repair of {} (run {}) was cut off", report.name(), run.id);
+            let saw = format!(
+                "an earlier repair of {} (run {}) was cut off",
+                report.name(),
+                run.id
+            );
             let next = format!("rescue repair {typed}, then this again");
             return Err(Refusal::new(saw, "it has to be completed first", next).into());
         }
@@ -78,37 +87,74 @@ impl Worker {
         let own = cluster_ca::cluster_authorities(&report.guest, &inventory);
         let Some(client) = inventory.kubelet else {
             let means = "there is nothing to have a certificate signed for";
-            return Err(refuse(format!("{} has no kubelet that uses a certificate", report.name()), means).into());
+            return Err(refuse(
+                format!("{} has no kubelet that uses a certificate", report.name()),
+                means,
+            )
+            .into());
         };
         if let Some(why) = &client.foreign {
-            return Err(refuse(why.clone(), "which cluster this node belongs to cannot be known").into());
+            return Err(refuse(
+                why.clone(),
+                "which cluster this node belongs to cannot be known",
+            )
+            .into());
         }
         if own.is_empty() {
-            let saw = format!("neither {} nor the CA file of this node holds a CA", client.kubeconfig);
+            let saw = format!(
+                "neither {} nor the CA file of this node holds a CA",
+                client.kubeconfig
+            );
             return Err(refuse(saw, "which cluster this node belongs to cannot be known").into());
         }
         let node = match &client.node_name {
             Ok(node) => node.clone(),
-            Err(why) => return Err(refuse(why.clone(), "whom the certificate is for cannot be known").into()),
+            Err(why) => {
+                return Err(
+                    refuse(why.clone(), "whom the certificate is for cannot be known").into(),
+                );
+            }
         };
-        Ok(Self { report, client, node, own, typed })
+        Ok(Self {
+            report,
+            client,
+            node,
+            own,
+            typed,
+        })
     }
 }
 
 /// Shows the plan of one finding, asks, carries it out, shows the receipt. `None` after a dry run.
-pub fn carry_out(session: &Session<'_>, report: NodeReport, asked_for: &Finding, go: Go) -> Result<Option<Receipt>> {
+pub fn carry_out(
+    session: &Session<'_>,
+    report: NodeReport,
+    asked_for: &Finding,
+    go: Go,
+) -> Result<Option<Receipt>> {
     let plan = session.plan_of(&report, asked_for);
-    let style = text::Style { colours: colours(), details: go.dry_run };
+    let style = text::Style {
+        colours: colours(),
+        details: go.dry_run,
+    };
     if let Some(dropped) = plan.dropped.first() {
         let next = "mend what stands in the way, then run this again";
-        return Err(Refusal::new(dropped.reason.clone(), format!("not possible: {}", dropped.summary), next).into());
+        return Err(Refusal::new(
+            dropped.reason.clone(),
+            format!("not possible: {}", dropped.summary),
+            next,
+        )
+        .into());
     }
     if !go.json {
         print!("{}", text::plan(&plan, &style));
     }
     if go.dry_run {
         match go.json {
-            true => println!("{}", json::repair(vec![json::planned(&report, &plan)], None, Vec::new())),
+            true => println!(
+                "{}",
+                json::repair(vec![json::planned(&report, &plan)], None, Vec::new())
+            ),
             false => println!("This was a dry run: nothing was changed."),
         }
         return Ok(None);
@@ -119,12 +165,19 @@ pub fn carry_out(session: &Session<'_>, report: NodeReport, asked_for: &Finding,
     }
     let receipt = session.repair(report, plan)?;
     if !go.json {
-        print!("{}", text::receipt(&receipt, &typed::sources(session.sources), &style));
+        print!(
+            "{}",
+            text::receipt(&receipt, &typed::sources(session.sources), &style)
+        );
     }
     Ok(Some(receipt))
 }
 
 /// How it ended.
 pub fn outcome(receipt: &Receipt) -> Outcome {
-    if receipt.after.needs_repair() { Outcome::FindingsLeft } else { Outcome::Clean }
+    if receipt.after.needs_repair() {
+        Outcome::FindingsLeft
+    } else {
+        Outcome::Clean
+    }
 }

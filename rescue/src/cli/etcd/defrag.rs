@@ -101,15 +101,34 @@ struct Measured {
 fn defrag(command: &DefragCommand, sources: &Sources, manner: &Manner<'_>) -> Result<Outcome> {
     let opened = Opened::look(sources, manner)?;
     let found = &opened.found;
-    let measured = found.iter().map(|found| measure(found, command.unproven)).collect::<Result<Vec<_>>>()?;
+    let measured = found
+        .iter()
+        .map(|found| measure(found, command.unproven))
+        .collect::<Result<Vec<_>>>()?;
     let given: Vec<Given<'_>> = found
         .iter()
         .zip(&measured)
-        .map(|(found, measured)| Given { source: &found.source, guest: &found.guest, data: &measured.data })
+        .map(|(found, measured)| Given {
+            source: &found.source,
+            guest: &found.guest,
+            data: &measured.data,
+        })
         .collect();
-    let quota = measured.iter().map(|measured| measured.quota).min().unwrap_or(DEFAULT_QUOTA);
-    let largest = measured.iter().map(|measured| after(measured.in_use)).max().unwrap_or(0);
-    let claims = claims::claims_of(found, measured.iter().map(|measured| &measured.data), &manner.settings())?;
+    let quota = measured
+        .iter()
+        .map(|measured| measured.quota)
+        .min()
+        .unwrap_or(DEFAULT_QUOTA);
+    let largest = measured
+        .iter()
+        .map(|measured| after(measured.in_use))
+        .max()
+        .unwrap_or(0);
+    let claims = claims::claims_of(
+        found,
+        measured.iter().map(|measured| &measured.data),
+        &manner.settings(),
+    )?;
     let decision = match trust::units(&claims) {
         // What members share is decided by those that are members of one another.
         Units { units, .. } if units.len() > 1 => {
@@ -130,10 +149,15 @@ fn defrag(command: &DefragCommand, sources: &Sources, manner: &Manner<'_>) -> Re
         .map(|(found, measured)| json!({ "source": found.source, "size": measured.size, "in_use": measured.in_use }))
         .collect();
     let names: Vec<&str> = parts.iter().map(|part| part.name.as_str()).collect();
-    let compacts =
-        decision.compaction.map(|revision| format!(", compacted at revision {revision}")).unwrap_or_default();
+    let compacts = decision
+        .compaction
+        .map(|revision| format!(", compacted at revision {revision}"))
+        .unwrap_or_default();
     let plan = Plan {
-        summary: format!("write etcd's database anew without its free pages{compacts}, on {}", names.join(", ")),
+        summary: format!(
+            "write etcd's database anew without its free pages{compacts}, on {}",
+            names.join(", ")
+        ),
         guarantee: Guarantee::new(Level::G0),
         notes: notes(&decision, found.iter().zip(&measured), command.compact),
         parts,
@@ -160,17 +184,22 @@ fn measure(found: &Found, unproven: bool) -> Result<Measured> {
     let data = MemberData::read(&found.guest, &found.place);
     if data.place.wal != data.place.member().join("wal") {
         return Err(Refusal::new(
-            format!("etcd on {} keeps its log in {} (--wal-dir)", found.source, data.place.wal),
+            format!(
+                "etcd on {} keeps its log in {} (--wal-dir)",
+                found.source, data.place.wal
+            ),
             "the folder member is replaced as a whole, and the log is not in it",
             "start etcd and use etcdctl defrag, or take --wal-dir out of its flags",
         )
         .into());
     }
-    let problem = boot::problems(&data).into_iter().find(|problem| match problem.kind {
-        // These are what this command is for, or harmless.
-        Kind::Alarm | Kind::Leftover | Kind::LogFollowed => false,
-        _ => problem.effect != Effect::Harmless,
-    });
+    let problem = boot::problems(&data)
+        .into_iter()
+        .find(|problem| match problem.kind {
+            // These are what this command is for, or harmless.
+            Kind::Alarm | Kind::Leftover | Kind::LogFollowed => false,
+            _ => problem.effect != Effect::Harmless,
+        });
     if let Some(problem) = problem {
         return Err(Refusal::new(
             format!("{} on {}: {}", problem.path, found.source, problem.saw),
@@ -205,22 +234,39 @@ fn measure(found: &Found, unproven: bool) -> Result<Measured> {
         )
     })?;
     drop(progress);
-    let in_use = survey.check.pages.saturating_add(2).saturating_mul(open.0.db.meta().page_size);
+    let in_use = survey
+        .check
+        .pages
+        .saturating_add(2)
+        .saturating_mul(open.0.db.meta().page_size);
     let quota = found.launch.as_ref().map_or(DEFAULT_QUOTA, Launch::quota);
-    Ok(Measured { data, quota, size, in_use })
+    Ok(Measured {
+        data,
+        quota,
+        size,
+        in_use,
+    })
 }
 
 fn part(number: usize, found: &Found, measured: &Measured, decision: &Decision) -> Result<Part> {
     let mut recipe = Defrag::of(&found.guest, &measured.data)?;
     decision.apply(number, &mut recipe);
-    let own = measured.data.log.identity.and_then(|own| measured.data.membership().0.list.get(&own.member).cloned());
-    let name =
-        own.map(|member| member.name).filter(|name| !name.is_empty() && !name.starts_with('.') && !name.contains('/'));
+    let own = measured
+        .data
+        .log
+        .identity
+        .and_then(|own| measured.data.membership().0.list.get(&own.member).cloned());
+    let name = own
+        .map(|member| member.name)
+        .filter(|name| !name.is_empty() && !name.starts_with('.') && !name.contains('/'));
     Ok(Part {
         name: name.unwrap_or_else(|| format!("member{}", number + 1)),
         found: Some(number),
         recipe: Rc::new(recipe),
-        details: vec![format!("its database has {}", sizes(measured.size, measured.in_use))],
+        details: vec![format!(
+            "its database has {}",
+            sizes(measured.size, measured.in_use)
+        )],
     })
 }
 
@@ -233,21 +279,35 @@ fn notes<'a>(
     if let Some(why) = &decision.not_compacted {
         notes.push(format!("Not compacted: {why}."));
     } else if compact && decision.compaction.is_none() {
-        notes.push("Not compacted: there is no history beyond what was compacted before.".to_owned());
+        notes.push(
+            "Not compacted: there is no history beyond what was compacted before.".to_owned(),
+        );
     }
     if !decision.lift_alarms_of.is_empty() {
-        notes.push("The alarm that the database is full (NOSPACE) is lifted on all members.".to_owned());
+        notes.push(
+            "The alarm that the database is full (NOSPACE) is lifted on all members.".to_owned(),
+        );
     }
     if let Some(why) = &decision.not_lifted {
         notes.push(format!(
             "The alarm that the database is full (NOSPACE) stays: {why}. Once etcd runs: etcdctl alarm disarm."
         ));
     }
-    let movable: Vec<(String, u64)> = members.flat_map(|(found, measured)| movable(found, &measured.data)).collect();
+    let movable: Vec<(String, u64)> = members
+        .flat_map(|(found, measured)| movable(found, &measured.data))
+        .collect();
     if !movable.is_empty() {
         let bytes = movable.iter().map(|(_, bytes)| bytes).sum();
-        let names: Vec<&str> = movable.iter().map(|(name, _)| name.as_str()).take(5).collect();
-        let more = if movable.len() > names.len() { ", …" } else { "" };
+        let names: Vec<&str> = movable
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .take(5)
+            .collect();
+        let more = if movable.len() > names.len() {
+            ", …"
+        } else {
+            ""
+        };
         notes.push(format!(
             "Not needed, and left out of the new folder: {} ({}{more}). Where the disk is too full for the new folder they may be moved away first.",
             units::bytes(bytes),
@@ -259,7 +319,20 @@ fn notes<'a>(
 
 /// Files that etcd does not need: what it set aside as damaged, what it did not finish, and space that it set aside for its log.
 fn movable(found: &Found, data: &MemberData) -> Vec<(String, u64)> {
-    let aside = data.wal.broken.iter().chain(&data.snap.broken).chain(&data.snap.leftovers).chain(&data.wal.spares);
-    let size = |path: &GuestPath| found.guest.stat(path).map_or(0, |meta| meta.allocated.unwrap_or(meta.size));
-    aside.map(|path| (format!("{path} on {}", found.source), size(path))).collect()
+    let aside = data
+        .wal
+        .broken
+        .iter()
+        .chain(&data.snap.broken)
+        .chain(&data.snap.leftovers)
+        .chain(&data.wal.spares);
+    let size = |path: &GuestPath| {
+        found
+            .guest
+            .stat(path)
+            .map_or(0, |meta| meta.allocated.unwrap_or(meta.size))
+    };
+    aside
+        .map(|path| (format!("{path} on {}", found.source), size(path)))
+        .collect()
 }

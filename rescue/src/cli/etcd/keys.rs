@@ -68,30 +68,50 @@ fn source(
     root: Option<&PathBuf>,
     data_dir: Option<&PathBuf>,
 ) -> Result<(Sources, Vec<String>), Stop> {
-    let (disks, rest): (&[String], &[String]) =
-        if root.is_some() || data_dir.is_some() { (&[], words) } else { words.split_at(words.len().min(1)) };
+    let (disks, rest): (&[String], &[String]) = if root.is_some() || data_dir.is_some() {
+        (&[], words)
+    } else {
+        words.split_at(words.len().min(1))
+    };
     let disks: Vec<PathBuf> = disks.iter().map(PathBuf::from).collect();
     let list = |path: Option<&PathBuf>| path.cloned().into_iter().collect::<Vec<_>>();
-    Ok((Sources::new(&disks, &list(root), &list(data_dir), "keys")?, rest.to_vec()))
+    Ok((
+        Sources::new(&disks, &list(root), &list(data_dir), "keys")?,
+        rest.to_vec(),
+    ))
 }
 
 /// Lists.
 pub fn run_keys(command: &Keys) -> Result<Result<Outcome>, Stop> {
-    let (sources, rest) = source(&command.words, command.root.as_ref(), command.data_dir.as_ref())?;
+    let (sources, rest) = source(
+        &command.words,
+        command.root.as_ref(),
+        command.data_dir.as_ref(),
+    )?;
     let prefix = match rest.as_slice() {
         [] => String::new(),
         [prefix] => prefix.clone(),
-        _ => return Err(Stop::Usage("more than one prefix given: rescue etcd keys SRC [PREFIX]".to_owned())),
+        _ => {
+            return Err(Stop::Usage(
+                "more than one prefix given: rescue etcd keys SRC [PREFIX]".to_owned(),
+            ));
+        }
     };
     Ok(list(command, &sources, &prefix))
 }
 
 /// Shows one.
 pub fn run_get(command: &Get) -> Result<Result<Outcome>, Stop> {
-    let (sources, rest) = source(&command.words, command.root.as_ref(), command.data_dir.as_ref())?;
+    let (sources, rest) = source(
+        &command.words,
+        command.root.as_ref(),
+        command.data_dir.as_ref(),
+    )?;
     match rest.as_slice() {
         [key] => Ok(get(command, &sources, key)),
-        _ => Err(Stop::Usage("one key is wanted: rescue etcd get SRC KEY".to_owned())),
+        _ => Err(Stop::Usage(
+            "one key is wanted: rescue etcd get SRC KEY".to_owned(),
+        )),
     }
 }
 
@@ -114,7 +134,9 @@ fn look(sources: &Sources, selection: &Selection) -> Result<(Found, View)> {
             "take the disk of another member; rescue etcd status says more",
         )
         .into(),
-        error => anyhow::Error::from(error).context(format!("reading the keys of {}", found.source)),
+        error => {
+            anyhow::Error::from(error).context(format!("reading the keys of {}", found.source))
+        }
     })?;
     Ok((found.clone(), seen))
 }
@@ -123,8 +145,14 @@ fn list(command: &Keys, sources: &Sources, prefix: &str) -> Result<Outcome> {
     let (found, view) = look(sources, &Selection::Prefix(prefix.as_bytes().to_vec()))?;
     let out = std::io::stdout().lock();
     let mut out = std::io::BufWriter::new(out);
-    let written = if command.json { list_json(&mut out, &found, &view) } else { list_text(&mut out, &view) };
-    written.and_then(|()| out.flush()).context("writing the list")?;
+    let written = if command.json {
+        list_json(&mut out, &found, &view)
+    } else {
+        list_text(&mut out, &view)
+    };
+    written
+        .and_then(|()| out.flush())
+        .context("writing the list")?;
     doubts(&view);
     Ok(Outcome::Clean)
 }
@@ -134,7 +162,11 @@ fn doubts(view: &View) {
     if view.uncertain > 0 {
         eprintln!(
             "rescue: the last {} of the log {} not known to be agreed on by a majority: they may be dropped when the members meet again",
-            crate::base::units::count(usize::try_from(view.uncertain).unwrap_or(usize::MAX), "entry", "entries"),
+            crate::base::units::count(
+                usize::try_from(view.uncertain).unwrap_or(usize::MAX),
+                "entry",
+                "entries"
+            ),
             if view.uncertain == 1 { "is" } else { "are" },
         );
     }
@@ -144,12 +176,32 @@ fn doubts(view: &View) {
 }
 
 fn list_text(out: &mut impl std::io::Write, view: &View) -> std::io::Result<()> {
-    writeln!(out, "{:>12}  {:>8}  {:>9}  KEY", "REVISION", "VERSION", "BYTES")?;
+    writeln!(
+        out,
+        "{:>12}  {:>8}  {:>9}  KEY",
+        "REVISION", "VERSION", "BYTES"
+    )?;
     for (key, held) in &view.keys {
-        let kind = held.kind.as_ref().map(|kind| format!("    ({kind})")).unwrap_or_default();
-        writeln!(out, "{:>12}  {:>8}  {:>9}  {}{kind}", held.modified, held.version, held.size, escaping::key(key))?;
+        let kind = held
+            .kind
+            .as_ref()
+            .map(|kind| format!("    ({kind})"))
+            .unwrap_or_default();
+        writeln!(
+            out,
+            "{:>12}  {:>8}  {:>9}  {}{kind}",
+            held.modified,
+            held.version,
+            held.size,
+            escaping::key(key)
+        )?;
     }
-    writeln!(out, "{} at revision {}", crate::base::units::count(view.keys.len(), "key", "keys"), view.revision)
+    writeln!(
+        out,
+        "{} at revision {}",
+        crate::base::units::count(view.keys.len(), "key", "keys"),
+        view.revision
+    )
 }
 
 fn list_json(out: &mut impl std::io::Write, found: &Found, view: &View) -> std::io::Result<()> {
@@ -161,7 +213,12 @@ fn list_json(out: &mut impl std::io::Write, found: &Found, view: &View) -> std::
         view.revision, view.compacted, view.applied, view.uncertain
     )?;
     for (number, (key, held)) in view.keys.iter().enumerate() {
-        write!(out, "{}\n{}", if number == 0 { "" } else { "," }, entry(key, held))?;
+        write!(
+            out,
+            "{}\n{}",
+            if number == 0 { "" } else { "," },
+            entry(key, held)
+        )?;
     }
     writeln!(out, "]}}")
 }
@@ -178,7 +235,10 @@ fn entry(key: &[u8], held: &Held) -> Value {
     });
     if let Some(object) = entry.as_object_mut() {
         if std::str::from_utf8(key).is_err() {
-            object.insert("key_base64".to_owned(), base64::engine::general_purpose::STANDARD.encode(key).into());
+            object.insert(
+                "key_base64".to_owned(),
+                base64::engine::general_purpose::STANDARD.encode(key).into(),
+            );
         }
         if let Some(kind) = &held.kind {
             object.insert("kind".to_owned(), Value::String(kind.to_string()));
@@ -191,7 +251,11 @@ fn get(command: &Get, sources: &Sources, key: &str) -> Result<Outcome> {
     let (found, view) = look(sources, &Selection::Key(key.as_bytes().to_vec()))?;
     let Some(held) = view.keys.get(key.as_bytes()) else {
         return Err(Refusal::new(
-            format!("{} holds no key {}", found.source, escaping::key(key.as_bytes())),
+            format!(
+                "{} holds no key {}",
+                found.source,
+                escaping::key(key.as_bytes())
+            ),
             "there is nothing to show",
             "rescue etcd keys lists what there is",
         )
@@ -210,11 +274,18 @@ fn get(command: &Get, sources: &Sources, key: &str) -> Result<Outcome> {
         let mut entry = entry(key.as_bytes(), held);
         if let Some(object) = entry.as_object_mut() {
             object.insert("schema".to_owned(), SCHEMA.into());
-            object.insert("value_base64".to_owned(), base64::engine::general_purpose::STANDARD.encode(value).into());
+            object.insert(
+                "value_base64".to_owned(),
+                base64::engine::general_purpose::STANDARD
+                    .encode(value)
+                    .into(),
+            );
         }
         println!("{entry}");
     } else if command.raw {
-        std::io::stdout().write_all(value).context("writing the value")?;
+        std::io::stdout()
+            .write_all(value)
+            .context("writing the value")?;
     } else {
         print!("{}", raw::value(value));
     }

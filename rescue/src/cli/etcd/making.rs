@@ -56,12 +56,18 @@ impl Manner<'_> {
     /// JSON is for programs, which cannot be asked.
     pub fn check(&self) -> Result<(), Stop> {
         let [yes, dry_run] = args::answers(self.yes, self.dry_run);
-        args::refuse_asking(self.json, &[yes, dry_run, (self.output.is_some(), "--output DIR")])
+        args::refuse_asking(
+            self.json,
+            &[yes, dry_run, (self.output.is_some(), "--output DIR")],
+        )
     }
 
     /// No check is asked for: what is read of etcd is read by the command itself.
     pub fn settings(&self) -> Settings {
-        let skip = catalogue().iter().map(|check| check.id().to_owned()).collect();
+        let skip = catalogue()
+            .iter()
+            .map(|check| check.id().to_owned())
+            .collect();
         Settings {
             skip,
             keep_in: self.keep_in.map(Path::to_path_buf),
@@ -150,13 +156,24 @@ impl Plan {
     ///
     /// # Errors
     /// A [`Refusal`] where nothing was changed.
-    pub fn carry_out(self, opened: Opened, disks: &[Source], manner: &Manner<'_>) -> Result<Outcome> {
-        let is_on_nodes = self.parts.iter().all(|part| self.refuse_unwritable(part, &opened.found).is_ok());
+    pub fn carry_out(
+        self,
+        opened: Opened,
+        disks: &[Source],
+        manner: &Manner<'_>,
+    ) -> Result<Outcome> {
+        let is_on_nodes = self
+            .parts
+            .iter()
+            .all(|part| self.refuse_unwritable(part, &opened.found).is_ok());
         match manner.output {
             Some(output) if !manner.dry_run => self.write_beside(&opened.found, output, manner),
             None if is_on_nodes || !manner.dry_run => self.put_in_place(opened, disks, manner),
             _ => {
-                manner.say(&format!("{}This was a dry run: nothing was changed.\n", self.text()));
+                manner.say(&format!(
+                    "{}This was a dry run: nothing was changed.\n",
+                    self.text()
+                ));
                 manner.close(&self.json(), "planned", Value::Null, Value::Null);
                 Ok(Outcome::FindingsLeft)
             }
@@ -167,7 +184,9 @@ impl Plan {
         manner.say(&self.text());
         drop(DirectorySink::create(output)?);
         // What is not whole is of no use, and stands in the way of the next attempt.
-        let made = self.write_folders(found, output).inspect_err(|_| drop(std::fs::remove_dir_all(output)))?;
+        let made = self
+            .write_folders(found, output)
+            .inspect_err(|_| drop(std::fs::remove_dir_all(output)))?;
         for made in &made {
             manner.say(&format!("Written: {}\n", made.display()));
         }
@@ -185,40 +204,79 @@ impl Plan {
             let folder = output.join(&part.name);
             drop(DirectorySink::create(&folder)?);
             let mut sink = DirectorySink::create(&folder.join("member"))?;
-            let progress = Terminal.begin(&format!("writing {}", part.name), Some(part.recipe.bytes()));
-            part.recipe.build(&sources, &mut ShownSink::new(&mut sink, &*progress))?;
+            let progress =
+                Terminal.begin(&format!("writing {}", part.name), Some(part.recipe.bytes()));
+            part.recipe
+                .build(&sources, &mut ShownSink::new(&mut sink, &*progress))?;
             drop(progress);
             let name = folder.display().to_string();
-            let guest = Guest::new(name.clone(), Rc::new(FolderTree::open(&folder)?), Vec::new());
+            let guest = Guest::new(
+                name.clone(),
+                Rc::new(FolderTree::open(&folder)?),
+                Vec::new(),
+            );
             let progress = Terminal.begin(&format!("reading {} back", part.name), None);
             let verify = || part.recipe.verify(&guest, &GuestPath::new("/member"));
-            sink.finish_beside(verify)?.with_context(|| format!("reading {name} back"))?;
+            sink.finish_beside(verify)?
+                .with_context(|| format!("reading {name} back"))?;
             drop(progress);
             made.push(folder);
         }
         if !self.uncertain.is_empty() {
             let list = output.join("uncertain-keys");
-            std::fs::write(&list, &self.uncertain).with_context(|| format!("writing {}", list.display()))?;
+            std::fs::write(&list, &self.uncertain)
+                .with_context(|| format!("writing {}", list.display()))?;
             made.push(list);
         }
         Ok(made)
     }
 
     /// The way of every plan for several nodes.
-    fn put_in_place(self, opened: Opened, disks: &[Source], manner: &Manner<'_>) -> Result<Outcome> {
+    fn put_in_place(
+        self,
+        opened: Opened,
+        disks: &[Source],
+        manner: &Manner<'_>,
+    ) -> Result<Outcome> {
         let said = self.json();
         let Opened { found, nodes } = opened;
         let plan = self.into_set(&found)?;
         // Whoever is to be written to must not be open any more.
         drop(found);
         let settings = manner.settings();
-        let session = Session { sources: disks, settings: &settings, ui: &Terminal };
-        let Manner { yes, accept_loss, dry_run, json, .. } = *manner;
-        let Some(receipt) = set::carry_out(&session, nodes, plan, Answers { yes, accept_loss, dry_run, json })? else {
+        let session = Session {
+            sources: disks,
+            settings: &settings,
+            ui: &Terminal,
+        };
+        let Manner {
+            yes,
+            accept_loss,
+            dry_run,
+            json,
+            ..
+        } = *manner;
+        let Some(receipt) = set::carry_out(
+            &session,
+            nodes,
+            plan,
+            Answers {
+                yes,
+                accept_loss,
+                dry_run,
+                json,
+            },
+        )?
+        else {
             manner.close(&said, "planned", Value::Null, Value::Null);
             return Ok(Outcome::FindingsLeft);
         };
-        manner.close(&said, "done", json!(format!("run {}", receipt.run)), report::receipt_json(&receipt));
+        manner.close(
+            &said,
+            "done",
+            json!(format!("run {}", receipt.run)),
+            report::receipt_json(&receipt),
+        );
         Ok(set::outcome(Some(&receipt)))
     }
 
@@ -230,11 +288,27 @@ impl Plan {
                 source: member.source.clone(),
                 name: member.node.clone().unwrap_or_else(|| part.name.clone()),
                 details: part.details.clone(),
-                changes: vec![Change::replace_folder(&member.guest, &member.place.member(), Rc::clone(&part.recipe))?],
+                changes: vec![Change::replace_folder(
+                    &member.guest,
+                    &member.place.member(),
+                    Rc::clone(&part.recipe),
+                )?],
             });
         }
-        let Self { summary, guarantee, notes, .. } = self;
-        Ok(SetPlan { summary, guarantee, why: Vec::new(), notes, parts, afterwards: Vec::new() })
+        let Self {
+            summary,
+            guarantee,
+            notes,
+            ..
+        } = self;
+        Ok(SetPlan {
+            summary,
+            guarantee,
+            why: Vec::new(),
+            notes,
+            parts,
+            afterwards: Vec::new(),
+        })
     }
 
     /// A copy of a data folder belongs to no node: what is made of it is written beside it.
@@ -262,5 +336,9 @@ impl Plan {
 
 /// "1.2 GiB, of which 0.3 GiB are free pages".
 pub fn sizes(size: u64, in_use: u64) -> String {
-    format!("{}, of which {} are free pages", units::bytes(size), units::bytes(size.saturating_sub(in_use)))
+    format!(
+        "{}, of which {} are free pages",
+        units::bytes(size),
+        units::bytes(size.saturating_sub(in_use))
+    )
 }

@@ -119,11 +119,18 @@ impl Disks {
             None => Opened::default(),
         };
         let found = &opened.found;
-        let data: Vec<MemberData> = found.iter().map(|found| MemberData::read(&found.guest, &found.place)).collect();
+        let data: Vec<MemberData> = found
+            .iter()
+            .map(|found| MemberData::read(&found.guest, &found.place))
+            .collect();
         for (found, data) in found.iter().zip(&data) {
             refuse_foreign_log(found, data)?;
         }
-        let count = if found.is_empty() { asked.member.len() } else { found.len() };
+        let count = if found.is_empty() {
+            asked.member.len()
+        } else {
+            found.len()
+        };
         if !matches!(count, 1 | 3 | 5 | 7) {
             return Err(Refusal::new(
                 format!("{} to be members", units::count(count, "machine is", "machines are")),
@@ -133,7 +140,11 @@ impl Disks {
             .into());
         }
         let targets = match asked.member {
-            [] => found.iter().zip(&data).map(|(found, data)| Target::of(found, data)).collect::<Result<_>>()?,
+            [] => found
+                .iter()
+                .zip(&data)
+                .map(|(found, data)| Target::of(found, data))
+                .collect::<Result<_>>()?,
             named if named.len() == count => named.to_vec(),
             named => {
                 return Err(Refusal::new(
@@ -147,16 +158,29 @@ impl Disks {
                 .into());
             }
         };
-        Ok(Self { opened, data, targets })
+        Ok(Self {
+            opened,
+            data,
+            targets,
+        })
     }
 
     /// Voters that none of the disks holds.
     fn absent(&self, known: &Facts) -> Vec<(u64, String)> {
-        let there: Vec<u64> = self.data.iter().filter_map(|data| Some(data.log.identity?.member)).collect();
-        let listed = self.data.iter().map(|data| data.membership().0).chain([known.members.clone()]);
+        let there: Vec<u64> = self
+            .data
+            .iter()
+            .filter_map(|data| Some(data.log.identity?.member))
+            .collect();
+        let listed = self
+            .data
+            .iter()
+            .map(|data| data.membership().0)
+            .chain([known.members.clone()]);
         let mut absent: Vec<(u64, String)> = Vec::new();
         for member in listed.flat_map(|members| members.list.into_values()) {
-            let is_here = there.contains(&member.id) || self.targets.iter().any(|target| target.name == member.name);
+            let is_here = there.contains(&member.id)
+                || self.targets.iter().any(|target| target.name == member.name);
             if !is_here && !member.is_learner && absent.iter().all(|(id, _)| *id != member.id) {
                 absent.push((member.id, member.name));
             }
@@ -207,11 +231,23 @@ pub(super) fn make(
     choose: impl FnOnce(&Disks, &folder::Sources<'_>) -> Result<Chosen>,
 ) -> Result<Outcome> {
     let disks = Disks::look(asked)?;
-    let guests: Vec<_> = disks.opened.found.iter().map(|found| &found.guest).collect();
+    let guests: Vec<_> = disks
+        .opened
+        .found
+        .iter()
+        .map(|found| &found.guest)
+        .collect();
     let readable = folder::Sources::new(guests);
     let mut chosen = choose(&disks, &readable)?;
-    chosen.notes.extend(refuse_strangers(asked, &disks, &chosen.origin)?);
-    if let Some(version) = chosen.facts.storage_version.as_ref().filter(|_| !asked.unproven) {
+    chosen
+        .notes
+        .extend(refuse_strangers(asked, &disks, &chosen.origin)?);
+    if let Some(version) = chosen
+        .facts
+        .storage_version
+        .as_ref()
+        .filter(|_| !asked.unproven)
+    {
         return Err(Refusal::new(
             format!("the database is of format {version}"),
             "rebuilding etcd 3.6 and later has not been proved on a real one",
@@ -222,11 +258,15 @@ pub(super) fn make(
     let absent = disks.absent(&chosen.facts);
     refuse_absent(asked, &absent)?;
     if chosen.facts.auth_enabled {
-        chosen.notes.push("Authentication is on in it and stays on, with its users and roles.".to_owned());
+        chosen
+            .notes
+            .push("Authentication is on in it and stays on, with its users and roles.".to_owned());
     }
     chosen.guarantee.raises_revision = asked.bump > 0;
     chosen.guarantee.missing = absent.iter().map(|(id, name)| shown(*id, name)).collect();
-    chosen.notes.extend(later_logs(&disks, &chosen.facts, asked.is_salvage));
+    chosen
+        .notes
+        .extend(later_logs(&disks, &chosen.facts, asked.is_salvage));
     if asked.bump > 0 {
         chosen.notes.push(format!(
             "The new cluster begins at revision {}, all history before is compacted: clients that watched the old one list anew.",
@@ -237,7 +277,11 @@ pub(super) fn make(
     let Disks { opened, data, .. } = disks;
     // They hold files of the disks open.
     drop(data);
-    plan.carry_out(opened, asked.sources.as_ref().map_or(&[], |sources| &sources.disks), &asked.manner)
+    plan.carry_out(
+        opened,
+        asked.sources.as_ref().map_or(&[], |sources| &sources.disks),
+        &asked.manner,
+    )
 }
 
 /// A disk that shares no key with the others gets nothing of this cluster, and gives nothing to it; nor does one whose database replaces a
@@ -247,7 +291,9 @@ fn refuse_strangers(asked: &Asked<'_>, disks: &Disks, origin: &Origin) -> Result
     let found = &disks.opened.found;
     let claims = claims::claims_of(found, &disks.data, &asked.manner.settings())?;
     let donor = match origin {
-        Origin::Guest { source, .. } => found.iter().position(|found| found.guest.source == *source),
+        Origin::Guest { source, .. } => {
+            found.iter().position(|found| found.guest.source == *source)
+        }
         Origin::Local(_) => None,
     };
     let others = 0..claims.len();
@@ -255,7 +301,9 @@ fn refuse_strangers(asked: &Asked<'_>, disks: &Disks, origin: &Origin) -> Result
     let reference = match donor {
         Some(donor) => donor,
         None if asked.manner.output.is_some() => return Ok(Vec::new()),
-        None => (0..claims.len()).find(|number| !claims[*number].proven.is_empty()).unwrap_or(0),
+        None => (0..claims.len())
+            .find(|number| !claims[*number].proven.is_empty())
+            .unwrap_or(0),
     };
     let judged = |receiver: usize| match donor {
         Some(donor) => trust::lends(&claims, donor, receiver),
@@ -265,35 +313,65 @@ fn refuse_strangers(asked: &Asked<'_>, disks: &Disks, origin: &Origin) -> Result
     for receiver in others.filter(|number| *number != reference) {
         let Err(why) = judged(receiver) else { continue };
         let is_receivers = donor.is_none()
-            || (why == Why::NoKey && claims[receiver].proven.is_empty() && !claims[reference].proven.is_empty());
-        let (doubted, beside) = if is_receivers { (receiver, reference) } else { (reference, receiver) };
-        let left = LeftOut { doubted: vec![doubted], beside: vec![beside], why, matters: true };
+            || (why == Why::NoKey
+                && claims[receiver].proven.is_empty()
+                && !claims[reference].proven.is_empty());
+        let (doubted, beside) = if is_receivers {
+            (receiver, reference)
+        } else {
+            (reference, receiver)
+        };
+        let left = LeftOut {
+            doubted: vec![doubted],
+            beside: vec![beside],
+            why,
+            matters: true,
+        };
         let Refusal { saw, next, .. } = claims::refusal(&left, &claims);
         let means = "the new cluster would carry what is on one of them to the other".to_owned();
         let next = format!("leave its disk out; {next}");
         return Err(Refusal { saw, means, next }.into());
     }
-    let trusted = claims.iter().filter(|claim| claim.is_trusted && claims.len() > 1);
+    let trusted = claims
+        .iter()
+        .filter(|claim| claim.is_trusted && claims.len() > 1);
     Ok(trusted
-        .map(|claim| format!("{} counts as a member of this etcd on your word (--trust).", claim.shown))
+        .map(|claim| {
+            format!(
+                "{} counts as a member of this etcd on your word (--trust).",
+                claim.shown
+            )
+        })
         .collect())
 }
 
 fn shown(id: u64, name: &str) -> String {
-    if name.is_empty() { format!("{id:x}") } else { name.to_owned() }
+    if name.is_empty() {
+        format!("{id:x}")
+    } else {
+        name.to_owned()
+    }
 }
 
 /// Old members that are still somewhere are a majority of the old cluster, whatever is made here.
 fn refuse_absent(asked: &Asked<'_>, absent: &[(u64, String)]) -> Result<()> {
     let alive: Vec<String> = absent
         .iter()
-        .filter(|(id, name)| !asked.declare_dead.iter().any(|dead| dead == name || *dead == format!("{id:x}")))
+        .filter(|(id, name)| {
+            !asked
+                .declare_dead
+                .iter()
+                .any(|dead| dead == name || *dead == format!("{id:x}"))
+        })
         .map(|(id, name)| shown(*id, name))
         .collect();
     if alive.is_empty() || asked.manner.output.is_some() || asked.manner.dry_run {
         return Ok(());
     }
-    let flags: Vec<String> = alive.iter().map(|name| format!("--declare-dead {name}")).collect();
+    let flags: Vec<String> = alive
+        .iter()
+        .map(|name| format!("--declare-dead {name}"))
+        .collect();
     Err(Refusal::new(
         format!("{} of the old cluster not given", units::count(alive.len(), "member is", "members are")),
         format!(
@@ -308,22 +386,46 @@ fn refuse_absent(asked: &Asked<'_>, absent: &[(u64, String)]) -> Result<()> {
 /// What logs hold beyond the database.
 fn later_logs(disks: &Disks, facts: &Facts, is_salvage: bool) -> Vec<String> {
     let later = |(found, data): (&Found, &MemberData)| {
-        let more =
-            data.log.last.checked_sub(facts.consistent_index).filter(|more| *more > 0 && !data.log.is_empty())?;
+        let more = data
+            .log
+            .last
+            .checked_sub(facts.consistent_index)
+            .filter(|more| *more > 0 && !data.log.is_empty())?;
         Some(format!(
             "The log on {} holds {} more than the database; they are not taken over{}.",
             found.source,
-            units::count(usize::try_from(more).unwrap_or(usize::MAX), "entry", "entries"),
-            if is_salvage { "" } else { " (rescue repair, given all disks, takes them over where it can)" }
+            units::count(
+                usize::try_from(more).unwrap_or(usize::MAX),
+                "entry",
+                "entries"
+            ),
+            if is_salvage {
+                ""
+            } else {
+                " (rescue repair, given all disks, takes them over where it can)"
+            }
         ))
     };
-    disks.opened.found.iter().zip(&disks.data).filter_map(later).collect()
+    disks
+        .opened
+        .found
+        .iter()
+        .zip(&disks.data)
+        .filter_map(later)
+        .collect()
 }
 
 fn plan(asked: &Asked<'_>, disks: &Disks, chosen: Chosen) -> Result<Plan> {
-    let token = format!("rescue-{}", new_run_id(args::with_now(asked.manner.now).now));
+    let token = format!(
+        "rescue-{}",
+        new_run_id(args::with_now(asked.manner.now).now)
+    );
     let cluster = NewCluster::new(&disks.targets, &token)?;
-    let form = if chosen.facts.consistent_index == 0 { Form::V3_5 } else { form(&chosen.facts) };
+    let form = if chosen.facts.consistent_index == 0 {
+        Form::V3_5
+    } else {
+        form(&chosen.facts)
+    };
     let parts: Vec<Part> = disks
         .targets
         .iter()
@@ -352,9 +454,16 @@ fn plan(asked: &Asked<'_>, disks: &Disks, chosen: Chosen) -> Result<Plan> {
     for part in &parts {
         refuse_odd_name(&part.name)?;
     }
-    let names: Vec<&str> = disks.targets.iter().map(|target| target.name.as_str()).collect();
-    let verb =
-        if asked.is_salvage { "make a new etcd cluster from what is left of" } else { "make a new etcd cluster from" };
+    let names: Vec<&str> = disks
+        .targets
+        .iter()
+        .map(|target| target.name.as_str())
+        .collect();
+    let verb = if asked.is_salvage {
+        "make a new etcd cluster from what is left of"
+    } else {
+        "make a new etcd cluster from"
+    };
     Ok(Plan {
         summary: format!("{verb} {}, on {}", chosen.origin, names.join(", ")),
         guarantee: chosen.guarantee,

@@ -27,13 +27,27 @@ impl Opened {
     /// As of [`Sources::members`]; a [`crate::base::refusal::Refusal`] where an earlier repair was cut off.
     pub fn look(sources: &Sources, manner: &Manner<'_>) -> Result<Self> {
         if manner.output.is_some() || sources.disks.is_empty() {
-            return Ok(Self { found: sources.members()?.0, nodes: Vec::new() });
+            return Ok(Self {
+                found: sources.members()?.0,
+                nodes: Vec::new(),
+            });
         }
         read_only::protect(&sources.disks);
         let settings = manner.settings();
-        let session = Session { sources: &sources.disks, settings: &settings, ui: &Terminal };
+        let session = Session {
+            sources: &sources.disks,
+            settings: &settings,
+            ui: &Terminal,
+        };
         let nodes = session.inspect()?.nodes;
-        nodes.iter().try_for_each(|node| unfinished::refuse(node, &session))?;
-        Ok(Self { found: sources.members_on(nodes.iter().map(|node| (&node.guest, &node.node)))?.0, nodes })
+        nodes
+            .iter()
+            .try_for_each(|node| unfinished::refuse(node, &session))?;
+        Ok(Self {
+            found: sources
+                .members_on(nodes.iter().map(|node| (&node.guest, &node.node)))?
+                .0,
+            nodes,
+        })
     }
 }

@@ -86,7 +86,8 @@ pub struct Rebuild {
 pub fn run(command: &Rebuild) -> Result<Result<Outcome>, Stop> {
     if command.from.is_some() && command.db_only {
         return Err(Stop::Usage(
-            "--from names the database; --db-only takes one from the disks: give one of them".to_owned(),
+            "--from names the database; --db-only takes one from the disks: give one of them"
+                .to_owned(),
         ));
     }
     let asked = asked!(command, false, "rebuild --db-only");
@@ -114,7 +115,9 @@ fn sound(command: &Rebuild, disks: &Disks, readable: &folder::Sources<'_>) -> Re
     let file = origin.open(readable)?;
     let mut notes = Vec::new();
     match trailer(&file)? {
-        Trailer::Sound => notes.push(format!("{origin} is a saved snapshot, and its checksum is right.")),
+        Trailer::Sound => notes.push(format!(
+            "{origin} is a saved snapshot, and its checksum is right."
+        )),
         Trailer::None => {}
         Trailer::Wrong => {
             return Err(Refusal::new(
@@ -134,7 +137,12 @@ fn sound(command: &Rebuild, disks: &Disks, readable: &folder::Sources<'_>) -> Re
         Ok((facts, seen))
     });
     let (facts, seen) = looked.map_err(|fault| damaged(&origin.to_string(), &fault))?;
-    let Contained { keys, revisions, last_write, bytes } = seen;
+    let Contained {
+        keys,
+        revisions,
+        last_write,
+        bytes,
+    } = seen;
     let guarantee = Guarantee {
         revision: Some(facts.revision),
         newest_write: last_write.as_ref().map(|write| write.time),
@@ -150,7 +158,16 @@ fn sound(command: &Rebuild, disks: &Disks, readable: &folder::Sources<'_>) -> Re
         "last_write": last_write,
     });
     let bytes = bytes.saturating_mul(5) / 4 + (1 << 20);
-    Ok(Chosen { origin, revision: facts.revision, facts, bytes, guarantee, notes, json, uncertain: Vec::new() })
+    Ok(Chosen {
+        origin,
+        revision: facts.revision,
+        facts,
+        bytes,
+        guarantee,
+        notes,
+        json,
+        uncertain: Vec::new(),
+    })
 }
 
 /// What is in the database, as far as it was read.
@@ -164,15 +181,31 @@ struct Contained {
 
 fn read_whole(backend: &Backend, facts: &Facts, origin: &Origin) -> Result<Contained, Fault> {
     let progress = Terminal.begin(&format!("checking {origin}"), Some(backend.db.size()));
-    let Survey { check, keys, revisions, last_write, .. } = survey(backend, facts, facts.compacted, &*progress)?;
+    let Survey {
+        check,
+        keys,
+        revisions,
+        last_write,
+        ..
+    } = survey(backend, facts, facts.compacted, &*progress)?;
     let bytes = check.pages.saturating_mul(backend.db.meta().page_size);
-    Ok(Contained { keys, revisions: Some(revisions), last_write, bytes })
+    Ok(Contained {
+        keys,
+        revisions: Some(revisions),
+        last_write,
+        bytes,
+    })
 }
 
 /// Where nobody is asked and nothing is replaced, one reading is enough: every page is checked while the new database is written from it.
 fn glanced_at(backend: &Backend, facts: &Facts) -> Result<Contained, Fault> {
     let last_write = last_written(backend, facts)?;
-    Ok(Contained { keys: None, revisions: None, last_write, bytes: backend.db.size() })
+    Ok(Contained {
+        keys: None,
+        revisions: None,
+        last_write,
+        bytes: backend.db.size(),
+    })
 }
 
 fn damaged(origin: &str, fault: &Fault) -> Refusal {
@@ -185,7 +218,12 @@ fn damaged(origin: &str, fault: &Fault) -> Refusal {
 
 /// By the last entry that is in it.
 fn newest_database(disks: &Disks) -> Result<Origin> {
-    let open = disks.opened.found.iter().zip(&disks.data).filter(|(_, data)| matches!(data.stored, Stored::Open(_)));
+    let open = disks
+        .opened
+        .found
+        .iter()
+        .zip(&disks.data)
+        .filter(|(_, data)| matches!(data.stored, Stored::Open(_)));
     let Some((found, data)) = open.max_by_key(|(_, data)| data.consistent_index()) else {
         return Err(Refusal::new(
             "no database on the disks can be opened",

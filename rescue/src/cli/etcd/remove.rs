@@ -66,24 +66,55 @@ pub struct RemoveMember {
 pub fn run(command: &RemoveMember) -> Result<Result<Outcome>, Stop> {
     let sources = args::sources(&command.src, &command.root)?;
     args::refuse_asking(command.json, &args::answers(command.yes, command.dry_run))?;
-    let settings =
-        Settings { keep_in: command.keep_in.clone(), trust: command.trust.clone(), ..args::with_now(command.now) };
+    let settings = Settings {
+        keep_in: command.keep_in.clone(),
+        trust: command.trust.clone(),
+        ..args::with_now(command.now)
+    };
     read_only::protect(&sources);
-    let session = Session { sources: &sources, settings: &settings, ui: &Terminal };
+    let session = Session {
+        sources: &sources,
+        settings: &settings,
+        ui: &Terminal,
+    };
     Ok(hold(command, &session))
 }
 
 fn hold(command: &RemoveMember, session: &Session<'_>) -> Result<Outcome> {
     let nodes = session.inspect()?.nodes;
-    nodes.iter().try_for_each(|node| unfinished::refuse(node, session))?;
-    let wishes = SetWishes { declare_dead: command.declare_dead.clone(), unproven: command.unproven };
+    nodes
+        .iter()
+        .try_for_each(|node| unfinished::refuse(node, session))?;
+    let wishes = SetWishes {
+        declare_dead: command.declare_dead.clone(),
+        unproven: command.unproven,
+    };
     let plan = plan_removal(&nodes, &command.member, &wishes, session.ui)?;
     let planned = report::plan_json(&plan);
-    let RemoveMember { yes, accept_loss, dry_run, json, .. } = *command;
-    let receipt = set::carry_out(session, nodes, plan, Answers { yes, accept_loss, dry_run, json })?;
+    let RemoveMember {
+        yes,
+        accept_loss,
+        dry_run,
+        json,
+        ..
+    } = *command;
+    let receipt = set::carry_out(
+        session,
+        nodes,
+        plan,
+        Answers {
+            yes,
+            accept_loss,
+            dry_run,
+            json,
+        },
+    )?;
     if json {
         let done = receipt.as_ref().map(report::receipt_json);
-        println!("{}", serde_json::json!({"schema": SCHEMA, "plan": planned, "receipt": done}));
+        println!(
+            "{}",
+            serde_json::json!({"schema": SCHEMA, "plan": planned, "receipt": done})
+        );
     }
     Ok(set::outcome(receipt.as_ref()))
 }

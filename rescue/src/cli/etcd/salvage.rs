@@ -88,16 +88,27 @@ pub struct SalvageCommand {
 pub fn run(command: &SalvageCommand) -> Result<Result<Outcome>, Stop> {
     let asked = asked!(command, true, "salvage");
     asked.manner.check()?;
-    Ok(make(&asked, |disks, readable| salvaged(command, disks, readable)))
+    Ok(make(&asked, |disks, readable| {
+        salvaged(command, disks, readable)
+    }))
 }
 
-fn salvaged(command: &SalvageCommand, disks: &Disks, readable: &folder::Sources<'_>) -> Result<Chosen> {
-    let origin = match (&command.from, disks.opened.found.first(), disks.data.first()) {
+fn salvaged(
+    command: &SalvageCommand,
+    disks: &Disks,
+    readable: &folder::Sources<'_>,
+) -> Result<Chosen> {
+    let origin = match (
+        &command.from,
+        disks.opened.found.first(),
+        disks.data.first(),
+    ) {
         (Some(path), ..) => Origin::Local(path.clone()),
         (None, Some(found), Some(data)) => Origin::in_guest(&found.guest, &data.place.db())?,
         _ => bail!("no database given"),
     };
-    let sound = Backend::open(origin.open(readable)?).and_then(|backend| backend.db.check(&mut |_, _| {}));
+    let sound =
+        Backend::open(origin.open(readable)?).and_then(|backend| backend.db.check(&mut |_, _| {}));
     if sound.is_ok() {
         return Err(Refusal::new(
             format!("every page of {origin} is sound"),
@@ -124,16 +135,30 @@ fn salvaged(command: &SalvageCommand, disks: &Disks, readable: &folder::Sources<
     drop(progress);
     let mut facts = salvage.facts.clone();
     facts.revision = report.revision;
-    let mut guarantee = Guarantee { revision: Some(report.revision), ..Guarantee::new(Level::G4) };
+    let mut guarantee = Guarantee {
+        revision: Some(report.revision),
+        ..Guarantee::new(Level::G4)
+    };
     guarantee.also = told(&report, &named);
     let json = json!({ "origin": origin.to_string(), "salvage": report, "uncertain_keys": named });
     let bytes = size.saturating_mul(5) / 4 + (1 << 20);
-    Ok(Chosen { origin, revision: report.revision, facts, bytes, guarantee, notes: Vec::new(), json, uncertain })
+    Ok(Chosen {
+        origin,
+        revision: report.revision,
+        facts,
+        bytes,
+        guarantee,
+        notes: Vec::new(),
+        json,
+        uncertain,
+    })
 }
 
 /// What was salvaged, in sentences.
 fn told(report: &Report, named: &[String]) -> Vec<String> {
-    let count = |number: u64, one, many| units::count(usize::try_from(number).unwrap_or(usize::MAX), one, many);
+    let count = |number: u64, one, many| {
+        units::count(usize::try_from(number).unwrap_or(usize::MAX), one, many)
+    };
     let mut lines = vec![match (report.is_whole, report.has_tree) {
         (true, _) => format!(
             "A root was found whose tree is whole, at entry {}: {}.",
@@ -177,7 +202,11 @@ fn told(report: &Report, named: &[String]) -> Vec<String> {
     }
     if report.uncertain_keys > 0 {
         let more = report.uncertain_keys.saturating_sub(named.len() as u64);
-        let more = if more > 0 { format!(", and {more} more (all are listed with --output)") } else { String::new() };
+        let more = if more > 0 {
+            format!(", and {more} more (all are listed with --output)")
+        } else {
+            String::new()
+        };
         lines.push(format!(
             "Uncertain: {}, whose newest value lies on no page that the tree leads to: {}{more}.",
             count(report.uncertain_keys, "key", "keys"),
@@ -185,9 +214,16 @@ fn told(report: &Report, named: &[String]) -> Vec<String> {
         ));
     }
     if !report.damaged_buckets.is_empty() {
-        lines.push(format!("Damaged or lost beside the keys: {}.", report.damaged_buckets.join(", ")));
+        lines.push(format!(
+            "Damaged or lost beside the keys: {}.",
+            report.damaged_buckets.join(", ")
+        ));
     }
-    if report.damaged_buckets.iter().any(|bucket| bucket.starts_with("auth")) {
+    if report
+        .damaged_buckets
+        .iter()
+        .any(|bucket| bucket.starts_with("auth"))
+    {
         lines
             .push("Users and roles may be lost: whoever can reach etcd may then read and write everything.".to_owned());
     }
@@ -198,7 +234,9 @@ fn told(report: &Report, named: &[String]) -> Vec<String> {
         ));
     }
     if report.is_cut {
-        lines.push("There are more pages of history than are kept: not all of them were used.".to_owned());
+        lines.push(
+            "There are more pages of history than are kept: not all of them were used.".to_owned(),
+        );
     }
     lines
 }
@@ -208,7 +246,21 @@ fn ranges(all: &[(i64, i64)]) -> String {
     let shown: Vec<String> = all
         .iter()
         .take(10)
-        .map(|(from, to)| if from == to { from.to_string() } else { format!("{from} to {to}") })
+        .map(|(from, to)| {
+            if from == to {
+                from.to_string()
+            } else {
+                format!("{from} to {to}")
+            }
+        })
         .collect();
-    format!("{}{}", shown.join(", "), if all.len() > shown.len() { ", and more" } else { "" })
+    format!(
+        "{}{}",
+        shown.join(", "),
+        if all.len() > shown.len() {
+            ", and more"
+        } else {
+            ""
+        }
+    )
 }

@@ -27,9 +27,22 @@ pub struct Sources {
 
 impl Sources {
     /// At least one is needed; `command` as the user would type it, for the example where there is none.
-    pub fn new(disks: &[PathBuf], roots: &[PathBuf], data_dirs: &[PathBuf], command: &str) -> Result<Self, Stop> {
-        let disks = disks.iter().cloned().map(Source::Disk).chain(roots.iter().cloned().map(Source::Root)).collect();
-        let sources = Self { disks, data_dirs: data_dirs.to_vec() };
+    pub fn new(
+        disks: &[PathBuf],
+        roots: &[PathBuf],
+        data_dirs: &[PathBuf],
+        command: &str,
+    ) -> Result<Self, Stop> {
+        let disks = disks
+            .iter()
+            .cloned()
+            .map(Source::Disk)
+            .chain(roots.iter().cloned().map(Source::Root))
+            .collect();
+        let sources = Self {
+            disks,
+            data_dirs: data_dirs.to_vec(),
+        };
         if sources.disks.is_empty() && sources.data_dirs.is_empty() {
             return Err(Stop::Usage(format!(
                 "no disk given. Name the disks of control planes (rescue etcd {command} /dev/sdb /dev/sdc /dev/sdd), a mounted guest \
@@ -44,7 +57,11 @@ impl Sources {
     /// # Errors
     /// A [`Refusal`] where there is no member at all, or where etcd is running on one.
     pub fn members(&self) -> Result<(Vec<Found>, Vec<String>)> {
-        let guests = if self.disks.is_empty() { Vec::new() } else { guest::discover(&self.disks)?.guests };
+        let guests = if self.disks.is_empty() {
+            Vec::new()
+        } else {
+            guest::discover(&self.disks)?.guests
+        };
         let nodes: Vec<Node> = guests.iter().map(Node::read).collect();
         self.members_on(guests.iter().zip(&nodes))
     }
@@ -96,7 +113,13 @@ fn in_folder(data_dir: &Path) -> Result<Found> {
         )
         .into());
     }
-    Ok(Found { source: name, node: None, guest, place, launch: None })
+    Ok(Found {
+        source: name,
+        node: None,
+        guest,
+        place,
+        launch: None,
+    })
 }
 
 /// Pages that change while they are read look damaged.
@@ -109,9 +132,14 @@ fn refuse_running(member: &Found) -> Result<()> {
             Some(_) => return None,
             None => PathBuf::from(&guest.source),
         };
-        Some((std::fs::metadata(folder).ok()?.dev(), guest.tree().lstat(real.as_path()).ok()?.ino?))
+        Some((
+            std::fs::metadata(folder).ok()?.dev(),
+            guest.tree().lstat(real.as_path()).ok()?.ino?,
+        ))
     };
-    let Some((device, inode)) = device(&member.guest, &member.place.db()) else { return Ok(()) };
+    let Some((device, inode)) = device(&member.guest, &member.place.db()) else {
+        return Ok(());
+    };
     match HeldOpen::scan().holder(device, inode) {
         None => Ok(()),
         Some(holder) => Err(Refusal::new(

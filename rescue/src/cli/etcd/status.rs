@@ -54,19 +54,39 @@ fn show(command: &Status, sources: &Sources) -> Result<Outcome> {
     let (found, without) = sources.members()?;
     let mut cluster = status_shown(&found, !command.quick, &Terminal);
     if found.len() > 1 {
-        let settings = Settings { trust: command.trust.clone(), ..args::with_now(command.now) };
-        let claims = claims::claims_of(&found, cluster.members.iter().map(|member| &member.data), &settings)?;
-        let left_out = units(&claims).left_out.into_iter().filter(|left| left.matters);
+        let settings = Settings {
+            trust: command.trust.clone(),
+            ..args::with_now(command.now)
+        };
+        let claims = claims::claims_of(
+            &found,
+            cluster.members.iter().map(|member| &member.data),
+            &settings,
+        )?;
+        let left_out = units(&claims)
+            .left_out
+            .into_iter()
+            .filter(|left| left.matters);
         cluster.left_out = left_out.map(|left| claims::note(&left, &claims)).collect();
     }
     if command.json {
         println!("{}", json::etcd_status(&cluster, &without));
     } else {
-        let style = text::Style { colours: colours(), details: false };
-        print!("{}", etcd::status(&cluster, args::with_now(command.now).now, &style));
+        let style = text::Style {
+            colours: colours(),
+            details: false,
+        };
+        print!(
+            "{}",
+            etcd::status(&cluster, args::with_now(command.now).now, &style)
+        );
         for node in &without {
             println!("No etcd member on {node}.");
         }
     }
-    Ok(if cluster.is_healthy() { Outcome::Clean } else { Outcome::FindingsLeft })
+    Ok(if cluster.is_healthy() {
+        Outcome::Clean
+    } else {
+        Outcome::FindingsLeft
+    })
 }

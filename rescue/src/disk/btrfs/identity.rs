@@ -14,7 +14,9 @@ use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::superblock::{self, FSID, HAS_METADATA_UUID, INCOMPATIBLE, LENGTH, METADATA_UUID, OFFSET};
+use super::superblock::{
+    self, FSID, HAS_METADATA_UUID, INCOMPATIBLE, LENGTH, METADATA_UUID, OFFSET,
+};
 use crate::base::refusal::Refusal;
 use crate::base::sys;
 use crate::disk::ReadAt;
@@ -31,10 +33,15 @@ impl UnderOwnUuid {
     /// Over a btrfs. One whose checksum is of a kind that is not computed here keeps its UUID: it is returned as it is.
     pub fn over(below: Arc<dyn ReadAt>) -> Result<Arc<dyn ReadAt>> {
         let mut raw = vec![0; LENGTH];
-        below.read_exact_at(&mut raw, OFFSET).context("reading the btrfs superblock")?;
+        below
+            .read_exact_at(&mut raw, OFFSET)
+            .context("reading the btrfs superblock")?;
         let mut own = [0; 16];
         let filled = rustix::rand::getrandom(&mut own, rustix::rand::GetRandomFlags::empty());
-        anyhow::ensure!(filled.is_ok_and(|length| length == own.len()), "making a UUID: no random numbers");
+        anyhow::ensure!(
+            filled.is_ok_and(|length| length == own.len()),
+            "making a UUID: no random numbers"
+        );
         match with_uuid(&raw, &own) {
             Some(superblock) => Ok(Arc::new(Self { below, superblock })),
             None => Ok(below),
@@ -52,9 +59,13 @@ fn with_uuid(raw: &[u8], own: &[u8; 16]) -> Option<Vec<u8>> {
     let features = le64(raw, INCOMPATIBLE);
     if features & HAS_METADATA_UUID == 0 {
         let was = raw.get(FSID..FSID + 16)?;
-        changed.get_mut(METADATA_UUID..METADATA_UUID + 16)?.copy_from_slice(was);
+        changed
+            .get_mut(METADATA_UUID..METADATA_UUID + 16)?
+            .copy_from_slice(was);
         let features = (features | HAS_METADATA_UUID).to_le_bytes();
-        changed.get_mut(INCOMPATIBLE..INCOMPATIBLE + 8)?.copy_from_slice(&features);
+        changed
+            .get_mut(INCOMPATIBLE..INCOMPATIBLE + 8)?
+            .copy_from_slice(&features);
     }
     changed.get_mut(FSID..FSID + 16)?.copy_from_slice(own);
     let sum = superblock::checksum(&changed)?;
@@ -85,7 +96,9 @@ impl ReadAt for UnderOwnUuid {
 
 impl std::fmt::Debug for UnderOwnUuid {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("UnderOwnUuid").field("uuid", &uuid(&self.superblock, FSID)).finish_non_exhaustive()
+        f.debug_struct("UnderOwnUuid")
+            .field("uuid", &uuid(&self.superblock, FSID))
+            .finish_non_exhaustive()
     }
 }
 
@@ -95,16 +108,21 @@ impl std::fmt::Debug for UnderOwnUuid {
 /// # Errors
 /// [`Refusal`] (by downcast) where it does not.
 pub fn expect_on_device(root: impl AsFd, device: &Path) -> Result<()> {
-    let wanted = rustix::fs::stat(device).with_context(|| format!("looking at {}", device.display()))?.st_rdev;
+    let wanted = rustix::fs::stat(device)
+        .with_context(|| format!("looking at {}", device.display()))?
+        .st_rdev;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::openat(root, ".", flags, Mode::empty()).context("opening the top level of the btrfs")?;
-    let (highest, count) =
-        sys::btrfs_devices(root.as_fd()).context("asking the kernel for the devices of the btrfs")?;
+    let root = rustix::fs::openat(root, ".", flags, Mode::empty())
+        .context("opening the top level of the btrfs")?;
+    let (highest, count) = sys::btrfs_devices(root.as_fd())
+        .context("asking the kernel for the devices of the btrfs")?;
     let mut others = Vec::new();
     let mut found = 0;
     // Numbers of devices begin at 1 and are not reused; a file system that was converted or mended has gaps.
     for number in 0..=highest.min(1024) {
-        let Ok(path) = sys::btrfs_device_path(root.as_fd(), number) else { continue };
+        let Ok(path) = sys::btrfs_device_path(root.as_fd(), number) else {
+            continue;
+        };
         found += 1;
         let path = std::path::PathBuf::from(path);
         if rustix::fs::stat(&path).map(|stat| stat.st_rdev) != Ok(wanted) {
@@ -114,7 +132,11 @@ pub fn expect_on_device(root: impl AsFd, device: &Path) -> Result<()> {
     if others.is_empty() && found == 1 && count == 1 {
         return Ok(());
     }
-    let others = if others.is_empty() { format!("{count} devices") } else { others.join(" and ") };
+    let others = if others.is_empty() {
+        format!("{count} devices")
+    } else {
+        others.join(" and ")
+    };
     Err(Refusal::new(
         format!("the kernel mounted {others} in the place of {}", device.display()),
         "another disk with the same btrfs UUID is attached to this machine; the wrong one might be written to; nothing was changed",
@@ -125,8 +147,9 @@ pub fn expect_on_device(root: impl AsFd, device: &Path) -> Result<()> {
 
 /// Says what it means where the kernel would not mount `device` because it knows another one by the same UUID.
 pub fn explain_known(error: anyhow::Error, device: &Path, uuid: Option<&str>) -> anyhow::Error {
-    let known =
-        |cause: &(dyn std::error::Error + 'static)| matches!(cause.downcast_ref(), Some(&(Errno::EXIST | Errno::BUSY)));
+    let known = |cause: &(dyn std::error::Error + 'static)| {
+        matches!(cause.downcast_ref(), Some(&(Errno::EXIST | Errno::BUSY)))
+    };
     if !error.chain().any(known) {
         return error;
     }
@@ -145,12 +168,16 @@ pub fn explain_known(error: anyhow::Error, device: &Path, uuid: Option<&str>) ->
 pub fn open_subvolume(top_level: impl AsFd, path: &Path, id: u64) -> Result<OwnedFd> {
     let confined = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let relative = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let relative = if path.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        path
+    };
     let shown = crate::disk::shown(path);
     let folder = rustix::fs::openat2(top_level, relative, flags, Mode::empty(), confined)
         .with_context(|| format!("opening the subvolume /{shown}"))?;
-    let there =
-        sys::btrfs_subvolume_of(folder.as_fd()).with_context(|| format!("looking at the subvolume /{shown}"))?;
+    let there = sys::btrfs_subvolume_of(folder.as_fd())
+        .with_context(|| format!("looking at the subvolume /{shown}"))?;
     if there != id {
         return Err(Refusal::new(
             format!("/{shown} is subvolume {there} now, and was {id} when the disk was looked at"),
@@ -164,7 +191,11 @@ pub fn open_subvolume(top_level: impl AsFd, path: &Path, id: u64) -> Result<Owne
 
 /// Makes the kernel forget a device of ours that is unmounted and about to go. What cannot be forgotten is replaced at the next look.
 pub fn forget(device: &Path) {
-    if let Ok(control) = std::fs::File::options().read(true).write(true).open("/dev/btrfs-control") {
+    if let Ok(control) = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/btrfs-control")
+    {
         let _ = sys::btrfs_forget(control.as_fd(), device);
     }
 }
@@ -181,13 +212,18 @@ mod tests {
         for kind in ["crc32c", "sha256", "xxhash"] {
             let image = tempfile::NamedTempFile::new().unwrap();
             image.as_file().set_len(112 << 20).unwrap();
-            let made = Command::new("mkfs.btrfs").args(["-q", "--csum", kind]).arg(image.path()).output().unwrap();
+            let made = Command::new("mkfs.btrfs")
+                .args(["-q", "--csum", kind])
+                .arg(image.path())
+                .output()
+                .unwrap();
             assert!(made.status.success(), "{made:?}");
             let bytes = Disk::open(image.path()).unwrap().bytes;
             let shown = UnderOwnUuid::over(Arc::clone(&bytes)).unwrap();
             let read = |from: &Arc<dyn ReadAt>| {
                 let mut raw = vec![0; 3 * LENGTH];
-                from.read_exact_at(&mut raw, OFFSET - LENGTH as u64).unwrap();
+                from.read_exact_at(&mut raw, OFFSET - LENGTH as u64)
+                    .unwrap();
                 raw
             };
             let (before, after) = (read(&bytes), read(&shown));
@@ -200,22 +236,32 @@ mod tests {
             let (before, after) = (&before[LENGTH..2 * LENGTH], &after[LENGTH..2 * LENGTH]);
             assert_ne!(BtrfsSuper::uuid(before), BtrfsSuper::uuid(after));
             assert!(
-                BtrfsSuper::parse(before).unwrap().checksum_fits && BtrfsSuper::parse(after).unwrap().checksum_fits
+                BtrfsSuper::parse(before).unwrap().checksum_fits
+                    && BtrfsSuper::parse(after).unwrap().checksum_fits
             );
             // In pieces, as the kernel reads.
             let mut piece = [0; 100];
-            shown.read_exact_at(&mut piece, OFFSET + FSID as u64 - 10).unwrap();
+            shown
+                .read_exact_at(&mut piece, OFFSET + FSID as u64 - 10)
+                .unwrap();
             assert_eq!(piece[10..26], after[FSID..FSID + 16]);
             // btrfs's own checker walks every tree with it.
             let copy = tempfile::NamedTempFile::new().unwrap();
             std::fs::copy(image.path(), copy.path()).unwrap();
             std::os::unix::fs::FileExt::write_all_at(
-                &std::fs::File::options().write(true).open(copy.path()).unwrap(),
+                &std::fs::File::options()
+                    .write(true)
+                    .open(copy.path())
+                    .unwrap(),
                 after,
                 OFFSET,
             )
             .unwrap();
-            let check = Command::new("btrfs").args(["check", "--super", "0"]).arg(copy.path()).output().unwrap();
+            let check = Command::new("btrfs")
+                .args(["check", "--super", "0"])
+                .arg(copy.path())
+                .output()
+                .unwrap();
             assert!(check.status.success(), "{check:?}");
         }
     }

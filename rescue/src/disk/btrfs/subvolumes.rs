@@ -58,7 +58,8 @@ impl Subvolumes {
     /// left out.
     pub fn read(root: impl AsFd) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::openat(root, ".", flags, Mode::empty()).context("opening the top level of the btrfs")?;
+        let root = rustix::fs::openat(root, ".", flags, Mode::empty())
+            .context("opening the top level of the btrfs")?;
         let roots = Roots::read(root.as_fd()).context("listing the subvolumes of the btrfs")?;
         Ok(roots.into_subvolumes(|tree, folder| folder_path(root.as_fd(), tree, folder)))
     }
@@ -70,7 +71,10 @@ impl Subvolumes {
 
     /// By path, as `subvol=` writes it: with or without a leading slash.
     pub fn by_path(&self, path: &Path) -> Option<&Subvolume> {
-        let wanted: PathBuf = path.components().filter(|part| matches!(part, Component::Normal(_))).collect();
+        let wanted: PathBuf = path
+            .components()
+            .filter(|part| matches!(part, Component::Normal(_)))
+            .collect();
         self.all.iter().find(|subvolume| subvolume.path == wanted)
     }
 
@@ -99,11 +103,29 @@ struct Root {
 impl Roots {
     fn read(root: BorrowedFd<'_>) -> Result<Self> {
         let mut roots = Self::default();
-        search(root, (ROOT_TREE_FOLDER, DIR_ITEM), (ROOT_TREE_FOLDER, DIR_ITEM), |item| roots.add(item))?;
-        search(root, (FIRST_FREE, ROOT_ITEM), (LAST_FREE, ROOT_BACKREF), |item| roots.add(item))?;
+        search(
+            root,
+            (ROOT_TREE_FOLDER, DIR_ITEM),
+            (ROOT_TREE_FOLDER, DIR_ITEM),
+            |item| roots.add(item),
+        )?;
+        search(
+            root,
+            (FIRST_FREE, ROOT_ITEM),
+            (LAST_FREE, ROOT_BACKREF),
+            |item| roots.add(item),
+        )?;
         // The top level has no place, but an own UUID that its snapshots name.
-        search(root, (TOP_LEVEL, ROOT_ITEM), (TOP_LEVEL, ROOT_ITEM), |item| roots.add(item))?;
-        ensure!(roots.items.len() <= MAX_SUBVOLUMES, "it has more than {MAX_SUBVOLUMES} subvolumes");
+        search(
+            root,
+            (TOP_LEVEL, ROOT_ITEM),
+            (TOP_LEVEL, ROOT_ITEM),
+            |item| roots.add(item),
+        )?;
+        ensure!(
+            roots.items.len() <= MAX_SUBVOLUMES,
+            "it has more than {MAX_SUBVOLUMES} subvolumes"
+        );
         Ok(roots)
     }
 
@@ -113,24 +135,41 @@ impl Roots {
                 const FLAGS: usize = 208;
                 const REFERENCES: usize = 216;
                 const READ_ONLY: u64 = 1;
-                let field = |at: usize| item.data.get(at..at + 16).and_then(|field| field.try_into().ok());
+                let field = |at: usize| {
+                    item.data
+                        .get(at..at + 16)
+                        .and_then(|field| field.try_into().ok())
+                };
                 // Without references it is being deleted; before Linux 3.6 the item ended before the UUIDs.
                 if le32(item.data, REFERENCES) == 0 {
                     return;
                 }
                 let (uuid, parent) = (field(247).unwrap_or([0; 16]), field(263).unwrap_or([0; 16]));
                 let read_only = le64(item.data, FLAGS) & READ_ONLY != 0;
-                self.items.insert(item.object, Root { uuid, parent, read_only });
+                self.items.insert(
+                    item.object,
+                    Root {
+                        uuid,
+                        parent,
+                        read_only,
+                    },
+                );
             }
             ROOT_BACKREF => {
                 const NAME: usize = 18;
                 let length = usize::from(le16(item.data, 16));
-                let Some(name) = item.data.get(NAME..NAME + length) else { return };
-                self.places.insert(item.object, (item.offset, le64(item.data, 0), name.to_vec()));
+                let Some(name) = item.data.get(NAME..NAME + length) else {
+                    return;
+                };
+                self.places.insert(
+                    item.object,
+                    (item.offset, le64(item.data, 0), name.to_vec()),
+                );
             }
             DIR_ITEM => {
                 const NAME: usize = 30;
-                if item.data.get(NAME..NAME + usize::from(le16(item.data, 27))) == Some(b"default") {
+                if item.data.get(NAME..NAME + usize::from(le16(item.data, 27))) == Some(b"default")
+                {
                     self.default = Some(le64(item.data, 0));
                 }
             }
@@ -149,18 +188,26 @@ impl Roots {
             path,
             is_snapshot: root.is_some_and(|root| root.parent != [0; 16]),
             read_only: root.is_some_and(|root| root.read_only),
-            snapshots: root
-                .filter(|root| root.uuid != [0; 16])
-                .map_or(0, |root| snapshots.get(&root.uuid).copied().unwrap_or_default()),
+            snapshots: root.filter(|root| root.uuid != [0; 16]).map_or(0, |root| {
+                snapshots.get(&root.uuid).copied().unwrap_or_default()
+            }),
         };
-        let mut all = vec![describe(TOP_LEVEL, PathBuf::new(), self.items.get(&TOP_LEVEL))];
-        let mut known: HashMap<u64, Option<PathBuf>> = HashMap::from([(TOP_LEVEL, Some(PathBuf::new()))]);
+        let mut all = vec![describe(
+            TOP_LEVEL,
+            PathBuf::new(),
+            self.items.get(&TOP_LEVEL),
+        )];
+        let mut known: HashMap<u64, Option<PathBuf>> =
+            HashMap::from([(TOP_LEVEL, Some(PathBuf::new()))]);
         for (id, root) in self.items.iter().filter(|(id, _)| **id != TOP_LEVEL) {
             if let Some(path) = self.path(*id, &folder, &mut known, 0) {
                 all.push(describe(*id, path, Some(root)));
             }
         }
-        Subvolumes { all, default: self.default.unwrap_or(TOP_LEVEL) }
+        Subvolumes {
+            all,
+            default: self.default.unwrap_or(TOP_LEVEL),
+        }
     }
 
     fn path(
@@ -192,7 +239,9 @@ impl Roots {
 fn folder_path(root: BorrowedFd<'_>, tree: u64, folder: u64) -> Option<PathBuf> {
     let bytes = sys::btrfs_folder_path(root, tree, folder).ok()?;
     let path = PathBuf::from(std::ffi::OsStr::from_bytes(&bytes));
-    path.components().all(|part| matches!(part, Component::Normal(_))).then_some(path)
+    path.components()
+        .all(|part| matches!(part, Component::Normal(_)))
+        .then_some(path)
 }
 
 /// One item of a tree.
@@ -216,14 +265,16 @@ fn search(
     // Far more rounds than so many subvolumes take.
     for _ in 0..MAX_SUBVOLUMES {
         let mut page = Box::new([0_u8; 4096]);
-        let mut put = |at: usize, value: u64| page[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        let mut put =
+            |at: usize, value: u64| page[at..at + 8].copy_from_slice(&value.to_le_bytes());
         put(0, ROOT_TREE);
         put(8, object);
         put(16, to.0);
         put(24, offset);
         put(32, u64::MAX);
         put(48, u64::MAX);
-        let mut put = |at: usize, value: u32| page[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        let mut put =
+            |at: usize, value: u32| page[at..at + 4].copy_from_slice(&value.to_le_bytes());
         put(56, kind);
         put(60, to.1);
         put(64, u32::MAX);
@@ -231,15 +282,28 @@ fn search(
         let count = le32(page.as_slice(), 64);
         let mut at = KEY;
         for _ in 0..count {
-            let Some(header) = page.get(at..at + HEADER) else { return Ok(()) };
+            let Some(header) = page.get(at..at + HEADER) else {
+                return Ok(());
+            };
             let length = le32(header, 28) as usize;
-            let Some(data) = page.get(at + HEADER..at + HEADER + length) else { return Ok(()) };
+            let Some(data) = page.get(at + HEADER..at + HEADER + length) else {
+                return Ok(());
+            };
             (object, offset, kind) = (le64(header, 8), le64(header, 16), le32(header, 24));
-            each(&Item { object, kind, offset, data });
+            each(&Item {
+                object,
+                kind,
+                offset,
+                data,
+            });
             at += HEADER + length;
         }
         // The next key after the last one seen.
-        (object, kind, offset) = match (offset.checked_add(1), kind.checked_add(1), object.checked_add(1)) {
+        (object, kind, offset) = match (
+            offset.checked_add(1),
+            kind.checked_add(1),
+            object.checked_add(1),
+        ) {
             _ if count == 0 => return Ok(()),
             (Some(next), _, _) => (object, kind, next),
             (None, Some(next), _) => (object, next, 0),
@@ -258,7 +322,11 @@ mod tests {
     use super::*;
 
     fn root(uuid: u8, parent: u8, read_only: bool) -> Root {
-        Root { uuid: [uuid; 16], parent: [parent; 16], read_only }
+        Root {
+            uuid: [uuid; 16],
+            parent: [parent; 16],
+            read_only,
+        }
     }
 
     #[test]
@@ -287,11 +355,25 @@ mod tests {
             (257, 400) => Some("1".into()),
             _ => None,
         });
-        let seen: Vec<(u64, &str)> =
-            subvolumes.all.iter().map(|there| (there.id, there.path.to_str().unwrap())).collect();
-        assert_eq!(seen, [(5, ""), (256, "@"), (257, "@/.snapshots"), (258, "@/.snapshots/1/snapshot")]);
+        let seen: Vec<(u64, &str)> = subvolumes
+            .all
+            .iter()
+            .map(|there| (there.id, there.path.to_str().unwrap()))
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                (5, ""),
+                (256, "@"),
+                (257, "@/.snapshots"),
+                (258, "@/.snapshots/1/snapshot")
+            ]
+        );
         let at = subvolumes.by_path(Path::new("/@")).unwrap();
-        assert_eq!((at.snapshots, at.is_snapshot, at.read_only), (1, false, false));
+        assert_eq!(
+            (at.snapshots, at.is_snapshot, at.read_only),
+            (1, false, false)
+        );
         let default = subvolumes.default().unwrap();
         assert!(default.is_snapshot && default.read_only);
         assert_eq!(subvolumes.by_path(Path::new("/")).unwrap().id, 5);

@@ -53,8 +53,10 @@ impl BtrfsSuper {
             generation: le64(raw, GENERATION),
             has_log: le64(raw, LOG_ROOT) != 0,
             is_seed: le64(raw, FLAGS) & SEEDING != 0,
-            checksum_fits: checksum(raw)
-                .is_none_or(|sum| raw.get(..sum.len()).is_some_and(|there| there == sum.as_slice())),
+            checksum_fits: checksum(raw).is_none_or(|sum| {
+                raw.get(..sum.len())
+                    .is_some_and(|there| there == sum.as_slice())
+            }),
         })
     }
 
@@ -69,7 +71,9 @@ impl BtrfsSuper {
             return Some("its superblock is damaged: its checksum does not fit".into());
         }
         if self.is_seed {
-            return Some("it is a seed device, which only belongs to a file system on other devices".into());
+            return Some(
+                "it is a seed device, which only belongs to a file system on other devices".into(),
+            );
         }
         if self.devices != 1 {
             return Some(format!(
@@ -85,7 +89,12 @@ impl BtrfsSuper {
 pub(super) fn checksum(raw: &[u8]) -> Option<Vec<u8>> {
     let body = raw.get(CHECKSUM_LENGTH..LENGTH)?;
     match le16(raw, CHECKSUM_KIND) {
-        0 => Some(crc::Crc::<u32>::new(&crc::CRC_32_ISCSI).checksum(body).to_le_bytes().to_vec()),
+        0 => Some(
+            crc::Crc::<u32>::new(&crc::CRC_32_ISCSI)
+                .checksum(body)
+                .to_le_bytes()
+                .to_vec(),
+        ),
         2 => Some(sha2::Sha256::digest(body).to_vec()),
         _ => None,
     }

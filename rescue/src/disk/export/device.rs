@@ -23,10 +23,14 @@ impl ThrowAway {
     /// Shows `source` as it is. Needs root.
     pub fn over(source: &Arc<dyn ReadAt>) -> anyhow::Result<Self> {
         crate::mount::require_root("checking a file system")?;
-        let export =
-            Export::start(Arc::clone(source), Arc::clone(budget()?)).context("showing the disk to the kernel")?;
+        let export = Export::start(Arc::clone(source), Arc::clone(budget()?))
+            .context("showing the disk to the kernel")?;
         let file = export.open()?;
-        let options = LoopOptions { sector_size: source.sector_size(), read_only: false, ..LoopOptions::default() };
+        let options = LoopOptions {
+            sector_size: source.sector_size(),
+            read_only: false,
+            ..LoopOptions::default()
+        };
         let device = LoopDevice::attach(file.as_fd(), &options)?;
         Ok(Self { device, export })
     }
@@ -39,7 +43,8 @@ impl ThrowAway {
     /// is left.
     pub fn replayed(source: &Arc<dyn ReadAt>, kind: &str) -> anyhow::Result<Self> {
         let shown = Self::over(source)?;
-        let replay = Mount::new(&shown.device.path(), kind, Access::ReadWrite).and_then(Mount::unmount);
+        let replay =
+            Mount::new(&shown.device.path(), kind, Access::ReadWrite).and_then(Mount::unmount);
         match replay {
             Ok(()) => Ok(shown),
             Err(error) => Err(explain(error, &shown.export.trouble, budget()?)),
@@ -53,6 +58,11 @@ impl ThrowAway {
 
     /// The first read of the source that failed, in words: a checker then judges a disk that cannot be read.
     pub fn unreadable(&self) -> Option<String> {
-        self.export.trouble.unreadable.lock().ok().and_then(|first| first.clone())
+        self.export
+            .trouble
+            .unreadable
+            .lock()
+            .ok()
+            .and_then(|first| first.clone())
     }
 }

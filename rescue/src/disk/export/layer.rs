@@ -24,12 +24,19 @@ pub(super) struct Budget {
 
 impl Budget {
     pub fn new(limit: u64) -> Self {
-        Self { limit, used: AtomicU64::new(0), spill: None }
+        Self {
+            limit,
+            used: AtomicU64::new(0),
+            spill: None,
+        }
     }
 
     /// With a file for what is beyond the limit.
     pub fn spilling(limit: u64, spill: Option<Spill>) -> Self {
-        Self { spill: spill.map(Arc::new), ..Self::new(limit) }
+        Self {
+            spill: spill.map(Arc::new),
+            ..Self::new(limit)
+        }
     }
 
     /// Whether there is such a file.
@@ -38,12 +45,18 @@ impl Budget {
     }
 
     fn take(&self) -> bool {
-        let take = |used: u64| used.checked_add(BLOCK as u64).filter(|used| *used <= self.limit);
-        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+        let take = |used: u64| {
+            used.checked_add(BLOCK as u64)
+                .filter(|used| *used <= self.limit)
+        };
+        self.used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
+            .is_ok()
     }
 
     fn give_back_memory(&self, blocks: usize) {
-        self.used.fetch_sub((blocks * BLOCK) as u64, Ordering::Relaxed);
+        self.used
+            .fetch_sub((blocks * BLOCK) as u64, Ordering::Relaxed);
     }
 }
 
@@ -65,7 +78,12 @@ pub(super) struct Layer {
 impl Layer {
     /// An empty layer; `overflowed` tells others when the budget was too small.
     pub fn over(source: Arc<dyn ReadAt>, budget: Arc<Budget>, overflowed: Arc<AtomicBool>) -> Self {
-        Self { source, blocks: HashMap::new(), budget, overflowed }
+        Self {
+            source,
+            blocks: HashMap::new(),
+            budget,
+            overflowed,
+        }
     }
 
     /// Length in bytes.
@@ -82,7 +100,9 @@ impl Layer {
             let run = self.run(at, bytes.len() - done);
             let target = &mut bytes[done..done + run];
             match self.blocks.get(&(at / BLOCK as u64)) {
-                Some(Kept::Memory(block)) => target.copy_from_slice(&block[within(at)..within(at) + run]),
+                Some(Kept::Memory(block)) => {
+                    target.copy_from_slice(&block[within(at)..within(at) + run])
+                }
                 Some(Kept::File(slot)) => self.spill()?.read(*slot, within(at), target)?,
                 None => self.source.read_exact_at(target, at)?,
             }
@@ -107,12 +127,18 @@ impl Layer {
     }
 
     fn spill(&self) -> io::Result<&Spill> {
-        self.budget.spill.as_deref().ok_or_else(|| io::ErrorKind::StorageFull.into())
+        self.budget
+            .spill
+            .as_deref()
+            .ok_or_else(|| io::ErrorKind::StorageFull.into())
     }
 
     /// Keeps `data`. Past the budget, and without a file for more or room in it, nothing more is taken (`StorageFull`).
     pub fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        if offset.checked_add(data.len() as u64).is_none_or(|end| end > self.len()) {
+        if offset
+            .checked_add(data.len() as u64)
+            .is_none_or(|end| end > self.len())
+        {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let mut done = 0;
@@ -123,10 +149,13 @@ impl Layer {
             let number = at / BLOCK as u64;
             if !self.blocks.contains_key(&number) {
                 let block = self.block_below(number, run)?;
-                self.keep(number, block).inspect_err(|_| self.overflowed.store(true, Ordering::Relaxed))?;
+                self.keep(number, block)
+                    .inspect_err(|_| self.overflowed.store(true, Ordering::Relaxed))?;
             }
             match self.blocks.get_mut(&number) {
-                Some(Kept::Memory(block)) => block[within(at)..within(at) + run].copy_from_slice(part),
+                Some(Kept::Memory(block)) => {
+                    block[within(at)..within(at) + run].copy_from_slice(part)
+                }
                 Some(Kept::File(slot)) => {
                     let slot = *slot;
                     self.spill()?.write(slot, within(at), part)?;
@@ -167,7 +196,8 @@ impl Drop for Layer {
             Kept::File(slot) => Some(*slot),
         };
         let slots: Vec<u64> = self.blocks.values().filter_map(in_file).collect();
-        self.budget.give_back_memory(self.blocks.len() - slots.len());
+        self.budget
+            .give_back_memory(self.blocks.len() - slots.len());
         if let Some(spill) = &self.budget.spill {
             spill.give_back(slots.into_iter());
         }
@@ -197,7 +227,10 @@ mod tests {
         }
         fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
             let from = offset as usize;
-            let there = self.0.get(from..from + buffer.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+            let there = self
+                .0
+                .get(from..from + buffer.len())
+                .ok_or(io::ErrorKind::UnexpectedEof)?;
             buffer.copy_from_slice(there);
             Ok(())
         }
@@ -213,7 +246,10 @@ mod tests {
     fn layer_within(budget: Budget) -> (Layer, Vec<u8>) {
         let bytes: Vec<u8> = (0..LENGTH).map(|at| (at * 7 / 5) as u8).collect();
         let budget = Arc::new(budget);
-        (Layer::over(Arc::new(Bytes(bytes.clone())), budget, Arc::default()), bytes)
+        (
+            Layer::over(Arc::new(Bytes(bytes.clone())), budget, Arc::default()),
+            bytes,
+        )
     }
 
     #[test]
@@ -239,7 +275,9 @@ mod tests {
     fn like_a_plain_buffer((mut layer, mut model): (Layer, Vec<u8>)) {
         let mut seed = 1_u64;
         let mut random = |below: usize| {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (seed >> 33) as usize % below
         };
         for round in 0..2000 {
@@ -250,9 +288,17 @@ mod tests {
                 layer.write(from as u64, &data).unwrap();
                 model[from..from + length].copy_from_slice(&data);
             }
-            assert_eq!(layer.read(from as u64, length).unwrap(), model[from..from + length], "{from}+{length}");
+            assert_eq!(
+                layer.read(from as u64, length).unwrap(),
+                model[from..from + length],
+                "{from}+{length}"
+            );
         }
-        assert_eq!(layer.read(0, LENGTH * 2).unwrap(), model, "short at the end");
+        assert_eq!(
+            layer.read(0, LENGTH * 2).unwrap(),
+            model,
+            "short at the end"
+        );
     }
 
     #[test]
@@ -265,14 +311,21 @@ mod tests {
         let error = layer.write(6 * BLOCK as u64, &[4; 10]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         assert!(layer.overflowed.load(Ordering::Relaxed));
-        assert_eq!(layer.read(6 * BLOCK as u64, 10).unwrap(), bytes[6 * BLOCK..6 * BLOCK + 10]);
+        assert_eq!(
+            layer.read(6 * BLOCK as u64, 10).unwrap(),
+            bytes[6 * BLOCK..6 * BLOCK + 10]
+        );
     }
 
     #[test]
     fn a_dropped_layer_gives_its_budget_back() {
         let (mut one, _) = layer(2);
         one.write(0, &[1; 2 * BLOCK]).unwrap();
-        let mut two = Layer::over(Arc::clone(&one.source), Arc::clone(&one.budget), Arc::default());
+        let mut two = Layer::over(
+            Arc::clone(&one.source),
+            Arc::clone(&one.budget),
+            Arc::default(),
+        );
         assert!(two.write(0, &[1]).is_err());
         drop(one);
         two.write(0, &[1]).unwrap();

@@ -8,7 +8,9 @@ pub(super) fn available() -> u64 {
     let info = rustix::system::sysinfo();
     let machine = (info.totalram as u64).saturating_mul(u64::from(info.mem_unit));
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    limits(&groups, Path::new("/sys/fs/cgroup")).into_iter().fold(machine, u64::min)
+    limits(&groups, Path::new("/sys/fs/cgroup"))
+        .into_iter()
+        .fold(machine, u64::min)
 }
 
 /// The limits of all groups above us, of both versions (cgroups(7)).
@@ -16,10 +18,16 @@ fn limits(groups: &str, mounted: &Path) -> Vec<u64> {
     let mut found = Vec::new();
     for line in groups.lines() {
         let mut fields = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else { continue };
+        let (Some(_), Some(controllers), Some(path)) =
+            (fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
         let (folder, file) = match controllers {
             "" => (mounted.to_path_buf(), "memory.max"),
-            one if one.split(',').any(|one| one == "memory") => (mounted.join("memory"), "memory.limit_in_bytes"),
+            one if one.split(',').any(|one| one == "memory") => {
+                (mounted.join("memory"), "memory.limit_in_bytes")
+            }
             _ => continue,
         };
         for above in Path::new(path.trim_start_matches('/')).ancestors() {
@@ -49,7 +57,10 @@ mod tests {
         put("memory/memory.limit_in_bytes", "9223372036854771712\n");
         let version_2 = limits("0::/a/b\n", folder.path());
         assert_eq!(version_2, [1 << 30]);
-        let version_1 = limits("5:cpu,cpuacct:/x\n4:memory:/docker\nnonsense\n", folder.path());
+        let version_1 = limits(
+            "5:cpu,cpuacct:/x\n4:memory:/docker\nnonsense\n",
+            folder.path(),
+        );
         assert_eq!(version_1.into_iter().min(), Some(512 << 20));
         assert!(available() > 0);
     }

@@ -33,7 +33,9 @@ fn budget() -> anyhow::Result<&'static Arc<Budget>> {
     if let Some(budget) = BUDGET.get() {
         return Ok(budget);
     }
-    let spill = spill::named().map(|path| spill::Spill::create(&path)).transpose()?;
+    let spill = spill::named()
+        .map(|path| spill::Spill::create(&path))
+        .transpose()?;
     Ok(BUDGET.get_or_init(|| Arc::new(Budget::spilling(memory::available() / 3, spill))))
 }
 
@@ -42,12 +44,19 @@ fn budget() -> anyhow::Result<&'static Arc<Budget>> {
 ///
 /// Needs root; without it the error is a [`Refusal`] that names the line to type. Descriptors that `source` reads from must be open
 /// already.
-pub fn mount_replayed(source: Arc<dyn ReadAt>, kind: &str) -> anyhow::Result<(ReplayedTree, Usage)> {
+pub fn mount_replayed(
+    source: Arc<dyn ReadAt>,
+    kind: &str,
+) -> anyhow::Result<(ReplayedTree, Usage)> {
     crate::mount::require_root("reading a file system that only the kernel can replay")?;
     mount_within(source, kind, budget()?)
 }
 
-fn mount_within(source: Arc<dyn ReadAt>, kind: &str, budget: &Arc<Budget>) -> anyhow::Result<(ReplayedTree, Usage)> {
+fn mount_within(
+    source: Arc<dyn ReadAt>,
+    kind: &str,
+    budget: &Arc<Budget>,
+) -> anyhow::Result<(ReplayedTree, Usage)> {
     match replay(&source, kind, Access::ReadWrite, budget) {
         // Features unknown to this kernel may allow reading all the same. Again with an empty layer: what the failed attempt left
         // behind is not what the disk holds.
@@ -66,10 +75,17 @@ fn replay(
     access: Access,
     budget: &Arc<Budget>,
 ) -> anyhow::Result<(ReplayedTree, Usage)> {
-    let export = Export::start(Arc::clone(source), Arc::clone(budget)).context("showing the disk to the kernel")?;
+    let export = Export::start(Arc::clone(source), Arc::clone(budget))
+        .context("showing the disk to the kernel")?;
     let (tree, usage) = mount_exported(&export, kind, source.sector_size(), access)
         .map_err(|error| explain(error, &export.trouble, budget))?;
-    Ok((ReplayedTree { tree, _export: export }, usage))
+    Ok((
+        ReplayedTree {
+            tree,
+            _export: export,
+        },
+        usage,
+    ))
 }
 
 fn mount_exported(
@@ -80,10 +96,17 @@ fn mount_exported(
 ) -> anyhow::Result<(FolderTree, Usage)> {
     let file = export.open()?;
     // The device may be written to even if the mount may not: without that the kernel replays nothing.
-    let options = LoopOptions { sector_size, read_only: false, ..LoopOptions::default() };
+    let options = LoopOptions {
+        sector_size,
+        read_only: false,
+        ..LoopOptions::default()
+    };
     let device = LoopDevice::attach(file.as_fd(), &options)?;
     let mount = Mount::new(&device.path(), kind, access)?;
-    let root = mount.as_fd().try_clone_to_owned().context("duplicating a descriptor")?;
+    let root = mount
+        .as_fd()
+        .try_clone_to_owned()
+        .context("duplicating a descriptor")?;
     let tree = FolderTree::beneath(root)?;
     let usage = tree.usage()?;
     if access == Access::ReadWrite {
@@ -114,7 +137,12 @@ fn explain(error: anyhow::Error, trouble: &Trouble, budget: &Budget) -> anyhow::
         )
         .into();
     }
-    match trouble.unreadable.lock().ok().and_then(|first| first.clone()) {
+    match trouble
+        .unreadable
+        .lock()
+        .ok()
+        .and_then(|first| first.clone())
+    {
         Some(reason) => error.context(format!("the disk cannot be read {reason}")),
         None => error,
     }
@@ -187,7 +215,10 @@ mod tests {
     }
 
     fn run(program: &str, arguments: &[&str]) {
-        let ran = Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("{program}: {error}"));
+        let ran = Command::new(program)
+            .args(arguments)
+            .output()
+            .unwrap_or_else(|error| panic!("{program}: {error}"));
         assert!(ran.status.success(), "{program} {arguments:?}: {ran:?}");
     }
 
@@ -195,19 +226,33 @@ mod tests {
     fn dirty(kind: &str, files: usize) -> tempfile::NamedTempFile {
         let image = tempfile::NamedTempFile::new().unwrap();
         let path = image.path().to_str().unwrap();
-        image.as_file().set_len(if kind == "xfs" { 320 } else { 64 } << 20).unwrap();
+        image
+            .as_file()
+            .set_len(if kind == "xfs" { 320 } else { 64 } << 20)
+            .unwrap();
         match kind {
             "xfs" => run("mkfs.xfs", &["-q", "-f", path]),
             _ => run("mkfs.ext4", &["-q", "-F", path]),
         }
-        let options = LoopOptions { read_only: false, ..LoopOptions::default() };
+        let options = LoopOptions {
+            read_only: false,
+            ..LoopOptions::default()
+        };
         let device = LoopDevice::open(image.path(), &options).expect("this test needs root");
         let mount = crate::mount::mount_writable(&device.path(), kind).unwrap();
         for number in 0..files {
-            std::fs::write(mount.path().join(format!("file-{number}")), number.to_string()).unwrap();
+            std::fs::write(
+                mount.path().join(format!("file-{number}")),
+                number.to_string(),
+            )
+            .unwrap();
         }
         // The data and the log reach the disk, what the log describes does not.
-        run_below(&mount, "xfs_io", &["-x", "-c", "syncfs", "-c", "shutdown -f", "."]);
+        run_below(
+            &mount,
+            "xfs_io",
+            &["-x", "-c", "syncfs", "-c", "shutdown -f", "."],
+        );
         drop(mount);
         drop(device);
         image
@@ -215,13 +260,24 @@ mod tests {
 
     fn run_below(mount: &Mount, program: &str, arguments: &[&str]) {
         // The mount's own path means something in this process only.
-        let folder = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&mount.as_fd()));
-        let ran = Command::new(program).args(arguments).current_dir(folder).output().unwrap();
+        let folder = format!(
+            "/proc/{}/fd/{}",
+            std::process::id(),
+            std::os::fd::AsRawFd::as_raw_fd(&mount.as_fd())
+        );
+        let ran = Command::new(program)
+            .args(arguments)
+            .current_dir(folder)
+            .output()
+            .unwrap();
         assert!(ran.status.success(), "{program} {arguments:?}: {ran:?}");
     }
 
     fn source(image: &tempfile::NamedTempFile) -> Arc<Image> {
-        Arc::new(Image { file: image.reopen().unwrap(), broken: AtomicU64::new(u64::MAX) })
+        Arc::new(Image {
+            file: image.reopen().unwrap(),
+            broken: AtomicU64::new(u64::MAX),
+        })
     }
 
     fn expect_all_files(kind: &str) {
@@ -230,12 +286,27 @@ mod tests {
         let image_source = source(&image);
         let (tree, usage) = mount_replayed(image_source.clone(), kind).unwrap();
         assert_eq!(tree.read(Path::new("/file-499"), 99).unwrap(), b"499");
-        let files = tree.read_dir(Path::new("/")).unwrap().iter().filter(|entry| entry.name != "lost+found").count();
+        let files = tree
+            .read_dir(Path::new("/"))
+            .unwrap()
+            .iter()
+            .filter(|entry| entry.name != "lost+found")
+            .count();
         assert_eq!(files, 500);
-        assert!(usage.bytes_free < usage.bytes_total && usage.inodes_free < usage.inodes_total, "{usage:?}");
+        assert!(
+            usage.bytes_free < usage.bytes_total && usage.inodes_free < usage.inodes_total,
+            "{usage:?}"
+        );
         drop(tree);
-        assert_eq!(Arc::strong_count(&image_source), 1, "nothing holds the source any more");
-        assert!(before == std::fs::read(image.path()).unwrap(), "the image changed");
+        assert_eq!(
+            Arc::strong_count(&image_source),
+            1,
+            "nothing holds the source any more"
+        );
+        assert!(
+            before == std::fs::read(image.path()).unwrap(),
+            "the image changed"
+        );
     }
 
     #[test]
@@ -260,10 +331,15 @@ mod tests {
     #[test]
     fn a_journal_too_large_for_memory_is_refused() {
         let image = dirty("ext4", 500);
-        let error = mount_within(source(&image), "ext4", &Arc::new(Budget::new(64 << 10))).map(drop).unwrap_err();
-        let refusal = error.downcast_ref::<Refusal>().unwrap_or_else(|| panic!("{error:#}"));
+        let error = mount_within(source(&image), "ext4", &Arc::new(Budget::new(64 << 10)))
+            .map(drop)
+            .unwrap_err();
+        let refusal = error
+            .downcast_ref::<Refusal>()
+            .unwrap_or_else(|| panic!("{error:#}"));
         assert!(
-            refusal.saw.contains("more than 0 MiB of memory") && refusal.next.contains("--spill FILE"),
+            refusal.saw.contains("more than 0 MiB of memory")
+                && refusal.next.contains("--spill FILE"),
             "{refusal}"
         );
         // The rest goes into a file.
@@ -280,11 +356,17 @@ mod tests {
         let broken = source(&image);
         broken.broken.store(0, Ordering::Relaxed);
         let error = mount_replayed(broken, "ext4").map(drop).unwrap_err();
-        assert!(format!("{error:#}").contains("the disk cannot be read at byte"), "{error:#}");
+        assert!(
+            format!("{error:#}").contains("the disk cannot be read at byte"),
+            "{error:#}"
+        );
 
         let dying = source(&image);
         let (tree, _) = mount_replayed(dying.clone(), "ext4").unwrap();
         dying.broken.store(0, Ordering::Relaxed);
-        assert!(matches!(tree.read(Path::new("/file-3"), 99), Err(TreeError::Io { .. })));
+        assert!(matches!(
+            tree.read(Path::new("/file-3"), 99),
+            Err(TreeError::Io { .. })
+        ));
     }
 }

@@ -16,8 +16,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Context;
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, WriteFlags,
+    Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags,
+    ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, WriteFlags,
 };
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
@@ -69,9 +69,16 @@ impl Export {
         let trouble = Arc::new(Trouble::default());
         let layer = Layer::over(source, budget, Arc::clone(&trouble.overflowed));
         let (ended_sender, ended) = mpsc::channel();
-        let disk = Disk { length: layer.len(), keeper: spawn_keeper(layer, Arc::clone(&trouble), ended_sender)? };
+        let disk = Disk {
+            length: layer.len(),
+            keeper: spawn_keeper(layer, Arc::clone(&trouble), ended_sender)?,
+        };
         spawn_server(disk, device)?;
-        Ok(Self { root: Some(root), ended, trouble })
+        Ok(Self {
+            root: Some(root),
+            ended,
+            trouble,
+        })
     }
 
     /// The file, for reading and writing.
@@ -120,8 +127,9 @@ fn mount(device: &File) -> Result<OwnedFd, rustix::io::Errno> {
     set("user_id", "0")?;
     set("group_id", "0")?;
     rustix::mount::fsconfig_create(&context)?;
-    let attributes =
-        MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
@@ -154,17 +162,35 @@ fn own_table(device: RawFd) -> Result<OwnedFd, nix::errno::Errno> {
 }
 
 fn serve(disk: Disk, device: OwnedFd) -> io::Result<()> {
-    fuser::Session::from_fd(disk, device, fuser::SessionACL::Owner, fuser::Config::default())?.run()
+    fuser::Session::from_fd(
+        disk,
+        device,
+        fuser::SessionACL::Owner,
+        fuser::Config::default(),
+    )?
+    .run()
 }
 
 /// A question to the keeper, with where to send the answer.
 enum Ask {
-    Read { offset: u64, length: usize, answer: SyncSender<io::Result<Vec<u8>>> },
-    Write { offset: u64, data: Vec<u8>, answer: SyncSender<io::Result<()>> },
+    Read {
+        offset: u64,
+        length: usize,
+        answer: SyncSender<io::Result<Vec<u8>>>,
+    },
+    Write {
+        offset: u64,
+        data: Vec<u8>,
+        answer: SyncSender<io::Result<()>>,
+    },
 }
 
 /// The keeper ends, and frees the layer, when the last sender of questions is gone.
-fn spawn_keeper(mut layer: Layer, trouble: Arc<Trouble>, ended: Sender<()>) -> anyhow::Result<Sender<Ask>> {
+fn spawn_keeper(
+    mut layer: Layer,
+    trouble: Arc<Trouble>,
+    ended: Sender<()>,
+) -> anyhow::Result<Sender<Ask>> {
     let (sender, questions) = mpsc::channel();
     std::thread::Builder::new()
         .name("rescue-layer".to_owned())
@@ -172,14 +198,22 @@ fn spawn_keeper(mut layer: Layer, trouble: Arc<Trouble>, ended: Sender<()>) -> a
             let _ = rustix::process::configure_io_flusher_behavior(true);
             for ask in questions {
                 match ask {
-                    Ask::Read { offset, length, answer } => {
+                    Ask::Read {
+                        offset,
+                        length,
+                        answer,
+                    } => {
                         let bytes = layer.read(offset, length);
                         if let Err(error) = &bytes {
                             trouble.note_unreadable(offset, error);
                         }
                         let _ = answer.send(bytes);
                     }
-                    Ask::Write { offset, data, answer } => {
+                    Ask::Write {
+                        offset,
+                        data,
+                        answer,
+                    } => {
                         let _ = answer.send(layer.write(offset, &data));
                     }
                 }
@@ -237,14 +271,23 @@ impl Disk {
 impl fuser::Filesystem for Disk {
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.attributes(FILE) {
-            Some(attributes) if parent == INodeNo::ROOT && name == crate::disk::export::server::name().as_str() => {
+            Some(attributes)
+                if parent == INodeNo::ROOT
+                    && name == crate::disk::export::server::name().as_str() =>
+            {
                 reply.entry(&FOR_EVER, &attributes, Generation(0));
             }
             _ => reply.error(Errno::ENOENT),
         }
     }
 
-    fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: Option<FileHandle>,
+        reply: ReplyAttr,
+    ) {
         match self.attributes(ino) {
             Some(attributes) => reply.attr(&FOR_EVER, &attributes),
             None => reply.error(Errno::ENOENT),
@@ -268,7 +311,11 @@ impl fuser::Filesystem for Disk {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match self.ask(|answer| Ask::Read { offset, length: size as usize, answer }) {
+        match self.ask(|answer| Ask::Read {
+            offset,
+            length: size as usize,
+            answer,
+        }) {
             Ok(bytes) => reply.data(&bytes),
             Err(errno) => reply.error(errno),
         }
@@ -286,17 +333,35 @@ impl fuser::Filesystem for Disk {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match self.ask(|answer| Ask::Write { offset, data: data.to_vec(), answer }) {
+        match self.ask(|answer| Ask::Write {
+            offset,
+            data: data.to_vec(),
+            answer,
+        }) {
             Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
             Err(errno) => reply.error(errno),
         }
     }
 
-    fn flush(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
         reply.ok();
     }
 
-    fn fsync(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
+    fn fsync(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _data_only: bool,
+        reply: ReplyEmpty,
+    ) {
         reply.ok();
     }
 }

@@ -17,7 +17,11 @@ const VARIABLE: &str = "RESCUE_SPILL";
 
 /// The file that the user named, by flag or variable.
 pub fn named() -> Option<PathBuf> {
-    let variable = || std::env::var_os(VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let variable = || {
+        std::env::var_os(VARIABLE)
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from)
+    };
     Given::get().spill.or_else(variable)
 }
 
@@ -43,10 +47,17 @@ impl Spill {
     /// [`Refusal`] (by downcast) when the file is there already or cannot be made.
     pub fn create(path: &Path) -> anyhow::Result<Self> {
         let shown = crate::disk::shown(path);
-        let file =
-            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path).map_err(|error| {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|error| {
                 let means = match error.kind() {
-                    io::ErrorKind::AlreadyExists => "it is there already, and nothing is overwritten".to_owned(),
+                    io::ErrorKind::AlreadyExists => {
+                        "it is there already, and nothing is overwritten".to_owned()
+                    }
                     _ => format!("it cannot be made: {error}"),
                 };
                 Refusal::new(
@@ -56,7 +67,10 @@ impl Spill {
                 )
             })?;
         std::fs::remove_file(path).with_context(|| format!("taking the name of {shown} away"))?;
-        Ok(Self { file, slots: Mutex::default() })
+        Ok(Self {
+            file,
+            slots: Mutex::default(),
+        })
     }
 
     /// Keeps a block; returns where.
@@ -74,12 +88,14 @@ impl Spill {
 
     /// Fills `bytes` from a block, from `within` on.
     pub fn read(&self, slot: u64, within: usize, bytes: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(bytes, slot * BLOCK as u64 + within as u64)
+        self.file
+            .read_exact_at(bytes, slot * BLOCK as u64 + within as u64)
     }
 
     /// Replaces a part of a block.
     pub fn write(&self, slot: u64, within: usize, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(bytes, slot * BLOCK as u64 + within as u64)
+        self.file
+            .write_all_at(bytes, slot * BLOCK as u64 + within as u64)
     }
 
     /// Slots of a layer that is gone.
@@ -105,7 +121,14 @@ mod tests {
         let path = folder.path().join("spill");
         std::fs::write(&path, "mine").unwrap();
         let error = Spill::create(&path).unwrap_err();
-        assert!(error.downcast_ref::<Refusal>().unwrap().means.contains("there already"), "{error}");
+        assert!(
+            error
+                .downcast_ref::<Refusal>()
+                .unwrap()
+                .means
+                .contains("there already"),
+            "{error}"
+        );
         assert_eq!(std::fs::read(&path).unwrap(), b"mine");
         std::fs::remove_file(&path).unwrap();
         let spill = Spill::create(&path).unwrap();

@@ -35,14 +35,25 @@ pub(super) struct Found {
 impl Files {
     /// For the image at `path`: its own folder, and those that the user gave.
     pub fn of(path: &Path, given: &Given) -> Result<Self> {
-        let image = path.canonicalize().with_context(|| format!("looking for {}", shown(path)))?;
-        let own = image.parent().context("an image without a folder")?.to_path_buf();
+        let image = path
+            .canonicalize()
+            .with_context(|| format!("looking for {}", shown(path)))?;
+        let own = image
+            .parent()
+            .context("an image without a folder")?
+            .to_path_buf();
         let mut allowed = vec![own];
         for folder in &given.folders {
-            let folder = folder.canonicalize().with_context(|| format!("looking for {}", shown(folder)))?;
+            let folder = folder
+                .canonicalize()
+                .with_context(|| format!("looking for {}", shown(folder)))?;
             allowed.push(folder);
         }
-        let mut files = Self { image, allowed, seen: BTreeSet::new() };
+        let mut files = Self {
+            image,
+            allowed,
+            seen: BTreeSet::new(),
+        };
         let image = files.image.clone();
         files.note(&image)?;
         Ok(files)
@@ -64,19 +75,31 @@ impl Files {
     fn open_once_or(&mut self, by: &Path, name: &str, may_be_known: bool) -> Result<Found> {
         let said = || format!("{} reads from {:?}", shown(by), escape(name));
         // QEMU's own way of naming other things: `json:{…}`, `nbd://…`, `rbd:pool/image`. A slash before the colon makes it a path.
-        let is_protocol = name.split_once(':').is_some_and(|(before, _)| !before.contains('/'));
-        let name = if is_protocol { name.strip_prefix("file:").unwrap_or(name) } else { name };
+        let is_protocol = name
+            .split_once(':')
+            .is_some_and(|(before, _)| !before.contains('/'));
+        let name = if is_protocol {
+            name.strip_prefix("file:").unwrap_or(name)
+        } else {
+            name
+        };
         if is_protocol && (name.contains(':') || name.starts_with("//")) {
             return Err(Refusal::new(
                 said(),
                 "only plain files are opened for an image, no network and no other driver",
-                format!("qemu-img convert -O raw {0} {0}.raw, then rescue inspect {0}.raw", shown(&self.image)),
+                format!(
+                    "qemu-img convert -O raw {0} {0}.raw, then rescue inspect {0}.raw",
+                    shown(&self.image)
+                ),
             )
             .into());
         }
         let wanted = by.parent().unwrap_or(Path::new("/")).join(name);
         let path = wanted.canonicalize().map_err(|error| {
-            let (wanted, folder) = (shown(&wanted), wanted.parent().map(shown).unwrap_or_default());
+            let (wanted, folder) = (
+                shown(&wanted),
+                wanted.parent().map(shown).unwrap_or_default(),
+            );
             anyhow::Error::from(Refusal::new(
                 format!("{}, and {wanted} cannot be found ({error})", said()),
                 "a part of the disk is missing",
@@ -95,32 +118,55 @@ impl Files {
         if !(may_be_known && self.is_known_part(&path)) {
             self.note(&path)?;
         }
-        let bytes = FileBytes::open(&path).with_context(|| format!("opening {} for {}", shown(&path), shown(by)))?;
-        Ok(Found { path, bytes: Arc::new(bytes) })
+        let bytes = FileBytes::open(&path)
+            .with_context(|| format!("opening {} for {}", shown(&path), shown(by)))?;
+        Ok(Found {
+            path,
+            bytes: Arc::new(bytes),
+        })
     }
 
     /// Opened before, and not the image itself.
     fn is_known_part(&self, path: &Path) -> bool {
-        let identity = |path: &Path| std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
+        let identity = |path: &Path| {
+            std::fs::metadata(path)
+                .map(|metadata| (metadata.dev(), metadata.ino()))
+                .ok()
+        };
         let part = identity(path);
         part != identity(&self.image) && part.is_some_and(|part| self.seen.contains(&part))
     }
 
     /// Nothing is opened twice: a chain that bites its own tail would never end.
     fn note(&mut self, path: &Path) -> Result<()> {
-        let metadata = std::fs::metadata(path).with_context(|| format!("looking at {}", shown(path)))?;
+        let metadata =
+            std::fs::metadata(path).with_context(|| format!("looking at {}", shown(path)))?;
         let refuse = |what: &str| {
-            let next = format!("look at it with `qemu-img info --backing-chain -U {}`", shown(&self.image));
-            Err(Refusal::new(format!("{} {what}", shown(&self.image)), "the disk cannot be put together", next).into())
+            let next = format!(
+                "look at it with `qemu-img info --backing-chain -U {}`",
+                shown(&self.image)
+            );
+            Err(Refusal::new(
+                format!("{} {what}", shown(&self.image)),
+                "the disk cannot be put together",
+                next,
+            )
+            .into())
         };
         if !metadata.is_file() {
-            return refuse(&format!("reads from {}, which is not a plain file", shown(path)));
+            return refuse(&format!(
+                "reads from {}, which is not a plain file",
+                shown(path)
+            ));
         }
         if self.seen.len() > MAX_FILES {
             return refuse(&format!("reads from more than {MAX_FILES} files"));
         }
         if !self.seen.insert((metadata.dev(), metadata.ino())) {
-            return refuse(&format!("reads from {} twice: it goes round in a circle", shown(path)));
+            return refuse(&format!(
+                "reads from {} twice: it goes round in a circle",
+                shown(path)
+            ));
         }
         Ok(())
     }
@@ -143,7 +189,13 @@ mod tests {
             std::fs::create_dir_all(path).unwrap();
         }
         let image = own.join("top");
-        for path in [image.clone(), own.join("base"), own.join("sub/base"), other.join("secret"), own.join("a:b")] {
+        for path in [
+            image.clone(),
+            own.join("base"),
+            own.join("sub/base"),
+            other.join("secret"),
+            own.join("a:b"),
+        ] {
             std::fs::write(path, "x").unwrap();
         }
         std::os::unix::fs::symlink(other.join("secret"), own.join("link")).unwrap();
@@ -151,20 +203,48 @@ mod tests {
         for name in ["base", "sub/base", "./a:b"] {
             files.open(&image, name).unwrap();
         }
-        for name in ["../other/secret", "link", other.join("secret").to_str().unwrap()] {
+        for name in [
+            "../other/secret",
+            "link",
+            other.join("secret").to_str().unwrap(),
+        ] {
             let text = refusal(&mut files, &image, name);
-            assert!(text.contains("--image-folder") && text.contains("outside"), "{text}");
+            assert!(
+                text.contains("--image-folder") && text.contains("outside"),
+                "{text}"
+            );
         }
-        for name in ["nbd://host/x", "json:{\"driver\":\"file\"}", "rbd:pool/x", "file://host/x"] {
-            assert!(refusal(&mut files, &image, name).contains("only plain files"), "{name}");
+        for name in [
+            "nbd://host/x",
+            "json:{\"driver\":\"file\"}",
+            "rbd:pool/x",
+            "file://host/x",
+        ] {
+            assert!(
+                refusal(&mut files, &image, name).contains("only plain files"),
+                "{name}"
+            );
         }
         assert!(refusal(&mut files, &image, "missing").contains("a part of the disk is missing"));
         assert!(refusal(&mut files, &image, "base").contains("circle"));
         assert!(refusal(&mut files, &image, "top").contains("circle"));
         files.open_part(&image, "./base").unwrap();
-        assert!(files.open_part(&image, "top").map(drop).unwrap_err().to_string().contains("circle"));
+        assert!(
+            files
+                .open_part(&image, "top")
+                .map(drop)
+                .unwrap_err()
+                .to_string()
+                .contains("circle")
+        );
         assert!(refusal(&mut files, &image, "sub").contains("not a plain file"));
-        let given = Given { folders: vec![other.clone()], ..Given::default() };
-        Files::of(&image, &given).unwrap().open(&image, "link").unwrap();
+        let given = Given {
+            folders: vec![other.clone()],
+            ..Given::default()
+        };
+        Files::of(&image, &given)
+            .unwrap()
+            .open(&image, "link")
+            .unwrap();
     }
 }

@@ -65,7 +65,9 @@ impl Format {
 
     /// By its name.
     pub fn named(name: &str) -> Option<Self> {
-        [Self::Raw, Self::Qcow2, Self::Vmdk].into_iter().find(|format| format.name() == name)
+        [Self::Raw, Self::Qcow2, Self::Vmdk]
+            .into_iter()
+            .find(|format| format.name() == name)
     }
 
     /// What a file of this name is supposed to be; `None` where the name says nothing (`.img`, no ending).
@@ -100,7 +102,9 @@ impl Format {
             return match asked {
                 Self::Raw => Ok((Self::Raw, false)),
                 _ if asked == content => Ok((content, true)),
-                _ => Err(mismatch(path, &format!("--image-format {}", asked.name()), content).into()),
+                _ => {
+                    Err(mismatch(path, &format!("--image-format {}", asked.name()), content).into())
+                }
             };
         }
         match Self::of_name(path) {
@@ -108,7 +112,9 @@ impl Format {
             Some(named) if content == named => Ok((content, true)),
             // A flat extent is called .vmdk as well, and is raw.
             Some(Self::Vmdk) if content == Self::Raw => Ok((Self::Raw, false)),
-            Some(named) => Err(mismatch(path, &format!("its name (.{})", named.name()), content).into()),
+            Some(named) => {
+                Err(mismatch(path, &format!("its name (.{})", named.name()), content).into())
+            }
             None => Ok((content, false)),
         }
     }
@@ -116,11 +122,18 @@ impl Format {
 
 fn mismatch(path: &Path, said_by: &str, content: Format) -> Refusal {
     let shown = shown(path);
-    let what = if content == Format::Raw { "no image in a known format" } else { content.name() };
+    let what = if content == Format::Raw {
+        "no image in a known format"
+    } else {
+        content.name()
+    };
     Refusal::new(
         format!("{shown} begins like {what}, and {said_by} says something else"),
         "a disk read in the wrong format shows what is not there",
-        format!("find out which it is (`qemu-img info {shown}`), then name it with --image-format {}", content.name()),
+        format!(
+            "find out which it is (`qemu-img info {shown}`), then name it with --image-format {}",
+            content.name()
+        ),
     )
 }
 
@@ -164,7 +177,10 @@ pub struct Image {
 
 impl std::fmt::Debug for Image {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Image").field("layout", &self.layout).field("notes", &self.notes).finish_non_exhaustive()
+        f.debug_struct("Image")
+            .field("layout", &self.layout)
+            .field("notes", &self.notes)
+            .finish_non_exhaustive()
     }
 }
 
@@ -175,7 +191,11 @@ impl std::fmt::Debug for Image {
 pub fn open(path: &Path, file: Arc<dyn ReadAt>, given: &Given) -> Result<Image> {
     let (format, may_refer) = Format::of(path, file.as_ref(), given)?;
     match format {
-        Format::Raw => Ok(Image { notes: raw_notes(path, file.as_ref()), bytes: file, layout: Layout::Raw }),
+        Format::Raw => Ok(Image {
+            notes: raw_notes(path, file.as_ref()),
+            bytes: file,
+            layout: Layout::Raw,
+        }),
         Format::Qcow2 => qcow2::open_chain(path, file, may_refer, given),
         Format::Vmdk => vmdk::open(path, file, may_refer, given),
     }
@@ -191,7 +211,11 @@ pub fn is_formatted(path: &Path) -> bool {
 fn raw_notes(path: &Path, file: &dyn ReadAt) -> Vec<String> {
     match Format::of_content(file) {
         Ok(content) if content != Format::Raw => {
-            vec![format!("{} begins like a {} image, but is read as a raw disk", shown(path), content.name())]
+            vec![format!(
+                "{} begins like a {} image, but is read as a raw disk",
+                shown(path),
+                content.name()
+            )]
         }
         _ => Vec::new(),
     }
@@ -202,7 +226,8 @@ fn refuse(path: &Path, format: Format, error: ImageError) -> anyhow::Error {
     let (shown, format) = (shown(path), format.name());
     let (means, next) = match error {
         ImageError::Io(error) => {
-            return anyhow::Error::new(error).context(format!("reading the {format} image {shown}"));
+            return anyhow::Error::new(error)
+                .context(format!("reading the {format} image {shown}"));
         }
         ImageError::Corrupt(_) => (
             "what is on the disk cannot be told from it",
@@ -210,8 +235,15 @@ fn refuse(path: &Path, format: Format, error: ImageError) -> anyhow::Error {
         ),
         ImageError::Unsupported(_) => (
             "this form of the format is not read",
-            format!("qemu-img convert -f {format} -O raw {shown} {shown}.raw, then rescue inspect {shown}.raw"),
+            format!(
+                "qemu-img convert -f {format} -O raw {shown} {shown}.raw, then rescue inspect {shown}.raw"
+            ),
         ),
     };
-    Refusal::new(format!("the {format} image {shown} cannot be read: {error}"), means, next).into()
+    Refusal::new(
+        format!("the {format} image {shown} cannot be read: {error}"),
+        means,
+        next,
+    )
+    .into()
 }

@@ -37,18 +37,30 @@ struct Link {
 }
 
 /// Opens the image at `path` and everything below it.
-pub(super) fn open_chain(path: &Path, file: Arc<dyn ReadAt>, may_refer: bool, given: &Given) -> Result<Image> {
+pub(super) fn open_chain(
+    path: &Path,
+    file: Arc<dyn ReadAt>,
+    may_refer: bool,
+    given: &Given,
+) -> Result<Image> {
     let chain = chain(path, file, may_refer, given)?;
     let top = chain.first().and_then(|link| link.header.as_ref());
     let layout = Layout {
-        backing: chain.iter().skip(1).map(|link| (link.path.clone(), link.format())).collect(),
+        backing: chain
+            .iter()
+            .skip(1)
+            .map(|link| (link.path.clone(), link.format()))
+            .collect(),
         needs_check: top.and_then(Header::needs_check),
     };
     let mut notes = Vec::new();
     for link in &chain {
         let Some(header) = &link.header else { continue };
         if let Some(why) = header.needs_check() {
-            notes.push(format!("the qcow2 image {} {why}; it is read as it is", shown(&link.path)));
+            notes.push(format!(
+                "the qcow2 image {} {why}; it is read as it is",
+                shown(&link.path)
+            ));
         }
     }
     let mut below: Option<Arc<dyn ReadAt>> = None;
@@ -56,17 +68,26 @@ pub(super) fn open_chain(path: &Path, file: Arc<dyn ReadAt>, may_refer: bool, gi
         below = Some(match link.header {
             None => link.file,
             Some(header) => Arc::new(
-                Qcow2::new(link.file, header, below).map_err(|error| refuse(&link.path, Format::Qcow2, error))?,
+                Qcow2::new(link.file, header, below)
+                    .map_err(|error| refuse(&link.path, Format::Qcow2, error))?,
             ),
         });
     }
     let bytes = below.ok_or_else(|| anyhow::anyhow!("a chain without images"))?;
-    Ok(Image { bytes, layout: ImageLayout::Qcow2(Box::new(layout)), notes })
+    Ok(Image {
+        bytes,
+        layout: ImageLayout::Qcow2(Box::new(layout)),
+        notes,
+    })
 }
 
 impl Link {
     fn format(&self) -> Format {
-        if self.header.is_some() { Format::Qcow2 } else { Format::Raw }
+        if self.header.is_some() {
+            Format::Qcow2
+        } else {
+            Format::Raw
+        }
     }
 }
 
@@ -75,13 +96,26 @@ fn chain(path: &Path, file: Arc<dyn ReadAt>, may_refer: bool, given: &Given) -> 
     let mut files = Files::of(path, given)?;
     let mut chain = vec![link(path.canonicalize()?, file)?];
     loop {
-        let Some(Link { path: by, header: Some(header), .. }) = chain.last() else { return Ok(chain) };
-        let Some(backing) = &header.backing else { return Ok(chain) };
+        let Some(Link {
+            path: by,
+            header: Some(header),
+            ..
+        }) = chain.last()
+        else {
+            return Ok(chain);
+        };
+        let Some(backing) = &header.backing else {
+            return Ok(chain);
+        };
         refuse_references(path, Format::Qcow2, may_refer, &backing.name)?;
         let found = files.open(by, &backing.name)?;
         let next = match backing_format(by, backing, &found.path, found.bytes.as_ref())? {
             Format::Qcow2 => link(found.path, found.bytes)?,
-            _ => Link { path: found.path, file: found.bytes, header: None },
+            _ => Link {
+                path: found.path,
+                file: found.bytes,
+                header: None,
+            },
         };
         chain.push(next);
     }
@@ -89,14 +123,23 @@ fn chain(path: &Path, file: Arc<dyn ReadAt>, may_refer: bool, given: &Given) -> 
 
 fn link(path: PathBuf, file: Arc<dyn ReadAt>) -> Result<Link> {
     match Header::read(file.as_ref()) {
-        Ok(header) => Ok(Link { path, file, header: Some(header) }),
+        Ok(header) => Ok(Link {
+            path,
+            file,
+            header: Some(header),
+        }),
         Err(error) => Err(refuse(&path, Format::Qcow2, error)),
     }
 }
 
 /// The header says it since QEMU 6.1. Where it does not, only a file that is nothing else can be told to be raw: guessing is
 /// CVE-2010-3851 again.
-fn backing_format(by: &Path, backing: &header::Backing, path: &Path, bytes: &dyn ReadAt) -> Result<Format> {
+fn backing_format(
+    by: &Path,
+    backing: &header::Backing,
+    path: &Path,
+    bytes: &dyn ReadAt,
+) -> Result<Format> {
     let content = Format::of_content(bytes)?;
     match backing.format.as_deref() {
         Some("qcow2") => Ok(Format::Qcow2),
@@ -111,7 +154,11 @@ fn backing_format(by: &Path, backing: &header::Backing, path: &Path, bytes: &dyn
         None if content == Format::Raw => Ok(Format::Raw),
         None if Format::of_name(path) == Some(content) && content == Format::Qcow2 => Ok(content),
         None => Err(Refusal::new(
-            format!("{} does not say of which format its backing file {} is", shown(by), shown(path)),
+            format!(
+                "{} does not say of which format its backing file {} is",
+                shown(by),
+                shown(path)
+            ),
             "it begins like an image, but a guest could have written that into a raw disk",
             format!(
                 "if it is a {0} image: qemu-img rebase -u -F {0} -b {1:?} {2}",

@@ -15,7 +15,10 @@ const PAGES: usize = 1024;
 const UNPACKED: usize = 8;
 
 fn past_end(at: u64) -> Error {
-    Error::new(ErrorKind::InvalidData, format!("a table of the image reaches past the end of the file, to byte {at}"))
+    Error::new(
+        ErrorKind::InvalidData,
+        format!("a table of the image reaches past the end of the file, to byte {at}"),
+    )
 }
 
 /// A file whose tables are looked up.
@@ -27,7 +30,11 @@ pub(super) struct Tables {
 
 impl Tables {
     pub fn over(file: Arc<dyn ReadAt>) -> Self {
-        Self { file, pages: Mutex::default(), unpacked: Mutex::default() }
+        Self {
+            file,
+            pages: Mutex::default(),
+            unpacked: Mutex::default(),
+        }
     }
 
     pub fn file(&self) -> &dyn ReadAt {
@@ -62,7 +69,11 @@ impl Tables {
     }
 
     /// What `unpack` makes of the piece known as `key`, kept for the next few reads.
-    pub fn unpacked(&self, key: u64, unpack: impl FnOnce() -> Result<Vec<u8>>) -> Result<Arc<[u8]>> {
+    pub fn unpacked(
+        &self,
+        key: u64,
+        unpack: impl FnOnce() -> Result<Vec<u8>>,
+    ) -> Result<Arc<[u8]>> {
         let mut kept = self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, bytes)) = kept.iter().find(|(there, _)| *there == key) {
             return Ok(Arc::clone(bytes));

@@ -47,32 +47,52 @@ pub(super) struct Descriptor {
 pub(super) fn begins(head: &[u8]) -> bool {
     let text = String::from_utf8_lossy(head);
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    lines.find(|line| line.starts_with(TITLE) || !line.starts_with('#')).is_some_and(|line| line.starts_with(TITLE))
+    lines
+        .find(|line| line.starts_with(TITLE) || !line.starts_with('#'))
+        .is_some_and(|line| line.starts_with(TITLE))
 }
 
 impl Descriptor {
     /// From a file of its own.
     pub fn read(file: &dyn ReadAt) -> Result<Self, ImageError> {
         if file.len() > MAX_LENGTH {
-            return Err(ImageError::corrupt(format!("a text of {} bytes", file.len())));
+            return Err(ImageError::corrupt(format!(
+                "a text of {} bytes",
+                file.len()
+            )));
         }
         let mut text = vec![0; usize::try_from(file.len()).unwrap_or(0)];
         file.read_exact_at(&mut text, 0)?;
         let disk = Self::parse(&text)?;
-        if disk.extents.is_empty() { Err(ImageError::corrupt("it names no extent")) } else { Ok(disk) }
+        if disk.extents.is_empty() {
+            Err(ImageError::corrupt("it names no extent"))
+        } else {
+            Ok(disk)
+        }
     }
 
     /// Keys are compared without regard to case, as VMware and QEMU do.
     pub fn parse(text: &[u8]) -> Result<Self, ImageError> {
         let text = String::from_utf8_lossy(text);
         let text = text.split('\0').next().unwrap_or_default();
-        let mut disk = Self { create_type: "unknown".into(), is_snapshot: false, parent: None, extents: Vec::new() };
-        for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
+        let mut disk = Self {
+            create_type: "unknown".into(),
+            is_snapshot: false,
+            parent: None,
+            extents: Vec::new(),
+        };
+        for line in text
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.starts_with('#'))
+        {
             if let Some(extent) = extent(line)? {
                 disk.extents.push(extent);
                 continue;
             }
-            let Some((key, value)) = line.split_once('=') else { continue };
+            let Some((key, value)) = line.split_once('=') else {
+                continue;
+            };
             let value = value.trim().trim_matches('"');
             match key.trim().to_ascii_lowercase().as_str() {
                 "createtype" => disk.create_type = escape(value),
@@ -95,9 +115,15 @@ fn extent(line: &str) -> Result<Option<Extent>, ImageError> {
         return Ok(None);
     }
     let corrupt = || ImageError::corrupt(format!("its line {:?} makes no sense", escape(line)));
-    let (sectors, rest) = rest.trim().split_once(char::is_whitespace).ok_or_else(corrupt)?;
+    let (sectors, rest) = rest
+        .trim()
+        .split_once(char::is_whitespace)
+        .ok_or_else(corrupt)?;
     let sectors: u64 = sectors.parse().map_err(|_| corrupt())?;
-    let (kind, rest) = rest.trim().split_once(char::is_whitespace).unwrap_or((rest.trim(), ""));
+    let (kind, rest) = rest
+        .trim()
+        .split_once(char::is_whitespace)
+        .unwrap_or((rest.trim(), ""));
     let (file, offset) = match rest.trim().strip_prefix('"') {
         Some(quoted) => {
             let (file, offset) = quoted.split_once('"').ok_or_else(corrupt)?;
@@ -105,21 +131,46 @@ fn extent(line: &str) -> Result<Option<Extent>, ImageError> {
         }
         None => (None, ""),
     };
-    let offset: u64 = if offset.is_empty() { 0 } else { offset.parse().map_err(|_| corrupt())? };
+    let offset: u64 = if offset.is_empty() {
+        0
+    } else {
+        offset.parse().map_err(|_| corrupt())?
+    };
     let kind = match kind {
         "ZERO" => {
-            return Ok(Some(Extent { sectors, kind: ExtentKind::Flat { offset: 0 }, file: None, writable: false }));
+            return Ok(Some(Extent {
+                sectors,
+                kind: ExtentKind::Flat { offset: 0 },
+                file: None,
+                writable: false,
+            }));
         }
         "FLAT" | "VMFS" => ExtentKind::Flat { offset },
         "SPARSE" => ExtentKind::Sparse,
-        "VMFSSPARSE" | "SESPARSE" => return Err(ImageError::Unsupported(format!("it is an ESXi snapshot ({kind})"))),
-        _ => return Err(ImageError::Unsupported(format!("it has an extent of the kind {}", escape(kind)))),
+        "VMFSSPARSE" | "SESPARSE" => {
+            return Err(ImageError::Unsupported(format!(
+                "it is an ESXi snapshot ({kind})"
+            )));
+        }
+        _ => {
+            return Err(ImageError::Unsupported(format!(
+                "it has an extent of the kind {}",
+                escape(kind)
+            )));
+        }
     };
     // Whatever it is: a guest has no access to it, and neither has anybody else.
     if access == "NOACCESS" {
-        return Err(ImageError::Unsupported("it has an extent without access".into()));
+        return Err(ImageError::Unsupported(
+            "it has an extent without access".into(),
+        ));
     }
-    Ok(Some(Extent { sectors, kind, file: Some(file.ok_or_else(corrupt)?), writable: access == "RW" }))
+    Ok(Some(Extent {
+        sectors,
+        kind,
+        file: Some(file.ok_or_else(corrupt)?),
+        writable: access == "RW",
+    }))
 }
 
 #[cfg(test)]
@@ -132,20 +183,43 @@ mod tests {
             # Extent description\nRW 4192256 FLAT \"a disk-f001.vmdk\" 0\nRW 2048 ZERO\nRDONLY 12 SPARSE \"b.vmdk\"\n\n\
             # The Disk Data Base\n#DDB\nddb.adapterType = \"lsilogic\"\n";
         assert!(
-            begins(text.as_bytes()) && begins(b"\n# made by hand\n# Disk DescriptorFile\n") && !begins(b"#!/bin/sh\n")
+            begins(text.as_bytes())
+                && begins(b"\n# made by hand\n# Disk DescriptorFile\n")
+                && !begins(b"#!/bin/sh\n")
         );
         let disk = Descriptor::parse(text.as_bytes()).unwrap();
-        assert_eq!((disk.create_type.as_str(), disk.is_snapshot), ("twoGbMaxExtentFlat", false));
+        assert_eq!(
+            (disk.create_type.as_str(), disk.is_snapshot),
+            ("twoGbMaxExtentFlat", false)
+        );
         let flat = ExtentKind::Flat { offset: 0 };
         let expected = [
-            Extent { sectors: 4_192_256, kind: flat, file: Some("a disk-f001.vmdk".into()), writable: true },
-            Extent { sectors: 2048, kind: flat, file: None, writable: false },
-            Extent { sectors: 12, kind: ExtentKind::Sparse, file: Some("b.vmdk".into()), writable: false },
+            Extent {
+                sectors: 4_192_256,
+                kind: flat,
+                file: Some("a disk-f001.vmdk".into()),
+                writable: true,
+            },
+            Extent {
+                sectors: 2048,
+                kind: flat,
+                file: None,
+                writable: false,
+            },
+            Extent {
+                sectors: 12,
+                kind: ExtentKind::Sparse,
+                file: Some("b.vmdk".into()),
+                writable: false,
+            },
         ];
         assert_eq!(disk.extents, expected);
         let delta = "parentCID=abcd0123\nparentFileNameHint=\"node1.vmdk\"\n";
         let disk = Descriptor::parse(delta.as_bytes()).unwrap();
-        assert_eq!((disk.is_snapshot, disk.parent.as_deref()), (true, Some("node1.vmdk")));
+        assert_eq!(
+            (disk.is_snapshot, disk.parent.as_deref()),
+            (true, Some("node1.vmdk"))
+        );
     }
 
     #[test]

@@ -46,7 +46,10 @@ impl Sparse {
         let text = descriptor(file.as_ref(), &header)?;
         if le64(&header, 56) == AT_END {
             // Behind the footer there is one more sector, the end of the stream.
-            let at = file.len().checked_sub(2 * SECTOR).ok_or_else(|| ImageError::corrupt("it was cut off"))?;
+            let at = file
+                .len()
+                .checked_sub(2 * SECTOR)
+                .ok_or_else(|| ImageError::corrupt("it was cut off"))?;
             header = header_at(file.as_ref(), at)
                 .map_err(|_| ImageError::corrupt("its footer is missing: it was cut off"))?;
         }
@@ -60,16 +63,23 @@ impl Sparse {
         }
         let compressed = flags & COMPRESSED != 0;
         if compressed && (flags & MARKERS == 0 || le16(&header, 77) != 1) {
-            return Err(ImageError::Unsupported("it is compressed in an unknown way".into()));
+            return Err(ImageError::Unsupported(
+                "it is compressed in an unknown way".into(),
+            ));
         }
-        let Some(length) =
-            capacity.checked_mul(SECTOR).filter(|length| *length > 0 && *length <= i64::MAX.cast_unsigned())
+        let Some(length) = capacity
+            .checked_mul(SECTOR)
+            .filter(|length| *length > 0 && *length <= i64::MAX.cast_unsigned())
         else {
             return corrupt(format!("a disk of {capacity} sectors"));
         };
         let directory = le64(&header, 56).saturating_mul(SECTOR);
         let tables = capacity.div_ceil(grain * ENTRIES);
-        if directory == 0 || directory.checked_add(tables * 4).is_none_or(|end| end > file.len()) {
+        if directory == 0
+            || directory
+                .checked_add(tables * 4)
+                .is_none_or(|end| end > file.len())
+        {
             return corrupt(format!(
                 "its directory is at byte {directory} of a file of {} bytes: it was cut off",
                 file.len()
@@ -110,7 +120,9 @@ impl Sparse {
         let start = sector * SECTOR;
         let file = self.tables.file();
         if start >= file.len() {
-            return Err(damaged(format!("a grain is at byte {start}, and the file ends before: it was cut off")));
+            return Err(damaged(format!(
+                "a grain is at byte {start}, and the file ends before: it was cut off"
+            )));
         }
         if self.compressed {
             let grain = self.tables.unpacked(sector, || self.unpack(start))?;
@@ -124,10 +136,16 @@ impl Sparse {
             return Ok(());
         }
         let at = start + within;
-        let there = usize::try_from(file.len().saturating_sub(at)).unwrap_or(usize::MAX).min(buffer.len());
+        let there = usize::try_from(file.len().saturating_sub(at))
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
         let (now, zeros) = buffer.split_at_mut(there);
         zeros.fill(0);
-        if now.is_empty() { Ok(()) } else { file.read_exact_at(now, at) }
+        if now.is_empty() {
+            Ok(())
+        } else {
+            file.read_exact_at(now, at)
+        }
     }
 
     /// A marker (sector of the disk, bytes that follow), then zlib's bytes.
@@ -138,7 +156,10 @@ impl Sparse {
         let size = u64::from(le32(&marker, 8));
         // Deflate makes nothing much larger than it was.
         let end = start.checked_add(12 + size);
-        if size == 0 || size > self.grain + (self.grain >> 4) + 1024 || end.is_none_or(|end| end > file.len()) {
+        if size == 0
+            || size > self.grain + (self.grain >> 4) + 1024
+            || end.is_none_or(|end| end > file.len())
+        {
             return Err(damaged(format!(
                 "a compressed grain at byte {start} of {size} bytes: it may have been cut off"
             )));
@@ -153,13 +174,18 @@ impl Sparse {
                 unpacked.truncate(usize::try_from(state.total_out()).unwrap_or(0));
                 Ok(unpacked)
             }
-            _ => Err(damaged(format!("the compressed grain at byte {start} cannot be unpacked"))),
+            _ => Err(damaged(format!(
+                "the compressed grain at byte {start} cannot be unpacked"
+            ))),
         }
     }
 }
 
 fn damaged(what: String) -> Error {
-    Error::new(ErrorKind::InvalidData, format!("the VMDK image is damaged: {what}"))
+    Error::new(
+        ErrorKind::InvalidData,
+        format!("the VMDK image is damaged: {what}"),
+    )
 }
 
 fn header_at(file: &dyn ReadAt, at: u64) -> std::result::Result<[u8; 512], ImageError> {
@@ -169,16 +195,23 @@ fn header_at(file: &dyn ReadAt, at: u64) -> std::result::Result<[u8; 512], Image
     }
     let version = le32(&header, 4);
     if !(1..=3).contains(&version) {
-        return Err(ImageError::Unsupported(format!("it is of version {version}")));
+        return Err(ImageError::Unsupported(format!(
+            "it is of version {version}"
+        )));
     }
     // These show a copy that was made as text.
     if header.get(73..77) != Some(b"\n \r\n") {
-        return Err(ImageError::corrupt("line ends in it were changed while it was copied; copy it again as binary"));
+        return Err(ImageError::corrupt(
+            "line ends in it were changed while it was copied; copy it again as binary",
+        ));
     }
     Ok(header)
 }
 
-fn descriptor(file: &dyn ReadAt, header: &[u8]) -> std::result::Result<Option<Vec<u8>>, ImageError> {
+fn descriptor(
+    file: &dyn ReadAt,
+    header: &[u8],
+) -> std::result::Result<Option<Vec<u8>>, ImageError> {
     let (at, length) = (le64(header, 28), le64(header, 36));
     if at == 0 || length == 0 {
         return Ok(None);
@@ -188,7 +221,9 @@ fn descriptor(file: &dyn ReadAt, header: &[u8]) -> std::result::Result<Option<Ve
     };
     let length = length.min(MAX_DESCRIPTOR);
     if start.checked_add(length).is_none_or(|end| end > file.len()) {
-        return Err(ImageError::corrupt("its descriptor reaches past the end of the file"));
+        return Err(ImageError::corrupt(
+            "its descriptor reaches past the end of the file",
+        ));
     }
     let mut text = vec![0; usize::try_from(length).unwrap_or(0)];
     file.read_exact_at(&mut text, start)?;
@@ -203,13 +238,18 @@ impl ReadAt for Sparse {
         512
     }
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > self.length) {
+        if offset
+            .checked_add(buffer.len() as u64)
+            .is_none_or(|end| end > self.length)
+        {
             return Err(ErrorKind::UnexpectedEof.into());
         }
         let (mut rest, mut at) = (buffer, offset);
         while !rest.is_empty() {
             let within = at % self.grain;
-            let run = usize::try_from(self.grain - within).unwrap_or(usize::MAX).min(rest.len());
+            let run = usize::try_from(self.grain - within)
+                .unwrap_or(usize::MAX)
+                .min(rest.len());
             let (now, later) = rest.split_at_mut(run);
             match self.find(at)? {
                 None => now.fill(0),

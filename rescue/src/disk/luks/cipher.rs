@@ -63,21 +63,28 @@ impl Xts {
             }
         };
         if !matches!(sector_size, 512 | 1024 | 2048 | 4096) {
-            return Err(LuksError::Corrupt(format!("sectors of {sector_size} bytes")));
+            return Err(LuksError::Corrupt(format!(
+                "sectors of {sector_size} bytes"
+            )));
         }
         // The first half is for the data, the second for the tweak.
         let (data, tweak) = key.bytes().split_at(key.len() / 2);
         let kind = match (Aes128::new_from_slice(data), Aes256::new_from_slice(data)) {
-            (Ok(data), _) => {
-                Aes128::new_from_slice(tweak).ok().map(|tweak| Kind::Of128(Box::new(Xts128::new(data, tweak))))
-            }
-            (_, Ok(data)) => {
-                Aes256::new_from_slice(tweak).ok().map(|tweak| Kind::Of256(Box::new(Xts128::new(data, tweak))))
-            }
+            (Ok(data), _) => Aes128::new_from_slice(tweak)
+                .ok()
+                .map(|tweak| Kind::Of128(Box::new(Xts128::new(data, tweak)))),
+            (_, Ok(data)) => Aes256::new_from_slice(tweak)
+                .ok()
+                .map(|tweak| Kind::Of256(Box::new(Xts128::new(data, tweak)))),
             _ => None,
         };
-        let kind = kind.ok_or_else(|| LuksError::Unsupported(format!("its key has {} bytes", key.len())))?;
-        Ok(Self { kind, sector_size: sector_size as usize, mask })
+        let kind =
+            kind.ok_or_else(|| LuksError::Unsupported(format!("its key has {} bytes", key.len())))?;
+        Ok(Self {
+            kind,
+            sector_size: sector_size as usize,
+            mask,
+        })
     }
 
     /// Whole sectors, the first of which has this number in units of 512 bytes.

@@ -34,7 +34,9 @@ impl Hash {
             "sha256" => Ok(Self::Sha256),
             "sha384" => Ok(Self::Sha384),
             "sha512" => Ok(Self::Sha512),
-            other => Err(LuksError::Unsupported(format!("it hashes with {other}, which is not known here"))),
+            other => Err(LuksError::Unsupported(format!(
+                "it hashes with {other}, which is not known here"
+            ))),
         }
     }
 
@@ -84,12 +86,16 @@ impl Kdf {
         match self {
             Self::Pbkdf2 { hash, iterations } => {
                 let iterations = NonZeroU32::new(*iterations);
-                let iterations = iterations.ok_or_else(|| LuksError::Corrupt("a key slot of no iterations".into()))?;
+                let iterations = iterations
+                    .ok_or_else(|| LuksError::Corrupt("a key slot of no iterations".into()))?;
                 pbkdf2::derive(hash.pbkdf2(), iterations, salt, passphrase, &mut key);
             }
-            Self::Argon2 { kind, rounds, memory, lanes } => {
-                argon2(*kind, *rounds, *memory, *lanes, passphrase, salt, &mut key)?
-            }
+            Self::Argon2 {
+                kind,
+                rounds,
+                memory,
+                lanes,
+            } => argon2(*kind, *rounds, *memory, *lanes, passphrase, salt, &mut key)?,
         }
         Ok(Key::new(key))
     }
@@ -118,12 +124,18 @@ fn argon2(
         )));
     }
     let parameters = argon2::Params::new(memory, rounds, lanes, Some(key.len()));
-    let parameters =
-        parameters.map_err(|error| LuksError::Corrupt(format!("a key slot with impossible numbers ({error})")))?;
-    let mut blocks = Vec::new();
-    blocks.try_reserve_exact(parameters.block_count()).map_err(|_| {
-        LuksError::Unsupported(format!("its key slot needs {} MiB of memory to be opened", memory >> 10))
+    let parameters = parameters.map_err(|error| {
+        LuksError::Corrupt(format!("a key slot with impossible numbers ({error})"))
     })?;
+    let mut blocks = Vec::new();
+    blocks
+        .try_reserve_exact(parameters.block_count())
+        .map_err(|_| {
+            LuksError::Unsupported(format!(
+                "its key slot needs {} MiB of memory to be opened",
+                memory >> 10
+            ))
+        })?;
     blocks.resize(parameters.block_count(), argon2::Block::default());
     argon2::Argon2::new(kind, argon2::Version::V0x13, parameters)
         .hash_password_into_with_memory(passphrase, salt, key, &mut blocks)
@@ -133,7 +145,9 @@ fn argon2(
 /// `MemAvailable`, in bytes: what can be had without swapping (proc_meminfo(5)).
 fn available_memory() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
     let kibibytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
     kibibytes.map_or(u64::MAX, |count| count << 10)
 }
@@ -168,9 +182,13 @@ impl Slot {
         let length = self.key_length * self.stripes as usize;
         let end = self.offset.checked_add(length.next_multiple_of(512) as u64);
         if !is_possible || end.is_none_or(|end| end > bytes.len()) {
-            return Err(LuksError::Corrupt("a key slot with impossible bounds".into()));
+            return Err(LuksError::Corrupt(
+                "a key slot with impossible bounds".into(),
+            ));
         }
-        let key = self.kdf.derive(passphrase, &self.salt, self.area_key_length)?;
+        let key = self
+            .kdf
+            .derive(passphrase, &self.salt, self.area_key_length)?;
         let mut area = Zeroizing::new(vec![0; length.next_multiple_of(512)]);
         bytes.read_exact_at(&mut area, self.offset)?;
         Xts::new(&self.cipher, &key, 512)?.decrypt(&mut area, 0);
@@ -184,7 +202,9 @@ fn merge(area: &[u8], length: usize, hash: Hash) -> Key {
     let mut key = Zeroizing::new(vec![0; length]);
     let mut stripes = area.chunks_exact(length).peekable();
     while let Some(stripe) = stripes.next() {
-        key.iter_mut().zip(stripe).for_each(|(byte, other)| *byte ^= other);
+        key.iter_mut()
+            .zip(stripe)
+            .for_each(|(byte, other)| *byte ^= other);
         if stripes.peek().is_some() {
             diffuse(&mut key, hash);
         }
@@ -222,8 +242,17 @@ impl Digest {
 
     pub fn fits(&self, key: &Key) -> bool {
         // A digest of nothing would fit anything.
-        NonZeroU32::new(self.iterations).filter(|_| self.digest.len() >= 16).is_some_and(|iterations| {
-            pbkdf2::verify(self.hash.pbkdf2(), iterations, &self.salt, key.bytes(), &self.digest).is_ok()
-        })
+        NonZeroU32::new(self.iterations)
+            .filter(|_| self.digest.len() >= 16)
+            .is_some_and(|iterations| {
+                pbkdf2::verify(
+                    self.hash.pbkdf2(),
+                    iterations,
+                    &self.salt,
+                    key.bytes(),
+                    &self.digest,
+                )
+                .is_ok()
+            })
     }
 }

@@ -24,7 +24,12 @@ struct Keys {
     in_vain: Vec<(Vec<u8>, Duration)>,
 }
 
-static KEYS: Mutex<Keys> = Mutex::new(Keys { given: Vec::new(), volumes: Vec::new(), ask: None, in_vain: Vec::new() });
+static KEYS: Mutex<Keys> = Mutex::new(Keys {
+    given: Vec::new(),
+    volumes: Vec::new(),
+    ask: None,
+    in_vain: Vec::new(),
+});
 
 fn keys() -> std::sync::MutexGuard<'static, Keys> {
     KEYS.lock().unwrap_or_else(PoisonError::into_inner)
@@ -42,7 +47,11 @@ pub fn ask_with(asker: Asker) {
 
 /// Time that was spent on the volume of this salt, and did not open it.
 pub(super) fn spent_in_vain(salt: &[u8]) -> Duration {
-    keys().in_vain.iter().find(|(known, _)| known == salt).map_or(Duration::ZERO, |(_, time)| *time)
+    keys()
+        .in_vain
+        .iter()
+        .find(|(known, _)| known == salt)
+        .map_or(Duration::ZERO, |(_, time)| *time)
 }
 
 /// Adds to [`spent_in_vain`].
@@ -99,7 +108,9 @@ pub(super) fn find(
         }
     }
     for _ in 0..TRIES {
-        let Some(passphrase) = ask.and_then(|ask| ask(name)) else { break };
+        let Some(passphrase) = ask.and_then(|ask| ask(name)) else {
+            break;
+        };
         if let Some(key) = try_passphrase(&passphrase)? {
             // Another disk of the node often has the same.
             give(passphrase);

@@ -92,20 +92,37 @@ pub fn unlock(name: &str, bytes: &Arc<dyn ReadAt>) -> Result<Crypt, LuksError> {
     let key = find_key(name, bytes.as_ref(), &header)?;
     // Only what can be read here is unlocked at all.
     Xts::new(&header.cipher, &key, header.sector_size)?;
-    let rest = bytes.len().checked_sub(header.offset).ok_or_else(|| cut_off(&header, bytes.len()))?;
+    let rest = bytes
+        .len()
+        .checked_sub(header.offset)
+        .ok_or_else(|| cut_off(&header, bytes.len()))?;
     let length = header.length.unwrap_or(rest);
     if length > rest || length == 0 {
         return Err(cut_off(&header, bytes.len()));
     }
     let length = length / u64::from(header.sector_size) * u64::from(header.sector_size);
-    let Header { cipher, offset, sector_size, iv_tweak, .. } = header;
-    Ok(Crypt { cipher, key, offset, length, sector_size, iv_tweak })
+    let Header {
+        cipher,
+        offset,
+        sector_size,
+        iv_tweak,
+        ..
+    } = header;
+    Ok(Crypt {
+        cipher,
+        key,
+        offset,
+        length,
+        sector_size,
+        iv_tweak,
+    })
 }
 
 /// Tries the keys of this run on a volume, for as long as [`work`] allows. The time spent in vain counts when the same volume is looked at
 /// again, as a repair does.
 fn find_key(name: &str, bytes: &dyn ReadAt, header: &Header) -> Result<Key, LuksError> {
-    let mut allowance = Allowance::new(work::PER_VOLUME.saturating_sub(keys::spent_in_vain(&header.digest.salt)));
+    let mut allowance =
+        Allowance::new(work::PER_VOLUME.saturating_sub(keys::spent_in_vain(&header.digest.salt)));
     let before = allowance;
     let found = keys::find(name, header.hopeless(), |attempt| match attempt {
         keys::Attempt::Volume(key) if allowance.take(header.digest.time()) => {
@@ -121,7 +138,10 @@ fn find_key(name: &str, bytes: &dyn ReadAt, header: &Header) -> Result<Key, Luks
 }
 
 fn cut_off(header: &Header, there: u64) -> LuksError {
-    LuksError::Corrupt(format!("its data begin at byte {} of {there}: it was cut off, copy it again", header.offset))
+    LuksError::Corrupt(format!(
+        "its data begin at byte {} of {there}: it was cut off, copy it again",
+        header.offset
+    ))
 }
 
 fn read(bytes: &dyn ReadAt) -> Result<Header, LuksError> {
@@ -143,12 +163,21 @@ impl Header {
 
     /// Why no passphrase can be tried at all; `None` where at least one key slot is within the bound.
     fn hopeless(&self) -> Option<LuksError> {
-        let cheapest = self.cheapest_first().first()?.time().saturating_add(self.digest.time());
+        let cheapest = self
+            .cheapest_first()
+            .first()?
+            .time()
+            .saturating_add(self.digest.time());
         (cheapest > work::PER_PASSPHRASE).then(|| self.too_much_work())
     }
 
     /// The volume's key, if the passphrase opens one of its slots.
-    fn open(&self, bytes: &dyn ReadAt, passphrase: &[u8], volume: &mut Allowance) -> Result<Option<Key>, LuksError> {
+    fn open(
+        &self,
+        bytes: &dyn ReadAt,
+        passphrase: &[u8],
+        volume: &mut Allowance,
+    ) -> Result<Option<Key>, LuksError> {
         let mut passphrase_allowance = volume.for_one_passphrase();
         let mut trouble = None;
         for slot in self.cheapest_first() {
@@ -159,7 +188,9 @@ impl Header {
                 break;
             }
             match slot.open(bytes, passphrase) {
-                Ok(key) if key.len() == self.key_length && self.digest.fits(&key) => return Ok(Some(key)),
+                Ok(key) if key.len() == self.key_length && self.digest.fits(&key) => {
+                    return Ok(Some(key));
+                }
                 Ok(_) => {}
                 // Another slot may still open it.
                 Err(error) => trouble = Some(error),
@@ -170,15 +201,19 @@ impl Header {
 
     fn too_much_work(&self) -> LuksError {
         let digest = self.digest.time();
-        let all =
-            self.slots.iter().fold(Duration::ZERO, |sum, slot| sum.saturating_add(slot.time()).saturating_add(digest));
+        let all = self.slots.iter().fold(Duration::ZERO, |sum, slot| {
+            sum.saturating_add(slot.time()).saturating_add(digest)
+        });
         let dearest = self.slots.iter().max_by_key(|slot| slot.time());
         let asks = match dearest {
             Some(slot) if slot.time() > digest => {
                 let slots = units::count(self.slots.len(), "key slot", "key slots");
                 format!("{slots}, the dearest {}", slot.kdf)
             }
-            _ => format!("a digest of its key with {} iterations", self.digest.iterations),
+            _ => format!(
+                "a digest of its key with {} iterations",
+                self.digest.iterations
+            ),
         };
         LuksError::TooMuchWork(work::too_much(&asks, all))
     }
@@ -193,7 +228,9 @@ pub struct Decrypted {
 
 impl std::fmt::Debug for Decrypted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Decrypted").field("crypt", &self.crypt).finish_non_exhaustive()
+        f.debug_struct("Decrypted")
+            .field("crypt", &self.crypt)
+            .finish_non_exhaustive()
     }
 }
 
@@ -215,16 +252,24 @@ impl ReadAt for Decrypted {
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> IoResult<()> {
         /// What is decrypted at a time: as much as the kernel asks for.
         const PIECE: usize = 128 << 10;
-        if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > self.crypt.length) {
+        if offset
+            .checked_add(buffer.len() as u64)
+            .is_none_or(|end| end > self.crypt.length)
+        {
             return Err(ErrorKind::UnexpectedEof.into());
         }
         let size = u64::from(self.crypt.sector_size);
         let mut at = offset;
         for piece in buffer.chunks_mut(PIECE) {
-            let (first, end) = (at / size * size, (at + piece.len() as u64).next_multiple_of(size));
+            let (first, end) = (
+                at / size * size,
+                (at + piece.len() as u64).next_multiple_of(size),
+            );
             let mut sectors = Zeroizing::new(vec![0; usize::try_from(end - first).unwrap_or(0)]);
-            self.below.read_exact_at(&mut sectors, self.crypt.offset + first)?;
-            self.xts.decrypt(&mut sectors, self.crypt.iv_tweak.wrapping_add(first / 512));
+            self.below
+                .read_exact_at(&mut sectors, self.crypt.offset + first)?;
+            self.xts
+                .decrypt(&mut sectors, self.crypt.iv_tweak.wrapping_add(first / 512));
             let from = usize::try_from(at - first).unwrap_or(0);
             piece.copy_from_slice(sectors.get(from..from + piece.len()).unwrap_or_default());
             at += piece.len() as u64;
@@ -255,7 +300,10 @@ mod tests {
     /// Slots of 32 s each. Their areas are missing, which is noticed before any work is done.
     fn header(slots: usize, digest_iterations: u32) -> Header {
         let slot = Slot {
-            kdf: Kdf::Pbkdf2 { hash: Hash::Sha256, iterations: 50_000_000 },
+            kdf: Kdf::Pbkdf2 {
+                hash: Hash::Sha256,
+                iterations: 50_000_000,
+            },
             salt: vec![0; 32],
             cipher: "aes-xts-plain64".into(),
             area_key_length: 64,
@@ -264,8 +312,12 @@ mod tests {
             hash: Hash::Sha256,
             key_length: 64,
         };
-        let digest =
-            Digest { hash: Hash::Sha256, iterations: digest_iterations, salt: vec![1; 32], digest: vec![0; 32] };
+        let digest = Digest {
+            hash: Hash::Sha256,
+            iterations: digest_iterations,
+            salt: vec![1; 32],
+            digest: vec![0; 32],
+        };
         Header {
             cipher: slot.cipher.clone(),
             key_length: 64,
@@ -285,11 +337,19 @@ mod tests {
     #[test]
     fn the_sum_over_slots_and_passphrases_is_bounded() {
         let mut volume = Allowance::new(work::PER_VOLUME);
-        assert!(matches!(open(&header(2, 1000), &mut volume), LuksError::Corrupt(_)));
+        assert!(matches!(
+            open(&header(2, 1000), &mut volume),
+            LuksError::Corrupt(_)
+        ));
         let many = header(32, 1000);
         for _ in 0..20 {
-            let LuksError::TooMuchWork(refusal) = open(&many, &mut volume) else { panic!("no bound") };
-            assert!(refusal.saw.contains("32 key slots") && refusal.saw.contains("17 min"), "{refusal}");
+            let LuksError::TooMuchWork(refusal) = open(&many, &mut volume) else {
+                panic!("no bound")
+            };
+            assert!(
+                refusal.saw.contains("32 key slots") && refusal.saw.contains("17 min"),
+                "{refusal}"
+            );
         }
         // 64 s with each of the first four passphrases, one slot with the fifth.
         assert!(!volume.take(Duration::from_secs(32)));

@@ -37,7 +37,9 @@ impl Hash {
     /// Time for `iterations` of PBKDF2 that make `length` bytes; each block of output takes all of them.
     pub fn pbkdf2_time(self, iterations: u32, length: usize) -> Duration {
         let blocks = u32::try_from(length.div_ceil(self.length())).unwrap_or(u32::MAX);
-        self.iteration().saturating_mul(iterations).saturating_mul(blocks)
+        self.iteration()
+            .saturating_mul(iterations)
+            .saturating_mul(blocks)
     }
 }
 
@@ -46,7 +48,9 @@ impl Kdf {
     pub fn time(&self, length: usize) -> Duration {
         match self {
             Self::Pbkdf2 { hash, iterations } => hash.pbkdf2_time(*iterations, length),
-            Self::Argon2 { rounds, memory, .. } => ARGON2_KIB.saturating_mul(*memory).saturating_mul(*rounds),
+            Self::Argon2 { rounds, memory, .. } => {
+                ARGON2_KIB.saturating_mul(*memory).saturating_mul(*rounds)
+            }
         }
     }
 }
@@ -55,7 +59,9 @@ impl std::fmt::Display for Kdf {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Pbkdf2 { iterations, .. } => write!(f, "PBKDF2 with {iterations} iterations"),
-            Self::Argon2 { rounds, memory, .. } => write!(f, "Argon2 with {} MiB in {rounds} rounds", memory >> 10),
+            Self::Argon2 { rounds, memory, .. } => {
+                write!(f, "Argon2 with {} MiB in {rounds} rounds", memory >> 10)
+            }
         }
     }
 }
@@ -73,7 +79,9 @@ impl Allowance {
 
     /// The part of it that one passphrase may take.
     pub fn for_one_passphrase(&self) -> Self {
-        Self { left: self.left.min(PER_PASSPHRASE) }
+        Self {
+            left: self.left.min(PER_PASSPHRASE),
+        }
     }
 
     /// What was taken from it until `later`.
@@ -94,7 +102,10 @@ pub(super) fn too_much(asks: &str, time: Duration) -> Refusal {
     let time = time::Duration::try_from(time).unwrap_or(time::Duration::MAX);
     let most = PER_PASSPHRASE.as_secs();
     Refusal::new(
-        format!("its LUKS header asks for {asks}: about {} of computing for each passphrase", units::span(time)),
+        format!(
+            "its LUKS header asks for {asks}: about {} of computing for each passphrase",
+            units::span(time)
+        ),
         format!(
             "cryptsetup makes headers that take seconds; rescue spends {most} s on a passphrase, and {} min on a volume",
             PER_VOLUME.as_secs() / 60
@@ -109,11 +120,19 @@ mod tests {
     use super::*;
 
     fn pbkdf2(iterations: u32) -> Kdf {
-        Kdf::Pbkdf2 { hash: Hash::Sha256, iterations }
+        Kdf::Pbkdf2 {
+            hash: Hash::Sha256,
+            iterations,
+        }
     }
 
     fn argon2(memory: u32, rounds: u32) -> Kdf {
-        Kdf::Argon2 { kind: argon2::Algorithm::Argon2id, rounds, memory, lanes: 4 }
+        Kdf::Argon2 {
+            kind: argon2::Algorithm::Argon2id,
+            rounds,
+            memory,
+            lanes: 4,
+        }
     }
 
     #[test]
@@ -126,13 +145,21 @@ mod tests {
 
     #[test]
     fn crafted_numbers_are_beyond_it() {
-        for kdf in
-            [pbkdf2(1 << 30), pbkdf2(u32::MAX), argon2(4 << 20, 1000), argon2(u32::MAX, u32::MAX), argon2(8, 1 << 30)]
-        {
+        for kdf in [
+            pbkdf2(1 << 30),
+            pbkdf2(u32::MAX),
+            argon2(4 << 20, 1000),
+            argon2(u32::MAX, u32::MAX),
+            argon2(8, 1 << 30),
+        ] {
             assert!(kdf.time(64) > PER_PASSPHRASE, "{kdf}: {:?}", kdf.time(64));
         }
-        let refusal = too_much(&pbkdf2(u32::MAX).to_string(), pbkdf2(u32::MAX).time(64)).to_string();
-        assert!(refusal.contains("4294967295 iterations: about 45 min"), "{refusal}");
+        let refusal =
+            too_much(&pbkdf2(u32::MAX).to_string(), pbkdf2(u32::MAX).time(64)).to_string();
+        assert!(
+            refusal.contains("4294967295 iterations: about 45 min"),
+            "{refusal}"
+        );
         too_much("", Duration::MAX);
     }
 

@@ -56,14 +56,25 @@ fn corrupt(reason: impl Into<String>) -> LvmError {
 }
 
 fn field(section: &Section, key: &str) -> Result<u64, LvmError> {
-    section.number(key).ok_or_else(|| corrupt(format!("its text lacks a proper {key}")))
+    section
+        .number(key)
+        .ok_or_else(|| corrupt(format!("its text lacks a proper {key}")))
 }
 
 /// Letters and digits of a UUID.
 fn id(section: &Section) -> Result<String, LvmError> {
-    let id: String = section.text("id").unwrap_or_default().chars().filter(|c| *c != '-').collect();
+    let id: String = section
+        .text("id")
+        .unwrap_or_default()
+        .chars()
+        .filter(|c| *c != '-')
+        .collect();
     let is_good = id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    if is_good { Ok(id) } else { Err(corrupt("its text has an id that is no UUID")) }
+    if is_good {
+        Ok(id)
+    } else {
+        Err(corrupt("its text has an id that is no UUID"))
+    }
 }
 
 impl Group {
@@ -73,25 +84,49 @@ impl Group {
         let Some((name, body)) = top.pop().filter(|_| top.is_empty()) else {
             return Err(corrupt("its text does not hold one volume group"));
         };
-        let bytes = |sectors: u64| sectors.checked_mul(SECTOR).ok_or_else(|| corrupt("its text has an absurd size"));
+        let bytes = |sectors: u64| {
+            sectors
+                .checked_mul(SECTOR)
+                .ok_or_else(|| corrupt("its text has an absurd size"))
+        };
         let extent_size = bytes(field(&body, "extent_size")?)?;
         if extent_size == 0 {
             return Err(corrupt("its extents are empty"));
         }
         let mut physical = HashMap::new();
-        for (name, section) in body.section("physical_volumes").map_or(&[][..], |all| all.sections.as_slice()) {
+        for (name, section) in body
+            .section("physical_volumes")
+            .map_or(&[][..], |all| all.sections.as_slice())
+        {
             let start = bytes(field(section, "pe_start")?)?;
-            let one = Physical { id: id(section)?, start, extents: field(section, "pe_count")? };
+            let one = Physical {
+                id: id(section)?,
+                start,
+                extents: field(section, "pe_count")?,
+            };
             physical.insert(name.clone(), one);
         }
-        let distinct: HashSet<&str> = physical.values().map(|physical| physical.id.as_str()).collect();
+        let distinct: HashSet<&str> = physical
+            .values()
+            .map(|physical| physical.id.as_str())
+            .collect();
         if distinct.len() != physical.len() {
             return Err(corrupt("its text has one physical volume twice"));
         }
-        let volumes = body.section("logical_volumes").map_or(&[][..], |all| all.sections.as_slice());
+        let volumes = body
+            .section("logical_volumes")
+            .map_or(&[][..], |all| all.sections.as_slice());
         let volumes = volumes.iter().map(|(name, _)| name.clone()).collect();
         let (id, seqno) = (id(&body)?, field(&body, "seqno")?);
-        Ok(Self { id, name: escape(&name), seqno, extent_size, physical, volumes, body })
+        Ok(Self {
+            id,
+            name: escape(&name),
+            seqno,
+            extent_size,
+            physical,
+            volumes,
+            body,
+        })
     }
 
     /// UUIDs of its physical volumes.
@@ -105,7 +140,9 @@ impl Group {
     }
 
     fn logical(&self) -> &[(String, Section)] {
-        self.body.section("logical_volumes").map_or(&[], |all| all.sections.as_slice())
+        self.body
+            .section("logical_volumes")
+            .map_or(&[], |all| all.sections.as_slice())
     }
 
     /// All logical volumes that people see, over the physical volumes given by UUID.
@@ -118,21 +155,37 @@ impl Group {
         let mut found = Vec::new();
         for (name, section) in self.logical() {
             if section.has("status", "VISIBLE") {
-                let layout = snapshots.refuse(name).and_then(|()| self.map(section, there));
+                let layout = snapshots
+                    .refuse(name)
+                    .and_then(|()| self.map(section, there));
                 let writable = section.has("status", "WRITE") && self.body.has("status", "WRITE");
-                found.push(Found { id: id(section)?, name: escape(name), layout, writable });
+                found.push(Found {
+                    id: id(section)?,
+                    name: escape(name),
+                    layout,
+                    writable,
+                });
             }
         }
         Ok(found)
     }
 
     fn snapshots(&self) -> Snapshots<'_> {
-        let mut found = Snapshots { stores: HashSet::new(), merging_into: HashSet::new() };
-        for (_, segment) in self.logical().iter().flat_map(|(_, section)| &section.sections) {
+        let mut found = Snapshots {
+            stores: HashSet::new(),
+            merging_into: HashSet::new(),
+        };
+        for (_, segment) in self
+            .logical()
+            .iter()
+            .flat_map(|(_, section)| &section.sections)
+        {
             let merging = segment.text("merging_store");
             found.stores.extend(segment.text("cow_store"));
             found.stores.extend(merging);
-            found.merging_into.extend(merging.and_then(|_| segment.text("origin")));
+            found
+                .merging_into
+                .extend(merging.and_then(|_| segment.text("origin")));
         }
         found
     }
@@ -140,13 +193,31 @@ impl Group {
     fn map(&self, section: &Section, there: &There) -> Result<Layout, LvmError> {
         let mut segments = Vec::new();
         for (_, segment) in &section.sections {
-            let (start, extents) = (field(segment, "start_extent")?, field(segment, "extent_count")?);
-            let areas = self.areas(segment, extents)?.into_iter().map(|(physical, from, _)| {
-                let (below, _) = *there.get(&physical.id).ok_or_else(|| LvmError::Missing(physical.id.clone()))?;
-                Ok(Area { below, offset: self.bytes(from)?.checked_add(physical.start).ok_or_else(absurd)? })
-            });
+            let (start, extents) = (
+                field(segment, "start_extent")?,
+                field(segment, "extent_count")?,
+            );
+            let areas = self
+                .areas(segment, extents)?
+                .into_iter()
+                .map(|(physical, from, _)| {
+                    let (below, _) = *there
+                        .get(&physical.id)
+                        .ok_or_else(|| LvmError::Missing(physical.id.clone()))?;
+                    Ok(Area {
+                        below,
+                        offset: self
+                            .bytes(from)?
+                            .checked_add(physical.start)
+                            .ok_or_else(absurd)?,
+                    })
+                });
             let areas = areas.collect::<Result<Vec<_>, LvmError>>()?;
-            let stripe = if areas.len() > 1 { field(segment, "stripe_size")? } else { 1 };
+            let stripe = if areas.len() > 1 {
+                field(segment, "stripe_size")?
+            } else {
+                1
+            };
             segments.push(Segment {
                 start: self.bytes(start)?,
                 length: self.bytes(extents)?,
@@ -168,7 +239,11 @@ impl Group {
     }
 
     /// Physical volume, first extent and number of extents of each stripe of a segment.
-    fn areas(&self, segment: &Section, extents: u64) -> Result<Vec<(&Physical, u64, u64)>, LvmError> {
+    fn areas(
+        &self,
+        segment: &Section,
+        extents: u64,
+    ) -> Result<Vec<(&Physical, u64, u64)>, LvmError> {
         let kind = segment.text("type").unwrap_or_default();
         if !matches!(kind, "striped" | "linear") {
             return Err(LvmError::Unsupported(kind_in_words(kind)));
@@ -184,17 +259,27 @@ impl Group {
                 // pvmove puts a volume of its own between.
                 let is_volume = self.volumes.contains(name);
                 let what = "a volume over another one (a pvmove that has not ended)";
-                let dangling = || corrupt("a segment is on a physical volume that the group does not have");
-                return Err(if is_volume { LvmError::Unsupported(what.into()) } else { dangling() });
+                let dangling =
+                    || corrupt("a segment is on a physical volume that the group does not have");
+                return Err(if is_volume {
+                    LvmError::Unsupported(what.into())
+                } else {
+                    dangling()
+                });
             };
             let first = u64::try_from(*first).map_err(|_| absurd())?;
-            if first.checked_add(each).is_none_or(|end| end > physical.extents) {
+            if first
+                .checked_add(each)
+                .is_none_or(|end| end > physical.extents)
+            {
                 return Err(corrupt("a segment lies outside its physical volume"));
             }
             areas.push((physical, first, each));
         }
         if !extents.is_multiple_of((areas.len() as u64).max(1)) {
-            return Err(corrupt("one of its segments cannot be divided among its stripes"));
+            return Err(corrupt(
+                "one of its segments cannot be divided among its stripes",
+            ));
         }
         let count = field(segment, "stripe_count")?;
         if areas.len() as u64 == count && count > 0 && rest.is_empty() {
@@ -206,19 +291,34 @@ impl Group {
 
     fn refuse_overlaps(&self) -> Result<(), LvmError> {
         let mut used: Vec<(&str, u64, u64)> = Vec::new();
-        for segment in self.logical().iter().flat_map(|(_, section)| &section.sections).map(|(_, segment)| segment) {
+        for segment in self
+            .logical()
+            .iter()
+            .flat_map(|(_, section)| &section.sections)
+            .map(|(_, segment)| segment)
+        {
             // Segments that cannot be read are the business of the volume they are in.
-            let Ok(areas) = field(segment, "extent_count").and_then(|extents| self.areas(segment, extents)) else {
+            let Ok(areas) =
+                field(segment, "extent_count").and_then(|extents| self.areas(segment, extents))
+            else {
                 continue;
             };
-            used.extend(areas.into_iter().map(|(physical, first, count)| (physical.id.as_str(), first, count)));
+            used.extend(
+                areas
+                    .into_iter()
+                    .map(|(physical, first, count)| (physical.id.as_str(), first, count)),
+            );
         }
         used.sort_unstable();
         let overlap = used.windows(2).any(|pair| match pair {
             [(one, first, count), (other, next, _)] => one == other && first + count > *next,
             _ => false,
         });
-        if overlap { Err(corrupt("two of its volumes use the same extents")) } else { Ok(()) }
+        if overlap {
+            Err(corrupt("two of its volumes use the same extents"))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -230,7 +330,9 @@ impl Snapshots<'_> {
             return Err(LvmError::Unsupported("a snapshot".into()));
         }
         if self.merging_into.contains(name) {
-            return Err(LvmError::Unsupported("a volume that a snapshot is being merged into".into()));
+            return Err(LvmError::Unsupported(
+                "a volume that a snapshot is being merged into".into(),
+            ));
         }
         Ok(())
     }

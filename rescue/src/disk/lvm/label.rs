@@ -20,8 +20,11 @@ const MAX_AREAS: usize = 4;
 
 /// LVM's checksum: CRC-32 from a start of its own, not inverted at the end (lib/misc/crc.c).
 pub(super) fn checksum(parts: &[&[u8]]) -> u32 {
-    const ALGORITHM: crc::Algorithm<u32> =
-        crc::Algorithm { init: 0xf597_a6cf_u32.reverse_bits(), xorout: 0, ..crc::CRC_32_ISO_HDLC };
+    const ALGORITHM: crc::Algorithm<u32> = crc::Algorithm {
+        init: 0xf597_a6cf_u32.reverse_bits(),
+        xorout: 0,
+        ..crc::CRC_32_ISO_HDLC
+    };
     static CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&ALGORITHM);
     let mut digest = CRC.digest();
     for part in parts {
@@ -45,18 +48,30 @@ pub(super) struct Header {
 pub(super) fn read(disk: &dyn ReadAt) -> Result<Header, LvmError> {
     let sector = label(disk)?;
     let at = le32(&sector, 20) as usize;
-    let header = sector.get(at..).filter(|header| at >= 32 && header.len() >= 40);
+    let header = sector
+        .get(at..)
+        .filter(|header| at >= 32 && header.len() >= 40);
     let header = header.ok_or_else(|| LvmError::Corrupt("its label points nowhere".into()))?;
-    let id = header.get(..32).filter(|id| id.iter().all(u8::is_ascii_alphanumeric)).unwrap_or_default();
+    let id = header
+        .get(..32)
+        .filter(|id| id.iter().all(u8::is_ascii_alphanumeric))
+        .unwrap_or_default();
     if id.is_empty() {
         return Err(LvmError::Corrupt("its UUID is none".into()));
     }
-    let mut read = Header { id: String::from_utf8_lossy(id).into_owned(), texts: Vec::new(), notes: Vec::new() };
+    let mut read = Header {
+        id: String::from_utf8_lossy(id).into_owned(),
+        texts: Vec::new(),
+        notes: Vec::new(),
+    };
     for (number, (offset, length)) in areas(header).into_iter().enumerate() {
         match area(disk, offset, length) {
             Ok(text) => read.texts.extend(text),
             Err(LvmError::Io(error)) => return Err(LvmError::Io(error)),
-            Err(error) => read.notes.push(format!("its copy {} of the metadata cannot be used: {error}", number + 1)),
+            Err(error) => read.notes.push(format!(
+                "its copy {} of the metadata cannot be used: {error}",
+                number + 1
+            )),
         }
     }
     Ok(read)
@@ -81,7 +96,14 @@ fn label(disk: &dyn ReadAt) -> Result<Vec<u8>, LvmError> {
             return Ok(sector);
         }
     }
-    Err(LvmError::Corrupt(if found { "the checksum of its label is wrong" } else { "it has no label" }.into()))
+    Err(LvmError::Corrupt(
+        if found {
+            "the checksum of its label is wrong"
+        } else {
+            "it has no label"
+        }
+        .into(),
+    ))
 }
 
 /// The second list of the header; the first names the data areas, whose place the text tells too. Each ends with a zero entry.
@@ -105,7 +127,11 @@ fn areas(header: &[u8]) -> Vec<(u64, u64)> {
 /// The committed text of one area; `None` where there is none or it is not kept.
 fn area(disk: &dyn ReadAt, offset: u64, length: u64) -> Result<Option<String>, LvmError> {
     let corrupt = |reason: &str| LvmError::Corrupt(reason.into());
-    if length <= AREA_HEADER || offset.checked_add(length).is_none_or(|end| end > disk.len()) {
+    if length <= AREA_HEADER
+        || offset
+            .checked_add(length)
+            .is_none_or(|end| end > disk.len())
+    {
         return Err(corrupt("it lies past the end"));
     }
     let mut header = vec![0; SECTOR];
@@ -119,7 +145,12 @@ fn area(disk: &dyn ReadAt, offset: u64, length: u64) -> Result<Option<String>, L
     if le64(&header, 24) != offset || le64(&header, 32) != length {
         return Err(corrupt("its header belongs to another place"));
     }
-    let (start, size, sum, flags) = (le64(&header, 40), le64(&header, 48), le32(&header, 56), le32(&header, 60));
+    let (start, size, sum, flags) = (
+        le64(&header, 40),
+        le64(&header, 48),
+        le32(&header, 56),
+        le32(&header, 60),
+    );
     if start == 0 || size == 0 || flags & IGNORED != 0 {
         return Ok(None);
     }
@@ -128,12 +159,16 @@ fn area(disk: &dyn ReadAt, offset: u64, length: u64) -> Result<Option<String>, L
     }
     let size = usize::try_from(size).map_err(|_| corrupt("its text is too long"))?;
     let mut text = vec![0; size];
-    let before_wrap = usize::try_from(length - start).unwrap_or(usize::MAX).min(size);
+    let before_wrap = usize::try_from(length - start)
+        .unwrap_or(usize::MAX)
+        .min(size);
     let (first, second) = text.split_at_mut(before_wrap);
     disk.read_exact_at(first, offset + start)?;
     disk.read_exact_at(second, offset + AREA_HEADER)?;
     if checksum(&[&text]) != sum {
         return Err(corrupt("the checksum of its text is wrong"));
     }
-    String::from_utf8(text).map(Some).map_err(|_| corrupt("its text is not text"))
+    String::from_utf8(text)
+        .map(Some)
+        .map_err(|_| corrupt("its text is not text"))
 }

@@ -54,7 +54,11 @@ pub struct LogicalName {
 impl LogicalName {
     /// Its name in /dev/mapper: a dash within a name is doubled.
     pub fn mapper(&self) -> String {
-        format!("{}-{}", self.group.replace('-', "--"), self.volume.replace('-', "--"))
+        format!(
+            "{}-{}",
+            self.group.replace('-', "--"),
+            self.volume.replace('-', "--")
+        )
     }
 }
 
@@ -107,7 +111,9 @@ impl Texts {
         }
         self.bytes = self.bytes.saturating_add(text.len());
         if self.bytes > Self::MAX_BYTES {
-            return Err(LvmError::Corrupt("there is more of it on these disks than any group has".into()));
+            return Err(LvmError::Corrupt(
+                "there is more of it on these disks than any group has".into(),
+            ));
         }
         let group = Arc::new(Group::parse(&text)?);
         self.known.insert(text, Arc::clone(&group));
@@ -131,10 +137,18 @@ pub fn assemble(physical: &[PhysicalVolume]) -> Assembled {
     for member in &members {
         let names_it = |group: &&Arc<Group>| group.physical_ids().any(|id| id == member.id);
         let own = member.versions.iter().max_by_key(|group| group.seqno);
-        let group = own.or_else(|| members.iter().flat_map(|other| &other.versions).find(names_it));
+        let group = own.or_else(|| {
+            members
+                .iter()
+                .flat_map(|other| &other.versions)
+                .find(names_it)
+        });
         match group {
             Some(group) => groups.entry(group.id.clone()).or_default().push(member),
-            None => all.notes.push((member.name.clone(), "a physical volume of no volume group".into())),
+            None => all.notes.push((
+                member.name.clone(),
+                "a physical volume of no volume group".into(),
+            )),
         }
     }
     for members in groups.into_values() {
@@ -148,18 +162,37 @@ pub fn assemble(physical: &[PhysicalVolume]) -> Assembled {
     all
 }
 
-fn read(volume: &PhysicalVolume, index: usize, texts: &mut Texts, all: &mut Assembled) -> Result<Member, LvmError> {
+fn read(
+    volume: &PhysicalVolume,
+    index: usize,
+    texts: &mut Texts,
+    all: &mut Assembled,
+) -> Result<Member, LvmError> {
     let header = label::read(volume.bytes.as_ref())?;
     let is_lost = header.texts.is_empty() && !header.notes.is_empty();
     let mut versions = Vec::new();
     for text in header.texts {
         versions.push(texts.parse(text)?);
     }
-    all.notes.extend(header.notes.into_iter().map(|note| (volume.name.clone(), note)));
+    all.notes.extend(
+        header
+            .notes
+            .into_iter()
+            .map(|note| (volume.name.clone(), note)),
+    );
     if is_lost {
-        all.notes.push((volume.name.clone(), "it has no whole copy of its metadata left".into()));
+        all.notes.push((
+            volume.name.clone(),
+            "it has no whole copy of its metadata left".into(),
+        ));
     }
-    Ok(Member { index, disk: volume.disk, name: volume.name.clone(), id: header.id, versions })
+    Ok(Member {
+        index,
+        disk: volume.disk,
+        name: volume.name.clone(),
+        id: header.id,
+        versions,
+    })
 }
 
 /// One group may be there several times: two machines cloned from one template have the same UUIDs all over. Each disk whose own
@@ -174,9 +207,11 @@ fn instances<'a>(members: &[&'a Member], all: &mut Assembled) -> Vec<Vec<&'a Mem
     for member in members {
         by_disk.entry(member.disk).or_default().push(member);
     }
-    let (whole, parts): (Vec<_>, Vec<_>) = by_disk.into_values().partition(|members| is_whole(members));
-    let (by_text, parts): (Vec<_>, Vec<_>) =
-        same_text(parts.into_iter().flatten().collect()).into_iter().partition(|members| is_whole(members));
+    let (whole, parts): (Vec<_>, Vec<_>) =
+        by_disk.into_values().partition(|members| is_whole(members));
+    let (by_text, parts): (Vec<_>, Vec<_>) = same_text(parts.into_iter().flatten().collect())
+        .into_iter()
+        .partition(|members| is_whole(members));
     let parts: Vec<&Member> = parts.into_iter().flatten().collect();
     if !parts.is_empty() {
         let names: Vec<&str> = parts.iter().map(|member| member.name.as_str()).collect();
@@ -193,7 +228,9 @@ fn same_text(members: Vec<&Member>) -> Vec<Vec<&Member>> {
     for member in members {
         let newest = member.versions.iter().max_by_key(|group| group.seqno);
         let is_it = |there: &Option<&Arc<Group>>| match (there, newest) {
-            (Some(there), Some(newest)) => there.seqno == newest.seqno && there.is_same_text(newest),
+            (Some(there), Some(newest)) => {
+                there.seqno == newest.seqno && there.is_same_text(newest)
+            }
             _ => false,
         };
         match classes.iter_mut().find(|(there, _)| is_it(there)) {
@@ -207,12 +244,20 @@ fn same_text(members: Vec<&Member>) -> Vec<Vec<&Member>> {
 /// Whether these are all physical volumes of their group, each once.
 fn is_whole(members: &[&Member]) -> bool {
     let there: BTreeSet<&str> = members.iter().map(|member| member.id.as_str()).collect();
-    let newest = members.iter().flat_map(|member| &member.versions).max_by_key(|group| group.seqno);
-    there.len() == members.len() && newest.is_some_and(|group| group.physical_ids().collect::<BTreeSet<_>>() == there)
+    let newest = members
+        .iter()
+        .flat_map(|member| &member.versions)
+        .max_by_key(|group| group.seqno);
+    there.len() == members.len()
+        && newest.is_some_and(|group| group.physical_ids().collect::<BTreeSet<_>>() == there)
 }
 
 /// Lays out the newest version of the group.
-fn open(members: &[&Member], physical: &[PhysicalVolume], all: &mut Assembled) -> Result<(), LvmError> {
+fn open(
+    members: &[&Member],
+    physical: &[PhysicalVolume],
+    all: &mut Assembled,
+) -> Result<(), LvmError> {
     let versions = || members.iter().flat_map(|member| &member.versions);
     let Some(newest) = versions().max_by_key(|group| group.seqno) else {
         return Ok(());
@@ -223,11 +268,23 @@ fn open(members: &[&Member], physical: &[PhysicalVolume], all: &mut Assembled) -
     }
     let on: Vec<usize> = members.iter().map(|member| member.index).collect();
     let length = |index: usize| physical.get(index).map_or(0, |volume| volume.bytes.len());
-    let there = members.iter().zip(0..).map(|(member, number)| (member.id.clone(), (number, length(member.index))));
+    let there = members
+        .iter()
+        .zip(0..)
+        .map(|(member, number)| (member.id.clone(), (number, length(member.index))));
     for found in newest.volumes(&there.collect())? {
         let uuid = format!("{}{}", newest.id, found.id);
-        let name = LogicalName { group: newest.name.clone(), volume: found.name, uuid };
-        all.volumes.push(Logical { name, layout: found.layout, writable: found.writable, on: on.clone() });
+        let name = LogicalName {
+            group: newest.name.clone(),
+            volume: found.name,
+            uuid,
+        };
+        all.volumes.push(Logical {
+            name,
+            layout: found.layout,
+            writable: found.writable,
+            on: on.clone(),
+        });
     }
     all.used.extend(on);
     Ok(())
@@ -235,13 +292,19 @@ fn open(members: &[&Member], physical: &[PhysicalVolume], all: &mut Assembled) -
 
 impl std::fmt::Debug for PhysicalVolume {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PhysicalVolume").field("name", &self.name).field("disk", &self.disk).finish_non_exhaustive()
+        f.debug_struct("PhysicalVolume")
+            .field("name", &self.name)
+            .field("disk", &self.disk)
+            .finish_non_exhaustive()
     }
 }
 
 impl std::fmt::Debug for Logical {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Logical").field("name", &self.name).field("on", &self.on).finish_non_exhaustive()
+        f.debug_struct("Logical")
+            .field("name", &self.name)
+            .field("on", &self.on)
+            .finish_non_exhaustive()
     }
 }
 
@@ -277,10 +340,19 @@ mod tests {
     }
 
     fn volume(name: &str, segments: &str) -> String {
-        format!("{name} {{ id = \"{ID}\" status = [\"READ\", \"WRITE\", \"VISIBLE\"] {segments} }}\n")
+        format!(
+            "{name} {{ id = \"{ID}\" status = [\"READ\", \"WRITE\", \"VISIBLE\"] {segments} }}\n"
+        )
     }
 
-    fn segment(number: u64, start: u64, count: u64, kind: &str, stripes: &str, stripe_count: u64) -> String {
+    fn segment(
+        number: u64,
+        start: u64,
+        count: u64,
+        kind: &str,
+        stripes: &str,
+        stripe_count: u64,
+    ) -> String {
         format!(
             "segment{number} {{ start_extent = {start} extent_count = {count} type = \"{kind}\" stripe_count = {stripe_count}
              stripe_size = 128 stripes = [{stripes}] }} "
@@ -288,13 +360,23 @@ mod tests {
     }
 
     fn outcome(volumes: &str) -> String {
-        let one = PhysicalVolume { name: "disk".into(), disk: 0, bytes: Arc::new(Zeros(1 << 40)) };
+        let one = PhysicalVolume {
+            name: "disk".into(),
+            disk: 0,
+            bytes: Arc::new(Zeros(1 << 40)),
+        };
         let group = match Group::parse(&group(volumes)) {
             Ok(group) => Arc::new(group),
             Err(error) => return error.to_string(),
         };
         let id = ID.replace('-', "");
-        let member = Member { index: 0, disk: 0, name: "disk".into(), id, versions: vec![group] };
+        let member = Member {
+            index: 0,
+            disk: 0,
+            name: "disk".into(),
+            id,
+            versions: vec![group],
+        };
         let mut all = Assembled::default();
         match open(&[&member], &[one], &mut all) {
             Err(error) => error.to_string(),
@@ -312,38 +394,104 @@ mod tests {
     fn layouts_that_cannot_be_are_told_and_never_read() {
         let linear = |start, count, stripes: &str| segment(1, start, count, "striped", stripes, 1);
         for (volumes, expected) in [
-            (volume("root", &linear(0, 10, "\"pv0\", 0")), "41943040 bytes"),
-            // Loops: a volume over itself, and two over each other.
-            (volume("root", &linear(0, 10, "\"root\", 0")), "over another one"),
-            (volume("a", &linear(0, 1, "\"b\", 0")) + &volume("b", &linear(0, 1, "\"a\", 0")), "over another one"),
-            (volume("a", &linear(0, 9, "\"pv0\", 0")) + &volume("b", &linear(0, 9, "\"pv0\", 8")), "the same extents"),
             (
-                volume("root", &(linear(0, 9, "\"pv0\", 0") + &segment(2, 9, 9, "striped", "\"pv0\", 8", 1))),
+                volume("root", &linear(0, 10, "\"pv0\", 0")),
+                "41943040 bytes",
+            ),
+            // Loops: a volume over itself, and two over each other.
+            (
+                volume("root", &linear(0, 10, "\"root\", 0")),
+                "over another one",
+            ),
+            (
+                volume("a", &linear(0, 1, "\"b\", 0")) + &volume("b", &linear(0, 1, "\"a\", 0")),
+                "over another one",
+            ),
+            (
+                volume("a", &linear(0, 9, "\"pv0\", 0"))
+                    + &volume("b", &linear(0, 9, "\"pv0\", 8")),
                 "the same extents",
             ),
-            (volume("root", &linear(0, 10, "\"pv1\", 0")), "does not have"),
+            (
+                volume(
+                    "root",
+                    &(linear(0, 9, "\"pv0\", 0") + &segment(2, 9, 9, "striped", "\"pv0\", 8", 1)),
+                ),
+                "the same extents",
+            ),
+            (
+                volume("root", &linear(0, 10, "\"pv1\", 0")),
+                "does not have",
+            ),
             (volume("root", &linear(5, 10, "\"pv0\", 0")), "leave gaps"),
             (volume("root", &linear(0, 0, "\"pv0\", 0")), "empty"),
             (volume("root", ""), "empty"),
-            (volume("root", &linear(0, 250_001, "\"pv0\", 0")), "outside its physical volume"),
-            (volume("root", &linear(0, 1, "\"pv0\", 9223372036854775807")), "outside its physical volume"),
-            (volume("root", &linear(0, i64::MAX as u64, "\"pv0\", 0")), "outside its physical volume"),
-            (volume("root", &linear(i64::MAX as u64, 1, "\"pv0\", 0")), "absurd"),
+            (
+                volume("root", &linear(0, 250_001, "\"pv0\", 0")),
+                "outside its physical volume",
+            ),
+            (
+                volume("root", &linear(0, 1, "\"pv0\", 9223372036854775807")),
+                "outside its physical volume",
+            ),
+            (
+                volume("root", &linear(0, i64::MAX as u64, "\"pv0\", 0")),
+                "outside its physical volume",
+            ),
+            (
+                volume("root", &linear(i64::MAX as u64, 1, "\"pv0\", 0")),
+                "absurd",
+            ),
             (volume("root", &linear(0, 1, "\"pv0\", -1")), "absurd"),
-            (volume("root", &linear(0, 1, "\"pv0\"")), "not as many as it says"),
-            (volume("root", &linear(0, 1, "0, \"pv0\"")), "a stripe that is none"),
-            (volume("root", &segment(1, 0, 10, "striped", "\"pv0\", 0, \"pv0\", 5", 3)), "not as many as it says"),
-            (volume("root", &segment(1, 0, 9, "striped", "\"pv0\", 0, \"pv0\", 5", 2)), "divided among its stripes"),
-            (volume("root", &segment(1, 0, 10, "raid1", "", 1)), "a raid1 volume"),
-            (volume("root", &segment(1, 0, 10, "thin", "", 1)), "a thin volume"),
-            (volume("root", &segment(1, 0, 10, "no\u{1b}such", "", 1)), "of the kind"),
+            (
+                volume("root", &linear(0, 1, "\"pv0\"")),
+                "not as many as it says",
+            ),
+            (
+                volume("root", &linear(0, 1, "0, \"pv0\"")),
+                "a stripe that is none",
+            ),
+            (
+                volume(
+                    "root",
+                    &segment(1, 0, 10, "striped", "\"pv0\", 0, \"pv0\", 5", 3),
+                ),
+                "not as many as it says",
+            ),
+            (
+                volume(
+                    "root",
+                    &segment(1, 0, 9, "striped", "\"pv0\", 0, \"pv0\", 5", 2),
+                ),
+                "divided among its stripes",
+            ),
+            (
+                volume("root", &segment(1, 0, 10, "raid1", "", 1)),
+                "a raid1 volume",
+            ),
+            (
+                volume("root", &segment(1, 0, 10, "thin", "", 1)),
+                "a thin volume",
+            ),
+            (
+                volume("root", &segment(1, 0, 10, "no\u{1b}such", "", 1)),
+                "of the kind",
+            ),
         ] {
             let outcome = outcome(&volumes);
             assert!(outcome.contains(expected), "{volumes}: {outcome}");
             assert!(!outcome.contains('\u{1b}'), "{outcome:?}");
         }
-        let twice = group("").replace("pv0 {", &format!("pv1 {{ id = \"{ID}\" pe_start = 1 pe_count = 1 }} pv0 {{"));
-        assert!(Group::parse(&twice).unwrap_err().to_string().contains("one physical volume twice"));
+        let twice = group("").replace(
+            "pv0 {",
+            &format!("pv1 {{ id = \"{ID}\" pe_start = 1 pe_count = 1 }} pv0 {{"),
+        );
+        assert!(
+            Group::parse(&twice)
+                .unwrap_err()
+                .to_string()
+                .contains("one physical volume twice")
+        );
     }
 
     #[test]
@@ -352,7 +500,10 @@ mod tests {
         let mut many = String::new();
         for number in 0..8_000 {
             let stripes = format!("\"pv0\", {}", number * 2);
-            many.push_str(&volume(&format!("lv{number}"), &segment(1, 0, 2, "striped", &stripes, 1)));
+            many.push_str(&volume(
+                &format!("lv{number}"),
+                &segment(1, 0, 2, "striped", &stripes, 1),
+            ));
         }
         assert!(outcome(&many).starts_with("8388608 bytes; "));
         // One volume in 20,000 pieces; every one names a volume that is not there.
@@ -375,7 +526,9 @@ mod tests {
         for _ in 0..100 {
             texts.parse(long(0)).unwrap();
         }
-        let error = (0..100).find_map(|number| texts.parse(long(number)).err()).unwrap();
+        let error = (0..100)
+            .find_map(|number| texts.parse(long(number)).err())
+            .unwrap();
         assert!(error.to_string().contains("more of it"), "{error}");
     }
 }

@@ -34,7 +34,10 @@ pub(super) struct Section {
 impl Section {
     /// The section of that name.
     pub fn section(&self, name: &str) -> Option<&Section> {
-        self.sections.iter().find(|(there, _)| there == name).map(|(_, section)| section)
+        self.sections
+            .iter()
+            .find(|(there, _)| there == name)
+            .map(|(_, section)| section)
     }
 
     /// A string field.
@@ -64,7 +67,9 @@ impl Section {
 
     /// Whether a list of strings (`status`) holds this one.
     pub fn has(&self, key: &str, wanted: &str) -> bool {
-        self.list(key).iter().any(|value| matches!(value, Value::Text(text) if text == wanted))
+        self.list(key)
+            .iter()
+            .any(|value| matches!(value, Value::Text(text) if text == wanted))
     }
 }
 
@@ -83,7 +88,10 @@ enum Token<'a> {
 
 /// Reads the whole text.
 pub(super) fn parse(text: &str) -> Result<Section, LvmError> {
-    let mut lexer = Lexer { rest: text, items: 0 };
+    let mut lexer = Lexer {
+        rest: text,
+        items: 0,
+    };
     section(&mut lexer, 0)
 }
 
@@ -149,7 +157,9 @@ fn value(lexer: &mut Lexer<'_>) -> Result<Value, LvmError> {
 fn scalar(token: Token<'_>) -> Result<Value, LvmError> {
     match token {
         Token::Quoted(text) => Ok(Value::Text(text)),
-        Token::Word(word) => Ok(word.parse().map_or_else(|_| Value::Text(word.to_owned()), Value::Number)),
+        Token::Word(word) => Ok(word
+            .parse()
+            .map_or_else(|_| Value::Text(word.to_owned()), Value::Number)),
         _ => Err(corrupt("has a mark where a value belongs")),
     }
 }
@@ -162,7 +172,11 @@ struct Lexer<'a> {
 impl<'a> Lexer<'a> {
     fn count(&mut self) -> Result<(), LvmError> {
         self.items += 1;
-        if self.items > MAX_ITEMS { Err(corrupt("has more entries than any group")) } else { Ok(()) }
+        if self.items > MAX_ITEMS {
+            Err(corrupt("has more entries than any group"))
+        } else {
+            Ok(())
+        }
     }
 
     fn next(&mut self) -> Result<Option<Token<'a>>, LvmError> {
@@ -191,7 +205,9 @@ impl<'a> Lexer<'a> {
     /// Blanks and comments to the end of their line. A NUL ends the text on the disk and is no mark in it.
     fn skip(&mut self) {
         loop {
-            self.rest = self.rest.trim_start_matches(|c: char| c.is_ascii_whitespace() || c == '\0');
+            self.rest = self
+                .rest
+                .trim_start_matches(|c: char| c.is_ascii_whitespace() || c == '\0');
             if !self.rest.starts_with('#') {
                 return;
             }
@@ -245,9 +261,19 @@ mod tests {
         .unwrap();
         assert_eq!(parsed.number("version"), Some(1));
         let group = parsed.section("centos").unwrap();
-        assert_eq!((group.text("id"), group.number("seqno")), (Some("a\"b\\c"), Some(3)));
-        assert!(group.has("status", "READ") && !group.has("status", "WRITE") && group.list("flags").is_empty());
-        let segment = group.section("logical_volumes").and_then(|all| all.section("root-1")).unwrap();
+        assert_eq!(
+            (group.text("id"), group.number("seqno")),
+            (Some("a\"b\\c"), Some(3))
+        );
+        assert!(
+            group.has("status", "READ")
+                && !group.has("status", "WRITE")
+                && group.list("flags").is_empty()
+        );
+        let segment = group
+            .section("logical_volumes")
+            .and_then(|all| all.section("root-1"))
+            .unwrap();
         let stripes = segment.section("segment1").unwrap().list("stripes");
         assert_eq!(stripes, [Value::Text("pv0".into()), Value::Number(0)]);
     }
@@ -282,11 +308,19 @@ mod tests {
             assert!(matches!(parse(text), Err(LvmError::Corrupt(_))), "{shown}");
         }
         // A million of anything: quadratic work would not end within the test's time.
-        let sections: String = (0..1_100_000).map(|number| format!("a{number}{{}}")).collect();
+        let sections: String = (0..1_100_000)
+            .map(|number| format!("a{number}{{}}"))
+            .collect();
         for text in [sections, format!("a = [{}]", "1,".repeat(1_100_000))] {
-            assert!(matches!(parse(&text), Err(LvmError::Corrupt(reason)) if reason.contains("more entries")));
+            assert!(
+                matches!(parse(&text), Err(LvmError::Corrupt(reason)) if reason.contains("more entries"))
+            );
         }
-        assert_eq!(parse("a = -1").unwrap().number("a"), None, "a count is never negative");
+        assert_eq!(
+            parse("a = -1").unwrap().number("a"),
+            None,
+            "a count is never negative"
+        );
         assert_eq!(parse("a = 99999999999999999999").unwrap().number("a"), None);
     }
 }

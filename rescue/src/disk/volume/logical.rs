@@ -43,10 +43,17 @@ pub struct VolumeGroup {
 impl VolumeGroup {
     fn add(groups: &mut Vec<Self>, logical: &lvm::LogicalName, physical: &[&str], volume: &str) {
         let uuid = logical.uuid.get(..32).unwrap_or_default();
-        let index = groups.iter().position(|group| group.uuid == uuid && group.physical == physical);
+        let index = groups
+            .iter()
+            .position(|group| group.uuid == uuid && group.physical == physical);
         let index = index.unwrap_or_else(|| {
             let physical = physical.iter().map(|name| (*name).to_owned()).collect();
-            groups.push(Self { name: logical.group.clone(), uuid: uuid.to_owned(), physical, logical: Vec::new() });
+            groups.push(Self {
+                name: logical.group.clone(),
+                uuid: uuid.to_owned(),
+                physical,
+                logical: Vec::new(),
+            });
             groups.len() - 1
         });
         if let Some(group) = groups.get_mut(index) {
@@ -61,23 +68,52 @@ impl VolumeGroup {
 /// I/O errors only; what is damaged or not supported becomes a note.
 pub fn survey(volumes: &[Volume]) -> Result<Survey> {
     let is_physical = |volume: &&Volume| {
-        matches!(volume.probe.as_ref().map(|probe| &probe.content), Some(Content::LvmPhysicalVolume))
+        matches!(
+            volume.probe.as_ref().map(|probe| &probe.content),
+            Some(Content::LvmPhysicalVolume)
+        )
     };
     let below: Vec<&Volume> = volumes.iter().filter(is_physical).collect();
     let physical: Vec<PhysicalVolume> = below
         .iter()
-        .map(|volume| PhysicalVolume { name: volume.name.clone(), disk: volume.disk, bytes: Arc::clone(&volume.bytes) })
+        .map(|volume| PhysicalVolume {
+            name: volume.name.clone(),
+            disk: volume.disk,
+            bytes: Arc::clone(&volume.bytes),
+        })
         .collect();
     let assembled = lvm::assemble(&physical);
     let mut survey = Survey::default();
-    survey.notes.extend(assembled.notes.into_iter().map(|(device, what)| Leftover { device, what }));
-    survey.used.extend(assembled.used.iter().filter_map(|index| below.get(*index)).map(|volume| volume.name.clone()));
+    survey.notes.extend(
+        assembled
+            .notes
+            .into_iter()
+            .map(|(device, what)| Leftover { device, what }),
+    );
+    survey.used.extend(
+        assembled
+            .used
+            .iter()
+            .filter_map(|index| below.get(*index))
+            .map(|volume| volume.name.clone()),
+    );
     for logical in assembled.volumes {
-        let on: Vec<&Volume> = logical.on.iter().filter_map(|index| below.get(*index).copied()).collect();
-        let first = on.first().context("a volume group without physical volumes")?;
+        let on: Vec<&Volume> = logical
+            .on
+            .iter()
+            .filter_map(|index| below.get(*index).copied())
+            .collect();
+        let first = on
+            .first()
+            .context("a volume group without physical volumes")?;
         let places: Vec<&str> = on.iter().map(|volume| volume.name.as_str()).collect();
         // With where it lies: clones have the same names.
-        let name = format!("{}/{} on {}", logical.name.group, logical.name.volume, places.join(" and "));
+        let name = format!(
+            "{}/{} on {}",
+            logical.name.group,
+            logical.name.volume,
+            places.join(" and ")
+        );
         VolumeGroup::add(&mut survey.groups, &logical.name, &places, &name);
         let layout = match logical.layout {
             Ok(layout) => layout,
@@ -97,12 +133,26 @@ pub fn survey(volumes: &[Volume]) -> Result<Survey> {
             }
         };
         let (used, layout) = layout.compact();
-        let used: Vec<&Volume> = used.into_iter().filter_map(|index| on.get(index).copied()).collect();
-        let below = used.iter().map(|volume| Arc::clone(&volume.bytes)).collect();
+        let used: Vec<&Volume> = used
+            .into_iter()
+            .filter_map(|index| on.get(index).copied())
+            .collect();
+        let below = used
+            .iter()
+            .map(|volume| Arc::clone(&volume.bytes))
+            .collect();
         let bytes: Arc<dyn ReadAt> = Arc::new(Laid::new(layout.clone(), below));
-        let layer = Layer::Logical { name: logical.name.clone(), layout, writable: logical.writable };
-        let below = used.into_iter().map(|volume| volume.backing.clone()).collect();
-        let probe = probe::probe(bytes.as_ref()).with_context(|| format!("looking what {name} holds"))?;
+        let layer = Layer::Logical {
+            name: logical.name.clone(),
+            layout,
+            writable: logical.writable,
+        };
+        let below = used
+            .into_iter()
+            .map(|volume| volume.backing.clone())
+            .collect();
+        let probe =
+            probe::probe(bytes.as_ref()).with_context(|| format!("looking what {name} holds"))?;
         survey.volumes.push(Volume {
             name,
             disk: first.disk,

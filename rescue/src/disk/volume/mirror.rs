@@ -32,11 +32,20 @@ pub fn survey(volumes: &[Volume]) -> Result<Survey> {
     let mut survey = Survey::default();
     let mut arrays: BTreeMap<String, Vec<(&Volume, Member)>> = BTreeMap::new();
     for volume in volumes {
-        let Some(Content::MdRaid(version)) = volume.probe.as_ref().map(|probe| &probe.content) else { continue };
+        let Some(Content::MdRaid(version)) = volume.probe.as_ref().map(|probe| &probe.content)
+        else {
+            continue;
+        };
         survey.used.insert(volume.name.clone());
         match Member::read(volume.bytes.as_ref(), version) {
-            Ok(member) => arrays.entry(member.array.clone()).or_default().push((volume, member)),
-            Err(why) => survey.note(&volume.name, format!("a member of a software RAID that is damaged: {why}")),
+            Ok(member) => arrays
+                .entry(member.array.clone())
+                .or_default()
+                .push((volume, member)),
+            Err(why) => survey.note(
+                &volume.name,
+                format!("a member of a software RAID that is damaged: {why}"),
+            ),
         }
     }
     for members in arrays.into_values() {
@@ -47,15 +56,27 @@ pub fn survey(volumes: &[Volume]) -> Result<Survey> {
 
 impl Survey {
     fn note(&mut self, device: &str, what: String) {
-        self.notes.push(Leftover { device: device.to_owned(), what });
+        self.notes.push(Leftover {
+            device: device.to_owned(),
+            what,
+        });
     }
 
     fn array(&mut self, members: &[(&Volume, Member)]) -> Result<()> {
-        let names: Vec<&str> = members.iter().map(|(volume, _)| volume.name.as_str()).collect();
+        let names: Vec<&str> = members
+            .iter()
+            .map(|(volume, _)| volume.name.as_str())
+            .collect();
         let places = names.join(" and ");
-        let Some((_, newest)) = members.iter().max_by_key(|(_, member)| member.events) else { return Ok(()) };
+        let Some((_, newest)) = members.iter().max_by_key(|(_, member)| member.events) else {
+            return Ok(());
+        };
         if newest.level != 1 || newest.reshaping {
-            let state = if newest.reshaping { ", which is being given another form" } else { "" };
+            let state = if newest.reshaping {
+                ", which is being given another form"
+            } else {
+                ""
+            };
             let what = format!(
                 "{}{state}, by Linux's software RAID; only mirrors (RAID1) are read: boot the machine from the rescue ISO and `mdadm --assemble --scan` \
                  there, then rescue inspect /dev/md127",
@@ -64,23 +85,37 @@ impl Survey {
             self.note(&places, what);
             return Ok(());
         }
-        let roles: BTreeSet<u32> = members.iter().filter_map(|(_, member)| member.role).collect();
-        if roles.len() != members.iter().filter(|(_, member)| member.role.is_some()).count() {
+        let roles: BTreeSet<u32> = members
+            .iter()
+            .filter_map(|(_, member)| member.role)
+            .collect();
+        if roles.len()
+            != members
+                .iter()
+                .filter(|(_, member)| member.role.is_some())
+                .count()
+        {
             let what = "copies of one mirror: their UUIDs are the same, and which of them belong together cannot be told; name the disks of one machine only";
             self.note(&places, what.into());
             return Ok(());
         }
         // One leg that is whole and as new as any.
-        let best = members.iter().find(|(_, member)| member.role.is_some() && member.events == newest.events);
+        let best = members
+            .iter()
+            .find(|(_, member)| member.role.is_some() && member.events == newest.events);
         let Some((leg, member)) = best else {
-            self.note(&places, "members of a mirror, none of which is whole; its other disk was not given".into());
+            self.note(
+                &places,
+                "members of a mirror, none of which is whole; its other disk was not given".into(),
+            );
             return Ok(());
         };
         for (volume, other) in members {
             if other.role.is_none() {
                 self.note(
                     &volume.name,
-                    "a spare of a mirror, or a leg that failed or was never filled; it is not read".into(),
+                    "a spare of a mirror, or a leg that failed or was never filled; it is not read"
+                        .into(),
                 );
             } else if other.events < member.events {
                 self.note(
@@ -110,12 +145,18 @@ impl Survey {
 
 fn volume(leg: &Volume, member: &Member, names: &[&str]) -> Result<Volume> {
     let name = format!("mirror on {}", names.join(" and "));
-    let slice =
-        Slice::new(Arc::clone(&leg.bytes), member.offset, member.length).context("a leg shorter than its data")?;
+    let slice = Slice::new(Arc::clone(&leg.bytes), member.offset, member.length)
+        .context("a leg shorter than its data")?;
     let bytes: Arc<dyn ReadAt> = Arc::new(slice);
-    let probe = probe::probe(bytes.as_ref()).with_context(|| format!("looking what {name} holds"))?;
+    let probe =
+        probe::probe(bytes.as_ref()).with_context(|| format!("looking what {name} holds"))?;
     let legs = names.iter().map(|name| (*name).to_owned()).collect();
-    let mirror = Mirror { offset: member.offset, length: member.length, legs, disks: member.disks };
+    let mirror = Mirror {
+        offset: member.offset,
+        length: member.length,
+        legs,
+        disks: member.disks,
+    };
     Ok(Volume {
         name,
         disk: leg.disk,
@@ -125,7 +166,10 @@ fn volume(leg: &Volume, member: &Member, names: &[&str]) -> Result<Volume> {
         partition_kind: PartitionKind::Other,
         probe,
         bytes,
-        backing: Backing::Stacked(Box::new(Stack { below: vec![leg.backing.clone()], layer: Layer::Mirror(mirror) })),
+        backing: Backing::Stacked(Box::new(Stack {
+            below: vec![leg.backing.clone()],
+            layer: Layer::Mirror(mirror),
+        })),
         logical: None,
         luks_uuid: None,
     })

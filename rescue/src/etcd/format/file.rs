@@ -28,7 +28,10 @@ pub struct File {
 
 impl std::fmt::Debug for File {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("File").field("path", &self.path).field("size", &self.size).finish_non_exhaustive()
+        f.debug_struct("File")
+            .field("path", &self.path)
+            .field("size", &self.size)
+            .finish_non_exhaustive()
     }
 }
 
@@ -76,7 +79,10 @@ impl Tree for Held {
     }
 
     fn hold(&self, path: &Path) -> TreeResult<Option<fs::File>> {
-        self.file.try_clone().map(Some).map_err(|error| TreeError::of_held(path, error))
+        self.file
+            .try_clone()
+            .map(Some)
+            .map_err(|error| TreeError::of_held(path, error))
     }
 
     fn read_dir(&self, path: &Path) -> TreeResult<Vec<DirEntry>> {
@@ -106,13 +112,23 @@ impl File {
         if meta.kind != FileKind::Regular {
             return Err(TreeError::NotARegularFile(real.as_path().to_path_buf()));
         }
-        Ok(Self { tree, path: real, size: meta.size, chunks: RefCell::default() })
+        Ok(Self {
+            tree,
+            path: real,
+            size: meta.size,
+            chunks: RefCell::default(),
+        })
     }
 
     /// What another thread held open.
     pub fn held(held: Held) -> Self {
         let (path, size) = (held.path.clone(), held.size);
-        Self { tree: Rc::new(held), path, size, chunks: RefCell::default() }
+        Self {
+            tree: Rc::new(held),
+            path,
+            size,
+            chunks: RefCell::default(),
+        }
     }
 
     /// Length in bytes.
@@ -133,7 +149,9 @@ impl File {
             let chunk = self.chunk(at / CHUNK)?;
             let from = usize::try_from(at % CHUNK).unwrap_or(usize::MAX);
             let there = chunk.get(from..).unwrap_or_default();
-            let there = there.get(..there.len().min(length - bytes.len())).unwrap_or_default();
+            let there = there
+                .get(..there.len().min(length - bytes.len()))
+                .unwrap_or_default();
             if there.is_empty() {
                 break;
             }
@@ -160,7 +178,11 @@ impl File {
     /// As the tree gives them.
     pub fn hold(&self) -> TreeResult<Option<Held>> {
         let held = self.tree.hold(self.path.as_path())?;
-        Ok(held.map(|file| Held { file, path: self.path.clone(), size: self.size }))
+        Ok(held.map(|file| Held {
+            file,
+            path: self.path.clone(),
+            size: self.size,
+        }))
     }
 
     fn chunk(&self, number: u64) -> TreeResult<Rc<Vec<u8>>> {
@@ -175,7 +197,9 @@ impl File {
         let goes_on = before.is_some_and(|before| chunks.by_number.contains_key(&before));
         let wanted = if goes_on { AHEAD } else { 1 };
         let length = usize::try_from(wanted * CHUNK).unwrap_or(usize::MAX);
-        let bytes = self.tree.read_range(self.path.as_path(), number.saturating_mul(CHUNK), length)?;
+        let bytes =
+            self.tree
+                .read_range(self.path.as_path(), number.saturating_mul(CHUNK), length)?;
         if chunks.by_number.len() >= MAX_CHUNKS {
             // Dropping the older half at once keeps the look for the oldest rare.
             let mut ages: Vec<u64> = chunks.by_number.values().map(|(used, _)| *used).collect();
@@ -185,7 +209,10 @@ impl File {
         }
         let (first, ahead) = bytes.split_at(bytes.len().min(CHUNK as usize));
         for (next, part) in (number + 1..).zip(ahead.chunks(CHUNK as usize)) {
-            chunks.by_number.entry(next).or_insert_with(|| (now, Rc::new(part.to_vec())));
+            chunks
+                .by_number
+                .entry(next)
+                .or_insert_with(|| (now, Rc::new(part.to_vec())));
         }
         let chunk = Rc::new(first.to_vec());
         chunks.by_number.insert(number, (now, Rc::clone(&chunk)));
@@ -203,7 +230,14 @@ mod tests {
         let bytes: Vec<u8> = (0..300_000u32).map(|n| (n % 251) as u8).collect();
         let guest = MemoryTree::new().file("/db", &bytes).into_guest();
         let file = File::open(&guest, &GuestPath::new("/db")).unwrap();
-        for (offset, length) in [(0, 10), (65_530, 20), (60_000, 200_000), (299_990, 100), (300_000, 5), (1 << 40, 5)] {
+        for (offset, length) in [
+            (0, 10),
+            (65_530, 20),
+            (60_000, 200_000),
+            (299_990, 100),
+            (300_000, 5),
+            (1 << 40, 5),
+        ] {
             let from = usize::try_from(offset).unwrap().min(bytes.len());
             let expected = &bytes[from..(from + length).min(bytes.len())];
             assert_eq!(file.read(offset, length).unwrap(), expected);

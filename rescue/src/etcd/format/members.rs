@@ -88,7 +88,11 @@ impl Member {
 
     /// What names it on a command line: its name, or its ID where it has none.
     pub fn handle(&self) -> String {
-        if self.name.is_empty() { format!("{:x}", self.id) } else { self.name.clone() }
+        if self.name.is_empty() {
+            format!("{:x}", self.id)
+        } else {
+            self.name.clone()
+        }
     }
 
     /// For people: name and ID.
@@ -127,7 +131,14 @@ impl Members {
             }
             ConfChangeKind::AddNode | ConfChangeKind::AddLearner => {
                 let is_learner = change.kind == ConfChangeKind::AddLearner;
-                self.list.insert(change.node, Member { id: change.node, is_learner, ..json.into() });
+                self.list.insert(
+                    change.node,
+                    Member {
+                        id: change.node,
+                        is_learner,
+                        ..json.into()
+                    },
+                );
             }
             ConfChangeKind::RemoveNode => {
                 self.list.remove(&change.node);
@@ -153,7 +164,9 @@ impl Members {
             ConfChangeKind::AddNode | ConfChangeKind::AddLearner if json.is_promote => {
                 known.is_some_and(|member| member.is_learner)
             }
-            ConfChangeKind::AddNode | ConfChangeKind::AddLearner => known.is_none() && !self.has_url_of(&json, 0),
+            ConfChangeKind::AddNode | ConfChangeKind::AddLearner => {
+                known.is_none() && !self.has_url_of(&json, 0)
+            }
             ConfChangeKind::RemoveNode => known.is_some(),
             ConfChangeKind::UpdateNode => known.is_some() && !self.has_url_of(&json, change.node),
         }
@@ -162,13 +175,21 @@ impl Members {
     fn has_url_of(&self, json: &Json, but: u64) -> bool {
         let urls = json.peer_urls.as_deref().unwrap_or_default();
         let others = self.list.values().filter(|member| member.id != but);
-        others.flat_map(|member| &member.peer_urls).any(|url| urls.contains(url))
+        others
+            .flat_map(|member| &member.peer_urls)
+            .any(|url| urls.contains(url))
     }
 
     /// What a member published of itself.
     pub fn publish(&mut self, id: u64, attributes: &[u8]) {
-        let Ok(attributes) = serde_json::from_slice::<Attributes>(attributes) else { return };
-        self.publish_as(id, attributes.name, attributes.client_urls.unwrap_or_default());
+        let Ok(attributes) = serde_json::from_slice::<Attributes>(attributes) else {
+            return;
+        };
+        self.publish_as(
+            id,
+            attributes.name,
+            attributes.client_urls.unwrap_or_default(),
+        );
     }
 
     /// The same, already taken apart.
@@ -180,7 +201,10 @@ impl Members {
 
     /// IDs of those that vote.
     pub fn voters(&self) -> impl Iterator<Item = u64> {
-        self.list.values().filter(|member| !member.is_learner).map(|member| member.id)
+        self.list
+            .values()
+            .filter(|member| !member.is_learner)
+            .map(|member| member.id)
     }
 }
 
@@ -189,23 +213,53 @@ mod tests {
     use super::*;
 
     fn change(kind: ConfChangeKind, node: u64, context: &str) -> ConfChange {
-        ConfChange { kind, node, context: context.into() }
+        ConfChange {
+            kind,
+            node,
+            context: context.into(),
+        }
     }
 
     #[test]
     fn changes_are_applied_as_etcd_does() {
         use ConfChangeKind::{AddLearner, AddNode, RemoveNode, UpdateNode};
         let mut members = Members::default();
-        members.apply(&change(AddNode, 1, r#"{"id":1,"peerURLs":["http://a"],"name":"a"}"#));
-        members.apply(&change(AddLearner, 2, r#"{"id":2,"peerURLs":["http://b"]}"#));
+        members.apply(&change(
+            AddNode,
+            1,
+            r#"{"id":1,"peerURLs":["http://a"],"name":"a"}"#,
+        ));
+        members.apply(&change(
+            AddLearner,
+            2,
+            r#"{"id":2,"peerURLs":["http://b"]}"#,
+        ));
         members.apply(&change(AddNode, 3, r#"{"id":3,"peerURLs":["http://a"]}"#));
         assert_eq!(members.voters().collect::<Vec<_>>(), [1]);
-        members.apply(&change(AddNode, 2, r#"{"id":2,"peerURLs":["http://b"],"isPromote":true}"#));
+        members.apply(&change(
+            AddNode,
+            2,
+            r#"{"id":2,"peerURLs":["http://b"],"isPromote":true}"#,
+        ));
         members.publish(2, br#"{"name":"b","clientURLs":["http://b:2379"]}"#);
-        members.apply(&change(UpdateNode, 1, r#"{"id":1,"peerURLs":["http://c"]}"#));
-        members.apply(&change(UpdateNode, 1, r#"{"id":1,"peerURLs":["http://b"]}"#));
+        members.apply(&change(
+            UpdateNode,
+            1,
+            r#"{"id":1,"peerURLs":["http://c"]}"#,
+        ));
+        members.apply(&change(
+            UpdateNode,
+            1,
+            r#"{"id":1,"peerURLs":["http://b"]}"#,
+        ));
         assert_eq!(members.voters().collect::<Vec<_>>(), [1, 2]);
-        assert_eq!((members.list[&2].name.as_str(), members.list[&1].peer_urls[0].as_str()), ("b", "http://c"));
+        assert_eq!(
+            (
+                members.list[&2].name.as_str(),
+                members.list[&1].peer_urls[0].as_str()
+            ),
+            ("b", "http://c")
+        );
         members.apply(&change(RemoveNode, 1, ""));
         members.apply(&change(AddNode, 1, r#"{"id":1,"peerURLs":["http://d"]}"#));
         assert_eq!(members.list.keys().copied().collect::<Vec<_>>(), [2]);

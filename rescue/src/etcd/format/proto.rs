@@ -62,13 +62,18 @@ pub struct Fields<'a> {
 
 /// Walks the fields of `message`.
 pub fn fields(message: &[u8]) -> Fields<'_> {
-    Fields { rest: message, failed: false }
+    Fields {
+        rest: message,
+        failed: false,
+    }
 }
 
 impl<'a> Fields<'a> {
     fn field(&mut self) -> Option<(u32, Value<'a>)> {
         let tag = self.varint()?;
-        let number = u32::try_from(tag >> 3).ok().filter(|number| (1..1 << 29).contains(number))?;
+        let number = u32::try_from(tag >> 3)
+            .ok()
+            .filter(|number| (1..1 << 29).contains(number))?;
         let value = match tag & 7 {
             0 => Value::Varint(self.varint()?),
             1 => Value::Fixed64(u64::from_le_bytes(self.take(8)?.try_into().ok()?)),
@@ -134,7 +139,11 @@ pub fn push_repeated(into: &mut Vec<u64>, value: Value<'_>, limit: usize) -> Res
         }
         _ => return Err(Malformed),
     }
-    if into.len() > limit { Err(Malformed) } else { Ok(()) }
+    if into.len() > limit {
+        Err(Malformed)
+    } else {
+        Ok(())
+    }
 }
 
 /// Appends a varint.
@@ -172,7 +181,11 @@ mod tests {
         let read: Vec<_> = fields(&message).collect::<Result<_, _>>().unwrap();
         assert_eq!(
             read,
-            [(1, Value::Varint(0)), (2, Value::Varint(u64::MAX)), (1204, Value::Bytes(b"deep".as_slice()))]
+            [
+                (1, Value::Varint(0)),
+                (2, Value::Varint(u64::MAX)),
+                (1204, Value::Bytes(b"deep".as_slice()))
+            ]
         );
         assert_eq!(Value::Varint(u64::MAX).signed(), Ok(-1));
     }
@@ -188,7 +201,14 @@ mod tests {
 
     #[test]
     fn malformed_ends_the_walk() {
-        for bytes in [&[0x08][..], &[0x0a, 5, 1], &[0xff; 11], &[0x0b], &[0x00, 0], &[0x09, 1, 2]] {
+        for bytes in [
+            &[0x08][..],
+            &[0x0a, 5, 1],
+            &[0xff; 11],
+            &[0x0b],
+            &[0x00, 0],
+            &[0x09, 1, 2],
+        ] {
             let all: Vec<_> = fields(bytes).collect();
             assert_eq!(all, [Err(Malformed)], "{bytes:x?}");
         }
@@ -200,7 +220,9 @@ mod tests {
         for _ in 0..20_000 {
             let bytes: Vec<u8> = (0..24)
                 .map(|_| {
-                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    state = state
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1);
                     (state >> 56) as u8
                 })
                 .collect();

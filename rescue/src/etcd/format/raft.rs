@@ -35,7 +35,12 @@ impl<'a> Entry<'a> {
     /// # Errors
     /// [`Malformed`].
     pub fn parse(message: &'a [u8]) -> Result<Self, Malformed> {
-        let mut entry = Self { term: 0, index: 0, kind: EntryKind::Normal, data: &[] };
+        let mut entry = Self {
+            term: 0,
+            index: 0,
+            kind: EntryKind::Normal,
+            data: &[],
+        };
         for field in fields(message) {
             match field? {
                 (1, value) => {
@@ -151,7 +156,11 @@ impl ConfChange {
     /// # Errors
     /// [`Malformed`].
     pub fn parse(message: &[u8]) -> Result<Self, Malformed> {
-        let mut change = Self { kind: ConfChangeKind::AddNode, node: 0, context: Vec::new() };
+        let mut change = Self {
+            kind: ConfChangeKind::AddNode,
+            node: 0,
+            context: Vec::new(),
+        };
         for field in fields(message) {
             match field? {
                 (2, value) => {
@@ -231,7 +240,10 @@ impl Identity {
     /// # Errors
     /// [`Malformed`].
     pub fn parse(message: &[u8]) -> Result<Self, Malformed> {
-        let mut identity = Self { member: 0, cluster: 0 };
+        let mut identity = Self {
+            member: 0,
+            cluster: 0,
+        };
         for field in fields(message) {
             match field? {
                 (1, Value::Varint(id)) => identity.member = id,
@@ -259,9 +271,15 @@ mod tests {
         put_number(&mut message, 3, 4711);
         put_bytes(&mut message, 4, &change);
         let entry = Entry::parse(&message).unwrap();
-        assert_eq!((entry.kind, entry.term, entry.index), (EntryKind::ConfChange, 7, 4711));
+        assert_eq!(
+            (entry.kind, entry.term, entry.index),
+            (EntryKind::ConfChange, 7, 4711)
+        );
         let change = ConfChange::parse(entry.data).unwrap();
-        assert_eq!((change.kind, change.node), (ConfChangeKind::RemoveNode, u64::MAX));
+        assert_eq!(
+            (change.kind, change.node),
+            (ConfChangeKind::RemoveNode, u64::MAX)
+        );
     }
 
     #[test]

@@ -215,9 +215,13 @@ fn v2(data: &[u8]) -> Result<Request<'_>, Malformed> {
     }
     let path = std::str::from_utf8(path).map_err(|_| Malformed)?;
     if path == "/0/version" {
-        return Ok(Request::ClusterVersion(String::from_utf8_lossy(json).into_owned()));
+        return Ok(Request::ClusterVersion(
+            String::from_utf8_lossy(json).into_owned(),
+        ));
     }
-    let id = path.strip_prefix("/0/members/").and_then(|rest| rest.strip_suffix("/attributes"));
+    let id = path
+        .strip_prefix("/0/members/")
+        .and_then(|rest| rest.strip_suffix("/attributes"));
     Ok(match id.and_then(|id| u64::from_str_radix(id, 16).ok()) {
         Some(id) => Request::MemberAttributes { id, json },
         None => Request::Other,
@@ -308,7 +312,9 @@ fn operation(message: &[u8], depth: usize) -> Result<Operation<'_>, Malformed> {
             (2, value) => Operation::Put(put(value.bytes()?)?),
             (3, value) => Operation::Delete(range(value.bytes()?, 1, 2)?),
             (4, value) => Operation::Txn(txn(value.bytes()?, depth + 1)?),
-            (1, value) => Operation::Range { revision: range_revision(value.bytes()?)? },
+            (1, value) => Operation::Range {
+                revision: range_revision(value.bytes()?)?,
+            },
             _ => Operation::Range { revision: 0 },
         };
     }
@@ -343,7 +349,11 @@ fn compare(message: &[u8]) -> Result<Compare<'_>, Malformed> {
         4 => Target::Lease(number),
         _ => return Err(Malformed),
     };
-    Ok(Compare { range: range(message, 3, 64)?, target, result })
+    Ok(Compare {
+        range: range(message, 3, 64)?,
+        target,
+        result,
+    })
 }
 
 fn alarm(message: &[u8]) -> Result<Request<'_>, Malformed> {
@@ -354,7 +364,11 @@ fn alarm(message: &[u8]) -> Result<Request<'_>, Malformed> {
         0 => return Ok(Request::Nothing),
         _ => return Ok(Request::Other),
     };
-    Ok(Request::Alarm(Alarm { raise, member: number_of(message, 2)?, kind: number_of(message, 3)? }))
+    Ok(Request::Alarm(Alarm {
+        raise,
+        member: number_of(message, 2)?,
+        kind: number_of(message, 3)?,
+    }))
 }
 
 fn member_attributes(message: &[u8]) -> Result<Request<'_>, Malformed> {
@@ -365,8 +379,12 @@ fn member_attributes(message: &[u8]) -> Result<Request<'_>, Malformed> {
             (2, value) => {
                 for attribute in fields(value.bytes()?) {
                     match attribute? {
-                        (1, Value::Bytes(text)) => name = String::from_utf8_lossy(text).into_owned(),
-                        (2, Value::Bytes(url)) => client_urls.push(String::from_utf8_lossy(url).into_owned()),
+                        (1, Value::Bytes(text)) => {
+                            name = String::from_utf8_lossy(text).into_owned()
+                        }
+                        (2, Value::Bytes(url)) => {
+                            client_urls.push(String::from_utf8_lossy(url).into_owned())
+                        }
                         _ => {}
                     }
                 }
@@ -374,7 +392,11 @@ fn member_attributes(message: &[u8]) -> Result<Request<'_>, Malformed> {
             _ => {}
         }
     }
-    Ok(Request::MemberAttributesSet { id, name, client_urls })
+    Ok(Request::MemberAttributesSet {
+        id,
+        name,
+        client_urls,
+    })
 }
 
 #[cfg(test)]
@@ -396,8 +418,13 @@ mod tests {
         put_bytes(&mut put, 2, b"v");
         put_number(&mut put, 3, 77);
         let data = wrapped(4, &put);
-        let Ok(Request::Put(read)) = Request::parse(&data) else { panic!() };
-        assert_eq!((read.key, read.value, read.lease), (&b"/registry/a"[..], &b"v"[..], 77));
+        let Ok(Request::Put(read)) = Request::parse(&data) else {
+            panic!()
+        };
+        assert_eq!(
+            (read.key, read.value, read.lease),
+            (&b"/registry/a"[..], &b"v"[..], 77)
+        );
 
         let mut compare = Vec::new();
         put_number(&mut compare, 2, 2);
@@ -409,7 +436,9 @@ mod tests {
         put_bytes(&mut txn, 1, &compare);
         put_bytes(&mut txn, 2, &operation);
         let data = wrapped(6, &txn);
-        let Ok(Request::Txn(txn)) = Request::parse(&data) else { panic!() };
+        let Ok(Request::Txn(txn)) = Request::parse(&data) else {
+            panic!()
+        };
         assert_eq!(txn.compare[0].target, Target::Mod(12));
         assert!(matches!(txn.success[0], Operation::Put(put) if put.lease == 77));
     }
@@ -423,7 +452,9 @@ mod tests {
         put_bytes(&mut v2, 4, b"{}");
         let data = wrapped(2, &v2);
         for data in [&v2, &data] {
-            let Ok(Request::MemberAttributes { id, json: b"{}" }) = Request::parse(data) else { panic!() };
+            let Ok(Request::MemberAttributes { id, json: b"{}" }) = Request::parse(data) else {
+                panic!()
+            };
             assert_eq!(id, 0x8e9e_05c5_2164_694d);
         }
         assert_eq!(Request::parse(b""), Ok(Request::Nothing));

@@ -42,16 +42,29 @@ impl Folder {
     /// As the tree gives them.
     pub fn list(guest: &Guest, path: &GuestPath) -> TreeResult<Self> {
         let mut folder = Self::default();
-        for entry in guest.read_dir(path)?.into_iter().filter(|entry| entry.kind != FileKind::Directory) {
+        for entry in guest
+            .read_dir(path)?
+            .into_iter()
+            .filter(|entry| entry.kind != FileKind::Directory)
+        {
             let name = entry.name.to_string_lossy();
             let file = path.join(&entry.name);
             if name.ends_with(".broken") {
                 folder.broken.push(file);
             } else if let Some(index) = name.strip_suffix(".snap.db") {
-                folder.databases.extend(hex(index).map(|index| (file, index)));
-            } else if let Some((term, index)) = name.strip_suffix(".snap").and_then(|stem| stem.split_once('-')) {
+                folder
+                    .databases
+                    .extend(hex(index).map(|index| (file, index)));
+            } else if let Some((term, index)) = name
+                .strip_suffix(".snap")
+                .and_then(|stem| stem.split_once('-'))
+            {
                 if let (Some(term), Some(index)) = (hex(term), hex(index)) {
-                    folder.files.push(SnapFile { path: file, term, index });
+                    folder.files.push(SnapFile {
+                        path: file,
+                        term,
+                        index,
+                    });
                 }
             } else if name.starts_with("tmp") || name.starts_with("db.tmp") {
                 folder.leftovers.push(file);
@@ -65,7 +78,11 @@ impl Folder {
 
 fn hex(text: &str) -> Option<u64> {
     let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if plain { u64::from_str_radix(text, 16).ok() } else { None }
+    if plain {
+        u64::from_str_radix(text, 16).ok()
+    } else {
+        None
+    }
 }
 
 /// What is wrong with a snapshot file; etcd renames it to `.broken` and takes the one before.
@@ -139,7 +156,10 @@ fn parse(bytes: &[u8]) -> Result<Snapshot, SnapFault> {
             _ => {}
         }
     }
-    Ok(Snapshot { mark, members: v2store::members(store) })
+    Ok(Snapshot {
+        mark,
+        members: v2store::members(store),
+    })
 }
 
 #[cfg(test)]
@@ -189,7 +209,21 @@ mod tests {
             .file("/snap/db.tmp.123", "")
             .file("/snap/tmp123", "");
         let folder = Folder::list(&tree.into_guest(), &GuestPath::new("/snap")).unwrap();
-        assert_eq!(folder.files.iter().map(|file| file.index).collect::<Vec<_>>(), [200, 100]);
-        assert_eq!((folder.databases[0].1, folder.broken.len(), folder.leftovers.len()), (200, 1, 2));
+        assert_eq!(
+            folder
+                .files
+                .iter()
+                .map(|file| file.index)
+                .collect::<Vec<_>>(),
+            [200, 100]
+        );
+        assert_eq!(
+            (
+                folder.databases[0].1,
+                folder.broken.len(),
+                folder.leftovers.len()
+            ),
+            (200, 1, 2)
+        );
     }
 }

@@ -63,12 +63,24 @@ struct Attributes {
 pub fn members(json: &[u8]) -> Option<Members> {
     let store: Store = serde_json::from_slice(json).ok()?;
     let mut members = Members::default();
-    let Some(cluster) = store.root.children.and_then(|branches| branches.cluster) else { return Some(members) };
-    for (id, node) in cluster.child("members").into_iter().flat_map(Node::children) {
-        let Ok(id) = u64::from_str_radix(id, 16) else { continue };
+    let Some(cluster) = store.root.children.and_then(|branches| branches.cluster) else {
+        return Some(members);
+    };
+    for (id, node) in cluster
+        .child("members")
+        .into_iter()
+        .flat_map(Node::children)
+    {
+        let Ok(id) = u64::from_str_radix(id, 16) else {
+            continue;
+        };
         members.list.insert(id, member(id, node));
     }
-    for (id, _) in cluster.child("removed_members").into_iter().flat_map(Node::children) {
+    for (id, _) in cluster
+        .child("removed_members")
+        .into_iter()
+        .flat_map(Node::children)
+    {
         members.removed.extend(u64::from_str_radix(id, 16));
     }
     Some(members)
@@ -76,7 +88,8 @@ pub fn members(json: &[u8]) -> Option<Members> {
 
 fn member(id: u64, node: &Node) -> Member {
     fn json<T: Default + for<'a> Deserialize<'a>>(node: Option<&Node>) -> T {
-        node.and_then(|node| serde_json::from_str(&node.value).ok()).unwrap_or_default()
+        node.and_then(|node| serde_json::from_str(&node.value).ok())
+            .unwrap_or_default()
     }
     let raft: RaftAttributes = json(node.child("raftAttributes"));
     let own: Attributes = json(node.child("attributes"));
@@ -103,10 +116,18 @@ mod tests {
             "1":{"Path":"/1","Value":"","Children":{"user":{"Value":"x"}}}}},"WatcherHub":{},"CurrentIndex":4,"CurrentVersion":2}"#;
         let members = members(json).unwrap();
         let member = &members.list[&0x8e9e_05c5_2164_694d];
-        assert_eq!((member.name.as_str(), member.is_learner), ("master01", true));
+        assert_eq!(
+            (member.name.as_str(), member.is_learner),
+            ("master01", true)
+        );
         assert_eq!(member.peer_urls, ["https://10.0.0.1:2380"]);
         assert!(members.removed.contains(&10));
         assert!(super::members(b"{}").is_none());
-        assert!(super::members(br#"{"Root":{"Children":null}}"#).unwrap().list.is_empty());
+        assert!(
+            super::members(br#"{"Root":{"Children":null}}"#)
+                .unwrap()
+                .list
+                .is_empty()
+        );
     }
 }

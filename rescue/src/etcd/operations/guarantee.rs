@@ -29,7 +29,10 @@ pub struct Guarantee {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revision: Option<i64>,
     /// The newest write that is kept and carries its time.
-    #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        with = "time::serde::rfc3339::option",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub newest_write: Option<OffsetDateTime>,
     /// Voters whose logs were not at hand, for people.
     pub missing: Vec<String>,
@@ -81,8 +84,14 @@ impl Guarantee {
     pub fn may_be_lost(&self) -> Vec<String> {
         let mut lines = Vec::new();
         if self.level >= Level::G2 {
-            let revision = self.revision.map(|revision| format!(" at revision {revision}")).unwrap_or_default();
-            let time = self.newest_write.map(|time| format!(", written {}", units::time(time))).unwrap_or_default();
+            let revision = self
+                .revision
+                .map(|revision| format!(" at revision {revision}"))
+                .unwrap_or_default();
+            let time = self
+                .newest_write
+                .map(|time| format!(", written {}", units::time(time)))
+                .unwrap_or_default();
             if !(revision.is_empty() && time.is_empty()) {
                 lines.push(format!(
                     "The newest write that is kept is{revision}{time}. Whatever was acknowledged after it is lost."
@@ -120,8 +129,15 @@ mod tests {
     #[test]
     fn only_the_first_two_lose_nothing() {
         for level in [Level::G0, Level::G1, Level::G2, Level::G3, Level::G4] {
-            let guarantee = Guarantee { revision: Some(4711), ..Guarantee::new(level) };
-            assert_eq!(guarantee.loses_nothing(), guarantee.may_be_lost().is_empty(), "{level:?}");
+            let guarantee = Guarantee {
+                revision: Some(4711),
+                ..Guarantee::new(level)
+            };
+            assert_eq!(
+                guarantee.loses_nothing(),
+                guarantee.may_be_lost().is_empty(),
+                "{level:?}"
+            );
             assert!(guarantee.statement().starts_with(&format!("{level:?}: ")));
         }
     }

@@ -56,31 +56,55 @@ pub struct Levelling {
 /// Whether the newest log's last entries are on fewer voters' disks than a majority, and whose logs can be extended by them. `None` also where
 /// those that can are too few. `voters`: of the configuration.
 pub fn needed(at_hand: &[Voter<'_>], voters: usize) -> Option<Levelling> {
-    let rank = |voter: &&Voter<'_>| (voter.log.last_term(), voter.log.last, std::cmp::Reverse(voter.number));
+    let rank = |voter: &&Voter<'_>| {
+        (
+            voter.log.last_term(),
+            voter.log.last,
+            std::cmp::Reverse(voter.number),
+        )
+    };
     let newest = at_hand.iter().max_by_key(rank)?;
     let (term, last) = (newest.log.last_term(), newest.log.last);
     // While the membership changes it is not known whose majority counts.
-    if newest.log.is_empty() || newest.log.changes.iter().any(|(index, _)| *index > newest.agreed) {
+    if newest.log.is_empty()
+        || newest
+            .log
+            .changes
+            .iter()
+            .any(|(index, _)| *index > newest.agreed)
+    {
         return None;
     }
     let majority = voters / 2 + 1;
-    let (holding, lagging): (Vec<&Voter<'_>>, Vec<_>) =
-        at_hand.iter().partition(|voter| voter.log.term_of(last) == Some(term) && voter.log.last == last);
+    let (holding, lagging): (Vec<&Voter<'_>>, Vec<_>) = at_hand
+        .iter()
+        .partition(|voter| voter.log.term_of(last) == Some(term) && voter.log.last == last);
     if at_hand.len() < majority || holding.len() >= majority {
         return None;
     }
     let lag = |voter: &&Voter<'_>| {
         let same = same(newest.log, voter.log).filter(|same| *same >= voter.agreed)?;
-        Some(Lag { number: voter.number, same, replaced: voter.log.last.saturating_sub(same) })
+        Some(Lag {
+            number: voter.number,
+            same,
+            replaced: voter.log.last.saturating_sub(same),
+        })
     };
     let lagging: Vec<Lag> = lagging.iter().filter_map(lag).collect();
-    (holding.len() + lagging.len() >= majority).then_some(Levelling { newest: newest.number, lagging })
+    (holding.len() + lagging.len() >= majority).then_some(Levelling {
+        newest: newest.number,
+        lagging,
+    })
 }
 
 /// The last entry that both hold: of one number and one term (log matching; Raft, 5.3). `None` where there is none near the newest one's end.
 fn same(newest: &Log, other: &Log) -> Option<u64> {
     let top = newest.last.min(other.last);
-    let bottom = newest.first.max(other.first).saturating_sub(1).max(newest.last.saturating_sub(MOST_ENTRIES));
+    let bottom = newest
+        .first
+        .max(other.first)
+        .saturating_sub(1)
+        .max(newest.last.saturating_sub(MOST_ENTRIES));
     (bottom..=top).rev().find(|index| {
         let term = newest.term_of(*index);
         term.is_some() && term == other.term_of(*index)
@@ -117,14 +141,29 @@ impl Tail {
             let encoded = entry.encode();
             bytes = bytes.saturating_add(encoded.len());
             entries.push(encoded);
-            if in_order && bytes <= MOST_BYTES { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if in_order && bytes <= MOST_BYTES {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
         })?;
         if bytes > MOST_BYTES {
             return Ok(None);
         }
-        let is_whole = in_order && next == newest.last.saturating_add(1) && term == newest.last_term();
-        ensure!(is_whole, "entries {first} to {} of {} do not follow one another", newest.last, guest.source);
-        Ok(Some(Self { first, entries: Entries::new(entries), term, term_before }))
+        let is_whole =
+            in_order && next == newest.last.saturating_add(1) && term == newest.last_term();
+        ensure!(
+            is_whole,
+            "entries {first} to {} of {} do not follow one another",
+            newest.last,
+            guest.source
+        );
+        Ok(Some(Self {
+            first,
+            entries: Entries::new(entries),
+            term,
+            term_before,
+        }))
     }
 
     /// What a log holds behind damage and behind entry `index` of `term`, if that is known. `None` where nothing proves that it follows that entry,
@@ -132,8 +171,15 @@ impl Tail {
     ///
     /// # Errors
     /// What cannot be read.
-    pub fn behind_damage(guest: &Guest, damaged: &Log, index: u64, term: Option<u64>) -> Result<Option<Self>> {
-        let Some((known, kept)) = entries_behind_damage(guest, damaged, index)? else { return Ok(None) };
+    pub fn behind_damage(
+        guest: &Guest,
+        damaged: &Log,
+        index: u64,
+        term: Option<u64>,
+    ) -> Result<Option<Self>> {
+        let Some((known, kept)) = entries_behind_damage(guest, damaged, index)? else {
+            return Ok(None);
+        };
         if term.is_some_and(|term| term != known) {
             return Ok(None);
         }
@@ -146,18 +192,33 @@ impl Tail {
             term = own;
             entries.push(entry);
         }
-        Ok(Some(Self { first: index.saturating_add(1), entries: Entries::new(entries), term, term_before: known }))
+        Ok(Some(Self {
+            first: index.saturating_add(1),
+            entries: Entries::new(entries),
+            term,
+            term_before: known,
+        }))
     }
 
     /// The last entry.
     pub fn last(&self) -> u64 {
-        self.first.saturating_add(self.entries.len() as u64).saturating_sub(1)
+        self.first
+            .saturating_add(self.entries.len() as u64)
+            .saturating_sub(1)
     }
 
     /// Of the member that gets it, which had `state`: a term that it has not seen begins, and it has no vote in it yet. What is agreed on it
     /// hears from the next leader.
     pub fn state(&self, state: HardState) -> HardState {
-        if self.term > state.term { HardState { term: self.term, vote: 0, ..state } } else { state }
+        if self.term > state.term {
+            HardState {
+                term: self.term,
+                vote: 0,
+                ..state
+            }
+        } else {
+            state
+        }
     }
 
     /// The records behind a log whose running checksum is `crc`.
@@ -191,28 +252,52 @@ mod tests {
     type Given = (usize, u64, u64);
 
     fn decided(logs: &[Log], agreed: u64, voters: usize) -> Option<(usize, Vec<Given>)> {
-        let at_hand: Vec<Voter<'_>> =
-            logs.iter().enumerate().map(|(number, log)| Voter { number, log, agreed }).collect();
+        let at_hand: Vec<Voter<'_>> = logs
+            .iter()
+            .enumerate()
+            .map(|(number, log)| Voter {
+                number,
+                log,
+                agreed,
+            })
+            .collect();
         let levelling = needed(&at_hand, voters)?;
-        Some((levelling.newest, levelling.lagging.iter().map(|lag| (lag.number, lag.same, lag.replaced)).collect()))
+        Some((
+            levelling.newest,
+            levelling
+                .lagging
+                .iter()
+                .map(|lag| (lag.number, lag.same, lag.replaced))
+                .collect(),
+        ))
     }
 
     #[test]
     fn what_one_disk_alone_holds_goes_to_all_that_lag() {
         let of = |last| log(&[(1, 1), (50, 2)], last);
-        assert_eq!(decided(&[of(100), of(98), of(99)], 90, 3), Some((0, vec![(1, 98, 0), (2, 99, 0)])));
+        assert_eq!(
+            decided(&[of(100), of(98), of(99)], 90, 3),
+            Some((0, vec![(1, 98, 0), (2, 99, 0)]))
+        );
         assert_eq!(
             decided(&[of(98), of(98), of(100), of(100), of(99)], 90, 5),
             Some((2, vec![(0, 98, 0), (1, 98, 0), (4, 99, 0)]))
         );
         // Declared dead: two of three.
-        assert_eq!(decided(&[of(100), of(98)], 90, 3), Some((0, vec![(1, 98, 0)])));
+        assert_eq!(
+            decided(&[of(100), of(98)], 90, 3),
+            Some((0, vec![(1, 98, 0)]))
+        );
     }
 
     #[test]
     fn what_a_majority_holds_is_left_alone() {
         let of = |last| log(&[(1, 1), (50, 2)], last);
-        for logs in [vec![of(100), of(100), of(40)], vec![of(100); 3], vec![of(7)]] {
+        for logs in [
+            vec![of(100), of(100), of(40)],
+            vec![of(100); 3],
+            vec![of(7)],
+        ] {
             assert_eq!(decided(&logs, 0, logs.len()), None);
         }
         assert_eq!(decided(&[of(100)], 90, 3), None);
@@ -231,10 +316,24 @@ mod tests {
         );
         // What is agreed on is never replaced; nor is anything given then, where the rest is no majority.
         assert_eq!(decided(&[old(99), new.clone(), old(93)], 97, 3), None);
-        let at = |number, log, agreed| Voter { number, log, agreed };
+        let at = |number, log, agreed| Voter {
+            number,
+            log,
+            agreed,
+        };
         let (long, short) = (old(99), old(93));
         let one = needed(&[at(0, &long, 97), at(1, &new, 90), at(2, &short, 90)], 3);
-        assert_eq!(one, Some(Levelling { newest: 1, lagging: vec![Lag { number: 2, same: 93, replaced: 0 }] }));
+        assert_eq!(
+            one,
+            Some(Levelling {
+                newest: 1,
+                lagging: vec![Lag {
+                    number: 2,
+                    same: 93,
+                    replaced: 0
+                }]
+            })
+        );
     }
 
     #[test]
@@ -246,15 +345,32 @@ mod tests {
         // Its last entry is where the newest one begins, of which the snapshot tells the term.
         late.term_before = Some(2);
         let met = log(&[(1, 2)], 79);
-        assert_eq!(decided(&[late, met.clone(), met], 60, 3), Some((0, vec![(1, 79, 0), (2, 79, 0)])));
+        assert_eq!(
+            decided(&[late, met.clone(), met], 60, 3),
+            Some((0, vec![(1, 79, 0), (2, 79, 0)]))
+        );
         let far = log(&[(1, 1)], 50_000);
-        assert_eq!(decided(&[far, log(&[(1, 1)], 30_000), log(&[(1, 1)], 30_000)], 100, 3), None);
+        assert_eq!(
+            decided(
+                &[far, log(&[(1, 1)], 30_000), log(&[(1, 1)], 30_000)],
+                100,
+                3
+            ),
+            None
+        );
     }
 
     #[test]
     fn while_members_change_nothing_is_given() {
         let mut newest = log(&[(1, 2)], 100);
-        newest.changes.push((95, ConfChange { kind: ConfChangeKind::RemoveNode, node: 3, context: Vec::new() }));
+        newest.changes.push((
+            95,
+            ConfChange {
+                kind: ConfChangeKind::RemoveNode,
+                node: 3,
+                context: Vec::new(),
+            },
+        ));
         let logs = [newest, log(&[(1, 2)], 98), log(&[(1, 2)], 98)];
         assert_eq!(decided(&logs, 90, 3), None);
         assert!(decided(&logs, 95, 3).is_some());
@@ -262,9 +378,18 @@ mod tests {
 
     #[test]
     fn a_vote_is_kept_in_its_own_term_and_no_longer() {
-        let tail = Tail { first: 5, entries: Entries::new(vec![Vec::new(); 3]), term: 4, term_before: 4 };
+        let tail = Tail {
+            first: 5,
+            entries: Entries::new(vec![Vec::new(); 3]),
+            term: 4,
+            term_before: 4,
+        };
         assert_eq!(tail.last(), 7);
-        let state = |term, vote| HardState { term, vote, commit: 3 };
+        let state = |term, vote| HardState {
+            term,
+            vote,
+            commit: 3,
+        };
         assert_eq!(tail.state(state(3, 9)), state(4, 0));
         assert_eq!(tail.state(state(4, 9)), state(4, 9));
         assert_eq!(tail.state(state(6, 9)), state(6, 9));

@@ -63,8 +63,13 @@ pub enum Mend {
 /// # Errors
 /// Why nothing does, as a sentence.
 pub fn mend(guest: &Guest, data: &MemberData, problem: &Problem) -> Result<Mend, String> {
-    if let Some(version) = data.facts().and_then(|facts| facts.storage_version.as_ref()) {
-        return Err(format!("The database is of format {version}: repairing etcd 3.6 and later has not been proved."));
+    if let Some(version) = data
+        .facts()
+        .and_then(|facts| facts.storage_version.as_ref())
+    {
+        return Err(format!(
+            "The database is of format {version}: repairing etcd 3.6 and later has not been proved."
+        ));
     }
     if data.log.other_identity.is_some() || data.log.identity.is_none() {
         return Err("The log does not say which member it belongs to: nothing is mended on this disk alone.".to_owned());
@@ -72,8 +77,12 @@ pub fn mend(guest: &Guest, data: &MemberData, problem: &Problem) -> Result<Mend,
     match problem.kind {
         Kind::TailTorn | Kind::TailDamaged => cut_tail(guest, data),
         Kind::OldLogDamaged => drop_old_log(data),
-        Kind::SnapshotAhead => hide_snapshots(data, data.consistent_index())
-            .map(|files| Mend::HideSnapshots { files, database: data.consistent_index() }),
+        Kind::SnapshotAhead => {
+            hide_snapshots(data, data.consistent_index()).map(|files| Mend::HideSnapshots {
+                files,
+                database: data.consistent_index(),
+            })
+        }
         Kind::DatabaseDamaged => revert_meta(guest, data),
         _ => Err("This version has no repair for it.".to_owned()),
     }
@@ -82,7 +91,8 @@ pub fn mend(guest: &Guest, data: &MemberData, problem: &Problem) -> Result<Mend,
 fn cut_tail(guest: &Guest, data: &MemberData) -> Result<Mend, String> {
     let log = &data.log;
     let tail = log.tail().ok_or("There is no log.")?;
-    let behind = agreed_behind_damage(guest, log).map_err(|error| format!("The log cannot be read: {error}."))?;
+    let behind = agreed_behind_damage(guest, log)
+        .map_err(|error| format!("The log cannot be read: {error}."))?;
     let needed = data.commit().max(data.snapshot_index()).max(behind);
     if log.is_empty() || log.last < needed {
         return Err(format!(
@@ -100,14 +110,32 @@ fn cut_tail(guest: &Guest, data: &MemberData) -> Result<Mend, String> {
             log.last
         ));
     }
-    Ok(Mend::CutTail { path: tail.segment.path.clone(), keep: tail.used, last: log.last })
+    Ok(Mend::CutTail {
+        path: tail.segment.path.clone(),
+        keep: tail.used,
+        last: log.last,
+    })
 }
 
 fn drop_old_log(data: &MemberData) -> Result<Mend, String> {
-    let start = data.wal.start_for(data.snapshot_index()).filter(|start| *start > 0);
+    let start = data
+        .wal
+        .start_for(data.snapshot_index())
+        .filter(|start| *start > 0);
     let start = start.ok_or("The log is needed from its first file on.")?;
-    let files: Vec<GuestPath> = data.wal.segments.iter().take(start).map(|segment| segment.path.clone()).collect();
-    let whole = |number: usize| data.log.segments.get(number).is_none_or(|look| look.end == End::Complete);
+    let files: Vec<GuestPath> = data
+        .wal
+        .segments
+        .iter()
+        .take(start)
+        .map(|segment| segment.path.clone())
+        .collect();
+    let whole = |number: usize| {
+        data.log
+            .segments
+            .get(number)
+            .is_none_or(|look| look.end == End::Complete)
+    };
     let last = data.log.segments.len().saturating_sub(1);
     if (start..last).any(|number| !whole(number)) {
         return Err("Files of the log that are needed are damaged, too.".to_owned());
@@ -117,17 +145,27 @@ fn drop_old_log(data: &MemberData) -> Result<Mend, String> {
 
 /// The snapshots newer than entry `database`, where etcd can do without them.
 fn hide_snapshots(data: &MemberData, database: u64) -> Result<Vec<GuestPath>, String> {
-    let hidden: Vec<GuestPath> =
-        data.snap.files.iter().filter(|file| file.index > database).map(|file| file.path.clone()).collect();
+    let hidden: Vec<GuestPath> = data
+        .snap
+        .files
+        .iter()
+        .filter(|file| file.index > database)
+        .map(|file| file.path.clone())
+        .collect();
     let older = data.snapshots.iter().find_map(|(file, snapshot)| {
         let mark = &snapshot.as_ref().ok()?.mark;
-        let known = data.log.valid_marks().any(|there| (there.term, there.index) == (mark.term, mark.index));
+        let known = data
+            .log
+            .valid_marks()
+            .any(|there| (there.term, there.index) == (mark.term, mark.index));
         (known && file.index == mark.index && mark.index <= database).then_some(mark.index)
     });
     let from = older.unwrap_or(0);
     if data.wal.start_for(from).is_none() || data.log.first > from.saturating_add(1) {
         return Err(match older {
-            Some(index) => format!("The log does not reach back to the older snapshot of entry {index}."),
+            Some(index) => {
+                format!("The log does not reach back to the older snapshot of entry {index}.")
+            }
             None => format!(
                 "There is no snapshot as old as the database (entry {database}), and the log does not begin with entry 1."
             ),
@@ -141,26 +179,34 @@ fn hide_snapshots(data: &MemberData, database: u64) -> Result<Vec<GuestPath>, St
 
 fn revert_meta(guest: &Guest, data: &MemberData) -> Result<Mend, String> {
     let path = data.place.db();
-    let open = |path: &GuestPath| File::open(guest, path).map_err(|error| format!("{path} cannot be read: {error}."));
+    let open = |path: &GuestPath| {
+        File::open(guest, path).map_err(|error| format!("{path} cannot be read: {error}."))
+    };
     let older = Database::open_older(open(&path)?);
     let older = match older {
         Ok(Some(older)) => older,
         Ok(None) => return Err("There is no older meta page to go back to.".to_owned()),
         Err(fault) => {
-            return Err(format!("As it was before its last transaction the database is damaged, too: {fault}."));
+            return Err(format!(
+                "As it was before its last transaction the database is damaged, too: {fault}."
+            ));
         }
     };
-    older
-        .check(&mut |_, _| {})
-        .map_err(|fault| format!("As it was before its last transaction the database is damaged, too: {fault}."))?;
+    older.check(&mut |_, _| {}).map_err(|fault| {
+        format!("As it was before its last transaction the database is damaged, too: {fault}.")
+    })?;
     let older_meta = *older.meta();
     let backend = crate::etcd::read::backend::Backend { db: older };
-    let facts = backend.facts().map_err(|fault| format!("The older database cannot be read: {fault}."))?;
+    let facts = backend
+        .facts()
+        .map_err(|fault| format!("The older database cannot be read: {fault}."))?;
     if facts.storage_version.is_some() {
         return Err("Repairing etcd 3.6 and later has not been proved.".to_owned());
     }
     let database = facts.consistent_index;
-    if database > data.log.last || data.log.first > database.saturating_add(1) || data.log.state.commit > data.log.last
+    if database > data.log.last
+        || data.log.first > database.saturating_add(1)
+        || data.log.state.commit > data.log.last
     {
         return Err(format!(
             "Before its last transaction the database held entries up to {database}; the log ({} to {}) does not cover what follows.",
@@ -172,14 +218,22 @@ fn revert_meta(guest: &Guest, data: &MemberData) -> Result<Mend, String> {
         false => Vec::new(),
     };
     let slot = 1 - older_meta.slot;
-    Ok(Mend::RevertMeta { path, slot, offset: slot * older_meta.page_size, database, snapshots })
+    Ok(Mend::RevertMeta {
+        path,
+        slot,
+        offset: slot * older_meta.page_size,
+        database,
+        snapshots,
+    })
 }
 
 impl Mend {
     /// One line for the plan, beginning with a verb.
     pub fn summary(&self) -> String {
         match self {
-            Self::CutTail { path, last, .. } => format!("cut the damaged end of etcd's log {path} behind entry {last}"),
+            Self::CutTail { path, last, .. } => {
+                format!("cut the damaged end of etcd's log {path} behind entry {last}")
+            }
             Self::DropOldLog { files } => {
                 format!(
                     "move {} of etcd's log away that {} not needed",
@@ -188,7 +242,10 @@ impl Mend {
                 )
             }
             Self::HideSnapshots { files, database } => {
-                format!("move etcd's {} away that are newer than its database (entry {database})", snapshots(files))
+                format!(
+                    "move etcd's {} away that are newer than its database (entry {database})",
+                    snapshots(files)
+                )
             }
             Self::RevertMeta { database, .. } => {
                 format!(
@@ -206,7 +263,9 @@ impl Mend {
                 .to_owned(),
         ];
         if let Self::RevertMeta { path, .. } = self {
-            details.push(format!("{path} is copied, the copy is changed; the damaged one is kept for undo"));
+            details.push(format!(
+                "{path} is copied, the copy is changed; the damaged one is kept for undo"
+            ));
         }
         details
     }
@@ -227,18 +286,33 @@ impl Mend {
     /// What cannot be read.
     pub fn changes(&self, guest: &Guest) -> anyhow::Result<Vec<Change>> {
         match self {
-            Self::CutTail { path, keep, .. } => Ok(vec![Change::patch(guest, path, Vec::new(), *keep)?]),
+            Self::CutTail { path, keep, .. } => {
+                Ok(vec![Change::patch(guest, path, Vec::new(), *keep)?])
+            }
             Self::DropOldLog { files } | Self::HideSnapshots { files, .. } => remove(guest, files),
-            Self::RevertMeta { path, slot, offset, snapshots, .. } => {
+            Self::RevertMeta {
+                path,
+                slot,
+                offset,
+                snapshots,
+                ..
+            } => {
                 let file = File::open(guest, path)?;
                 let older = Database::open_older(File::open(guest, path)?)?;
-                let older = older.ok_or_else(|| anyhow::anyhow!("{path} has no older meta page any more"))?;
+                let older = older
+                    .ok_or_else(|| anyhow::anyhow!("{path} has no older meta page any more"))?;
                 let from = older.meta().slot * older.meta().page_size;
                 let mut page = file.read(from, meta::PAGE_BYTES)?;
-                anyhow::ensure!(page.len() == meta::PAGE_BYTES, "{path} is shorter than its meta pages");
+                anyhow::ensure!(
+                    page.len() == meta::PAGE_BYTES,
+                    "{path} is shorter than its meta pages"
+                );
                 // The page says its own number first.
                 page[..8].copy_from_slice(&slot.to_le_bytes());
-                let edit = Edit { offset: *offset, bytes: Content::new(page) };
+                let edit = Edit {
+                    offset: *offset,
+                    bytes: Content::new(page),
+                };
                 let mut changes = vec![Change::patch(guest, path, vec![edit], file.size())?];
                 changes.extend(remove(guest, snapshots)?);
                 Ok(changes)
@@ -248,7 +322,10 @@ impl Mend {
 }
 
 fn remove(guest: &Guest, files: &[GuestPath]) -> anyhow::Result<Vec<Change>> {
-    files.iter().map(|file| Ok(Change::remove(guest, file)?)).collect()
+    files
+        .iter()
+        .map(|file| Ok(Change::remove(guest, file)?))
+        .collect()
 }
 
 fn count(files: &[GuestPath]) -> String {
@@ -263,10 +340,16 @@ fn snapshots(files: &[GuestPath]) -> String {
 ///
 /// # Errors
 /// What would still be wrong, as a sentence.
-pub fn prove(guest: &Guest, place: &Place, before: &MemberData, mended: Kind) -> Result<(), String> {
+pub fn prove(
+    guest: &Guest,
+    place: &Place,
+    before: &MemberData,
+    mended: Kind,
+) -> Result<(), String> {
     let after = MemberData::read(guest, place);
-    if let Some(left) =
-        boot::problems(&after).iter().find(|problem| problem.kind == mended && problem.effect != Effect::Harmless)
+    if let Some(left) = boot::problems(&after)
+        .iter()
+        .find(|problem| problem.kind == mended && problem.effect != Effect::Harmless)
     {
         return Err(format!("it would still be wrong afterwards: {}", left.saw));
     }

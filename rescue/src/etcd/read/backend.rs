@@ -52,7 +52,13 @@ impl Revision {
             [b't'] => true,
             _ => return None,
         };
-        Some((Self { main: number(main)?, sub: number(sub)? }, is_deletion))
+        Some((
+            Self {
+                main: number(main)?,
+                sub: number(sub)?,
+            },
+            is_deletion,
+        ))
     }
 
     /// The first 17 bytes of such a key.
@@ -192,7 +198,9 @@ impl Backend {
     /// # Errors
     /// As [`Database::open`].
     pub fn open(file: File) -> Result<Self, Fault> {
-        Ok(Self { db: Database::open(file)? })
+        Ok(Self {
+            db: Database::open(file)?,
+        })
     }
 
     /// What the small buckets and the end of the large one say; reads few pages.
@@ -204,7 +212,8 @@ impl Backend {
         facts.revision = match self.db.bucket(KEY)? {
             Some(bucket) => {
                 let last = self.db.last_key(&bucket)?;
-                last.and_then(|key| Revision::parse(&key)).map_or(1, |(revision, _)| revision.main)
+                last.and_then(|key| Revision::parse(&key))
+                    .map_or(1, |(revision, _)| revision.main)
             }
             None => 1,
         };
@@ -214,14 +223,20 @@ impl Backend {
     }
 
     fn each(&self, name: &[u8], visitor: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), Fault> {
-        let Some(bucket) = self.db.bucket(name)? else { return Ok(()) };
+        let Some(bucket) = self.db.bucket(name)? else {
+            return Ok(());
+        };
         let mut kept = 0;
         self.db.walk(&bucket, None, &mut |item| {
             kept += 1;
             if !item.is_bucket {
                 visitor(item.key, item.value);
             }
-            if kept < MAX_KEPT { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if kept < MAX_KEPT {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
         })
     }
 
@@ -243,7 +258,10 @@ impl Facts {
     /// # Errors
     /// Those of `each`.
     pub fn read(each: &mut Each<'_>) -> Result<Self, Fault> {
-        let mut facts = Self { compacted: -1, ..Self::default() };
+        let mut facts = Self {
+            compacted: -1,
+            ..Self::default()
+        };
         facts.meta(each)?;
         each(CLUSTER, &mut |key, value| {
             if key == b"clusterVersion" {
@@ -256,12 +274,16 @@ impl Facts {
             }
         })?;
         each(MEMBERS_REMOVED, &mut |key, _| {
-            let id = std::str::from_utf8(key).ok().and_then(|id| u64::from_str_radix(id, 16).ok());
+            let id = std::str::from_utf8(key)
+                .ok()
+                .and_then(|id| u64::from_str_radix(id, 16).ok());
             facts.members.removed.extend(id);
         })?;
         each(ALARM, &mut |key, _| facts.alarms.extend(alarm(key)))?;
         each(LEASE, &mut |key, _| {
-            facts.leases.extend(key.try_into().ok().map(i64::from_be_bytes));
+            facts
+                .leases
+                .extend(key.try_into().ok().map(i64::from_be_bytes));
         })?;
         each(AUTH, &mut |key, value| {
             facts.auth_enabled |= key == b"authEnabled" && value == [1];
@@ -278,8 +300,12 @@ impl Facts {
                 b"term" => self.term = number(),
                 b"confState" => self.conf_state = conf_state(value),
                 b"storageVersion" => self.storage_version = text(value),
-                b"scheduledCompactRev" => scheduled = Revision::parse(value).map_or(-1, |(revision, _)| revision.main),
-                b"finishedCompactRev" => finished = Revision::parse(value).map_or(-1, |(revision, _)| revision.main),
+                b"scheduledCompactRev" => {
+                    scheduled = Revision::parse(value).map_or(-1, |(revision, _)| revision.main)
+                }
+                b"finishedCompactRev" => {
+                    finished = Revision::parse(value).map_or(-1, |(revision, _)| revision.main)
+                }
                 _ => {}
             }
         })?;
@@ -312,7 +338,10 @@ fn alarm(key: &[u8]) -> Option<RaisedAlarm> {
             _ => {}
         }
     }
-    Some(RaisedAlarm { member, kind: kind.into() })
+    Some(RaisedAlarm {
+        member,
+        kind: kind.into(),
+    })
 }
 
 #[cfg(test)]

@@ -96,7 +96,13 @@ impl Problem {
     }
 
     fn new(kind: Kind, effect: Effect, path: &GuestPath, saw: impl Into<String>) -> Self {
-        Self { kind, effect, path: path.clone(), saw: saw.into(), etcd_says: None }
+        Self {
+            kind,
+            effect,
+            path: path.clone(),
+            saw: saw.into(),
+            etcd_says: None,
+        }
     }
 
     fn says(mut self, words: impl Into<String>) -> Self {
@@ -114,7 +120,9 @@ impl Problem {
         let words = match fault {
             Fault::Metas(..) => "invalid database",
             Fault::Short(_) => "unexpected fault address",
-            Fault::Page { .. } | Fault::Implausible(_) => "freepages: failed to get all reachable pages",
+            Fault::Page { .. } | Fault::Implausible(_) => {
+                "freepages: failed to get all reachable pages"
+            }
             Fault::Tree(_) => {
                 return Self::new(
                     Kind::Unreadable,
@@ -124,7 +132,13 @@ impl Problem {
                 );
             }
         };
-        Self::new(Kind::DatabaseDamaged, Effect::Stops, path, format!("the database is damaged: {fault}")).says(words)
+        Self::new(
+            Kind::DatabaseDamaged,
+            Effect::Stops,
+            path,
+            format!("the database is damaged: {fault}"),
+        )
+        .says(words)
     }
 }
 
@@ -132,12 +146,23 @@ impl Problem {
 pub fn problems(data: &MemberData) -> Vec<Problem> {
     let mut found = Vec::new();
     if !data.is_there {
-        let saw = "there is no member: a first control-plane node would found an empty cluster here";
-        found.push(Problem::new(Kind::NoMember, Effect::Stops, &data.place.data_dir, saw));
+        let saw =
+            "there is no member: a first control-plane node would found an empty cluster here";
+        found.push(Problem::new(
+            Kind::NoMember,
+            Effect::Stops,
+            &data.place.data_dir,
+            saw,
+        ));
         return found;
     }
     for (path, why) in &data.unreadable {
-        found.push(Problem::new(Kind::Unreadable, Effect::Stops, path, format!("it cannot be read: {why}")));
+        found.push(Problem::new(
+            Kind::Unreadable,
+            Effect::Stops,
+            path,
+            format!("it cannot be read: {why}"),
+        ));
     }
     log(data, &mut found);
     database(data, &mut found);
@@ -162,16 +187,27 @@ fn log(data: &MemberData, found: &mut Vec<Problem>) {
     }
     let start = data.wal.start_for(data.snapshot_index()).unwrap_or(0);
     for (number, look) in data.log.segments.iter().enumerate() {
-        found.extend(segment(look, number < start, number + 1 == data.log.segments.len()));
+        found.extend(segment(
+            look,
+            number < start,
+            number + 1 == data.log.segments.len(),
+        ));
     }
     if let Some(missing) = data.wal.gap_after(start) {
         let saw = format!("a file of the log is missing before {}", missing.path);
-        found.push(Problem::new(Kind::LogMissing, Effect::Stops, wal, saw).says("wal: file not found"));
+        found.push(
+            Problem::new(Kind::LogMissing, Effect::Stops, wal, saw).says("wal: file not found"),
+        );
     } else if start > 0
         && let Some(missing) = data.wal.gap_after(0)
     {
-        let saw = format!("a file of the log is missing before {}, which is not needed", missing.path);
-        found.push(Problem::new(Kind::OldLogDamaged, Effect::Stops, wal, saw).says("walpb: crc mismatch"));
+        let saw = format!(
+            "a file of the log is missing before {}, which is not needed",
+            missing.path
+        );
+        found.push(
+            Problem::new(Kind::OldLogDamaged, Effect::Stops, wal, saw).says("walpb: crc mismatch"),
+        );
     }
     if let Some(other) = &data.log.other_identity {
         let saw = "it belongs to another member or cluster than the files before it";
@@ -184,22 +220,33 @@ fn segment(look: &SegmentLook, is_old: bool, is_last: bool) -> Option<Problem> {
     let what = look.says()?;
     let path = &look.segment.path;
     let size = units::bytes(look.torn_bytes());
-    let saw = format!("the log {what}; {size} lie behind its last good record at byte {}", look.used);
+    let saw = format!(
+        "the log {what}; {size} lie behind its last good record at byte {}",
+        look.used
+    );
     Some(match (look.end, is_old, is_last) {
         (End::Complete, ..) => return None,
         (End::Torn(Tear::Length), _, true) => {
             let saw = format!("{saw}; etcd cuts it off itself only from 3.5.7 on");
-            Problem::new(Kind::TailTorn, Effect::Stops, path, saw).says("wal: max entry size limit exceeded")
+            Problem::new(Kind::TailTorn, Effect::Stops, path, saw)
+                .says("wal: max entry size limit exceeded")
         }
-        (End::Torn(_), _, true) => {
-            Problem::new(Kind::TailTorn, Effect::Harmless, path, format!("{saw}; etcd cuts it off itself"))
-        }
+        (End::Torn(_), _, true) => Problem::new(
+            Kind::TailTorn,
+            Effect::Harmless,
+            path,
+            format!("{saw}; etcd cuts it off itself"),
+        ),
         (end, true, false) => {
             let saw = format!("{saw}; the file is not needed, but etcd reads it");
             Problem::new(Kind::OldLogDamaged, Effect::Stops, path, saw).says(words(end))
         }
-        (end, false, false) => Problem::new(Kind::LogDamaged, Effect::Stops, path, saw).says(words(end)),
-        (end, _, true) => Problem::new(Kind::TailDamaged, Effect::Stops, path, saw).says(words(end)),
+        (end, false, false) => {
+            Problem::new(Kind::LogDamaged, Effect::Stops, path, saw).says(words(end))
+        }
+        (end, _, true) => {
+            Problem::new(Kind::TailDamaged, Effect::Stops, path, saw).says(words(end))
+        }
     })
 }
 
@@ -217,12 +264,21 @@ fn database(data: &MemberData, found: &mut Vec<Problem>) {
         Stored::Damaged(fault) => found.push(Problem::database(&data.place.db(), fault)),
         Stored::Missing => {
             // etcd makes an empty one and fills it from the log; that is enough only where the log is there from its first entry.
-            let from_log = data.snapshot_index() == 0 && data.log.first == 1 && !data.log.is_empty();
+            let from_log =
+                data.snapshot_index() == 0 && data.log.first == 1 && !data.log.is_empty();
             let (effect, saw) = match from_log {
-                true => (Effect::Harmless, "there is no database; etcd makes it anew from the log, which is whole"),
+                true => (
+                    Effect::Harmless,
+                    "there is no database; etcd makes it anew from the log, which is whole",
+                ),
                 false => (Effect::Stops, "there is no database"),
             };
-            found.push(Problem::new(Kind::NoDatabase, effect, &data.place.db(), saw));
+            found.push(Problem::new(
+                Kind::NoDatabase,
+                effect,
+                &data.place.db(),
+                saw,
+            ));
         }
     }
 }
@@ -237,20 +293,31 @@ fn snapshots(data: &MemberData, found: &mut Vec<Problem>) {
             SnapFault::Malformed => "the snapshot file is no snapshot",
         };
         let saw = format!("{what}; etcd sets it aside and takes an older one");
-        found.push(Problem::new(Kind::SnapshotDamaged, Effect::Harmless, &file.path, saw).says(what_etcd_says(*fault)));
+        found.push(
+            Problem::new(Kind::SnapshotDamaged, Effect::Harmless, &file.path, saw)
+                .says(what_etcd_says(*fault)),
+        );
     }
     let log = &data.log;
     if !log.segments.is_empty() && data.wal.start_for(chosen).is_none() {
         let saw = match chosen {
-            0 => format!("no snapshot counts, and the log begins with entry {} only", log.first),
-            chosen => format!("the log begins with entry {}, after snapshot {chosen}", log.first),
+            0 => format!(
+                "no snapshot counts, and the log begins with entry {} only",
+                log.first
+            ),
+            chosen => format!(
+                "the log begins with entry {}, after snapshot {chosen}",
+                log.first
+            ),
         };
         let says = if chosen == 0 {
             "No snapshot found. Recovering WAL from scratch!; wal: file not found"
         } else {
             "wal: file not found"
         };
-        found.push(Problem::new(Kind::SnapshotMissing, Effect::Stops, &data.place.snap, saw).says(says));
+        found.push(
+            Problem::new(Kind::SnapshotMissing, Effect::Stops, &data.place.snap, saw).says(says),
+        );
     }
 }
 
@@ -263,31 +330,56 @@ fn what_etcd_says(fault: SnapFault) -> &'static str {
 }
 
 fn indexes(data: &MemberData, found: &mut Vec<Problem>) {
-    let (snapshot, consistent, last) = (data.snapshot_index(), data.consistent_index(), data.log.last);
+    let (snapshot, consistent, last) = (
+        data.snapshot_index(),
+        data.consistent_index(),
+        data.log.last,
+    );
     let readable = matches!(data.stored, Stored::Open(_) | Stored::Missing);
-    let received = data.snap.databases.iter().any(|(_, index)| *index == snapshot);
+    let received = data
+        .snap
+        .databases
+        .iter()
+        .any(|(_, index)| *index == snapshot);
     if readable && snapshot > consistent && !received {
-        let saw = format!("the snapshot is newer (entry {snapshot}) than the database (entry {consistent})");
+        let saw = format!(
+            "the snapshot is newer (entry {snapshot}) than the database (entry {consistent})"
+        );
         let says = "failed to recover v3 backend from snapshot: failed to find database snapshot file \
                     (snap: snapshot file doesn't exist)";
-        found.push(Problem::new(Kind::SnapshotAhead, Effect::Stops, &data.place.snap, saw).says(says));
+        found.push(
+            Problem::new(Kind::SnapshotAhead, Effect::Stops, &data.place.snap, saw).says(says),
+        );
     }
     let commit = data.log.state.commit;
     if commit > last || commit < snapshot {
         let saw = format!("entries up to {commit} are agreed on, but the log ends with {last}");
         let says = format!("state.commit {commit} is out of range [{snapshot}, {last}]");
-        found.push(Problem::new(Kind::CommitBeyondLog, Effect::Stops, &data.place.wal, saw).says(says));
+        found.push(
+            Problem::new(Kind::CommitBeyondLog, Effect::Stops, &data.place.wal, saw).says(says),
+        );
     }
     if consistent > last.max(snapshot) {
         let saw = format!(
             "the database holds entries up to {consistent}, but the log ends with {last}: etcd would start, look healthy, and \
              lose every write until the log has caught up"
         );
-        found.push(Problem::new(Kind::DatabaseBeyondLog, Effect::Breaks, &data.place.wal, saw));
+        found.push(Problem::new(
+            Kind::DatabaseBeyondLog,
+            Effect::Breaks,
+            &data.place.wal,
+            saw,
+        ));
     }
     if data.log.first > snapshot.saturating_add(1) && data.wal.start_for(snapshot).is_some() {
-        let saw = format!("entries {} to {} are missing in the log", snapshot + 1, data.log.first - 1);
-        let known = found.iter().any(|problem| matches!(problem.kind, Kind::LogDamaged | Kind::LogMissing));
+        let saw = format!(
+            "entries {} to {} are missing in the log",
+            snapshot + 1,
+            data.log.first - 1
+        );
+        let known = found
+            .iter()
+            .any(|problem| matches!(problem.kind, Kind::LogDamaged | Kind::LogMissing));
         if !known {
             let problem = Problem::new(Kind::LogMissing, Effect::Stops, &data.place.wal, saw);
             found.push(problem.says("wal: slice bounds out of range"));
@@ -296,16 +388,24 @@ fn indexes(data: &MemberData, found: &mut Vec<Problem>) {
 }
 
 fn membership(data: &MemberData, found: &mut Vec<Problem>) {
-    let Some(identity) = data.log.identity else { return };
+    let Some(identity) = data.log.identity else {
+        return;
+    };
     let (members, _) = data.membership();
     let id = identity.member;
     if members.removed.contains(&id) {
         let saw = format!("this member ({id:x}) was removed from its cluster");
         let says = "the member has been permanently removed from the cluster";
-        found.push(Problem::new(Kind::Removed, Effect::Stops, &data.place.member(), saw).says(says));
+        found
+            .push(Problem::new(Kind::Removed, Effect::Stops, &data.place.member(), saw).says(says));
     } else if !members.list.contains_key(&id) && !members.list.is_empty() {
         let saw = format!("the membership that this disk holds does not know this member ({id:x})");
-        found.push(Problem::new(Kind::Unknown, Effect::Breaks, &data.place.member(), saw));
+        found.push(Problem::new(
+            Kind::Unknown,
+            Effect::Breaks,
+            &data.place.member(),
+            saw,
+        ));
     }
 }
 
@@ -313,11 +413,17 @@ fn membership(data: &MemberData, found: &mut Vec<Problem>) {
 fn voters(data: &MemberData) -> Option<Problem> {
     let replay = Replay::of(data)?;
     let (next, later) = (replay.next_start(), replay.later_start());
-    let (started, is_next) = if next.agrees() { (later, false) } else { (next, true) };
+    let (started, is_next) = if next.agrees() {
+        (later, false)
+    } else {
+        (next, true)
+    };
     if started.agrees() {
         return None;
     }
-    let is_3_6 = data.facts().is_some_and(|facts| facts.storage_version.is_some());
+    let is_3_6 = data
+        .facts()
+        .is_some_and(|facts| facts.storage_version.is_some());
     let raft = match (is_3_6, is_next) {
         (true, true) => "etcd's raft",
         (true, false) => "from its second start on etcd's raft",
@@ -329,8 +435,14 @@ fn voters(data: &MemberData) -> Option<Problem> {
         return Some(Problem::new(Kind::VotersDiffer, Effect::Breaks, path, saw));
     }
     // No snapshot can be newer than the database, and that does not hold the changes yet.
-    let saw = format!("{saw}; start etcd once and power it off again: then `rescue repair` prevents it");
-    Some(Problem::new(Kind::VotersDiffer, Effect::Harmless, path, saw))
+    let saw =
+        format!("{saw}; start etcd once and power it off again: then `rescue repair` prevents it");
+    Some(Problem::new(
+        Kind::VotersDiffer,
+        Effect::Harmless,
+        path,
+        saw,
+    ))
 }
 
 /// `raft`: whose, and when, as a subject.
@@ -339,7 +451,9 @@ fn voters_saw(started: &Started, raft: &str) -> String {
     let voters = names(&started.voters, &started.members.list);
     match started.panics_at {
         Some(entry) => {
-            format!("{raft} ends at entry {entry}: a .snap and the log give other members than the database, {listed}")
+            format!(
+                "{raft} ends at entry {entry}: a .snap and the log give other members than the database, {listed}"
+            )
         }
         None => format!("{raft} has the voters {voters}, but `member list` shows {listed}"),
     }
@@ -350,8 +464,14 @@ fn alarms(data: &MemberData, found: &mut Vec<Problem>) {
     for alarm in &facts.alarms {
         use super::backend::AlarmKind;
         let (what, says) = match alarm.kind {
-            AlarmKind::NoSpace => ("NOSPACE: no writes are taken", "etcdserver: mvcc: database space exceeded"),
-            AlarmKind::Corrupt => ("CORRUPT: no requests are answered", "etcdserver: corrupt cluster"),
+            AlarmKind::NoSpace => (
+                "NOSPACE: no writes are taken",
+                "etcdserver: mvcc: database space exceeded",
+            ),
+            AlarmKind::Corrupt => (
+                "CORRUPT: no requests are answered",
+                "etcdserver: corrupt cluster",
+            ),
             AlarmKind::Unknown => ("of an unknown kind", ""),
         };
         let saw = format!("member {:x} has raised an alarm, {what}", alarm.member);
@@ -361,10 +481,16 @@ fn alarms(data: &MemberData, found: &mut Vec<Problem>) {
 
 /// A database that has reached `--quota-backend-bytes`: etcd raises an alarm with the next write.
 pub fn over_quota(data: &MemberData, quota: u64) -> Option<Problem> {
-    let Stored::Open(open) = &data.stored else { return None };
+    let Stored::Open(open) = &data.stored else {
+        return None;
+    };
     let size = open.0.db.size();
     (size >= quota).then(|| {
-        let saw = format!("the database has reached its quota ({} of {})", units::bytes(size), units::bytes(quota));
+        let saw = format!(
+            "the database has reached its quota ({} of {})",
+            units::bytes(size),
+            units::bytes(quota)
+        );
         Problem::new(Kind::Alarm, Effect::Breaks, &data.place.db(), saw)
             .says("etcdserver: mvcc: database space exceeded")
     })
@@ -372,7 +498,12 @@ pub fn over_quota(data: &MemberData, quota: u64) -> Option<Problem> {
 
 fn leftovers(data: &MemberData, found: &mut Vec<Problem>) {
     for path in data.wal.broken.iter().chain(&data.snap.broken) {
-        found.push(Problem::new(Kind::Leftover, Effect::Harmless, path, "set aside by etcd as damaged"));
+        found.push(Problem::new(
+            Kind::Leftover,
+            Effect::Harmless,
+            path,
+            "set aside by etcd as damaged",
+        ));
     }
 }
 
@@ -418,7 +549,9 @@ pub fn advice(problem: &Problem) -> Option<&'static str> {
              database and IDs stay."
         }
         Kind::LogMixed => "Files of two members lie in one folder: sort them out by their dates.",
-        Kind::Alarm => "Compact and defragment every member, then lift the alarm: etcdctl alarm disarm.",
+        Kind::Alarm => {
+            "Compact and defragment every member, then lift the alarm: etcdctl alarm disarm."
+        }
         Kind::Unreadable => "Check the disk and the file system first.",
         Kind::TailTorn | Kind::LogFollowed | Kind::SnapshotDamaged | Kind::Leftover => return None,
     })

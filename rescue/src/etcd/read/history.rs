@@ -48,7 +48,9 @@ impl Bits {
 
     /// Whether it is set.
     pub fn has(&self, number: u64) -> bool {
-        let word = usize::try_from(number / 64).ok().and_then(|at| self.0.get(at));
+        let word = usize::try_from(number / 64)
+            .ok()
+            .and_then(|at| self.0.get(at));
         word.is_some_and(|word| word & (1 << (number % 64)) != 0)
     }
 }
@@ -68,7 +70,16 @@ impl Part {
     /// Without the keys whose next bit is set, and only those.
     fn halves(self) -> (Self, Self) {
         let mask = self.mask << 1 | 1;
-        (Self { mask, end: self.end }, Self { mask, end: self.end | (mask ^ self.mask) })
+        (
+            Self {
+                mask,
+                end: self.end,
+            },
+            Self {
+                mask,
+                end: self.end | (mask ^ self.mask),
+            },
+        )
     }
 }
 
@@ -128,16 +139,26 @@ impl History {
     pub fn add(&mut self, key: &[u8], value: &[u8]) {
         let number = self.next;
         self.next += 1;
-        let Some((revision, is_deletion)) = Revision::parse(key) else { return };
-        let Ok(kv) = KeyValue::parse(value) else { return };
+        let Some((revision, is_deletion)) = Revision::parse(key) else {
+            return;
+        };
+        let Ok(kv) = KeyValue::parse(value) else {
+            return;
+        };
         if self.is_first
             && let Some(write) = lease::in_value(kv.key, kv.value)
         {
             self.last_write = Some(write);
         }
         let hash = self.state.hash_one(kv.key);
-        let (Ok(number), true) = (u32::try_from(number), self.part.has(hash)) else { return };
-        let before = if is_deletion { self.table.remove(&hash) } else { self.table.insert(hash, number) };
+        let (Ok(number), true) = (u32::try_from(number), self.part.has(hash)) else {
+            return;
+        };
+        let before = if is_deletion {
+            self.table.remove(&hash)
+        } else {
+            self.table.insert(hash, number)
+        };
         if revision.main <= self.revision {
             if let Some(before) = before {
                 self.superfluous.set(before);
@@ -223,14 +244,23 @@ mod tests {
         let mut passes = 0;
         loop {
             passes += 1;
-            sample().iter().for_each(|(key, value)| history.add(key, value));
+            sample()
+                .iter()
+                .for_each(|(key, value)| history.add(key, value));
             if !history.needs_another_pass() {
                 break;
             }
         }
         assert_eq!(history.entries, 433);
-        let superfluous = (0..433).filter(|number| history.is_superfluous(*number)).collect();
-        (history.keys(), superfluous, history.any_at_revision(), passes)
+        let superfluous = (0..433)
+            .filter(|number| history.is_superfluous(*number))
+            .collect();
+        (
+            history.keys(),
+            superfluous,
+            history.any_at_revision(),
+            passes,
+        )
     }
 
     #[test]
@@ -240,7 +270,11 @@ mod tests {
             assert_eq!((whole.0, whole.3), (67, 1));
             for limit in [60, 20, 7] {
                 let parts = gone_through(limit, compacted, revision);
-                assert_eq!((parts.0, &parts.1, parts.2), (whole.0, &whole.1, whole.2), "{limit}");
+                assert_eq!(
+                    (parts.0, &parts.1, parts.2),
+                    (whole.0, &whole.1, whole.2),
+                    "{limit}"
+                );
                 assert!(parts.3 > 1);
             }
         }

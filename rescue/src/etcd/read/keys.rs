@@ -9,7 +9,9 @@ use super::backend::{AlarmKind, Facts, KeyValue, RaisedAlarm, Revision};
 use super::kubernetes;
 use super::member::{MemberData, Stored};
 use crate::etcd::format::bbolt::Fault;
-use crate::etcd::format::request::{Compare, Comparison, Operation, Put, Range, Request, Target, Txn};
+use crate::etcd::format::request::{
+    Compare, Comparison, Operation, Put, Range, Request, Target, Txn,
+};
 use crate::guest::Guest;
 use crate::tree::TreeError;
 
@@ -46,7 +48,10 @@ impl Selection {
             Self::Prefix(prefix) => key.starts_with(prefix),
             Self::Key(wanted) => key == wanted,
             Self::Keys(wanted) => wanted.iter().any(|wanted| key == wanted),
-            Self::Trimmed(trimmed) => trimmed.prefixes.iter().any(|prefix| key.starts_with(prefix)),
+            Self::Trimmed(trimmed) => trimmed
+                .prefixes
+                .iter()
+                .any(|prefix| key.starts_with(prefix)),
         }
     }
 
@@ -150,7 +155,8 @@ impl Interest {
         for compare in &txn.compare {
             self.range(&compare.range);
             if matches!(compare.target, Target::Value(_)) {
-                self.values.push((compare.range.key.to_vec(), compare.range.end.to_vec()));
+                self.values
+                    .push((compare.range.key.to_vec(), compare.range.end.to_vec()));
             }
         }
         for operation in txn.success.iter().chain(&txn.failure) {
@@ -172,7 +178,11 @@ impl Interest {
     fn range(&mut self, range: &Range<'_>) {
         if range.end.is_empty() {
             self.key(range.key);
-        } else if !self.ranges.iter().any(|(key, end)| key == range.key && end == range.end) {
+        } else if !self
+            .ranges
+            .iter()
+            .any(|(key, end)| key == range.key && end == range.end)
+        {
             self.ranges.push((range.key.to_vec(), range.end.to_vec()));
         }
     }
@@ -182,12 +192,15 @@ impl Interest {
     }
 
     fn is_too_large(&self) -> bool {
-        self.keys.len() + self.leases.len() > MAX_INTEREST || self.ranges.len() + self.values.len() > 10_000
+        self.keys.len() + self.leases.len() > MAX_INTEREST
+            || self.ranges.len() + self.values.len() > 10_000
     }
 }
 
 fn in_any(ranges: &[(Vec<u8>, Vec<u8>)], key: &[u8]) -> bool {
-    ranges.iter().any(|(from, end)| Range { key: from, end }.contains(key))
+    ranges
+        .iter()
+        .any(|(from, end)| Range { key: from, end }.contains(key))
 }
 
 /// Reads what a member holds.
@@ -195,13 +208,22 @@ fn in_any(ranges: &[(Vec<u8>, Vec<u8>)], key: &[u8]) -> bool {
 /// # Errors
 /// [`NoView`] where its database cannot be read.
 pub fn view(guest: &Guest, data: &MemberData, selection: &Selection) -> Result<View, NoView> {
-    let empty = Facts { compacted: -1, revision: 1, ..Facts::default() };
+    let empty = Facts {
+        compacted: -1,
+        revision: 1,
+        ..Facts::default()
+    };
     let facts = match &data.stored {
         Stored::Open(open) => &open.1,
         // etcd makes it anew from a log that is there from its first entry.
         Stored::Missing if data.log.first == 1 && !data.log.is_empty() => &empty,
         Stored::Missing => return Err(NoView::Missing),
-        Stored::Damaged(fault) => return Err(NoView::Fault(Fault::Page { page: 0, what: shown(fault) })),
+        Stored::Damaged(fault) => {
+            return Err(NoView::Fault(Fault::Page {
+                page: 0,
+                what: shown(fault),
+            }));
+        }
     };
     let mut machine = Machine::new(facts, selection);
     let from = facts.consistent_index.saturating_add(1);
@@ -231,7 +253,11 @@ pub fn view(guest: &Guest, data: &MemberData, selection: &Selection) -> Result<V
     {
         open.0.db.walk(&bucket, None, &mut |item| {
             machine.load(item.key, item.value);
-            if machine.is_full() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if machine.is_full() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         })?;
     }
     let mut applied = facts.consistent_index;
@@ -244,7 +270,11 @@ pub fn view(guest: &Guest, data: &MemberData, selection: &Selection) -> Result<V
                 machine.apply(&request);
             }
             applied = entry.index;
-            if machine.is_full() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if machine.is_full() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         })?;
     }
     if machine.is_full() {
@@ -258,10 +288,15 @@ pub fn view(guest: &Guest, data: &MemberData, selection: &Selection) -> Result<V
         ));
     }
     if let Some(index) = failed {
-        doubts.push(format!("Entry {index} of the log is none that etcd writes: it and what follows is not shown."));
+        doubts.push(format!(
+            "Entry {index} of the log is none that etcd writes: it and what follows is not shown."
+        ));
     }
     if facts.auth_enabled {
-        doubts.push("Authentication is on: permissions of writes in the log's tail were not looked at.".to_owned());
+        doubts.push(
+            "Authentication is on: permissions of writes in the log's tail were not looked at."
+                .to_owned(),
+        );
     }
     Ok(machine.finish(applied, data.commit(), doubts))
 }
@@ -308,7 +343,10 @@ impl<'a> Machine<'a> {
 
     /// One entry of the database's history; they come in the order of their revisions.
     fn load(&mut self, key: &[u8], value: &[u8]) {
-        let (Some((_, is_deletion)), Ok(kv)) = (Revision::parse(key), KeyValue::parse(value)) else { return };
+        let (Some((_, is_deletion)), Ok(kv)) = (Revision::parse(key), KeyValue::parse(value))
+        else {
+            return;
+        };
         let wanted = self.selection.contains(kv.key)
             || self.interest.contains(kv.key)
             || (kv.lease != 0 && self.interest.leases.contains(&kv.lease))
@@ -331,9 +369,18 @@ impl<'a> Machine<'a> {
 
     fn held(&mut self, kv: &KeyValue<'_>) -> Held {
         let selected = self.selection.contains(kv.key);
-        let keep = (selected && self.selection.wants_values()) || in_any(&self.interest.values, kv.key);
-        let kind = if selected { kubernetes::kind(kv.value) } else { None };
-        let trimmed = if selected && !keep { self.selection.trimmed(kv.key, kv.value) } else { None };
+        let keep =
+            (selected && self.selection.wants_values()) || in_any(&self.interest.values, kv.key);
+        let kind = if selected {
+            kubernetes::kind(kv.value)
+        } else {
+            None
+        };
+        let trimmed = if selected && !keep {
+            self.selection.trimmed(kv.key, kv.value)
+        } else {
+            None
+        };
         Held {
             create: kv.create,
             modified: kv.modified,
@@ -341,7 +388,11 @@ impl<'a> Machine<'a> {
             lease: kv.lease,
             size: kv.value.len(),
             kind: kind.map(|kind| self.interned(kind)),
-            value: if keep { Some(kv.value.to_vec()) } else { trimmed },
+            value: if keep {
+                Some(kv.value.to_vec())
+            } else {
+                trimmed
+            },
         }
     }
 
@@ -368,7 +419,10 @@ impl<'a> Machine<'a> {
         let full = self.has_alarm(AlarmKind::NoSpace);
         match request {
             Request::Alarm(alarm) => {
-                let raised = RaisedAlarm { member: alarm.member, kind: alarm.kind.into() };
+                let raised = RaisedAlarm {
+                    member: alarm.member,
+                    kind: alarm.kind.into(),
+                };
                 self.alarms.retain(|known| *known != raised);
                 if alarm.raise {
                     self.alarms.push(raised);
@@ -381,7 +435,9 @@ impl<'a> Machine<'a> {
             }
             Request::Delete(range) => self.revision += i64::from(self.delete(range)),
             Request::Txn(txn) if !(full && writes(txn)) => self.txn(txn),
-            Request::Compact(revision) if *revision > self.compacted && *revision <= self.revision => {
+            Request::Compact(revision)
+                if *revision > self.compacted && *revision <= self.revision =>
+            {
                 self.compacted = *revision;
             }
             Request::LeaseGrant(id) if !full => {
@@ -401,13 +457,18 @@ impl<'a> Machine<'a> {
     /// etcd refuses a write that hangs on a lease that is gone, or that keeps what is not there.
     fn may_put(&self, put: &Put<'_>) -> bool {
         let keeps = put.ignore_value || put.ignore_lease;
-        (put.lease == 0 || self.leases.contains(&put.lease)) && (!keeps || self.keys.contains_key(put.key))
+        (put.lease == 0 || self.leases.contains(&put.lease))
+            && (!keeps || self.keys.contains_key(put.key))
     }
 
     /// At the revision that was just begun.
     fn put(&mut self, put: &Put<'_>) {
         let old = self.keys.get(put.key).cloned();
-        let lease = if put.ignore_lease { old.as_ref().map_or(0, |old| old.lease) } else { put.lease };
+        let lease = if put.ignore_lease {
+            old.as_ref().map_or(0, |old| old.lease)
+        } else {
+            put.lease
+        };
         let kv = KeyValue {
             key: put.key,
             create: old.as_ref().map_or(self.revision, |old| old.create),
@@ -436,7 +497,13 @@ impl<'a> Machine<'a> {
 
     fn within<'s>(&'s self, range: &Range<'_>) -> impl Iterator<Item = (&'s Vec<u8>, &'s Held)> {
         let (from, end) = (range.key.to_vec(), range.end.to_vec());
-        self.keys.range(from.clone()..).take_while(move |(key, _)| Range { key: &from, end: &end }.contains(key))
+        self.keys.range(from.clone()..).take_while(move |(key, _)| {
+            Range {
+                key: &from,
+                end: &end,
+            }
+            .contains(key)
+        })
     }
 
     fn txn(&mut self, txn: &Txn<'_>) {
@@ -490,7 +557,9 @@ impl<'a> Machine<'a> {
         match (held, compare.target) {
             ([], Target::Value(_)) => false,
             ([], target) => matches(compare.result, compared(target, None)),
-            (held, target) => held.iter().all(|held| matches(compare.result, compared(target, Some(held)))),
+            (held, target) => held
+                .iter()
+                .all(|held| matches(compare.result, compared(target, Some(held)))),
         }
     }
 
@@ -510,7 +579,10 @@ impl<'a> Machine<'a> {
 
 /// Whether either branch writes: with a full database such a transaction is refused whatever its conditions.
 fn writes(txn: &Txn<'_>) -> bool {
-    txn.success.iter().chain(&txn.failure).any(|operation| matches!(operation, Operation::Put(_)))
+    txn.success
+        .iter()
+        .chain(&txn.failure)
+        .any(|operation| matches!(operation, Operation::Put(_)))
 }
 
 fn compared(target: Target<'_>, held: Option<&Held>) -> std::cmp::Ordering {
@@ -520,7 +592,10 @@ fn compared(target: Target<'_>, held: Option<&Held>) -> std::cmp::Ordering {
         Target::Create(wanted) => number(|held| held.create).cmp(&wanted),
         Target::Mod(wanted) => number(|held| held.modified).cmp(&wanted),
         Target::Lease(wanted) => number(|held| held.lease).cmp(&wanted),
-        Target::Value(wanted) => held.and_then(|held| held.value.as_deref()).unwrap_or_default().cmp(wanted),
+        Target::Value(wanted) => held
+            .and_then(|held| held.value.as_deref())
+            .unwrap_or_default()
+            .cmp(wanted),
     }
 }
 
@@ -538,7 +613,11 @@ mod tests {
     use super::*;
 
     fn put<'a>(key: &'a [u8], value: &'a [u8]) -> Put<'a> {
-        Put { key, value, ..Put::default() }
+        Put {
+            key,
+            value,
+            ..Put::default()
+        }
     }
 
     fn key(key: &[u8]) -> Range<'_> {
@@ -547,18 +626,38 @@ mod tests {
 
     #[test]
     fn requests_are_applied_as_etcd_does() {
-        let facts = Facts { revision: 1, compacted: -1, ..Facts::default() };
+        let facts = Facts {
+            revision: 1,
+            compacted: -1,
+            ..Facts::default()
+        };
         let selection = Selection::Prefix(Vec::new());
         let mut machine = Machine::new(&facts, &selection);
         machine.apply(&Request::Put(put(b"a", b"1")));
         machine.apply(&Request::Put(put(b"a", b"2")));
         machine.apply(&Request::Delete(key(b"nothing")));
-        machine.apply(&Request::Put(Put { lease: 7, ..put(b"b", b"") }));
+        machine.apply(&Request::Put(Put {
+            lease: 7,
+            ..put(b"b", b"")
+        }));
         assert_eq!((machine.revision, machine.keys.len()), (3, 1));
-        assert_eq!((machine.keys[&b"a"[..]].create, machine.keys[&b"a"[..]].version), (2, 2));
+        assert_eq!(
+            (
+                machine.keys[&b"a"[..]].create,
+                machine.keys[&b"a"[..]].version
+            ),
+            (2, 2)
+        );
         machine.apply(&Request::LeaseGrant(7));
-        machine.apply(&Request::Put(Put { lease: 7, ..put(b"b", b"") }));
-        let compare = |modified| Compare { range: key(b"a"), target: Target::Mod(modified), result: Comparison::Equal };
+        machine.apply(&Request::Put(Put {
+            lease: 7,
+            ..put(b"b", b"")
+        }));
+        let compare = |modified| Compare {
+            range: key(b"a"),
+            target: Target::Mod(modified),
+            result: Comparison::Equal,
+        };
         let txn = |modified| {
             let success = vec![Operation::Put(put(b"c", b"")), Operation::Delete(key(b"a"))];
             Request::Txn(Txn {
@@ -572,8 +671,18 @@ mod tests {
         machine.apply(&txn(3));
         assert_eq!((machine.revision, machine.keys.len()), (5, 2));
         machine.apply(&Request::LeaseRevoke(7));
-        assert_eq!((machine.revision, machine.keys.keys().next().unwrap().as_slice()), (6, &b"c"[..]));
-        machine.apply(&Request::Alarm(crate::etcd::format::request::Alarm { raise: true, member: 1, kind: 1 }));
+        assert_eq!(
+            (
+                machine.revision,
+                machine.keys.keys().next().unwrap().as_slice()
+            ),
+            (6, &b"c"[..])
+        );
+        machine.apply(&Request::Alarm(crate::etcd::format::request::Alarm {
+            raise: true,
+            member: 1,
+            kind: 1,
+        }));
         machine.apply(&Request::Put(put(b"d", b"")));
         assert_eq!(machine.revision, 6);
     }

@@ -15,7 +15,9 @@ pub fn kind(value: &[u8]) -> Option<String> {
         Some(unknown) => in_protobuf(unknown)?,
         None => in_json(value)?,
     };
-    let plain = |text: &str| !text.is_empty() && text.len() < 100 && text.bytes().all(|byte| byte.is_ascii_graphic());
+    let plain = |text: &str| {
+        !text.is_empty() && text.len() < 100 && text.bytes().all(|byte| byte.is_ascii_graphic())
+    };
     (plain(&version) && plain(&kind)).then(|| format!("{version} {kind}"))
 }
 
@@ -86,9 +88,13 @@ fn map_in_protobuf(unknown: &[u8]) -> Option<BTreeMap<String, String>> {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
     let mut map = BTreeMap::new();
     for field in fields(unknown) {
-        let (2, Value::Bytes(raw)) = field.ok()? else { continue };
+        let (2, Value::Bytes(raw)) = field.ok()? else {
+            continue;
+        };
         for field in fields(raw) {
-            let (2, Value::Bytes(entry)) = field.ok()? else { continue };
+            let (2, Value::Bytes(entry)) = field.ok()? else {
+                continue;
+            };
             let (mut key, mut content) = (String::new(), String::new());
             for field in fields(entry) {
                 match field.ok()? {
@@ -105,7 +111,9 @@ fn map_in_protobuf(unknown: &[u8]) -> Option<BTreeMap<String, String>> {
 
 /// Whether a key or its value is a Secret's: neither is printed unless asked for by its own flag.
 pub fn is_secret(key: &[u8], kind: Option<&str>) -> bool {
-    let in_secrets = key.split(|byte| *byte == b'/').any(|part| part == b"secrets");
+    let in_secrets = key
+        .split(|byte| *byte == b'/')
+        .any(|part| part == b"secrets");
     in_secrets || kind.is_some_and(|kind| kind.ends_with(" Secret"))
 }
 
@@ -122,8 +130,13 @@ mod tests {
             Some("coordination.k8s.io/v1 Lease")
         );
         assert_eq!(kind(b"plain"), None);
-        assert!(is_secret(b"/registry/secrets/default/x", None) && is_secret(b"/x", Some("v1 Secret")));
-        assert!(!is_secret(b"/registry/configmaps/secret", Some("v1 ConfigMap")));
+        assert!(
+            is_secret(b"/registry/secrets/default/x", None) && is_secret(b"/x", Some("v1 Secret"))
+        );
+        assert!(!is_secret(
+            b"/registry/configmaps/secret",
+            Some("v1 ConfigMap")
+        ));
     }
 
     #[test]
@@ -131,21 +144,39 @@ mod tests {
         use crate::etcd::format::proto::put_bytes;
         let message = |parts: &[(u32, &[u8])]| {
             let mut out = Vec::new();
-            parts.iter().for_each(|(field, bytes)| put_bytes(&mut out, *field, bytes));
+            parts
+                .iter()
+                .for_each(|(field, bytes)| put_bytes(&mut out, *field, bytes));
             out
         };
         let entry = |key: &str, value: &str| message(&[(1, key.as_bytes()), (2, value.as_bytes())]);
-        let raw = message(&[(1, b"\x0a\x01m"), (2, &entry("a", "1")), (2, &entry("b", "")), (3, b"binary")]);
-        let unknown = message(&[(1, &message(&[(1, b"v1"), (2, b"ConfigMap")])), (2, &raw), (3, b""), (4, b"")]);
+        let raw = message(&[
+            (1, b"\x0a\x01m"),
+            (2, &entry("a", "1")),
+            (2, &entry("b", "")),
+            (3, b"binary"),
+        ]);
+        let unknown = message(&[
+            (1, &message(&[(1, b"v1"), (2, b"ConfigMap")])),
+            (2, &raw),
+            (3, b""),
+            (4, b""),
+        ]);
         let value = [MAGIC, &unknown].concat();
-        let expected = BTreeMap::from([("a".to_owned(), "1".to_owned()), ("b".to_owned(), String::new())]);
+        let expected = BTreeMap::from([
+            ("a".to_owned(), "1".to_owned()),
+            ("b".to_owned(), String::new()),
+        ]);
         assert_eq!(config_map(&value), Some(expected));
         for length in 0..value.len() {
             let cut = config_map(value.get(..length).unwrap_or_default());
             assert!(cut.is_none_or(|map| map.len() <= 2));
         }
         let json = br#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{},"data":{"a":"1"}}"#;
-        assert_eq!(config_map(json).unwrap().get("a").map(String::as_str), Some("1"));
+        assert_eq!(
+            config_map(json).unwrap().get("a").map(String::as_str),
+            Some("1")
+        );
         assert_eq!(config_map(b"k8s:enc:aescbc:v1:key1:x"), None);
         assert!(is_encrypted(b"k8s:enc:aescbc:v1:key1:x") && !is_encrypted(&value));
     }

@@ -74,31 +74,51 @@ impl Launch {
         });
         // RKE2's etcd is a static pod, too, which gets a configuration file of RKE2's.
         let by_kubeadm = pod.filter(|pod| pod.option("--config-file").is_none());
-        by_kubeadm.or_else(|| embedded(guest)).or_else(|| service(guest))
+        by_kubeadm
+            .or_else(|| embedded(guest))
+            .or_else(|| service(guest))
     }
 
     /// The value of an option, `--name`.
     pub fn option(&self, name: &str) -> Option<&str> {
-        self.options.iter().rev().find(|(option, _)| option == name).map(|(_, value)| value.as_str())
+        self.options
+            .iter()
+            .rev()
+            .find(|(option, _)| option == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// The size in bytes at which etcd stops taking writes. Zero is its word for the default.
     pub fn quota(&self) -> u64 {
-        let given = self.option("--quota-backend-bytes").and_then(|bytes| bytes.parse().ok());
+        let given = self
+            .option("--quota-backend-bytes")
+            .and_then(|bytes| bytes.parse().ok());
         given.filter(|bytes| *bytes > 0).unwrap_or(DEFAULT_QUOTA)
     }
 
     /// `--initial-advertise-peer-urls`.
     pub fn peer_urls(&self) -> Vec<String> {
-        let urls = self.option("--initial-advertise-peer-urls").unwrap_or_default();
-        urls.split(',').map(str::trim).filter(|url| !url.is_empty()).map(str::to_owned).collect()
+        let urls = self
+            .option("--initial-advertise-peer-urls")
+            .unwrap_or_default();
+        urls.split(',')
+            .map(str::trim)
+            .filter(|url| !url.is_empty())
+            .map(str::to_owned)
+            .collect()
     }
 }
 
 fn embedded(guest: &Guest) -> Option<Launch> {
-    let embedding = EMBEDDINGS.iter().find(|one| guest.exists(&GuestPath::new(one.data_dir).join("member")))?;
+    let embedding = EMBEDDINGS
+        .iter()
+        .find(|one| guest.exists(&GuestPath::new(one.data_dir).join("member")))?;
     let data_dir = vec![("--data-dir".to_owned(), embedding.data_dir.to_owned())];
-    Some(Launch { by: By::Embedded(*embedding), options: data_dir, image: None })
+    Some(Launch {
+        by: By::Embedded(*embedding),
+        options: data_dir,
+        image: None,
+    })
 }
 
 /// What the unit starts, with its environment, then what environment files and the configuration file say. A flag counts more than a variable,
@@ -108,11 +128,17 @@ fn service(guest: &Guest) -> Option<Launch> {
     let mut by = unit.as_ref().and_then(|unit| unit.fragment.clone());
     let mut options = Vec::new();
     for file in ENVIRONMENTS.map(GuestPath::new) {
-        let Some(variables) = guest.read(&file).ok().and_then(|bytes| environment::parse_file(&bytes).ok()) else {
+        let Some(variables) = guest
+            .read(&file)
+            .ok()
+            .and_then(|bytes| environment::parse_file(&bytes).ok())
+        else {
             continue;
         };
-        let named: Vec<_> =
-            variables.into_iter().filter_map(|variable| option(&variable.name, variable.value)).collect();
+        let named: Vec<_> = variables
+            .into_iter()
+            .filter_map(|variable| option(&variable.name, variable.value))
+            .collect();
         if !named.is_empty() {
             by = by.or(Some(file));
             options = named;
@@ -120,15 +146,29 @@ fn service(guest: &Guest) -> Option<Launch> {
         }
     }
     if let Some(unit) = &unit {
-        options.extend(unit.environment.iter().filter_map(|variable| option(&variable.name, variable.value.clone())));
+        options.extend(
+            unit.environment
+                .iter()
+                .filter_map(|variable| option(&variable.name, variable.value.clone())),
+        );
         let words = unit.argv();
-        if words.first().is_some_and(|program| program.rsplit('/').next() == Some("etcd")) {
+        if words
+            .first()
+            .is_some_and(|program| program.rsplit('/').next() == Some("etcd"))
+        {
             options.extend(flags::parse(&words));
         }
     }
-    let mut launch = Launch { by: By::Service(by?), options, image: None };
+    let mut launch = Launch {
+        by: By::Service(by?),
+        options,
+        image: None,
+    };
     if let Some(path) = launch.option("--config-file").map(GuestPath::new) {
-        let value = guest.read(&path).ok().and_then(|bytes| yaml::parse(&bytes).ok())?;
+        let value = guest
+            .read(&path)
+            .ok()
+            .and_then(|bytes| yaml::parse(&bytes).ok())?;
         launch.options = scalars(&value);
         launch.by = By::Service(path);
     }
@@ -137,12 +177,18 @@ fn service(guest: &Guest) -> Option<Launch> {
 
 /// `ETCD_DATA_DIR` is `--data-dir` (etcd's pkg/flags, FlagToEnv).
 fn option(variable: &str, value: String) -> Option<(String, String)> {
-    let name = variable.strip_prefix("ETCD_")?.to_ascii_lowercase().replace('_', "-");
+    let name = variable
+        .strip_prefix("ETCD_")?
+        .to_ascii_lowercase()
+        .replace('_', "-");
     (!value.is_empty()).then(|| (format!("--{name}"), value))
 }
 
 /// Sections of a configuration file whose options have the section's name as flags (etcd's server/embed/config.go, securityConfig).
-const SECTIONS: [(&str, &str); 2] = [("client-transport-security", "--"), ("peer-transport-security", "--peer-")];
+const SECTIONS: [(&str, &str); 2] = [
+    ("client-transport-security", "--"),
+    ("peer-transport-security", "--peer-"),
+];
 
 fn scalars(value: &Value) -> Vec<(String, String)> {
     let text = |value: &Value| match value {
@@ -153,7 +199,9 @@ fn scalars(value: &Value) -> Vec<(String, String)> {
     };
     let under = |value: Option<&Value>, prefix: &str| -> Vec<(String, String)> {
         let pairs = value.and_then(Value::as_object).into_iter().flatten();
-        pairs.filter_map(|(name, value)| Some((format!("{prefix}{name}"), text(value)?))).collect()
+        pairs
+            .filter_map(|(name, value)| Some((format!("{prefix}{name}"), text(value)?)))
+            .collect()
     };
     let mut all = under(Some(value), "--");
     for (section, prefix) in SECTIONS {
@@ -177,10 +225,15 @@ mod tests {
         let env = "ETCD_DATA_DIR=/data/etcd\nETCD_NAME=etcd1\nETCD_INITIAL_ADVERTISE_PEER_URLS=https://10.0.0.1:2380\n\
                    ETCD_QUOTA_BACKEND_BYTES=\"4294967296\"\nETCD_WAL_DIR=\n";
         let unit = "[Service]\nEnvironmentFile=-/etc/etcd.env\nExecStart=/usr/local/bin/etcd\n";
-        let by_unit = of(MemoryTree::new().file("/etc/etcd.env", env).file("/etc/systemd/system/etcd.service", unit));
+        let by_unit = of(MemoryTree::new()
+            .file("/etc/etcd.env", env)
+            .file("/etc/systemd/system/etcd.service", unit));
         let by_file = of(MemoryTree::new().file("/etc/etcd.env", env));
         for launch in [by_unit, by_file] {
-            assert_eq!((launch.option("--name"), launch.option("--wal-dir")), (Some("etcd1"), None));
+            assert_eq!(
+                (launch.option("--name"), launch.option("--wal-dir")),
+                (Some("etcd1"), None)
+            );
             assert_eq!(launch.option("--quota-backend-bytes"), Some("4294967296"));
             assert_eq!(launch.peer_urls(), ["https://10.0.0.1:2380"]);
         }
@@ -191,18 +244,36 @@ mod tests {
         let unit = "[Service]\nEnvironment=ETCD_NAME=a ETCD_DATA_DIR=/a\nExecStart=/usr/bin/etcd --name b\n";
         let tree = |unit: &str| MemoryTree::new().file("/lib/systemd/system/etcd.service", unit);
         let launch = of(tree(unit));
-        assert_eq!((launch.option("--name"), launch.option("--data-dir")), (Some("b"), Some("/a")));
-        let unit = "[Service]\nExecStart=/usr/bin/etcd --config-file=/etc/etcd/etcd.yaml --name b\n";
-        let launch =
-            of(tree(unit).file("/etc/etcd/etcd.yaml", "name: c\ndata-dir: /c\nquota-backend-bytes: 8589934592\n"));
-        assert_eq!((launch.option("--name"), launch.option("--quota-backend-bytes")), (Some("c"), Some("8589934592")));
-        assert_eq!(launch.by, By::Service(GuestPath::new("/etc/etcd/etcd.yaml")));
+        assert_eq!(
+            (launch.option("--name"), launch.option("--data-dir")),
+            (Some("b"), Some("/a"))
+        );
+        let unit =
+            "[Service]\nExecStart=/usr/bin/etcd --config-file=/etc/etcd/etcd.yaml --name b\n";
+        let launch = of(tree(unit).file(
+            "/etc/etcd/etcd.yaml",
+            "name: c\ndata-dir: /c\nquota-backend-bytes: 8589934592\n",
+        ));
+        assert_eq!(
+            (
+                launch.option("--name"),
+                launch.option("--quota-backend-bytes")
+            ),
+            (Some("c"), Some("8589934592"))
+        );
+        assert_eq!(
+            launch.by,
+            By::Service(GuestPath::new("/etc/etcd/etcd.yaml"))
+        );
     }
 
     #[test]
     fn knows_etcd_inside_other_programs() {
         let launch = of(MemoryTree::new().dir("/var/lib/rancher/rke2/server/db/etcd/member"));
-        assert!(matches!(launch.by, By::Embedded(Embedding { name: "RKE2", .. })));
+        assert!(matches!(
+            launch.by,
+            By::Embedded(Embedding { name: "RKE2", .. })
+        ));
         let guest = MemoryTree::new().into_guest();
         assert!(Launch::of(&guest, &Node::read(&guest)).is_none());
     }

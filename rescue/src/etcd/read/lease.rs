@@ -33,7 +33,11 @@ pub fn in_value(key: &[u8], value: &[u8]) -> Option<LastWrite> {
         Some(unknown) => renew_time(unknown)?,
         None => renew_time_json(value)?,
     };
-    Some(LastWrite { time, key: String::from_utf8_lossy(key).into_owned(), index: None })
+    Some(LastWrite {
+        time,
+        key: String::from_utf8_lossy(key).into_owned(),
+        index: None,
+    })
 }
 
 /// The last Lease that a request writes.
@@ -46,10 +50,13 @@ pub fn in_request(request: &Request<'_>) -> Option<LastWrite> {
 }
 
 fn in_txn(txn: &Txn<'_>) -> Option<LastWrite> {
-    txn.success.iter().rev().find_map(|operation| match operation {
-        Operation::Put(put) => in_value(put.key, put.value),
-        _ => None,
-    })
+    txn.success
+        .iter()
+        .rev()
+        .find_map(|operation| match operation {
+            Operation::Put(put) => in_value(put.key, put.value),
+            _ => None,
+        })
 }
 
 /// runtime.Unknown {2: raw}, Lease {2: spec}, LeaseSpec {4: renewTime}, MicroTime {1: seconds, 2: nanos}.
@@ -63,7 +70,10 @@ fn renew_time(unknown: &[u8]) -> Option<OffsetDateTime> {
             _ => {}
         }
     }
-    OffsetDateTime::from_unix_timestamp(seconds).ok()?.replace_nanosecond(u32::try_from(nanos).ok()?).ok()
+    OffsetDateTime::from_unix_timestamp(seconds)
+        .ok()?
+        .replace_nanosecond(u32::try_from(nanos).ok()?)
+        .ok()
 }
 
 fn field(message: &[u8], wanted: u32) -> Option<&[u8]> {
@@ -87,7 +97,11 @@ fn renew_time_json(value: &[u8]) -> Option<OffsetDateTime> {
         renew_time: String,
     }
     let lease: Lease = serde_json::from_slice(value).ok()?;
-    OffsetDateTime::parse(&lease.spec.renew_time, &time::format_description::well_known::Rfc3339).ok()
+    OffsetDateTime::parse(
+        &lease.spec.renew_time,
+        &time::format_description::well_known::Rfc3339,
+    )
+    .ok()
 }
 
 #[cfg(test)]
@@ -108,9 +122,15 @@ mod tests {
         }
         let value = [MAGIC, &message].concat();
         let write = in_value(b"/registry/leases/kube-system/kube-scheduler", &value).unwrap();
-        assert_eq!(write.time, time::macros::datetime!(2023-02-23 08:07:07.5 UTC));
+        assert_eq!(
+            write.time,
+            time::macros::datetime!(2023-02-23 08:07:07.5 UTC)
+        );
         let json = br#"{"kind":"Lease","spec":{"renewTime":"2023-02-23T08:07:07.500000Z"}}"#;
-        assert_eq!(in_value(b"/registry/leases/x/y", json).unwrap().time, write.time);
+        assert_eq!(
+            in_value(b"/registry/leases/x/y", json).unwrap().time,
+            write.time
+        );
         assert_eq!(in_value(b"/registry/pods/x/y", &value), None);
         assert_eq!(in_value(b"/registry/leases/x/y", b"k8s\0\xff"), None);
     }

@@ -13,19 +13,25 @@ const DEFAULTS: [&str; 2] = ["/var/lib/etcd", "/var/lib/etcd/default"];
 pub fn on_node(guest: &Guest, node: &Node) -> Option<Found> {
     let launch = Launch::of(guest, node);
     let is_there = |data_dir: &GuestPath| guest.exists(&data_dir.join("member"));
-    let named = launch.as_ref().and_then(|launch| launch.option("--data-dir")).map(GuestPath::new);
+    let named = launch
+        .as_ref()
+        .and_then(|launch| launch.option("--data-dir"))
+        .map(GuestPath::new);
     let default = || DEFAULTS.map(GuestPath::new).into_iter().find(is_there);
     let data_dir = match &launch {
-        Some(Launch { by: By::StaticPod | By::Embedded(_), .. }) => {
-            named.unwrap_or_else(|| GuestPath::new(DEFAULTS[0]))
-        }
+        Some(Launch {
+            by: By::StaticPod | By::Embedded(_),
+            ..
+        }) => named.unwrap_or_else(|| GuestPath::new(DEFAULTS[0])),
         // A package brings a unit for a member that nobody ever made.
         Some(launch) if !launch.peer_urls().is_empty() && launch.option("--name").is_some() => {
             named.or_else(default)?
         }
         _ => named.filter(is_there).or_else(default)?,
     };
-    let wal_dir = launch.as_ref().and_then(|launch| launch.option("--wal-dir"));
+    let wal_dir = launch
+        .as_ref()
+        .and_then(|launch| launch.option("--wal-dir"));
     Some(Found {
         source: guest.source.clone(),
         node: Some(node.name(&guest.source).to_owned()),
@@ -43,18 +49,35 @@ mod tests {
     #[test]
     fn finds_a_service_s_data() {
         let guest = MemoryTree::new()
-            .file("/etc/etcd.env", "# ETCD_DATA_DIR=/no\nETCD_DATA_DIR=\"/data/etcd\"\nETCD_WAL_DIR=/wal\n")
+            .file(
+                "/etc/etcd.env",
+                "# ETCD_DATA_DIR=/no\nETCD_DATA_DIR=\"/data/etcd\"\nETCD_WAL_DIR=/wal\n",
+            )
             .dir("/data/etcd/member")
             .into_guest();
         let node = Node::read(&guest);
         let found = on_node(&guest, &node).unwrap();
         assert_eq!(
-            (found.place.data_dir.to_string(), found.place.wal.to_string()),
+            (
+                found.place.data_dir.to_string(),
+                found.place.wal.to_string()
+            ),
             ("/data/etcd".into(), "/wal".into())
         );
-        let guest = MemoryTree::new().dir("/var/lib/rancher/rke2/server/db/etcd/member").into_guest();
+        let guest = MemoryTree::new()
+            .dir("/var/lib/rancher/rke2/server/db/etcd/member")
+            .into_guest();
         let found = on_node(&guest, &Node::read(&guest)).unwrap();
-        assert_eq!(found.place.wal.to_string(), "/var/lib/rancher/rke2/server/db/etcd/member/wal");
-        assert!(on_node(&MemoryTree::new().into_guest(), &Node::read(&MemoryTree::new().into_guest())).is_none());
+        assert_eq!(
+            found.place.wal.to_string(),
+            "/var/lib/rancher/rke2/server/db/etcd/member/wal"
+        );
+        assert!(
+            on_node(
+                &MemoryTree::new().into_guest(),
+                &Node::read(&MemoryTree::new().into_guest())
+            )
+            .is_none()
+        );
     }
 }

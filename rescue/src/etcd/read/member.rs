@@ -31,8 +31,14 @@ impl Place {
     /// From etcd's own flags.
     pub fn new(data_dir: GuestPath, wal_dir: Option<&str>) -> Self {
         let member = data_dir.join("member");
-        let wal = wal_dir.filter(|dir| !dir.is_empty()).map_or_else(|| member.join("wal"), GuestPath::new);
-        Self { wal, snap: member.join("snap"), data_dir }
+        let wal = wal_dir
+            .filter(|dir| !dir.is_empty())
+            .map_or_else(|| member.join("wal"), GuestPath::new);
+        Self {
+            wal,
+            snap: member.join("snap"),
+            data_dir,
+        }
     }
 
     /// The database.
@@ -119,7 +125,8 @@ impl MemberData {
             Err(error) if error.is_not_found() => return Stored::Missing,
             Err(error) => return Stored::Damaged(error.into()),
         };
-        let opened = Backend::open(file).and_then(|backend| backend.facts().map(|facts| (backend, facts)));
+        let opened =
+            Backend::open(file).and_then(|backend| backend.facts().map(|facts| (backend, facts)));
         match opened {
             Ok(open) => Stored::Open(Box::new(open)),
             Err(fault) => Stored::Damaged(fault),
@@ -151,13 +158,17 @@ impl MemberData {
             let known = |mark: &crate::etcd::format::raft::SnapshotMark| {
                 (mark.term, mark.index) == (snapshot.mark.term, snapshot.mark.index)
             };
-            self.log.valid_marks().any(known).then_some((file, snapshot))
+            self.log
+                .valid_marks()
+                .any(known)
+                .then_some((file, snapshot))
         })
     }
 
     /// That snapshot's index; 0 where etcd begins from nothing.
     pub fn snapshot_index(&self) -> u64 {
-        self.snapshot().map_or(0, |(_, snapshot)| snapshot.mark.index)
+        self.snapshot()
+            .map_or(0, |(_, snapshot)| snapshot.mark.index)
     }
 
     /// Members as this member sees them, and the changes that it does not know to be agreed on.
@@ -166,12 +177,18 @@ impl MemberData {
         let (mut members, from) = match (stored, self.snapshot()) {
             // From 3.6 on the database counts.
             (Some(facts), _) => (facts.members.clone(), facts.consistent_index),
-            (None, Some((_, snapshot))) => (snapshot.members.clone().unwrap_or_default(), snapshot.mark.index),
+            (None, Some((_, snapshot))) => (
+                snapshot.members.clone().unwrap_or_default(),
+                snapshot.mark.index,
+            ),
             (None, None) if self.log.first == 1 => (Members::default(), 0),
             // No snapshot that counts and no beginning: the database has a copy.
             (None, None) => {
                 let facts = self.facts();
-                (facts.map(|facts| facts.members.clone()).unwrap_or_default(), self.consistent_index())
+                (
+                    facts.map(|facts| facts.members.clone()).unwrap_or_default(),
+                    self.consistent_index(),
+                )
             }
         };
         let commit = self.commit();
@@ -185,7 +202,11 @@ impl MemberData {
         }
         // Names are published later than members are added; the database has them, too.
         let named = self.facts().map(|facts| &facts.members.list);
-        for member in members.list.values_mut().filter(|member| member.name.is_empty()) {
+        for member in members
+            .list
+            .values_mut()
+            .filter(|member| member.name.is_empty())
+        {
             if let Some(known) = named.and_then(|named| named.get(&member.id)) {
                 (member.name, member.client_urls) = (known.name.clone(), known.client_urls.clone());
             }
@@ -197,15 +218,26 @@ impl MemberData {
     ///
     /// # Errors
     /// As the tree gives them.
-    pub fn look_through_log(&self, guest: &Guest, members: &mut Members) -> Result<Option<LastWrite>, TreeError> {
+    pub fn look_through_log(
+        &self,
+        guest: &Guest,
+        members: &mut Members,
+    ) -> Result<Option<LastWrite>, TreeError> {
         let mut newest = None;
         self.log.visit(guest, 0, u64::MAX, &mut |entry| {
             match Request::parse(entry.data) {
                 Ok(Request::MemberAttributes { id, json }) => members.publish(id, json),
-                Ok(Request::MemberAttributesSet { id, name, client_urls }) => members.publish_as(id, name, client_urls),
+                Ok(Request::MemberAttributesSet {
+                    id,
+                    name,
+                    client_urls,
+                }) => members.publish_as(id, name, client_urls),
                 Ok(request) => {
                     if let Some(write) = lease::in_request(&request) {
-                        newest = Some(LastWrite { index: Some(entry.index), ..write });
+                        newest = Some(LastWrite {
+                            index: Some(entry.index),
+                            ..write
+                        });
                     }
                 }
                 Err(_) => {}

@@ -21,7 +21,10 @@ pub struct ListedNode {
     #[serde(flatten)]
     pub object: NodeObject,
     /// `renewTime` of its Lease.
-    #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        with = "time::serde::rfc3339::option",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub last_heartbeat: Option<OffsetDateTime>,
 }
 
@@ -47,23 +50,44 @@ impl NodeList {
     /// [`NoView`] where its database cannot be read.
     pub fn read(guest: &Guest, data: &MemberData) -> Result<Self, NoView> {
         let prefixes = vec![NODES.to_vec(), LEASES.to_vec()];
-        let selection = Selection::Trimmed(Trimmed { prefixes, trim, limit: MOST_KEYS });
+        let selection = Selection::Trimmed(Trimmed {
+            prefixes,
+            trim,
+            limit: MOST_KEYS,
+        });
         Ok(Self::of(view(guest, data, &selection)?))
     }
 
     fn of(seen: View) -> Self {
-        let mut list =
-            Self { revision: seen.revision, uncertain: seen.uncertain, doubts: seen.doubts, ..Self::default() };
+        let mut list = Self {
+            revision: seen.revision,
+            uncertain: seen.uncertain,
+            doubts: seen.doubts,
+            ..Self::default()
+        };
         for (key, held) in &seen.keys {
-            let Some(name) = key.strip_prefix(NODES) else { continue };
-            let Some(object) = held.value.as_deref().and_then(|value| serde_json::from_slice(value).ok()) else {
+            let Some(name) = key.strip_prefix(NODES) else {
+                continue;
+            };
+            let Some(object) = held
+                .value
+                .as_deref()
+                .and_then(|value| serde_json::from_slice(value).ok())
+            else {
                 list.unreadable.push(crate::base::escaping::key(name));
                 continue;
             };
-            let lease = seen.keys.get(&[LEASES, name].concat()).and_then(|held| held.value.as_deref());
+            let lease = seen
+                .keys
+                .get(&[LEASES, name].concat())
+                .and_then(|held| held.value.as_deref());
             let seconds = lease.and_then(|value| i64::from_le_bytes(value.try_into().ok()?).into());
-            let last_heartbeat = seconds.and_then(|seconds: i64| OffsetDateTime::from_unix_timestamp(seconds).ok());
-            list.nodes.push(ListedNode { object, last_heartbeat });
+            let last_heartbeat =
+                seconds.and_then(|seconds: i64| OffsetDateTime::from_unix_timestamp(seconds).ok());
+            list.nodes.push(ListedNode {
+                object,
+                last_heartbeat,
+            });
         }
         list
     }
@@ -73,7 +97,11 @@ impl NodeList {
 fn trim(key: &[u8], value: &[u8]) -> Vec<u8> {
     if key.starts_with(LEASES) {
         let write = lease::in_value(key, value);
-        return write.map(|write| write.time.unix_timestamp().to_le_bytes().to_vec()).unwrap_or_default();
+        return write
+            .map(|write| write.time.unix_timestamp().to_le_bytes().to_vec())
+            .unwrap_or_default();
     }
-    NodeObject::parse(value).and_then(|node| serde_json::to_vec(&node).ok()).unwrap_or_default()
+    NodeObject::parse(value)
+        .and_then(|node| serde_json::to_vec(&node).ok())
+        .unwrap_or_default()
 }

@@ -71,7 +71,10 @@ impl NodeObject {
             }
         }
         if node.pod_cidrs.is_empty() {
-            push(&mut node.pod_cidrs, first.filter(|network| !network.is_empty()));
+            push(
+                &mut node.pod_cidrs,
+                first.filter(|network| !network.is_empty()),
+            );
         }
         for field in fields(message(raw, 3).unwrap_or_default()) {
             match field.ok()? {
@@ -99,20 +102,41 @@ impl NodeObject {
 
     fn in_json(value: &[u8]) -> Option<Self> {
         let value: serde_json::Value = serde_json::from_slice(value).ok()?;
-        let text = |path: &str| value.pointer(path).and_then(serde_json::Value::as_str).map(short).unwrap_or_default();
+        let text = |path: &str| {
+            value
+                .pointer(path)
+                .and_then(serde_json::Value::as_str)
+                .map(short)
+                .unwrap_or_default()
+        };
         let mut node = Self {
             name: text("/metadata/name")?,
             kubelet_version: text("/status/nodeInfo/kubeletVersion")?,
             machine_id: text("/status/nodeInfo/machineID")?,
-            unschedulable: value.pointer("/spec/unschedulable").and_then(serde_json::Value::as_bool).unwrap_or(false),
+            unschedulable: value
+                .pointer("/spec/unschedulable")
+                .and_then(serde_json::Value::as_bool)
+                .unwrap_or(false),
             ..Self::default()
         };
-        for (key, label) in
-            value.pointer("/metadata/labels").and_then(serde_json::Value::as_object).into_iter().flatten()
+        for (key, label) in value
+            .pointer("/metadata/labels")
+            .and_then(serde_json::Value::as_object)
+            .into_iter()
+            .flatten()
         {
-            node.label(&(short(key).unwrap_or_default(), label.as_str().and_then(short).unwrap_or_default()));
+            node.label(&(
+                short(key).unwrap_or_default(),
+                label.as_str().and_then(short).unwrap_or_default(),
+            ));
         }
-        let list = |path: &str| value.pointer(path).and_then(serde_json::Value::as_array).into_iter().flatten();
+        let list = |path: &str| {
+            value
+                .pointer(path)
+                .and_then(serde_json::Value::as_array)
+                .into_iter()
+                .flatten()
+        };
         for network in list("/spec/podCIDRs") {
             push(&mut node.pod_cidrs, network.as_str().and_then(short));
         }
@@ -129,7 +153,10 @@ impl NodeObject {
             None if key == ROLE => value,
             None => return,
         };
-        push(&mut self.roles, Some(role.to_owned()).filter(|role| !role.is_empty()));
+        push(
+            &mut self.roles,
+            Some(role.to_owned()).filter(|role| !role.is_empty()),
+        );
     }
 
     fn address(&mut self, kind: &str, address: String) {
@@ -149,7 +176,9 @@ pub fn pod_annotations(value: &[u8]) -> Option<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
     let Some(unknown) = protobuf(value) else {
         let value: serde_json::Value = serde_json::from_slice(value).ok()?;
-        let all = value.pointer("/metadata/annotations").and_then(serde_json::Value::as_object);
+        let all = value
+            .pointer("/metadata/annotations")
+            .and_then(serde_json::Value::as_object);
         for (key, value) in all.into_iter().flatten() {
             found.extend(value.as_str().map(|value| (key.clone(), value.to_owned())));
         }
@@ -158,7 +187,9 @@ pub fn pod_annotations(value: &[u8]) -> Option<BTreeMap<String, String>> {
     // Pod {1: ObjectMeta {12: annotations}}.
     for field in fields(message(message(unknown, 2)?, 1)?) {
         if let (12, Value::Bytes(entry)) = field.ok()? {
-            let parts = |number| message(entry, number).and_then(|bytes| String::from_utf8(bytes.to_vec()).ok());
+            let parts = |number| {
+                message(entry, number).and_then(|bytes| String::from_utf8(bytes.to_vec()).ok())
+            };
             found.insert(parts(1)?, parts(2).unwrap_or_default());
         }
     }
@@ -189,7 +220,13 @@ fn text(bytes: &[u8]) -> Option<String> {
 
 /// What is longer, or holds what a terminal would obey, is no name of Kubernetes.
 fn short(text: &str) -> Option<String> {
-    Some(if text.len() <= LONGEST && !text.chars().any(char::is_control) { text.to_owned() } else { String::new() })
+    Some(
+        if text.len() <= LONGEST && !text.chars().any(char::is_control) {
+            text.to_owned()
+        } else {
+            String::new()
+        },
+    )
 }
 
 fn push(into: &mut Vec<String>, text: Option<String>) {
@@ -205,7 +242,9 @@ mod tests {
 
     fn made(parts: &[(u32, &[u8])]) -> Vec<u8> {
         let mut out = Vec::new();
-        parts.iter().for_each(|(field, bytes)| put_bytes(&mut out, *field, bytes));
+        parts
+            .iter()
+            .for_each(|(field, bytes)| put_bytes(&mut out, *field, bytes));
         out
     }
 
@@ -221,17 +260,37 @@ mod tests {
         let meta = made(&[(1, b"cp1"), (11, &label), (11, &other)]);
         let mut spec = made(&[(1, b"10.244.0.0/24"), (7, b"10.244.0.0/24")]);
         put_number(&mut spec, 4, 1);
-        let (ip, host) = (made(&[(1, b"InternalIP"), (2, b"10.0.0.1")]), made(&[(1, b"Hostname"), (2, b"cp1")]));
+        let (ip, host) = (
+            made(&[(1, b"InternalIP"), (2, b"10.0.0.1")]),
+            made(&[(1, b"Hostname"), (2, b"cp1")]),
+        );
         let info = made(&[(1, b"0123"), (7, b"v1.29.3")]);
-        let raw = made(&[(1, &meta), (2, &spec), (3, &made(&[(5, &ip), (5, &host), (7, &info)]))]);
+        let raw = made(&[
+            (1, &meta),
+            (2, &spec),
+            (3, &made(&[(5, &ip), (5, &host), (7, &info)])),
+        ]);
         let value = kept("Node", &raw);
         let node = NodeObject::parse(&value).unwrap();
         assert_eq!(
-            (node.name.as_str(), node.roles.as_slice(), node.internal_ips.as_slice()),
-            ("cp1", ["control-plane".to_owned()].as_slice(), ["10.0.0.1".to_owned()].as_slice())
+            (
+                node.name.as_str(),
+                node.roles.as_slice(),
+                node.internal_ips.as_slice()
+            ),
+            (
+                "cp1",
+                ["control-plane".to_owned()].as_slice(),
+                ["10.0.0.1".to_owned()].as_slice()
+            )
         );
-        assert_eq!((node.kubelet_version.as_str(), node.machine_id.as_str()), ("v1.29.3", "0123"));
-        assert!(node.unschedulable && node.hostname == "cp1" && node.pod_cidrs == ["10.244.0.0/24"]);
+        assert_eq!(
+            (node.kubelet_version.as_str(), node.machine_id.as_str()),
+            ("v1.29.3", "0123")
+        );
+        assert!(
+            node.unschedulable && node.hostname == "cp1" && node.pod_cidrs == ["10.244.0.0/24"]
+        );
         let json = br#"{"kind":"Node","apiVersion":"v1","metadata":{"name":"cp1","labels":{"node-role.kubernetes.io/control-plane":""}},
             "spec":{"podCIDRs":["10.244.0.0/24"],"unschedulable":true},"status":{"addresses":[{"type":"InternalIP","address":"10.0.0.1"},
             {"type":"Hostname","address":"cp1"}],"nodeInfo":{"machineID":"0123","kubeletVersion":"v1.29.3"}}}"#;
@@ -247,7 +306,11 @@ mod tests {
     fn nothing_reaches_a_terminal_that_it_would_obey() {
         let meta = made(&[(1, b"cp1")]);
         let address = made(&[(1, b"InternalIP"), (2, b"\x1b[2J")]);
-        let node = NodeObject::parse(&kept("Node", &made(&[(1, &meta), (3, &made(&[(5, &address)]))]))).unwrap();
+        let node = NodeObject::parse(&kept(
+            "Node",
+            &made(&[(1, &meta), (3, &made(&[(5, &address)]))]),
+        ))
+        .unwrap();
         assert_eq!(node.internal_ips, [""]);
     }
 

@@ -52,7 +52,11 @@ impl Started {
     /// Whether raft's voters and learners are those of the database.
     pub fn agrees(&self) -> bool {
         let is = |learner: bool| {
-            let list = self.members.list.values().filter(move |member| member.is_learner == learner);
+            let list = self
+                .members
+                .list
+                .values()
+                .filter(move |member| member.is_learner == learner);
             list.map(|member| member.id).collect::<BTreeSet<u64>>()
         };
         self.panics_at.is_none() && self.voters == is(false) && self.learners == is(true)
@@ -71,7 +75,12 @@ impl<'a> Replay<'a> {
     }
 
     /// The same with this `.snap` (its place and its v2 store) and this database beside the log of `data`.
-    pub fn behind(data: &'a MemberData, mark: &SnapshotMark, store: Members, database: &Facts) -> Option<Self> {
+    pub fn behind(
+        data: &'a MemberData,
+        mark: &SnapshotMark,
+        store: Members,
+        database: &Facts,
+    ) -> Option<Self> {
         let applied = database.consistent_index;
         // A snapshot that is newer than the database was received with another one.
         let is_readable = mark.index <= applied && data.log.first <= mark.index.saturating_add(1);
@@ -79,8 +88,13 @@ impl<'a> Replay<'a> {
             return None;
         }
         let commit = data.commit().max(applied);
-        let changes = data.log.changes.iter().filter(|(index, _)| *index > mark.index && *index <= commit);
-        let changes: Vec<(u64, &ConfChange)> = changes.map(|(index, change)| (*index, change)).collect();
+        let changes = data
+            .log
+            .changes
+            .iter()
+            .filter(|(index, _)| *index > mark.index && *index <= commit);
+        let changes: Vec<(u64, &ConfChange)> =
+            changes.map(|(index, change)| (*index, change)).collect();
         let database = match database.storage_version.as_deref() {
             Some(version) if version.starts_with("3.6") => database.members.clone(),
             Some(_) => return None,
@@ -92,13 +106,24 @@ impl<'a> Replay<'a> {
                 members
             }
         };
-        Some(Self { raft: mark.conf_state.clone().unwrap_or_default(), store, database, applied, changes })
+        Some(Self {
+            raft: mark.conf_state.clone().unwrap_or_default(),
+            store,
+            database,
+            applied,
+            changes,
+        })
     }
 
     /// The same where a `.snap` that is made anew at the database's last entry says what the database says.
     #[must_use]
     pub fn with_new_snapshot(&self) -> Self {
-        let learners = self.database.list.values().filter(|member| member.is_learner).map(|member| member.id);
+        let learners = self
+            .database
+            .list
+            .values()
+            .filter(|member| member.is_learner)
+            .map(|member| member.id);
         let raft = ConfState {
             voters: self.database.voters().collect(),
             learners: learners.collect(),
@@ -106,7 +131,12 @@ impl<'a> Replay<'a> {
         };
         let mut changes = self.changes.clone();
         changes.retain(|(index, _)| *index > self.applied);
-        Self { raft, store: self.database.clone(), changes, ..self.clone() }
+        Self {
+            raft,
+            store: self.database.clone(),
+            changes,
+            ..self.clone()
+        }
     }
 
     /// What the next start makes of it.
@@ -123,13 +153,23 @@ impl<'a> Replay<'a> {
             (!fits).then_some(*index)
         };
         let panics_at = self.changes.iter().find_map(apply);
-        Started { voters: run.voters, learners: run.learners, members: run.database, panics_at }
+        Started {
+            voters: run.voters,
+            learners: run.learners,
+            members: run.database,
+            panics_at,
+        }
     }
 
     /// What the start after the next makes of it, when no `.snap` is written before: by then the database holds all of the changes.
     pub fn later_start(&self) -> Started {
         let database = self.next_start().members;
-        Self { database, applied: u64::MAX, ..self.clone() }.next_start()
+        Self {
+            database,
+            applied: u64::MAX,
+            ..self.clone()
+        }
+        .next_start()
     }
 
     /// Whether raft's voters are those of the database at each start.
@@ -150,7 +190,11 @@ impl Run {
     /// A member that votes by the v2 store votes by the database, too (`SyncLearnerPromotionIfNeeded`).
     fn sync_promotions(&mut self) {
         for (id, member) in &mut self.database.list {
-            member.is_learner &= self.store.list.get(id).is_none_or(|stored| stored.is_learner);
+            member.is_learner &= self
+                .store
+                .list
+                .get(id)
+                .is_none_or(|stored| stored.is_learner);
         }
     }
 
@@ -196,14 +240,20 @@ impl Run {
             ConfChangeKind::AddNode if change.is_promotion() => {
                 // Also in a database whose own promotion was lost (etcd#19557).
                 let stored = self.store.list.get_mut(&id).into_iter();
-                stored.chain(self.database.list.get_mut(&id)).for_each(|member| member.is_learner = false);
+                stored
+                    .chain(self.database.list.get_mut(&id))
+                    .for_each(|member| member.is_learner = false);
                 true
             }
             // Not through `Members::apply`: the store itself looks at no URL.
             ConfChangeKind::AddNode | ConfChangeKind::AddLearner => {
                 let is_learner = change.kind == ConfChangeKind::AddLearner;
                 let added = Member::from_json(&change.context).unwrap_or_default();
-                self.store.list.entry(id).or_insert(Member { id, is_learner, ..added });
+                self.store.list.entry(id).or_insert(Member {
+                    id,
+                    is_learner,
+                    ..added
+                });
                 !is_stored
             }
             ConfChangeKind::RemoveNode => {
@@ -212,10 +262,18 @@ impl Run {
             }
             ConfChangeKind::UpdateNode => {
                 // 3.6 looks the member up in the database's list, which knows nobody who is removed later.
-                let Some(known) = self.database.list.get(&id) else { return true };
-                let urls = Member::from_json(&change.context).unwrap_or_default().peer_urls;
+                let Some(known) = self.database.list.get(&id) else {
+                    return true;
+                };
+                let urls = Member::from_json(&change.context)
+                    .unwrap_or_default()
+                    .peer_urls;
                 if let Some(member) = self.store.list.get_mut(&id) {
-                    *member = Member { peer_urls: urls, is_learner: known.is_learner, ..member.clone() };
+                    *member = Member {
+                        peer_urls: urls,
+                        is_learner: known.is_learner,
+                        ..member.clone()
+                    };
                 }
                 is_stored
             }
@@ -225,7 +283,11 @@ impl Run {
 
 /// Names of members for people, in their order: "7fd8bbd609f19519, m1, m2".
 pub fn names(ids: &BTreeSet<u64>, members: &BTreeMap<u64, Member>) -> String {
-    let name = |id: &u64| members.get(id).map_or_else(|| format!("{id:x}"), Member::handle);
+    let name = |id: &u64| {
+        members
+            .get(id)
+            .map_or_else(|| format!("{id:x}"), Member::handle)
+    };
     let mut names: Vec<String> = ids.iter().map(name).collect();
     names.sort();
     names.join(", ")
@@ -238,11 +300,18 @@ mod tests {
     use crate::etcd::write::wal::add;
 
     fn member(id: u64, url: u64) -> Member {
-        Member { id, peer_urls: vec![format!("http://10.0.0.{url}:2380")], ..Member::default() }
+        Member {
+            id,
+            peer_urls: vec![format!("http://10.0.0.{url}:2380")],
+            ..Member::default()
+        }
     }
 
     fn learner(id: u64, url: u64) -> Member {
-        Member { is_learner: true, ..member(id, url) }
+        Member {
+            is_learner: true,
+            ..member(id, url)
+        }
     }
 
     /// The members `ids` of a log's first entries, at URLs of the same numbers.
@@ -271,8 +340,15 @@ mod tests {
     fn with_update_of_a_member_that_goes() -> Vec<ConfChange> {
         let mut changes = founded(&[1, 2, 3]);
         changes.extend(changes::remove([1, 2]));
-        changes.push(changes::update(&member(3, 3), vec!["http://removed.invalid:2380".to_owned()]));
-        changes.extend([member(11, 1), member(12, 2), member(13, 3)].iter().map(add));
+        changes.push(changes::update(
+            &member(3, 3),
+            vec!["http://removed.invalid:2380".to_owned()],
+        ));
+        changes.extend(
+            [member(11, 1), member(12, 2), member(13, 3)]
+                .iter()
+                .map(add),
+        );
         changes.extend(changes::remove([3]));
         changes
     }
@@ -307,10 +383,20 @@ mod tests {
     fn assert_kept(before: &[ConfChange], changes: &[ConfChange], wanted: &[Member]) {
         let all = [before, changes].concat();
         let listed = after(&all).list;
-        assert_eq!(listed, wanted.iter().map(|member| (member.id, member.clone())).collect());
+        assert_eq!(
+            listed,
+            wanted
+                .iter()
+                .map(|member| (member.id, member.clone()))
+                .collect()
+        );
         for applied in before.len()..=all.len() {
             let replay = replay(&all, applied);
-            assert!(replay.keeps_voters(), "with {applied} of {all:?}: {:?}", replay.later_start());
+            assert!(
+                replay.keeps_voters(),
+                "with {applied} of {all:?}: {:?}",
+                replay.later_start()
+            );
         }
     }
 
@@ -320,11 +406,17 @@ mod tests {
         for (old, new) in [
             (vec![1], vec![member(11, 1)]),
             (vec![1, 2], vec![member(11, 1), member(12, 2)]),
-            (vec![1, 2, 3], vec![member(11, 1), member(12, 2), member(13, 3)]),
+            (
+                vec![1, 2, 3],
+                vec![member(11, 1), member(12, 2), member(13, 3)],
+            ),
             (vec![1, 2, 3], vec![member(13, 3)]),
             (vec![1, 2, 3], vec![member(11, 3), member(12, 9)]),
             (vec![2], vec![member(11, 1), member(12, 2), member(13, 3)]),
-            (vec![1, 2, 3, 4, 5], (1..=5).map(|url| member(10 + url, url)).collect()),
+            (
+                vec![1, 2, 3, 4, 5],
+                (1..=5).map(|url| member(10 + url, url)).collect(),
+            ),
             (vec![1, 2, 3], learner_last),
         ] {
             let before = founded(&old);
@@ -348,7 +440,11 @@ mod tests {
         // And a second time.
         let before = [before, changes].concat();
         let new = [member(21, 1), member(22, 2), member(23, 3)];
-        assert_kept(&before, &changes::replace(&after(&before), &new, "other"), &new);
+        assert_kept(
+            &before,
+            &changes::replace(&after(&before), &new, "other"),
+            &new,
+        );
     }
 
     #[test]
@@ -366,10 +462,18 @@ mod tests {
         let before = founded(&[1, 2, 3]);
         let mut changes = changes::remove([2]);
         changes.push(add(&member(12, 2)));
-        assert_kept(&before, &changes, &[member(1, 1), member(3, 3), member(12, 2)]);
+        assert_kept(
+            &before,
+            &changes,
+            &[member(1, 1), member(3, 3), member(12, 2)],
+        );
         let mut changes = changes::remove([2, 3]);
         changes.extend([add(&member(12, 3)), add(&learner(13, 2))]);
-        assert_kept(&before, &changes, &[member(1, 1), member(12, 3), learner(13, 2)]);
+        assert_kept(
+            &before,
+            &changes,
+            &[member(1, 1), member(12, 3), learner(13, 2)],
+        );
         assert_kept(&before, &changes::remove([1, 3]), &[member(2, 2)]);
         let moved = vec![changes::update(&member(2, 2), member(2, 9).peer_urls)];
         assert_kept(&before, &moved, &[member(1, 1), member(2, 9), member(3, 3)]);
@@ -380,7 +484,11 @@ mod tests {
         let mut changes = founded(&[1]);
         changes.push(add(&learner(2, 2)));
         let context = br#"{"id":2,"peerURLs":["http://10.0.0.2:2380"],"isPromote":true}"#.to_vec();
-        changes.push(ConfChange { kind: ConfChangeKind::AddNode, node: 2, context });
+        changes.push(ConfChange {
+            kind: ConfChangeKind::AddNode,
+            node: 2,
+            context,
+        });
         assert!(replay(&changes, 2).keeps_voters() && replay(&changes, 3).keeps_voters());
         assert_eq!(replay(&changes, 3).next_start().voters, [1, 2].into());
     }

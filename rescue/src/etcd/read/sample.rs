@@ -62,9 +62,15 @@ pub fn database(buckets: &[(&str, &[Entry<'_>])]) -> Vec<u8> {
         let sum = fnv1a(&meta[..56]);
         meta[56..64].copy_from_slice(&sum.to_le_bytes());
     }
-    let values: Vec<Vec<u8>> = buckets.iter().map(|(_, entries)| [vec![0; 16], leaf(0, 0, entries)].concat()).collect();
-    let items: Vec<Entry<'_>> =
-        buckets.iter().zip(&values).map(|((name, _), value)| (name.as_bytes(), value.as_slice())).collect();
+    let values: Vec<Vec<u8>> = buckets
+        .iter()
+        .map(|(_, entries)| [vec![0; 16], leaf(0, 0, entries)].concat())
+        .collect();
+    let items: Vec<Entry<'_>> = buckets
+        .iter()
+        .zip(&values)
+        .map(|((name, _), value)| (name.as_bytes(), value.as_slice()))
+        .collect();
     let root = leaf(2, 1, &items);
     file[2 * PAGE..2 * PAGE + root.len()].copy_from_slice(&root);
     file
@@ -97,7 +103,10 @@ pub fn sound_database(applied: u64) -> Vec<u8> {
     put_number(&mut kv, 3, 2);
     put_number(&mut kv, 4, 1);
     let index = applied.to_be_bytes();
-    database(&[("key", &[(&revision, &kv)]), ("meta", &[(b"consistent_index", &index)])])
+    database(&[
+        ("key", &[(&revision, &kv)]),
+        ("meta", &[(b"consistent_index", &index)]),
+    ])
 }
 
 /// A log of entries `1..=last`, the first of which adds the member.
@@ -119,13 +128,24 @@ pub fn log(last: u64) -> Vec<u8> {
     let mut change = Vec::new();
     put_number(&mut change, 2, 0);
     put_number(&mut change, 3, 7);
-    put_bytes(&mut change, 4, br#"{"id":7,"peerURLs":["https://10.0.0.1:2380"],"name":"master01"}"#);
+    put_bytes(
+        &mut change,
+        4,
+        br#"{"id":7,"peerURLs":["https://10.0.0.1:2380"],"name":"master01"}"#,
+    );
     let mut writer = Writer::default();
     writer.record(CRC, b"");
     writer.record(METADATA, &pair(7, 9));
     writer.record(SNAPSHOT, &pair(0, 0));
     for index in 1..=last {
-        writer.record(ENTRY, &if index == 1 { entry(1, 1, &change) } else { entry(0, index, b"") });
+        writer.record(
+            ENTRY,
+            &if index == 1 {
+                entry(1, 1, &change)
+            } else {
+                entry(0, index, b"")
+            },
+        );
     }
     let mut state = pair(2, 7);
     put_number(&mut state, 3, last);
@@ -137,6 +157,9 @@ pub fn log(last: u64) -> Vec<u8> {
 pub fn member(data_dir: &str) -> MemoryTree {
     MemoryTree::new()
         .file(format!("{data_dir}/member/snap/db"), sound_database(8))
-        .file(format!("{data_dir}/member/wal/0000000000000000-0000000000000000.wal"), log(8))
+        .file(
+            format!("{data_dir}/member/wal/0000000000000000-0000000000000000.wal"),
+            log(8),
+        )
         .file(format!("{data_dir}/member/wal/0.tmp"), "")
 }

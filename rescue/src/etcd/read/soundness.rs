@@ -9,7 +9,12 @@ use crate::etcd::format::bbolt::{Check, Database, Fault};
 use crate::guest::{Guest, RealPath};
 
 /// What the check of all pages of `db`, the file at `path`, says. Where it must be read for that, `ui` shows how far that is.
-pub fn soundness(guest: &Guest, path: &RealPath, db: &Database, ui: &dyn Ui) -> Rc<Result<Check, Fault>> {
+pub fn soundness(
+    guest: &Guest,
+    path: &RealPath,
+    db: &Database,
+    ui: &dyn Ui,
+) -> Rc<Result<Check, Fault>> {
     guest.once(path, || {
         let progress = ui.begin(&format!("checking {path}"), Some(db.size()));
         let mut meter = Meter::new(&*progress);

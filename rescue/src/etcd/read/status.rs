@@ -233,42 +233,80 @@ pub fn status(found: &[Found], deep: bool) -> Cluster {
 
 /// [`status`], with what takes long shown.
 pub fn status_shown(found: &[Found], deep: bool, ui: &dyn Ui) -> Cluster {
-    let data: Vec<MemberData> = found.iter().map(|found| MemberData::read(&found.guest, &found.place)).collect();
+    let data: Vec<MemberData> = found
+        .iter()
+        .map(|found| MemberData::read(&found.guest, &found.place))
+        .collect();
     let revision = common_revision(&data);
-    let members: Vec<MemberStatus> =
-        found.iter().zip(data).map(|(found, data)| member(found, data, revision, deep, ui)).collect();
+    let members: Vec<MemberStatus> = found
+        .iter()
+        .zip(data)
+        .map(|(found, data)| member(found, data, revision, deep, ui))
+        .collect();
     let newest = newest(&members);
     let mut agreement = Vec::new();
     for (number, one) in members.iter().enumerate() {
         for other in members.iter().skip(number + 1) {
-            agreement
-                .push(Agreement { between: (one.source.clone(), other.source.clone()), verdict: compare(one, other) });
+            agreement.push(Agreement {
+                between: (one.source.clone(), other.source.clone()),
+                verdict: compare(one, other),
+            });
         }
     }
-    let absent_voters = newest.as_ref().map(|newest| absent(&members, newest.member)).unwrap_or_default();
-    Cluster { members, newest, agreement, absent_voters, left_out: Vec::new() }
+    let absent_voters = newest
+        .as_ref()
+        .map(|newest| absent(&members, newest.member))
+        .unwrap_or_default();
+    Cluster {
+        members,
+        newest,
+        agreement,
+        absent_voters,
+        left_out: Vec::new(),
+    }
 }
 
 /// The newest revision that all databases hold: there the hashes can be compared.
 fn common_revision(data: &[MemberData]) -> Option<i64> {
-    let clusters: Vec<u64> = data.iter().filter_map(|data| Some(data.log.identity?.cluster)).collect();
+    let clusters: Vec<u64> = data
+        .iter()
+        .filter_map(|data| Some(data.log.identity?.cluster))
+        .collect();
     let one_cluster = clusters.windows(2).all(|pair| pair[0] == pair[1]);
-    one_cluster.then(|| data.iter().filter_map(MemberData::facts).map(|facts| facts.revision).min())?
+    one_cluster.then(|| {
+        data.iter()
+            .filter_map(MemberData::facts)
+            .map(|facts| facts.revision)
+            .min()
+    })?
 }
 
-fn member(found: &Found, data: MemberData, revision: Option<i64>, deep: bool, ui: &dyn Ui) -> MemberStatus {
+fn member(
+    found: &Found,
+    data: MemberData,
+    revision: Option<i64>,
+    deep: bool,
+    ui: &dyn Ui,
+) -> MemberStatus {
     let mut problems = boot::problems(&data);
     let mut last_write = None;
     let mut database = None;
     let mut log = None;
     if let Stored::Open(open) = &data.stored {
         let (backend, facts) = open.as_ref();
-        let at = revision.filter(|at| *at > facts.compacted).unwrap_or(facts.revision);
+        let at = revision
+            .filter(|at| *at > facts.compacted)
+            .unwrap_or(facts.revision);
         let surveyed = deep.then(|| {
             // What was compacted is gone through twice: for its pages and for its hash.
             let passes = if facts.compacted < 0 { 1 } else { 2 };
-            let progress = ui.begin(&format!("checking {}", found.source), Some(backend.db.size() * passes));
-            survey_beside(backend, facts, at, &*progress, || log = Some(look_through_log(found, &data)))
+            let progress = ui.begin(
+                &format!("checking {}", found.source),
+                Some(backend.db.size() * passes),
+            );
+            survey_beside(backend, facts, at, &*progress, || {
+                log = Some(look_through_log(found, &data))
+            })
         });
         let survey = match surveyed {
             Some(Err(fault)) => {
@@ -279,7 +317,12 @@ fn member(found: &Found, data: MemberData, revision: Option<i64>, deep: bool, ui
             None => None,
         };
         last_write = survey.as_ref().and_then(|survey| survey.last_write.clone());
-        database = Some(database_status(backend.db.size(), backend.db.meta(), facts, survey.as_ref()));
+        database = Some(database_status(
+            backend.db.size(),
+            backend.db.meta(),
+            facts,
+            survey.as_ref(),
+        ));
     }
     if deep && log.is_none() {
         log = Some(look_through_log(found, &data));
@@ -289,30 +332,57 @@ fn member(found: &Found, data: MemberData, revision: Option<i64>, deep: bool, ui
         (members, pending, None)
     });
     if let Some(write) = written {
-        let newer = last_write.is_none() || write.index.is_some_and(|index| index > data.consistent_index());
+        let newer = last_write.is_none()
+            || write
+                .index
+                .is_some_and(|index| index > data.consistent_index());
         last_write = if newer { Some(write) } else { last_write };
     }
-    let own = data.log.identity.and_then(|identity| members.list.get(&identity.member));
+    let own = data
+        .log
+        .identity
+        .and_then(|identity| members.list.get(&identity.member));
     let facts = data.facts();
     MemberStatus {
         source: found.source.clone(),
         node: found.node.clone(),
         data_dir: found.place.data_dir.to_string(),
-        identity: data.log.identity.map(|id| IdentityStatus { member: id.member, cluster: id.cluster }),
+        identity: data.log.identity.map(|id| IdentityStatus {
+            member: id.member,
+            cluster: id.cluster,
+        }),
         name: own.map(|member| member.name.clone()).unwrap_or_default(),
         log: log_status(&data),
         database,
         versions: Versions {
             cluster: facts.and_then(|facts| facts.cluster_version.clone()),
             storage: facts.and_then(|facts| facts.storage_version.clone()),
-            image: found.launch.as_ref().and_then(|launch| launch.image.clone()),
+            image: found
+                .launch
+                .as_ref()
+                .and_then(|launch| launch.image.clone()),
         },
         last_write,
-        voters: members.list.values().filter(|member| !member.is_learner).cloned().collect(),
-        learners: members.list.values().filter(|member| member.is_learner).cloned().collect(),
+        voters: members
+            .list
+            .values()
+            .filter(|member| !member.is_learner)
+            .cloned()
+            .collect(),
+        learners: members
+            .list
+            .values()
+            .filter(|member| member.is_learner)
+            .cloned()
+            .collect(),
         pending_changes,
-        moved: found.launch.as_ref().and_then(|launch| moved(launch, &data)),
-        boots: problems.iter().all(|problem| problem.effect != Effect::Stops),
+        moved: found
+            .launch
+            .as_ref()
+            .and_then(|launch| moved(launch, &data)),
+        boots: problems
+            .iter()
+            .all(|problem| problem.effect != Effect::Stops),
         problems,
         data,
     }
@@ -321,7 +391,9 @@ fn member(found: &Found, data: MemberData, revision: Option<i64>, deep: bool, ui
 /// Members as the log's end has them, changes that may not count, and the newest write that carries its time.
 fn look_through_log(found: &Found, data: &MemberData) -> (Members, Vec<u64>, Option<LastWrite>) {
     let (mut members, pending) = data.membership();
-    let written = data.look_through_log(&found.guest, &mut members).unwrap_or_default();
+    let written = data
+        .look_through_log(&found.guest, &mut members)
+        .unwrap_or_default();
     (members, pending, written)
 }
 
@@ -335,8 +407,13 @@ fn survey_beside(
 ) -> Result<Survey, Fault> {
     if let Some(held) = backend.db.hold()? {
         let surveyed = thread::scope(|scope| {
-            let look = move || Backend::open(File::held(held)).and_then(|own| survey(&own, facts, at, progress));
-            let looking = thread::Builder::new().name("database".to_owned()).spawn_scoped(scope, look).ok()?;
+            let look = move || {
+                Backend::open(File::held(held)).and_then(|own| survey(&own, facts, at, progress))
+            };
+            let looking = thread::Builder::new()
+                .name("database".to_owned())
+                .spawn_scoped(scope, look)
+                .ok()?;
             meanwhile();
             Some(looking.join())
         });
@@ -363,7 +440,10 @@ fn log_status(data: &MemberData) -> Option<LogStatus> {
         last: log.last,
         last_term: log.last_term(),
         files: log.segments.len(),
-        bytes: log.segments.iter().fold(0, |sum, look| sum.saturating_add(look.size)),
+        bytes: log
+            .segments
+            .iter()
+            .fold(0, |sum, look| sum.saturating_add(look.size)),
         torn_bytes: data.torn_bytes(),
     })
 }
@@ -376,7 +456,13 @@ fn database_status(
 ) -> DatabaseStatus {
     DatabaseStatus {
         size,
-        in_use: survey.map(|survey| survey.check.pages.saturating_add(2).saturating_mul(meta.page_size)),
+        in_use: survey.map(|survey| {
+            survey
+                .check
+                .pages
+                .saturating_add(2)
+                .saturating_mul(meta.page_size)
+        }),
         page_size: meta.page_size,
         transaction: meta.transaction,
         consistent_index: facts.consistent_index,
@@ -394,11 +480,19 @@ fn database_status(
 /// By the last entry's term, then its index, as raft compares logs (Raft, 5.4.1); commit and revisions are only lower bounds. Between
 /// equals the one whose disk is in the better state.
 fn newest(members: &[MemberStatus]) -> Option<Newest> {
-    let logs = members.iter().enumerate().filter(|(_, member)| !member.data.log.is_empty());
+    let logs = members
+        .iter()
+        .enumerate()
+        .filter(|(_, member)| !member.data.log.is_empty());
     let rank = |member: &MemberStatus| (member.data.log.last_term(), member.data.log.last);
     let mut ranked: Vec<(usize, &MemberStatus)> = logs.collect();
     ranked.sort_by_key(|(_, member)| {
-        Reverse((rank(member), member.boots, Reverse(member.data.torn_bytes()), member.data.consistent_index()))
+        Reverse((
+            rank(member),
+            member.boots,
+            Reverse(member.data.torn_bytes()),
+            member.data.consistent_index(),
+        ))
     });
     let (at, best) = *ranked.first()?;
     let (term, last) = rank(best);
@@ -414,19 +508,32 @@ fn newest(members: &[MemberStatus]) -> Option<Newest> {
         Some((second, (other_term, other_last))) if other_term == term => format!(
             "its last entry is {last} of term {term}; {} ends {} earlier",
             second.source,
-            crate::base::units::count(usize::try_from(last - other_last).unwrap_or(usize::MAX), "entry", "entries")
+            crate::base::units::count(
+                usize::try_from(last - other_last).unwrap_or(usize::MAX),
+                "entry",
+                "entries"
+            )
         ),
         Some((second, (other_term, other_last))) => format!(
             "its last entry ({last}) is of term {term}; that of {} ({other_last}) is of the older term {other_term}",
             second.source
         ),
     };
-    Some(Newest { member: at, source: best.source.clone(), why })
+    Some(Newest {
+        member: at,
+        source: best.source.clone(),
+        why,
+    })
 }
 
 fn compare(one: &MemberStatus, other: &MemberStatus) -> Verdict {
-    let hashes = |member: &MemberStatus| member.database.as_ref().and_then(|database| database.hash);
-    match (compare_logs(&one.data, &other.data), hashes(one), hashes(other)) {
+    let hashes =
+        |member: &MemberStatus| member.database.as_ref().and_then(|database| database.hash);
+    match (
+        compare_logs(&one.data, &other.data),
+        hashes(one),
+        hashes(other),
+    ) {
         (Verdict::Same { .. }, Some(one), Some(other))
             if (one.revision, one.compact_revision) == (other.revision, other.compact_revision)
                 && one.hash != other.hash =>
@@ -440,7 +547,9 @@ fn compare(one: &MemberStatus, other: &MemberStatus) -> Verdict {
 /// Whether two logs are of one history: entries that both know to be agreed on have the same terms.
 pub fn compare_logs(one: &MemberData, other: &MemberData) -> Verdict {
     let (a, b) = (&one.log, &other.log);
-    let (Some(first), Some(second)) = (a.identity, b.identity) else { return Verdict::NotComparable };
+    let (Some(first), Some(second)) = (a.identity, b.identity) else {
+        return Verdict::NotComparable;
+    };
     if first.cluster != second.cluster {
         return Verdict::OtherCluster;
     }
@@ -451,10 +560,19 @@ pub fn compare_logs(one: &MemberData, other: &MemberData) -> Verdict {
     }
     // Terms change only where one of the two begins a new one.
     let changes = a.terms.iter().chain(&b.terms).map(|(index, _)| *index);
-    for entry in changes.filter(|index| (from..=to).contains(index)).chain([from, to]) {
-        let (Some(first), Some(second)) = (a.term_of(entry), b.term_of(entry)) else { continue };
+    for entry in changes
+        .filter(|index| (from..=to).contains(index))
+        .chain([from, to])
+    {
+        let (Some(first), Some(second)) = (a.term_of(entry), b.term_of(entry)) else {
+            continue;
+        };
         if first != second {
-            return Verdict::Fork { entry, first, second };
+            return Verdict::Fork {
+                entry,
+                first,
+                second,
+            };
         }
     }
     Verdict::Same { from, to }
@@ -462,18 +580,38 @@ pub fn compare_logs(one: &MemberData, other: &MemberData) -> Verdict {
 
 /// Voters of the newest configuration that no source holds.
 fn absent(members: &[MemberStatus], newest: usize) -> Vec<Member> {
-    let there: Vec<u64> = members.iter().filter_map(|member| Some(member.identity?.member)).collect();
-    let voters = members.get(newest).map(|member| member.voters.clone()).unwrap_or_default();
-    voters.into_iter().filter(|voter| !there.contains(&voter.id)).collect()
+    let there: Vec<u64> = members
+        .iter()
+        .filter_map(|member| Some(member.identity?.member))
+        .collect();
+    let voters = members
+        .get(newest)
+        .map(|member| member.voters.clone())
+        .unwrap_or_default();
+    voters
+        .into_iter()
+        .filter(|voter| !there.contains(&voter.id))
+        .collect()
 }
 
 impl Cluster {
     /// Whether all start where the others look for them, and none contradicts another.
     pub fn is_healthy(&self) -> bool {
-        let agree = |agreement: &Agreement| matches!(agreement.verdict, Verdict::Same { .. } | Verdict::NotComparable);
-        let well = |member: &MemberStatus| {
-            member.moved.is_none() && member.problems.iter().all(|problem| problem.effect == Effect::Harmless)
+        let agree = |agreement: &Agreement| {
+            matches!(
+                agreement.verdict,
+                Verdict::Same { .. } | Verdict::NotComparable
+            )
         };
-        self.members.iter().all(well) && self.agreement.iter().all(agree) && self.left_out.is_empty()
+        let well = |member: &MemberStatus| {
+            member.moved.is_none()
+                && member
+                    .problems
+                    .iter()
+                    .all(|problem| problem.effect == Effect::Harmless)
+        };
+        self.members.iter().all(well)
+            && self.agreement.iter().all(agree)
+            && self.left_out.is_empty()
     }
 }

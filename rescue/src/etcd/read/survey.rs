@@ -41,7 +41,12 @@ pub struct Hash {
 ///
 /// # Errors
 /// The first [`Fault`].
-pub fn survey(backend: &Backend, facts: &Facts, revision: i64, progress: &dyn Progress) -> Result<Survey, Fault> {
+pub fn survey(
+    backend: &Backend,
+    facts: &Facts,
+    revision: i64,
+    progress: &dyn Progress,
+) -> Result<Survey, Fault> {
     let mut meter = Meter::new(progress);
     let mut history = History::new(facts.compacted, revision);
     // Where nothing was ever compacted nothing is left out of the hash, so it need not wait for what later entries say.
@@ -65,10 +70,18 @@ pub fn survey(backend: &Backend, facts: &Facts, revision: i64, progress: &dyn Pr
         })?;
     }
     let hash = match &bucket {
-        Some(_) if is_simple => Some(Hash { revision, compact_revision: facts.compacted, hash: sum }),
-        Some(bucket) if history.is_whole() && revision > facts.compacted.max(0) => {
-            Some(hash(backend, bucket, &history, (facts.compacted, revision), &mut meter)?)
-        }
+        Some(_) if is_simple => Some(Hash {
+            revision,
+            compact_revision: facts.compacted,
+            hash: sum,
+        }),
+        Some(bucket) if history.is_whole() && revision > facts.compacted.max(0) => Some(hash(
+            backend,
+            bucket,
+            &history,
+            (facts.compacted, revision),
+            &mut meter,
+        )?),
         _ => None,
     };
     Ok(Survey {
@@ -90,17 +103,27 @@ const MOST_ENTRIES: u32 = 50_000;
 /// # Errors
 /// The first [`Fault`].
 pub fn last_written(backend: &Backend, facts: &Facts) -> Result<Option<LastWrite>, Fault> {
-    let Some(bucket) = backend.keys()? else { return Ok(None) };
+    let Some(bucket) = backend.keys()? else {
+        return Ok(None);
+    };
     for newest in NEWEST {
         let from = facts.revision.saturating_sub(newest).max(0);
         let (mut last, mut count) = (None, 0);
-        backend.db.walk(&bucket, Some(&Revision { main: from, sub: 0 }.to_key()), &mut |item| {
-            count += 1;
-            if let Ok(kv) = KeyValue::parse(item.value) {
-                last = lease::in_value(kv.key, kv.value).or_else(|| last.take());
-            }
-            if count > MOST_ENTRIES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
+        backend.db.walk(
+            &bucket,
+            Some(&Revision { main: from, sub: 0 }.to_key()),
+            &mut |item| {
+                count += 1;
+                if let Ok(kv) = KeyValue::parse(item.value) {
+                    last = lease::in_value(kv.key, kv.value).or_else(|| last.take());
+                }
+                if count > MOST_ENTRIES {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            },
+        )?;
         if count > MOST_ENTRIES {
             return Ok(None);
         }
@@ -148,7 +171,9 @@ fn hash(
         meter.count(item);
         let this = number;
         number += 1;
-        let Some((at, is_deletion)) = Revision::parse(item.key) else { return ControlFlow::Continue(()) };
+        let Some((at, is_deletion)) = Revision::parse(item.key) else {
+            return ControlFlow::Continue(());
+        };
         if at.main > revision {
             return ControlFlow::Break(());
         }
@@ -159,7 +184,11 @@ fn hash(
         }
         ControlFlow::Continue(())
     })?;
-    Ok(Hash { revision, compact_revision: compacted, hash: sum })
+    Ok(Hash {
+        revision,
+        compact_revision: compacted,
+        hash: sum,
+    })
 }
 
 #[cfg(test)]
@@ -179,16 +208,29 @@ mod tests {
         let mut out = Cursor::new(Vec::new());
         let mut writer = DatabaseWriter::new(&mut out, 4096).unwrap();
         writer.bucket(META).unwrap();
-        writer.put(b"consistent_index", &9u64.to_be_bytes()).unwrap();
+        writer
+            .put(b"consistent_index", &9u64.to_be_bytes())
+            .unwrap();
         writer.bucket(KEY).unwrap();
         for main in 2..=revisions {
             for sub in 0..each {
                 let (mut value, is_lease) = (Vec::new(), leases.contains(&main));
-                put_bytes(&mut value, 1, if is_lease { b"/registry/leases/n/one" } else { b"/registry/pods/n/one" });
+                put_bytes(
+                    &mut value,
+                    1,
+                    if is_lease {
+                        b"/registry/leases/n/one"
+                    } else {
+                        b"/registry/pods/n/one"
+                    },
+                );
                 let second = leases.iter().position(|lease| *lease == main).unwrap_or(0);
-                let object = format!(r#"{{"spec":{{"renewTime":"2026-11-25T10:00:0{second}.000000Z"}}}}"#);
+                let object =
+                    format!(r#"{{"spec":{{"renewTime":"2026-11-25T10:00:0{second}.000000Z"}}}}"#);
                 put_bytes(&mut value, 5, object.as_bytes());
-                writer.put(&Revision { main, sub }.to_key(), &value).unwrap();
+                writer
+                    .put(&Revision { main, sub }.to_key(), &value)
+                    .unwrap();
             }
         }
         writer.finish().unwrap();
@@ -196,7 +238,9 @@ mod tests {
         let backend = Backend::open(File::open(&guest, &GuestPath::new("/db")).unwrap()).unwrap();
         let facts = backend.facts().unwrap();
         assert_eq!(facts.revision, revisions);
-        last_written(&backend, &facts).unwrap().map(|write| write.time.second())
+        last_written(&backend, &facts)
+            .unwrap()
+            .map(|write| write.time.second())
     }
 
     #[test]

@@ -14,7 +14,9 @@ use crate::in_use::held_open::{HeldOpen, Holder};
 /// Who has the database open, where the guest is mounted on this machine. Pages that change while they are read look damaged.
 pub fn holder(guest: &Guest, place: &Place) -> Option<Holder> {
     let real = guest.resolve(&place.db()).ok()?;
-    let Backing::Folder(folder) = &guest.file_system_of(&real)?.backing else { return None };
+    let Backing::Folder(folder) = &guest.file_system_of(&real)?.backing else {
+        return None;
+    };
     let device = std::fs::metadata(folder).ok()?.dev();
     let inode = guest.tree().lstat(real.as_path()).ok()?.ino?;
     HeldOpen::scan().holder(device, inode).cloned()
@@ -22,13 +24,19 @@ pub fn holder(guest: &Guest, place: &Place) -> Option<Holder> {
 
 /// The first fault of the database's pages, all of which are read.
 pub fn check_pages(guest: &Guest, data: &MemberData, ui: &dyn Ui) -> Option<Problem> {
-    let Stored::Open(open) = &data.stored else { return None };
+    let Stored::Open(open) = &data.stored else {
+        return None;
+    };
     let db = data.place.db();
     let checked = match guest.resolve(&db) {
         Ok(real) => soundness(guest, &real, &open.0.db, ui),
         Err(error) => Rc::new(Err(error.into())),
     };
-    checked.as_ref().as_ref().err().map(|fault| Problem::database(&db, fault))
+    checked
+        .as_ref()
+        .as_ref()
+        .err()
+        .map(|fault| Problem::database(&db, fault))
 }
 
 /// What keeps a member from working, each page of its database checked: what etcd copes with by itself, and alarms, are left out.

@@ -50,13 +50,21 @@ impl Filling {
     }
 
     fn push(&mut self, flags: u32, key: &[u8], value: &[u8], child: u64) {
-        self.elements.push(Element { flags, key: key.len(), value: value.len(), child });
+        self.elements.push(Element {
+            flags,
+            key: key.len(),
+            value: value.len(),
+            child,
+        });
         self.data.extend_from_slice(key);
         self.data.extend_from_slice(value);
     }
 
     fn first_key(&self) -> &[u8] {
-        self.elements.first().and_then(|first| self.data.get(..first.key)).unwrap_or_default()
+        self.elements
+            .first()
+            .and_then(|first| self.data.get(..first.key))
+            .unwrap_or_default()
     }
 
     /// Header, elements, data. Leaf: u32 flags, u32 position, u32 key, u32 value; branch: u32 position, u32 key, u64 page.
@@ -75,7 +83,9 @@ impl Filling {
                     .iter()
                     .for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
             } else {
-                [position, key].iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
+                [position, key]
+                    .iter()
+                    .for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
                 out.extend_from_slice(&element.child.to_le_bytes());
             }
             data += element.key + element.value;
@@ -103,9 +113,16 @@ impl Pages<'_> {
         let id = self.next;
         let pages = page.size().div_ceil(self.page_size);
         self.encoded.clear();
-        page.encode(&mut self.encoded, id, kind, u32::try_from(pages - 1).context("a page of more than 16 TiB")?);
+        page.encode(
+            &mut self.encoded,
+            id,
+            kind,
+            u32::try_from(pages - 1).context("a page of more than 16 TiB")?,
+        );
         self.encoded.resize(pages * self.page_size, 0);
-        self.out.write_all(&self.encoded).context("writing the database")?;
+        self.out
+            .write_all(&self.encoded)
+            .context("writing the database")?;
         self.next += pages as u64;
         Ok(id)
     }
@@ -126,8 +143,16 @@ struct Tree {
 
 impl Tree {
     fn put(&mut self, pages: &mut Pages<'_>, flags: u32, key: &[u8], value: &[u8]) -> Result<()> {
-        ensure!(!key.is_empty() && key.len() <= MAX_KEY, "a key of {} bytes, which bbolt does not take", key.len());
-        ensure!(value.len() <= MAX_VALUE, "a value of {} bytes, which bbolt does not take", value.len());
+        ensure!(
+            !key.is_empty() && key.len() <= MAX_KEY,
+            "a key of {} bytes, which bbolt does not take",
+            key.len()
+        );
+        ensure!(
+            value.len() <= MAX_VALUE,
+            "a value of {} bytes, which bbolt does not take",
+            value.len()
+        );
         ensure!(self.last.as_slice() < key, "keys out of order");
         let grown = self.leaf.size() + ELEMENT + key.len() + value.len();
         if !self.leaf.elements.is_empty() && grown > pages.limit() {
@@ -146,11 +171,19 @@ impl Tree {
         self.add_child(pages, 0, &first, id)
     }
 
-    fn add_child(&mut self, pages: &mut Pages<'_>, level: usize, key: &[u8], child: u64) -> Result<()> {
+    fn add_child(
+        &mut self,
+        pages: &mut Pages<'_>,
+        level: usize,
+        key: &[u8],
+        child: u64,
+    ) -> Result<()> {
         if level == self.branches.len() {
             self.branches.push(Filling::default());
         }
-        let Some(branch) = self.branches.get_mut(level) else { return Ok(()) };
+        let Some(branch) = self.branches.get_mut(level) else {
+            return Ok(());
+        };
         let grown = branch.size() + ELEMENT + key.len();
         if branch.elements.len() >= MIN_CHILDREN && grown > pages.limit() {
             self.end_branch(pages, level)?;
@@ -162,7 +195,9 @@ impl Tree {
     }
 
     fn end_branch(&mut self, pages: &mut Pages<'_>, level: usize) -> Result<()> {
-        let Some(branch) = self.branches.get_mut(level) else { return Ok(()) };
+        let Some(branch) = self.branches.get_mut(level) else {
+            return Ok(());
+        };
         let id = pages.append(branch, BRANCH)?;
         let first = branch.first_key().to_vec();
         branch.clear();
@@ -209,7 +244,9 @@ pub struct DatabaseWriter<'a> {
 
 impl std::fmt::Debug for DatabaseWriter<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DatabaseWriter").field("next", &self.pages.next).finish_non_exhaustive()
+        f.debug_struct("DatabaseWriter")
+            .field("next", &self.pages.next)
+            .finish_non_exhaustive()
     }
 }
 
@@ -226,9 +263,19 @@ impl<'a> DatabaseWriter<'a> {
         );
         let page_size = usize::try_from(page_size)?;
         // The meta pages' place.
-        out.write_all(&vec![0; 2 * page_size]).context("writing the database")?;
-        let pages = Pages { out, page_size, next: 2, encoded: Vec::new() };
-        Ok(Self { pages, buckets: BTreeMap::new(), open: None })
+        out.write_all(&vec![0; 2 * page_size])
+            .context("writing the database")?;
+        let pages = Pages {
+            out,
+            page_size,
+            next: 2,
+            encoded: Vec::new(),
+        };
+        Ok(Self {
+            pages,
+            buckets: BTreeMap::new(),
+            open: None,
+        })
     }
 
     /// Begins a bucket; what is put from now on belongs to it. Buckets may come in any order, each once.
@@ -237,7 +284,11 @@ impl<'a> DatabaseWriter<'a> {
     /// As `out` gives them; a bucket that was written already.
     pub fn bucket(&mut self, name: &[u8]) -> Result<()> {
         self.end_bucket()?;
-        ensure!(!self.buckets.contains_key(name), "bucket {} comes twice", name.escape_ascii());
+        ensure!(
+            !self.buckets.contains_key(name),
+            "bucket {} comes twice",
+            name.escape_ascii()
+        );
         self.open = Some((name.to_vec(), Tree::default()));
         Ok(())
     }
@@ -247,8 +298,12 @@ impl<'a> DatabaseWriter<'a> {
     /// # Errors
     /// As `out` gives them; keys out of order or of a size that bbolt does not take.
     pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
-        let (name, tree) = self.open.as_mut().context("an element outside all buckets")?;
-        tree.put(&mut self.pages, 0, key, value).with_context(|| format!("writing bucket {}", name.escape_ascii()))
+        let (name, tree) = self
+            .open
+            .as_mut()
+            .context("an element outside all buckets")?;
+        tree.put(&mut self.pages, 0, key, value)
+            .with_context(|| format!("writing bucket {}", name.escape_ascii()))
     }
 
     fn end_bucket(&mut self) -> Result<()> {
@@ -270,12 +325,19 @@ impl<'a> DatabaseWriter<'a> {
             root.put(&mut self.pages, BUCKET, name, value)?;
         }
         let root = root.finish(&mut self.pages)?;
-        let Pages { out, page_size, next, .. } = self.pages;
+        let Pages {
+            out,
+            page_size,
+            next,
+            ..
+        } = self.pages;
         out.flush().context("writing the database")?;
-        out.seek(SeekFrom::Start(0)).context("writing the database")?;
+        out.seek(SeekFrom::Start(0))
+            .context("writing the database")?;
         // As in a database that was just made: transaction N in page N % 2.
         for transaction in 0..2u64 {
-            out.write_all(&meta_page(transaction, page_size, root, next)).context("writing the database")?;
+            out.write_all(&meta_page(transaction, page_size, root, next))
+                .context("writing the database")?;
         }
         out.flush().context("writing the database")?;
         Ok(next * page_size as u64)
@@ -314,7 +376,14 @@ mod tests {
     type Entries = Vec<(Vec<u8>, Vec<u8>)>;
 
     fn numbered(count: u32, value: impl Fn(u32) -> usize) -> Entries {
-        (0..count).map(|number| (number.to_be_bytes().to_vec(), vec![number as u8; value(number)])).collect()
+        (0..count)
+            .map(|number| {
+                (
+                    number.to_be_bytes().to_vec(),
+                    vec![number as u8; value(number)],
+                )
+            })
+            .collect()
     }
 
     fn written(buckets: &[(&str, Entries)], page_size: u64) -> (Database, u64) {
@@ -322,13 +391,18 @@ mod tests {
         let mut writer = DatabaseWriter::new(&mut out, page_size).unwrap();
         for (name, entries) in buckets {
             writer.bucket(name.as_bytes()).unwrap();
-            entries.iter().for_each(|(key, value)| writer.put(key, value).unwrap());
+            entries
+                .iter()
+                .for_each(|(key, value)| writer.put(key, value).unwrap());
         }
         let length = writer.finish().unwrap();
         let bytes = out.into_inner();
         assert_eq!(bytes.len() as u64, length);
         let guest = MemoryTree::new().file("/db", bytes).into_guest();
-        (Database::open(File::open(&guest, &GuestPath::new("/db")).unwrap()).unwrap(), length)
+        (
+            Database::open(File::open(&guest, &GuestPath::new("/db")).unwrap()).unwrap(),
+            length,
+        )
     }
 
     #[test]
@@ -340,7 +414,12 @@ mod tests {
             ("one page", numbered(30, |_| 60)),
             ("many", numbered(60_000, |number| number as usize % 90)),
             ("large", numbered(40, |number| number as usize * 1000)),
-            ("long keys", (0..60u32).map(|n| ([&n.to_be_bytes()[..], &[7; 9000]].concat(), vec![1])).collect()),
+            (
+                "long keys",
+                (0..60u32)
+                    .map(|n| ([&n.to_be_bytes()[..], &[7; 9000]].concat(), vec![1]))
+                    .collect(),
+            ),
         ];
         for page_size in [1024, 4096, 65_536] {
             let (db, length) = written(&cases, page_size);
@@ -355,7 +434,11 @@ mod tests {
                 .unwrap();
                 assert_eq!(&read, entries, "{name}, pages of {page_size}");
                 if let Some((key, value)) = entries.get(entries.len() / 2) {
-                    assert_eq!(db.get(&bucket, key).unwrap().as_ref(), Some(value), "{name}");
+                    assert_eq!(
+                        db.get(&bucket, key).unwrap().as_ref(),
+                        Some(value),
+                        "{name}"
+                    );
                 }
             }
             let check = db.check(&mut |_, _| {}).unwrap();
@@ -370,7 +453,11 @@ mod tests {
         assert!(writer.put(b"a", b"").is_err());
         writer.bucket(b"one").unwrap();
         writer.put(b"b", b"").unwrap();
-        assert!(writer.put(b"b", b"").is_err() && writer.put(b"a", b"").is_err() && writer.put(b"", b"").is_err());
+        assert!(
+            writer.put(b"b", b"").is_err()
+                && writer.put(b"a", b"").is_err()
+                && writer.put(b"", b"").is_err()
+        );
         assert!(writer.put(&[b'c'; MAX_KEY + 1], b"").is_err());
         writer.bucket(b"two").unwrap();
         writer.bucket(b"three").unwrap();

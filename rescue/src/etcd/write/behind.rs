@@ -20,16 +20,28 @@ const BUFFERS: usize = 3;
 ///
 /// # Errors
 /// Those of `make`, which is told what `out` says at the latest when it flushes or seeks.
-pub fn write<T>(out: &mut dyn SinkFile, make: impl FnOnce(&mut dyn SinkFile) -> Result<T>) -> Result<T> {
+pub fn write<T>(
+    out: &mut dyn SinkFile,
+    make: impl FnOnce(&mut dyn SinkFile) -> Result<T>,
+) -> Result<T> {
     let (orders, taken) = channel();
     let (answer, answers) = channel();
     let (empty, emptied) = channel();
     (0..BUFFERS).for_each(|_| drop(empty.send(Vec::with_capacity(AT_ONCE))));
-    let writer = Writer { out, taken, answer, empty };
+    let writer = Writer {
+        out,
+        taken,
+        answer,
+        empty,
+    };
     thread::scope(|scope| {
         let (start, started) = channel::<Writer<'_>>();
         let run = move || started.recv().map(Writer::run);
-        if thread::Builder::new().name("writing".to_owned()).spawn_scoped(scope, run).is_err() {
+        if thread::Builder::new()
+            .name("writing".to_owned())
+            .spawn_scoped(scope, run)
+            .is_err()
+        {
             // There is no second thread to be had.
             let mut out = BufWriter::with_capacity(AT_ONCE, writer.out);
             let made = make(&mut out)?;
@@ -38,7 +50,12 @@ pub fn write<T>(out: &mut dyn SinkFile, make: impl FnOnce(&mut dyn SinkFile) -> 
         }
         let _ = start.send(writer);
         let buffer = emptied.recv().unwrap_or_default();
-        let mut out = Behind { orders, answers, emptied, buffer };
+        let mut out = Behind {
+            orders,
+            answers,
+            emptied,
+            buffer,
+        };
         make(&mut out)
     })
 }
@@ -61,7 +78,9 @@ impl Writer<'_> {
     fn run(self) {
         for order in self.taken {
             let done = match order {
-                Order::Write(mut bytes) => match bytes.chunks(ONE_CALL).try_for_each(|piece| self.out.write_all(piece))
+                Order::Write(mut bytes) => match bytes
+                    .chunks(ONE_CALL)
+                    .try_for_each(|piece| self.out.write_all(piece))
                 {
                     Ok(()) => {
                         bytes.clear();
@@ -117,7 +136,9 @@ impl Behind {
         if self.orders.send(order).is_err() {
             return Err(self.failure());
         }
-        self.answers.recv().unwrap_or_else(|_| Err(io::Error::other("writing has ended already")))
+        self.answers
+            .recv()
+            .unwrap_or_else(|_| Err(io::Error::other("writing has ended already")))
     }
 }
 
@@ -126,7 +147,9 @@ impl Write for Behind {
         if self.buffer.len() >= AT_ONCE {
             self.hand_over()?;
         }
-        let taken = bytes.get(..bytes.len().min(AT_ONCE - self.buffer.len())).unwrap_or_default();
+        let taken = bytes
+            .get(..bytes.len().min(AT_ONCE - self.buffer.len()))
+            .unwrap_or_default();
         self.buffer.extend_from_slice(taken);
         Ok(taken.len())
     }
@@ -153,7 +176,9 @@ mod tests {
         let bytes: Vec<u8> = (0..5_000_000u32).map(|n| (n % 251) as u8).collect();
         let mut out = Cursor::new(Vec::new());
         let end = write(&mut out, |out| {
-            bytes.chunks(77_777).try_for_each(|piece| out.write_all(piece))?;
+            bytes
+                .chunks(77_777)
+                .try_for_each(|piece| out.write_all(piece))?;
             let end = out.stream_position()?;
             out.seek(SeekFrom::Start(3))?;
             out.write_all(b"changed")?;
@@ -170,7 +195,10 @@ mod tests {
 
     impl Write for Full {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0 = self.0.checked_sub(bytes.len()).ok_or(io::ErrorKind::StorageFull)?;
+            self.0 = self
+                .0
+                .checked_sub(bytes.len())
+                .ok_or(io::ErrorKind::StorageFull)?;
             Ok(bytes.len())
         }
         fn flush(&mut self) -> io::Result<()> {
@@ -188,7 +216,9 @@ mod tests {
     fn the_disk_s_own_error_is_told_early_or_late() {
         for (room, bytes) in [(5 << 20, 20 << 20), (100, 1000), (0, 1)] {
             let done = write(&mut Full(room), |out| {
-                vec![7; bytes].chunks(9999).try_for_each(|piece| out.write_all(piece))?;
+                vec![7; bytes]
+                    .chunks(9999)
+                    .try_for_each(|piece| out.write_all(piece))?;
                 out.flush()?;
                 Ok(())
             });

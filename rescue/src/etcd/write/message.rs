@@ -46,7 +46,12 @@ impl ConfState {
     /// raftpb.ConfState. No joint consensus leaves itself: etcd's server does not use it.
     pub fn encode(&self) -> Vec<u8> {
         let mut message = Vec::new();
-        let lists = [&self.voters, &self.learners, &self.voters_outgoing, &self.learners_next];
+        let lists = [
+            &self.voters,
+            &self.learners,
+            &self.voters_outgoing,
+            &self.learners_next,
+        ];
         for (field, list) in (1..).zip(lists) {
             for id in list {
                 put_number(&mut message, field, *id);
@@ -87,7 +92,11 @@ impl SnapshotMark {
     /// raftpb.SnapshotMetadata, as in a `.snap` file.
     pub fn encode_metadata(&self) -> Vec<u8> {
         let mut message = Vec::new();
-        put_bytes(&mut message, 1, &self.conf_state.clone().unwrap_or_default().encode());
+        put_bytes(
+            &mut message,
+            1,
+            &self.conf_state.clone().unwrap_or_default().encode(),
+        );
         put_number(&mut message, 2, self.index);
         put_number(&mut message, 3, self.term);
         message
@@ -111,8 +120,21 @@ struct Json<'a> {
 impl Member {
     /// As configuration changes and the bucket `members` hold it.
     pub fn to_json(&self) -> Vec<u8> {
-        let Self { id, name, peer_urls, client_urls, is_learner } = self;
-        go_json(&Json { id: *id, peer_urls, is_learner: *is_learner, name, client_urls }).into_bytes()
+        let Self {
+            id,
+            name,
+            peer_urls,
+            client_urls,
+            is_learner,
+        } = self;
+        go_json(&Json {
+            id: *id,
+            peer_urls,
+            is_learner: *is_learner,
+            name,
+            client_urls,
+        })
+        .into_bytes()
     }
 }
 
@@ -131,20 +153,50 @@ mod tests {
 
     #[test]
     fn what_is_encoded_is_read_back() {
-        let change = ConfChange { kind: ConfChangeKind::AddLearner, node: u64::MAX, context: b"{}".to_vec() };
+        let change = ConfChange {
+            kind: ConfChangeKind::AddLearner,
+            node: u64::MAX,
+            context: b"{}".to_vec(),
+        };
         let data = change.encode();
-        let entry = Entry { term: 3, index: 700, kind: EntryKind::ConfChange, data: &data };
+        let entry = Entry {
+            term: 3,
+            index: 700,
+            kind: EntryKind::ConfChange,
+            data: &data,
+        };
         let message = entry.encode();
         let read = Entry::parse(&message).unwrap();
         assert_eq!(read, entry);
         assert_eq!(ConfChange::parse(read.data).unwrap(), change);
-        let state = HardState { term: 4, vote: 0, commit: 9 };
+        let state = HardState {
+            term: 4,
+            vote: 0,
+            commit: 9,
+        };
         assert_eq!(HardState::parse(&state.encode()).unwrap(), state);
-        let voters = ConfState { voters: vec![1, 300], learners: vec![7], ..ConfState::default() };
-        let mark = SnapshotMark { index: 5, term: 2, conf_state: Some(voters) };
-        assert_eq!(SnapshotMark::parse_record(&mark.encode_record()).unwrap(), mark);
-        assert_eq!(SnapshotMark::parse_metadata(&mark.encode_metadata()).unwrap(), mark);
-        let identity = Identity { member: 1, cluster: u64::MAX };
+        let voters = ConfState {
+            voters: vec![1, 300],
+            learners: vec![7],
+            ..ConfState::default()
+        };
+        let mark = SnapshotMark {
+            index: 5,
+            term: 2,
+            conf_state: Some(voters),
+        };
+        assert_eq!(
+            SnapshotMark::parse_record(&mark.encode_record()).unwrap(),
+            mark
+        );
+        assert_eq!(
+            SnapshotMark::parse_metadata(&mark.encode_metadata()).unwrap(),
+            mark
+        );
+        let identity = Identity {
+            member: 1,
+            cluster: u64::MAX,
+        };
         assert_eq!(Identity::parse(&identity.encode()).unwrap(), identity);
     }
 }

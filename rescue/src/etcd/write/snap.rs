@@ -49,14 +49,30 @@ mod tests {
     fn a_snapshot_is_read_back() {
         let mut members = Members::default();
         let urls = vec!["https://10.0.0.1:2380".to_owned()];
-        members.list.insert(7, Member { id: 7, peer_urls: urls, ..Member::default() });
-        let voters = ConfState { voters: vec![7], ..ConfState::default() };
-        let mark = SnapshotMark { index: 4711, term: 2, conf_state: Some(voters) };
+        members.list.insert(
+            7,
+            Member {
+                id: 7,
+                peer_urls: urls,
+                ..Member::default()
+            },
+        );
+        let voters = ConfState {
+            voters: vec![7],
+            ..ConfState::default()
+        };
+        let mark = SnapshotMark {
+            index: 4711,
+            term: 2,
+            conf_state: Some(voters),
+        };
         let mut file = Vec::new();
         write(&mut file, &mark, &store::store(&members, None)).unwrap();
         assert_eq!(file_name(&mark), "0000000000000002-0000000000001267.snap");
         let guest = MemoryTree::new().file("/snap", file).into_guest();
-        let read = snap::read(&guest, &GuestPath::new("/snap")).unwrap().unwrap();
+        let read = snap::read(&guest, &GuestPath::new("/snap"))
+            .unwrap()
+            .unwrap();
         assert_eq!((read.mark, read.members), (mark, Some(members)));
     }
 }

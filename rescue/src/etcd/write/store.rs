@@ -33,7 +33,10 @@ struct Node {
 
 impl Node {
     fn folder(path: impl Into<String>, index: u64) -> Self {
-        Self { children: Some(BTreeMap::new()), ..Self::leaf(path, index, String::new()) }
+        Self {
+            children: Some(BTreeMap::new()),
+            ..Self::leaf(path, index, String::new())
+        }
     }
 
     fn leaf(path: impl Into<String>, index: u64, value: String) -> Self {
@@ -50,7 +53,9 @@ impl Node {
     /// Puts `child` below, under the last part of its path.
     fn with(mut self, child: Self) -> Self {
         let name = child.path.rsplit('/').next().unwrap_or_default().to_owned();
-        self.children.get_or_insert_with(BTreeMap::new).insert(name, child);
+        self.children
+            .get_or_insert_with(BTreeMap::new)
+            .insert(name, child);
         self
     }
 }
@@ -89,24 +94,42 @@ pub fn store(members: &Members, version: Option<&str>) -> Vec<u8> {
         let at = next();
         let mut removed = Node::folder("/0/removed_members", at);
         for id in &members.removed {
-            removed = removed.with(Node::leaf(format!("/0/removed_members/{id:x}"), at, String::new()));
+            removed = removed.with(Node::leaf(
+                format!("/0/removed_members/{id:x}"),
+                at,
+                String::new(),
+            ));
         }
         cluster = cluster.with(removed);
     }
     if let Some(version) = version {
         cluster = cluster.with(Node::leaf("/0/version", next(), version.to_owned()));
     }
-    let root = Node::folder("/", 0).with(cluster).with(Node::folder("/1", 0));
-    go_json(&Store { root, current_index: index, current_version: 2 }).into_bytes()
+    let root = Node::folder("/", 0)
+        .with(cluster)
+        .with(Node::folder("/1", 0));
+    go_json(&Store {
+        root,
+        current_index: index,
+        current_version: 2,
+    })
+    .into_bytes()
 }
 
 fn node_of(member: &Member, next: &mut dyn FnMut() -> u64) -> Node {
     let path = format!("/0/members/{:x}", member.id);
     let at = next();
-    let raft = go_json(&RaftAttributes { peer_urls: &member.peer_urls, is_learner: member.is_learner });
-    let mut node = Node::folder(&*path, at).with(Node::leaf(format!("{path}/raftAttributes"), at, raft));
+    let raft = go_json(&RaftAttributes {
+        peer_urls: &member.peer_urls,
+        is_learner: member.is_learner,
+    });
+    let mut node =
+        Node::folder(&*path, at).with(Node::leaf(format!("{path}/raftAttributes"), at, raft));
     if !member.client_urls.is_empty() {
-        let own = go_json(&Attributes { name: &member.name, client_urls: &member.client_urls });
+        let own = go_json(&Attributes {
+            name: &member.name,
+            client_urls: &member.client_urls,
+        });
         node = node.with(Node::leaf(format!("{path}/attributes"), next(), own));
     }
     node
@@ -119,7 +142,9 @@ pub(crate) fn go_json(value: &impl Serialize) -> String {
     let mut out = String::with_capacity(plain.len());
     for letter in plain.chars() {
         match letter {
-            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => out.push_str(&format!("\\u{:04x}", u32::from(letter))),
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
+                out.push_str(&format!("\\u{:04x}", u32::from(letter)))
+            }
             letter => out.push(letter),
         }
     }
@@ -145,19 +170,37 @@ mod tests {
             members.list.insert(id, member);
         }
         members.removed.insert(0xabc);
-        assert_eq!(v2store::members(&store(&members, Some("3.5.0"))).unwrap(), members);
+        assert_eq!(
+            v2store::members(&store(&members, Some("3.5.0"))).unwrap(),
+            members
+        );
     }
 
     #[test]
     fn the_tree_is_that_of_a_restored_snapshot() {
         let mut members = Members::default();
-        for (id, port) in [(0x43cc_f13c_9d84_d8d2, 2), (0x4ec8_19aa_19b9_f4b5, 3), (0x58a8_8bf9_7839_8f80, 1)] {
+        for (id, port) in [
+            (0x43cc_f13c_9d84_d8d2, 2),
+            (0x4ec8_19aa_19b9_f4b5, 3),
+            (0x58a8_8bf9_7839_8f80, 1),
+        ] {
             let peer_urls = vec![format!("http://127.0.0.1:{port}")];
-            members.list.insert(id, Member { id, name: format!("m{port}"), peer_urls, ..Member::default() });
+            members.list.insert(
+                id,
+                Member {
+                    id,
+                    name: format!("m{port}"),
+                    peer_urls,
+                    ..Member::default()
+                },
+            );
         }
         // `Root` as `etcdutl snapshot restore` 3.5.1 writes it for these members.
         let real = include_str!("restored-store.json").trim_end();
         let ours = String::from_utf8(store(&members, None)).unwrap();
-        assert_eq!(ours, format!("{{\"Root\":{real},\"CurrentIndex\":3,\"CurrentVersion\":2}}"));
+        assert_eq!(
+            ours,
+            format!("{{\"Root\":{real},\"CurrentIndex\":3,\"CurrentVersion\":2}}")
+        );
     }
 }

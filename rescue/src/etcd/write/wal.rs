@@ -40,7 +40,11 @@ pub struct LogWriter<W> {
 impl<W: Write> LogWriter<W> {
     /// Begins a file that follows one which ended with this running checksum; 0 for the first.
     pub fn following(out: W, crc: u32) -> Self {
-        Self { out, crc, frame: Vec::new() }
+        Self {
+            out,
+            crc,
+            frame: Vec::new(),
+        }
     }
 
     /// Appends a record of any kind.
@@ -122,21 +126,45 @@ impl<W: Write> LogWriter<W> {
 ///
 /// # Errors
 /// As the output gives them.
-pub fn create(out: impl Write, identity: &Identity, members: &Members, form: Form) -> io::Result<SnapshotMark> {
+pub fn create(
+    out: impl Write,
+    identity: &Identity,
+    members: &Members,
+    form: Form,
+) -> io::Result<SnapshotMark> {
     let mut writer = LogWriter::following(out, 0);
     writer.begin(identity)?;
     writer.mark(&SnapshotMark::default())?;
     let voters: Vec<u64> = members.list.keys().copied().collect();
     for (index, member) in (1..).zip(members.list.values()) {
         let data = add(member).encode();
-        writer.entry(&Entry { term: 1, index, kind: EntryKind::ConfChange, data: &data })?;
+        writer.entry(&Entry {
+            term: 1,
+            index,
+            kind: EntryKind::ConfChange,
+            data: &data,
+        })?;
     }
     let last = voters.len() as u64;
-    writer.state(&HardState { term: 1, vote: voters.first().copied().unwrap_or(0), commit: last })?;
-    let conf_state = Some(ConfState { voters, ..ConfState::default() });
-    let mark = SnapshotMark { index: last, term: 1, conf_state };
+    writer.state(&HardState {
+        term: 1,
+        vote: voters.first().copied().unwrap_or(0),
+        commit: last,
+    })?;
+    let conf_state = Some(ConfState {
+        voters,
+        ..ConfState::default()
+    });
+    let mark = SnapshotMark {
+        index: last,
+        term: 1,
+        conf_state,
+    };
     match form {
-        Form::V3_4 => writer.mark(&SnapshotMark { conf_state: None, ..mark.clone() })?,
+        Form::V3_4 => writer.mark(&SnapshotMark {
+            conf_state: None,
+            ..mark.clone()
+        })?,
         Form::V3_5 => writer.mark(&mark)?,
     }
     writer.finish()?;
@@ -145,8 +173,16 @@ pub fn create(out: impl Write, identity: &Identity, members: &Members, form: For
 
 /// The change that brings a member in: as a voter, or as a learner if it is one.
 pub fn add(member: &Member) -> ConfChange {
-    let kind = if member.is_learner { ConfChangeKind::AddLearner } else { ConfChangeKind::AddNode };
-    ConfChange { kind, node: member.id, context: member.to_json() }
+    let kind = if member.is_learner {
+        ConfChangeKind::AddLearner
+    } else {
+        ConfChangeKind::AddNode
+    };
+    ConfChange {
+        kind,
+        node: member.id,
+        context: member.to_json(),
+    }
 }
 
 /// Entries as a log has them, in their order. They hold what users wrote, so they are never shown.
@@ -178,7 +214,9 @@ impl Entries {
     /// # Errors
     /// As the output gives them.
     pub fn write<W: Write>(&self, writer: &mut LogWriter<W>) -> io::Result<()> {
-        self.0.iter().try_for_each(|entry| writer.record(segment::ENTRY, entry))
+        self.0
+            .iter()
+            .try_for_each(|entry| writer.record(segment::ENTRY, entry))
     }
 }
 
@@ -211,7 +249,14 @@ impl Addition {
     pub fn agreed(last: u64, term: u64, vote: u64, changes: Vec<ConfChange>) -> Self {
         let commit = last.saturating_add(changes.len() as u64);
         let (entries, state) = (Entries::default(), HardState { term, vote, commit });
-        Self { mark: None, entries, term, first: last.saturating_add(1), changes, state }
+        Self {
+            mark: None,
+            entries,
+            term,
+            first: last.saturating_add(1),
+            changes,
+            state,
+        }
     }
 
     fn write<W: Write>(&self, writer: &mut LogWriter<W>) -> io::Result<()> {
@@ -221,7 +266,12 @@ impl Addition {
         self.entries.write(writer)?;
         for (index, change) in (self.first..).zip(&self.changes) {
             let data = change.encode();
-            writer.entry(&Entry { term: self.term, index, kind: EntryKind::ConfChange, data: &data })?;
+            writer.entry(&Entry {
+                term: self.term,
+                index,
+                kind: EntryKind::ConfChange,
+                data: &data,
+            })?;
         }
         writer.state(&self.state)
     }
@@ -264,12 +314,24 @@ impl Rewrite<'_> {
         let kept = log.segments.get(from..).unwrap_or_default();
         let (last, before) = kept.split_last().context("the log is empty")?;
         for look in before {
-            ensure!(look.end == End::Complete, "{} is damaged", look.segment.path);
+            ensure!(
+                look.end == End::Complete,
+                "{} is damaged",
+                look.segment.path
+            );
         }
-        ensure!(last.used > 0, "nothing of {} can be read", last.segment.path);
+        ensure!(
+            last.used > 0,
+            "nothing of {} can be read",
+            last.segment.path
+        );
         for pair in kept.windows(2) {
             let follows = pair[0].segment.sequence.checked_add(1) == Some(pair[1].segment.sequence);
-            ensure!(follows, "a file of the log is missing before {}", pair[1].segment.path);
+            ensure!(
+                follows,
+                "a file of the log is missing before {}",
+                pair[1].segment.path
+            );
         }
         Ok(())
     }
@@ -277,13 +339,24 @@ impl Rewrite<'_> {
     /// Bytes that it takes at most: a record grows by its longer checksum and identity.
     pub fn bytes_of(log: &Log, from: usize, addition: Option<&Addition>) -> u64 {
         let kept = log.segments.get(from..).unwrap_or_default();
-        let there = kept.iter().fold(0u64, |sum, look| sum.saturating_add(look.used));
+        let there = kept
+            .iter()
+            .fold(0u64, |sum, look| sum.saturating_add(look.used));
         let added = addition.map_or(0, |addition| {
-            let contexts: u64 = addition.changes.iter().map(|change| change.context.len() as u64 + 96).sum();
-            contexts.saturating_add(addition.entries.bytes()).saturating_add(4096)
+            let contexts: u64 = addition
+                .changes
+                .iter()
+                .map(|change| change.context.len() as u64 + 96)
+                .sum();
+            contexts
+                .saturating_add(addition.entries.bytes())
+                .saturating_add(4096)
         });
         // The shortest record takes 24 bytes, and a checksum 4 more at most.
-        there.saturating_add(there / 6).saturating_add(added).saturating_add(4096)
+        there
+            .saturating_add(there / 6)
+            .saturating_add(added)
+            .saturating_add(4096)
     }
 
     /// Writes all files into the folder `wal` of `sink`.
@@ -297,7 +370,10 @@ impl Rewrite<'_> {
             let segment = &self.log.segments[number].segment;
             let name = folder.join(file_name(segment.sequence, segment.index));
             let out = BufWriter::with_capacity(1 << 20, sink.file(&name, MODE)?);
-            crc = Some(self.file(number, crc, out).with_context(|| format!("rewriting {}", segment.path))?);
+            crc = Some(
+                self.file(number, crc, out)
+                    .with_context(|| format!("rewriting {}", segment.path))?,
+            );
         }
         Ok(())
     }
@@ -316,8 +392,14 @@ impl Rewrite<'_> {
             }
             let Some(writer) = &mut writer else {
                 // The first file kept says itself what the one before it ended with.
-                ensure!(record.kind == segment::CRC, "it does not begin with a checksum");
-                let mut begun = LogWriter::following(out.take().context("one output")?, before.unwrap_or(record.crc));
+                ensure!(
+                    record.kind == segment::CRC,
+                    "it does not begin with a checksum"
+                );
+                let mut begun = LogWriter::following(
+                    out.take().context("one output")?,
+                    before.unwrap_or(record.crc),
+                );
                 begun.begin(&self.identity)?;
                 writer = Some(begun);
                 continue;
@@ -349,10 +431,19 @@ mod tests {
     use crate::guest::GuestPath;
     use crate::tree::{FolderTree, MemoryTree};
 
-    const US: Identity = Identity { member: 7, cluster: 9 };
+    const US: Identity = Identity {
+        member: 7,
+        cluster: 9,
+    };
 
     fn entry(term: u64, index: u64) -> Vec<u8> {
-        Entry { term, index, kind: EntryKind::Normal, data: b"something that is written" }.encode()
+        Entry {
+            term,
+            index,
+            kind: EntryKind::Normal,
+            data: b"something that is written",
+        }
+        .encode()
     }
 
     /// Two files; the second begins with an entry that overwrites two.
@@ -364,17 +455,39 @@ mod tests {
         for index in 1..=5 {
             first.record(segment::ENTRY, &entry(1, index));
         }
-        first.record(segment::STATE, &HardState { term: 1, vote: 7, commit: 3 }.encode());
+        first.record(
+            segment::STATE,
+            &HardState {
+                term: 1,
+                vote: 7,
+                commit: 3,
+            }
+            .encode(),
+        );
         let first = first.into_bytes();
-        let guest = MemoryTree::new().file("/wal/0000000000000000-0000000000000000.wal", &first).into_guest();
-        let log = Log::read(&guest, &Folder::list(&guest, &GuestPath::new("/wal")).unwrap()).unwrap();
+        let guest = MemoryTree::new()
+            .file("/wal/0000000000000000-0000000000000000.wal", &first)
+            .into_guest();
+        let log = Log::read(
+            &guest,
+            &Folder::list(&guest, &GuestPath::new("/wal")).unwrap(),
+        )
+        .unwrap();
         let mut second = Writer::continuing(log.segments[0].crc);
         second.record(segment::CRC, b"");
         second.record(segment::METADATA, &US.encode());
         for index in if overwrites { 4..=7 } else { 6..=7 } {
             second.record(segment::ENTRY, &entry(2, index));
         }
-        second.record(segment::STATE, &HardState { term: 2, vote: 8, commit: 6 }.encode());
+        second.record(
+            segment::STATE,
+            &HardState {
+                term: 2,
+                vote: 8,
+                commit: 6,
+            }
+            .encode(),
+        );
         [first, second.into_bytes()]
     }
 
@@ -386,7 +499,11 @@ mod tests {
             .file("/wal/0000000000000000-0000000000000000.wal", &files[0])
             .file("/wal/0000000000000001-0000000000000006.wal", &second)
             .into_guest();
-        let log = Log::read(&guest, &Folder::list(&guest, &GuestPath::new("/wal")).unwrap()).unwrap();
+        let log = Log::read(
+            &guest,
+            &Folder::list(&guest, &GuestPath::new("/wal")).unwrap(),
+        )
+        .unwrap();
         (guest, log)
     }
 
@@ -401,7 +518,11 @@ mod tests {
         let list = Folder::list(&guest, &GuestPath::new("/wal")).unwrap();
         let log = Log::read(&guest, &list).unwrap();
         let read = |segment: &crate::etcd::format::wal::Segment| {
-            std::fs::read(top.join("wal").join(segment.path.as_path().file_name().unwrap())).unwrap()
+            std::fs::read(
+                top.join("wal")
+                    .join(segment.path.as_path().file_name().unwrap()),
+            )
+            .unwrap()
         };
         let files = list.segments.iter().map(read).collect::<Vec<_>>();
         let most = Rewrite::bytes_of(rewrite.log, rewrite.from, rewrite.addition);
@@ -420,7 +541,13 @@ mod tests {
         let files = sample(false);
         let (guest, log) = guest(&files);
         for from in [0, 1] {
-            let rewrite = Rewrite { guest: &guest, log: &log, from, identity: US, addition: None };
+            let rewrite = Rewrite {
+                guest: &guest,
+                log: &log,
+                from,
+                identity: US,
+                addition: None,
+            };
             assert_eq!(rewritten(&rewrite).1, files[from..]);
         }
     }
@@ -429,17 +556,45 @@ mod tests {
     fn with_another_identity_all_entries_stay_and_more_follow() {
         for overwrites in [false, true] {
             let (guest, log) = guest(&sample(overwrites));
-            let identity = Identity { member: u64::MAX, cluster: 1 };
-            let change = ConfChange { kind: ConfChangeKind::RemoveNode, node: 8, context: Vec::new() };
+            let identity = Identity {
+                member: u64::MAX,
+                cluster: 1,
+            };
+            let change = ConfChange {
+                kind: ConfChangeKind::RemoveNode,
+                node: 8,
+                context: Vec::new(),
+            };
             let addition = Addition::agreed(log.last, 3, 0, vec![change.clone()]);
-            let rewrite = Rewrite { guest: &guest, log: &log, from: 0, identity, addition: Some(&addition) };
+            let rewrite = Rewrite {
+                guest: &guest,
+                log: &log,
+                from: 0,
+                identity,
+                addition: Some(&addition),
+            };
             let (new, _, entries) = rewritten(&rewrite);
             assert_eq!(new.identity, Some(identity));
             assert_eq!(new.other_identity, None);
-            assert!(new.segments.iter().all(|look| look.end == End::Complete && look.used == look.size));
-            let terms: Vec<u64> = if overwrites { vec![1, 1, 1, 2, 2, 2, 2, 3] } else { vec![1, 1, 1, 1, 1, 2, 2, 3] };
+            assert!(
+                new.segments
+                    .iter()
+                    .all(|look| look.end == End::Complete && look.used == look.size)
+            );
+            let terms: Vec<u64> = if overwrites {
+                vec![1, 1, 1, 2, 2, 2, 2, 3]
+            } else {
+                vec![1, 1, 1, 1, 1, 2, 2, 3]
+            };
             assert_eq!(entries, (1..=8).zip(terms).collect::<Vec<_>>());
-            assert_eq!(new.state, HardState { term: 3, vote: 0, commit: 8 });
+            assert_eq!(
+                new.state,
+                HardState {
+                    term: 3,
+                    vote: 0,
+                    commit: 8
+                }
+            );
             assert_eq!(new.changes, [(8, change)]);
         }
     }
@@ -455,10 +610,21 @@ mod tests {
         for number in 1..=3 {
             let peer_urls = vec![format!("http://127.0.0.1:{number}")];
             let id = member_id(&peer_urls, "etcd-cluster");
-            members.list.insert(id, Member { id, name: format!("m{number}"), peer_urls, ..Member::default() });
+            members.list.insert(
+                id,
+                Member {
+                    id,
+                    name: format!("m{number}"),
+                    peer_urls,
+                    ..Member::default()
+                },
+            );
         }
         let member = 0x58a8_8bf9_7839_8f80;
-        let identity = Identity { member, cluster: cluster_id(members.voters()) };
+        let identity = Identity {
+            member,
+            cluster: cluster_id(members.voters()),
+        };
         for (form, bytes) in real {
             let mut written = Vec::new();
             let mark = create(&mut written, &identity, &members, form).unwrap();

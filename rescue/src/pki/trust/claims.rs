@@ -9,7 +9,16 @@ pub fn doubted_by<'p>(party: &Party, others: &[&'p Party]) -> Option<&'p Party> 
     if party.role != Some(Role::ControlPlane) || party.is_trusted {
         return None;
     }
-    let is_same_cluster = |other: &&&Party| other.proven_authorities().any(|ca| party.has_trace_of(ca));
-    let proves_it = |other: &Party| other.proven_authorities().any(|ca| party.standing.is_control_plane_of(ca));
-    others.iter().filter(is_same_cluster).find(|other| !proves_it(other)).copied()
+    let is_same_cluster =
+        |other: &&&Party| other.proven_authorities().any(|ca| party.has_trace_of(ca));
+    let proves_it = |other: &Party| {
+        other
+            .proven_authorities()
+            .any(|ca| party.standing.is_control_plane_of(ca))
+    };
+    others
+        .iter()
+        .filter(is_same_cluster)
+        .find(|other| !proves_it(other))
+        .copied()
 }

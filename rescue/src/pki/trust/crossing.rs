@@ -62,10 +62,18 @@ pub fn control_planes(receiver: &Party, donor: &Party) -> Result<Permit, Unprove
             ),
         });
     }
-    let is_shared =
-        |ca: &&Certificate| donor.standing.is_control_plane_of(ca) && receiver.standing.is_control_plane_of(ca);
-    if let Some(ca) = receiver.proven_authorities().chain(donor.proven_authorities()).find(is_shared) {
-        return Ok(Permit::Proved(format!("both disks hold private keys of control planes of the CA {}", shown(ca))));
+    let is_shared = |ca: &&Certificate| {
+        donor.standing.is_control_plane_of(ca) && receiver.standing.is_control_plane_of(ca)
+    };
+    if let Some(ca) = receiver
+        .proven_authorities()
+        .chain(donor.proven_authorities())
+        .find(is_shared)
+    {
+        return Ok(Permit::Proved(format!(
+            "both disks hold private keys of control planes of the CA {}",
+            shown(ca)
+        )));
     }
     // A CA of one's own making proves nothing to the other: it must be one that the other takes for its cluster's.
     let unproven: Vec<&Party> = match (proves_to(receiver, donor), proves_to(donor, receiver)) {
@@ -85,23 +93,37 @@ pub fn control_planes(receiver: &Party, donor: &Party) -> Result<Permit, Unprove
 
 /// Whether `party` proves to be a control plane of a cluster that `other` takes for its own.
 fn proves_to(party: &Party, other: &Party) -> bool {
-    other.carried().any(|ca| party.standing.is_control_plane_of(ca))
+    other
+        .carried()
+        .any(|ca| party.standing.is_control_plane_of(ca))
 }
 
 /// Whether `receiver` may get leaves that the etcd CA signed: it is a member of that etcd, or a control plane of the donor's cluster.
 ///
 /// # Errors
 /// [`Unproven`], as of [`control_planes`].
-pub fn etcd_members(receiver: &Party, donor: &Party, authority: &Certificate) -> Result<Permit, Unproven> {
+pub fn etcd_members(
+    receiver: &Party,
+    donor: &Party,
+    authority: &Certificate,
+) -> Result<Permit, Unproven> {
     // Where one CA signs for etcd and for the cluster, a member's leaf would open both.
     let is_clusters = |(kind, own): &(Authority, Certificate)| {
         *kind != Authority::Etcd && own.public_key_info == authority.public_key_info
     };
-    let is_shared = donor.authorities.iter().chain(&donor.standing.signing).any(is_clusters);
-    let both =
-        !is_shared && receiver.standing.is_etcd_member_of(authority) && donor.standing.is_etcd_member_of(authority);
+    let is_shared = donor
+        .authorities
+        .iter()
+        .chain(&donor.standing.signing)
+        .any(is_clusters);
+    let both = !is_shared
+        && receiver.standing.is_etcd_member_of(authority)
+        && donor.standing.is_etcd_member_of(authority);
     if both && !donor.only_signs {
-        return Ok(Permit::Proved(format!("both disks hold private keys of members of the CA {}", shown(authority))));
+        return Ok(Permit::Proved(format!(
+            "both disks hold private keys of members of the CA {}",
+            shown(authority)
+        )));
     }
     control_planes(receiver, donor)
 }
@@ -129,7 +151,10 @@ pub fn may_lend_names(receiver: &Party, lender: &Party) -> bool {
 }
 
 /// The user's word for all of `unproven`, else what is missing.
-pub(super) fn trusted_or(unproven: &[&Party], saw: impl FnOnce() -> String) -> Result<Permit, Unproven> {
+pub(super) fn trusted_or(
+    unproven: &[&Party],
+    saw: impl FnOnce() -> String,
+) -> Result<Permit, Unproven> {
     let doubted: Vec<&&Party> = unproven.iter().filter(|party| !party.is_trusted).collect();
     if doubted.is_empty() {
         let names: Vec<String> = unproven.iter().map(|party| party.shown()).collect();

@@ -128,18 +128,29 @@ pub struct Units {
 /// Decides who may be planned with whom.
 pub fn units(claims: &[Claim]) -> Units {
     let mut decided = Room::of(claims).decide();
-    let vouched: Vec<usize> = (0..claims.len()).filter(|number| claims[*number].is_trusted).collect();
+    let vouched: Vec<usize> = (0..claims.len())
+        .filter(|number| claims[*number].is_trusted)
+        .collect();
     for number in vouched {
         let mut without = claims.to_vec();
         without[number].is_trusted = false;
         let alone = Room::of(&without).decide();
         let together = |units: &[Unit]| -> BTreeSet<usize> {
-            units.iter().find(|unit| unit.all().any(|one| one == number)).into_iter().flat_map(Unit::all).collect()
+            units
+                .iter()
+                .find(|unit| unit.all().any(|one| one == number))
+                .into_iter()
+                .flat_map(Unit::all)
+                .collect()
         };
         if together(&alone.units) == together(&decided.units) {
             continue;
         }
-        if let Some(unit) = decided.units.iter_mut().find(|unit| unit.all().any(|one| one == number)) {
+        if let Some(unit) = decided
+            .units
+            .iter_mut()
+            .find(|unit| unit.all().any(|one| one == number))
+        {
             unit.on_word.push(number);
         }
     }
@@ -172,8 +183,15 @@ pub fn lends(claims: &[Claim], donor: usize, receiver: usize) -> Result<(), Why>
             .iter()
             .any(|unit| unit.lenders.contains(&donor) && unit.all().any(|one| one == receiver))
     };
-    let may = from.is_trusted || to.list.is_empty() || !to.holds_writes || (is_same && room.names(receiver, donor));
-    if may || is_together() { Ok(()) } else { Err(Why::NotListed) }
+    let may = from.is_trusted
+        || to.list.is_empty()
+        || !to.holds_writes
+        || (is_same && room.names(receiver, donor));
+    if may || is_together() {
+        Ok(())
+    } else {
+        Err(Why::NotListed)
+    }
 }
 
 struct Room<'a> {
@@ -190,7 +208,13 @@ struct Room<'a> {
 
 impl<'a> Room<'a> {
     fn of(claims: &'a [Claim]) -> Self {
-        Self { claims, group: key_groups(claims), demoted: Vec::new(), barred: Vec::new(), ambiguous: Vec::new() }
+        Self {
+            claims,
+            group: key_groups(claims),
+            demoted: Vec::new(),
+            barred: Vec::new(),
+            ambiguous: Vec::new(),
+        }
     }
 
     fn decide_again(&self) -> Units {
@@ -220,20 +244,31 @@ impl<'a> Room<'a> {
     fn names(&self, one: usize, other: usize) -> bool {
         let (own, other_claim) = (self.claim(one), self.claim(other));
         one != other
-            && own.list.iter().filter(|entry| !own.is_own(entry)).any(|entry| {
-                let is_taken = || {
-                    (0..self.claims.len())
-                        .any(|number| self.group[number] == self.group[one] && self.claim(number).id == Some(entry.id))
-                };
-                other_claim.id == Some(entry.id) || (meet(&entry.urls, &other_claim.urls) && !is_taken())
-            })
+            && own
+                .list
+                .iter()
+                .filter(|entry| !own.is_own(entry))
+                .any(|entry| {
+                    let is_taken = || {
+                        (0..self.claims.len()).any(|number| {
+                            self.group[number] == self.group[one]
+                                && self.claim(number).id == Some(entry.id)
+                        })
+                    };
+                    other_claim.id == Some(entry.id)
+                        || (meet(&entry.urls, &other_claim.urls) && !is_taken())
+                })
     }
 
     /// Whether the list of `one` has a place for `other`, be it under another ID.
     fn has_place_for(&self, one: usize, other: usize) -> bool {
         let (own, other) = (self.claim(one), self.claim(other));
-        let is_other = |entry: &Listed| other.id == Some(entry.id) || meet(&entry.urls, &other.urls);
-        own.list.iter().filter(|entry| !own.is_own(entry)).any(is_other)
+        let is_other =
+            |entry: &Listed| other.id == Some(entry.id) || meet(&entry.urls, &other.urls);
+        own.list
+            .iter()
+            .filter(|entry| !own.is_own(entry))
+            .any(is_other)
     }
 
     /// Members of each group and cluster that lead to one another by their own lists. Each is a unit that lends.
@@ -242,13 +277,20 @@ impl<'a> Room<'a> {
         let mut is_placed = vec![false; self.claims.len()];
         let groups: BTreeSet<usize> = self.group.iter().copied().collect();
         for group in groups {
-            let speaking: Vec<usize> =
-                (0..self.claims.len()).filter(|number| self.group[*number] == group && self.speaks(*number)).collect();
-            let clusters: BTreeSet<Option<u64>> = speaking.iter().map(|number| self.claim(*number).cluster).collect();
+            let speaking: Vec<usize> = (0..self.claims.len())
+                .filter(|number| self.group[*number] == group && self.speaks(*number))
+                .collect();
+            let clusters: BTreeSet<Option<u64>> = speaking
+                .iter()
+                .map(|number| self.claim(*number).cluster)
+                .collect();
             // A disk without a log does not say of which cluster it is, so it comes with those that do.
             let mut clusters: Vec<Option<u64>> = clusters.into_iter().collect();
             clusters.sort_by_key(|cluster| {
-                let of_it = speaking.iter().filter(|number| self.claim(**number).cluster == *cluster).count();
+                let of_it = speaking
+                    .iter()
+                    .filter(|number| self.claim(**number).cluster == *cluster)
+                    .count();
                 (cluster.is_none(), std::cmp::Reverse(of_it), *cluster)
             });
             for cluster in clusters {
@@ -259,7 +301,11 @@ impl<'a> Room<'a> {
                 let there: Vec<usize> = speaking.iter().copied().filter(there).collect();
                 for unit in self.connected(&there) {
                     // Alone, one without a log waits for a cluster that it belongs to.
-                    if cluster.is_some() && unit.iter().all(|number| self.claim(*number).cluster.is_none()) {
+                    if cluster.is_some()
+                        && unit
+                            .iter()
+                            .all(|number| self.claim(*number).cluster.is_none())
+                    {
                         continue;
                     }
                     unit.iter().for_each(|number| is_placed[*number] = true);
@@ -277,13 +323,17 @@ impl<'a> Room<'a> {
             let (one, other) = (numbers[one], numbers[other]);
             one == other || self.names(one, other) || self.claim(other).is_trusted
         };
-        let mut reach: Vec<Vec<bool>> =
-            (0..count).map(|one| (0..count).map(|other| leads(one, other)).collect()).collect();
+        let mut reach: Vec<Vec<bool>> = (0..count)
+            .map(|one| (0..count).map(|other| leads(one, other)).collect())
+            .collect();
         for by in 0..count {
             for one in 0..count {
                 if reach[one][by] {
                     let onward = reach[by].clone();
-                    reach[one].iter_mut().zip(onward).for_each(|(known, more)| *known |= more);
+                    reach[one]
+                        .iter_mut()
+                        .zip(onward)
+                        .for_each(|(known, more)| *known |= more);
                 }
             }
         }
@@ -293,7 +343,9 @@ impl<'a> Room<'a> {
             if is_done[one] {
                 continue;
             }
-            let set: Vec<usize> = (0..count).filter(|other| reach[one][*other] && reach[*other][one]).collect();
+            let set: Vec<usize> = (0..count)
+                .filter(|other| reach[one][*other] && reach[*other][one])
+                .collect();
             set.iter().for_each(|member| is_done[*member] = true);
             sets.push(set.into_iter().map(|member| numbers[member]).collect());
         }
@@ -302,44 +354,78 @@ impl<'a> Room<'a> {
 
     /// Who of them holds the newest log.
     fn newest(&self, numbers: &[usize]) -> Option<usize> {
-        numbers.iter().copied().max_by_key(|number| (self.claim(*number).rank, std::cmp::Reverse(*number)))
+        numbers
+            .iter()
+            .copied()
+            .max_by_key(|number| (self.claim(*number).rank, std::cmp::Reverse(*number)))
     }
 
     /// Whether the list of `newest` makes a learner of a member that votes by its own, without the user's word for it.
     fn demotes(&self, newest: usize, number: usize) -> bool {
-        let votes = self.claim(number).own().filter(|own| !own.is_learner).map(|own| own.id);
+        let votes = self
+            .claim(number)
+            .own()
+            .filter(|own| !own.is_learner)
+            .map(|own| own.id);
         let newest_claim = self.claim(newest);
-        let learns = |id: u64| newest_claim.list.iter().any(|entry| entry.id == id && entry.is_learner);
+        let learns = |id: u64| {
+            newest_claim
+                .list
+                .iter()
+                .any(|entry| entry.id == id && entry.is_learner)
+        };
         newest != number && !newest_claim.is_trusted && votes.is_some_and(learns)
     }
 
     /// Takes those out of a set that the newest list leaves out, or makes learners of while they vote by their own. Among themselves they may be
     /// several that agree, and such are never replaced: a majority that lacks the change has not agreed on it.
     fn without_demoted(&mut self, set: Vec<usize>) -> Vec<Unit> {
-        let Some(newest) = self.newest(&set).filter(|newest| !self.claim(*newest).is_trusted) else {
-            return vec![Unit { lenders: set, ..Unit::default() }];
+        let Some(newest) = self
+            .newest(&set)
+            .filter(|newest| !self.claim(*newest).is_trusted)
+        else {
+            return vec![Unit {
+                lenders: set,
+                ..Unit::default()
+            }];
         };
         let list = &self.claim(newest).list;
         let is_left_out = |number: &usize| {
-            self.claim(*number).id.is_some_and(|id| list.iter().all(|entry| entry.id != id)) && *number != newest
+            self.claim(*number)
+                .id
+                .is_some_and(|id| list.iter().all(|entry| entry.id != id))
+                && *number != newest
         };
         let is_demoted = |number: &usize| self.demotes(newest, *number);
-        let (out, rest): (Vec<usize>, Vec<usize>) =
-            set.into_iter().partition(|number| is_left_out(number) || is_demoted(number));
+        let (out, rest): (Vec<usize>, Vec<usize>) = set
+            .into_iter()
+            .partition(|number| is_left_out(number) || is_demoted(number));
         if out.is_empty() {
-            return vec![Unit { lenders: rest, ..Unit::default() }];
+            return vec![Unit {
+                lenders: rest,
+                ..Unit::default()
+            }];
         }
         // Vouched for, one belongs here; but the newest list does not know it, so what it holds does not count.
-        let (vouched, out): (Vec<usize>, Vec<usize>) =
-            out.into_iter().partition(|number| self.claim(*number).is_trusted && is_left_out(number));
+        let (vouched, out): (Vec<usize>, Vec<usize>) = out
+            .into_iter()
+            .partition(|number| self.claim(*number).is_trusted && is_left_out(number));
         let demoted: Vec<usize> = out.iter().copied().filter(is_demoted).collect();
-        self.demoted.extend(demoted.iter().map(|number| (*number, newest)));
-        self.barred.extend(demoted.into_iter().map(|number| (number, newest)));
+        self.demoted
+            .extend(demoted.iter().map(|number| (*number, newest)));
+        self.barred
+            .extend(demoted.into_iter().map(|number| (number, newest)));
         // Who holds the newest log never gets an older one from those that it leaves out.
-        self.barred.extend(rest.iter().flat_map(|receiver| out.iter().map(|lender| (*receiver, *lender))));
+        self.barred.extend(
+            rest.iter()
+                .flat_map(|receiver| out.iter().map(|lender| (*receiver, *lender))),
+        );
         // Those that are left may have led to one another by way of the others.
         let sets = [self.connected(&rest), self.connected(&out)].concat();
-        let mut units: Vec<Unit> = sets.into_iter().flat_map(|set| self.without_demoted(set)).collect();
+        let mut units: Vec<Unit> = sets
+            .into_iter()
+            .flat_map(|set| self.without_demoted(set))
+            .collect();
         if let Some(unit) = units.iter_mut().find(|unit| unit.lenders.contains(&newest)) {
             unit.receivers.extend(vouched);
         }
@@ -349,12 +435,26 @@ impl<'a> Room<'a> {
     /// Whether `receiver`, which has a list, may get the history of `unit`: it holds nothing of its own, its list leads there, or the user says so.
     fn may_receive(&self, receiver: usize, unit: &Unit) -> bool {
         let claim = self.claim(receiver);
-        let cluster = unit.lenders.iter().find_map(|lender| self.claim(*lender).cluster);
+        let cluster = unit
+            .lenders
+            .iter()
+            .find_map(|lender| self.claim(*lender).cluster);
         let is_same = claim.cluster.is_none() || cluster.is_none() || claim.cluster == cluster;
-        let is_barred = self.barred.iter().any(|(one, lender)| *one == receiver && unit.lenders.contains(lender))
-            || self.newest(&unit.lenders).is_some_and(|newest| self.demotes(newest, receiver));
-        let leads = unit.lenders.iter().any(|lender| self.names(receiver, *lender));
-        let is_word = unit.lenders.iter().all(|lender| self.claim(*lender).is_trusted);
+        let is_barred = self
+            .barred
+            .iter()
+            .any(|(one, lender)| *one == receiver && unit.lenders.contains(lender))
+            || self
+                .newest(&unit.lenders)
+                .is_some_and(|newest| self.demotes(newest, receiver));
+        let leads = unit
+            .lenders
+            .iter()
+            .any(|lender| self.names(receiver, *lender));
+        let is_word = unit
+            .lenders
+            .iter()
+            .all(|lender| self.claim(*lender).is_trusted);
         !is_barred && (is_word || !claim.holds_writes || (is_same && leads))
     }
 
@@ -363,7 +463,10 @@ impl<'a> Room<'a> {
         let shares = |lender: &usize| self.group[*lender] == self.group[number];
         !unit.lenders.is_empty()
             && unit.lenders.iter().all(shares)
-            && unit.lenders.iter().any(|lender| self.has_place_for(*lender, number))
+            && unit
+                .lenders
+                .iter()
+                .any(|lender| self.has_place_for(*lender, number))
             && (self.speaks(number) || self.is_started_beside(number, unit))
     }
 
@@ -371,7 +474,12 @@ impl<'a> Room<'a> {
     /// control plane of a kubeadm cluster names itself alone.
     fn is_started_beside(&self, number: usize, unit: &Unit) -> bool {
         let own = self.claim(number);
-        let others: Vec<String> = own.initial_urls.iter().filter(|url| !own.urls.contains(url)).cloned().collect();
+        let others: Vec<String> = own
+            .initial_urls
+            .iter()
+            .filter(|url| !own.urls.contains(url))
+            .cloned()
+            .collect();
         let is_named = |lender: &usize| {
             let lender = self.claim(*lender);
             lender.is_trusted || meet(&others, &lender.urls)
@@ -381,12 +489,23 @@ impl<'a> Room<'a> {
 
     /// Who lends to nobody else gets the history of a unit that has a place for it, where its own list allows that.
     fn receive(&self, units: &mut [Unit]) {
-        let writes = |unit: &Unit| unit.lenders.iter().filter(|number| self.claim(**number).holds_writes).count();
-        units
-            .sort_by_key(|unit| (std::cmp::Reverse((writes(unit), unit.lenders.len())), unit.lenders.first().copied()));
+        let writes = |unit: &Unit| {
+            unit.lenders
+                .iter()
+                .filter(|number| self.claim(**number).holds_writes)
+                .count()
+        };
+        units.sort_by_key(|unit| {
+            (
+                std::cmp::Reverse((writes(unit), unit.lenders.len())),
+                unit.lenders.first().copied(),
+            )
+        });
         for at in 0..units.len() {
             for from in (0..units.len()).rev() {
-                let [only] = units[from].lenders[..] else { continue };
+                let [only] = units[from].lenders[..] else {
+                    continue;
+                };
                 if from != at
                     && units[from].receivers.is_empty()
                     && self.is_wanted(only, &units[at])
@@ -401,10 +520,19 @@ impl<'a> Room<'a> {
 
     /// Places those that have no list: with the only unit that has a place for them. Where nobody at all has one, all of a group are one unit.
     fn silent(&mut self, units: &mut Vec<Unit>) {
-        let silent: Vec<usize> = (0..self.claims.len()).filter(|number| !self.speaks(*number)).collect();
+        let silent: Vec<usize> = (0..self.claims.len())
+            .filter(|number| !self.speaks(*number))
+            .collect();
         for number in silent {
-            let wanting: Vec<usize> = (0..units.len()).filter(|at| self.is_wanted(number, &units[*at])).collect();
-            let trusted = |at: &usize| units[*at].lenders.iter().all(|lender| self.claim(*lender).is_trusted);
+            let wanting: Vec<usize> = (0..units.len())
+                .filter(|at| self.is_wanted(number, &units[*at]))
+                .collect();
+            let trusted = |at: &usize| {
+                units[*at]
+                    .lenders
+                    .iter()
+                    .all(|lender| self.claim(*lender).is_trusted)
+            };
             let vouched: Vec<usize> = wanting.iter().copied().filter(trusted).collect();
             let wanting = if vouched.is_empty() { wanting } else { vouched };
             // Who names another's members without being named back is no rival of them.
@@ -415,26 +543,40 @@ impl<'a> Room<'a> {
                         && !self.claims_of(&units[*other], &units[*at])
                 })
             };
-            let rivals: Vec<usize> = wanting.iter().copied().filter(|at| !is_outdone(at)).collect();
+            let rivals: Vec<usize> = wanting
+                .iter()
+                .copied()
+                .filter(|at| !is_outdone(at))
+                .collect();
             match rivals[..] {
-                [only] if self.is_known_in(number, &units[only]) => units[only].lenders.push(number),
+                [only] if self.is_known_in(number, &units[only]) => {
+                    units[only].lenders.push(number)
+                }
                 [only] => units[only].receivers.push(number),
                 [] => {
                     let is_silent_too = |unit: &&mut Unit| {
-                        unit.lenders
-                            .iter()
-                            .all(|lender| !self.speaks(*lender) && self.group[*lender] == self.group[number])
-                            && !unit.lenders.is_empty()
+                        unit.lenders.iter().all(|lender| {
+                            !self.speaks(*lender) && self.group[*lender] == self.group[number]
+                        }) && !unit.lenders.is_empty()
                     };
                     match units.iter_mut().find(is_silent_too) {
                         Some(unit) => unit.lenders.push(number),
-                        None => units.push(Unit { lenders: vec![number], ..Unit::default() }),
+                        None => units.push(Unit {
+                            lenders: vec![number],
+                            ..Unit::default()
+                        }),
                     }
                 }
                 _ => {
-                    let lenders = rivals.iter().flat_map(|at| units[*at].lenders.clone()).collect();
+                    let lenders = rivals
+                        .iter()
+                        .flat_map(|at| units[*at].lenders.clone())
+                        .collect();
                     self.ambiguous.push((number, lenders));
-                    units.push(Unit { lenders: vec![number], ..Unit::default() });
+                    units.push(Unit {
+                        lenders: vec![number],
+                        ..Unit::default()
+                    });
                 }
             }
         }
@@ -446,13 +588,15 @@ impl<'a> Room<'a> {
         own.id.is_some()
             && unit.lenders.iter().any(|lender| {
                 let lender = self.claim(*lender);
-                lender.cluster == own.cluster && lender.list.iter().any(|entry| Some(entry.id) == own.id)
+                lender.cluster == own.cluster
+                    && lender.list.iter().any(|entry| Some(entry.id) == own.id)
             })
     }
 
     /// Whether members of `unit` say that they belong to those of `other`.
     fn claims_of(&self, unit: &Unit, other: &Unit) -> bool {
-        unit.all().any(|one| other.lenders.iter().any(|lender| self.says(one, *lender)))
+        unit.all()
+            .any(|one| other.lenders.iter().any(|lender| self.says(one, *lender)))
     }
 
     /// Whether `one` says of itself that `other` is a member of its cluster, or that it is the same member.
@@ -460,8 +604,12 @@ impl<'a> Room<'a> {
         let (own, known) = (self.claim(one), self.claim(other));
         let is_twin = own.cluster.is_some() && (own.cluster, own.id) == (known.cluster, known.id);
         let listed = || {
-            let is_other = |entry: &&Listed| known.id == Some(entry.id) || meet(&entry.urls, &known.urls);
-            own.list.iter().filter(|entry| !own.is_own(entry)).any(|entry| is_other(&entry))
+            let is_other =
+                |entry: &&Listed| known.id == Some(entry.id) || meet(&entry.urls, &known.urls);
+            own.list
+                .iter()
+                .filter(|entry| !own.is_own(entry))
+                .any(|entry| is_other(&entry))
         };
         // One that has lost everything says nothing but how it is started; with the keys of another cluster it belongs to that.
         let started = || {
@@ -499,13 +647,18 @@ impl<'a> Room<'a> {
             return None;
         }
         let demotes = |voters: &Unit, newest: &Unit| {
-            self.demoted
-                .iter()
-                .any(|(voter, by)| voters.lenders.contains(voter) && newest.all().any(|number| number == *by))
+            self.demoted.iter().any(|(voter, by)| {
+                voters.lenders.contains(voter) && newest.all().any(|number| number == *by)
+            })
         };
         let left = |doubted: &Unit, beside: &Unit, why: Why, matters: bool| {
             let (doubted, beside) = (doubted.all().collect(), beside.all().collect());
-            Some(LeftOut { doubted, beside, why, matters })
+            Some(LeftOut {
+                doubted,
+                beside,
+                why,
+                matters,
+            })
         };
         if demotes(one, other) {
             return left(other, one, Why::Demoted, true);
@@ -522,14 +675,20 @@ impl<'a> Room<'a> {
                 _ => left(other, one, Why::TwoHistories, true),
             };
         }
-        let is_proven = |unit: &Unit| unit.all().any(|number| !self.claim(number).proven.is_empty());
+        let is_proven = |unit: &Unit| {
+            unit.all()
+                .any(|number| !self.claim(number).proven.is_empty())
+        };
         let (doubted, beside) = match (is_proven(one), is_proven(other)) {
             (true, false) => (other, one),
             (false, true) => (one, other),
             _ if forth && !back => (one, other),
             _ => (other, one),
         };
-        let is_whole = doubted.all().chain(beside.all()).all(|number| self.claim(number).is_whole);
+        let is_whole = doubted
+            .all()
+            .chain(beside.all())
+            .all(|number| self.claim(number).is_whole);
         left(doubted, beside, Why::NoKey, !(forth && back && is_whole))
     }
 }
@@ -539,20 +698,35 @@ impl<'a> Room<'a> {
 fn key_groups(claims: &[Claim]) -> Vec<usize> {
     let mut group: Vec<Option<usize>> = vec![None; claims.len()];
     let mut next = 0;
-    let mut authorities: Vec<&Vec<u8>> =
-        claims.iter().flat_map(|claim| &claim.proven).collect::<BTreeSet<_>>().into_iter().collect();
-    let members = |authority: &Vec<u8>| claims.iter().filter(|claim| claim.proven.contains(authority)).count();
+    let mut authorities: Vec<&Vec<u8>> = claims
+        .iter()
+        .flat_map(|claim| &claim.proven)
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect();
+    let members = |authority: &Vec<u8>| {
+        claims
+            .iter()
+            .filter(|claim| claim.proven.contains(authority))
+            .count()
+    };
     authorities.sort_by_key(|authority| std::cmp::Reverse(members(authority)));
     for authority in authorities {
         let there: Vec<usize> = (0..claims.len())
-            .filter(|at| group[*at].is_none() && claims[*at].uses_tls && claims[*at].proven.contains(authority))
+            .filter(|at| {
+                group[*at].is_none()
+                    && claims[*at].uses_tls
+                    && claims[*at].proven.contains(authority)
+            })
             .collect();
         if !there.is_empty() {
             there.into_iter().for_each(|at| group[at] = Some(next));
             next += 1;
         }
     }
-    let plain: Vec<usize> = (0..claims.len()).filter(|at| !claims[*at].uses_tls).collect();
+    let plain: Vec<usize> = (0..claims.len())
+        .filter(|at| !claims[*at].uses_tls)
+        .collect();
     if !plain.is_empty() {
         plain.into_iter().for_each(|at| group[at] = Some(next));
         next += 1;
@@ -574,30 +748,61 @@ fn key_groups(claims: &[Claim]) -> Vec<usize> {
 /// place for it. The word for one disk is none for those that claim to be its peers: a group that proves nothing, and is not vouched for
 /// itself, is not joined; nor does a disk with keys of its own join one with other keys that names it as well.
 fn join_vouched(claims: &[Claim], group: &mut [usize]) {
-    let room = Room { claims, group: Vec::new(), demoted: Vec::new(), barred: Vec::new(), ambiguous: Vec::new() };
+    let room = Room {
+        claims,
+        group: Vec::new(),
+        demoted: Vec::new(),
+        barred: Vec::new(),
+        ambiguous: Vec::new(),
+    };
     for number in (0..claims.len()).filter(|number| claims[*number].is_trusted) {
         let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        group.iter().enumerate().for_each(|(member, of)| groups.entry(*of).or_default().push(member));
+        group
+            .iter()
+            .enumerate()
+            .for_each(|(member, of)| groups.entry(*of).or_default().push(member));
         let from = &groups[&group[number]];
         let is_vouched = |members: &[usize]| members.iter().all(|other| claims[*other].is_trusted);
         let is_said = |members: &[usize]| members.iter().any(|other| room.says(number, *other));
-        let is_placed =
-            |members: &[usize]| !room.speaks(number) && members.iter().any(|other| room.has_place_for(*other, number));
+        let is_placed = |members: &[usize]| {
+            !room.speaks(number)
+                && members
+                    .iter()
+                    .any(|other| room.has_place_for(*other, number))
+        };
         let is_joinable = |members: &[usize]| {
-            let is_known = members.iter().any(|other| !claims[*other].uses_tls || !claims[*other].proven.is_empty());
+            let is_known = members
+                .iter()
+                .any(|other| !claims[*other].uses_tls || !claims[*other].proven.is_empty());
             let names_it = members.iter().any(|other| room.says(*other, number));
             is_vouched(members) || (is_known && (claims[number].proven.is_empty() || !names_it))
         };
-        let others = || groups.iter().filter(|(of, members)| **of != group[number] && is_joinable(members));
-        let said: Vec<usize> = others().filter(|(_, members)| is_said(members)).map(|(of, _)| *of).collect();
-        let placed: Vec<usize> = others().filter(|(_, members)| is_placed(members)).map(|(of, _)| *of).collect();
+        let others = || {
+            groups
+                .iter()
+                .filter(|(of, members)| **of != group[number] && is_joinable(members))
+        };
+        let said: Vec<usize> = others()
+            .filter(|(_, members)| is_said(members))
+            .map(|(of, _)| *of)
+            .collect();
+        let placed: Vec<usize> = others()
+            .filter(|(_, members)| is_placed(members))
+            .map(|(of, _)| *of)
+            .collect();
         let wanted = if said.is_empty() { placed } else { said };
         // Several are joined one after the other where the user vouches for all of them.
         let first = wanted.first().copied();
-        let Some(to) = first.filter(|_| wanted.len() == 1 || wanted.iter().all(|of| is_vouched(&groups[of]))) else {
+        let Some(to) =
+            first.filter(|_| wanted.len() == 1 || wanted.iter().all(|of| is_vouched(&groups[of])))
+        else {
             continue;
         };
-        let moved = if is_vouched(from) { from.clone() } else { vec![number] };
+        let moved = if is_vouched(from) {
+            from.clone()
+        } else {
+            vec![number]
+        };
         moved.into_iter().for_each(|member| group[member] = to);
     }
 }
@@ -610,7 +815,10 @@ pub fn broken_rule(claims: &[Claim], decided: &Units) -> Option<String> {
         return Some(format!("{all:?} are not {} claims once each", claims.len()));
     }
     decided.units.iter().find_map(|unit| {
-        unit.lenders.iter().find_map(|lender| unit.all().find_map(|other| broken_between(claims, unit, *lender, other)))
+        unit.lenders.iter().find_map(|lender| {
+            unit.all()
+                .find_map(|other| broken_between(claims, unit, *lender, other))
+        })
     })
 }
 
@@ -619,32 +827,59 @@ fn broken_between(claims: &[Claim], unit: &Unit, lender: usize, other: usize) ->
     if lender == other || from.is_trusted || to.is_trusted {
         return None;
     }
-    let shares = from.uses_tls == to.uses_tls && (!from.uses_tls || !from.proven.is_disjoint(&to.proven));
+    let shares =
+        from.uses_tls == to.uses_tls && (!from.uses_tls || !from.proven.is_disjoint(&to.proven));
     if !shares {
-        return Some(format!("{lender} lends to {other}, which shares no key with it"));
+        return Some(format!(
+            "{lender} lends to {other}, which shares no key with it"
+        ));
     }
     if to.list.is_empty() || !to.holds_writes {
         return None;
     }
-    let others = || unit.lenders.iter().map(|number| &claims[*number]).filter(|claim| !std::ptr::eq(*claim, to));
+    let others = || {
+        unit.lenders
+            .iter()
+            .map(|number| &claims[*number])
+            .filter(|claim| !std::ptr::eq(*claim, to))
+    };
     let names = |claim: &Claim| {
-        let is_claim = |entry: &Listed| claim.id == Some(entry.id) || meet(&entry.urls, &claim.urls);
-        claim.is_trusted || to.list.iter().filter(|entry| !to.is_own(entry)).any(is_claim)
+        let is_claim =
+            |entry: &Listed| claim.id == Some(entry.id) || meet(&entry.urls, &claim.urls);
+        claim.is_trusted
+            || to
+                .list
+                .iter()
+                .filter(|entry| !to.is_own(entry))
+                .any(is_claim)
     };
     if !others().any(names) {
-        return Some(format!("{other} gets the history of {lender}, and its list leads to none of its unit"));
+        return Some(format!(
+            "{other} gets the history of {lender}, and its list leads to none of its unit"
+        ));
     }
     // One without a list only adds to what the others hold.
     let says = |number: &&usize| !claims[**number].list.is_empty();
-    let is_word = unit.lenders.iter().filter(says).all(|number| claims[*number].is_trusted);
+    let is_word = unit
+        .lenders
+        .iter()
+        .filter(says)
+        .all(|number| claims[*number].is_trusted);
     if !is_word && from.cluster.is_some() && to.cluster.is_some() && from.cluster != to.cluster {
         return Some(format!("{lender} and {other} are of two clusters"));
     }
-    let newest = unit.lenders.iter().max_by_key(|number| (claims[**number].rank, std::cmp::Reverse(**number)));
+    let newest = unit
+        .lenders
+        .iter()
+        .max_by_key(|number| (claims[**number].rank, std::cmp::Reverse(**number)));
     let votes = to.own().filter(|own| !own.is_learner).map(|own| own.id);
     let is_demoted = newest.is_some_and(|number| {
         let newest = &claims[*number];
-        !newest.is_trusted && newest.list.iter().any(|entry| Some(entry.id) == votes && entry.is_learner)
+        !newest.is_trusted
+            && newest
+                .list
+                .iter()
+                .any(|entry| Some(entry.id) == votes && entry.is_learner)
     });
     is_demoted.then(|| format!("{other} votes and becomes a learner"))
 }
@@ -660,7 +895,11 @@ mod tests {
 
     /// Member `id` of cluster 9 with the voters `list`, which proves to be of the etcd CA.
     fn member(id: u64, list: &[u64]) -> Claim {
-        let listed = |id: &u64| Listed { id: *id, urls: vec![url(*id)], is_learner: false };
+        let listed = |id: &u64| Listed {
+            id: *id,
+            urls: vec![url(*id)],
+            is_learner: false,
+        };
         Claim {
             shown: format!("m{id}"),
             trust_flag: format!("--trust m{id}"),
@@ -680,13 +919,28 @@ mod tests {
     /// A disk that lists itself as the only voter and member 1, by its URL, as a learner, with the newest log.
     fn forged(id: u64) -> Claim {
         let mut claim = member(id, &[id, 1]);
-        claim.list[1] = Listed { id: 77, urls: vec![url(1)], is_learner: true };
-        Claim { proven: BTreeSet::new(), rank: (2, 1000), ..claim }
+        claim.list[1] = Listed {
+            id: 77,
+            urls: vec![url(1)],
+            is_learner: true,
+        };
+        Claim {
+            proven: BTreeSet::new(),
+            rank: (2, 1000),
+            ..claim
+        }
     }
 
     fn lost(id: u64) -> Claim {
         let claim = member(id, &[]);
-        Claim { cluster: None, id: None, holds_writes: false, is_whole: false, rank: (0, 0), ..claim }
+        Claim {
+            cluster: None,
+            id: None,
+            holds_writes: false,
+            is_whole: false,
+            rank: (0, 0),
+            ..claim
+        }
     }
 
     /// Members of each unit, those that only receive as negative numbers less one.
@@ -695,7 +949,9 @@ mod tests {
         assert_eq!(broken_rule(claims, &decided), None);
         let numbers = |unit: &Unit| {
             let lenders = unit.lenders.iter().map(|number| *number as i64);
-            let mut all: Vec<i64> = lenders.chain(unit.receivers.iter().map(|number| -1 - *number as i64)).collect();
+            let mut all: Vec<i64> = lenders
+                .chain(unit.receivers.iter().map(|number| -1 - *number as i64))
+                .collect();
             all.sort_unstable();
             all
         };
@@ -705,47 +961,102 @@ mod tests {
     }
 
     fn left_out(claims: &[Claim]) -> Vec<(Vec<usize>, Why, bool)> {
-        units(claims).left_out.into_iter().map(|left| (left.doubted, left.why, left.matters)).collect()
+        units(claims)
+            .left_out
+            .into_iter()
+            .map(|left| (left.doubted, left.why, left.matters))
+            .collect()
     }
 
     #[test]
     fn members_that_list_one_another_are_planned_together() {
-        let three = [member(1, &[1, 2, 3]), member(2, &[1, 2, 3]), member(3, &[1, 2, 3])];
+        let three = [
+            member(1, &[1, 2, 3]),
+            member(2, &[1, 2, 3]),
+            member(3, &[1, 2, 3]),
+        ];
         assert_eq!(planned(&three), [[0, 1, 2]]);
         assert!(left_out(&three).is_empty());
         // One that has lost everything but its keys gets the others' history.
         let wiped = [lost(1), member(2, &[1, 2, 3]), member(3, &[1, 2, 3])];
         assert_eq!(planned(&wiped), [vec![-1, 1, 2]]);
         // Only databases are left, which do not say whose they are.
-        let databases: Vec<Claim> =
-            three.iter().map(|claim| Claim { cluster: None, id: None, ..claim.clone() }).collect();
+        let databases: Vec<Claim> = three
+            .iter()
+            .map(|claim| Claim {
+                cluster: None,
+                id: None,
+                ..claim.clone()
+            })
+            .collect();
         assert_eq!(planned(&databases), [[0, 1, 2]]);
     }
 
     #[test]
     fn who_holds_no_key_is_left_out_whatever_it_says() {
-        for first in [member(1, &[1]), lost(1), Claim { is_whole: false, ..member(1, &[1]) }] {
+        for first in [
+            member(1, &[1]),
+            lost(1),
+            Claim {
+                is_whole: false,
+                ..member(1, &[1])
+            },
+        ] {
             for claims in [[first.clone(), forged(6)], [forged(6), first.clone()]] {
                 assert_eq!(planned(&claims), [[0], [1]]);
-                let at = claims.iter().position(|claim| claim.urls == [url(6)]).unwrap();
+                let at = claims
+                    .iter()
+                    .position(|claim| claim.urls == [url(6)])
+                    .unwrap();
                 assert_eq!(left_out(&claims), [(vec![at], Why::NoKey, true)]);
             }
         }
         // Its own CA proves nothing to anybody else.
-        let own = Claim { proven: BTreeSet::from([b"own CA".to_vec()]), ..forged(6) };
+        let own = Claim {
+            proven: BTreeSet::from([b"own CA".to_vec()]),
+            ..forged(6)
+        };
         assert_eq!(planned(&[member(1, &[1]), own.clone()]), [[0], [1]]);
-        assert_eq!(left_out(&[member(1, &[1]), own]), [(vec![1], Why::NoKey, true)]);
+        assert_eq!(
+            left_out(&[member(1, &[1]), own]),
+            [(vec![1], Why::NoKey, true)]
+        );
         // Nor does it help to use no TLS.
-        assert_eq!(planned(&[member(1, &[1]), Claim { uses_tls: false, ..forged(6) }]), [[0], [1]]);
+        assert_eq!(
+            planned(&[
+                member(1, &[1]),
+                Claim {
+                    uses_tls: false,
+                    ..forged(6)
+                }
+            ]),
+            [[0], [1]]
+        );
     }
 
     #[test]
     fn a_shared_key_is_not_enough_where_the_list_leads_elsewhere() {
-        let shared = |claim: Claim| Claim { proven: BTreeSet::from([b"etcd CA".to_vec()]), ..claim };
-        let plain = |claim: Claim| Claim { uses_tls: false, ..claim };
+        let shared = |claim: Claim| Claim {
+            proven: BTreeSet::from([b"etcd CA".to_vec()]),
+            ..claim
+        };
+        let plain = |claim: Claim| Claim {
+            uses_tls: false,
+            ..claim
+        };
         let hostile = [forged(6), forged(7)].map(|mut claim| {
-            claim.list = [6, 7].map(|id| Listed { id, urls: vec![url(id)], is_learner: false }).to_vec();
-            claim.list.push(Listed { id: 1, urls: vec![url(1)], is_learner: false });
+            claim.list = [6, 7]
+                .map(|id| Listed {
+                    id,
+                    urls: vec![url(id)],
+                    is_learner: false,
+                })
+                .to_vec();
+            claim.list.push(Listed {
+                id: 1,
+                urls: vec![url(1)],
+                is_learner: false,
+            });
             claim
         });
         for with in [&shared as &dyn Fn(Claim) -> Claim, &plain] {
@@ -754,7 +1065,15 @@ mod tests {
             assert_eq!(left_out(&claims), [(vec![1], Why::NotListed, true)]);
             // Two that outnumber it, of its cluster's ID and of another.
             for cluster in [9, 8] {
-                claims = hostile.iter().map(|claim| with(Claim { cluster: Some(cluster), ..claim.clone() })).collect();
+                claims = hostile
+                    .iter()
+                    .map(|claim| {
+                        with(Claim {
+                            cluster: Some(cluster),
+                            ..claim.clone()
+                        })
+                    })
+                    .collect();
                 claims.push(with(member(1, &[1])));
                 assert_eq!(planned(&claims), [vec![0, 1], vec![2]], "{cluster}");
                 assert_eq!(left_out(&claims), [(vec![0, 1], Why::NotListed, true)]);
@@ -778,7 +1097,11 @@ mod tests {
     #[test]
     fn two_that_agree_are_not_replaced_by_a_newer_list_that_leaves_them_out() {
         let mut newest = member(1, &[1]);
-        newest.list.extend([21, 31].map(|id| Listed { id, urls: vec![url(id / 10)], is_learner: false }));
+        newest.list.extend([21, 31].map(|id| Listed {
+            id,
+            urls: vec![url(id / 10)],
+            is_learner: false,
+        }));
         newest.rank = (9, 900);
         let claims = [newest, member(2, &[1, 2, 3]), member(3, &[1, 2, 3])];
         assert_eq!(planned(&claims), [vec![0], vec![1, 2]]);
@@ -789,65 +1112,141 @@ mod tests {
         // Member 3 was taken in anew as 31; this disk still has the old ID.
         let newer = [1, 2].map(|id| {
             let mut claim = member(id, &[1, 2]);
-            claim.list.push(Listed { id: 31, urls: vec![url(3)], is_learner: false });
-            Claim { rank: (3, 200), ..claim }
+            claim.list.push(Listed {
+                id: 31,
+                urls: vec![url(3)],
+                is_learner: false,
+            });
+            Claim {
+                rank: (3, 200),
+                ..claim
+            }
         });
         let claims = [newer[0].clone(), newer[1].clone(), member(3, &[1, 2, 3])];
         assert_eq!(planned(&claims), [vec![-3, 0, 1]]);
         // It is as old, and member 2 was taken in anew.
         let renewed = |id: u64| {
             let mut claim = member(id, &[1, 3]);
-            claim.list.push(Listed { id: 21, urls: vec![url(2)], is_learner: false });
-            Claim { rank: (3, 200), ..claim }
+            claim.list.push(Listed {
+                id: 21,
+                urls: vec![url(2)],
+                is_learner: false,
+            });
+            Claim {
+                rank: (3, 200),
+                ..claim
+            }
         };
-        let second = Claim { id: Some(21), urls: vec![url(2)], ..renewed(2) };
-        assert_eq!(planned(&[renewed(1), second, member(3, &[1, 2, 3])]), [[0, 1, 2]]);
+        let second = Claim {
+            id: Some(21),
+            urls: vec![url(2)],
+            ..renewed(2)
+        };
+        assert_eq!(
+            planned(&[renewed(1), second, member(3, &[1, 2, 3])]),
+            [[0, 1, 2]]
+        );
     }
 
     #[test]
     fn one_that_came_up_empty_is_taken_in_and_one_with_writes_is_not() {
         let two = [member(1, &[1, 2, 3]), member(2, &[1, 2, 3])];
-        let fresh = Claim { cluster: Some(5), holds_writes: false, rank: (2, 5), ..member(3, &[3]) };
+        let fresh = Claim {
+            cluster: Some(5),
+            holds_writes: false,
+            rank: (2, 5),
+            ..member(3, &[3])
+        };
         let claims = [two[0].clone(), two[1].clone(), fresh.clone()];
         assert_eq!(planned(&claims), [vec![-3, 0, 1]]);
-        let used = Claim { holds_writes: true, ..fresh };
+        let used = Claim {
+            holds_writes: true,
+            ..fresh
+        };
         let claims = [two[0].clone(), two[1].clone(), used.clone()];
         assert_eq!(planned(&claims), [vec![0, 1], vec![2]]);
         assert_eq!(left_out(&claims), [(vec![0, 1], Why::NotListed, true)]);
-        let word = two.map(|claim| Claim { is_trusted: true, ..claim });
-        assert_eq!(planned(&[word[0].clone(), word[1].clone(), used]), [vec![-3, 0, 1]]);
+        let word = two.map(|claim| Claim {
+            is_trusted: true,
+            ..claim
+        });
+        assert_eq!(
+            planned(&[word[0].clone(), word[1].clone(), used]),
+            [vec![-3, 0, 1]]
+        );
     }
 
     #[test]
     fn the_user_s_word_counts_and_is_told() {
-        let claims = [member(1, &[1]), Claim { is_trusted: true, ..forged(6) }];
+        let claims = [
+            member(1, &[1]),
+            Claim {
+                is_trusted: true,
+                ..forged(6)
+            },
+        ];
         assert_eq!(planned(&claims), [[0, 1]]);
         assert_eq!(units(&claims).units[0].on_word, [1]);
-        let without_keys = Claim { proven: BTreeSet::new(), ..lost(1) };
+        let without_keys = Claim {
+            proven: BTreeSet::new(),
+            ..lost(1)
+        };
         let two = [member(2, &[1, 2, 3]), member(3, &[1, 2, 3])];
-        let claims = |is_trusted| [Claim { is_trusted, ..without_keys.clone() }, two[0].clone(), two[1].clone()];
+        let claims = |is_trusted| {
+            [
+                Claim {
+                    is_trusted,
+                    ..without_keys.clone()
+                },
+                two[0].clone(),
+                two[1].clone(),
+            ]
+        };
         assert_eq!(planned(&claims(false)), [vec![0], vec![1, 2]]);
         assert_eq!(left_out(&claims(false)), [(vec![0], Why::NoKey, true)]);
         assert_eq!(planned(&claims(true)), [vec![-1, 1, 2]]);
         assert_eq!(units(&claims(true)).units[0].on_word, [0]);
         // Where proof is there nothing is taken on anybody's word.
-        let proven = [Claim { is_trusted: true, ..lost(1) }, two[0].clone(), two[1].clone()];
+        let proven = [
+            Claim {
+                is_trusted: true,
+                ..lost(1)
+            },
+            two[0].clone(),
+            two[1].clone(),
+        ];
         assert!(units(&proven).units[0].on_word.is_empty());
     }
 
     #[test]
     fn the_word_for_one_disk_is_none_for_those_that_claim_to_be_its_peers() {
         // Member 2's disk is not given; another claims its URL and ID, without a key or with a CA of its own.
-        let mut claimed = Claim { rank: (9, 900), ..member(2, &[1, 2, 3]) };
+        let mut claimed = Claim {
+            rank: (9, 900),
+            ..member(2, &[1, 2, 3])
+        };
         for proven in [BTreeSet::new(), BTreeSet::from([b"own CA".to_vec()])] {
             claimed.proven = proven;
-            let own = Claim { is_trusted: true, ..member(1, &[1, 2, 3]) };
+            let own = Claim {
+                is_trusted: true,
+                ..member(1, &[1, 2, 3])
+            };
             assert_eq!(planned(&[own.clone(), claimed.clone()]), [[0], [1]]);
-            let both = [own, Claim { is_trusted: true, ..claimed.clone() }];
+            let both = [
+                own,
+                Claim {
+                    is_trusted: true,
+                    ..claimed.clone()
+                },
+            ];
             assert_eq!(planned(&both), [[0, 1]]);
         }
         // A whole cluster that has lost its keys, on the user's word for each.
-        let mut three = [member(1, &[1, 2, 3]), member(2, &[1, 2, 3]), member(3, &[1, 2, 3])];
+        let mut three = [
+            member(1, &[1, 2, 3]),
+            member(2, &[1, 2, 3]),
+            member(3, &[1, 2, 3]),
+        ];
         three.iter_mut().for_each(|claim| claim.proven.clear());
         assert_eq!(planned(&three), [[0], [1], [2]]);
         three.iter_mut().for_each(|claim| claim.is_trusted = true);
@@ -856,14 +1255,22 @@ mod tests {
 
     #[test]
     fn one_that_is_vouched_for_may_hold_an_older_history() {
-        let older = Claim { is_trusted: true, rank: (1, 5), ..forged(6) };
+        let older = Claim {
+            is_trusted: true,
+            rank: (1, 5),
+            ..forged(6)
+        };
         assert_eq!(planned(&[member(1, &[1]), older.clone()]), [[-2, 0]]);
         assert!(left_out(&[member(1, &[1]), older]).is_empty());
     }
 
     #[test]
     fn healthy_members_without_keys_are_no_trouble() {
-        let mut three = [member(1, &[1, 2, 3]), member(2, &[1, 2, 3]), member(3, &[1, 2, 3])];
+        let mut three = [
+            member(1, &[1, 2, 3]),
+            member(2, &[1, 2, 3]),
+            member(3, &[1, 2, 3]),
+        ];
         three[2].proven.clear();
         assert_eq!(planned(&three), [vec![0, 1], vec![2]]);
         assert_eq!(left_out(&three), [(vec![2], Why::NoKey, false)]);
@@ -877,15 +1284,23 @@ mod tests {
         assert_eq!(planned(&claims), [[0], [1], [2]]);
         assert!(left_out(&claims).contains(&(vec![2], Why::Ambiguous, true)));
         // What it is started with tells.
-        let started = Claim { initial_urls: vec![url(1), url(3)], ..lost(3) };
-        assert_eq!(planned(&[rivals[0].clone(), rivals[1].clone(), started]), [vec![-3, 0], vec![1]]);
+        let started = Claim {
+            initial_urls: vec![url(1), url(3)],
+            ..lost(3)
+        };
+        assert_eq!(
+            planned(&[rivals[0].clone(), rivals[1].clone(), started]),
+            [vec![-3, 0], vec![1]]
+        );
     }
 
     #[test]
     fn no_mixture_of_true_and_forged_claims_breaks_a_rule() {
         let mut state = 1u64;
         let mut below = move |bound: u64| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) % bound
         };
         for round in 0..50_000 {
@@ -912,7 +1327,11 @@ mod tests {
                 })
                 .collect();
             let decided = units(&claims);
-            assert_eq!(broken_rule(&claims, &decided), None, "round {round}: {claims:#?}\n{decided:#?}");
+            assert_eq!(
+                broken_rule(&claims, &decided),
+                None,
+                "round {round}: {claims:#?}\n{decided:#?}"
+            );
         }
     }
 }

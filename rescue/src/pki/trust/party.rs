@@ -42,7 +42,10 @@ impl Party {
     pub fn read(guest: &Guest, node: &Node, inventory: &Inventory, settings: &Settings) -> Self {
         let name = node.name(&guest.source).to_owned();
         let files = inventory.authorities.iter().flat_map(|(authority, state)| {
-            state.certificates.iter().map(|certificate| (*authority, certificate.clone()))
+            state
+                .certificates
+                .iter()
+                .map(|certificate| (*authority, certificate.clone()))
         });
         let standing = Standing::read(guest, inventory);
         Self {
@@ -56,14 +59,22 @@ impl Party {
             cluster: cluster_authorities(guest, inventory),
             leaves: leaves(inventory, &standing),
             standing,
-            kubelet_name: inventory.kubelet.as_ref().and_then(|client| client.node_name.clone().ok()),
+            kubelet_name: inventory
+                .kubelet
+                .as_ref()
+                .and_then(|client| client.node_name.clone().ok()),
         }
     }
 
     /// The same of a guest of which nothing was read yet.
     pub fn of(guest: &Guest, settings: &Settings) -> Self {
         let node = Node::read(guest);
-        Self::read(guest, &node, &Inventory::read(guest, &node, settings.now), settings)
+        Self::read(
+            guest,
+            &node,
+            &Inventory::read(guest, &node, settings.now),
+            settings,
+        )
     }
 
     /// `master02 (disk2.img)`.
@@ -88,29 +99,57 @@ impl Party {
 
     /// The CAs that it takes for its cluster's, as its disk says it: in kubelet.conf and in its files, etcd's left aside.
     pub fn carried(&self) -> impl Iterator<Item = &Certificate> {
-        let files = self.authorities.iter().filter(|(authority, _)| *authority != Authority::Etcd);
-        self.cluster.iter().chain(files.map(|(_, certificate)| certificate)).filter(|ca| ca.may_sign())
+        let files = self
+            .authorities
+            .iter()
+            .filter(|(authority, _)| *authority != Authority::Etcd);
+        self.cluster
+            .iter()
+            .chain(files.map(|(_, certificate)| certificate))
+            .filter(|ca| ca.may_sign())
     }
 
     /// Whether it shows a trace of this CA: takes it for its own, or has a certificate that it signed, with a key or without.
     pub fn has_trace_of(&self, ca: &Certificate) -> bool {
         self.carried().any(|own| own.is_same_authority(ca))
-            || self.leaves.iter().any(|leaf| leaf.signed_by(ca) == SignatureCheck::Valid)
+            || self
+                .leaves
+                .iter()
+                .any(|leaf| leaf.signed_by(ca) == SignatureCheck::Valid)
     }
 
     /// The certificates of CAs in its files whose cluster it proves to be a control plane of.
     pub fn proven_authorities(&self) -> impl Iterator<Item = &Certificate> {
-        let files = self.authorities.iter().filter(|(authority, _)| *authority != Authority::Etcd);
-        let files = files.map(|(_, certificate)| certificate).filter(|certificate| certificate.may_sign());
-        let own = self.standing.signing.iter().filter(|(authority, _)| *authority != Authority::Etcd);
-        files.chain(own.map(|(_, certificate)| certificate)).filter(|ca| self.standing.is_control_plane_of(ca))
+        let files = self
+            .authorities
+            .iter()
+            .filter(|(authority, _)| *authority != Authority::Etcd);
+        let files = files
+            .map(|(_, certificate)| certificate)
+            .filter(|certificate| certificate.may_sign());
+        let own = self
+            .standing
+            .signing
+            .iter()
+            .filter(|(authority, _)| *authority != Authority::Etcd);
+        files
+            .chain(own.map(|(_, certificate)| certificate))
+            .filter(|ca| self.standing.is_control_plane_of(ca))
     }
 }
 
 fn leaves(inventory: &Inventory, standing: &Standing) -> Vec<Certificate> {
-    let own = inventory.leaves.iter().filter_map(|leaf| leaf.certificate.clone());
-    let kubelet = inventory.kubelet.iter().filter_map(|client| client.certificate.clone());
-    own.chain(kubelet).chain(standing.kubelet.iter().cloned()).collect()
+    let own = inventory
+        .leaves
+        .iter()
+        .filter_map(|leaf| leaf.certificate.clone());
+    let kubelet = inventory
+        .kubelet
+        .iter()
+        .filter_map(|client| client.certificate.clone());
+    own.chain(kubelet)
+        .chain(standing.kubelet.iter().cloned())
+        .collect()
 }
 
 /// `--trust` is the user's word for one disk, and another must not be able to take it by calling itself the same.
@@ -119,9 +158,16 @@ fn leaves(inventory: &Inventory, standing: &Standing) -> Vec<Certificate> {
 /// A [`Refusal`] where a name is nobody's, or that of several.
 pub fn refuse_unclear(parties: &[&Party], trust: &[String]) -> Result<(), Refusal> {
     for trusted in trust {
-        let named: Vec<&&Party> =
-            parties.iter().filter(|party| party.source == *trusted || party.name == *trusted).collect();
-        let shown = |parties: &[&Party]| parties.iter().map(|party| party.shown()).collect::<Vec<_>>();
+        let named: Vec<&&Party> = parties
+            .iter()
+            .filter(|party| party.source == *trusted || party.name == *trusted)
+            .collect();
+        let shown = |parties: &[&Party]| {
+            parties
+                .iter()
+                .map(|party| party.shown())
+                .collect::<Vec<_>>()
+        };
         let (saw, next) = match named.as_slice() {
             [_] => continue,
             [] => {
@@ -132,16 +178,29 @@ pub fn refuse_unclear(parties: &[&Party], trust: &[String]) -> Result<(), Refusa
                 )
             }
             _ if named.iter().any(|party| party.source == *trusted) => (
-                format!("{trusted} is a disk, and the name that another disk has: {}", shown(parties).join(", ")),
-                format!("name the disk by another path, both among the disks and with --trust (./{trusted})"),
+                format!(
+                    "{trusted} is a disk, and the name that another disk has: {}",
+                    shown(parties).join(", ")
+                ),
+                format!(
+                    "name the disk by another path, both among the disks and with --trust (./{trusted})"
+                ),
             ),
             _ => {
                 let all: Vec<String> = named.iter().map(|party| party.shown()).collect();
-                let next = "name the one that you mean by its disk, as shown in brackets".to_owned();
-                (format!("{} are all called {trusted}", all.join(" and ")), next)
+                let next =
+                    "name the one that you mean by its disk, as shown in brackets".to_owned();
+                (
+                    format!("{} are all called {trusted}", all.join(" and ")),
+                    next,
+                )
             }
         };
-        return Err(Refusal::new(saw, "whom --trust vouches for is not clear, and nothing was changed", next));
+        return Err(Refusal::new(
+            saw,
+            "whom --trust vouches for is not clear, and nothing was changed",
+            next,
+        ));
     }
     Ok(())
 }

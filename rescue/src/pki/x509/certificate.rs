@@ -93,8 +93,8 @@ const KEY_CERT_SIGN: u16 = 1 << 5;
 impl Certificate {
     /// Takes one certificate apart.
     pub fn from_der(der: &[u8]) -> Result<Self> {
-        let (rest, parsed) =
-            X509Certificate::from_der(der).map_err(|error| anyhow!("not an X.509 certificate: {error}"))?;
+        let (rest, parsed) = X509Certificate::from_der(der)
+            .map_err(|error| anyhow!("not an X.509 certificate: {error}"))?;
         if !rest.is_empty() {
             bail!("not an X.509 certificate: {} bytes follow it", rest.len());
         }
@@ -107,7 +107,11 @@ impl Certificate {
             issuer: printable(&parsed.issuer().to_string()),
             common_name: last_text(parsed.subject().iter_common_name()),
             organizations: all_text(parsed.subject().iter_organization()),
-            serial: parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
+            serial: parsed
+                .raw_serial()
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect(),
             not_before: parsed.validity().not_before.to_datetime(),
             not_after: parsed.validity().not_after.to_datetime(),
             public_key_info: parsed.public_key().raw.to_vec(),
@@ -154,11 +158,15 @@ impl Certificate {
                 }
                 ParsedExtension::KeyUsage(usage) => self.key_usage = Some(usage.flags),
                 ParsedExtension::ExtendedKeyUsage(_) => {
-                    let oids = super::der_parts::elements(extension.value).context("reading extended key usages")?;
-                    self.extended_key_usage = Some(oids.iter().map(|(_, bytes)| oid_text(bytes)).collect());
+                    let oids = super::der_parts::elements(extension.value)
+                        .context("reading extended key usages")?;
+                    self.extended_key_usage =
+                        Some(oids.iter().map(|(_, bytes)| oid_text(bytes)).collect());
                 }
                 ParsedExtension::BasicConstraints(constraints) => self.is_ca = constraints.ca,
-                ParsedExtension::SubjectKeyIdentifier(id) => self.subject_key_id = Some(id.0.to_vec()),
+                ParsedExtension::SubjectKeyIdentifier(id) => {
+                    self.subject_key_id = Some(id.0.to_vec())
+                }
                 ParsedExtension::AuthorityKeyIdentifier(id) => {
                     self.authority_key_id = id.key_identifier.as_ref().map(|id| id.0.to_vec());
                 }
@@ -193,10 +201,14 @@ impl Certificate {
             Algorithm::P384 => "1.2.840.10045.4.3.3",
             Algorithm::P521 => "1.2.840.10045.4.3.4",
         };
-        let (Some(algorithm), Ok(signature)) = (verification(oid, self.algorithm), key.sign(MESSAGE)) else {
+        let (Some(algorithm), Ok(signature)) =
+            (verification(oid, self.algorithm), key.sign(MESSAGE))
+        else {
             return false;
         };
-        UnparsedPublicKey::new(algorithm, &self.public_key).verify(MESSAGE, &signature).is_ok()
+        UnparsedPublicKey::new(algorithm, &self.public_key)
+            .verify(MESSAGE, &signature)
+            .is_ok()
     }
 
     /// Whether both are the same authority, maybe of another age: same name byte for byte, same key. To those who trust one of them
@@ -211,7 +223,9 @@ impl Certificate {
         match self.signed_by(self) {
             SignatureCheck::Valid => true,
             SignatureCheck::Invalid => false,
-            SignatureCheck::Unknown => self.authority_key_id.is_none() || self.authority_key_id == self.subject_key_id,
+            SignatureCheck::Unknown => {
+                self.authority_key_id.is_none() || self.authority_key_id == self.subject_key_id
+            }
         }
     }
 
@@ -224,7 +238,9 @@ impl Certificate {
             return SignatureCheck::Invalid;
         };
         // RFC 5280 wants both names of the algorithm to be the same, and Go insists; only one of them is signed.
-        if parsed.signature_algorithm != parsed.tbs_certificate.signature || parsed.signature_value.unused_bits != 0 {
+        if parsed.signature_algorithm != parsed.tbs_certificate.signature
+            || parsed.signature_value.unused_bits != 0
+        {
             return SignatureCheck::Invalid;
         }
         let oid = parsed.signature_algorithm.algorithm.to_id_string();
@@ -232,7 +248,10 @@ impl Certificate {
             return SignatureCheck::Unknown;
         };
         let key = UnparsedPublicKey::new(algorithm, &issuer.public_key);
-        match key.verify(parsed.tbs_certificate.as_ref(), &parsed.signature_value.data) {
+        match key.verify(
+            parsed.tbs_certificate.as_ref(),
+            &parsed.signature_value.data,
+        ) {
             Ok(()) => SignatureCheck::Valid,
             Err(_) => SignatureCheck::Invalid,
         }
@@ -240,7 +259,10 @@ impl Certificate {
 }
 
 /// How to verify a signature of the kind `oid` made by a key of the kind `key`.
-pub(in crate::pki) fn verification(oid: &str, key: Option<Algorithm>) -> Option<&'static dyn VerificationAlgorithm> {
+pub(in crate::pki) fn verification(
+    oid: &str,
+    key: Option<Algorithm>,
+) -> Option<&'static dyn VerificationAlgorithm> {
     Some(match (oid, key?) {
         ("1.2.840.113549.1.1.11", Algorithm::Rsa(2048..)) => &signature::RSA_PKCS1_2048_8192_SHA256,
         ("1.2.840.113549.1.1.12", Algorithm::Rsa(2048..)) => &signature::RSA_PKCS1_2048_8192_SHA384,
@@ -261,8 +283,18 @@ pub(in crate::pki) fn verification(oid: &str, key: Option<Algorithm>) -> Option<
 /// Kind and size of a public key; `None` for kinds that kubeadm never uses.
 pub(in crate::pki) fn key_algorithm(key: &SubjectPublicKeyInfo<'_>) -> Option<Algorithm> {
     match key.algorithm.algorithm.to_id_string().as_str() {
-        "1.2.840.113549.1.1.1" => rsa_bits(&key.subject_public_key.data).ok().map(Algorithm::Rsa),
-        "1.2.840.10045.2.1" => match key.algorithm.parameters.as_ref()?.as_oid().ok()?.to_id_string().as_str() {
+        "1.2.840.113549.1.1.1" => rsa_bits(&key.subject_public_key.data)
+            .ok()
+            .map(Algorithm::Rsa),
+        "1.2.840.10045.2.1" => match key
+            .algorithm
+            .parameters
+            .as_ref()?
+            .as_oid()
+            .ok()?
+            .to_id_string()
+            .as_str()
+        {
             "1.2.840.10045.3.1.7" => Some(Algorithm::P256),
             "1.3.132.0.34" => Some(Algorithm::P384),
             "1.3.132.0.35" => Some(Algorithm::P521),
@@ -272,16 +304,24 @@ pub(in crate::pki) fn key_algorithm(key: &SubjectPublicKeyInfo<'_>) -> Option<Al
     }
 }
 
-fn all_text<'a>(values: impl Iterator<Item = &'a x509_parser::x509::AttributeTypeAndValue<'a>>) -> Vec<String> {
-    values.filter_map(|value| value.as_str().ok()).map(printable).collect()
+fn all_text<'a>(
+    values: impl Iterator<Item = &'a x509_parser::x509::AttributeTypeAndValue<'a>>,
+) -> Vec<String> {
+    values
+        .filter_map(|value| value.as_str().ok())
+        .map(printable)
+        .collect()
 }
 
-fn last_text<'a>(values: impl Iterator<Item = &'a x509_parser::x509::AttributeTypeAndValue<'a>>) -> Option<String> {
+fn last_text<'a>(
+    values: impl Iterator<Item = &'a x509_parser::x509::AttributeTypeAndValue<'a>>,
+) -> Option<String> {
     all_text(values).pop()
 }
 
 fn oid_text(bytes: &[u8]) -> String {
-    der::asn1::ObjectIdentifier::from_bytes(bytes).map_or_else(|_| "?".to_owned(), |oid| oid.to_string())
+    der::asn1::ObjectIdentifier::from_bytes(bytes)
+        .map_or_else(|_| "?".to_owned(), |oid| oid.to_string())
 }
 
 fn name_text(name: &GeneralName<'_>) -> String {
@@ -303,7 +343,13 @@ fn name_text(name: &GeneralName<'_>) -> String {
 /// Names come from the guest: nothing in them may control a terminal.
 pub fn printable(text: &str) -> String {
     text.chars()
-        .map(|character| if crate::base::escaping::misleads(character) { '\u{fffd}' } else { character })
+        .map(|character| {
+            if crate::base::escaping::misleads(character) {
+                '\u{fffd}'
+            } else {
+                character
+            }
+        })
         .collect()
 }
 
@@ -314,7 +360,9 @@ mod tests {
     /// A self-signed certificate of `key`.
     fn certificate(key: &PrivateKey) -> Certificate {
         let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
-        parameters.distinguished_name.push(rcgen::DnType::CommonName, "x");
+        parameters
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, "x");
         let pem = key.to_pem().unwrap();
         let pair = rcgen::KeyPair::try_from(pem::blocks(pem.as_bytes())[0].der.clone()).unwrap();
         Certificate::from_der(parameters.self_signed(&pair).unwrap().der()).unwrap()
@@ -322,8 +370,16 @@ mod tests {
 
     #[test]
     fn only_the_key_itself_proves_its_certificate() {
-        for algorithm in [Algorithm::Rsa(2048), Algorithm::P256, Algorithm::P384, Algorithm::P521] {
-            let (own, other) = (PrivateKey::generate(algorithm).unwrap(), PrivateKey::generate(algorithm).unwrap());
+        for algorithm in [
+            Algorithm::Rsa(2048),
+            Algorithm::P256,
+            Algorithm::P384,
+            Algorithm::P521,
+        ] {
+            let (own, other) = (
+                PrivateKey::generate(algorithm).unwrap(),
+                PrivateKey::generate(algorithm).unwrap(),
+            );
             let certificate = certificate(&own);
             assert!(certificate.is_proved_by(&own), "{algorithm}");
             assert!(!certificate.is_proved_by(&other), "{algorithm}");
@@ -333,10 +389,15 @@ mod tests {
     /// Another's public key written into the PEM of one's own private key.
     #[test]
     fn a_public_key_beside_another_s_private_one_proves_nothing() {
-        let (own, other) =
-            (PrivateKey::generate(Algorithm::P256).unwrap(), PrivateKey::generate(Algorithm::P256).unwrap());
+        let (own, other) = (
+            PrivateKey::generate(Algorithm::P256).unwrap(),
+            PrivateKey::generate(Algorithm::P256).unwrap(),
+        );
         let der = pem::blocks(own.to_pem().unwrap().as_bytes())[0].der.clone();
-        let at = der.windows(65).position(|bytes| bytes == own.public_key()).unwrap();
+        let at = der
+            .windows(65)
+            .position(|bytes| bytes == own.public_key())
+            .unwrap();
         let mut crafted = der;
         crafted[at..at + 65].copy_from_slice(other.public_key());
         let crafted = pem::encode("EC PRIVATE KEY", &crafted);

@@ -20,7 +20,13 @@ pub fn sequence(parts: &[&[u8]]) -> der::Result<Vec<u8>> {
 
 /// `[number] EXPLICIT` around one encoded part.
 pub fn explicit(number: u32, part: &[u8]) -> der::Result<Vec<u8>> {
-    wrap(Tag::ContextSpecific { constructed: true, number: TagNumber(number) }, &[part])
+    wrap(
+        Tag::ContextSpecific {
+            constructed: true,
+            number: TagNumber(number),
+        },
+        &[part],
+    )
 }
 
 /// The contents of each element directly inside one SEQUENCE, with its tag; what follows the SEQUENCE is ignored.
@@ -40,7 +46,10 @@ pub fn elements(bytes: &[u8]) -> der::Result<Vec<(Tag, Vec<u8>)>> {
 
 /// Each element directly inside one SEQUENCE, with its tag, header and contents as they stand.
 pub fn parts(bytes: &[u8]) -> der::Result<Vec<(Tag, Vec<u8>)>> {
-    elements(bytes)?.into_iter().map(|(tag, contents)| Ok((tag, wrap(tag, &[&contents])?))).collect()
+    elements(bytes)?
+        .into_iter()
+        .map(|(tag, contents)| Ok((tag, wrap(tag, &[&contents])?)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -55,7 +64,10 @@ mod tests {
         assert_eq!(parts[0], (Tag::Integer, vec![5]));
         assert_eq!(parts[1], (Tag::OctetString, vec![9; 300]));
         assert_eq!(super::parts(&both).unwrap()[1], (Tag::OctetString, long));
-        assert_eq!(explicit(3, &[0x05, 0x00]).unwrap(), [0xa3, 0x02, 0x05, 0x00]);
+        assert_eq!(
+            explicit(3, &[0x05, 0x00]).unwrap(),
+            [0xa3, 0x02, 0x05, 0x00]
+        );
         assert!(elements(&both[..20]).is_err());
     }
 }

@@ -8,7 +8,9 @@ use der::asn1::{BitStringRef, GeneralizedTime, ObjectIdentifier, OctetString, Ui
 use der::{Encode, Tag};
 use time::{Duration, OffsetDateTime};
 use x509_cert::ext::Extension;
-use x509_cert::ext::pkix::{AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, KeyUsages};
+use x509_cert::ext::pkix::{
+    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, KeyUsages,
+};
 
 use super::certificate::{AlternativeNames, Certificate, SignatureCheck};
 use super::der_parts::{explicit, sequence, wrap};
@@ -54,14 +56,20 @@ impl Validity {
     /// For what the control plane uses: from the CA's own first moment, as kubeadm up to 1.30 dates its leaves. The node's clock
     /// may be hours off when it boots; such a leaf is valid all the same.
     pub fn control_plane(ca: &Certificate, now: OffsetDateTime, days: u32) -> Self {
-        Self { not_before: ca.not_before, not_after: end(ca, now, days) }
+        Self {
+            not_before: ca.not_before,
+            not_after: end(ca, now, days),
+        }
     }
 
     /// For the kubelet: from one day ago, but not before the CA. It rotates after 70 to 90 % of the lifetime, and a lifetime that
     /// began with the CA would make it rotate at once.
     pub fn kubelet(ca: &Certificate, now: OffsetDateTime, days: u32) -> Self {
         let not_before = (whole_seconds(now) - Duration::days(1)).max(ca.not_before);
-        Self { not_before, not_after: end(ca, now, days) }
+        Self {
+            not_before,
+            not_after: end(ca, now, days),
+        }
     }
 }
 
@@ -77,10 +85,14 @@ pub(in crate::pki) fn whole_seconds(time: OffsetDateTime) -> OffsetDateTime {
 
 /// Signs `request` and proves the result: parsed again, names byte for byte, signature verified with the CA's public key.
 pub fn issue(issuer: Issuer<'_>, request: Request<'_>) -> Result<Certificate> {
-    let algorithm = signature_algorithm(issuer.key.algorithm()).context("naming the signature algorithm")?;
-    let tbs = to_be_signed(issuer.certificate, &request, &algorithm).context("assembling a certificate")?;
+    let algorithm =
+        signature_algorithm(issuer.key.algorithm()).context("naming the signature algorithm")?;
+    let tbs = to_be_signed(issuer.certificate, &request, &algorithm)
+        .context("assembling a certificate")?;
     let signature = issuer.key.sign(&tbs)?;
-    let bits = BitStringRef::from_bytes(&signature).and_then(|bits| bits.to_der()).context("encoding a signature")?;
+    let bits = BitStringRef::from_bytes(&signature)
+        .and_then(|bits| bits.to_der())
+        .context("encoding a signature")?;
     let der = sequence(&[&tbs, &algorithm, &bits]).context("assembling a certificate")?;
     let certificate = Certificate::from_der(&der).context("reading back the new certificate")?;
     prove(issuer.certificate, &request, &certificate)?;
@@ -92,21 +104,28 @@ fn prove(ca: &Certificate, request: &Request<'_>, made: &Certificate) -> Result<
         bail!("the new certificate's signature does not verify with the CA certificate");
     }
     let same_names = made.subject_raw == request.subject_raw
-        && made.alternative_names.as_ref().map(|names| &names.raw) == request.alternative_names.map(|names| &names.raw);
+        && made.alternative_names.as_ref().map(|names| &names.raw)
+            == request.alternative_names.map(|names| &names.raw);
     let same_dates = made.not_before == request.validity.not_before.max(OffsetDateTime::UNIX_EPOCH)
         && made.not_after == request.validity.not_after;
     if !same_names || !same_dates || made.is_ca || made.public_key_info != request.public_key_info {
         bail!("the new certificate does not say what was asked for");
     }
     if made.not_after <= made.not_before {
-        bail!("the new certificate would never be valid: the CA ends {}", made.not_after);
+        bail!(
+            "the new certificate would never be valid: the CA ends {}",
+            made.not_after
+        );
     }
     Ok(())
 }
 
 fn to_be_signed(ca: &Certificate, request: &Request<'_>, algorithm: &[u8]) -> der::Result<Vec<u8>> {
     let version = explicit(0, &2u8.to_der()?)?;
-    let validity = sequence(&[&moment(request.validity.not_before)?, &moment(request.validity.not_after)?])?;
+    let validity = sequence(&[
+        &moment(request.validity.not_before)?,
+        &moment(request.validity.not_after)?,
+    ])?;
     let extensions = explicit(3, &sequence(&[&extensions(ca, request)?])?)?;
     sequence(&[
         &version,
@@ -127,16 +146,28 @@ fn extensions(ca: &Certificate, request: &Request<'_>) -> der::Result<Vec<u8>> {
         key_usage |= KeyUsages::KeyEncipherment;
     }
     let mut all = extension("2.5.29.15", true, KeyUsage(key_usage).to_der()?)?;
-    let usages =
-        request.usages.iter().map(|usage| ObjectIdentifier::new(usage.oid())).collect::<Result<Vec<_>, _>>()?;
+    let usages = request
+        .usages
+        .iter()
+        .map(|usage| ObjectIdentifier::new(usage.oid()))
+        .collect::<Result<Vec<_>, _>>()?;
     if !usages.is_empty() {
-        all.extend(extension("2.5.29.37", false, ExtendedKeyUsage(usages).to_der()?)?);
+        all.extend(extension(
+            "2.5.29.37",
+            false,
+            ExtendedKeyUsage(usages).to_der()?,
+        )?);
     }
-    let constraints = BasicConstraints { ca: false, path_len_constraint: None };
+    let constraints = BasicConstraints {
+        ca: false,
+        path_len_constraint: None,
+    };
     all.extend(extension("2.5.29.19", true, constraints.to_der()?)?);
     if let Some(id) = &ca.subject_key_id {
-        let id =
-            AuthorityKeyIdentifier { key_identifier: Some(OctetString::new(id.as_slice())?), ..Default::default() };
+        let id = AuthorityKeyIdentifier {
+            key_identifier: Some(OctetString::new(id.as_slice())?),
+            ..Default::default()
+        };
         all.extend(extension("2.5.29.35", false, id.to_der()?)?);
     }
     if let Some(names) = request.alternative_names {
@@ -146,7 +177,12 @@ fn extensions(ca: &Certificate, request: &Request<'_>) -> der::Result<Vec<u8>> {
 }
 
 fn extension(oid: &str, critical: bool, value: Vec<u8>) -> der::Result<Vec<u8>> {
-    Extension { extn_id: ObjectIdentifier::new(oid)?, critical, extn_value: OctetString::new(value)? }.to_der()
+    Extension {
+        extn_id: ObjectIdentifier::new(oid)?,
+        critical,
+        extn_value: OctetString::new(value)?,
+    }
+    .to_der()
 }
 
 /// UTCTime to 2049, GeneralizedTime from 2050 (RFC 5280, 4.1.2.5). A CA dated before 1970 counts from 1970.
@@ -184,8 +220,10 @@ pub(in crate::pki) fn signature_algorithm(key: Algorithm) -> der::Result<Vec<u8>
 pub fn subject(organizations: &[&str], common_name: &str) -> Result<Vec<u8>> {
     let mut names = Vec::new();
     if !organizations.is_empty() {
-        let mut values =
-            organizations.iter().map(|value| attribute("2.5.4.10", value)).collect::<der::Result<Vec<_>>>()?;
+        let mut values = organizations
+            .iter()
+            .map(|value| attribute("2.5.4.10", value))
+            .collect::<der::Result<Vec<_>>>()?;
         // DER sorts the members of a SET.
         values.sort();
         let values: Vec<&[u8]> = values.iter().map(Vec::as_slice).collect();
@@ -197,7 +235,16 @@ pub fn subject(organizations: &[&str], common_name: &str) -> Result<Vec<u8>> {
 }
 
 fn attribute(oid: &str, value: &str) -> der::Result<Vec<u8>> {
-    let printable = value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b" '()+,-./:=?".contains(&byte));
-    let tag = if printable { Tag::PrintableString } else { Tag::Utf8String };
-    sequence(&[&ObjectIdentifier::new(oid)?.to_der()?, &wrap(tag, &[value.as_bytes()])?])
+    let printable = value
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b" '()+,-./:=?".contains(&byte));
+    let tag = if printable {
+        Tag::PrintableString
+    } else {
+        Tag::Utf8String
+    };
+    sequence(&[
+        &ObjectIdentifier::new(oid)?.to_der()?,
+        &wrap(tag, &[value.as_bytes()])?,
+    ])
 }

@@ -66,15 +66,20 @@ impl PrivateKey {
     /// client-go's keyutil does.
     pub fn from_pem(bytes: &[u8]) -> Result<Self> {
         let blocks = pem::blocks(bytes);
-        if blocks
-            .iter()
-            .any(|block| block.label == "ENCRYPTED PRIVATE KEY" || (is_key(&block.label) && block.has_headers))
-        {
-            bail!("the private key is encrypted with a passphrase; Kubernetes cannot use such keys either");
+        if blocks.iter().any(|block| {
+            block.label == "ENCRYPTED PRIVATE KEY" || (is_key(&block.label) && block.has_headers)
+        }) {
+            bail!(
+                "the private key is encrypted with a passphrase; Kubernetes cannot use such keys either"
+            );
         }
-        let block =
-            blocks.into_iter().find(|block| is_key(&block.label)).with_context(|| match pem::oddity(bytes) {
-                Some(oddity) => format!("the file holds no RSA or ECDSA private key in PEM: {oddity}"),
+        let block = blocks
+            .into_iter()
+            .find(|block| is_key(&block.label))
+            .with_context(|| match pem::oddity(bytes) {
+                Some(oddity) => {
+                    format!("the file holds no RSA or ECDSA private key in PEM: {oddity}")
+                }
                 None => "the file holds no RSA or ECDSA private key in PEM".to_owned(),
             })?;
         // The cause is left out on purpose: nothing of a key may end up in a message.
@@ -88,7 +93,9 @@ impl PrivateKey {
             algorithm if *algorithm == rcgen::PKCS_ECDSA_P256_SHA256 => Algorithm::P256,
             algorithm if *algorithm == rcgen::PKCS_ECDSA_P384_SHA384 => Algorithm::P384,
             algorithm if *algorithm == rcgen::PKCS_ECDSA_P521_SHA512 => Algorithm::P521,
-            algorithm if *algorithm == rcgen::PKCS_RSA_SHA256 => Algorithm::Rsa(rsa_bits(pair.public_key_raw())?),
+            algorithm if *algorithm == rcgen::PKCS_RSA_SHA256 => {
+                Algorithm::Rsa(rsa_bits(pair.public_key_raw())?)
+            }
             _ => bail!("the private key is neither RSA nor ECDSA"),
         };
         Ok(Self { pair, algorithm })
@@ -97,9 +104,15 @@ impl PrivateKey {
     /// Makes a new key of [`Algorithm::renewed`].
     pub fn generate(algorithm: Algorithm) -> Result<Self> {
         let pair = match algorithm.renewed() {
-            Algorithm::Rsa(2048) => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048),
-            Algorithm::Rsa(3072) => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_3072),
-            Algorithm::Rsa(_) => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_4096),
+            Algorithm::Rsa(2048) => {
+                KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048)
+            }
+            Algorithm::Rsa(3072) => {
+                KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_3072)
+            }
+            Algorithm::Rsa(_) => {
+                KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_4096)
+            }
             Algorithm::P256 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256),
             Algorithm::P384 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384),
             Algorithm::P521 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P521_SHA512),
@@ -131,15 +144,26 @@ impl PrivateKey {
     pub fn to_pem(&self) -> Result<String> {
         match self.algorithm {
             Algorithm::Rsa(_) => Ok(pem::encode("RSA PRIVATE KEY", &self.type_specific()?)),
-            _ => Ok(pem::encode("EC PRIVATE KEY", &self.sec1().context("encoding a new EC key")?)),
+            _ => Ok(pem::encode(
+                "EC PRIVATE KEY",
+                &self.sec1().context("encoding a new EC key")?,
+            )),
         }
     }
 
     /// What is inside the PKCS#8 wrapping: RSAPrivateKey or ECPrivateKey. A key loaded from PKCS#1 or SEC1 has no wrapping.
     fn type_specific(&self) -> Result<Vec<u8>> {
         let der = self.pair.serialized_der();
-        match der_parts::elements(der).context("encoding a new key")?.as_slice() {
-            [(Tag::Integer, _), (Tag::Sequence, _), (Tag::OctetString, key), ..] => Ok(key.clone()),
+        match der_parts::elements(der)
+            .context("encoding a new key")?
+            .as_slice()
+        {
+            [
+                (Tag::Integer, _),
+                (Tag::Sequence, _),
+                (Tag::OctetString, key),
+                ..,
+            ] => Ok(key.clone()),
             _ => Ok(der.to_vec()),
         }
     }
@@ -176,9 +200,14 @@ fn is_key(label: &str) -> bool {
 /// Bits of the modulus in an RSAPublicKey.
 pub(super) fn rsa_bits(public_key: &[u8]) -> Result<u32> {
     let parts = der_parts::elements(public_key).context("reading an RSA public key")?;
-    let (_, modulus) = parts.first().context("an RSA public key without a modulus")?;
+    let (_, modulus) = parts
+        .first()
+        .context("an RSA public key without a modulus")?;
     let digits = modulus.iter().skip_while(|byte| **byte == 0);
-    let first = digits.clone().next().context("an RSA public key with modulus 0")?;
+    let first = digits
+        .clone()
+        .next()
+        .context("an RSA public key with modulus 0")?;
     Ok(u32::try_from(digits.count())? * 8 - first.leading_zeros())
 }
 
@@ -194,8 +223,13 @@ pub fn generate_all(algorithms: &[Algorithm], progress: &dyn Progress) -> Result
             scope.spawn(move || {
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(algorithm) = algorithms.get(index) else { break };
-                    if sender.send((index, PrivateKey::generate(*algorithm))).is_err() {
+                    let Some(algorithm) = algorithms.get(index) else {
+                        break;
+                    };
+                    if sender
+                        .send((index, PrivateKey::generate(*algorithm)))
+                        .is_err()
+                    {
                         break;
                     }
                 }
@@ -212,7 +246,9 @@ pub fn generate_all(algorithms: &[Algorithm], progress: &dyn Progress) -> Result
         }
         Ok::<(), anyhow::Error>(())
     })?;
-    keys.into_iter().collect::<Option<Vec<_>>>().context("a key generator stopped early")
+    keys.into_iter()
+        .collect::<Option<Vec<_>>>()
+        .context("a key generator stopped early")
 }
 
 #[cfg(test)]
@@ -237,11 +273,23 @@ mod tests {
 
     #[test]
     fn writes_keys_that_openssl_reads_and_reads_them_back() {
-        for algorithm in [Algorithm::Rsa(2048), Algorithm::P256, Algorithm::P384, Algorithm::P521] {
+        for algorithm in [
+            Algorithm::Rsa(2048),
+            Algorithm::P256,
+            Algorithm::P384,
+            Algorithm::P521,
+        ] {
             let key = PrivateKey::generate(algorithm).unwrap();
             let text = key.to_pem().unwrap();
-            let label = if matches!(algorithm, Algorithm::Rsa(_)) { "RSA PRIVATE KEY" } else { "EC PRIVATE KEY" };
-            assert!(text.starts_with(&format!("-----BEGIN {label}-----\n")), "{algorithm}");
+            let label = if matches!(algorithm, Algorithm::Rsa(_)) {
+                "RSA PRIVATE KEY"
+            } else {
+                "EC PRIVATE KEY"
+            };
+            assert!(
+                text.starts_with(&format!("-----BEGIN {label}-----\n")),
+                "{algorithm}"
+            );
             let again = PrivateKey::from_pem(text.as_bytes()).unwrap();
             assert_eq!(again.public_key(), key.public_key());
             assert_eq!(again.algorithm(), algorithm);
@@ -257,19 +305,47 @@ mod tests {
     fn reads_openssl_keys_of_each_kind() {
         let sec1 = openssl(&["ecparam", "-name", "secp384r1", "-genkey"], b"");
         assert!(String::from_utf8_lossy(&sec1).contains("EC PARAMETERS"));
-        assert_eq!(PrivateKey::from_pem(&sec1).unwrap().algorithm(), Algorithm::P384);
-        let pkcs8 = openssl(&["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:3072"], b"");
-        assert_eq!(PrivateKey::from_pem(&pkcs8).unwrap().algorithm(), Algorithm::Rsa(3072));
+        assert_eq!(
+            PrivateKey::from_pem(&sec1).unwrap().algorithm(),
+            Algorithm::P384
+        );
+        let pkcs8 = openssl(
+            &[
+                "genpkey",
+                "-algorithm",
+                "RSA",
+                "-pkeyopt",
+                "rsa_keygen_bits:3072",
+            ],
+            b"",
+        );
+        assert_eq!(
+            PrivateKey::from_pem(&pkcs8).unwrap().algorithm(),
+            Algorithm::Rsa(3072)
+        );
         let encrypted = openssl(&["pkey", "-aes128", "-passout", "pass:secret"], &sec1);
-        assert!(PrivateKey::from_pem(&encrypted).unwrap_err().to_string().contains("encrypted"));
+        assert!(
+            PrivateKey::from_pem(&encrypted)
+                .unwrap_err()
+                .to_string()
+                .contains("encrypted")
+        );
         assert!(PrivateKey::from_pem(b"nothing here").is_err());
     }
 
     #[test]
     fn generates_many_in_order() {
-        let wanted = [Algorithm::P384, Algorithm::Rsa(2048), Algorithm::P256, Algorithm::P256];
+        let wanted = [
+            Algorithm::P384,
+            Algorithm::Rsa(2048),
+            Algorithm::P256,
+            Algorithm::P256,
+        ];
         let keys = generate_all(&wanted, &crate::base::ui::Silent).unwrap();
-        assert_eq!(keys.iter().map(PrivateKey::algorithm).collect::<Vec<_>>(), wanted);
+        assert_eq!(
+            keys.iter().map(PrivateKey::algorithm).collect::<Vec<_>>(),
+            wanted
+        );
         assert_ne!(keys[2].public_key(), keys[3].public_key());
     }
 

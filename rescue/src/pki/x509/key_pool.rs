@@ -34,9 +34,15 @@ impl KeyPool {
         let missing = wanted.get(made.len()..).unwrap_or_default();
         if !missing.is_empty() {
             let progress = ui.begin("generating keys", Some(missing.len() as u64));
-            made.extend(generate_all(missing, progress.as_ref())?.into_iter().map(Rc::new));
+            made.extend(
+                generate_all(missing, progress.as_ref())?
+                    .into_iter()
+                    .map(Rc::new),
+            );
         }
-        made.get(order.0).cloned().context("a key that was never ordered")
+        made.get(order.0)
+            .cloned()
+            .context("a key that was never ordered")
     }
 }
 
@@ -51,11 +57,18 @@ mod tests {
         let second = pool.order(Algorithm::P384);
         let key = pool.key(second, &crate::base::ui::Silent).unwrap();
         assert_eq!(key.algorithm(), Algorithm::P384);
-        assert!(Rc::ptr_eq(&key, &pool.key(second, &crate::base::ui::Silent).unwrap()));
+        assert!(Rc::ptr_eq(
+            &key,
+            &pool.key(second, &crate::base::ui::Silent).unwrap()
+        ));
         let third = pool.order(Algorithm::P256);
         assert_ne!(
-            pool.key(first, &crate::base::ui::Silent).unwrap().public_key(),
-            pool.key(third, &crate::base::ui::Silent).unwrap().public_key()
+            pool.key(first, &crate::base::ui::Silent)
+                .unwrap()
+                .public_key(),
+            pool.key(third, &crate::base::ui::Silent)
+                .unwrap()
+                .public_key()
         );
     }
 }

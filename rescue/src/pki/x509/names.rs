@@ -38,7 +38,10 @@ pub struct NameSource {
 impl NameSource {
     /// A name with its source.
     pub fn new(name: Name, source: impl fmt::Display) -> Self {
-        Self { name, source: source.to_string() }
+        Self {
+            name,
+            source: source.to_string(),
+        }
     }
 }
 
@@ -59,19 +62,28 @@ impl Name {
         let plain = name.strip_prefix("*.").unwrap_or(&name);
         let label = |label: &str| {
             (1..=63).contains(&label.len())
-                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+                && label
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
                 && !label.starts_with('-')
                 && !label.ends_with('-')
         };
-        let last_is_number = plain.rsplit('.').next()?.bytes().all(|byte| byte.is_ascii_digit());
-        (name.len() <= 253 && plain.split('.').all(label) && !last_is_number).then_some(Self::Dns(name))
+        let last_is_number = plain
+            .rsplit('.')
+            .next()?
+            .bytes()
+            .all(|byte| byte.is_ascii_digit());
+        (name.len() <= 253 && plain.split('.').all(label) && !last_is_number)
+            .then_some(Self::Dns(name))
     }
 
     /// The host of `https://host:port/path`; brackets around an IPv6 address.
     pub fn of_url(url: &str) -> Option<Self> {
         let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
         let authority = rest.split(['/', '?', '#']).next()?;
-        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        let host = authority
+            .rsplit_once('@')
+            .map_or(authority, |(_, host)| host);
         Self::of_endpoint(host)
     }
 
@@ -89,7 +101,9 @@ impl Name {
     /// What a user asks for with `--san`: `NAME` for the API server, `etcd-server=NAME` or `etcd-peer=NAME`. Gives the leaf too.
     pub fn asked(text: &str) -> Option<(&'static str, Self)> {
         let (leaf, name) = text.split_once('=').unwrap_or(("apiserver", text));
-        let leaf = ["apiserver", "etcd-server", "etcd-peer"].into_iter().find(|known| *known == leaf)?;
+        let leaf = ["apiserver", "etcd-server", "etcd-peer"]
+            .into_iter()
+            .find(|known| *known == leaf)?;
         Some((leaf, Self::parse(name)?))
     }
 
@@ -121,7 +135,10 @@ impl Name {
 
     /// The GeneralName, DER: `[2]` IA5String or `[7]` of 4 or 16 octets.
     fn general_name(&self) -> der::Result<Vec<u8>> {
-        let tag = |number| Tag::ContextSpecific { constructed: false, number: der::TagNumber(number) };
+        let tag = |number| Tag::ContextSpecific {
+            constructed: false,
+            number: der::TagNumber(number),
+        };
         match self {
             Self::Dns(name) => wrap(tag(2), &[name.as_bytes()]),
             Self::Ip(IpAddr::V4(address)) => wrap(tag(7), &[&address.octets()]),
@@ -135,7 +152,11 @@ pub fn in_order(names: &[NameSource]) -> Vec<NameSource> {
     let mut dns: Vec<NameSource> = Vec::new();
     let mut addresses: Vec<NameSource> = Vec::new();
     for name in names {
-        let list = if matches!(name.name, Name::Dns(_)) { &mut dns } else { &mut addresses };
+        let list = if matches!(name.name, Name::Dns(_)) {
+            &mut dns
+        } else {
+            &mut addresses
+        };
         if !list.iter().any(|have| have.name == name.name) {
             list.push(name.clone());
         }
@@ -146,27 +167,44 @@ pub fn in_order(names: &[NameSource]) -> Vec<NameSource> {
 }
 
 /// The names of an old certificate, byte for byte, and further ones behind them. `None` where there is neither.
-pub fn union(old: Option<&AlternativeNames>, more: &[NameSource]) -> Result<Option<AlternativeNames>> {
+pub fn union(
+    old: Option<&AlternativeNames>,
+    more: &[NameSource],
+) -> Result<Option<AlternativeNames>> {
     let more = in_order(more);
-    let new: Vec<&NameSource> =
-        more.iter().filter(|name| old.is_none_or(|old| !old.names.contains(&name.name.to_string()))).collect();
+    let new: Vec<&NameSource> = more
+        .iter()
+        .filter(|name| old.is_none_or(|old| !old.names.contains(&name.name.to_string())))
+        .collect();
     if new.is_empty() {
         return Ok(old.cloned());
     }
     let mut encoded = Vec::new();
-    for (tag, content) in
-        old.map(|old| elements(&old.raw)).transpose().context("reading the old names")?.into_iter().flatten()
+    for (tag, content) in old
+        .map(|old| elements(&old.raw))
+        .transpose()
+        .context("reading the old names")?
+        .into_iter()
+        .flatten()
     {
         encoded.push(wrap(tag, &[&content]).context("encoding the old names")?);
     }
     for name in &new {
-        encoded.push(name.name.general_name().with_context(|| format!("encoding {}", name.name))?);
+        encoded.push(
+            name.name
+                .general_name()
+                .with_context(|| format!("encoding {}", name.name))?,
+        );
     }
     let parts: Vec<&[u8]> = encoded.iter().map(Vec::as_slice).collect();
     let mut names = old.map(|old| old.names.clone()).unwrap_or_default();
     names.extend(new.iter().map(|name| name.name.to_string()));
     let raw = sequence(&parts).context("encoding names")?;
-    Ok(Some(AlternativeNames { raw, critical: old.is_some_and(|old| old.critical), names }))
+    Ok(Some(AlternativeNames {
+        raw,
+        critical: old.is_some_and(|old| old.critical),
+        names,
+    }))
 }
 
 #[cfg(test)]
@@ -182,9 +220,23 @@ mod tests {
         let shown = |text: &str| Name::parse(text).map(|name| name.to_string());
         assert_eq!(shown("10.0.0.1").as_deref(), Some("IP:10.0.0.1"));
         assert_eq!(shown("::ffff:10.0.0.1").as_deref(), Some("IP:10.0.0.1"));
-        assert_eq!(shown("K8s-VIP.Example.org.").as_deref(), Some("DNS:k8s-vip.example.org"));
+        assert_eq!(
+            shown("K8s-VIP.Example.org.").as_deref(),
+            Some("DNS:k8s-vip.example.org")
+        );
         assert_eq!(shown("*.example.org").as_deref(), Some("DNS:*.example.org"));
-        for bad in ["", "10.0.0.300", "a..b", "-a", "a b", "a*", "*", "é.org", "a=b", "a/b"] {
+        for bad in [
+            "",
+            "10.0.0.300",
+            "a..b",
+            "-a",
+            "a b",
+            "a*",
+            "*",
+            "é.org",
+            "a=b",
+            "a/b",
+        ] {
             assert_eq!(shown(bad), None, "{bad}");
         }
     }
@@ -192,9 +244,18 @@ mod tests {
     #[test]
     fn finds_the_host_of_urls_and_endpoints() {
         let host = |text: &str| Name::of_url(text).map(|name| name.to_string());
-        assert_eq!(host("https://10.0.2.15:2379").as_deref(), Some("IP:10.0.2.15"));
-        assert_eq!(host("https://[fd00::1]:6443/x").as_deref(), Some("IP:fd00::1"));
-        assert_eq!(host("https://vip.example.org").as_deref(), Some("DNS:vip.example.org"));
+        assert_eq!(
+            host("https://10.0.2.15:2379").as_deref(),
+            Some("IP:10.0.2.15")
+        );
+        assert_eq!(
+            host("https://[fd00::1]:6443/x").as_deref(),
+            Some("IP:fd00::1")
+        );
+        assert_eq!(
+            host("https://vip.example.org").as_deref(),
+            Some("DNS:vip.example.org")
+        );
         assert_eq!(host("https://u:p@vip:6443?x").as_deref(), Some("DNS:vip"));
         assert_eq!(host("fd00::1").as_deref(), Some("IP:fd00::1"));
         assert_eq!(host("https://"), None);
@@ -203,16 +264,33 @@ mod tests {
     #[test]
     fn takes_what_users_ask_for() {
         let asked = |text: &str| Name::asked(text).map(|(leaf, name)| format!("{leaf} {name}"));
-        assert_eq!(asked("vip.example.org").as_deref(), Some("apiserver DNS:vip.example.org"));
-        assert_eq!(asked("etcd-peer=10.0.0.1").as_deref(), Some("etcd-peer IP:10.0.0.1"));
-        for bad in ["", "kubelet=a", "apiserver-etcd-client=a", "a b", "10.0.0.256"] {
+        assert_eq!(
+            asked("vip.example.org").as_deref(),
+            Some("apiserver DNS:vip.example.org")
+        );
+        assert_eq!(
+            asked("etcd-peer=10.0.0.1").as_deref(),
+            Some("etcd-peer IP:10.0.0.1")
+        );
+        for bad in [
+            "",
+            "kubelet=a",
+            "apiserver-etcd-client=a",
+            "a b",
+            "10.0.0.256",
+        ] {
             assert_eq!(asked(bad), None, "{bad}");
         }
     }
 
     #[test]
     fn matches_as_go_does() {
-        let names = union(None, &[name("*.example.org"), name("node1"), name("10.0.0.1")]).unwrap().unwrap();
+        let names = union(
+            None,
+            &[name("*.example.org"), name("node1"), name("10.0.0.1")],
+        )
+        .unwrap()
+        .unwrap();
         for (text, expected) in [
             ("a.example.org", true),
             ("a.b.example.org", false),
@@ -227,8 +305,21 @@ mod tests {
 
     #[test]
     fn writes_what_go_writes() {
-        let names = union(None, &[name("10.0.0.1"), name("b"), name("::1"), name("a"), name("b")]).unwrap().unwrap();
-        let mut expected = vec![0x30, 30, 0x82, 1, b'a', 0x82, 1, b'b', 0x87, 4, 10, 0, 0, 1, 0x87, 16];
+        let names = union(
+            None,
+            &[
+                name("10.0.0.1"),
+                name("b"),
+                name("::1"),
+                name("a"),
+                name("b"),
+            ],
+        )
+        .unwrap()
+        .unwrap();
+        let mut expected = vec![
+            0x30, 30, 0x82, 1, b'a', 0x82, 1, b'b', 0x87, 4, 10, 0, 0, 1, 0x87, 16,
+        ];
         expected.extend([0; 15]);
         expected.push(1);
         expected[1] = u8::try_from(expected.len() - 2).unwrap();
@@ -245,7 +336,12 @@ mod tests {
             names: vec!["DNS:z".to_owned(), "URI:x:y".to_owned()],
         };
         let all = union(Some(&old), &[name("a"), name("z")]).unwrap().unwrap();
-        assert_eq!(all.raw, [0x30, 11, 0x82, 1, b'z', 0x86, 3, b'x', b':', b'y', 0x82, 1, b'a']);
+        assert_eq!(
+            all.raw,
+            [
+                0x30, 11, 0x82, 1, b'z', 0x86, 3, b'x', b':', b'y', 0x82, 1, b'a'
+            ]
+        );
         assert!(all.critical);
         assert_eq!(union(Some(&old), &[name("z")]).unwrap(), Some(old));
         assert_eq!(union(None, &[]).unwrap(), None);

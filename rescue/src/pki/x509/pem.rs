@@ -37,7 +37,14 @@ pub fn located(bytes: &[u8]) -> Vec<(Block, Range<usize>)> {
         let line = String::from_utf8_lossy(line);
         let line = line.trim_end();
         if let Some(label) = label(line, "-----BEGIN ") {
-            open = Some((Open { label: label.to_owned(), body: String::new(), has_headers: false }, start));
+            open = Some((
+                Open {
+                    label: label.to_owned(),
+                    body: String::new(),
+                    has_headers: false,
+                },
+                start,
+            ));
         } else if let Some(label) = label(line, "-----END ") {
             let closed = open.take().filter(|(open, _)| open.label == label);
             found.extend(closed.and_then(|(open, start)| Some((open.close()?, start..next))));
@@ -50,18 +57,35 @@ pub fn located(bytes: &[u8]) -> Vec<(Block, Range<usize>)> {
 
 /// `bytes` with one certificate exchanged: of the certificates that `is_old` picks the first becomes `new`, further ones go, and
 /// all of them go where `new` is there already. Every other byte stays. `None` where none is picked.
-pub fn replace_certificate(bytes: &[u8], is_old: impl Fn(&[u8]) -> bool, new: &[u8]) -> Option<Vec<u8>> {
+pub fn replace_certificate(
+    bytes: &[u8],
+    is_old: impl Fn(&[u8]) -> bool,
+    new: &[u8],
+) -> Option<Vec<u8>> {
     let all = located(bytes);
-    let certificates = || all.iter().filter(|(block, _)| block.label == "CERTIFICATE" && !block.has_headers);
+    let certificates = || {
+        all.iter()
+            .filter(|(block, _)| block.label == "CERTIFICATE" && !block.has_headers)
+    };
     let mut is_there = certificates().any(|(block, _)| block.der == new);
     let (mut text, mut done) = (Vec::with_capacity(bytes.len()), 0);
     for (_, range) in certificates().filter(|(block, _)| block.der != new && is_old(&block.der)) {
         text.extend_from_slice(bytes.get(done..range.start)?);
         done = range.end;
         if !is_there {
-            let has_crlf = bytes.get(range.clone())?.windows(2).any(|pair| pair == b"\r\n");
+            let has_crlf = bytes
+                .get(range.clone())?
+                .windows(2)
+                .any(|pair| pair == b"\r\n");
             let block = encode("CERTIFICATE", new);
-            text.extend(if has_crlf { block.replace('\n', "\r\n") } else { block }.into_bytes());
+            text.extend(
+                if has_crlf {
+                    block.replace('\n', "\r\n")
+                } else {
+                    block
+                }
+                .into_bytes(),
+            );
             is_there = true;
         }
     }
@@ -83,16 +107,23 @@ pub fn certificates(bytes: &[u8]) -> Vec<Vec<u8>> {
 
 const MARKED: &str = "it begins with a byte order mark, as Windows' editors write it, which Kubernetes does not skip";
 const UTF16: &str = "it is UTF-16, as PowerShell writes it, which Kubernetes does not read";
-const INDENTED: &str = "its lines are indented, and Kubernetes looks for the dashes at the beginning of a line";
+const INDENTED: &str =
+    "its lines are indented, and Kubernetes looks for the dashes at the beginning of a line";
 
 /// The line that takes away the [`oddity`] that `why` speaks of, on the node or where its disk is mounted.
 pub fn cure(why: &str, path: impl std::fmt::Display) -> Option<String> {
     let lines = [
         (MARKED, format!("sed -i '1s/^\\xEF\\xBB\\xBF//' {path}")),
-        (UTF16, format!("iconv -f UTF-16 -t UTF-8 {path} > {path}.utf8 && cat {path}.utf8 > {path}")),
+        (
+            UTF16,
+            format!("iconv -f UTF-16 -t UTF-8 {path} > {path}.utf8 && cat {path}.utf8 > {path}"),
+        ),
         (INDENTED, format!("sed -i 's/^[ \\t]*//' {path}")),
     ];
-    lines.into_iter().find(|(oddity, _)| why.contains(oddity)).map(|(_, line)| line)
+    lines
+        .into_iter()
+        .find(|(oddity, _)| why.contains(oddity))
+        .map(|(_, line)| line)
 }
 
 /// What keeps Kubernetes from seeing PEM that a person sees: Go's `pem.Decode` wants its dashes at the beginning of a line, in bytes.
@@ -104,7 +135,9 @@ pub fn oddity(bytes: &[u8]) -> Option<&'static str> {
         _ => {
             let is_indented = |line: &&[u8]| line.starts_with(b" ") || line.starts_with(b"\t");
             let mut lines = bytes.split(|byte| *byte == b'\n').filter(is_indented);
-            lines.any(|line| line.trim_ascii_start().starts_with(b"-----BEGIN ")).then_some(INDENTED)
+            lines
+                .any(|line| line.trim_ascii_start().starts_with(b"-----BEGIN "))
+                .then_some(INDENTED)
         }
     }
 }
@@ -114,14 +147,20 @@ pub fn without_oddity(bytes: &[u8]) -> Option<Vec<u8>> {
     oddity(bytes)?;
     let units = |from: fn([u8; 2]) -> u16| {
         let pairs = bytes.get(2..).unwrap_or_default().chunks_exact(2);
-        let units: Vec<u16> = pairs.filter_map(|pair| Some(from([*pair.first()?, *pair.get(1)?]))).collect();
+        let units: Vec<u16> = pairs
+            .filter_map(|pair| Some(from([*pair.first()?, *pair.get(1)?])))
+            .collect();
         String::from_utf16_lossy(&units).into_bytes()
     };
     Some(match bytes {
         [0xef, 0xbb, 0xbf, rest @ ..] => rest.to_vec(),
         [0xff, 0xfe, ..] => units(u16::from_le_bytes),
         [0xfe, 0xff, ..] => units(u16::from_be_bytes),
-        _ => bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_start).collect::<Vec<_>>().join(&b'\n'),
+        _ => bytes
+            .split(|byte| *byte == b'\n')
+            .map(<[u8]>::trim_ascii_start)
+            .collect::<Vec<_>>()
+            .join(&b'\n'),
     })
 }
 
@@ -148,7 +187,10 @@ impl Open {
         if line.contains(':') {
             self.has_headers = true;
         } else {
-            self.body.extend(line.chars().filter(|character| !character.is_ascii_whitespace()));
+            self.body.extend(
+                line.chars()
+                    .filter(|character| !character.is_ascii_whitespace()),
+            );
         }
     }
 
@@ -156,7 +198,11 @@ impl Open {
         // An encrypted key's headers continue on further lines only in formats that nobody writes; base64 that does not
         // decode makes the block garbage, and garbage is skipped.
         let der = STANDARD.decode(self.body.as_bytes()).ok()?;
-        Some(Block { label: self.label, der, has_headers: self.has_headers })
+        Some(Block {
+            label: self.label,
+            der,
+            has_headers: self.has_headers,
+        })
     }
 }
 
@@ -171,58 +217,86 @@ mod tests {
     #[test]
     fn finds_blocks_between_text_with_crlf() {
         let body = encode("CERTIFICATE", b"one").replace('\n', "\r\n");
-        let text = format!("Certificate:\r\n    Data:\r\n{body}junk\r\n{}", encode("EC PARAMETERS", b"two"));
+        let text = format!(
+            "Certificate:\r\n    Data:\r\n{body}junk\r\n{}",
+            encode("EC PARAMETERS", b"two")
+        );
         let found = blocks(text.as_bytes());
         assert_eq!(found.len(), 2);
-        assert_eq!((found[0].label.as_str(), found[0].der.as_slice()), ("CERTIFICATE", b"one".as_slice()));
+        assert_eq!(
+            (found[0].label.as_str(), found[0].der.as_slice()),
+            ("CERTIFICATE", b"one".as_slice())
+        );
         assert_eq!(found[1].label, "EC PARAMETERS");
         assert_eq!(certificates(text.as_bytes()), vec![b"one".to_vec()]);
     }
 
     #[test]
     fn ignores_certificates_with_headers_and_garbage() {
-        let with_header = encode("CERTIFICATE", b"one").replace("CERTIFICATE-----\nb", "CERTIFICATE-----\nA: b\n\nb");
+        let with_header = encode("CERTIFICATE", b"one")
+            .replace("CERTIFICATE-----\nb", "CERTIFICATE-----\nA: b\n\nb");
         assert!(blocks(with_header.as_bytes())[0].has_headers);
         assert!(certificates(with_header.as_bytes()).is_empty());
-        let garbage =
-            "-----BEGIN CERTIFICATE-----\n%%%\n-----END CERTIFICATE-----\n-----BEGIN X-----\n-----END Y-----\n";
+        let garbage = "-----BEGIN CERTIFICATE-----\n%%%\n-----END CERTIFICATE-----\n-----BEGIN X-----\n-----END Y-----\n";
         assert!(blocks(garbage.as_bytes()).is_empty());
     }
 
     #[test]
     fn exchanges_one_certificate_of_a_bundle() {
-        let (one, two, new) =
-            (encode("CERTIFICATE", b"one"), encode("CERTIFICATE", b"two"), encode("CERTIFICATE", b"new"));
+        let (one, two, new) = (
+            encode("CERTIFICATE", b"one"),
+            encode("CERTIFICATE", b"two"),
+            encode("CERTIFICATE", b"new"),
+        );
         let key = encode("EC PRIVATE KEY", b"one");
         let exchange = |text: &str| {
-            let bytes = replace_certificate(text.as_bytes(), |der| der == b"one" || der == b"1", b"new")?;
+            let bytes =
+                replace_certificate(text.as_bytes(), |der| der == b"one" || der == b"1", b"new")?;
             Some(String::from_utf8(bytes).unwrap())
         };
-        assert_eq!(exchange(&format!("a\n{two}b\n{one}c\n{key}d")).unwrap(), format!("a\n{two}b\n{new}c\n{key}d"));
+        assert_eq!(
+            exchange(&format!("a\n{two}b\n{one}c\n{key}d")).unwrap(),
+            format!("a\n{two}b\n{new}c\n{key}d")
+        );
         let crlf = |text: &str| text.replace('\n', "\r\n");
-        assert_eq!(exchange(&crlf(&format!("{one}{two}"))).unwrap(), crlf(&format!("{new}{two}")));
+        assert_eq!(
+            exchange(&crlf(&format!("{one}{two}"))).unwrap(),
+            crlf(&format!("{new}{two}"))
+        );
         // Two ages of one CA become one, and one that is there already is not doubled.
         let older = encode("CERTIFICATE", b"1");
-        assert_eq!(exchange(&format!("{one}{two}{older}")).unwrap(), format!("{new}{two}"));
+        assert_eq!(
+            exchange(&format!("{one}{two}{older}")).unwrap(),
+            format!("{new}{two}")
+        );
         assert_eq!(exchange(&format!("{one}{new}")).unwrap(), new);
         assert!(exchange(&format!("{two}{key}{new}")).is_none());
         let mut binary = vec![0xff, 0xfe, b'\n'];
         binary.extend_from_slice(one.as_bytes());
         let after = replace_certificate(&binary, |der| der == b"one", b"new").unwrap();
-        assert_eq!((after.get(..3), after.get(3..)), (binary.get(..3), Some(new.as_bytes())));
+        assert_eq!(
+            (after.get(..3), after.get(3..)),
+            (binary.get(..3), Some(new.as_bytes()))
+        );
     }
 
     #[test]
     fn sees_what_kubernetes_does_not() {
         let text = encode("CERTIFICATE", b"one");
         let utf16 = |from: fn(u16) -> [u8; 2], mark: &[u8]| {
-            mark.iter().copied().chain(text.encode_utf16().flat_map(from)).collect::<Vec<u8>>()
+            mark.iter()
+                .copied()
+                .chain(text.encode_utf16().flat_map(from))
+                .collect::<Vec<u8>>()
         };
         let odd = [
             [&[0xef, 0xbb, 0xbf], text.as_bytes()].concat(),
             utf16(u16::to_le_bytes, &[0xff, 0xfe]),
             utf16(u16::to_be_bytes, &[0xfe, 0xff]),
-            text.lines().map(|line| format!("  {line}\n")).collect::<String>().into_bytes(),
+            text.lines()
+                .map(|line| format!("  {line}\n"))
+                .collect::<String>()
+                .into_bytes(),
         ];
         for bytes in odd {
             assert!(certificates(&bytes).is_empty() && oddity(&bytes).is_some());

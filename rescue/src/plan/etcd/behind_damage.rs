@@ -12,23 +12,37 @@ impl Table<'_> {
         let rank = |number: &usize| {
             let base = self.bases.get(*number)?.as_ref().ok()?;
             let (seen, member) = &self.seen[*number];
-            let order = (self.is_whole(seen), !member.is_learner, std::cmp::Reverse(*number));
+            let order = (
+                self.is_whole(seen),
+                !member.is_learner,
+                std::cmp::Reverse(*number),
+            );
             (seen.cluster() == Some(self.cluster)).then(|| (base.last_term(), base.last(), order))
         };
-        let newest = (0..self.seen.len()).filter(|number| rank(number).is_some()).max_by_key(rank);
-        let Some((best, Some(Ok(base)))) = newest.map(|best| (best, self.bases.get(best))) else { return };
-        let Some((number, tail)) = self.tail_for(best, base) else { return };
+        let newest = (0..self.seen.len())
+            .filter(|number| rank(number).is_some())
+            .max_by_key(rank);
+        let Some((best, Some(Ok(base)))) = newest.map(|best| (best, self.bases.get(best))) else {
+            return;
+        };
+        let Some((number, tail)) = self.tail_for(best, base) else {
+            return;
+        };
         let (whose, to) = (self.name(number), self.name(best));
         let saw = match tail.entries.is_empty() {
             true => {
-                format!("ends with entry {}, which the database holds: nothing of it is lost.", tail.last())
+                format!(
+                    "ends with entry {}, which the database holds: nothing of it is lost.",
+                    tail.last()
+                )
             }
             false => format!(
                 "goes on with {}, which follow what {to} has: they are taken over.",
                 entries(tail.first, tail.last())
             ),
         };
-        self.found_behind_damage.push(format!("Behind its damage the log of {whose} {saw}"));
+        self.found_behind_damage
+            .push(format!("Behind its damage the log of {whose} {saw}"));
         let base = base.with_tail(tail);
         self.bases[best] = Ok(base);
     }
@@ -38,7 +52,11 @@ impl Table<'_> {
         // Where the log ends before the database, that says which entry is its last one, and from 3.5 on its term. What a member has applied is in
         // its own log, in whatever term.
         let is_behind = base.missing > 0;
-        let term = if is_behind { base.database.facts.term } else { Some(base.last_term()) };
+        let term = if is_behind {
+            base.database.facts.term
+        } else {
+            Some(base.last_term())
+        };
         let damaged = (0..self.seen.len()).filter(|number| {
             let (seen, member) = &self.seen[*number];
             let is_proved = term.is_some() || base.database.source == seen.guest.source;
@@ -50,7 +68,9 @@ impl Table<'_> {
         });
         let tails = damaged.filter_map(|number| {
             let seen = self.seen[number].0;
-            let tail = Tail::behind_damage(seen.guest, &seen.data.log, base.last(), term).ok().flatten()?;
+            let tail = Tail::behind_damage(seen.guest, &seen.data.log, base.last(), term)
+                .ok()
+                .flatten()?;
             (is_behind || !tail.entries.is_empty()).then_some((number, tail))
         });
         tails.max_by_key(|(_, tail)| (tail.term, tail.last()))

@@ -41,7 +41,11 @@ pub fn claims(all: &[AtHand<'_>]) -> Vec<Claim> {
     all.iter()
         .zip(keys)
         .zip(proven)
-        .map(|((one, keys), proven)| Claim { uses_tls: keys.uses_tls, proven, ..claim(one) })
+        .map(|((one, keys), proven)| Claim {
+            uses_tls: keys.uses_tls,
+            proven,
+            ..claim(one)
+        })
         .collect()
 }
 
@@ -51,21 +55,35 @@ pub fn claims_of<'a>(
     data: impl IntoIterator<Item = &'a MemberData>,
     settings: &Settings,
 ) -> Result<Vec<Claim>, Refusal> {
-    let parties: Vec<Party> = found.iter().map(|found| Party::of(&found.guest, settings)).collect();
+    let parties: Vec<Party> = found
+        .iter()
+        .map(|found| Party::of(&found.guest, settings))
+        .collect();
     refuse_unclear(&parties.iter().collect::<Vec<_>>(), &settings.trust)?;
-    let at_hand = found.iter().zip(data).zip(&parties).map(|((found, data), party)| AtHand {
-        guest: &found.guest,
-        launch: found.launch.as_ref(),
-        data,
-        party,
-        is_whole: boot::problems(data).iter().all(|problem| problem.effect == Effect::Harmless || problem.is_alarm()),
-    });
+    let at_hand = found
+        .iter()
+        .zip(data)
+        .zip(&parties)
+        .map(|((found, data), party)| AtHand {
+            guest: &found.guest,
+            launch: found.launch.as_ref(),
+            data,
+            party,
+            is_whole: boot::problems(data)
+                .iter()
+                .all(|problem| problem.effect == Effect::Harmless || problem.is_alarm()),
+        });
     Ok(claims(&at_hand.collect::<Vec<_>>()))
 }
 
 fn keys(one: &AtHand<'_>) -> EtcdKeys {
-    let Some(launch) = one.launch else { return EtcdKeys::default() };
-    let own = list(one.data).into_iter().filter(|entry| Some(entry.id) == id(one.data)).flat_map(|entry| entry.urls);
+    let Some(launch) = one.launch else {
+        return EtcdKeys::default();
+    };
+    let own = list(one.data)
+        .into_iter()
+        .filter(|entry| Some(entry.id) == id(one.data))
+        .flat_map(|entry| entry.urls);
     let urls: Vec<String> = launch.peer_urls().into_iter().chain(own).collect();
     EtcdKeys::read(one.guest, launch, one.party, &urls)
 }
@@ -78,9 +96,18 @@ fn claim(one: &AtHand<'_>) -> Claim {
     let (data, party) = (one.data, one.party);
     let list = list(data);
     let mut urls = one.launch.map(Launch::peer_urls).unwrap_or_default();
-    urls.extend(list.iter().filter(|entry| Some(entry.id) == id(data)).flat_map(|entry| entry.urls.clone()));
-    let initial = one.launch.and_then(|launch| launch.option("--initial-cluster")).unwrap_or_default();
-    let initial = initial.split(',').filter_map(|member| Some(member.split_once('=')?.1.trim().to_owned()));
+    urls.extend(
+        list.iter()
+            .filter(|entry| Some(entry.id) == id(data))
+            .flat_map(|entry| entry.urls.clone()),
+    );
+    let initial = one
+        .launch
+        .and_then(|launch| launch.option("--initial-cluster"))
+        .unwrap_or_default();
+    let initial = initial
+        .split(',')
+        .filter_map(|member| Some(member.split_once('=')?.1.trim().to_owned()));
     Claim {
         shown: party.shown(),
         trust_flag: party.trust_flag(),
@@ -104,10 +131,19 @@ fn list(data: &MemberData) -> Vec<Listed> {
     let (members, _) = data.membership();
     let mut known: BTreeMap<u64, Member> = members.list;
     let added = [ConfChangeKind::AddNode, ConfChangeKind::AddLearner];
-    for (_, change) in data.log.changes.iter().filter(|(_, change)| added.contains(&change.kind)) {
+    for (_, change) in data
+        .log
+        .changes
+        .iter()
+        .filter(|(_, change)| added.contains(&change.kind))
+    {
         let mut alone = Members::default();
         alone.apply(change);
-        for (id, member) in alone.list.into_iter().filter(|(id, _)| !members.removed.contains(id)) {
+        for (id, member) in alone
+            .list
+            .into_iter()
+            .filter(|(id, _)| !members.removed.contains(id))
+        {
             known.entry(id).or_insert(member);
         }
     }
@@ -115,7 +151,11 @@ fn list(data: &MemberData) -> Vec<Listed> {
         let stored = facts.members.list.clone().into_iter();
         known.extend(stored.filter(|(id, _)| !facts.members.removed.contains(id)));
     }
-    let listed = |member: Member| Listed { id: member.id, urls: member.peer_urls, is_learner: member.is_learner };
+    let listed = |member: Member| Listed {
+        id: member.id,
+        urls: member.peer_urls,
+        is_learner: member.is_learner,
+    };
     known.into_values().map(listed).collect()
 }
 
@@ -143,51 +183,89 @@ pub(super) fn holds_writes(guest: &Guest, data: &MemberData) -> bool {
                     | Request::Compact(_)
                     | Request::LeaseGrant(_))
             );
-        if is_written { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if is_written {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     });
     is_written || visited.is_err()
 }
 
 /// Names of some of them, for people.
 fn names(claims: &[Claim], numbers: &[usize]) -> String {
-    numbers.iter().map(|number| claims[*number].shown.as_str()).collect::<Vec<_>>().join(" and ")
+    numbers
+        .iter()
+        .map(|number| claims[*number].shown.as_str())
+        .collect::<Vec<_>>()
+        .join(" and ")
 }
 
 fn flags(claims: &[Claim], numbers: &[usize]) -> String {
     let doubted = numbers.iter().filter(|number| !claims[**number].is_trusted);
-    doubted.map(|number| claims[*number].trust_flag.as_str()).collect::<Vec<_>>().join(" ")
+    doubted
+        .map(|number| claims[*number].trust_flag.as_str())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Why some are left out: what was seen, what it means, and what to type, each without its full stop.
 pub fn words(left: &LeftOut, claims: &[Claim]) -> [String; 3] {
-    let LeftOut { doubted, beside, .. } = left;
+    let LeftOut {
+        doubted, beside, ..
+    } = left;
     let (who, others) = (names(claims, doubted), names(claims, beside));
     let is_one = doubted.len() == 1;
-    let (says, holds) =
-        if is_one { ("says that it is a member", "holds") } else { ("say that they are members", "hold") };
+    let (says, holds) = if is_one {
+        ("says that it is a member", "holds")
+    } else {
+        ("say that they are members", "hold")
+    };
     // Where the word for one side is there already, that for the other is what is missing.
     let trust = Some(flags(claims, doubted)).filter(|flags| !flags.is_empty());
     let trust = trust.unwrap_or_else(|| flags(claims, beside));
-    let known = format!("if you know for certain that {}: {trust}", if is_one { "it is" } else { "they are" });
-    let left_out = "left out: nothing is taken from it for the others, and it gets nothing of theirs".to_owned();
+    let known = format!(
+        "if you know for certain that {}: {trust}",
+        if is_one { "it is" } else { "they are" }
+    );
     let left_out =
-        if is_one { left_out } else { left_out.replace("from it", "from them").replace("it gets", "they get") };
+        "left out: nothing is taken from it for the others, and it gets nothing of theirs"
+            .to_owned();
+    let left_out = if is_one {
+        left_out
+    } else {
+        left_out
+            .replace("from it", "from them")
+            .replace("it gets", "they get")
+    };
     match left.why {
-        Why::NoKey => {
-            [format!("{who} {says} of the etcd of {others}, but {holds} no private key of its CA"), left_out, known]
-        }
+        Why::NoKey => [
+            format!("{who} {says} of the etcd of {others}, but {holds} no private key of its CA"),
+            left_out,
+            known,
+        ],
         Why::NotListed => {
             let does = if beside.len() == 1 { "does" } else { "do" };
             let it = if is_one { "it" } else { "them" };
-            [format!("{who} {says} of the etcd of {others}, which {does} not list {it} as a member"), left_out, known]
+            [
+                format!(
+                    "{who} {says} of the etcd of {others}, which {does} not list {it} as a member"
+                ),
+                left_out,
+                known,
+            ]
         }
         Why::Demoted => [
-            format!("the list of members of {who} makes a learner of a voter among {others}, which etcd never does"),
+            format!(
+                "the list of members of {who} makes a learner of a voter among {others}, which etcd never does"
+            ),
             left_out,
             known,
         ],
         Why::TwoHistories => [
-            format!("{who} and {others} list one another, but hold two histories with writes that the other one lacks"),
+            format!(
+                "{who} and {others} list one another, but hold two histories with writes that the other one lacks"
+            ),
             "neither is laid over the other".to_owned(),
             format!(
                 "give only the disks that count; or, if what {who} wrote may be lost for what {others} hold{}: {}",
@@ -200,7 +278,8 @@ pub fn words(left: &LeftOut, claims: &[Claim]) -> [String; 3] {
                 "{who} has no list of members left, and several that know nothing of one another list it: {others}"
             ),
             "which of them it belongs to cannot be told, so it gets nothing of theirs".to_owned(),
-            "give only the disks that belong together, or name those that you know with --trust".to_owned(),
+            "give only the disks that belong together, or name those that you know with --trust"
+                .to_owned(),
         ],
     }
 }
@@ -226,7 +305,10 @@ pub fn notes(unit: &Unit, units: &Units, claims: &[Claim]) -> Vec<String> {
         )
     });
     let is_here = |number: &usize| unit.all().any(|own| own == *number);
-    let left = units.left_out.iter().filter(|left| left.beside.iter().chain(&left.doubted).any(is_here));
+    let left = units
+        .left_out
+        .iter()
+        .filter(|left| left.beside.iter().chain(&left.doubted).any(is_here));
     on_word.chain(left.map(|left| note(left, claims))).collect()
 }
 
@@ -234,9 +316,10 @@ fn capitalised(text: &str) -> String {
     let mut letters = text.chars();
     // A node's name stays as it is.
     match text.starts_with("the ") {
-        true => {
-            letters.next().map(|first| first.to_uppercase().collect::<String>() + letters.as_str()).unwrap_or_default()
-        }
+        true => letters
+            .next()
+            .map(|first| first.to_uppercase().collect::<String>() + letters.as_str())
+            .unwrap_or_default(),
         false => text.to_owned(),
     }
 }

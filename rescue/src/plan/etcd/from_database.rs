@@ -22,13 +22,18 @@ const MORE: u64 = 1 << 20;
 /// A [`Refusal`] where members are missing.
 pub fn without_any_log(seen: &[Seen<'_>], wishes: &SetWishes) -> Result<Option<SetPlan>> {
     let all: Vec<&Seen<'_>> = seen.iter().collect();
-    let Some((_, database)) = newest(&all) else { return Ok(None) };
+    let Some((_, database)) = newest(&all) else {
+        return Ok(None);
+    };
     let members = &database.facts.members;
     let mut known: Vec<(&Seen<'_>, Member)> = Vec::new();
     for one in seen {
         let is_own = |member: &&Member| {
             one.flag_name.as_ref() == Some(&member.name)
-                || member.peer_urls.iter().any(|url| one.flag_urls.contains(url))
+                || member
+                    .peer_urls
+                    .iter()
+                    .any(|url| one.flag_urls.contains(url))
         };
         if let Some(member) = members.list.values().find(is_own) {
             known.push((one, member.clone()));
@@ -36,8 +41,12 @@ pub fn without_any_log(seen: &[Seen<'_>], wishes: &SetWishes) -> Result<Option<S
     }
     let dead = dead(wishes, members, &known)?;
     let there = |id: u64| known.iter().any(|(_, member)| member.id == id) || dead.contains(&id);
-    let absent: Vec<&str> =
-        members.list.values().filter(|member| !there(member.id)).map(|member| member.name.as_str()).collect();
+    let absent: Vec<&str> = members
+        .list
+        .values()
+        .filter(|member| !there(member.id))
+        .map(|member| member.name.as_str())
+        .collect();
     if !absent.is_empty() {
         return Err(Refusal::new(
             format!("no log of etcd is left here, and the disks of {} are not at hand", absent.join(", ")),
@@ -51,7 +60,9 @@ pub fn without_any_log(seen: &[Seen<'_>], wishes: &SetWishes) -> Result<Option<S
 
 /// The database that reaches furthest, and whose it is.
 fn newest<'s>(seen: &[&'s Seen<'s>]) -> Option<(&'s Seen<'s>, DatabaseFile)> {
-    let sound = seen.iter().filter_map(|seen| Some((*seen, seen.database()?)));
+    let sound = seen
+        .iter()
+        .filter_map(|seen| Some((*seen, seen.database()?)));
     sound.max_by_key(|(_, database)| database.facts.consistent_index)
 }
 
@@ -66,7 +77,9 @@ pub fn plan(
     wishes: &SetWishes,
 ) -> Result<Option<SetPlan>> {
     let all: Vec<&Seen<'_>> = seen.iter().map(|(seen, _)| *seen).collect();
-    let Some((owner, database)) = newest(&all) else { return Ok(None) };
+    let Some((owner, database)) = newest(&all) else {
+        return Ok(None);
+    };
     let facts = &database.facts;
     if let Some(version) = facts.storage_version.as_ref().filter(|_| !wishes.unproven) {
         return Err(Refusal::new(
@@ -78,11 +91,16 @@ pub fn plan(
     }
     let target = |(seen, known): &(&Seen<'_>, Member)| Target {
         name: seen.flag_name.clone().unwrap_or_else(|| known.name.clone()),
-        peer_urls: if seen.flag_urls.is_empty() { known.peer_urls.clone() } else { seen.flag_urls.clone() },
+        peer_urls: if seen.flag_urls.is_empty() {
+            known.peer_urls.clone()
+        } else {
+            seen.flag_urls.clone()
+        },
     };
     let targets: Vec<Target> = seen.iter().map(target).collect();
     let cluster = NewCluster::new(&targets, &token()?)?;
-    let origin = Origin::in_guest(owner.guest, &owner.place.db()).context("finding the database")?;
+    let origin =
+        Origin::in_guest(owner.guest, &owner.place.db()).context("finding the database")?;
     let mut parts = Vec::new();
     for ((seen, _), own) in seen.iter().zip(&cluster.order) {
         let recipe = FromDatabase {
@@ -103,13 +121,23 @@ pub fn plan(
         );
         parts.push(seen.part(recipe, vec![details])?);
     }
-    let mut guarantee =
-        Guarantee { revision: Some(facts.revision), raises_revision: true, ..Guarantee::new(Level::G3) };
-    let absent = members.list.values().filter(|member| dead.contains(&member.id));
+    let mut guarantee = Guarantee {
+        revision: Some(facts.revision),
+        raises_revision: true,
+        ..Guarantee::new(Level::G3)
+    };
+    let absent = members
+        .list
+        .values()
+        .filter(|member| dead.contains(&member.id));
     guarantee.missing = absent.map(|member| member.name.clone()).collect();
     let names: Vec<&str> = seen.iter().map(|(seen, _)| seen.name.as_str()).collect();
     Ok(Some(SetPlan {
-        summary: format!("make a new etcd cluster on {} from the database of {}", names.join(", "), owner.name),
+        summary: format!(
+            "make a new etcd cluster on {} from the database of {}",
+            names.join(", "),
+            owner.name
+        ),
         guarantee,
         why: vec!["No log is left on any of the disks that could be built upon.".to_owned()],
         notes: Vec::new(),

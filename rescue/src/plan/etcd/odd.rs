@@ -33,7 +33,8 @@ pub struct Doubt {
 
 /// Marks those of `seen` whose database is the odd one out of their cluster. What remains open is given.
 pub fn mark(seen: &mut [Seen<'_>], ui: &dyn Ui) -> Vec<Doubt> {
-    let mut clusters: Vec<Option<u64>> = super::plan::clusters(seen).into_iter().map(Some).collect();
+    let mut clusters: Vec<Option<u64>> =
+        super::plan::clusters(seen).into_iter().map(Some).collect();
     if clusters.is_empty() {
         clusters.push(None);
     }
@@ -41,9 +42,12 @@ pub fn mark(seen: &mut [Seen<'_>], ui: &dyn Ui) -> Vec<Doubt> {
     for cluster in clusters {
         let voters = voters(seen, cluster);
         // A disk without a log does not say whose it is; its database may well be a witness.
-        let belongs = |one: &Seen<'_>| one.lends && (one.cluster().is_none() || one.cluster() == cluster);
-        let there =
-            seen.iter().enumerate().filter(|(_, one)| belongs(one) && !one.is_odd && one.data.facts().is_some());
+        let belongs =
+            |one: &Seen<'_>| one.lends && (one.cluster().is_none() || one.cluster() == cluster);
+        let there = seen
+            .iter()
+            .enumerate()
+            .filter(|(_, one)| belongs(one) && !one.is_odd && one.data.facts().is_some());
         let numbers: Vec<usize> = there.map(|(number, _)| number).collect();
         doubts.extend(compare(seen, &numbers, voters, ui));
     }
@@ -52,7 +56,10 @@ pub fn mark(seen: &mut [Seen<'_>], ui: &dyn Ui) -> Vec<Doubt> {
 
 /// How many voters there are: a majority of these must agree.
 fn voters(seen: &[Seen<'_>], cluster: Option<u64>) -> usize {
-    let own: Vec<&Seen<'_>> = seen.iter().filter(|seen| seen.lends && seen.cluster() == cluster).collect();
+    let own: Vec<&Seen<'_>> = seen
+        .iter()
+        .filter(|seen| seen.lends && seen.cluster() == cluster)
+        .collect();
     super::plan::newest_members(&own).map_or(seen.len(), |members| members.voters().count())
 }
 
@@ -78,13 +85,34 @@ fn compare(seen: &mut [Seen<'_>], numbers: &[usize], voters: usize, ui: &dyn Ui)
         return None;
     }
     let with = |one: &usize| -> Vec<usize> {
-        numbers.iter().copied().filter(|other| other == one || same.get(&(*one, *other)) == Some(&true)).collect()
+        numbers
+            .iter()
+            .copied()
+            .filter(|other| other == one || same.get(&(*one, *other)) == Some(&true))
+            .collect()
     };
-    let agreed = numbers.iter().map(with).max_by_key(Vec::len).unwrap_or_default();
-    let contradicts = |one: usize| agreed.iter().any(|other| same.get(&(one, *other)) == Some(&false));
-    let names = |numbers: &[usize]| numbers.iter().map(|one| seen[*one].name.clone()).collect::<Vec<_>>().join(", ");
+    let agreed = numbers
+        .iter()
+        .map(with)
+        .max_by_key(Vec::len)
+        .unwrap_or_default();
+    let contradicts = |one: usize| {
+        agreed
+            .iter()
+            .any(|other| same.get(&(one, *other)) == Some(&false))
+    };
+    let names = |numbers: &[usize]| {
+        numbers
+            .iter()
+            .map(|one| seen[*one].name.clone())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     if agreed.len() <= voters / 2 || agreed.iter().any(|one| contradicts(*one)) {
-        let mut differ = same.iter().filter(|(pair, same)| pair.0 < pair.1 && !**same).map(|(pair, _)| *pair);
+        let mut differ = same
+            .iter()
+            .filter(|(pair, same)| pair.0 < pair.1 && !**same)
+            .map(|(pair, _)| *pair);
         let is_certain = differ.any(|(one, other)| agree(&seen[one], &seen[other]) == Some(false));
         let saw = format!(
             "The databases of {} hold different things, and no majority says which one is right: compare what etcd holds afterwards with what is \
@@ -93,12 +121,20 @@ fn compare(seen: &mut [Seen<'_>], numbers: &[usize], voters: usize, ui: &dyn Ui)
         );
         return Some(Doubt { saw, is_certain });
     }
-    let saw = format!("the database holds something else than those of {}, which agree", names(&agreed));
-    let odd: Vec<usize> = numbers.iter().copied().filter(|one| contradicts(*one)).collect();
+    let saw = format!(
+        "the database holds something else than those of {}, which agree",
+        names(&agreed)
+    );
+    let odd: Vec<usize> = numbers
+        .iter()
+        .copied()
+        .filter(|one| contradicts(*one))
+        .collect();
     for number in odd {
         let one = &mut seen[number];
         one.is_odd = true;
-        one.problems.push(Problem::differs(&one.place.db(), saw.clone()));
+        one.problems
+            .push(Problem::differs(&one.place.db(), saw.clone()));
     }
     None
 }
@@ -121,7 +157,10 @@ fn hashes(seen: &[Seen<'_>], numbers: &[usize], ui: &dyn Ui) -> BTreeMap<usize, 
     let hash = |number: &usize| {
         let (backend, facts) = (opened(&seen[*number])?, facts(number)?);
         let revision = *alike.get(&facts.compacted)?;
-        let what = format!("comparing the database of {} with the others'", seen[*number].name);
+        let what = format!(
+            "comparing the database of {} with the others'",
+            seen[*number].name
+        );
         let progress = ui.begin(&what, Some(backend.db.size()));
         let hash = survey(backend, facts, revision, &*progress).ok()?.hash?;
         Some((*number, ((facts.compacted, revision), hash.hash)))
@@ -136,7 +175,9 @@ fn agree(one: &Seen<'_>, other: &Seen<'_>) -> Option<bool> {
     loop {
         one.fill()?;
         other.fill()?;
-        let (Some(a), Some(b)) = (one.window.front(), other.window.front()) else { break };
+        let (Some(a), Some(b)) = (one.window.front(), other.window.front()) else {
+            break;
+        };
         let order = a.revision().cmp(b.revision());
         if order.is_eq() && a != b {
             return Some(false);
@@ -178,21 +219,39 @@ impl<'a> Entries<'a> {
     fn of(seen: &'a Seen<'_>) -> Option<Self> {
         let backend = opened(seen)?;
         let bucket = backend.keys().ok()??;
-        Some(Self { backend, bucket, window: VecDeque::new(), next: Some(Vec::new()) })
+        Some(Self {
+            backend,
+            bucket,
+            window: VecDeque::new(),
+            next: Some(Vec::new()),
+        })
     }
 
     /// Reads on where the window is empty, which it stays at the end. `None` where it cannot be read.
     fn fill(&mut self) -> Option<()> {
         if let (true, Some(from)) = (self.window.is_empty(), self.next.take()) {
             let window = &mut self.window;
-            let walked = self.backend.db.walk(&self.bucket, Some(&from), &mut |item| {
-                window.push_back(Entry { key: item.key.to_vec(), sum: crc::append(0, item.value) });
-                if window.len() < WINDOW { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-            });
+            let walked = self
+                .backend
+                .db
+                .walk(&self.bucket, Some(&from), &mut |item| {
+                    window.push_back(Entry {
+                        key: item.key.to_vec(),
+                        sum: crc::append(0, item.value),
+                    });
+                    if window.len() < WINDOW {
+                        ControlFlow::Continue(())
+                    } else {
+                        ControlFlow::Break(())
+                    }
+                });
             walked.ok()?;
             if self.window.len() == WINDOW {
                 // The first key behind the last one.
-                self.next = self.window.back().map(|last| [last.key.as_slice(), &[0]].concat());
+                self.next = self
+                    .window
+                    .back()
+                    .map(|last| [last.key.as_slice(), &[0]].concat());
             }
         }
         Some(())

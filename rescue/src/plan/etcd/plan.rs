@@ -30,8 +30,12 @@ use crate::plan::set::{SetPart, SetPlan, SetWishes};
 /// What the members of each cluster need together: a plan, or why there can be none. Nothing where each starts by itself, or does once its own
 /// node's plan has mended it in place. Members that share no keys, or are not in one another's lists, are planned apart.
 pub fn plan_sets(nodes: &[NodeReport], wishes: &SetWishes, ui: &dyn Ui) -> Vec<Result<SetPlan>> {
-    let seen: Vec<Seen<'_>> = nodes.iter().filter_map(|node| Seen::look(node, ui)).collect();
-    let (seen, _running): (Vec<_>, Vec<_>) = seen.into_iter().partition(|seen| seen.holder.is_none());
+    let seen: Vec<Seen<'_>> = nodes
+        .iter()
+        .filter_map(|node| Seen::look(node, ui))
+        .collect();
+    let (seen, _running): (Vec<_>, Vec<_>) =
+        seen.into_iter().partition(|seen| seen.holder.is_none());
     let (claims, decided) = decided(&seen);
     let mut plans = Vec::new();
     let mut all: Vec<Option<Seen<'_>>> = seen.into_iter().map(Some).collect();
@@ -63,7 +67,10 @@ pub(super) fn members_of<'a>(unit: &Unit, all: &mut [Option<Seen<'a>>]) -> Vec<S
     numbers.sort_unstable();
     let take = |number: usize| {
         let seen = all.get_mut(number)?.take()?;
-        Some(Seen { lends: unit.lenders.contains(&number), ..seen })
+        Some(Seen {
+            lends: unit.lenders.contains(&number),
+            ..seen
+        })
     };
     numbers.into_iter().filter_map(take).collect()
 }
@@ -72,7 +79,11 @@ pub(super) fn members_of<'a>(unit: &Unit, all: &mut [Option<Seen<'a>>]) -> Vec<S
 pub(super) fn refused_beside(error: anyhow::Error, notes: &[String]) -> anyhow::Error {
     match error.downcast::<Refusal>() {
         Ok(refusal) if !notes.is_empty() => {
-            let saw = format!("{}. {}", refusal.saw.trim_end_matches('.'), notes.join(". "));
+            let saw = format!(
+                "{}. {}",
+                refusal.saw.trim_end_matches('.'),
+                notes.join(". ")
+            );
             Refusal { saw, ..refusal }.into()
         }
         Ok(refusal) => refusal.into(),
@@ -91,7 +102,9 @@ fn plan_set(mut seen: Vec<Seen<'_>>, wishes: &SetWishes, ui: &dyn Ui) -> Result<
     let doubts = odd::mark(&mut seen, ui);
     let clusters = clusters(&seen);
     if clusters.is_empty() && seen.len() > 1 {
-        return Ok(from_database::without_any_log(&seen, wishes)?.map(|plan| with_doubts(plan, doubts)));
+        return Ok(
+            from_database::without_any_log(&seen, wishes)?.map(|plan| with_doubts(plan, doubts))
+        );
     }
     for cluster in clusters {
         if let Some(table) = Table::lay(cluster, &seen, wishes, false)?
@@ -158,15 +171,24 @@ impl<'a> Table<'a> {
         wishes: &'a SetWishes,
         may_be_dead: bool,
     ) -> Result<Option<Self>> {
-        let own: Vec<&Seen<'_>> = all.iter().filter(|seen| seen.cluster() == Some(cluster)).collect();
+        let own: Vec<&Seen<'_>> = all
+            .iter()
+            .filter(|seen| seen.cluster() == Some(cluster))
+            .collect();
         refuse_forks(&own)?;
-        let Some(members) = newest_members(&own) else { return Ok(None) };
+        let Some(members) = newest_members(&own) else {
+            return Ok(None);
+        };
         let mut seen: Vec<(&Seen<'_>, Member)> = Vec::new();
         for one in all {
-            let Some(member) = one.whose(cluster, &members) else { continue };
+            let Some(member) = one.whose(cluster, &members) else {
+                continue;
+            };
             // A disk of another cluster belongs here only where it is the odd one out: two whole clusters may be on the table.
-            let of_its_own =
-                all.iter().filter(|other| one.cluster().is_some() && other.cluster() == one.cluster()).count();
+            let of_its_own = all
+                .iter()
+                .filter(|other| one.cluster().is_some() && other.cluster() == one.cluster())
+                .count();
             if one.cluster() != Some(cluster) && of_its_own >= own.len() {
                 continue;
             }
@@ -184,7 +206,15 @@ impl<'a> Table<'a> {
             seen.push((one, member.clone()));
         }
         let dead = dead(wishes, &members, if may_be_dead { &[] } else { &seen })?;
-        Ok(Some(Self { cluster, wishes, members, seen, bases: Vec::new(), found_behind_damage: Vec::new(), dead }))
+        Ok(Some(Self {
+            cluster,
+            wishes,
+            members,
+            seen,
+            bases: Vec::new(),
+            found_behind_damage: Vec::new(),
+            dead,
+        }))
     }
 
     fn plan(mut self) -> Result<Option<SetPlan>> {
@@ -203,8 +233,15 @@ impl<'a> Table<'a> {
             self.find_bases();
         }
         let mut why = decision.why;
-        let takes_newest = matches!(decision.repair, Repair::Readmit { .. } | Repair::Clone { .. } | Repair::Extend(_));
-        let mut notes = if takes_newest { std::mem::take(&mut self.found_behind_damage) } else { Vec::new() };
+        let takes_newest = matches!(
+            decision.repair,
+            Repair::Readmit { .. } | Repair::Clone { .. } | Repair::Extend(_)
+        );
+        let mut notes = if takes_newest {
+            std::mem::take(&mut self.found_behind_damage)
+        } else {
+            Vec::new()
+        };
         notes.extend(self.voters_before());
         let (summary, guarantee, parts) = match decision.repair {
             Repair::Nothing => return self.level(),
@@ -221,20 +258,31 @@ impl<'a> Table<'a> {
                     return self.level();
                 }
                 let level = self.levelled(&members)?;
-                let relaid = members.iter().map(|number| self.relaid(*number, level.tail_of(*number)));
+                let relaid = members
+                    .iter()
+                    .map(|number| self.relaid(*number, level.tail_of(*number)));
                 let mut parts = relaid.collect::<Result<Vec<_>>>()?;
                 parts.extend(level.parts);
                 why.extend(level.why);
                 (
-                    format!("give etcd on {} what it lacks beside its own log", self.names(&members)),
+                    format!(
+                        "give etcd on {} what it lacks beside its own log",
+                        self.names(&members)
+                    ),
                     Guarantee::new(Level::G0),
                     parts,
                 )
             }
-            Repair::Refill { from, learners, relaid } => {
+            Repair::Refill {
+                from,
+                learners,
+                relaid,
+            } => {
                 let level = self.levelled(&relaid)?;
                 let refilled = learners.iter().map(|number| self.refilled(from, *number));
-                let relays = relaid.iter().map(|number| self.relaid(*number, level.tail_of(*number)));
+                let relays = relaid
+                    .iter()
+                    .map(|number| self.relaid(*number, level.tail_of(*number)));
                 let mut parts = refilled.chain(relays).collect::<Result<Vec<_>>>()?;
                 parts.extend(level.parts);
                 why.extend(level.why);
@@ -242,7 +290,12 @@ impl<'a> Table<'a> {
                 let summary = format!("give etcd on {} what it lacks", self.names(&all));
                 (summary, self.promise(Level::G0, self.dropped(from)?), parts)
             }
-            Repair::Readmit { keeper, again, relaid, is_majority } => {
+            Repair::Readmit {
+                keeper,
+                again,
+                relaid,
+                is_majority,
+            } => {
                 let mut parts = self.readmitted(keeper, &again)?;
                 for number in relaid {
                     parts.push(self.relaid(number, None)?);
@@ -254,7 +307,11 @@ impl<'a> Table<'a> {
                 );
                 (summary, self.guarantee(keeper, is_majority)?, parts)
             }
-            Repair::Clone { best, members, is_majority } => {
+            Repair::Clone {
+                best,
+                members,
+                is_majority,
+            } => {
                 let parts = self.cloned(best, &members)?;
                 let summary = format!(
                     "rebuild etcd on {} as a new cluster from the log of {}",
@@ -281,11 +338,22 @@ impl<'a> Table<'a> {
                     ),
                 };
                 let part = self.part(only, recipe, details)?;
-                (summary, self.guarantee(only, base.tail.is_some())?, vec![part])
+                (
+                    summary,
+                    self.guarantee(only, base.tail.is_some())?,
+                    vec![part],
+                )
             }
         };
         let afterwards = self.afterwards();
-        Ok(Some(SetPlan { summary, guarantee, why, notes, parts, afterwards }))
+        Ok(Some(SetPlan {
+            summary,
+            guarantee,
+            why,
+            notes,
+            parts,
+            afterwards,
+        }))
     }
 
     /// Those that vote by their own list, and are learners by the one that counts.
@@ -295,7 +363,10 @@ impl<'a> Table<'a> {
             let (members, _) = seen.data.membership();
             members.list.get(&own).map(|member| !member.is_learner)
         };
-        let before = self.seen.iter().filter(|(seen, member)| member.is_learner && votes(seen) == Some(true));
+        let before = self
+            .seen
+            .iter()
+            .filter(|(seen, member)| member.is_learner && votes(seen) == Some(true));
         before
             .map(|(seen, _)| {
                 format!(
@@ -310,14 +381,21 @@ impl<'a> Table<'a> {
     /// left to etcd, which copes with it by itself.
     fn may_have_forgotten(&self, seen: &Seen<'_>) -> bool {
         let there = |id: u64| self.seen.iter().any(|(_, known)| known.id == id);
-        seen.has_lost_sector() && self.members.voters().count() > 1 && self.members.voters().all(there)
+        seen.has_lost_sector()
+            && self.members.voters().count() > 1
+            && self.members.voters().all(there)
     }
 
     /// What can be built upon each one's log. Databases of another cluster are refused by the base itself.
     pub(super) fn find_bases(&mut self) {
-        let options = Options { unproven: self.wishes.unproven };
+        let options = Options {
+            unproven: self.wishes.unproven,
+        };
         let sources: Vec<&Seen<'_>> = self.seen.iter().map(|(seen, _)| *seen).collect();
-        self.bases = sources.iter().map(|seen| seen.base(&sources, options)).collect();
+        self.bases = sources
+            .iter()
+            .map(|seen| seen.base(&sources, options))
+            .collect();
         self.look_behind_damage();
     }
 
@@ -330,7 +408,8 @@ impl<'a> Table<'a> {
     pub(super) fn best_of(&self, numbers: &[usize]) -> Option<usize> {
         let rank = |number: &usize| {
             let base = self.bases.get(*number)?.as_ref().ok()?;
-            (self.seen[*number].0.cluster() == Some(self.cluster)).then(|| (base.last_term(), base.last()))
+            (self.seen[*number].0.cluster() == Some(self.cluster))
+                .then(|| (base.last_term(), base.last()))
         };
         numbers
             .iter()
@@ -341,7 +420,11 @@ impl<'a> Table<'a> {
 
     /// Whether its log holds whatever is known to be agreed on.
     pub(super) fn holds_agreed(&self, number: usize) -> bool {
-        let own = self.seen.iter().map(|(seen, _)| *seen).filter(|seen| seen.cluster() == Some(self.cluster));
+        let own = self
+            .seen
+            .iter()
+            .map(|(seen, _)| *seen)
+            .filter(|seen| seen.cluster() == Some(self.cluster));
         let agreed = own.map(|seen| seen.data.commit()).max().unwrap_or(0);
         self.seen[number].0.data.log.last >= agreed
     }
@@ -352,14 +435,37 @@ impl<'a> Table<'a> {
     }
 
     fn situation(&self, is_quiet: bool) -> Situation {
-        let members = (0..self.seen.len()).map(|number| self.view(number, is_quiet)).collect();
-        let name =
-            |member: &Member| if member.name.is_empty() { format!("{:x}", member.id) } else { member.name.clone() };
-        let voters = self.members.list.values().filter(|member| !member.is_learner);
+        let members = (0..self.seen.len())
+            .map(|number| self.view(number, is_quiet))
+            .collect();
+        let name = |member: &Member| {
+            if member.name.is_empty() {
+                format!("{:x}", member.id)
+            } else {
+                member.name.clone()
+            }
+        };
+        let voters = self
+            .members
+            .list
+            .values()
+            .filter(|member| !member.is_learner);
         let voters = voters.map(|member| (member.id, name(member))).collect();
-        let own = self.seen.iter().map(|(seen, _)| *seen).filter(|seen| seen.cluster() == Some(self.cluster));
-        let changed_at = own.filter_map(|seen| seen.data.log.changes.last()).map(|(entry, _)| *entry).max();
-        Situation { members, voters, dead: self.dead.clone(), changed_at: changed_at.unwrap_or(0) }
+        let own = self
+            .seen
+            .iter()
+            .map(|(seen, _)| *seen)
+            .filter(|seen| seen.cluster() == Some(self.cluster));
+        let changed_at = own
+            .filter_map(|seen| seen.data.log.changes.last())
+            .map(|(entry, _)| *entry)
+            .max();
+        Situation {
+            members,
+            voters,
+            dead: self.dead.clone(),
+            changed_at: changed_at.unwrap_or(0),
+        }
     }
 
     fn view(&self, number: usize, is_quiet: bool) -> View {
@@ -377,12 +483,21 @@ impl<'a> Table<'a> {
             agreed: 0,
         };
         if !seen.is(self.cluster, member.id) {
-            return View { is_foreign: !log.is_empty(), ..view };
+            return View {
+                is_foreign: !log.is_empty(),
+                ..view
+            };
         }
         let rank = Some((log.last_term(), log.last));
         let agreed = seen.data.commit();
         if is_quiet {
-            return View { state: State::Fine, rank, own_last: Some(log.last), agreed, ..view };
+            return View {
+                state: State::Fine,
+                rank,
+                own_last: Some(log.last),
+                agreed,
+                ..view
+            };
         }
         let base = self.bases[number].as_ref().ok();
         let rank = base.map(|base| (base.last_term(), base.last()));
@@ -394,7 +509,13 @@ impl<'a> Table<'a> {
             Some(base) if seen.is_log_whole() && base.missing == 0 => State::Relaid,
             _ => State::Lost,
         };
-        View { state, rank, own_last, agreed, ..view }
+        View {
+            state,
+            rank,
+            own_last,
+            agreed,
+            ..view
+        }
     }
 
     pub(super) fn name(&self, number: usize) -> &str {
@@ -402,13 +523,21 @@ impl<'a> Table<'a> {
     }
 
     pub(super) fn names(&self, numbers: &[usize]) -> String {
-        numbers.iter().map(|number| self.name(*number)).collect::<Vec<_>>().join(", ")
+        numbers
+            .iter()
+            .map(|number| self.name(*number))
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 
     pub(super) fn base(&self, number: usize) -> Result<&Rc<Base>> {
         self.bases[number].as_ref().map_err(|why| {
             Refusal::new(
-                format!("nothing can be built upon the log of {}: {}", self.name(number), why.join(" ")),
+                format!(
+                    "nothing can be built upon the log of {}: {}",
+                    self.name(number),
+                    why.join(" ")
+                ),
                 "another member's disk, or a copy of the database, is needed",
                 "rescue etcd status with the disks of all members shows what each holds",
             )
@@ -417,26 +546,54 @@ impl<'a> Table<'a> {
     }
 
     pub(super) fn next_term(&self, base: &Base) -> u64 {
-        let own = self.seen.iter().map(|(seen, _)| *seen).filter(|seen| seen.cluster() == Some(self.cluster));
+        let own = self
+            .seen
+            .iter()
+            .map(|(seen, _)| *seen)
+            .filter(|seen| seen.cluster() == Some(self.cluster));
         base.next_term(own.map(|seen| &seen.data))
     }
 
     /// Of `members`, which get a snapshot or a database beside their own log, those that may with the disks at hand: raft's voters are set
     /// right on all voters at once, so that no majority of the old ones goes on beside a majority of the new ones.
     fn relaid_with_all_voters(&self, members: Vec<usize>) -> Vec<usize> {
-        let is_known = |id: u64| self.dead.contains(&id) || self.seen.iter().any(|(_, member)| member.id == id);
+        let is_known = |id: u64| {
+            self.dead.contains(&id) || self.seen.iter().any(|(_, member)| member.id == id)
+        };
         let has_all = self.members.voters().all(is_known);
-        let is_only_about_voters =
-            |number: &usize| self.seen[*number].0.problems.iter().all(|problem| problem.kind == Kind::VotersDiffer);
-        members.into_iter().filter(|number| has_all || !is_only_about_voters(number)).collect()
+        let is_only_about_voters = |number: &usize| {
+            self.seen[*number]
+                .0
+                .problems
+                .iter()
+                .all(|problem| problem.kind == Kind::VotersDiffer)
+        };
+        members
+            .into_iter()
+            .filter(|number| has_all || !is_only_about_voters(number))
+            .collect()
     }
 
     /// Logs that are whole are not given up for a database alone only because of its format.
     fn refuse_unproven(&self) -> Result<()> {
-        let format = |seen: &Seen<'_>| seen.data.facts().and_then(|facts| facts.storage_version.clone());
-        let whole = self.seen.iter().map(|(seen, _)| *seen).find(|seen| seen.is_log_whole() && format(seen).is_some());
-        let Some(seen) = whole.filter(|_| !self.wishes.unproven) else { return Ok(()) };
-        let problem = seen.problems.first().map(|problem| format!(": {}", problem.saw)).unwrap_or_default();
+        let format = |seen: &Seen<'_>| {
+            seen.data
+                .facts()
+                .and_then(|facts| facts.storage_version.clone())
+        };
+        let whole = self
+            .seen
+            .iter()
+            .map(|(seen, _)| *seen)
+            .find(|seen| seen.is_log_whole() && format(seen).is_some());
+        let Some(seen) = whole.filter(|_| !self.wishes.unproven) else {
+            return Ok(());
+        };
+        let problem = seen
+            .problems
+            .first()
+            .map(|problem| format!(": {}", problem.saw))
+            .unwrap_or_default();
         Err(Refusal::new(
             format!("the database of {} is of format {}{problem}", seen.name, format(seen).unwrap_or_default()),
             "its log is whole and can be built upon, but repairing etcd 3.6 and later has to be asked for",
@@ -447,8 +604,17 @@ impl<'a> Table<'a> {
 
     fn relaid(&self, number: usize, tail: Option<&Tail>) -> Result<SetPart> {
         let base = self.base(number)?;
-        let identity = self.seen[number].0.data.log.identity.context("an identity")?;
-        let from = if base.database.source == base.source { "its own database" } else { "another member's database" };
+        let identity = self.seen[number]
+            .0
+            .data
+            .log
+            .identity
+            .context("an identity")?;
+        let from = if base.database.source == base.source {
+            "its own database"
+        } else {
+            "another member's database"
+        };
         let snapshot = match base.start {
             Start::Fresh(..) => " and a snapshot made anew that names the voters",
             Start::Nothing | Start::Snapshot(..) => "",
@@ -458,7 +624,11 @@ impl<'a> Table<'a> {
             base.database.facts.consistent_index
         );
         if let Some(tail) = tail {
-            details.push_str(&format!("; append entries {} to {} to it", tail.first, tail.last()));
+            details.push_str(&format!(
+                "; append entries {} to {} to it",
+                tail.first,
+                tail.last()
+            ));
         }
         self.part(number, Recipe::in_place(base, identity, tail), details)
     }
@@ -466,19 +636,34 @@ impl<'a> Table<'a> {
     /// A learner under its own ID.
     fn refilled(&self, from: usize, number: usize) -> Result<SetPart> {
         let base = self.base(from)?;
-        let identity = Identity { cluster: self.cluster, member: self.seen[number].1.id };
-        let details =
-            format!("give etcd the history of {}; it stays the learner {:x}", self.name(from), identity.member);
+        let identity = Identity {
+            cluster: self.cluster,
+            member: self.seen[number].1.id,
+        };
+        let details = format!(
+            "give etcd the history of {}; it stays the learner {:x}",
+            self.name(from),
+            identity.member
+        );
         self.part(number, Recipe::in_place(base, identity, None), details)
     }
 
     fn readmitted(&self, keeper: usize, again: &[usize]) -> Result<Vec<SetPart>> {
         let base = self.base(keeper)?;
-        let identity = self.seen[keeper].0.data.log.identity.context("an identity")?;
+        let identity = self.seen[keeper]
+            .0
+            .data
+            .log
+            .identity
+            .context("an identity")?;
         let token = token()?;
-        let new: Vec<Member> = again.iter().map(|number| self.anew(*number, &token)).collect();
+        let new: Vec<Member> = again
+            .iter()
+            .map(|number| self.anew(*number, &token))
+            .collect();
         let gone: Vec<u64> = again.iter().map(|number| self.seen[*number].1.id).collect();
-        let mut recipes = Recipe::readmit(base, identity, &gone, &new, self.next_term(base)).into_iter();
+        let mut recipes =
+            Recipe::readmit(base, identity, &gone, &new, self.next_term(base)).into_iter();
         let own = recipes.next().context("the keeper's recipe")?;
         let mut parts = vec![self.part(
             keeper,
@@ -503,7 +688,10 @@ impl<'a> Table<'a> {
     pub(super) fn cloned(&self, best: usize, members: &[usize]) -> Result<Vec<SetPart>> {
         let base = self.base(best)?;
         let token = token()?;
-        let new: Vec<Member> = members.iter().map(|number| self.anew(*number, &token)).collect();
+        let new: Vec<Member> = members
+            .iter()
+            .map(|number| self.anew(*number, &token))
+            .collect();
         let recipes = Recipe::clones(base, &new, &token, self.next_term(base));
         let part = |(number, recipe): (&usize, Recipe)| {
             let identity = recipe.identity;
@@ -521,15 +709,29 @@ impl<'a> Table<'a> {
     /// A member under a new ID, where it is reached by what it is started with.
     fn anew(&self, number: usize, token: &str) -> Member {
         let (seen, known) = &self.seen[number];
-        let peer_urls = if seen.flag_urls.is_empty() { known.peer_urls.clone() } else { seen.flag_urls.clone() };
+        let peer_urls = if seen.flag_urls.is_empty() {
+            known.peer_urls.clone()
+        } else {
+            seen.flag_urls.clone()
+        };
         let name = seen.flag_name.clone().unwrap_or_else(|| known.name.clone());
-        Member { id: member_id(&peer_urls, token), name, peer_urls, is_learner: known.is_learner, ..Member::default() }
+        Member {
+            id: member_id(&peer_urls, token),
+            name,
+            peer_urls,
+            is_learner: known.is_learner,
+            ..Member::default()
+        }
     }
 
     pub(super) fn part(&self, number: usize, recipe: Recipe, details: String) -> Result<SetPart> {
         let seen = self.seen[number].0;
         let mut all = vec![details];
-        all.extend(seen.problems.iter().map(|problem| format!("now: {}", problem.saw)));
+        all.extend(
+            seen.problems
+                .iter()
+                .map(|problem| format!("now: {}", problem.saw)),
+        );
         seen.part(recipe, all)
     }
 
@@ -540,12 +742,18 @@ impl<'a> Table<'a> {
         let mut dropped = Vec::new();
         for (seen, _) in &self.seen {
             let log = &seen.data.log;
-            let (Some(own), agreed) = (log.identity, seen.data.commit()) else { continue };
-            let is_known = self.members.list.contains_key(&own.member) || self.members.removed.contains(&own.member);
+            let (Some(own), agreed) = (log.identity, seen.data.commit()) else {
+                continue;
+            };
+            let is_known = self.members.list.contains_key(&own.member)
+                || self.members.removed.contains(&own.member);
             let is_same = own.cluster == self.cluster
                 && is_known
                 && agreed <= base.last()
-                && log.term_of(agreed).zip(base.log.term_of(agreed)).is_none_or(|(one, other)| one == other);
+                && log
+                    .term_of(agreed)
+                    .zip(base.log.term_of(agreed))
+                    .is_none_or(|(one, other)| one == other);
             if !is_same && claims::holds_writes(seen.guest, &seen.data) {
                 dropped.push(format!(
                     "{} holds writes of a history that is not that of {}: they are lost.",
@@ -559,8 +767,15 @@ impl<'a> Table<'a> {
 
     /// A promise of this level, or what is left of it where something is dropped.
     fn promise(&self, level: Level, dropped: Vec<String>) -> Guarantee {
-        let level = if dropped.is_empty() { level } else { level.max(Level::G2) };
-        Guarantee { also: dropped, ..Guarantee::new(level) }
+        let level = if dropped.is_empty() {
+            level
+        } else {
+            level.max(Level::G2)
+        };
+        Guarantee {
+            also: dropped,
+            ..Guarantee::new(level)
+        }
     }
 
     pub(super) fn guarantee(&self, best: usize, is_majority: bool) -> Result<Guarantee> {
@@ -576,20 +791,36 @@ impl<'a> Table<'a> {
         }
         guarantee.revision = Some(base.database.facts.revision);
         let seen = self.seen[best].0;
-        let last = seen.data.look_through_log(seen.guest, &mut self.members.clone());
+        let last = seen
+            .data
+            .look_through_log(seen.guest, &mut self.members.clone());
         guarantee.newest_write = last.ok().flatten().map(|write| write.time);
-        let absent = self.members.list.values().filter(|member| self.dead.contains(&member.id));
-        guarantee.missing = absent.map(|member| format!("{} ({:x})", member.name, member.id)).collect();
+        let absent = self
+            .members
+            .list
+            .values()
+            .filter(|member| self.dead.contains(&member.id));
+        guarantee.missing = absent
+            .map(|member| format!("{} ({:x})", member.name, member.id))
+            .collect();
         Ok(guarantee)
     }
 
     fn afterwards(&self) -> Vec<String> {
-        let gone = self.members.list.values().filter(|member| self.dead.contains(&member.id));
+        let gone = self
+            .members
+            .list
+            .values()
+            .filter(|member| self.dead.contains(&member.id));
         gone.map(|member| {
             format!(
                 "Never start {} with its old disk: wipe it and let it join again ({}).",
                 member.name,
-                if self.are_services() { JOIN_AS_SERVICE } else { "kubeadm reset, kubeadm join --control-plane" }
+                if self.are_services() {
+                    JOIN_AS_SERVICE
+                } else {
+                    "kubeadm reset, kubeadm join --control-plane"
+                }
             )
         })
         .collect()
@@ -597,7 +828,9 @@ impl<'a> Table<'a> {
 
     /// Whether systemd starts etcd here, and not a kubelet.
     pub(super) fn are_services(&self) -> bool {
-        self.seen.iter().all(|(seen, _)| matches!(seen.launch.by, By::Service(_)))
+        self.seen
+            .iter()
+            .all(|(seen, _)| matches!(seen.launch.by, By::Service(_)))
     }
 
     fn needs(&self, disks: &[String], why: &[String]) -> anyhow::Error {
@@ -626,8 +859,12 @@ impl<'a> Table<'a> {
     }
 
     fn no_log(&self, members: &[usize]) -> anyhow::Error {
-        let why: Vec<String> =
-            members.iter().filter_map(|number| self.bases.get(*number)?.as_ref().err()).flatten().cloned().collect();
+        let why: Vec<String> = members
+            .iter()
+            .filter_map(|number| self.bases.get(*number)?.as_ref().err())
+            .flatten()
+            .cloned()
+            .collect();
         Refusal::new(
             format!(
                 "no log on {} can be built upon. {}",
@@ -645,7 +882,12 @@ impl<'a> Table<'a> {
 fn refuse_forks(own: &[&Seen<'_>]) -> Result<()> {
     for (number, one) in own.iter().enumerate() {
         for other in own.iter().skip(number + 1) {
-            if let Verdict::Fork { entry, first, second } = compare_logs(&one.data, &other.data) {
+            if let Verdict::Fork {
+                entry,
+                first,
+                second,
+            } = compare_logs(&one.data, &other.data)
+            {
                 return Err(Refusal::new(
                     format!(
                         "{} and {} hold two histories: entry {entry}, agreed on in both, is of term {first} here and of term {second} there",
@@ -666,18 +908,30 @@ pub(super) fn newest_members(own: &[&Seen<'_>]) -> Option<Members> {
     let mut ranked: Vec<&Seen<'_>> = own.to_vec();
     ranked.sort_by_key(|seen| std::cmp::Reverse((seen.data.log.last_term(), seen.data.log.last)));
     let lists = ranked.into_iter().map(|seen| seen.data.membership().0);
-    lists.into_iter().find(|members| members.voters().next().is_some())
+    lists
+        .into_iter()
+        .find(|members| members.voters().next().is_some())
 }
 
 /// IDs of the members that are given up, by name or ID. Names that this cluster does not know may be another's.
-pub(super) fn dead(wishes: &SetWishes, members: &Members, seen: &[(&Seen<'_>, Member)]) -> Result<Vec<u64>> {
+pub(super) fn dead(
+    wishes: &SetWishes,
+    members: &Members,
+    seen: &[(&Seen<'_>, Member)],
+) -> Result<Vec<u64>> {
     let mut dead = Vec::new();
     for name in &wishes.declare_dead {
-        let known = members.list.values().find(|member| member.name == *name || format!("{:x}", member.id) == *name);
+        let known = members
+            .list
+            .values()
+            .find(|member| member.name == *name || format!("{:x}", member.id) == *name);
         let Some(member) = known else { continue };
         if let Some((there, _)) = seen.iter().find(|(_, known)| known.id == member.id) {
             return Err(Refusal::new(
-                format!("{name} is declared dead, and its disk is at hand ({})", there.guest.source),
+                format!(
+                    "{name} is declared dead, and its disk is at hand ({})",
+                    there.guest.source
+                ),
                 "a member whose disk is there is not given up for good",
                 "leave out --declare-dead, or the disk",
             )

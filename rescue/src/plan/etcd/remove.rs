@@ -20,8 +20,16 @@ use crate::plan::set::{SetPart, SetPlan, SetWishes};
 ///
 /// # Errors
 /// A [`Refusal`] where it cannot be done.
-pub fn plan_removal(nodes: &[NodeReport], name: &str, wishes: &SetWishes, ui: &dyn Ui) -> Result<SetPlan> {
-    let seen: Vec<Seen<'_>> = nodes.iter().filter_map(|node| Seen::look(node, ui)).collect();
+pub fn plan_removal(
+    nodes: &[NodeReport],
+    name: &str,
+    wishes: &SetWishes,
+    ui: &dyn Ui,
+) -> Result<SetPlan> {
+    let seen: Vec<Seen<'_>> = nodes
+        .iter()
+        .filter_map(|node| Seen::look(node, ui))
+        .collect();
     for seen in &seen {
         if let Some(holder) = &seen.holder {
             return Err(Refusal::new(
@@ -43,9 +51,13 @@ pub fn plan_removal(nodes: &[NodeReport], name: &str, wishes: &SetWishes, ui: &d
         odd::mark(&mut members, ui);
         told.push((members, claims::notes(unit, &decided, &claims)));
     }
-    let [(members, notes)] = told.as_slice() else { return Err(which(&told, name).into()) };
+    let [(members, notes)] = told.as_slice() else {
+        return Err(which(&told, name).into());
+    };
     let planned = plan_among(members, name, wishes);
-    planned.map(|plan| with_notes(plan, notes.clone())).map_err(|error| refused_beside(error, notes))
+    planned
+        .map(|plan| with_notes(plan, notes.clone()))
+        .map_err(|error| refused_beside(error, notes))
 }
 
 /// Whether members that belong together have one of this name or ID.
@@ -69,7 +81,10 @@ fn which(told: &[(Vec<Seen<'_>>, Vec<String>)], name: &str) -> Refusal {
             "rescue etcd status with the same disks shows the members; name one of them, or its ID",
         ),
         _ => Refusal::new(
-            format!("{} etcd clusters that do not belong together have a member {name}", told.len()),
+            format!(
+                "{} etcd clusters that do not belong together have a member {name}",
+                told.len()
+            ),
             "a member is removed from one",
             "give the disks of all members of one cluster; rescue etcd status shows which belong together",
         ),
@@ -86,8 +101,8 @@ fn plan_among(seen: &[Seen<'_>], name: &str, wishes: &SetWishes) -> Result<SetPl
         )
         .into());
     };
-    let table =
-        Table::lay(*cluster, seen, wishes, true)?.context("no log or database says who belongs to the cluster")?;
+    let table = Table::lay(*cluster, seen, wishes, true)?
+        .context("no log or database says who belongs to the cluster")?;
     Removal::of(table, name)?.plan()
 }
 
@@ -103,8 +118,19 @@ struct Removal<'a> {
 
 impl<'a> Removal<'a> {
     fn of(mut table: Table<'a>, name: &str) -> Result<Self> {
-        let by_node = table.seen.iter().find(|(seen, _)| seen.name == name).map(|(_, member)| member.clone());
-        let Some(named) = table.members.list.values().find(|member| is_named(member, name)).cloned().or(by_node) else {
+        let by_node = table
+            .seen
+            .iter()
+            .find(|(seen, _)| seen.name == name)
+            .map(|(_, member)| member.clone());
+        let Some(named) = table
+            .members
+            .list
+            .values()
+            .find(|member| is_named(member, name))
+            .cloned()
+            .or(by_node)
+        else {
             let known: Vec<String> = table.members.list.values().map(Member::shown).collect();
             return Err(Refusal::new(
                 format!("the cluster has no member {name}"),
@@ -113,16 +139,33 @@ impl<'a> Removal<'a> {
             )
             .into());
         };
-        let leaves = |member: &Member, dead: &[u64]| member.id == named.id || dead.contains(&member.id);
-        let gone: Vec<Member> =
-            table.members.list.values().filter(|member| leaves(member, &table.dead)).cloned().collect();
+        let leaves =
+            |member: &Member, dead: &[u64]| member.id == named.id || dead.contains(&member.id);
+        let gone: Vec<Member> = table
+            .members
+            .list
+            .values()
+            .filter(|member| leaves(member, &table.dead))
+            .cloned()
+            .collect();
         let all: Vec<usize> = (0..table.seen.len()).collect();
-        let (fenced, stays): (Vec<usize>, Vec<usize>) =
-            all.into_iter().partition(|number| gone.iter().any(|member| member.id == table.seen[*number].1.id));
+        let (fenced, stays): (Vec<usize>, Vec<usize>) = all.into_iter().partition(|number| {
+            gone.iter()
+                .any(|member| member.id == table.seen[*number].1.id)
+        });
         table.find_bases();
-        let removal = Self { table, gone, stays, fenced };
+        let removal = Self {
+            table,
+            gone,
+            stays,
+            fenced,
+        };
         removal.refuse_absent()?;
-        if !removal.stays.iter().any(|number| !removal.table.seen[*number].1.is_learner) {
+        if !removal
+            .stays
+            .iter()
+            .any(|number| !removal.table.seen[*number].1.is_learner)
+        {
             return Err(Refusal::new(
                 "no voter would be left",
                 "a cluster needs one at least",
@@ -135,19 +178,29 @@ impl<'a> Removal<'a> {
 
     /// Voters whose disks are neither at hand nor given up: they could start with what they have.
     fn refuse_absent(&self) -> Result<()> {
-        let at_hand = |member: &Member| self.table.seen.iter().any(|(_, known)| known.id == member.id);
+        let at_hand = |member: &Member| {
+            self.table
+                .seen
+                .iter()
+                .any(|(_, known)| known.id == member.id)
+        };
         let absent: Vec<&Member> = self
             .table
             .members
             .list
             .values()
-            .filter(|member| !member.is_learner && !at_hand(member) && !self.table.dead.contains(&member.id))
+            .filter(|member| {
+                !member.is_learner && !at_hand(member) && !self.table.dead.contains(&member.id)
+            })
             .collect();
         if absent.is_empty() {
             return Ok(());
         }
         let names: Vec<String> = absent.iter().map(|member| member.handle()).collect();
-        let dead: Vec<String> = names.iter().map(|name| format!("--declare-dead {name}")).collect();
+        let dead: Vec<String> = names
+            .iter()
+            .map(|name| format!("--declare-dead {name}"))
+            .collect();
         Err(Refusal::new(
             format!("the disks of {} are not at hand", names.join(", ")),
             "started with them, such a member could go on with the old cluster, or hold newer writes than those that are here",
@@ -159,7 +212,11 @@ impl<'a> Removal<'a> {
     fn plan(self) -> Result<SetPlan> {
         let table = &self.table;
         let best = table.best().context("no log can be built upon")?;
-        let whole = table.seen.iter().filter(|(seen, member)| !member.is_learner && table.is_whole(seen)).count();
+        let whole = table
+            .seen
+            .iter()
+            .filter(|(seen, member)| !member.is_learner && table.is_whole(seen))
+            .count();
         let majority = table.members.voters().count() / 2 + 1;
         let guarantee = table.guarantee(best, whole >= majority && table.holds_agreed(best))?;
         let (mut parts, why) = self.kept(best, majority)?;
@@ -185,13 +242,24 @@ impl<'a> Removal<'a> {
             })
             .collect();
         let notes = table.found_behind_damage.clone();
-        Ok(SetPlan { summary, guarantee, why, notes, parts, afterwards })
+        Ok(SetPlan {
+            summary,
+            guarantee,
+            why,
+            notes,
+            parts,
+            afterwards,
+        })
     }
 
     /// What those get that stay.
     fn kept(&self, best: usize, majority: usize) -> Result<(Vec<SetPart>, Vec<String>)> {
         let table = &self.table;
-        if self.stays.iter().any(|number| !table.is_whole(table.seen[*number].0)) {
+        if self
+            .stays
+            .iter()
+            .any(|number| !table.is_whole(table.seen[*number].0))
+        {
             let why =
                 "One that stays has lost what it had promised, so all that stay begin anew with the newest history."
                     .to_owned();
@@ -202,23 +270,48 @@ impl<'a> Removal<'a> {
         let leave = changes::remove(self.gone.iter().map(|member| member.id));
         // Who has the newest log of those that stay, the best itself if it does.
         // A learner cannot lead, so the others would never learn of the change from one.
-        let voters: Vec<usize> =
-            self.stays.iter().copied().filter(|number| !table.seen[*number].1.is_learner).collect();
-        let keeper = table.best_of(&voters).context("none of those that stay has a log that can be built upon")?;
+        let voters: Vec<usize> = self
+            .stays
+            .iter()
+            .copied()
+            .filter(|number| !table.seen[*number].1.is_learner)
+            .collect();
+        let keeper = table
+            .best_of(&voters)
+            .context("none of those that stay has a log that can be built upon")?;
         let voters_alone = voters.iter().filter(|number| **number != keeper).count();
         let (changed, why) = if voters_alone < majority {
             let why = "Those that stay and are not changed are too few to go on without the change, and take it over when they start.";
-            (vec![keeper], if voters_alone > 0 { vec![why.to_owned()] } else { Vec::new() })
+            (
+                vec![keeper],
+                if voters_alone > 0 {
+                    vec![why.to_owned()]
+                } else {
+                    Vec::new()
+                },
+            )
         } else {
             let why = "Those that stay are a majority of the old cluster without each other's word, so all of them get the change.";
             (self.stays.clone(), vec![why.to_owned()])
         };
         let part = |number: &usize| {
-            let identity = table.seen[*number].0.data.log.identity.context("an identity")?;
+            let identity = table.seen[*number]
+                .0
+                .data
+                .log
+                .identity
+                .context("an identity")?;
             let recipe = Recipe::agreed(base, identity, term, leave.clone());
-            let from =
-                if *number == best { String::new() } else { format!(", with the history of {}", table.name(best)) };
-            table.part(*number, recipe, format!("append to etcd's log that it leaves{from}"))
+            let from = if *number == best {
+                String::new()
+            } else {
+                format!(", with the history of {}", table.name(best))
+            };
+            table.part(
+                *number,
+                recipe,
+                format!("append to etcd's log that it leaves{from}"),
+            )
         };
         Ok((changed.iter().map(part).collect::<Result<_>>()?, why))
     }
@@ -226,15 +319,23 @@ impl<'a> Removal<'a> {
     fn fence(&self, number: usize) -> Result<SetPart> {
         let (seen, member) = &self.table.seen[number];
         let path = seen.place.member();
-        let why = format!("etcd member {} was removed from its cluster", member.shown());
-        let change =
-            Change::fence(seen.guest, &path, why).with_context(|| format!("planning a fence on {}", seen.name))?;
+        let why = format!(
+            "etcd member {} was removed from its cluster",
+            member.shown()
+        );
+        let change = Change::fence(seen.guest, &path, why)
+            .with_context(|| format!("planning a fence on {}", seen.name))?;
         let details = vec![
             format!(
                 "put a file in the place of {path}: etcd then stops instead of starting, empty or with what it had"
             ),
             format!("keep {path} as it is, whole, for undo"),
         ];
-        Ok(SetPart { source: seen.guest.source.clone(), name: seen.name.clone(), details, changes: vec![change] })
+        Ok(SetPart {
+            source: seen.guest.source.clone(),
+            name: seen.name.clone(),
+            details,
+            changes: vec![change],
+        })
     }
 }

@@ -61,10 +61,16 @@ impl<'a> Seen<'a> {
     /// The member of a node's static pod or service. One inside another program is left to that: it keeps its own record of the members.
     pub fn look(report: &'a NodeReport, ui: &dyn Ui) -> Option<Self> {
         let found = locate::on_node(&report.guest, &report.node)?;
-        let launch = found.launch.filter(|launch| !matches!(launch.by, By::Embedded(_)))?;
+        let launch = found
+            .launch
+            .filter(|launch| !matches!(launch.by, By::Embedded(_)))?;
         let data = MemberData::read(&report.guest, &found.place);
         let holder = holder(&report.guest, &found.place);
-        let problems = if holder.is_none() { troubles(&report.guest, &data, ui) } else { Vec::new() };
+        let problems = if holder.is_none() {
+            troubles(&report.guest, &data, ui)
+        } else {
+            Vec::new()
+        };
         let is_moved = moved(&launch, &data).is_some();
         Some(Self {
             name: report.name().to_owned(),
@@ -85,35 +91,61 @@ impl<'a> Seen<'a> {
 
     /// The cluster whose log this is, where that log counts.
     pub fn cluster(&self) -> Option<u64> {
-        self.data.log.identity.filter(|_| self.lends).map(|identity| identity.cluster)
+        self.data
+            .log
+            .identity
+            .filter(|_| self.lends)
+            .map(|identity| identity.cluster)
     }
 
     /// Whether its log is that of this member of this cluster, and counts.
     pub fn is(&self, cluster: u64, member: u64) -> bool {
-        self.lends && self.data.log.identity.is_some_and(|own| (own.cluster, own.member) == (cluster, member))
+        self.lends
+            && self
+                .data
+                .log
+                .identity
+                .is_some_and(|own| (own.cluster, own.member) == (cluster, member))
     }
 
     /// As the room that decides who may be planned together sees it.
     pub fn at_hand(&self) -> AtHand<'_> {
         let is_whole = self.is_log_whole() && self.is_mended_in_place();
-        AtHand { guest: self.guest, launch: Some(&self.launch), data: &self.data, party: self.party, is_whole }
+        AtHand {
+            guest: self.guest,
+            launch: Some(&self.launch),
+            data: &self.data,
+            party: self.party,
+            is_whole,
+        }
     }
 
     /// Which of `members` it is: by the ID in its log, else by what it is started with. A disk that was taken back to before its member was
     /// taken in anew still has the removed ID.
     pub fn whose<'m>(&self, cluster: u64, members: &'m Members) -> Option<&'m Member> {
-        let own = self.data.log.identity.filter(|identity| identity.cluster == cluster);
+        let own = self
+            .data
+            .log
+            .identity
+            .filter(|identity| identity.cluster == cluster);
         if let Some(member) = own.and_then(|identity| members.list.get(&identity.member)) {
             return Some(member);
         }
-        members.list.values().find(|member| member.peer_urls.iter().any(|url| self.flag_urls.contains(url)))
+        members.list.values().find(|member| {
+            member
+                .peer_urls
+                .iter()
+                .any(|url| self.flag_urls.contains(url))
+        })
     }
 
     /// Whether the mends in place, which its own node's plan offers, are enough.
     pub fn is_mended_in_place(&self) -> bool {
         match self.problems.as_slice() {
             [] => true,
-            [only] => only.effect == Effect::Stops && mend::mend(self.guest, &self.data, only).is_ok(),
+            [only] => {
+                only.effect == Effect::Stops && mend::mend(self.guest, &self.data, only).is_ok()
+            }
             _ => false,
         }
     }
@@ -121,7 +153,9 @@ impl<'a> Seen<'a> {
     /// Whether its log holds everything that it has ever promised, as far as that shows.
     pub fn is_log_whole(&self) -> bool {
         let log = &self.data.log;
-        let good_end = log.tail().is_some_and(|tail| matches!(tail.end, End::Complete | End::Torn(_)));
+        let good_end = log
+            .tail()
+            .is_some_and(|tail| matches!(tail.end, End::Complete | End::Torn(_)));
         let gone = [
             Kind::LogDamaged,
             Kind::LogMissing,
@@ -135,17 +169,26 @@ impl<'a> Seen<'a> {
             && log.identity.is_some()
             && good_end
             && log.last >= self.data.commit()
-            && !self.problems.iter().any(|problem| gone.contains(&problem.kind) || removed.contains(&problem.kind))
+            && !self
+                .problems
+                .iter()
+                .any(|problem| gone.contains(&problem.kind) || removed.contains(&problem.kind))
     }
 
     /// Whether the log ends with a whole record.
     pub fn is_clean(&self) -> bool {
-        self.data.log.tail().is_some_and(|tail| tail.end == End::Complete)
+        self.data
+            .log
+            .tail()
+            .is_some_and(|tail| tail.end == End::Complete)
     }
 
     /// Whether the log's last record is there in its full length with a sector of zeros: etcd cuts it off, but it may have been promised.
     pub fn has_lost_sector(&self) -> bool {
-        self.data.log.tail().is_some_and(|tail| tail.end == End::Torn(Tear::ZeroSector))
+        self.data
+            .log
+            .tail()
+            .is_some_and(|tail| tail.end == End::Torn(Tear::ZeroSector))
     }
 
     /// Whether the folder of the log is part of the folder `member`, which is replaced as a whole.
@@ -157,7 +200,11 @@ impl<'a> Seen<'a> {
     ///
     /// # Errors
     /// A [`Refusal`] where that is not one folder; what keeps the old one from being read.
-    pub fn part(&self, recipe: impl BuildFolder + 'static, mut details: Vec<String>) -> anyhow::Result<SetPart> {
+    pub fn part(
+        &self,
+        recipe: impl BuildFolder + 'static,
+        mut details: Vec<String>,
+    ) -> anyhow::Result<SetPart> {
         if !self.is_in_one_folder() {
             return Err(Refusal::new(
                 format!("etcd on {} keeps its log in {}, apart from its database", self.name, self.place.wal),
@@ -171,7 +218,12 @@ impl<'a> Seen<'a> {
             .with_context(|| format!("planning what replaces {member} on {}", self.name))?;
         details.push(format!("keep {member} as it is, whole, for undo"));
         let source = self.guest.source.clone();
-        Ok(SetPart { source, name: self.name.clone(), details, changes: vec![change] })
+        Ok(SetPart {
+            source,
+            name: self.name.clone(),
+            details,
+            changes: vec![change],
+        })
     }
 
     /// The database, if it is sound from end to end.
@@ -188,18 +240,28 @@ impl<'a> Seen<'a> {
     /// Why nothing can, one sentence each.
     pub fn base(&self, all: &[&Self], options: Options) -> Result<Rc<Base>, Vec<String>> {
         let own = std::iter::once(self);
-        let mut others: Vec<&Self> = all.iter().copied().filter(|other| !std::ptr::eq(*other, self)).collect();
+        let mut others: Vec<&Self> = all
+            .iter()
+            .copied()
+            .filter(|other| !std::ptr::eq(*other, self))
+            .collect();
         others.sort_by_key(|other| std::cmp::Reverse(other.data.consistent_index()));
         let mut why = Vec::new();
         for owner in own.chain(others).filter(|owner| owner.lends) {
             if owner.is_odd {
-                why.push(format!("The database of {} cannot be taken: a majority holds something else.", owner.name));
+                why.push(format!(
+                    "The database of {} cannot be taken: a majority holds something else.",
+                    owner.name
+                ));
                 continue;
             }
             let database = match DatabaseFile::examine(owner.guest, &owner.place.db()) {
                 Ok(database) => database,
                 Err(unfit) => {
-                    why.push(format!("The database of {} cannot be taken: {unfit}.", owner.name));
+                    why.push(format!(
+                        "The database of {} cannot be taken: {unfit}.",
+                        owner.name
+                    ));
                     continue;
                 }
             };

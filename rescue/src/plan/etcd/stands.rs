@@ -47,24 +47,43 @@ impl State {
 
 /// The members on these nodes, which are as they are now: also of those that a plan did not change, because they stand together.
 pub fn stands(nodes: &[NodeReport], ui: &dyn Ui) -> Vec<Stands> {
-    nodes.iter().filter_map(|node| stands_on(node, ui)).collect()
+    nodes
+        .iter()
+        .filter_map(|node| stands_on(node, ui))
+        .collect()
 }
 
 fn stands_on(node: &NodeReport, ui: &dyn Ui) -> Option<Stands> {
     let found = locate::on_node(&node.guest, &node.node)?;
     let (state, saw) = match node.guest.lstat(&found.place.member()) {
-        Ok(meta) if meta.kind == FileKind::Regular => {
-            (State::Fenced, format!("{} is a file, so that etcd does not start", found.place.member()))
-        }
-        _ => look(&node.guest, &MemberData::read(&node.guest, &found.place), ui),
+        Ok(meta) if meta.kind == FileKind::Regular => (
+            State::Fenced,
+            format!(
+                "{} is a file, so that etcd does not start",
+                found.place.member()
+            ),
+        ),
+        _ => look(
+            &node.guest,
+            &MemberData::read(&node.guest, &found.place),
+            ui,
+        ),
     };
-    Some(Stands { name: node.name().to_owned(), source: node.guest.source.clone(), state, saw })
+    Some(Stands {
+        name: node.name().to_owned(),
+        source: node.guest.source.clone(),
+        state,
+        saw,
+    })
 }
 
 /// Alarms stay until they are disarmed, and keep nobody from starting.
 fn look(guest: &Guest, data: &MemberData, ui: &dyn Ui) -> (State, String) {
     let problems = troubles(guest, data, ui);
-    let worst = problems.iter().find(|problem| problem.effect == Effect::Stops).or_else(|| problems.first());
+    let worst = problems
+        .iter()
+        .find(|problem| problem.effect == Effect::Stops)
+        .or_else(|| problems.first());
     match worst {
         Some(problem) if problem.effect == Effect::Stops => (State::Stops, problem.saw.clone()),
         Some(problem) => (State::Breaks, problem.saw.clone()),
@@ -77,7 +96,11 @@ fn holds(data: &MemberData) -> String {
         Stored::Open(open) => format!("revision {}, ", open.1.revision),
         _ => String::new(),
     };
-    format!("{revision}last entry {} of term {}", data.log.last, data.log.last_term())
+    format!(
+        "{revision}last entry {} of term {}",
+        data.log.last,
+        data.log.last_term()
+    )
 }
 
 /// For people.
@@ -104,11 +127,24 @@ mod tests {
     fn what_is_read_anew_is_told() {
         let of = |tree: MemoryTree| {
             let guest = tree.into_guest();
-            look(&guest, &MemberData::read(&guest, &Place::new(GuestPath::new("/"), None)), &Silent)
+            look(
+                &guest,
+                &MemberData::read(&guest, &Place::new(GuestPath::new("/"), None)),
+                &Silent,
+            )
         };
         let (state, saw) = of(sample::member(""));
-        assert_eq!((state, saw.as_str()), (State::Starts, "revision 2, last entry 8 of term 2"));
-        assert_eq!(of(sample::member("").file("/member/snap/db", "")).0, State::Stops);
-        assert_eq!(of(sample::member("").file("/member/snap/db", sample::sound_database(20))).0, State::Breaks);
+        assert_eq!(
+            (state, saw.as_str()),
+            (State::Starts, "revision 2, last entry 8 of term 2")
+        );
+        assert_eq!(
+            of(sample::member("").file("/member/snap/db", "")).0,
+            State::Stops
+        );
+        assert_eq!(
+            of(sample::member("").file("/member/snap/db", sample::sound_database(20))).0,
+            State::Breaks
+        );
     }
 }

@@ -132,7 +132,11 @@ impl Table<'_> {
         let relaid = self.of(State::Relaid);
         let absent = self.absent();
         // A new address is for all members to learn, so it waits for all of them.
-        let moved = if absent.is_empty() { self.of(State::Moved) } else { Vec::new() };
+        let moved = if absent.is_empty() {
+            self.of(State::Moved)
+        } else {
+            Vec::new()
+        };
         if lost.is_empty() && (moved.is_empty() || self.holding() < self.majority()) {
             return self.without_loss(relaid);
         }
@@ -155,24 +159,42 @@ impl Table<'_> {
             };
         }
         let best = self.best();
-        let kept = self.voters_at_hand().filter(|number| !renewed.contains(number)).count();
+        let kept = self
+            .voters_at_hand()
+            .filter(|number| !renewed.contains(number))
+            .count();
         // Where a disk has lost something, another's torn end is no longer taken for what was never promised.
-        let clean =
-            self.voters_at_hand().filter(|number| !lost.contains(number) && self.view(*number).is_clean).count();
+        let clean = self
+            .voters_at_hand()
+            .filter(|number| !lost.contains(number) && self.view(*number).is_clean)
+            .count();
         // Only a voter becomes the leader that the others learn of the change from.
-        let keeps = |best: &usize| self.view(*best).votes && !renewed.contains(best) && self.holds_agreed(*best);
-        let has_learners_only = moved.is_empty() && lost.iter().all(|number| !self.view(*number).votes);
+        let keeps = |best: &usize| {
+            self.view(*best).votes && !renewed.contains(best) && self.holds_agreed(*best)
+        };
+        let has_learners_only =
+            moved.is_empty() && lost.iter().all(|number| !self.view(*number).votes);
         if let Some(from) = best.filter(keeps)
             && has_learners_only
             && kept >= self.majority()
             && self.holding() >= self.majority()
         {
             why.push("It is a learner, whose word counts nowhere, so it keeps its ID.".to_owned());
-            return (Repair::Refill { from, learners: lost, relaid }, why);
+            return (
+                Repair::Refill {
+                    from,
+                    learners: lost,
+                    relaid,
+                },
+                why,
+            );
         }
         if let Some(keeper) = best.filter(|best| kept >= self.majority() && keeps(best)) {
             if kept - 1 + absent.len() < self.majority() {
-                let others_relaid = relaid.into_iter().filter(|number| *number != keeper).collect();
+                let others_relaid = relaid
+                    .into_iter()
+                    .filter(|number| *number != keeper)
+                    .collect();
                 if !lost.is_empty() {
                     why.push(format!(
                         "With its old ID {} could have promised what it no longer holds, so it gets a new one; the others keep theirs.",
@@ -180,7 +202,15 @@ impl Table<'_> {
                     ));
                 }
                 let is_majority = clean >= self.majority() && self.is_plausible();
-                return (Repair::Readmit { keeper, again: renewed, relaid: others_relaid, is_majority }, why);
+                return (
+                    Repair::Readmit {
+                        keeper,
+                        again: renewed,
+                        relaid: others_relaid,
+                        is_majority,
+                    },
+                    why,
+                );
             }
             if absent.is_empty() {
                 why.push(
@@ -194,10 +224,17 @@ impl Table<'_> {
                 _ if best.is_some_and(|best| kept >= self.majority() && !self.view(best).votes) => {
                     "The newest log is on a learner.".to_owned()
                 }
-                (true, false) => "What is known to be agreed on is on none of the members that are whole.".to_owned(),
-                (false, false) => format!("Only {kept} of {voters} voters still have what they promised: no majority."),
+                (true, false) => {
+                    "What is known to be agreed on is on none of the members that are whole."
+                        .to_owned()
+                }
+                (false, false) => format!(
+                    "Only {kept} of {voters} voters still have what they promised: no majority."
+                ),
                 (true, true) => "The newest log is on a member that has moved.".to_owned(),
-                (false, true) => format!("Only {kept} of {voters} voters are where they were: no majority."),
+                (false, true) => {
+                    format!("Only {kept} of {voters} voters are where they were: no majority.")
+                }
             });
         }
         if !absent.is_empty() {
@@ -208,17 +245,22 @@ impl Table<'_> {
 
     /// Why these cannot keep what they have.
     fn why_lost(&self, lost: &[usize]) -> Vec<String> {
-        let (foreign, damaged): (Vec<usize>, Vec<usize>) =
-            lost.iter().partition(|number| self.view(**number).is_foreign);
+        let (foreign, damaged): (Vec<usize>, Vec<usize>) = lost
+            .iter()
+            .partition(|number| self.view(**number).is_foreign);
         let says = [
-            (damaged, "what is left of the log cannot be mended in place."),
+            (
+                damaged,
+                "what is left of the log cannot be mended in place.",
+            ),
             (
                 foreign,
                 "the log is not that of this member of this cluster: its IDs are others than those in the list of members.",
             ),
         ];
         let says = says.into_iter().filter(|(numbers, _)| !numbers.is_empty());
-        says.map(|(numbers, why)| format!("{}: {why}", self.names(&numbers))).collect()
+        says.map(|(numbers, why)| format!("{}: {why}", self.names(&numbers)))
+            .collect()
     }
 
     fn without_loss(&self, relaid: Vec<usize>) -> (Repair, Vec<String>) {
@@ -245,11 +287,26 @@ impl Table<'_> {
     }
 
     /// `whole`: how many voters have lost nothing, as far as that shows.
-    fn clone_all(&self, best: Option<usize>, whole: usize, why: Vec<String>) -> (Repair, Vec<String>) {
+    fn clone_all(
+        &self,
+        best: Option<usize>,
+        whole: usize,
+        why: Vec<String>,
+    ) -> (Repair, Vec<String>) {
         let members: Vec<usize> = (0..self.situation.members.len()).collect();
-        let Some(best) = best else { return (Repair::NoLog(members), why) };
-        let is_majority = whole >= self.majority() && self.holds_agreed(best) && self.is_plausible();
-        (Repair::Clone { best, members, is_majority }, why)
+        let Some(best) = best else {
+            return (Repair::NoLog(members), why);
+        };
+        let is_majority =
+            whole >= self.majority() && self.holds_agreed(best) && self.is_plausible();
+        (
+            Repair::Clone {
+                best,
+                members,
+                is_majority,
+            },
+            why,
+        )
     }
 
     fn view(&self, number: usize) -> &View {
@@ -257,7 +314,9 @@ impl Table<'_> {
     }
 
     fn of(&self, state: State) -> Vec<usize> {
-        (0..self.situation.members.len()).filter(|number| self.view(*number).state == state).collect()
+        (0..self.situation.members.len())
+            .filter(|number| self.view(*number).state == state)
+            .collect()
     }
 
     fn voters_at_hand(&self) -> impl Iterator<Item = usize> {
@@ -270,38 +329,52 @@ impl Table<'_> {
 
     /// Everything up to here is agreed on, as far as anybody at hand knows.
     fn agreed(&self) -> u64 {
-        self.situation.members.iter().map(|view| view.agreed).max().unwrap_or(0)
+        self.situation
+            .members
+            .iter()
+            .map(|view| view.agreed)
+            .max()
+            .unwrap_or(0)
     }
 
     /// How many voters at hand hold all of that by themselves.
     fn holding(&self) -> usize {
-        self.voters_at_hand().filter(|number| self.holds_itself(*number)).count()
+        self.voters_at_hand()
+            .filter(|number| self.holds_itself(*number))
+            .count()
     }
 
     /// Who has lost its log may have held what is agreed on; where even that does not make a majority, others have lost it, too.
     fn is_plausible(&self) -> bool {
-        let has_lost_it = |number: &usize| self.view(*number).state == State::Lost && !self.holds_itself(*number);
+        let has_lost_it =
+            |number: &usize| self.view(*number).state == State::Lost && !self.holds_itself(*number);
         self.holding() + self.voters_at_hand().filter(has_lost_it).count() >= self.majority()
     }
 
     fn holds_itself(&self, number: usize) -> bool {
-        self.view(number).own_last.is_some_and(|last| last >= self.agreed())
+        self.view(number)
+            .own_last
+            .is_some_and(|last| last >= self.agreed())
     }
 
     /// Whether a change of the membership lies beyond some voter's log. It is agreed on by a majority of those that were members before it, of
     /// whom some may have left with it, so how many hold it now says nothing.
     fn is_changed_beyond_one(&self) -> bool {
         let last = |number: usize| self.view(number).own_last.unwrap_or(0);
-        self.voters_at_hand().any(|number| last(number) < self.situation.changed_at)
+        self.voters_at_hand()
+            .any(|number| last(number) < self.situation.changed_at)
     }
 
     fn holds_agreed(&self, number: usize) -> bool {
-        self.view(number).rank.is_some_and(|rank| rank.1 >= self.agreed())
+        self.view(number)
+            .rank
+            .is_some_and(|rank| rank.1 >= self.agreed())
     }
 
     /// By the last entry's term, then its number (Raft, 5.4.1); between equals one that is whole.
     fn best(&self) -> Option<usize> {
-        let ranked = (0..self.situation.members.len()).filter(|number| self.view(*number).rank.is_some());
+        let ranked =
+            (0..self.situation.members.len()).filter(|number| self.view(*number).rank.is_some());
         ranked.max_by_key(|number| {
             let view = self.view(*number);
             let order = match view.state {
@@ -315,8 +388,10 @@ impl Table<'_> {
 
     /// Voters that are neither at hand nor given up.
     fn absent(&self) -> Vec<String> {
-        let there =
-            |id: u64| self.situation.members.iter().any(|view| view.id == id) || self.situation.dead.contains(&id);
+        let there = |id: u64| {
+            self.situation.members.iter().any(|view| view.id == id)
+                || self.situation.dead.contains(&id)
+        };
         let absent = self.situation.voters.iter().filter(|(id, _)| !there(*id));
         let mut names: Vec<String> = absent.map(|(_, name)| name.clone()).collect();
         names.sort();
@@ -324,7 +399,11 @@ impl Table<'_> {
     }
 
     fn names(&self, numbers: &[usize]) -> String {
-        numbers.iter().map(|number| self.view(*number).name.as_str()).collect::<Vec<_>>().join(", ")
+        numbers
+            .iter()
+            .map(|number| self.view(*number).name.as_str())
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 }
 
@@ -356,7 +435,11 @@ mod tests {
 
     fn repair(situation: &Situation) -> Repair {
         let decision = decide(situation);
-        assert_eq!(decision.why.is_empty(), decision.repair == Repair::Nothing, "{decision:?}");
+        assert_eq!(
+            decision.why.is_empty(),
+            decision.repair == Repair::Nothing,
+            "{decision:?}"
+        );
         decision.repair
     }
 
@@ -364,31 +447,68 @@ mod tests {
     fn the_smallest_that_suffices() {
         let whole = (Fine, Some(100));
         assert_eq!(repair(&situation(3, &[whole; 3])), Repair::Nothing);
-        assert_eq!(repair(&situation(3, &[whole, (Fine, Some(95)), (Relaid, Some(100))])), Repair::Relay(vec![2]));
         assert_eq!(
-            repair(&situation(3, &[(Lost, None), (Fine, Some(99)), whole])),
-            Repair::Readmit { keeper: 2, again: vec![0], relaid: vec![], is_majority: true }
+            repair(&situation(
+                3,
+                &[whole, (Fine, Some(95)), (Relaid, Some(100))]
+            )),
+            Repair::Relay(vec![2])
         );
         assert_eq!(
-            repair(&situation(3, &[(Lost, Some(80)), (Relaid, Some(99)), whole])),
-            Repair::Readmit { keeper: 2, again: vec![0], relaid: vec![1], is_majority: true }
+            repair(&situation(3, &[(Lost, None), (Fine, Some(99)), whole])),
+            Repair::Readmit {
+                keeper: 2,
+                again: vec![0],
+                relaid: vec![],
+                is_majority: true
+            }
+        );
+        assert_eq!(
+            repair(&situation(
+                3,
+                &[(Lost, Some(80)), (Relaid, Some(99)), whole]
+            )),
+            Repair::Readmit {
+                keeper: 2,
+                again: vec![0],
+                relaid: vec![1],
+                is_majority: true
+            }
         );
         // The newest is among those that lost something.
         assert_eq!(
             repair(&situation(3, &[(Lost, Some(101)), (Fine, Some(99)), whole])),
-            Repair::Clone { best: 0, members: vec![0, 1, 2], is_majority: true }
+            Repair::Clone {
+                best: 0,
+                members: vec![0, 1, 2],
+                is_majority: true
+            }
         );
         assert_eq!(
             repair(&situation(3, &[(Lost, None), (Lost, Some(99)), whole])),
-            Repair::Clone { best: 2, members: vec![0, 1, 2], is_majority: false }
+            Repair::Clone {
+                best: 2,
+                members: vec![0, 1, 2],
+                is_majority: false
+            }
         );
-        assert_eq!(repair(&situation(3, &[(Lost, None); 3])), Repair::NoLog(vec![0, 1, 2]));
+        assert_eq!(
+            repair(&situation(3, &[(Lost, None); 3])),
+            Repair::NoLog(vec![0, 1, 2])
+        );
     }
 
     #[test]
     fn a_member_that_left_may_have_held_what_was_agreed_on() {
         let mut two = situation(2, &[(Fine, Some(100)), (Fine, Some(89))]);
-        assert!(matches!(repair(&two), Repair::Clone { best: 0, is_majority: false, .. }));
+        assert!(matches!(
+            repair(&two),
+            Repair::Clone {
+                best: 0,
+                is_majority: false,
+                ..
+            }
+        ));
         two.changed_at = 90;
         assert_eq!(repair(&two), Repair::Nothing);
     }
@@ -398,24 +518,62 @@ mod tests {
         let (whole, moved) = ((Fine, Some(100)), (Moved, Some(100)));
         assert_eq!(
             repair(&situation(3, &[moved, whole, (Relaid, Some(99))])),
-            Repair::Readmit { keeper: 1, again: vec![0], relaid: vec![2], is_majority: true }
+            Repair::Readmit {
+                keeper: 1,
+                again: vec![0],
+                relaid: vec![2],
+                is_majority: true
+            }
         );
         assert_eq!(
             repair(&situation(5, &[moved, (Lost, None), whole, whole, whole])),
-            Repair::Readmit { keeper: 2, again: vec![0, 1], relaid: vec![], is_majority: true }
+            Repair::Readmit {
+                keeper: 2,
+                again: vec![0, 1],
+                relaid: vec![],
+                is_majority: true
+            }
         );
         // Its log counts all the same, so nothing is lost.
-        for members in [[moved, moved, whole], [moved; 3], [(Moved, Some(101)), whole, whole]] {
+        for members in [
+            [moved, moved, whole],
+            [moved; 3],
+            [(Moved, Some(101)), whole, whole],
+        ] {
             let repair = repair(&situation(3, &members));
-            assert!(matches!(repair, Repair::Clone { best: 0 | 2, is_majority: true, .. }), "{repair:?}");
+            assert!(
+                matches!(
+                    repair,
+                    Repair::Clone {
+                        best: 0 | 2,
+                        is_majority: true,
+                        ..
+                    }
+                ),
+                "{repair:?}"
+            );
         }
         let lost = repair(&situation(3, &[moved, (Lost, None), (Lost, Some(40))]));
-        assert_eq!(lost, Repair::Clone { best: 0, members: vec![0, 1, 2], is_majority: false });
+        assert_eq!(
+            lost,
+            Repair::Clone {
+                best: 0,
+                members: vec![0, 1, 2],
+                is_majority: false
+            }
+        );
         // With a disk missing its address is only told of.
         assert_eq!(repair(&situation(3, &[moved, whole])), Repair::Nothing);
         // Logs that end before what is agreed on are noticed here, too.
         let short = repair(&situation(3, &[(Moved, Some(80)), (Fine, Some(85)), whole]));
-        assert_eq!(short, Repair::Clone { best: 2, members: vec![0, 1, 2], is_majority: false });
+        assert_eq!(
+            short,
+            Repair::Clone {
+                best: 2,
+                members: vec![0, 1, 2],
+                is_majority: false
+            }
+        );
     }
 
     #[test]
@@ -427,34 +585,104 @@ mod tests {
             situation
         };
         let wiped = repair(&with_learner(&[whole, whole, whole, (Lost, None)]));
-        assert_eq!(wiped, Repair::Refill { from: 0, learners: vec![3], relaid: vec![] });
-        let short = repair(&with_learner(&[(Fine, Some(80)), (Fine, Some(80)), whole, (Lost, None)]));
-        assert_eq!(short, Repair::Clone { best: 2, members: vec![0, 1, 2, 3], is_majority: false });
+        assert_eq!(
+            wiped,
+            Repair::Refill {
+                from: 0,
+                learners: vec![3],
+                relaid: vec![]
+            }
+        );
+        let short = repair(&with_learner(&[
+            (Fine, Some(80)),
+            (Fine, Some(80)),
+            whole,
+            (Lost, None),
+        ]));
+        assert_eq!(
+            short,
+            Repair::Clone {
+                best: 2,
+                members: vec![0, 1, 2, 3],
+                is_majority: false
+            }
+        );
         // Equal logs: the voter's. The newest on the learner alone: nobody would lead.
-        let equal = repair(&with_learner(&[(Lost, None), (Fine, Some(99)), whole, whole]));
-        assert_eq!(equal, Repair::Readmit { keeper: 2, again: vec![0], relaid: vec![], is_majority: true });
-        let newest = repair(&with_learner(&[(Lost, None), whole, whole, (Fine, Some(101))]));
-        assert_eq!(newest, Repair::Clone { best: 3, members: vec![0, 1, 2, 3], is_majority: true });
+        let equal = repair(&with_learner(&[
+            (Lost, None),
+            (Fine, Some(99)),
+            whole,
+            whole,
+        ]));
+        assert_eq!(
+            equal,
+            Repair::Readmit {
+                keeper: 2,
+                again: vec![0],
+                relaid: vec![],
+                is_majority: true
+            }
+        );
+        let newest = repair(&with_learner(&[
+            (Lost, None),
+            whole,
+            whole,
+            (Fine, Some(101)),
+        ]));
+        assert_eq!(
+            newest,
+            Repair::Clone {
+                best: 3,
+                members: vec![0, 1, 2, 3],
+                is_majority: true
+            }
+        );
     }
 
     #[test]
     fn beside_an_only_voter_a_learner_is_refilled() {
         let mut two = situation(1, &[(Fine, Some(100)), (Lost, None)]);
         two.members[1].votes = false;
-        assert_eq!(repair(&two), Repair::Refill { from: 0, learners: vec![1], relaid: vec![] });
+        assert_eq!(
+            repair(&two),
+            Repair::Refill {
+                from: 0,
+                learners: vec![1],
+                relaid: vec![]
+            }
+        );
     }
 
     #[test]
     fn what_another_log_lends_is_not_held_by_oneself() {
         // The third one's database is at 105, and its damaged log goes on to 110: the others have lost what was agreed on.
-        let mut lent = situation(3, &[(Fine, Some(100)), (Fine, Some(100)), (Lost, Some(110))]);
+        let mut lent = situation(
+            3,
+            &[(Fine, Some(100)), (Fine, Some(100)), (Lost, Some(110))],
+        );
         (lent.members[2].agreed, lent.members[2].own_last) = (105, Some(105));
-        assert_eq!(repair(&lent), Repair::Clone { best: 2, members: vec![0, 1, 2], is_majority: false });
+        assert_eq!(
+            repair(&lent),
+            Repair::Clone {
+                best: 2,
+                members: vec![0, 1, 2],
+                is_majority: false
+            }
+        );
         // Lent to one of them: it takes the third one in, but is one of one that held it.
         (lent.members[2].rank, lent.members[0].rank) = (Some((1, 60)), Some((2, 110)));
         let readmit = repair(&lent);
         assert!(
-            !matches!(readmit, Repair::Readmit { is_majority: true, .. } | Repair::Clone { is_majority: true, .. }),
+            !matches!(
+                readmit,
+                Repair::Readmit {
+                    is_majority: true,
+                    ..
+                } | Repair::Clone {
+                    is_majority: true,
+                    ..
+                }
+            ),
             "{readmit:?}"
         );
     }
@@ -464,19 +692,44 @@ mod tests {
         let whole = (Fine, Some(100));
         let mut torn = situation(3, &[(Lost, Some(50)), (Fine, Some(99)), whole]);
         torn.members[1].is_clean = false;
-        assert_eq!(repair(&torn), Repair::Readmit { keeper: 2, again: vec![0], relaid: vec![], is_majority: false });
+        assert_eq!(
+            repair(&torn),
+            Repair::Readmit {
+                keeper: 2,
+                again: vec![0],
+                relaid: vec![],
+                is_majority: false
+            }
+        );
     }
 
     #[test]
     fn with_one_of_three_nothing_is_guessed() {
-        let names = |names: &[&str]| Repair::Needs(names.iter().map(|name| (*name).to_owned()).collect());
-        assert_eq!(repair(&situation(3, &[(Lost, Some(50))])), names(&["m2", "m3"]));
-        assert_eq!(repair(&situation(3, &[(Lost, Some(50)), (Fine, Some(100))])), names(&["m3"]));
+        let names =
+            |names: &[&str]| Repair::Needs(names.iter().map(|name| (*name).to_owned()).collect());
+        assert_eq!(
+            repair(&situation(3, &[(Lost, Some(50))])),
+            names(&["m2", "m3"])
+        );
+        assert_eq!(
+            repair(&situation(3, &[(Lost, Some(50)), (Fine, Some(100))])),
+            names(&["m3"])
+        );
         // What can be done beside its own log needs nobody.
-        assert_eq!(repair(&situation(3, &[(Relaid, Some(100))])), Repair::Relay(vec![0]));
+        assert_eq!(
+            repair(&situation(3, &[(Relaid, Some(100))])),
+            Repair::Relay(vec![0])
+        );
         let mut given_up = situation(3, &[(Lost, Some(50)), (Fine, Some(100))]);
         given_up.dead = vec![3];
-        assert_eq!(repair(&given_up), Repair::Clone { best: 1, members: vec![0, 1], is_majority: false });
+        assert_eq!(
+            repair(&given_up),
+            Repair::Clone {
+                best: 1,
+                members: vec![0, 1],
+                is_majority: false
+            }
+        );
     }
 
     #[test]
@@ -484,28 +737,59 @@ mod tests {
         let whole = (Fine, Some(100));
         assert_eq!(
             repair(&situation(5, &[(Lost, None), whole, whole, whole, whole])),
-            Repair::Clone { best: 1, members: vec![0, 1, 2, 3, 4], is_majority: true }
+            Repair::Clone {
+                best: 1,
+                members: vec![0, 1, 2, 3, 4],
+                is_majority: true
+            }
         );
         assert_eq!(
-            repair(&situation(5, &[(Lost, None), (Lost, None), whole, whole, whole])),
-            Repair::Readmit { keeper: 2, again: vec![0, 1], relaid: vec![], is_majority: true }
+            repair(&situation(
+                5,
+                &[(Lost, None), (Lost, None), whole, whole, whole]
+            )),
+            Repair::Readmit {
+                keeper: 2,
+                again: vec![0, 1],
+                relaid: vec![],
+                is_majority: true
+            }
         );
-        assert_eq!(repair(&situation(5, &[(Lost, None), whole, whole, whole])), Repair::Needs(vec!["m5".to_owned()]));
+        assert_eq!(
+            repair(&situation(5, &[(Lost, None), whole, whole, whole])),
+            Repair::Needs(vec!["m5".to_owned()])
+        );
     }
 
     #[test]
     fn what_is_agreed_on_and_nowhere_is_noticed() {
         // Two ends are cut so cleanly that each looks whole by itself.
         assert_eq!(
-            repair(&situation(3, &[(Fine, Some(80)), (Fine, Some(85)), (Fine, Some(100))])),
-            Repair::Clone { best: 2, members: vec![0, 1, 2], is_majority: false }
+            repair(&situation(
+                3,
+                &[(Fine, Some(80)), (Fine, Some(85)), (Fine, Some(100))]
+            )),
+            Repair::Clone {
+                best: 2,
+                members: vec![0, 1, 2],
+                is_majority: false
+            }
         );
     }
 
     #[test]
     fn an_only_member_is_extended_or_made_from_its_database() {
-        assert_eq!(repair(&situation(1, &[(Lost, Some(80))])), Repair::Extend(0));
-        assert_eq!(repair(&situation(1, &[(Lost, None)])), Repair::NoLog(vec![0]));
-        assert_eq!(repair(&situation(1, &[(Relaid, Some(100))])), Repair::Relay(vec![0]));
+        assert_eq!(
+            repair(&situation(1, &[(Lost, Some(80))])),
+            Repair::Extend(0)
+        );
+        assert_eq!(
+            repair(&situation(1, &[(Lost, None)])),
+            Repair::NoLog(vec![0])
+        );
+        assert_eq!(
+            repair(&situation(1, &[(Relaid, Some(100))])),
+            Repair::Relay(vec![0])
+        );
     }
 }

@@ -46,8 +46,17 @@ impl KeepIn {
         let path = std::fs::canonicalize(path)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder = rustix::fs::open(&path, flags, Mode::empty())?;
-        let confined = Confined::new(vec![(RealPath::new("/".into()), folder.as_fd(), "kept".to_owned())])?;
-        Ok(Self { path, folder, confined: Rc::new(confined), is_begun: Cell::new(false) })
+        let confined = Confined::new(vec![(
+            RealPath::new("/".into()),
+            folder.as_fd(),
+            "kept".to_owned(),
+        )])?;
+        Ok(Self {
+            path,
+            folder,
+            confined: Rc::new(confined),
+            is_begun: Cell::new(false),
+        })
     }
 
     /// Its absolute path.
@@ -74,7 +83,10 @@ impl KeepIn {
 
     /// Whether so many bytes fit.
     pub(in crate::repair) fn refuse_without_room(&self, bytes: u64) -> Result<()> {
-        let (needed, has) = (bytes.saturating_add(SLACK), self.confined.usage(&top())?.bytes_available);
+        let (needed, has) = (
+            bytes.saturating_add(SLACK),
+            self.confined.usage(&top())?.bytes_available,
+        );
         if has >= needed {
             return Ok(());
         }
@@ -120,7 +132,9 @@ impl KeepIn {
     }
 
     pub(super) fn place(&self, path: &RealPath) -> Result<Place> {
-        self.confined.place(path).with_context(|| format!("opening the folder of {}", self.shown(path)))
+        self.confined
+            .place(path)
+            .with_context(|| format!("opening the folder of {}", self.shown(path)))
     }
 
     /// A path below it as people read it.
@@ -133,7 +147,9 @@ impl KeepIn {
     pub(in crate::repair) fn take_back(&self, run: &str) -> Result<()> {
         if self.is_begun.replace(false) {
             let what = || format!("removing {}/{run}", self.path.display());
-            self.confined.remove_tree(&top().child(run.as_ref())).with_context(what)?;
+            self.confined
+                .remove_tree(&top().child(run.as_ref()))
+                .with_context(what)?;
         }
         Ok(())
     }
@@ -145,10 +161,15 @@ pub(super) fn top() -> RealPath {
 
 /// A guest says how it is called; that must not name another folder.
 fn plain(name: &str) -> String {
-    let is_plain = |letter: &char| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_' | '.');
+    let is_plain =
+        |letter: &char| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_' | '.');
     let name: String = name.trim().chars().filter(is_plain).take(64).collect();
     let name = name.trim_start_matches('.');
-    if name.is_empty() { "node".to_owned() } else { name.to_owned() }
+    if name.is_empty() {
+        "node".to_owned()
+    } else {
+        name.to_owned()
+    }
 }
 
 #[cfg(test)]
@@ -157,7 +178,13 @@ mod tests {
 
     #[test]
     fn a_name_stays_below_its_folder() {
-        for (name, wanted) in [("m1\n", "m1"), ("../../etc", "etc"), ("", "node"), ("..", "node"), ("a/b", "ab")] {
+        for (name, wanted) in [
+            ("m1\n", "m1"),
+            ("../../etc", "etc"),
+            ("", "node"),
+            ("..", "node"),
+            ("a/b", "ab"),
+        ] {
             assert_eq!(plain(name), wanted);
         }
     }
@@ -170,20 +197,35 @@ mod tests {
         let root = std::fs::File::open(guest.path()).unwrap();
         let confined = Confined::new(vec![(top(), root.as_fd(), "folder".to_owned())]).unwrap();
         for inside in ["", "a", "a/b"] {
-            let error = KeepIn::open(&guest.path().join(inside)).unwrap().refuse_on(&confined).unwrap_err();
-            assert!(error.is::<Refusal>() && error.to_string().contains("is on the guest"), "{error}");
+            let error = KeepIn::open(&guest.path().join(inside))
+                .unwrap()
+                .refuse_on(&confined)
+                .unwrap_err();
+            assert!(
+                error.is::<Refusal>() && error.to_string().contains("is on the guest"),
+                "{error}"
+            );
         }
-        KeepIn::open(beside.path()).unwrap().refuse_on(&confined).unwrap();
+        KeepIn::open(beside.path())
+            .unwrap()
+            .refuse_on(&confined)
+            .unwrap();
         // Its own disk, mounted by us, and somewhere else on this machine.
         let confined = Confined::new(vec![(top(), root.as_fd(), "ext4".to_owned())]).unwrap();
-        KeepIn::open(beside.path()).unwrap().refuse_on(&confined).unwrap_err();
+        KeepIn::open(beside.path())
+            .unwrap()
+            .refuse_on(&confined)
+            .unwrap_err();
     }
 
     #[test]
     fn what_is_no_folder_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let error = KeepIn::open(&folder.path().join("missing")).unwrap_err();
-        assert!(error.is::<Refusal>() && error.to_string().contains("mkdir"), "{error}");
+        assert!(
+            error.is::<Refusal>() && error.to_string().contains("mkdir"),
+            "{error}"
+        );
         let keep = KeepIn::open(folder.path()).unwrap();
         let error = keep.refuse_without_room(1 << 60).unwrap_err().to_string();
         assert!(error.contains("are missing"), "{error}");

@@ -73,11 +73,24 @@ impl Entry {
         let path = StoredPath::from(path.to_path_buf());
         let now = time::OffsetDateTime::now_utc().unix_timestamp();
         let attributes = BTreeMap::new();
-        Self { path, kind, mode, uid, gid, seconds: now, nanoseconds: 0, target: None, attributes }
+        Self {
+            path,
+            kind,
+            mode,
+            uid,
+            gid,
+            seconds: now,
+            nanoseconds: 0,
+            target: None,
+            attributes,
+        }
     }
 
     pub fn set_attributes(&mut self, attributes: &BTreeMap<String, Vec<u8>>) {
-        self.attributes = attributes.iter().map(|(name, value)| (name.clone(), hex(value))).collect();
+        self.attributes = attributes
+            .iter()
+            .map(|(name, value)| (name.clone(), hex(value)))
+            .collect();
     }
 
     pub fn values(&self) -> Result<BTreeMap<String, Vec<u8>>> {
@@ -102,8 +115,12 @@ impl List {
     }
 
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let list: Self = serde_json::from_slice(bytes).context("the list is not what rescue writes")?;
-        ensure!(list.format == FORMAT, "the list has a format that this version does not know");
+        let list: Self =
+            serde_json::from_slice(bytes).context("the list is not what rescue writes")?;
+        ensure!(
+            list.format == FORMAT,
+            "the list has a format that this version does not know"
+        );
         Ok(list)
     }
 
@@ -112,15 +129,31 @@ impl List {
         let mut entries = Entries::new();
         for entry in &self.entries {
             let path = entry.path.as_path().to_path_buf();
-            if !path.components().all(|component| matches!(component, Component::Normal(_))) {
-                bail!("the list names {}, which is not below its folder", entry.path);
+            if !path
+                .components()
+                .all(|component| matches!(component, Component::Normal(_)))
+            {
+                bail!(
+                    "the list names {}, which is not below its folder",
+                    entry.path
+                );
             }
             entries.insert(path, entry.clone());
         }
-        let is_folder = |path: &Path| entries.get(path).is_some_and(|entry| entry.kind == Kind::Folder);
-        ensure!(is_folder(Path::new("")), "the list does not name its own folder");
+        let is_folder = |path: &Path| {
+            entries
+                .get(path)
+                .is_some_and(|entry| entry.kind == Kind::Folder)
+        };
         ensure!(
-            entries.keys().filter_map(|path| path.parent()).all(is_folder),
+            is_folder(Path::new("")),
+            "the list does not name its own folder"
+        );
+        ensure!(
+            entries
+                .keys()
+                .filter_map(|path| path.parent())
+                .all(is_folder),
             "the list names a file without its folder"
         );
         Ok(entries)
@@ -129,7 +162,13 @@ impl List {
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
     let digits = text.as_bytes().chunks(2);
-    digits.map(|two| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok().filter(|_| two.len() == 2)).collect()
+    digits
+        .map(|two| {
+            u8::from_str_radix(std::str::from_utf8(two).ok()?, 16)
+                .ok()
+                .filter(|_| two.len() == 2)
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -139,16 +178,35 @@ mod tests {
     #[test]
     fn a_list_comes_back_and_leads_nowhere_else() {
         let mut entry = Entry::new(Path::new("snap"), Kind::Folder, 0o700, (1, 2));
-        entry.set_attributes(&BTreeMap::from([("security.selinux".to_owned(), vec![0, 255, 16])]));
+        entry.set_attributes(&BTreeMap::from([(
+            "security.selinux".to_owned(),
+            vec![0, 255, 16],
+        )]));
         let top = Entry::new(Path::new(""), Kind::Folder, 0o700, (1, 2));
-        let entries: Entries = [top.clone(), entry.clone()].map(|e| (e.path.as_path().to_path_buf(), e)).into();
-        let list = List::new("run", StoredPath::from(PathBuf::from("/m")), "hash".to_owned(), &entries);
+        let entries: Entries = [top.clone(), entry.clone()]
+            .map(|e| (e.path.as_path().to_path_buf(), e))
+            .into();
+        let list = List::new(
+            "run",
+            StoredPath::from(PathBuf::from("/m")),
+            "hash".to_owned(),
+            &entries,
+        );
         let read = List::parse(&serde_json::to_vec(&list).unwrap()).unwrap();
         assert_eq!(read.entries().unwrap(), entries);
-        assert_eq!(read.entries().unwrap()[Path::new("snap")].values().unwrap()["security.selinux"], [0, 255, 16]);
+        assert_eq!(
+            read.entries().unwrap()[Path::new("snap")].values().unwrap()["security.selinux"],
+            [0, 255, 16]
+        );
         for bad in ["../x", "/etc", "a/b"] {
-            let wrong = Entry { path: StoredPath::from(PathBuf::from(bad)), ..entry.clone() };
-            let list = List { entries: vec![top.clone(), wrong], ..list.clone() };
+            let wrong = Entry {
+                path: StoredPath::from(PathBuf::from(bad)),
+                ..entry.clone()
+            };
+            let list = List {
+                entries: vec![top.clone(), wrong],
+                ..list.clone()
+            };
             assert!(list.entries().is_err(), "{bad}");
         }
         assert!(unhex("0").is_none() && unhex("zz").is_none() && unhex("ü").is_none());

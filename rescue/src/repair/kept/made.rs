@@ -24,20 +24,37 @@ pub(super) struct MadeFolder<'a> {
 impl<'a> MadeFolder<'a> {
     /// Into `top`, which is empty; it will replace what `old` lists.
     pub fn new(keep: &'a KeepIn, top: RealPath, old: &'a Entries) -> Self {
-        Self { keep, top, old, made: Vec::new() }
+        Self {
+            keep,
+            top,
+            old,
+            made: Vec::new(),
+        }
     }
 
     fn place(&mut self, below: &Path, kind: Kind, mode: u32) -> Result<Place> {
-        let plain = below.components().all(|component| matches!(component, Component::Normal(_)));
-        ensure!(plain && !below.as_os_str().is_empty(), "{} is not a path below the new folder", below.display());
+        let plain = below
+            .components()
+            .all(|component| matches!(component, Component::Normal(_)));
+        ensure!(
+            plain && !below.as_os_str().is_empty(),
+            "{} is not a path below the new folder",
+            below.display()
+        );
         self.made.push((below.to_path_buf(), kind, mode & 0o7777));
         self.keep.place(&super::moving::join(&self.top, below))
     }
 
     /// What everything in it will be on the guest.
     pub fn entries(self) -> Result<Entries> {
-        let top = self.old.get(Path::new("")).context("the old folder is not known")?;
-        let mut entries = Entries::from([(PathBuf::new(), fitting(Path::new(""), Kind::Folder, top.mode, top, true)?)]);
+        let top = self
+            .old
+            .get(Path::new(""))
+            .context("the old folder is not known")?;
+        let mut entries = Entries::from([(
+            PathBuf::new(),
+            fitting(Path::new(""), Kind::Folder, top.mode, top, true)?,
+        )]);
         for (below, kind, mode) in self.made {
             let like = like(self.old, &below, kind).unwrap_or(top);
             let same = like.path.as_path().file_name() == below.file_name();
@@ -49,9 +66,15 @@ impl<'a> MadeFolder<'a> {
 
 /// What a new file takes its attributes from: the old one of the same name, else one of its kind beside it.
 fn like<'a>(old: &'a Entries, below: &Path, kind: Kind) -> Option<&'a Entry> {
-    let beside = old.iter().filter(|(path, _)| !path.as_os_str().is_empty() && path.parent() == below.parent());
+    let beside = old
+        .iter()
+        .filter(|(path, _)| !path.as_os_str().is_empty() && path.parent() == below.parent());
     let same = old.get(below).filter(|entry| entry.kind == kind);
-    same.or_else(|| beside.map(|(_, entry)| entry).find(|entry| entry.kind == kind))
+    same.or_else(|| {
+        beside
+            .map(|(_, entry)| entry)
+            .find(|entry| entry.kind == kind)
+    })
 }
 
 fn fitting(below: &Path, kind: Kind, mode: u32, like: &Entry, same: bool) -> Result<Entry> {

@@ -25,7 +25,9 @@ mod sparse;
 mod tree;
 
 pub use keep_in::KeepIn;
-pub(super) use moving::{bring_back, give_up_new, ready, refuse_missing_back, refuse_missing_forward, stage};
+pub(super) use moving::{
+    bring_back, give_up_new, ready, refuse_missing_back, refuse_missing_forward, stage,
+};
 pub(super) use room::{make_room, needed};
 
 use super::store::Store;
@@ -40,5 +42,8 @@ pub(super) fn refuse_without_room(store: &Store<'_>, bytes: u64) -> anyhow::Resu
 
 /// Removes what this process put elsewhere for a run that is not committed after all.
 pub(super) fn take_back(store: &Store<'_>, run: &str) -> anyhow::Result<()> {
-    store.keep_in.as_ref().map_or(Ok(()), |keep| keep.take_back(run))
+    store
+        .keep_in
+        .as_ref()
+        .map_or(Ok(()), |keep| keep.take_back(run))
 }

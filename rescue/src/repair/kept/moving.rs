@@ -50,7 +50,9 @@ impl Which {
 }
 
 pub(super) fn join(top: &RealPath, below: &Path) -> RealPath {
-    below.iter().fold(top.clone(), |path, name| path.child(name))
+    below
+        .iter()
+        .fold(top.clone(), |path, name| path.child(name))
 }
 
 /// Keeps the old folder and builds the new one beside it, outside the guest; both are read back. Returns what the new one will be, and where they
@@ -62,28 +64,68 @@ pub(in crate::repair) fn stage(
     id: &str,
     staged: &Place,
 ) -> Result<(State, KeptAt)> {
-    let keep = on.store.keep_in.clone().context("nothing was named to keep the folder in")?;
+    let keep = on
+        .store
+        .keep_in
+        .clone()
+        .context("nothing was named to keep the folder in")?;
     let goal = goals.get(n).context("no such goal")?;
-    let Outcome::Built { build } = &goal.outcome else { bail!("{} is not built", goal.path) };
+    let Outcome::Built { build } = &goal.outcome else {
+        bail!("{} is not built", goal.path)
+    };
     let build = build.build_folder();
-    let fenced = goals.iter().take(n).rfind(|earlier| earlier.path == goal.path);
+    let fenced = goals
+        .iter()
+        .take(n)
+        .rfind(|earlier| earlier.path == goal.path);
     let Some(State::Tree { sha256, .. }) = fenced.map(|fenced| &fenced.before) else {
         bail!("{} does not replace a folder", goal.path)
     };
-    let folder = keep.make(id, &on.guest.read_text(&GuestPath::new("/etc/hostname")).unwrap_or_default())?;
+    let folder = keep.make(
+        id,
+        &on.guest
+            .read_text(&GuestPath::new("/etc/hostname"))
+            .unwrap_or_default(),
+    )?;
     let path = StoredPath::from(&goal.path);
 
-    let progress = on.ui.begin(&format!("{}: keeping the old {}", on.guest.source, goal.path), None);
+    let progress = on.ui.begin(
+        &format!("{}: keeping the old {}", on.guest.source, goal.path),
+        None,
+    );
     let mut entries = Entries::new();
     let to = folder.child(Which::Old.folder().as_ref());
-    keep_folder(on.confined, &goal.path, &keep, (&to, Path::new("")), &mut entries)?;
+    keep_folder(
+        on.confined,
+        &goal.path,
+        &keep,
+        (&to, Path::new("")),
+        &mut entries,
+    )?;
     keep.confined().sync_all()?;
-    let tree = KeptTree { confined: Rc::clone(keep.confined()), folder: to, entries };
-    ensure!(hash(&tree)? == *sha256, "the copy of {} in {} is not what it was", goal.path, keep.shown(&folder));
-    let old = write_list(&keep, &folder, Which::Old, &List::new(id, path.clone(), sha256.clone(), &tree.entries))?;
+    let tree = KeptTree {
+        confined: Rc::clone(keep.confined()),
+        folder: to,
+        entries,
+    };
+    ensure!(
+        hash(&tree)? == *sha256,
+        "the copy of {} in {} is not what it was",
+        goal.path,
+        keep.shown(&folder)
+    );
+    let old = write_list(
+        &keep,
+        &folder,
+        Which::Old,
+        &List::new(id, path.clone(), sha256.clone(), &tree.entries),
+    )?;
     drop(progress);
 
-    let progress = on.ui.begin(&format!("{}: making the new {}", on.guest.source, goal.path), Some(build.bytes()));
+    let progress = on.ui.begin(
+        &format!("{}: making the new {}", on.guest.source, goal.path),
+        Some(build.bytes()),
+    );
     let to = folder.child(Which::New.folder().as_ref());
     keep.place(&to)?.make_folder()?;
     let mut sink = MadeFolder::new(&keep, to.clone(), &tree.entries);
@@ -91,22 +133,62 @@ pub(in crate::repair) fn stage(
     built.with_context(|| format!("making the new {}", goal.path))?;
     let entries = sink.entries()?;
     drop(progress);
-    let _progress = on.ui.begin(&format!("{}: reading it back", on.guest.source), None);
+    let _progress = on
+        .ui
+        .begin(&format!("{}: reading it back", on.guest.source), None);
     keep.confined().sync_all()?;
     fault::point("phase: built");
-    let tree = KeptTree { confined: Rc::clone(keep.confined()), folder: to, entries: entries.clone() };
+    let tree = KeptTree {
+        confined: Rc::clone(keep.confined()),
+        folder: to,
+        entries: entries.clone(),
+    };
     let sha256 = hash(&tree)?;
     let shown = Guest::new(keep.shown(&folder), Rc::new(tree), Vec::new());
-    let reading = || format!("the new {} was read back, and is not what was planned", goal.path);
-    build.verify(&shown, &GuestPath::new(SHOWN)).with_context(reading)?;
-    let new = write_list(&keep, &folder, Which::New, &List::new(id, path, sha256.clone(), &entries))?;
-    write(&keep, &folder, "README.txt", readme(on.guest, goal, id).as_bytes())?;
+    let reading = || {
+        format!(
+            "the new {} was read back, and is not what was planned",
+            goal.path
+        )
+    };
+    build
+        .verify(&shown, &GuestPath::new(SHOWN))
+        .with_context(reading)?;
+    let new = write_list(
+        &keep,
+        &folder,
+        Which::New,
+        &List::new(id, path, sha256.clone(), &entries),
+    )?;
+    write(
+        &keep,
+        &folder,
+        "README.txt",
+        readme(on.guest, goal, id).as_bytes(),
+    )?;
     keep.confined().sync_all()?;
-    room::refuse_without_return(on.confined, &goal.path, &keep, &folder.child(Which::New.folder().as_ref()))?;
+    room::refuse_without_return(
+        on.confined,
+        &goal.path,
+        &keep,
+        &folder.child(Which::New.folder().as_ref()),
+    )?;
 
-    let inode = staged.lstat()?.context("what was just made is gone")?.st_ino;
-    let below = folder.as_path().strip_prefix("/").unwrap_or(folder.as_path()).to_path_buf();
-    let at = KeptAt { keep_in: keep.path().to_path_buf().into(), folder: below.into(), old, new };
+    let inode = staged
+        .lstat()?
+        .context("what was just made is gone")?
+        .st_ino;
+    let below = folder
+        .as_path()
+        .strip_prefix("/")
+        .unwrap_or(folder.as_path())
+        .to_path_buf();
+    let at = KeptAt {
+        keep_in: keep.path().to_path_buf().into(),
+        folder: below.into(),
+        old,
+        new,
+    };
     Ok((State::Tree { inode, sha256 }, at))
 }
 
@@ -151,7 +233,9 @@ fn keep_folder(
     keep.place(to)?.make_folder()?;
     for name in from.names(folder)? {
         let (path, to, below) = (folder.child(&name), to.child(&name), below.join(&name));
-        let place = from.place(&path).with_context(|| format!("opening the folder of {path}"))?;
+        let place = from
+            .place(&path)
+            .with_context(|| format!("opening the folder of {path}"))?;
         let stat = place.lstat()?.with_context(|| format!("{path} is gone"))?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => keep_folder(from, &path, keep, (&to, &below), entries)?,
@@ -162,7 +246,13 @@ fn keep_folder(
             }
             FileType::Symlink => {
                 let entry = entry(&place, &below, Kind::Link)?;
-                entries.insert(below.clone(), Entry { target: Some(place.read_link()?.into()), ..entry });
+                entries.insert(
+                    below.clone(),
+                    Entry {
+                        target: Some(place.read_link()?.into()),
+                        ..entry
+                    },
+                );
             }
             _ => bail!("{path} is neither file, folder nor link"),
         }
@@ -172,9 +262,18 @@ fn keep_folder(
 
 fn entry(place: &Place, below: &Path, kind: Kind) -> Result<Entry> {
     let stat = place.lstat()?.with_context(|| format!("{place} is gone"))?;
-    let mut entry = Entry::new(below, kind, stat.st_mode & 0o7777, (stat.st_uid, stat.st_gid));
+    let mut entry = Entry::new(
+        below,
+        kind,
+        stat.st_mode & 0o7777,
+        (stat.st_uid, stat.st_gid),
+    );
     entry.set_attributes(&xattrs::read(place)?);
-    Ok(Entry { seconds: stat.st_mtime as _, nanoseconds: stat.st_mtime_nsec as _, ..entry })
+    Ok(Entry {
+        seconds: stat.st_mtime as _,
+        nanoseconds: stat.st_mtime_nsec as _,
+        ..entry
+    })
 }
 
 /// What a step's folders are kept in.
@@ -189,7 +288,9 @@ impl Kept {
     /// In the folder that was named, else in the one that the record names.
     fn find(store: &Store<'_>, journal: &Journal, step: &Step, at: &KeptAt) -> Result<Self> {
         let below = at.folder.as_path();
-        let is_plain = below.components().all(|component| matches!(component, Component::Normal(_)));
+        let is_plain = below
+            .components()
+            .all(|component| matches!(component, Component::Normal(_)));
         ensure!(
             is_plain && below.components().count() == 2,
             "the record of run {} names no folder of ours",
@@ -201,10 +302,22 @@ impl Kept {
             let list = folder.child(Which::Old.list().as_ref());
             keep.confined().lstat(&list).ok().flatten().is_some()
         };
-        let found = store.keep_in.clone().into_iter().chain(recorded).find(is_there);
-        let Some(keep) = found else { return Err(missing(journal, step, at).into()) };
+        let found = store
+            .keep_in
+            .clone()
+            .into_iter()
+            .chain(recorded)
+            .find(is_there);
+        let Some(keep) = found else {
+            return Err(missing(journal, step, at).into());
+        };
         let confined = Rc::clone(keep.confined());
-        Ok(Self { confined, folder, at: at.clone(), run: journal.id.clone() })
+        Ok(Self {
+            confined,
+            folder,
+            at: at.clone(),
+            run: journal.id.clone(),
+        })
     }
 
     /// One of the folders, whole: by the list that the record knows, and the hash in that.
@@ -227,17 +340,34 @@ impl Kept {
             Which::Old => &self.at.old,
             Which::New => &self.at.new,
         };
-        ensure!(sha256_hex(&bytes) == *wanted, "{} has changed", which.list());
+        ensure!(
+            sha256_hex(&bytes) == *wanted,
+            "{} has changed",
+            which.list()
+        );
         let list = List::parse(&bytes)?;
-        ensure!(list.run == self.run, "{} is of run {:?}", which.list(), list.run);
+        ensure!(
+            list.run == self.run,
+            "{} is of run {:?}",
+            which.list(),
+            list.run
+        );
         Ok(list)
     }
 
     fn look(&self, which: Which) -> Result<KeptTree> {
         let list = self.list(which)?;
         let folder = self.folder.child(which.folder().as_ref());
-        let tree = KeptTree { confined: Rc::clone(&self.confined), folder, entries: list.entries()? };
-        ensure!(hash(&tree)? == list.sha256, "a file in {}/ has changed", which.folder());
+        let tree = KeptTree {
+            confined: Rc::clone(&self.confined),
+            folder,
+            entries: list.entries()?,
+        };
+        ensure!(
+            hash(&tree)? == list.sha256,
+            "a file in {}/ has changed",
+            which.folder()
+        );
         Ok(tree)
     }
 }
@@ -262,9 +392,13 @@ fn missing(journal: &Journal, step: &Step, at: &KeptAt) -> Refusal {
 pub(in crate::repair) fn give_up_new(store: &Store<'_>, journal: &Journal) {
     for step in &journal.steps {
         let Some(at) = &step.kept else { continue };
-        let Ok(kept) = Kept::find(store, journal, step, at) else { continue };
+        let Ok(kept) = Kept::find(store, journal, step, at) else {
+            continue;
+        };
         if kept.list(Which::New).is_ok() {
-            let _ = kept.confined.remove_tree(&kept.folder.child(Which::New.folder().as_ref()));
+            let _ = kept
+                .confined
+                .remove_tree(&kept.folder.child(Which::New.folder().as_ref()));
         }
     }
 }
@@ -274,7 +408,12 @@ fn fence_of(journal: &Journal, n: usize) -> Result<(usize, &Step)> {
     let path = journal.steps.get(n).map(|step| &step.path);
     let mut earlier = journal.steps.iter().enumerate().take(n);
     let fence = earlier.rfind(|(_, step)| Some(&step.path) == path && step.before.is_tree());
-    fence.with_context(|| format!("the record of run {} keeps a folder that it never fenced", journal.id))
+    fence.with_context(|| {
+        format!(
+            "the record of run {} keeps a folder that it never fenced",
+            journal.id
+        )
+    })
 }
 
 fn emptied(m: usize) -> String {
@@ -282,9 +421,17 @@ fn emptied(m: usize) -> String {
 }
 
 /// Whether a step is still to be made: what it puts in place is still staged, and what it replaces is there.
-fn is_to_be_made(confined: &Confined, store: &Store<'_>, id: &str, n: usize, step: &Step) -> Result<Option<Place>> {
+fn is_to_be_made(
+    confined: &Confined,
+    store: &Store<'_>,
+    id: &str,
+    n: usize,
+    step: &Step,
+) -> Result<Option<Place>> {
     let staged = open_if_there(confined, &store.staged(step, id, n)?)?;
-    let Some(staged) = staged else { return Ok(None) };
+    let Some(staged) = staged else {
+        return Ok(None);
+    };
     let is_staged = exchange::holds(confined, &staged, &step.after, Look::Inode)?;
     Ok(is_staged.then_some(staged))
 }
@@ -297,8 +444,12 @@ pub(in crate::repair) fn ready(
     n: usize,
     step: &Step,
 ) -> Result<()> {
-    let (id, Some(at)) = (&journal.id, &step.kept) else { return Ok(()) };
-    let Some(staged) = is_to_be_made(confined, store, id, n, step)? else { return Ok(()) };
+    let (id, Some(at)) = (&journal.id, &step.kept) else {
+        return Ok(());
+    };
+    let Some(staged) = is_to_be_made(confined, store, id, n, step)? else {
+        return Ok(());
+    };
     // Where the fence does not stand, the step is not made, which is told by whoever makes it.
     if confined.state(&step.path.to_real()?)? != step.before {
         return Ok(());
@@ -318,7 +469,12 @@ pub(in crate::repair) fn ready(
     }
     fill(confined, &new, staged.path())?;
     let made = exchange::state(confined, staged.path())?;
-    ensure!(made == step.after, "the new {} holds {made} where {} was expected", step.path, step.after);
+    ensure!(
+        made == step.after,
+        "the new {} holds {made} where {} was expected",
+        step.path,
+        step.after
+    );
     Ok(())
 }
 
@@ -337,7 +493,10 @@ pub(in crate::repair) fn bring_back(
     }
     let (n, replaced, at) = replaced_by(journal, m)?;
     let kept = Kept::find(store, journal, step, at)?.whole(Which::Old)?;
-    for there in [store.staged(replaced, id, n)?, store.backup(replaced, id, n)?] {
+    for there in [
+        store.staged(replaced, id, n)?,
+        store.backup(replaced, id, n)?,
+    ] {
         if let Some(new) = open_if_there(confined, &there)?
             && exchange::holds(confined, &new, &replaced.after, Look::Inode)?
         {
@@ -346,7 +505,12 @@ pub(in crate::repair) fn bring_back(
     }
     fill(confined, &kept, old.path())?;
     let made = exchange::state(confined, old.path())?;
-    ensure!(made == step.before, "the old {} holds {made} where {} was expected", step.path, step.before);
+    ensure!(
+        made == step.before,
+        "the old {} holds {made} where {} was expected",
+        step.path,
+        step.before
+    );
     store.remove_record(id, &emptied(m))
 }
 
@@ -354,8 +518,19 @@ pub(in crate::repair) fn bring_back(
 fn replaced_by(journal: &Journal, m: usize) -> Result<(usize, &Step, &KeptAt)> {
     let path = journal.steps.get(m).map(|step| &step.path);
     let mut later = journal.steps.iter().enumerate().skip(m + 1);
-    let found = later.find_map(|(n, step)| Some((n, step, step.kept.as_ref().filter(|_| Some(&step.path) == path)?)));
-    found.with_context(|| format!("the record of run {} does not say where the old folder is kept", journal.id))
+    let found = later.find_map(|(n, step)| {
+        Some((
+            n,
+            step,
+            step.kept.as_ref().filter(|_| Some(&step.path) == path)?,
+        ))
+    });
+    found.with_context(|| {
+        format!(
+            "the record of run {} does not say where the old folder is kept",
+            journal.id
+        )
+    })
 }
 
 /// Refuses to complete a run without what it needs from elsewhere.
@@ -379,16 +554,27 @@ pub(in crate::repair) fn refuse_missing_forward(
 }
 
 /// Refuses to take a run back without what it needs from elsewhere, or the room for it.
-pub(in crate::repair) fn refuse_missing_back(confined: &Confined, store: &Store<'_>, journal: &Journal) -> Result<()> {
-    let trees = journal.steps.iter().enumerate().filter(|(_, step)| step.before.is_tree());
+pub(in crate::repair) fn refuse_missing_back(
+    confined: &Confined,
+    store: &Store<'_>,
+    journal: &Journal,
+) -> Result<()> {
+    let trees = journal
+        .steps
+        .iter()
+        .enumerate()
+        .filter(|(_, step)| step.before.is_tree());
     for (m, step) in trees {
         if !store.has_record(&journal.id, &emptied(m))? {
             continue;
         }
         let (n, replaced, at) = replaced_by(journal, m)?;
         let kept = Kept::find(store, journal, step, at)?.whole(Which::Old)?;
-        let new =
-            [store.staged(replaced, &journal.id, n)?, store.backup(replaced, &journal.id, n)?, step.path.to_real()?];
+        let new = [
+            store.staged(replaced, &journal.id, n)?,
+            store.backup(replaced, &journal.id, n)?,
+            step.path.to_real()?,
+        ];
         let mut gives = 0;
         for path in new {
             if confined.lstat(&path)?.is_some_and(|stat| is_folder(&stat)) {
@@ -415,15 +601,30 @@ fn fill(confined: &Confined, kept: &KeptTree, top: &RealPath) -> Result<()> {
     fault::point("phase: emptied");
     let place = |below: &Path| {
         let path = join(top, below);
-        confined.place(&path).with_context(|| format!("opening the folder of {path}"))
+        confined
+            .place(&path)
+            .with_context(|| format!("opening the folder of {path}"))
     };
-    for (below, entry) in kept.entries.iter().filter(|(below, _)| !below.as_os_str().is_empty()) {
+    for (below, entry) in kept
+        .entries
+        .iter()
+        .filter(|(below, _)| !below.as_os_str().is_empty())
+    {
         let to = place(below)?;
         match entry.kind {
             Kind::Folder => to.make_folder()?,
-            Kind::Link => to.make_link(entry.target.as_ref().context("a link without a target")?.as_path())?,
+            Kind::Link => to.make_link(
+                entry
+                    .target
+                    .as_ref()
+                    .context("a link without a target")?
+                    .as_path(),
+            )?,
             Kind::File => {
-                let from = kept.confined.place(&join(&kept.folder, below)).context("opening what is kept")?;
+                let from = kept
+                    .confined
+                    .place(&join(&kept.folder, below))
+                    .context("opening what is kept")?;
                 let size = from.lstat()?.context("what is kept is gone")?.st_size;
                 sparse::copy(&from, &to, u64::try_from(size).unwrap_or(0))?;
             }
@@ -438,25 +639,42 @@ fn fill(confined: &Confined, kept: &KeptTree, top: &RealPath) -> Result<()> {
 }
 
 fn dress(confined: &Confined, place: &Place, entry: &Entry) -> Result<()> {
-    let (uid, gid) = (Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)));
+    let (uid, gid) = (
+        Some(Uid::from_raw(entry.uid)),
+        Some(Gid::from_raw(entry.gid)),
+    );
     let no_follow = AtFlags::SYMLINK_NOFOLLOW;
-    fault::call("chown", || rustix::fs::chownat(place.folder(), place.name(), uid, gid, no_follow))
-        .with_context(|| format!("giving {place} its owner"))?;
+    fault::call("chown", || {
+        rustix::fs::chownat(place.folder(), place.name(), uid, gid, no_follow)
+    })
+    .with_context(|| format!("giving {place} its owner"))?;
     xattrs::write(place, &entry.values()?)?;
     if entry.kind != Kind::Link {
         let mode = Mode::from_raw_mode(entry.mode);
-        fault::call("chmod", || rustix::fs::chmodat(place.folder(), place.name(), mode, AtFlags::empty()))
-            .with_context(|| format!("giving {place} its mode"))?;
+        fault::call("chmod", || {
+            rustix::fs::chmodat(place.folder(), place.name(), mode, AtFlags::empty())
+        })
+        .with_context(|| format!("giving {place} its mode"))?;
     }
     let times = Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT as _ },
-        last_modification: Timespec { tv_sec: entry.seconds as _, tv_nsec: entry.nanoseconds as _ },
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT as _,
+        },
+        last_modification: Timespec {
+            tv_sec: entry.seconds as _,
+            tv_nsec: entry.nanoseconds as _,
+        },
     };
-    fault::call("futimens", || rustix::fs::utimensat(place.folder(), place.name(), &times, no_follow))
-        .with_context(|| format!("giving {place} its time"))?;
+    fault::call("futimens", || {
+        rustix::fs::utimensat(place.folder(), place.name(), &times, no_follow)
+    })
+    .with_context(|| format!("giving {place} its time"))?;
     match entry.kind {
         Kind::Folder => {
-            let folder = confined.open_folder(place.path()).with_context(|| format!("opening {place}"))?;
+            let folder = confined
+                .open_folder(place.path())
+                .with_context(|| format!("opening {place}"))?;
             sync_file(&folder, place)
         }
         Kind::File => sync_file(&place.open_file()?, place),

@@ -31,17 +31,23 @@ pub(in crate::repair) fn make_room(
     while let Some(mount_point) = stage::short_of_space(confined, store, goals, id, true)? {
         let mut largest = None;
         for (n, goal) in goals.iter().enumerate() {
-            let Outcome::Built { build } = &goal.outcome else { continue };
+            let Outcome::Built { build } = &goal.outcome else {
+                continue;
+            };
             let size = build.build_folder().bytes();
             let is_here = !goal.elsewhere && confined.mount_point_of(&goal.path)? == mount_point;
-            if is_here && replaces_a_folder(goals, n) && largest.is_none_or(|(_, most)| size > most) {
+            if is_here && replaces_a_folder(goals, n) && largest.is_none_or(|(_, most)| size > most)
+            {
                 largest = Some((n, size));
             }
         }
         // What is left is not about whole folders.
         let Some((n, size)) = largest else { break };
         keep.refuse_on(confined)?;
-        bytes += size + goals.get(n).map_or(Ok(0), |goal| allocated(confined, &goal.path).map(|(bytes, _)| bytes))?;
+        bytes += size
+            + goals.get(n).map_or(Ok(0), |goal| {
+                allocated(confined, &goal.path).map(|(bytes, _)| bytes)
+            })?;
         send_elsewhere(goals, n, keep);
     }
     stage::refuse_without_space(confined, store, goals, id)?;
@@ -53,15 +59,23 @@ pub(in crate::repair) fn needed(confined: &Confined, goals: &[Goal]) -> Result<u
     let mut bytes = 2 << 20;
     for goal in goals {
         if let Outcome::Built { build } = &goal.outcome {
-            bytes += build.build_folder().bytes().saturating_add(allocated(confined, &goal.path)?.0);
+            bytes += build
+                .build_folder()
+                .bytes()
+                .saturating_add(allocated(confined, &goal.path)?.0);
         }
     }
     Ok(bytes)
 }
 
 fn replaces_a_folder(goals: &[Goal], n: usize) -> bool {
-    let Some(goal) = goals.get(n) else { return false };
-    let fenced = goals.iter().take(n).any(|earlier| earlier.path == goal.path && earlier.before.is_tree());
+    let Some(goal) = goals.get(n) else {
+        return false;
+    };
+    let fenced = goals
+        .iter()
+        .take(n)
+        .any(|earlier| earlier.path == goal.path && earlier.before.is_tree());
     goal.before.is_tree() || fenced
 }
 
@@ -69,7 +83,11 @@ fn replaces_a_folder(goals: &[Goal], n: usize) -> bool {
 fn send_elsewhere(goals: &mut Vec<Goal>, n: usize, keep: &KeepIn) {
     let Some(goal) = goals.get(n) else { return };
     let path = goal.path.clone();
-    let fence = match goals.iter().take(n).position(|earlier| earlier.path == path) {
+    let fence = match goals
+        .iter()
+        .take(n)
+        .position(|earlier| earlier.path == path)
+    {
         Some(fence) => fence,
         None => {
             let content = Content::new(String::new());
@@ -85,7 +103,11 @@ fn send_elsewhere(goals: &mut Vec<Goal>, n: usize, keep: &KeepIn) {
     };
     let place = keep.path().display().to_string();
     let mut sha256 = String::new();
-    if let Some(Goal { outcome: Outcome::Fence { content }, .. }) = goals.get_mut(fence) {
+    if let Some(Goal {
+        outcome: Outcome::Fence { content },
+        ..
+    }) = goals.get_mut(fence)
+    {
         let mut text = content.expose().to_vec();
         if text.is_empty() {
             text.extend(
@@ -102,7 +124,11 @@ fn send_elsewhere(goals: &mut Vec<Goal>, n: usize, keep: &KeepIn) {
         *content = Content::new(text);
         sha256 = content.sha256();
     }
-    if let Some(built) = goals.iter_mut().skip(fence + 1).find(|goal| goal.path == path) {
+    if let Some(built) = goals
+        .iter_mut()
+        .skip(fence + 1)
+        .find(|goal| goal.path == path)
+    {
         built.before = State::File { sha256 };
         built.elsewhere = true;
     }
@@ -113,13 +139,17 @@ pub(super) fn allocated(confined: &Confined, folder: &RealPath) -> Result<(u64, 
     let (mut bytes, mut inodes) = (0, 0);
     for name in confined.names(folder)? {
         let path = folder.child(&name);
-        let Some(stat) = confined.lstat(&path)? else { continue };
+        let Some(stat) = confined.lstat(&path)? else {
+            continue;
+        };
         if is_folder(&stat) {
             let inside = allocated(confined, &path)?;
             bytes += inside.0 + 4096;
             inodes += inside.1;
         } else if stat.st_nlink == 1 {
-            bytes += u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
+            bytes += u64::try_from(stat.st_blocks)
+                .unwrap_or(0)
+                .saturating_mul(512);
         }
         inodes += 1;
     }
@@ -127,8 +157,18 @@ pub(super) fn allocated(confined: &Confined, folder: &RealPath) -> Result<(u64, 
 }
 
 /// The new folder, which is made, must fit once the old one is gone.
-pub(super) fn refuse_without_return(confined: &Confined, old: &RealPath, keep: &KeepIn, new: &RealPath) -> Result<()> {
-    refuse_without_room(confined, old, allocated(confined, old)?, sparse::needed(keep.confined(), new)?)
+pub(super) fn refuse_without_return(
+    confined: &Confined,
+    old: &RealPath,
+    keep: &KeepIn,
+    new: &RealPath,
+) -> Result<()> {
+    refuse_without_room(
+        confined,
+        old,
+        allocated(confined, old)?,
+        sparse::needed(keep.confined(), new)?,
+    )
 }
 
 pub(super) fn refuse_without_room(
@@ -138,9 +178,15 @@ pub(super) fn refuse_without_room(
     needs: (u64, u64),
 ) -> Result<()> {
     let usage = confined.usage(path)?;
-    let free = usage.bytes_available.saturating_sub(confined.set_aside(path)?);
-    let (has, needed) = (free.saturating_add(gives.0), needs.0.saturating_add(SLACK.0));
-    let inodes = usage.inodes_total == 0 || usage.inodes_free + gives.1 >= needs.1.saturating_sub(gives.1) + SLACK.1;
+    let free = usage
+        .bytes_available
+        .saturating_sub(confined.set_aside(path)?);
+    let (has, needed) = (
+        free.saturating_add(gives.0),
+        needs.0.saturating_add(SLACK.0),
+    );
+    let inodes = usage.inodes_total == 0
+        || usage.inodes_free + gives.1 >= needs.1.saturating_sub(gives.1) + SLACK.1;
     if (has >= needed && inodes) || fault::skips_space_check() {
         return Ok(());
     }

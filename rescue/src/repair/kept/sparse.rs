@@ -22,8 +22,10 @@ const COUNTED: u64 = 4 << 10;
 /// Makes `to`, which must not be there, from the first `size` bytes of `from`.
 pub(super) fn copy(from: &Place, to: &Place, size: u64) -> Result<()> {
     let (source, target) = (from.open_file()?, to.create(b"")?);
-    each_piece(&source, size, &mut |bytes, at| patch::write_at(&target, bytes, at))
-        .with_context(|| format!("copying {from}"))?;
+    each_piece(&source, size, &mut |bytes, at| {
+        patch::write_at(&target, bytes, at)
+    })
+    .with_context(|| format!("copying {from}"))?;
     fault::call("ftruncate", || rustix::fs::ftruncate(&target, size))
         .with_context(|| format!("setting the length of {to}"))
 }
@@ -33,7 +35,9 @@ pub(super) fn needed(confined: &Confined, folder: &RealPath) -> Result<(u64, u64
     let (mut bytes, mut inodes) = (0, 0);
     for name in confined.names(folder)? {
         let path = folder.child(&name);
-        let place = confined.place(&path).with_context(|| format!("opening {folder}"))?;
+        let place = confined
+            .place(&path)
+            .with_context(|| format!("opening {folder}"))?;
         let stat = place.lstat()?.with_context(|| format!("{path} is gone"))?;
         if is_folder(&stat) {
             let inside = needed(confined, &path)?;
@@ -41,13 +45,17 @@ pub(super) fn needed(confined: &Confined, folder: &RealPath) -> Result<(u64, u64
             inodes += inside.1;
         } else {
             let mut last = None;
-            each_piece(&place.open_file()?, u64::try_from(stat.st_size).unwrap_or(0), &mut |piece, at| {
-                let (first, end) = (at / COUNTED, (at + piece.len() as u64).div_ceil(COUNTED));
-                let counted = last.map_or(first, |last: u64| first.max(last));
-                bytes += end.saturating_sub(counted) * COUNTED;
-                last = Some(end);
-                Ok(())
-            })
+            each_piece(
+                &place.open_file()?,
+                u64::try_from(stat.st_size).unwrap_or(0),
+                &mut |piece, at| {
+                    let (first, end) = (at / COUNTED, (at + piece.len() as u64).div_ceil(COUNTED));
+                    let counted = last.map_or(first, |last: u64| first.max(last));
+                    bytes += end.saturating_sub(counted) * COUNTED;
+                    last = Some(end);
+                    Ok(())
+                },
+            )
             .with_context(|| format!("reading {path}"))?;
         }
         inodes += 1;
@@ -74,7 +82,10 @@ fn each_piece(file: &OwnedFd, size: u64, visit: &mut Visitor<'_>) -> Result<(), 
         }
         let bytes = buffer.get(..read).unwrap_or_default();
         for piece in pieces(bytes) {
-            visit(bytes.get(piece.clone()).unwrap_or_default(), at + piece.start as u64)?;
+            visit(
+                bytes.get(piece.clone()).unwrap_or_default(),
+                at + piece.start as u64,
+            )?;
         }
         at += read as u64;
     }
@@ -108,6 +119,13 @@ mod tests {
         for at in [0, BLOCK, 5 * BLOCK + 7, 10 * BLOCK + 2] {
             bytes[at] = 1;
         }
-        assert_eq!(pieces(&bytes), [0..2 * BLOCK, 5 * BLOCK..6 * BLOCK, 10 * BLOCK..10 * BLOCK + 3]);
+        assert_eq!(
+            pieces(&bytes),
+            [
+                0..2 * BLOCK,
+                5 * BLOCK..6 * BLOCK,
+                10 * BLOCK..10 * BLOCK + 3
+            ]
+        );
     }
 }

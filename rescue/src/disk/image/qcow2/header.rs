@@ -65,7 +65,9 @@ impl Header {
         let cluster_bits = be32(&raw, 20);
         refuse_unsupported(version, be32(&raw, 32), incompatible)?;
         if raw.len() < 72 || !(9..=21).contains(&cluster_bits) {
-            return Err(ImageError::corrupt(format!("its clusters have 2^{cluster_bits} bytes")));
+            return Err(ImageError::corrupt(format!(
+                "its clusters have 2^{cluster_bits} bytes"
+            )));
         }
         let header_length = if version >= 3 { be32(&raw, 100) } else { 72 };
         let mut header = Self {
@@ -80,7 +82,13 @@ impl Header {
             incompatible,
         };
         header.check_tables(file)?;
-        header.backing = backing(file, be64(&raw, 8), be32(&raw, 16).into(), header_length, cluster_bits)?;
+        header.backing = backing(
+            file,
+            be64(&raw, 8),
+            be32(&raw, 16).into(),
+            header_length,
+            cluster_bits,
+        )?;
         Ok(header)
     }
 
@@ -104,18 +112,34 @@ impl Header {
             return corrupt(format!("a disk of {} bytes", self.length));
         }
         if self.extended && self.cluster_bits < 14 {
-            return corrupt(format!("clusters of 2^{} bytes cannot be divided", self.cluster_bits));
+            return corrupt(format!(
+                "clusters of 2^{} bytes cannot be divided",
+                self.cluster_bits
+            ));
         }
-        let covered_by_one = 1_u64.checked_shl(self.cluster_bits + self.l2_bits()).unwrap_or(u64::MAX);
-        if self.l1_entries.checked_mul(8).is_none_or(|size| size > MAX_L1_SIZE)
+        let covered_by_one = 1_u64
+            .checked_shl(self.cluster_bits + self.l2_bits())
+            .unwrap_or(u64::MAX);
+        if self
+            .l1_entries
+            .checked_mul(8)
+            .is_none_or(|size| size > MAX_L1_SIZE)
             || self.l1_entries < self.length.div_ceil(covered_by_one)
         {
-            return corrupt(format!("a table of {} entries for {} bytes", self.l1_entries, self.length));
+            return corrupt(format!(
+                "a table of {} entries for {} bytes",
+                self.l1_entries, self.length
+            ));
         }
-        let is_aligned = self.l1_offset.is_multiple_of(1 << self.cluster_bits) && self.l1_offset != 0;
+        let is_aligned =
+            self.l1_offset.is_multiple_of(1 << self.cluster_bits) && self.l1_offset != 0;
         let end = self.l1_offset.checked_add(self.l1_entries * 8);
         if !is_aligned || end.is_none_or(|end| end > file.len()) {
-            return corrupt(format!("its first table is at byte {} of a file of {} bytes", self.l1_offset, file.len()));
+            return corrupt(format!(
+                "its first table is at byte {} of a file of {} bytes",
+                self.l1_offset,
+                file.len()
+            ));
         }
         Ok(())
     }
@@ -124,7 +148,9 @@ impl Header {
 fn refuse_unsupported(version: u32, encryption: u32, incompatible: u64) -> Result<(), ImageError> {
     let unsupported = |what: String| Err(ImageError::Unsupported(what));
     if !matches!(version, 2 | 3) {
-        return unsupported(format!("it is of version {version}, and only 2 and 3 are known"));
+        return unsupported(format!(
+            "it is of version {version}, and only 2 and 3 are known"
+        ));
     }
     if encryption != 0 {
         return unsupported(
@@ -136,17 +162,30 @@ fn refuse_unsupported(version: u32, encryption: u32, incompatible: u64) -> Resul
     }
     let known = DIRTY | CORRUPT | EXTERNAL_DATA | COMPRESSION | EXTENDED_ENTRIES;
     if incompatible & !known != 0 {
-        return unsupported(format!("it has features of a later QEMU (bits {:#x})", incompatible & !known));
+        return unsupported(format!(
+            "it has features of a later QEMU (bits {:#x})",
+            incompatible & !known
+        ));
     }
     Ok(())
 }
 
-fn compression(raw: &[u8], header_length: u32, incompatible: u64) -> Result<Compression, ImageError> {
-    let kind = if header_length > 104 { raw.get(104).copied().unwrap_or(0) } else { 0 };
+fn compression(
+    raw: &[u8],
+    header_length: u32,
+    incompatible: u64,
+) -> Result<Compression, ImageError> {
+    let kind = if header_length > 104 {
+        raw.get(104).copied().unwrap_or(0)
+    } else {
+        0
+    };
     match (kind, incompatible & COMPRESSION != 0) {
         (0, false) => Ok(Compression::Deflate),
         (1, true) => Ok(Compression::Zstd),
-        (kind, _) => Err(ImageError::Unsupported(format!("it is compressed in an unknown way ({kind})"))),
+        (kind, _) => Err(ImageError::Unsupported(format!(
+            "it is compressed in an unknown way ({kind})"
+        ))),
     }
 }
 
@@ -162,26 +201,41 @@ fn backing(
         return Ok(None);
     }
     let first_cluster = 1_u64 << cluster_bits;
-    if length == 0 || length > MAX_NAME || at.checked_add(length).is_none_or(|end| end > first_cluster.min(file.len()))
+    if length == 0
+        || length > MAX_NAME
+        || at
+            .checked_add(length)
+            .is_none_or(|end| end > first_cluster.min(file.len()))
     {
-        return Err(ImageError::corrupt(format!("the name of its backing file has {length} bytes at byte {at}")));
+        return Err(ImageError::corrupt(format!(
+            "the name of its backing file has {length} bytes at byte {at}"
+        )));
     }
     let mut name = vec![0; usize::try_from(length).unwrap_or(0)];
     file.read_exact_at(&mut name, at)?;
-    let name = String::from_utf8(name).map_err(|_| ImageError::corrupt("the name of its backing file is no text"))?;
+    let name = String::from_utf8(name)
+        .map_err(|_| ImageError::corrupt("the name of its backing file is no text"))?;
     if name.contains('\0') {
-        return Err(ImageError::corrupt("the name of its backing file has a NUL in it"));
+        return Err(ImageError::corrupt(
+            "the name of its backing file has a NUL in it",
+        ));
     }
     let mut head = vec![0; usize::try_from(first_cluster.min(file.len())).unwrap_or(0)];
     file.read_exact_at(&mut head, 0)?;
-    Ok(Some(Backing { name, format: extension(&head, header_length, BACKING_FORMAT) }))
+    Ok(Some(Backing {
+        name,
+        format: extension(&head, header_length, BACKING_FORMAT),
+    }))
 }
 
 /// Extensions: type, length, data padded to eight bytes; type 0 ends them.
 fn extension(head: &[u8], header_length: u32, wanted: u32) -> Option<String> {
     let mut at = usize::try_from(header_length).ok()?;
     loop {
-        let kind = head.get(at..at + 8).map(|_| be32(head, at)).filter(|kind| *kind != 0)?;
+        let kind = head
+            .get(at..at + 8)
+            .map(|_| be32(head, at))
+            .filter(|kind| *kind != 0)?;
         let length = usize::try_from(be32(head, at + 4)).ok()?;
         let data = head.get(at + 8..)?.get(..length)?;
         if kind == wanted {

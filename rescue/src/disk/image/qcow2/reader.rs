@@ -40,7 +40,11 @@ impl Qcow2 {
         header: Header,
         below: Option<Arc<dyn ReadAt>>,
     ) -> std::result::Result<Self, ImageError> {
-        Ok(Self { tables: Tables::over(file), header, below })
+        Ok(Self {
+            tables: Tables::over(file),
+            header,
+            below,
+        })
     }
 
     fn cluster(&self) -> u64 {
@@ -84,10 +88,12 @@ impl Qcow2 {
         let rest = size - within % size;
         let (is_here, is_zero) = (map >> part & 1 != 0, map >> (part + SUBCLUSTERS) & 1 != 0);
         match (is_here, is_zero, host) {
-            (true, true, _) => {
-                Err(damaged(format!("a part of the cluster at byte {host} is said to be zeros and not to be")))
-            }
-            (true, false, 0) => Err(damaged("a part of a cluster is said to be there, and the cluster is not".into())),
+            (true, true, _) => Err(damaged(format!(
+                "a part of the cluster at byte {host} is said to be zeros and not to be"
+            ))),
+            (true, false, 0) => Err(damaged(
+                "a part of a cluster is said to be there, and the cluster is not".into(),
+            )),
             (true, false, host) => Ok((Place::Here(host + within), rest)),
             (false, true, _) => Ok((Place::Zeros, rest)),
             (false, false, _) => Ok((Place::Below, rest)),
@@ -97,7 +103,9 @@ impl Qcow2 {
     fn aligned(&self, offset: u64, what: &str) -> Result<u64> {
         match offset.is_multiple_of(self.cluster()) {
             true => Ok(offset),
-            false => Err(damaged(format!("{what} is at byte {offset}, between two clusters"))),
+            false => Err(damaged(format!(
+                "{what} is at byte {offset}, between two clusters"
+            ))),
         }
     }
 
@@ -106,9 +114,13 @@ impl Qcow2 {
         // The last cluster of a file may be cut short: what follows it is zeros, as QEMU has it. One that begins behind the end was lost.
         let there = file.len().saturating_sub(host);
         if there == 0 {
-            return Err(damaged(format!("a cluster is at byte {host}, and the file ends before: it was cut off")));
+            return Err(damaged(format!(
+                "a cluster is at byte {host}, and the file ends before: it was cut off"
+            )));
         }
-        let there = usize::try_from(there).unwrap_or(usize::MAX).min(buffer.len());
+        let there = usize::try_from(there)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
         let (from_file, zeros) = buffer.split_at_mut(there);
         zeros.fill(0);
         file.read_exact_at(from_file, host)
@@ -120,10 +132,16 @@ impl Qcow2 {
             return Ok(());
         };
         // A disk may have grown since its base was made.
-        let there = usize::try_from(below.len().saturating_sub(at)).unwrap_or(usize::MAX).min(buffer.len());
+        let there = usize::try_from(below.len().saturating_sub(at))
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
         let (from_below, zeros) = buffer.split_at_mut(there);
         zeros.fill(0);
-        if from_below.is_empty() { Ok(()) } else { below.read_exact_at(from_below, at) }
+        if from_below.is_empty() {
+            Ok(())
+        } else {
+            below.read_exact_at(from_below, at)
+        }
     }
 
     /// A whole cluster, unpacked. The entry: offset in bytes, and the number of further sectors that it reaches into.
@@ -136,7 +154,9 @@ impl Qcow2 {
             let file = self.tables.file();
             let there = file.len().checked_sub(offset).filter(|there| *there > 0);
             let there = there.ok_or_else(|| {
-                damaged(format!("a compressed cluster is at byte {offset}, behind the end of the file"))
+                damaged(format!(
+                    "a compressed cluster is at byte {offset}, behind the end of the file"
+                ))
             })?;
             let mut packed = vec![0; usize::try_from(length.min(there)).unwrap_or(0)];
             file.read_exact_at(&mut packed, offset)?;
@@ -145,13 +165,20 @@ impl Qcow2 {
                 Compression::Deflate => inflate(&packed, cluster),
                 Compression::Zstd => unpack_zstd(&packed, cluster),
             };
-            unpacked.ok_or_else(|| damaged(format!("the compressed cluster at byte {offset} cannot be unpacked")))
+            unpacked.ok_or_else(|| {
+                damaged(format!(
+                    "the compressed cluster at byte {offset} cannot be unpacked"
+                ))
+            })
         })
     }
 }
 
 fn damaged(what: String) -> Error {
-    Error::new(ErrorKind::InvalidData, format!("the qcow2 image is damaged: {what}"))
+    Error::new(
+        ErrorKind::InvalidData,
+        format!("the qcow2 image is damaged: {what}"),
+    )
 }
 
 /// What follows the packed bytes, up to the end of the sector, is not theirs.
@@ -159,13 +186,17 @@ fn inflate(packed: &[u8], length: usize) -> Option<Vec<u8>> {
     let mut unpacked = vec![0; length];
     let mut state = flate2::Decompress::new(false);
     // One call at most gives it all: a cluster that gives less is damaged.
-    state.decompress(packed, &mut unpacked, flate2::FlushDecompress::Finish).ok();
+    state
+        .decompress(packed, &mut unpacked, flate2::FlushDecompress::Finish)
+        .ok();
     (state.total_out() == length as u64).then_some(unpacked)
 }
 
 fn unpack_zstd(packed: &[u8], length: usize) -> Option<Vec<u8>> {
     let mut unpacked = vec![0; length];
-    let mut decoder = zstd::stream::read::Decoder::with_buffer(packed).ok()?.single_frame();
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(packed)
+        .ok()?
+        .single_frame();
     // A frame may ask for a window larger than anything it can be used for here.
     decoder.window_log_max(27).ok()?;
     decoder.read_exact(&mut unpacked).ok()?;
@@ -180,7 +211,10 @@ impl ReadAt for Qcow2 {
         512
     }
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > self.len()) {
+        if offset
+            .checked_add(buffer.len() as u64)
+            .is_none_or(|end| end > self.len())
+        {
             return Err(ErrorKind::UnexpectedEof.into());
         }
         let (mut rest, mut at) = (buffer, offset);
@@ -192,7 +226,8 @@ impl ReadAt for Qcow2 {
                 match (place, next) {
                     // What begins behind the end of the file is looked at by itself: it was lost.
                     (Place::Here(host), Place::Here(there))
-                        if host.checked_add(run) == Some(there) && there < self.tables.file().len() =>
+                        if host.checked_add(run) == Some(there)
+                            && there < self.tables.file().len() =>
                     {
                         run += more;
                     }
@@ -200,7 +235,8 @@ impl ReadAt for Qcow2 {
                     _ => break,
                 }
             }
-            let (now, later) = rest.split_at_mut(usize::try_from(run).unwrap_or(usize::MAX).min(rest.len()));
+            let (now, later) =
+                rest.split_at_mut(usize::try_from(run).unwrap_or(usize::MAX).min(rest.len()));
             match place {
                 Place::Here(host) => self.read_here(now, host)?,
                 Place::Zeros => now.fill(0),
@@ -209,7 +245,9 @@ impl ReadAt for Qcow2 {
                     let cluster = self.unpack(entry)?;
                     let within = usize::try_from(at & (self.cluster() - 1)).unwrap_or(0);
                     let bytes = cluster.get(within..within + now.len());
-                    now.copy_from_slice(bytes.ok_or_else(|| damaged("a compressed cluster is short".into()))?);
+                    now.copy_from_slice(
+                        bytes.ok_or_else(|| damaged("a compressed cluster is short".into()))?,
+                    );
                 }
             }
             at += now.len() as u64;

@@ -90,8 +90,10 @@ fn find_second(file: &File) -> TreeResult<Result<Meta, MetaFault>> {
 }
 
 fn parse(page: &[u8], slot: u64) -> Result<Meta, MetaFault> {
-    let bytes: &[u8; LENGTH] =
-        page.get(HEADER..HEADER + LENGTH).and_then(|bytes| bytes.try_into().ok()).ok_or(MetaFault::Short)?;
+    let bytes: &[u8; LENGTH] = page
+        .get(HEADER..HEADER + LENGTH)
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or(MetaFault::Short)?;
     let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap_or_default());
     let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap_or_default());
     if u32_at(0) != MAGIC {
@@ -105,13 +107,25 @@ fn parse(page: &[u8], slot: u64) -> Result<Meta, MetaFault> {
     }
     let page_size = u64::from(u32_at(8));
     let (root, pages) = (u64_at(16), u64_at(40));
-    if !page_size.is_power_of_two() || !(1024..=LARGEST_PAGE).contains(&page_size) || !(2..pages).contains(&root) {
+    if !page_size.is_power_of_two()
+        || !(1024..=LARGEST_PAGE).contains(&page_size)
+        || !(2..pages).contains(&root)
+    {
         return Err(MetaFault::Impossible);
     }
-    Ok(Meta { slot, page_size, root, freelist: u64_at(32), pages, transaction: u64_at(48) })
+    Ok(Meta {
+        slot,
+        page_size,
+        root,
+        freelist: u64_at(32),
+        pages,
+        transaction: u64_at(48),
+    })
 }
 
 /// FNV-1a, 64 bits.
 pub fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }

@@ -57,7 +57,11 @@ impl Bucket {
     pub fn from_value(value: &[u8]) -> Option<Self> {
         let root = u64::from_le_bytes(value.get(..8)?.try_into().ok()?);
         let inline = value.get(16..)?;
-        Some(if root == 0 { Self::Inline(inline.to_vec()) } else { Self::Page(root) })
+        Some(if root == 0 {
+            Self::Inline(inline.to_vec())
+        } else {
+            Self::Page(root)
+        })
     }
 }
 
@@ -78,9 +82,15 @@ impl Database {
         let metas = meta::read_both(&file)?;
         let meta = match metas {
             [Err(first), Err(second)] => return Err(Fault::Metas(first, second)),
-            _ => metas.iter().flatten().max_by_key(|meta| meta.transaction).copied(),
+            _ => metas
+                .iter()
+                .flatten()
+                .max_by_key(|meta| meta.transaction)
+                .copied(),
         };
-        let Some(meta) = meta else { return Err(Fault::Metas(MetaFault::Short, MetaFault::Short)) };
+        let Some(meta) = meta else {
+            return Err(Fault::Metas(MetaFault::Short, MetaFault::Short));
+        };
         let db = Self { file, metas, meta };
         match db.missing() {
             0 => Ok(db),
@@ -94,8 +104,14 @@ impl Database {
     /// As [`Database::open`].
     pub fn open_older(file: File) -> Result<Option<Self>, Fault> {
         let metas = meta::read_both(&file)?;
-        let [Ok(first), Ok(second)] = metas else { return Ok(None) };
-        let meta = if first.transaction < second.transaction { first } else { second };
+        let [Ok(first), Ok(second)] = metas else {
+            return Ok(None);
+        };
+        let meta = if first.transaction < second.transaction {
+            first
+        } else {
+            second
+        };
         let db = Self { file, metas, meta };
         match db.missing() {
             0 => Ok(Some(db)),
@@ -104,7 +120,10 @@ impl Database {
     }
 
     fn missing(&self) -> u64 {
-        self.meta.pages.saturating_mul(self.meta.page_size).saturating_sub(self.file.size())
+        self.meta
+            .pages
+            .saturating_mul(self.meta.page_size)
+            .saturating_sub(self.file.size())
     }
 
     /// The meta page it is seen through.
@@ -171,7 +190,9 @@ impl Database {
             Bucket::Inline(bytes) => Page::inline(bytes.clone()),
         };
         for _ in 0..walk::MAX_DEPTH {
-            let Some(last) = page.count().checked_sub(1) else { return Ok(None) };
+            let Some(last) = page.count().checked_sub(1) else {
+                return Ok(None);
+            };
             if page.is_leaf() {
                 return Ok(Some(page.leaf(last)?.key.to_vec()));
             }
@@ -191,7 +212,12 @@ impl Database {
         from: Option<&[u8]>,
         visitor: &mut dyn FnMut(Item<'_>) -> ControlFlow<()>,
     ) -> Result<(), Fault> {
-        Walk { db: self, seen: None, from }.bucket(bucket, visitor)
+        Walk {
+            db: self,
+            seen: None,
+            from,
+        }
+        .bucket(bucket, visitor)
     }
 
     /// Gives every element of a bucket to `visitor` and marks its pages in `seen`, which may hold those of others: it is a fault where two lead to
@@ -205,7 +231,11 @@ impl Database {
         seen: &mut Seen,
         visitor: &mut dyn FnMut(Item<'_>) -> ControlFlow<()>,
     ) -> Result<(), Fault> {
-        let mut walk = Walk { db: self, seen: Some(std::mem::replace(seen, Seen::new(0))), from: None };
+        let mut walk = Walk {
+            db: self,
+            seen: Some(std::mem::replace(seen, Seen::new(0))),
+            from: None,
+        };
         let done = walk.bucket(bucket, visitor);
         *seen = walk.seen.unwrap_or_else(|| Seen::new(0));
         done
@@ -243,7 +273,10 @@ mod tests {
         let db = open(&sound_database(8)).unwrap();
         assert_eq!((db.meta().transaction, db.meta().pages), (11, 4));
         let meta = db.bucket(b"meta").unwrap().unwrap();
-        assert_eq!(db.get(&meta, b"consistent_index").unwrap(), Some(8u64.to_be_bytes().to_vec()));
+        assert_eq!(
+            db.get(&meta, b"consistent_index").unwrap(),
+            Some(8u64.to_be_bytes().to_vec())
+        );
         assert_eq!(db.get(&meta, b"other").unwrap(), None);
         assert_eq!(db.bucket(b"other").unwrap(), None);
         let mut count = 0;
@@ -257,7 +290,10 @@ mod tests {
             let mut bytes = sound_database(8);
             bytes[damaged] ^= 0xff;
             let db = open(&bytes).unwrap();
-            assert!(db.metas()[0].is_err() != db.metas()[1].is_err(), "{damaged}");
+            assert!(
+                db.metas()[0].is_err() != db.metas()[1].is_err(),
+                "{damaged}"
+            );
         }
     }
 
@@ -265,9 +301,19 @@ mod tests {
     fn damage_names_the_page() {
         let mut bytes = sound_database(8);
         bytes[2 * 4096 + 8] = 7;
-        assert_eq!(open(&bytes).unwrap().bucket(b"meta").unwrap_err().to_string(), "page 2: invalid page type");
+        assert_eq!(
+            open(&bytes)
+                .unwrap()
+                .bucket(b"meta")
+                .unwrap_err()
+                .to_string(),
+            "page 2: invalid page type"
+        );
         assert!(matches!(open(&bytes[..3 * 4096]), Err(Fault::Short(4096))));
-        assert!(matches!(open(b""), Err(Fault::Metas(MetaFault::Short, MetaFault::Short))));
+        assert!(matches!(
+            open(b""),
+            Err(Fault::Metas(MetaFault::Short, MetaFault::Short))
+        ));
     }
 
     #[test]
@@ -275,7 +321,9 @@ mod tests {
         let good = sound_database(8);
         let mut state = 5u64;
         let mut random = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             (state >> 33) as usize
         };
         for _ in 0..20_000 {
@@ -287,7 +335,9 @@ mod tests {
             if let Ok(db) = open(&bytes) {
                 let _ = db.check(&mut |_, _| {});
                 let _ = db.last_key(&Bucket::Page(2));
-                let _ = db.bucket(b"meta").map(|bucket| bucket.map(|bucket| db.get(&bucket, b"term")));
+                let _ = db
+                    .bucket(b"meta")
+                    .map(|bucket| bucket.map(|bucket| db.get(&bucket, b"term")));
             }
         }
     }

@@ -46,9 +46,12 @@ impl Head {
     /// A [`Fault`] that names the page.
     pub fn parse(bytes: &[u8], meta: &Meta, id: u64) -> Result<Self, Fault> {
         let fault = |what| Err(Fault::Page { page: id, what });
-        let (Some(own), Some(flags), Some(count), Some(overflow)) =
-            (u64_at(bytes, 0), u16_at(bytes, 8), u16_at(bytes, 10), u32_at(bytes, 12))
-        else {
+        let (Some(own), Some(flags), Some(count), Some(overflow)) = (
+            u64_at(bytes, 0),
+            u16_at(bytes, 8),
+            u16_at(bytes, 10),
+            u32_at(bytes, 12),
+        ) else {
             return fault("behind the end of the file");
         };
         if own != id {
@@ -63,16 +66,26 @@ impl Head {
         }
         let length = overflow.saturating_add(1).saturating_mul(meta.page_size);
         match usize::try_from(length) {
-            Ok(bytes) if length <= if is_leaf { MAX_LEAF } else { MAX_BRANCH } => {
-                Ok(Self { id, is_leaf, overflow, length: bytes, count: usize::from(count) })
-            }
+            Ok(bytes) if length <= if is_leaf { MAX_LEAF } else { MAX_BRANCH } => Ok(Self {
+                id,
+                is_leaf,
+                overflow,
+                length: bytes,
+                count: usize::from(count),
+            }),
             _ => Err(Fault::Implausible(id)),
         }
     }
 
     /// The page, whose `bytes` are [`Head::length`] long.
     pub fn page<B: AsRef<[u8]>>(self, bytes: B) -> Page<B> {
-        Page { id: self.id, is_leaf: self.is_leaf, count: self.count, overflow: self.overflow, bytes }
+        Page {
+            id: self.id,
+            is_leaf: self.is_leaf,
+            count: self.count,
+            overflow: self.overflow,
+            bytes,
+        }
     }
 }
 
@@ -83,7 +96,10 @@ impl Head {
 pub fn offset(meta: &Meta, id: u64) -> Result<u64, Fault> {
     match (2..meta.pages).contains(&id) {
         true => Ok(id.saturating_mul(meta.page_size)),
-        false => Err(Fault::Page { page: id, what: "out of bounds" }),
+        false => Err(Fault::Page {
+            page: id,
+            what: "out of bounds",
+        }),
     }
 }
 
@@ -100,7 +116,10 @@ pub fn read(file: &File, meta: &Meta, id: u64) -> Result<Page, Fault> {
         _ => file.read(offset, head.length)?,
     };
     if bytes.len() < head.length {
-        return Err(Fault::Page { page: id, what: "behind the end of the file" });
+        return Err(Fault::Page {
+            page: id,
+            what: "behind the end of the file",
+        });
     }
     Ok(head.page(bytes))
 }
@@ -109,7 +128,13 @@ impl Page {
     /// The page within the value of a small bucket. What its header says of itself is not used by bbolt but for the count.
     pub fn inline(bytes: Vec<u8>) -> Self {
         let count = usize::from(u16_at(&bytes, 10).unwrap_or(0));
-        Self { id: 0, is_leaf: true, count, overflow: 0, bytes }
+        Self {
+            id: 0,
+            is_leaf: true,
+            count,
+            overflow: 0,
+            bytes,
+        }
     }
 }
 
@@ -142,14 +167,22 @@ impl<B: AsRef<[u8]>> Page<B> {
         let bytes = self.bytes.as_ref();
         let item = || {
             let at = HEADER + index * ELEMENT;
-            let word = |offset| u32_at(bytes, at + offset).and_then(|word| usize::try_from(word).ok());
+            let word =
+                |offset| u32_at(bytes, at + offset).and_then(|word| usize::try_from(word).ok());
             let key_at = at.checked_add(word(4)?)?;
             let value_at = key_at.checked_add(word(8)?)?;
             let key = bytes.get(key_at..value_at)?;
             let value = bytes.get(value_at..value_at.checked_add(word(12)?)?)?;
-            Some(Item { key, value, is_bucket: u32_at(bytes, at)? & BUCKET != 0 })
+            Some(Item {
+                key,
+                value,
+                is_bucket: u32_at(bytes, at)? & BUCKET != 0,
+            })
         };
-        item().ok_or(Fault::Page { page: self.id, what: "an element leads out of the page" })
+        item().ok_or(Fault::Page {
+            page: self.id,
+            what: "an element leads out of the page",
+        })
     }
 
     /// Element `index` of a branch: u32 position, u32 key size, u64 page. The child's first key, and the child.
@@ -160,23 +193,39 @@ impl<B: AsRef<[u8]>> Page<B> {
         let bytes = self.bytes.as_ref();
         let element = || {
             let at = HEADER + index * ELEMENT;
-            let word = |offset| u32_at(bytes, at + offset).and_then(|word| usize::try_from(word).ok());
+            let word =
+                |offset| u32_at(bytes, at + offset).and_then(|word| usize::try_from(word).ok());
             let key_at = at.checked_add(word(0)?)?;
             let key = bytes.get(key_at..key_at.checked_add(word(4)?)?)?;
             Some((key, u64_at(bytes, at + 8)?))
         };
-        element().ok_or(Fault::Page { page: self.id, what: "an element leads out of the page" })
+        element().ok_or(Fault::Page {
+            page: self.id,
+            what: "an element leads out of the page",
+        })
     }
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..at.checked_add(2)?)?.try_into().ok().map(u16::from_le_bytes)
+    bytes
+        .get(at..at.checked_add(2)?)?
+        .try_into()
+        .ok()
+        .map(u16::from_le_bytes)
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..at.checked_add(4)?)?.try_into().ok().map(u32::from_le_bytes)
+    bytes
+        .get(at..at.checked_add(4)?)?
+        .try_into()
+        .ok()
+        .map(u32::from_le_bytes)
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    bytes.get(at..at.checked_add(8)?)?.try_into().ok().map(u64::from_le_bytes)
+    bytes
+        .get(at..at.checked_add(8)?)?
+        .try_into()
+        .ok()
+        .map(u64::from_le_bytes)
 }

@@ -37,7 +37,12 @@ struct Leaf {
 
 impl Batch {
     fn new() -> Self {
-        Self { bytes: vec![0; BATCH], used: 0, leaves: Vec::new(), keys: Vec::new() }
+        Self {
+            bytes: vec![0; BATCH],
+            used: 0,
+            leaves: Vec::new(),
+            keys: Vec::new(),
+        }
     }
 
     fn clear(&mut self) {
@@ -61,7 +66,10 @@ impl Batch {
 
     fn visit(&self, visitor: &mut Visitor<'_>) -> Result<ControlFlow<()>, Fault> {
         for leaf in &self.leaves {
-            let bytes = self.bytes.get(leaf.at..leaf.at + leaf.head.length).unwrap_or_default();
+            let bytes = self
+                .bytes
+                .get(leaf.at..leaf.at + leaf.head.length)
+                .unwrap_or_default();
             let high = leaf.high.clone().and_then(|high| self.keys.get(high));
             let bounds = (self.keys.get(leaf.low.clone()), high);
             if walk::leaf(&leaf.head.page(bytes), bounds, None, visitor)?.is_break() {
@@ -87,8 +95,18 @@ pub(super) fn walk(
     thread::scope(move |scope| {
         let read = move || {
             let Ok(batch) = emptied.recv() else { return };
-            let mut reader = Reader { held, meta, seen, batch, full, emptied };
-            let last = match reader.branch(root, (None, None), 0).and_then(|()| reader.hand_over()) {
+            let mut reader = Reader {
+                held,
+                meta,
+                seen,
+                batch,
+                full,
+                emptied,
+            };
+            let last = match reader
+                .branch(root, (None, None), 0)
+                .and_then(|()| reader.hand_over())
+            {
                 Ok(()) | Err(Stop::NobodyListens) => return,
                 Err(Stop::Fault(fault)) => fault,
             };
@@ -97,7 +115,10 @@ pub(super) fn walk(
                 let _ = reader.full.send(Err(last));
             }
         };
-        thread::Builder::new().name("pages".to_owned()).spawn_scoped(scope, read).ok()?;
+        thread::Builder::new()
+            .name("pages".to_owned())
+            .spawn_scoped(scope, read)
+            .ok()?;
         for batch in filled {
             let mut batch: Batch = match batch {
                 Ok(batch) => batch,
@@ -158,17 +179,29 @@ impl Reader<'_> {
 
     fn branch(&mut self, page: &Page, bounds: Bounds<'_>, depth: usize) -> Result<(), Stop> {
         if page.count() == 0 {
-            return Err(Fault::Page { page: page.id(), what: "a branch without children" }.into());
+            return Err(Fault::Page {
+                page: page.id(),
+                what: "a branch without children",
+            }
+            .into());
         }
         let mut piece = None;
         // Children of one branch are all leaves or all branches; only leaves are read many at once.
         let mut among_leaves = false;
         for index in 0..page.count() {
-            let Child { key, page: child, next } = walk::child(page, index, bounds)?;
+            let Child {
+                key,
+                page: child,
+                next,
+            } = walk::child(page, index, bounds)?;
             if depth + 1 > MAX_DEPTH {
                 return Err(Fault::Implausible(child).into());
             }
-            let wanted = if among_leaves { self.span(page, index, child) } else { 1 };
+            let wanted = if among_leaves {
+                self.span(page, index, child)
+            } else {
+                1
+            };
             let (head, at) = self.load(child, wanted, &mut piece)?;
             if let Some(seen) = &mut self.seen {
                 seen.mark_all(child, head.overflow)?;
@@ -176,9 +209,19 @@ impl Reader<'_> {
             among_leaves = head.is_leaf;
             if head.is_leaf {
                 let (low, high) = (self.batch.key(key), next.map(|next| self.batch.key(next)));
-                self.batch.leaves.push(Leaf { head, at, low, high });
+                self.batch.leaves.push(Leaf {
+                    head,
+                    at,
+                    low,
+                    high,
+                });
             } else {
-                let bytes = self.batch.bytes.get(at..at + head.length).unwrap_or_default().to_vec();
+                let bytes = self
+                    .batch
+                    .bytes
+                    .get(at..at + head.length)
+                    .unwrap_or_default()
+                    .to_vec();
                 piece = None;
                 self.branch(&head.page(bytes), (Some(key), next), depth + 1)?;
             }
@@ -191,7 +234,9 @@ impl Reader<'_> {
         let most = BATCH as u64 / self.meta.page_size;
         let (mut last, mut step) = (child, 1);
         for index in index + 1..page.count() {
-            let Ok((_, next)) = page.branch(index) else { break };
+            let Ok((_, next)) = page.branch(index) else {
+                break;
+            };
             match next.checked_sub(last) {
                 Some(gap @ 1..=GAP) if next - child < most => (last, step) = (next, gap),
                 _ => break,
@@ -202,7 +247,12 @@ impl Reader<'_> {
     }
 
     /// Has a page in the batch: where it is there, and its header. `piece` is what was read last.
-    fn load(&mut self, id: u64, pages: u64, piece: &mut Option<Piece>) -> Result<(Head, usize), Stop> {
+    fn load(
+        &mut self,
+        id: u64,
+        pages: u64,
+        piece: &mut Option<Piece>,
+    ) -> Result<(Head, usize), Stop> {
         let offset = page::offset(&self.meta, id)?;
         let page_size = usize::try_from(self.meta.page_size).unwrap_or(usize::MAX);
         let there = piece.as_ref().and_then(|piece| piece.from(offset));
@@ -212,7 +262,9 @@ impl Reader<'_> {
                 return Ok((head, at));
             }
         }
-        let wanted = usize::try_from(pages).unwrap_or(1).saturating_mul(page_size);
+        let wanted = usize::try_from(pages)
+            .unwrap_or(1)
+            .saturating_mul(page_size);
         let (at, length) = self.read(offset, page_size, wanted)?;
         let head = self.head(at, length, id)?;
         if head.length <= length {
@@ -222,14 +274,22 @@ impl Reader<'_> {
         self.batch.used = at;
         let (at, length) = self.read(offset, head.length, head.length)?;
         if length < head.length {
-            return Err(Fault::Page { page: id, what: "behind the end of the file" }.into());
+            return Err(Fault::Page {
+                page: id,
+                what: "behind the end of the file",
+            }
+            .into());
         }
         *piece = Some(Piece { offset, at, length });
         Ok((head, at))
     }
 
     fn head(&self, at: usize, length: usize, id: u64) -> Result<Head, Fault> {
-        Head::parse(self.batch.bytes.get(at..at + length).unwrap_or_default(), &self.meta, id)
+        Head::parse(
+            self.batch.bytes.get(at..at + length).unwrap_or_default(),
+            &self.meta,
+            id,
+        )
     }
 
     /// Reads `wanted` bytes into the batch, or as many as there is room for, but `least`; short only at the end of the file.
@@ -245,7 +305,9 @@ impl Reader<'_> {
         }
         let at = self.batch.used;
         let to = at + wanted.min(self.batch.room());
-        let length = self.held.read(offset, self.batch.bytes.get_mut(at..to).unwrap_or_default())?;
+        let length = self
+            .held
+            .read(offset, self.batch.bytes.get_mut(at..to).unwrap_or_default())?;
         self.batch.used = at + length;
         Ok((at, length))
     }
@@ -270,7 +332,11 @@ mod tests {
         for (bucket, count) in [("a", 3000u32), ("b", 10), ("c", 9000)] {
             writer.bucket(bucket.as_bytes()).unwrap();
             for number in 0..count {
-                let length = if number % 100 == 0 { 30_000 } else { number as usize % 1500 };
+                let length = if number % 100 == 0 {
+                    30_000
+                } else {
+                    number as usize % 1500
+                };
                 let key = [&number.to_be_bytes()[..], &[7; 60]].concat();
                 writer.put(&key, &vec![number as u8; length]).unwrap();
             }
@@ -288,7 +354,9 @@ mod tests {
                 count += 1;
                 sum = [bucket, item.key, item.value]
                     .iter()
-                    .fold(sum, |sum, bytes| crate::etcd::format::crc::append(sum, bytes));
+                    .fold(sum, |sum, bytes| {
+                        crate::etcd::format::crc::append(sum, bytes)
+                    });
             })
         });
         (check.map_err(|fault: Fault| fault.to_string()), sum, count)
@@ -297,11 +365,17 @@ mod tests {
     #[test]
     fn two_threads_give_what_one_gives_and_the_same_fault() {
         let good = database();
-        assert!(good.len() as u64 > super::super::walk::LARGE, "{}", good.len());
+        assert!(
+            good.len() as u64 > super::super::walk::LARGE,
+            "{}",
+            good.len()
+        );
         let folder = tempfile::tempdir().unwrap();
         let mut state = 11u64;
         let mut random = |below: usize| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             (state >> 33) as usize % below
         };
         for round in 0..40 {
@@ -324,14 +398,22 @@ mod tests {
     fn a_visitor_that_breaks_ends_both_threads() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("db"), database()).unwrap();
-        let guest = Guest::new("folder", std::rc::Rc::new(FolderTree::open(folder.path()).unwrap()), Vec::new());
+        let guest = Guest::new(
+            "folder",
+            std::rc::Rc::new(FolderTree::open(folder.path()).unwrap()),
+            Vec::new(),
+        );
         let db = Database::open(File::open(&guest, &GuestPath::new("/db")).unwrap()).unwrap();
         let bucket = db.bucket(b"c").unwrap().unwrap();
         for wanted in [1, 5000] {
             let mut left = wanted;
             db.walk(&bucket, None, &mut |_| {
                 left -= 1;
-                if left == 0 { super::ControlFlow::Break(()) } else { super::ControlFlow::Continue(()) }
+                if left == 0 {
+                    super::ControlFlow::Break(())
+                } else {
+                    super::ControlFlow::Continue(())
+                }
             })
             .unwrap();
             assert_eq!(left, 0);

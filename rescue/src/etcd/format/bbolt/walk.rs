@@ -43,18 +43,25 @@ pub struct Seen {
 impl Seen {
     /// `pages` is bounded by the length of the file.
     pub fn new(pages: u64) -> Self {
-        Self { bits: vec![0; usize::try_from(pages.div_ceil(64)).unwrap_or(0)], count: 0 }
+        Self {
+            bits: vec![0; usize::try_from(pages.div_ceil(64)).unwrap_or(0)],
+            count: 0,
+        }
     }
 
     /// Whether it is marked.
     pub fn has(&self, page: u64) -> bool {
-        let word = usize::try_from(page / 64).ok().and_then(|at| self.bits.get(at));
+        let word = usize::try_from(page / 64)
+            .ok()
+            .and_then(|at| self.bits.get(at));
         word.is_some_and(|word| word & (1 << (page % 64)) != 0)
     }
 
     /// Marks it. Whether it was not marked before.
     pub fn mark(&mut self, page: u64) -> bool {
-        let word = usize::try_from(page / 64).ok().and_then(|at| self.bits.get_mut(at));
+        let word = usize::try_from(page / 64)
+            .ok()
+            .and_then(|at| self.bits.get_mut(at));
         let Some(word) = word else { return false };
         let bit = 1 << (page % 64);
         let is_new = *word & bit == 0;
@@ -69,7 +76,10 @@ impl Seen {
     /// [`Fault::Page`] where one is marked already.
     pub fn mark_all(&mut self, id: u64, overflow: u64) -> Result<(), Fault> {
         match (id..=id.saturating_add(overflow)).find(|page| !self.mark(*page)) {
-            Some(page) => Err(Fault::Page { page, what: "multiple references" }),
+            Some(page) => Err(Fault::Page {
+                page,
+                what: "multiple references",
+            }),
             None => Ok(()),
         }
     }
@@ -91,10 +101,20 @@ pub(super) type Visitor<'v> = dyn FnMut(Item<'_>) -> ControlFlow<()> + 'v;
 pub(super) type Bounds<'k> = (Option<&'k [u8]>, Option<&'k [u8]>);
 
 impl Walk<'_> {
-    pub(super) fn bucket(&mut self, bucket: &Bucket, visitor: &mut Visitor<'_>) -> Result<(), Fault> {
+    pub(super) fn bucket(
+        &mut self,
+        bucket: &Bucket,
+        visitor: &mut Visitor<'_>,
+    ) -> Result<(), Fault> {
         match bucket {
             Bucket::Page(id) => self.tree(*id, visitor).map(|_| ()),
-            Bucket::Inline(bytes) => leaf(&Page::inline(bytes.clone()), (None, None), self.from, visitor).map(|_| ()),
+            Bucket::Inline(bytes) => leaf(
+                &Page::inline(bytes.clone()),
+                (None, None),
+                self.from,
+                visitor,
+            )
+            .map(|_| ()),
         }
     }
 
@@ -105,7 +125,8 @@ impl Walk<'_> {
             && !root.is_leaf()
             && self.db.size() >= LARGE
             && let Some(held) = self.db.file.hold()?
-            && let Some(done) = stream::walk(&held, *self.db.meta(), &root, self.seen.as_mut(), visitor)
+            && let Some(done) =
+                stream::walk(&held, *self.db.meta(), &root, self.seen.as_mut(), visitor)
         {
             return done;
         }
@@ -131,18 +152,31 @@ impl Walk<'_> {
             return leaf(page, bounds, self.from, visitor);
         }
         if page.count() == 0 {
-            return Err(Fault::Page { page: page.id(), what: "a branch without children" });
+            return Err(Fault::Page {
+                page: page.id(),
+                what: "a branch without children",
+            });
         }
         for index in 0..page.count() {
-            let Child { key, page: id, next } = child(page, index, bounds)?;
-            if self.from.is_some_and(|from| next.is_some_and(|next| next <= from)) {
+            let Child {
+                key,
+                page: id,
+                next,
+            } = child(page, index, bounds)?;
+            if self
+                .from
+                .is_some_and(|from| next.is_some_and(|next| next <= from))
+            {
                 continue;
             }
             if depth + 1 > MAX_DEPTH {
                 return Err(Fault::Implausible(id));
             }
             let below = self.page(id)?;
-            if self.subtree(&below, (Some(key), next), depth + 1, visitor)?.is_break() {
+            if self
+                .subtree(&below, (Some(key), next), depth + 1, visitor)?
+                .is_break()
+            {
                 return Ok(ControlFlow::Break(()));
             }
         }
@@ -161,7 +195,11 @@ pub(super) struct Child<'k> {
 }
 
 /// Child `index` of a branch, whose keys are to lie where its parent says.
-pub(super) fn child<'k>(page: &'k Page, index: usize, bounds: Bounds<'k>) -> Result<Child<'k>, Fault> {
+pub(super) fn child<'k>(
+    page: &'k Page,
+    index: usize,
+    bounds: Bounds<'k>,
+) -> Result<Child<'k>, Fault> {
     let (key, child) = page.branch(index)?;
     let next = match index + 1 < page.count() {
         true => Some(page.branch(index + 1)?.0),
@@ -170,9 +208,16 @@ pub(super) fn child<'k>(page: &'k Page, index: usize, bounds: Bounds<'k>) -> Res
     // The first branch may be lower than what was asked for only by its own page's bounds.
     let low = bounds.0.is_some_and(|low| key < low);
     if low || next.is_some_and(|next| next <= key) {
-        return Err(Fault::Page { page: page.id(), what: "its keys are out of order" });
+        return Err(Fault::Page {
+            page: page.id(),
+            what: "its keys are out of order",
+        });
     }
-    Ok(Child { key, page: child, next })
+    Ok(Child {
+        key,
+        page: child,
+        next,
+    })
 }
 
 /// Checks a leaf's elements and gives those from `from` on.
@@ -189,7 +234,10 @@ pub(super) fn leaf<B: AsRef<[u8]>>(
         let low = bounds.0.is_some_and(|low| item.key < low);
         let high = bounds.1.is_some_and(|high| item.key >= high);
         if !ascends || low || high {
-            return Err(Fault::Page { page: page.id(), what: "its keys are out of order" });
+            return Err(Fault::Page {
+                page: page.id(),
+                what: "its keys are out of order",
+            });
         }
         last = Some(item.key);
         if from.is_some_and(|from| item.key < from) {
@@ -202,9 +250,16 @@ pub(super) fn leaf<B: AsRef<[u8]>>(
     Ok(ControlFlow::Continue(()))
 }
 
-pub(super) fn check(db: &Database, visitor: &mut dyn FnMut(&[u8], Item<'_>)) -> Result<Check, Fault> {
+pub(super) fn check(
+    db: &Database,
+    visitor: &mut dyn FnMut(&[u8], Item<'_>),
+) -> Result<Check, Fault> {
     let meta = *db.meta();
-    let mut walk = Walk { db, seen: Some(Seen::new(meta.pages)), from: None };
+    let mut walk = Walk {
+        db,
+        seen: Some(Seen::new(meta.pages)),
+        from: None,
+    };
     // Buckets within buckets are checked, too, though etcd has none.
     let mut buckets: Vec<(Vec<u8>, Bucket)> = Vec::new();
     let mut queue = vec![(Vec::new(), Bucket::Page(meta.root))];
@@ -217,15 +272,26 @@ pub(super) fn check(db: &Database, visitor: &mut dyn FnMut(&[u8], Item<'_>)) -> 
             }
             match Bucket::from_value(item.value) {
                 Some(below) if buckets.len() < MAX_BUCKETS => {
-                    let name = if name.is_empty() { item.key.to_vec() } else { [&name, &b"/"[..], item.key].concat() };
+                    let name = if name.is_empty() {
+                        item.key.to_vec()
+                    } else {
+                        [&name, &b"/"[..], item.key].concat()
+                    };
                     buckets.push((name, below));
                 }
                 _ => too_many = true,
             }
-            if too_many { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if too_many {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         })?;
         if too_many {
-            return Err(Fault::Page { page: meta.root, what: "a bucket that is none" });
+            return Err(Fault::Page {
+                page: meta.root,
+                what: "a bucket that is none",
+            });
         }
         queue.extend(buckets.drain(..).rev());
         if queue.len() > MAX_BUCKETS {
@@ -236,5 +302,8 @@ pub(super) fn check(db: &Database, visitor: &mut dyn FnMut(&[u8], Item<'_>)) -> 
     if meta.freelist != NO_FREELIST && (2..meta.pages).contains(&meta.freelist) {
         seen.mark(meta.freelist);
     }
-    Ok(Check { pages: seen.count, free: meta.pages.saturating_sub(2).saturating_sub(seen.count) })
+    Ok(Check {
+        pages: seen.count,
+        free: meta.pages.saturating_sub(2).saturating_sub(seen.count),
+    })
 }

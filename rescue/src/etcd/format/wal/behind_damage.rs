@@ -45,7 +45,9 @@ impl Run {
     /// An entry drops those of its own number and above.
     fn add(&mut self, entry: &Entry<'_>) {
         let dropped = self.entries.split_off(&entry.index);
-        self.bytes = self.bytes.saturating_sub(dropped.values().map(|(_, bytes)| bytes.len() + ONE).sum());
+        self.bytes = self
+            .bytes
+            .saturating_sub(dropped.values().map(|(_, bytes)| bytes.len() + ONE).sum());
         let last = self.entries.keys().next_back();
         if last.is_some_and(|last| last.checked_add(1) != Some(entry.index)) {
             self.clear();
@@ -59,7 +61,10 @@ impl Run {
 
     /// A snapshot that the member was sent drops the entries that contradict it, and those behind its own end.
     fn mark(&mut self, mark: &SnapshotMark) {
-        let contradicts = self.entries.get(&mark.index).is_none_or(|(term, _)| *term != mark.term);
+        let contradicts = self
+            .entries
+            .get(&mark.index)
+            .is_none_or(|(term, _)| *term != mark.term);
         if mark.index >= self.from && contradicts {
             self.clear();
         }
@@ -91,10 +96,16 @@ impl Run {
                 Ok(mark) => self.mark(&mark),
                 Err(_) => self.clear(),
             },
-            segment::METADATA if Identity::parse(record.data).ok() != self.identity => return ControlFlow::Break(()),
+            segment::METADATA if Identity::parse(record.data).ok() != self.identity => {
+                return ControlFlow::Break(());
+            }
             _ => {}
         }
-        if self.bytes > MOST_BYTES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if self.bytes > MOST_BYTES {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     }
 }
 
@@ -117,7 +128,9 @@ fn go_through(
     loop {
         let step = match reader.next_record()? {
             Ok(record) => visitor(Step::Record(record)),
-            Err(stop) if stop.end == End::Complete && !bytes_behind(file, stop.offset)? => return Ok(Some(stop.crc)),
+            Err(stop) if stop.end == End::Complete && !bytes_behind(file, stop.offset)? => {
+                return Ok(Some(stop.crc));
+            }
             Err(_) => {
                 if !reader.resume(patience)? {
                     return Ok(None);
@@ -136,12 +149,25 @@ fn go_through(
 ///
 /// # Errors
 /// As the tree gives them.
-pub fn entries_behind_damage(guest: &Guest, log: &Log, index: u64) -> TreeResult<Option<(u64, Vec<Kept>)>> {
-    let length = log.segments.iter().fold(0u64, |sum, look| sum.saturating_add(look.size));
+pub fn entries_behind_damage(
+    guest: &Guest,
+    log: &Log,
+    index: u64,
+) -> TreeResult<Option<(u64, Vec<Kept>)>> {
+    let length = log
+        .segments
+        .iter()
+        .fold(0u64, |sum, look| sum.saturating_add(look.size));
     if length > MOST_SEARCHED {
         return Ok(None);
     }
-    let mut run = Run { from: index, entries: BTreeMap::new(), bytes: 0, identity: log.identity, patience: PATIENCE };
+    let mut run = Run {
+        from: index,
+        entries: BTreeMap::new(),
+        bytes: 0,
+        identity: log.identity,
+        patience: PATIENCE,
+    };
     let (mut crc, mut next) = (None, None);
     for (number, look) in log.segments.iter().enumerate() {
         if next != Some(look.segment.sequence) {
@@ -154,7 +180,10 @@ pub fn entries_behind_damage(guest: &Guest, log: &Log, index: u64) -> TreeResult
         }
         next = look.segment.sequence.checked_add(1);
     }
-    Ok(run.entries.remove(&index).map(|(term, _)| (term, run.entries.into_values().collect())))
+    Ok(run
+        .entries
+        .remove(&index)
+        .map(|(term, _)| (term, run.entries.into_values().collect())))
 }
 
 /// Up to which entry those records of the log's last file say that entries are agreed on which lie behind its damage; 0 where none does. What is
@@ -163,14 +192,17 @@ pub fn entries_behind_damage(guest: &Guest, log: &Log, index: u64) -> TreeResult
 /// # Errors
 /// As the tree gives them.
 pub fn agreed_behind_damage(guest: &Guest, log: &Log) -> TreeResult<u64> {
-    let Some(look) = log.tail().filter(|look| look.size <= MOST_SEARCHED) else { return Ok(0) };
+    let Some(look) = log.tail().filter(|look| look.size <= MOST_SEARCHED) else {
+        return Ok(0);
+    };
     let file = File::open(guest, &look.segment.path)?;
     let (mut agreed, mut is_behind, mut patience) = (0, false, PATIENCE);
     go_through(&file, true, &mut patience, &mut |step| {
         match step {
             Step::Damage => is_behind = true,
             Step::Record(record) if is_behind && record.kind == segment::STATE => {
-                agreed = HardState::parse(record.data).map_or(agreed, |state| agreed.max(state.commit));
+                agreed =
+                    HardState::parse(record.data).map_or(agreed, |state| agreed.max(state.commit));
             }
             Step::Record(_) => {}
         }
@@ -194,7 +226,16 @@ mod tests {
 
     fn entry(writer: &mut Writer, index: u64, term: u64) {
         let data = format!("value of {index}");
-        writer.record(segment::ENTRY, &Entry { term, index, kind: EntryKind::Normal, data: data.as_bytes() }.encode());
+        writer.record(
+            segment::ENTRY,
+            &Entry {
+                term,
+                index,
+                kind: EntryKind::Normal,
+                data: data.as_bytes(),
+            }
+            .encode(),
+        );
     }
 
     /// Entries 1 to 40: 21 of them in a second file. Where each file's entries begin.
@@ -224,10 +265,18 @@ mod tests {
             tree = tree.file(name(number as u64, number as u64 * 20 + 1), bytes);
         }
         let guest = tree.into_guest();
-        let log = Log::read(&guest, &Folder::list(&guest, &GuestPath::new("/wal")).unwrap()).unwrap();
+        let log = Log::read(
+            &guest,
+            &Folder::list(&guest, &GuestPath::new("/wal")).unwrap(),
+        )
+        .unwrap();
         let (known, kept) = entries_behind_damage(&guest, &log, index).unwrap()?;
         assert_eq!(known, term);
-        Some(kept.iter().map(|(term, bytes)| (Entry::parse(bytes).unwrap().index, *term)).collect())
+        Some(
+            kept.iter()
+                .map(|(term, bytes)| (Entry::parse(bytes).unwrap().index, *term))
+                .collect(),
+        )
     }
 
     fn upto_40(from: u64) -> Option<Vec<(u64, u64)>> {
@@ -244,10 +293,17 @@ mod tests {
                 bytes[at..at + length].fill(0x55);
                 let files = [first.0.clone(), bytes];
                 let index = 21 + damaged as u64;
-                assert_eq!(found(&files, (36, 3)), if index < 34 { upto_40(37) } else { None });
+                assert_eq!(
+                    found(&files, (36, 3)),
+                    if index < 34 { upto_40(37) } else { None }
+                );
                 assert_eq!(found(&files, (40, 3)), Some(Vec::new()));
                 assert_eq!(found(&files, (39, 3)), upto_40(40));
-                assert_eq!(found(&files, (index, 2 + index / 30)), None, "the damaged one itself");
+                assert_eq!(
+                    found(&files, (index, 2 + index / 30)),
+                    None,
+                    "the damaged one itself"
+                );
             }
         }
         // In the file before: what is behind goes on in the next one.
@@ -263,8 +319,15 @@ mod tests {
         for damaged in [3, 12] {
             bytes[second.1[damaged] + 20] ^= 1;
         }
-        assert_eq!(found(&[first.0.clone(), bytes.clone()], (36, 3)), upto_40(37));
-        assert_eq!(found(&[first.0.clone(), bytes], (28, 2)), None, "between two damages");
+        assert_eq!(
+            found(&[first.0.clone(), bytes.clone()], (36, 3)),
+            upto_40(37)
+        );
+        assert_eq!(
+            found(&[first.0.clone(), bytes], (28, 2)),
+            None,
+            "between two damages"
+        );
         let mut garbage = second.0.clone();
         let end = garbage.len() - 5;
         garbage[end] = 1;
@@ -279,7 +342,11 @@ mod tests {
             writer.record(segment::CRC, b"");
             let at = writer.clone().into_bytes().len();
             (1..=10).for_each(|index| entry(&mut writer, index, 1));
-            let mark = SnapshotMark { index: mark.0, term: mark.1, conf_state: None };
+            let mark = SnapshotMark {
+                index: mark.0,
+                term: mark.1,
+                conf_state: None,
+            };
             writer.record(segment::SNAPSHOT, &mark.encode_record());
             (9..=last).for_each(|index| entry(&mut writer, index, 2));
             let mut bytes = writer.into_bytes();
@@ -287,11 +354,19 @@ mod tests {
             bytes.resize(4096, 0);
             found(&[bytes], (5, 1))
         };
-        let all = |to: u64| (6..=to).map(|index| (index, if index < 9 { 1 } else { 2 })).collect::<Vec<_>>();
+        let all = |to: u64| {
+            (6..=to)
+                .map(|index| (index, if index < 9 { 1 } else { 2 }))
+                .collect::<Vec<_>>()
+        };
         assert_eq!(after((8, 1), 12), Some(all(12)), "its own");
         assert_eq!(after((3, 7), 12), Some(all(12)), "what is not asked for");
         assert_eq!(after((8, 2), 12), None);
-        assert_eq!(after((8, 2), 0), None, "what was there before it does not count any more");
+        assert_eq!(
+            after((8, 2), 0),
+            None,
+            "what was there before it does not count any more"
+        );
         assert_eq!(after((20, 2), 0), None);
     }
 
@@ -303,18 +378,34 @@ mod tests {
         for index in 1..=10 {
             starts.push(writer.clone().into_bytes().len());
             entry(&mut writer, index, 1);
-            writer.record(segment::STATE, &HardState { term: 1, vote: 7, commit: index - 1 }.encode());
+            writer.record(
+                segment::STATE,
+                &HardState {
+                    term: 1,
+                    vote: 7,
+                    commit: index - 1,
+                }
+                .encode(),
+            );
         }
         let whole = writer.into_bytes();
         let agreed = |damaged: usize| {
             let mut bytes = whole.clone();
             bytes[starts[damaged] + 20] ^= 1;
             let guest = MemoryTree::new().file(name(0, 1), bytes).into_guest();
-            let log = Log::read(&guest, &Folder::list(&guest, &GuestPath::new("/wal")).unwrap()).unwrap();
+            let log = Log::read(
+                &guest,
+                &Folder::list(&guest, &GuestPath::new("/wal")).unwrap(),
+            )
+            .unwrap();
             (log.last, agreed_behind_damage(&guest, &log).unwrap())
         };
         assert_eq!(agreed(5), (5, 9));
-        assert_eq!(agreed(9), (9, 9), "its own state is behind it, and says nothing of it");
+        assert_eq!(
+            agreed(9),
+            (9, 9),
+            "its own state is behind it, and says nothing of it"
+        );
     }
 
     #[test]
@@ -343,7 +434,16 @@ mod tests {
         let mut writer = Writer::default();
         writer.record(segment::CRC, b"");
         let mut at = 0;
-        for (index, term) in [(1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (6, 1), (4, 2), (5, 2)] {
+        for (index, term) in [
+            (1, 1),
+            (2, 1),
+            (3, 1),
+            (4, 1),
+            (5, 1),
+            (6, 1),
+            (4, 2),
+            (5, 2),
+        ] {
             if index == 2 {
                 at = writer.clone().into_bytes().len();
             }

@@ -90,12 +90,16 @@ impl Log {
     /// # Errors
     /// As the tree gives them; damage is part of the answer. [`TreeError::Unsupported`] for a log that no etcd writes.
     pub fn read(guest: &Guest, folder: &Folder) -> TreeResult<Self> {
-        let mut log = Self { first: 1, ..Self::default() };
+        let mut log = Self {
+            first: 1,
+            ..Self::default()
+        };
         let mut crc = 0;
         let mut follows: Option<u64> = None;
         for (number, segment) in folder.segments.iter().enumerate() {
             let is_last = number + 1 == folder.segments.len();
-            let contiguous = follows.is_some_and(|before| before.checked_add(1) == Some(segment.sequence));
+            let contiguous =
+                follows.is_some_and(|before| before.checked_add(1) == Some(segment.sequence));
             log.begin(number, segment);
             let mut stop = log.read_segment(guest, number, segment, crc, is_last)?;
             if stop.offset == 0 && stop.end == End::Damaged(Damage::Chain) {
@@ -103,10 +107,18 @@ impl Log {
                 stop = log.read_segment(guest, number, segment, 0, is_last)?;
                 if contiguous && let Some(before) = log.segments.iter_mut().rev().nth(1) {
                     // Where the file before is damaged that is known already; else records are missing at its end.
-                    before.end = if before.end == End::Complete { End::Damaged(Damage::Chain) } else { before.end };
+                    before.end = if before.end == End::Complete {
+                        End::Damaged(Damage::Chain)
+                    } else {
+                        before.end
+                    };
                 }
             }
-            crc = if stop.end == End::Complete { stop.crc } else { 0 };
+            crc = if stop.end == End::Complete {
+                stop.crc
+            } else {
+                0
+            };
             follows = Some(segment.sequence);
             if matches!(stop.end, End::Torn(_)) && !is_last && log.seen.is_none() {
                 log.seen = Some((log.marks.len(), log.state.commit));
@@ -154,24 +166,38 @@ impl Log {
                 Ok(record) => record,
                 Err(stop) => break stop,
             };
-            let position = Position { segment: number, offset: record.offset };
-            let taken = match record.kind {
-                segment::ENTRY => Entry::parse(record.data).map(|entry| {
-                    last_entry = last_entry.max(Some(entry.index));
-                    self.entry(position, &entry);
-                }),
-                segment::STATE => HardState::parse(record.data).map(|state| self.state = state),
-                segment::METADATA => Identity::parse(record.data).map(|identity| self.identity(identity, segment)),
-                segment::SNAPSHOT => SnapshotMark::parse_record(record.data).map(|mark| self.mark(position, mark)),
-                _ => Ok(()),
+            let position = Position {
+                segment: number,
+                offset: record.offset,
             };
+            let taken =
+                match record.kind {
+                    segment::ENTRY => Entry::parse(record.data).map(|entry| {
+                        last_entry = last_entry.max(Some(entry.index));
+                        self.entry(position, &entry);
+                    }),
+                    segment::STATE => HardState::parse(record.data).map(|state| self.state = state),
+                    segment::METADATA => Identity::parse(record.data)
+                        .map(|identity| self.identity(identity, segment)),
+                    segment::SNAPSHOT => SnapshotMark::parse_record(record.data)
+                        .map(|mark| self.mark(position, mark)),
+                    _ => Ok(()),
+                };
             if taken.is_err() {
                 // Its checksum is right: etcd panics on it.
-                break Stop { offset: record.offset, end: End::Damaged(Damage::Malformed), crc: record.crc };
+                break Stop {
+                    offset: record.offset,
+                    end: End::Damaged(Damage::Malformed),
+                    crc: record.crc,
+                };
             }
             if self.is_implausible() {
-                let reason = "it holds more overwritten entries and snapshots than any log has".to_owned();
-                return Err(TreeError::Unsupported { path: segment.path.as_path().to_path_buf(), reason });
+                let reason =
+                    "it holds more overwritten entries and snapshots than any log has".to_owned();
+                return Err(TreeError::Unsupported {
+                    path: segment.path.as_path().to_path_buf(),
+                    reason,
+                });
             }
         };
         let look = SegmentLook {
@@ -188,9 +214,15 @@ impl Log {
     }
 
     fn is_implausible(&self) -> bool {
-        [self.cuts.len(), self.marks.len(), self.changes.len(), self.terms.len(), self.gaps.len()]
-            .iter()
-            .any(|kept| *kept > MAX_KEPT)
+        [
+            self.cuts.len(),
+            self.marks.len(),
+            self.changes.len(),
+            self.terms.len(),
+            self.gaps.len(),
+        ]
+        .iter()
+        .any(|kept| *kept > MAX_KEPT)
     }
 
     fn identity(&mut self, identity: Identity, segment: &Segment) {
@@ -221,7 +253,11 @@ impl Log {
             self.first = self.first.min(index);
         }
         self.last = index;
-        if self.terms.last().is_none_or(|(_, term)| *term != entry.term) {
+        if self
+            .terms
+            .last()
+            .is_none_or(|(_, term)| *term != entry.term)
+        {
             self.terms.push((index, entry.term));
         }
         if entry.kind == EntryKind::ConfChange
@@ -261,7 +297,11 @@ impl Log {
     /// Snapshots' records that etcd finds at boot: not beyond what is committed.
     pub fn valid_marks(&self) -> impl Iterator<Item = &SnapshotMark> {
         let (count, commit) = self.seen.unwrap_or((self.marks.len(), self.state.commit));
-        self.marks.iter().take(count).map(|mark| &mark.mark).filter(move |mark| mark.index <= commit)
+        self.marks
+            .iter()
+            .take(count)
+            .map(|mark| &mark.mark)
+            .filter(move |mark| mark.index <= commit)
     }
 
     /// Gives the entries `from..=to` that count, in order, to `visitor`.
@@ -297,13 +337,20 @@ impl Log {
                 if record.kind != segment::ENTRY {
                     continue;
                 }
-                let Ok(entry) = Entry::parse(record.data) else { break };
+                let Ok(entry) = Entry::parse(record.data) else {
+                    break;
+                };
                 if entry.index < from || entry.index > to {
                     continue;
                 }
-                let position = Position { segment: number, offset: record.offset };
+                let position = Position {
+                    segment: number,
+                    offset: record.offset,
+                };
                 let later = lowest.partition_point(|(cut, _)| *cut <= position);
-                let dropped = lowest.get(later).is_some_and(|(_, index)| *index <= entry.index);
+                let dropped = lowest
+                    .get(later)
+                    .is_some_and(|(_, index)| *index <= entry.index);
                 if !dropped && visitor(&entry).is_break() {
                     return Ok(());
                 }
@@ -331,7 +378,9 @@ impl SegmentLook {
             End::Torn(Tear::ZeroSector) => Some("ends with a record of which a sector is zeros"),
             End::Damaged(Damage::Checksum) => Some("holds a record whose checksum is wrong"),
             End::Damaged(Damage::Malformed) => Some("holds something that is no record"),
-            End::Damaged(Damage::Chain) => Some("does not continue the file before or is not continued by the next"),
+            End::Damaged(Damage::Chain) => {
+                Some("does not continue the file before or is not continued by the next")
+            }
             End::Damaged(Damage::UnknownType) => Some("holds a record of an unknown type"),
         }
     }
@@ -405,9 +454,26 @@ pub(crate) mod tests {
         writer.record(STATE, &pair(2, 7));
         let (guest, log) = log_of(&[(FIRST, writer.into_bytes())]);
         assert_eq!((log.first, log.last, log.last_term()), (1, 5, 2));
-        assert_eq!((log.term_of(3), log.term_of(4), log.term_of(6), log.term_of(0)), (Some(1), Some(2), None, Some(0)));
-        assert_eq!(visited(&guest, &log), [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2)]);
-        assert_eq!(log.identity, Some(Identity { member: 7, cluster: 9 }));
+        assert_eq!(
+            (
+                log.term_of(3),
+                log.term_of(4),
+                log.term_of(6),
+                log.term_of(0)
+            ),
+            (Some(1), Some(2), None, Some(0))
+        );
+        assert_eq!(
+            visited(&guest, &log),
+            [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2)]
+        );
+        assert_eq!(
+            log.identity,
+            Some(Identity {
+                member: 7,
+                cluster: 9
+            })
+        );
     }
 
     #[test]
@@ -466,7 +532,11 @@ pub(crate) mod tests {
         }
         let (_, whole) = log_of(&[(FIRST, first.clone())]);
         let (_, log) = log_of(&[(FIRST, first[..stop].to_vec()), (SECOND, second)]);
-        assert!(whole.last >= 5 && log.segments[0].end != End::Complete, "{:?}", log.segments[0]);
+        assert!(
+            whole.last >= 5 && log.segments[0].end != End::Complete,
+            "{:?}",
+            log.segments[0]
+        );
     }
 
     #[test]
@@ -474,7 +544,9 @@ pub(crate) mod tests {
         let (first, second) = two_files();
         let mut state = 3u64;
         let mut random = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             (state >> 33) as usize
         };
         for round in 0..2000 {

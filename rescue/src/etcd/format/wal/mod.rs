@@ -49,7 +49,9 @@ impl Folder {
         for entry in guest.read_dir(path)?.into_iter().take(MAX_FILES) {
             folder.add(path, &entry);
         }
-        folder.segments.sort_by_key(|segment| (segment.sequence, segment.index));
+        folder
+            .segments
+            .sort_by_key(|segment| (segment.sequence, segment.index));
         Ok(folder)
     }
 
@@ -60,7 +62,11 @@ impl Folder {
             return;
         }
         match (parse_name(&name), name.rsplit_once('.').map(|(_, end)| end)) {
-            (Some((sequence, index)), _) => self.segments.push(Segment { path, sequence, index }),
+            (Some((sequence, index)), _) => self.segments.push(Segment {
+                path,
+                sequence,
+                index,
+            }),
             (None, Some("tmp")) => self.spares.push(path),
             (None, Some("broken")) => self.broken.push(path),
             _ => self.strange.push(path),
@@ -69,13 +75,18 @@ impl Folder {
 
     /// The file that etcd begins to replay from after a snapshot of `index`: the last whose name is not beyond it.
     pub fn start_for(&self, index: u64) -> Option<usize> {
-        self.segments.iter().rposition(|segment| segment.index <= index)
+        self.segments
+            .iter()
+            .rposition(|segment| segment.index <= index)
     }
 
     /// The first file after `start` whose number does not follow the one before.
     pub fn gap_after(&self, start: usize) -> Option<&Segment> {
         let pairs = self.segments.get(start..)?.windows(2);
-        pairs.filter(|pair| pair[0].sequence.checked_add(1) != Some(pair[1].sequence)).map(|pair| &pair[1]).next()
+        pairs
+            .filter(|pair| pair[0].sequence.checked_add(1) != Some(pair[1].sequence))
+            .map(|pair| &pair[1])
+            .next()
     }
 }
 
@@ -84,7 +95,11 @@ pub(crate) fn parse_name(name: &str) -> Option<(u64, u64)> {
     let (sequence, index) = name.strip_suffix(".wal")?.split_once('-')?;
     let number = |text: &str| {
         let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if plain { u64::from_str_radix(text, 16).ok() } else { None }
+        if plain {
+            u64::from_str_radix(text, 16).ok()
+        } else {
+            None
+        }
     };
     Some((number(sequence)?, number(index)?))
 }
@@ -109,11 +124,26 @@ mod tests {
             tree = tree.file(format!("/wal/{name}"), "");
         }
         let folder = Folder::list(&tree.into_guest(), &GuestPath::new("/wal")).unwrap();
-        let numbers: Vec<_> = folder.segments.iter().map(|segment| (segment.sequence, segment.index)).collect();
+        let numbers: Vec<_> = folder
+            .segments
+            .iter()
+            .map(|segment| (segment.sequence, segment.index))
+            .collect();
         assert_eq!(numbers, [(0, 0), (1, 0x100), (3, 0x200)]);
-        assert_eq!((folder.spares.len(), folder.broken.len(), folder.strange.len()), (1, 1, 2));
         assert_eq!(
-            (folder.start_for(0), folder.start_for(0x1ff), folder.start_for(0x300)),
+            (
+                folder.spares.len(),
+                folder.broken.len(),
+                folder.strange.len()
+            ),
+            (1, 1, 2)
+        );
+        assert_eq!(
+            (
+                folder.start_for(0),
+                folder.start_for(0x1ff),
+                folder.start_for(0x300)
+            ),
             (Some(0), Some(1), Some(2))
         );
         assert_eq!(folder.gap_after(0).map(|segment| segment.sequence), Some(3));

@@ -116,7 +116,15 @@ impl<'a> Reader<'a> {
     pub fn new(file: &'a File, crc: u32, is_last: bool) -> Self {
         // What keeps it from being opened shows when it is read.
         let held = file.hold().unwrap_or_default();
-        Self { file, held, offset: 0, buffer: Vec::new(), buffered_from: 0, crc, is_last }
+        Self {
+            file,
+            held,
+            offset: 0,
+            buffer: Vec::new(),
+            buffered_from: 0,
+            crc,
+            is_last,
+        }
     }
 
     /// The next record, or where and why there is none.
@@ -124,10 +132,23 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// As the tree gives them.
     pub fn next_record(&mut self) -> TreeResult<Result<Record<'_>, Stop>> {
-        let stop = |end, reader: &Self| Ok(Err(Stop { offset: reader.offset, end, crc: reader.crc }));
+        let stop = |end, reader: &Self| {
+            Ok(Err(Stop {
+                offset: reader.offset,
+                end,
+                crc: reader.crc,
+            }))
+        };
         let Some(frame) = self.bytes(self.offset, FRAME)? else {
             let left = self.file.size().saturating_sub(self.offset);
-            return stop(if left == 0 { End::Complete } else { End::Torn(Tear::Short) }, self);
+            return stop(
+                if left == 0 {
+                    End::Complete
+                } else {
+                    End::Torn(Tear::Short)
+                },
+                self,
+            );
         };
         let field = u64::from_le_bytes(frame.try_into().unwrap_or_default());
         if field == 0 {
@@ -135,17 +156,34 @@ impl<'a> Reader<'a> {
         }
         let length = field & ((1 << 56) - 1);
         // The padding's length is in the low bits of the highest byte, behind its sign.
-        let padding = if field >> 63 == 1 { (field >> 56) & 7 } else { 0 };
+        let padding = if field >> 63 == 1 {
+            (field >> 56) & 7
+        } else {
+            0
+        };
         let body = length + padding;
         let start = self.offset.saturating_add(FRAME);
         if body > self.file.size().saturating_sub(start) || body > MAX_RECORD {
-            return stop(End::Torn(if length >= OLD_LIMIT { Tear::Length } else { Tear::Short }), self);
+            return stop(
+                End::Torn(if length >= OLD_LIMIT {
+                    Tear::Length
+                } else {
+                    Tear::Short
+                }),
+                self,
+            );
         }
         let (offset, is_last, before) = (self.offset, self.is_last, self.crc);
-        let Some(bytes) = self.bytes(start, body)? else { return stop(End::Torn(Tear::Short), self) };
+        let Some(bytes) = self.bytes(start, body)? else {
+            return stop(End::Torn(Tear::Short), self);
+        };
         let torn = is_last && has_zero_sector(bytes, start);
-        let payload = bytes.get(..usize::try_from(length).unwrap_or(0)).unwrap_or_default();
-        let verdict = parse(payload).map_err(|Malformed| Damage::Malformed).and_then(|record| check(&record, before));
+        let payload = bytes
+            .get(..usize::try_from(length).unwrap_or(0))
+            .unwrap_or_default();
+        let verdict = parse(payload)
+            .map_err(|Malformed| Damage::Malformed)
+            .and_then(|record| check(&record, before));
         match verdict {
             Err(_) if torn => stop(End::Torn(Tear::ZeroSector), self),
             Err(damage) => stop(End::Damaged(damage), self),
@@ -154,9 +192,17 @@ impl<'a> Reader<'a> {
                 self.crc = crc;
                 let at = usize::try_from(start - self.buffered_from).unwrap_or(usize::MAX);
                 let to = at.saturating_add(usize::try_from(length).unwrap_or(usize::MAX));
-                let record = self.buffer.get(at..to).and_then(|payload| parse(payload).ok());
+                let record = self
+                    .buffer
+                    .get(at..to)
+                    .and_then(|payload| parse(payload).ok());
                 let data = record.map(|raw| raw.data).unwrap_or_default();
-                Ok(Ok(Record { offset, kind, crc, data }))
+                Ok(Ok(Record {
+                    offset,
+                    kind,
+                    crc,
+                    data,
+                }))
             }
         }
     }
@@ -186,22 +232,42 @@ impl<'a> Reader<'a> {
 
     /// Where the record that may be at `at` ends, and the running checksum that it says is there.
     fn record_at(&mut self, at: u64, patience: &mut u64) -> TreeResult<Option<(u64, u32)>> {
-        let Some(bytes) = self.bytes(at, FRAME + 3)? else { return Ok(None) };
+        let Some(bytes) = self.bytes(at, FRAME + 3)? else {
+            return Ok(None);
+        };
         let (frame, head) = bytes.split_at(8);
         let field = u64::from_le_bytes(frame.try_into().unwrap_or_default());
         let length = field & ((1 << 56) - 1);
         let padding = (FRAME - length % FRAME) % FRAME;
-        let expected = length | if padding == 0 { 0 } else { (0x80 | padding) << 56 };
-        let is_head = matches!(head, [0x08, kind, 0x10] if (METADATA..=SNAPSHOT).contains(&u64::from(*kind)));
+        let expected = length
+            | if padding == 0 {
+                0
+            } else {
+                (0x80 | padding) << 56
+            };
+        let is_head =
+            matches!(head, [0x08, kind, 0x10] if (METADATA..=SNAPSHOT).contains(&u64::from(*kind)));
         let (start, body) = (at.saturating_add(FRAME), length.saturating_add(padding));
-        let fits = body <= self.file.size().saturating_sub(start).min(MAX_RECORD).min(*patience);
+        let fits = body
+            <= self
+                .file
+                .size()
+                .saturating_sub(start)
+                .min(MAX_RECORD)
+                .min(*patience);
         if field != expected || !is_head || !fits {
             return Ok(None);
         }
         *patience -= body;
-        let Some(bytes) = self.bytes(start, body)? else { return Ok(None) };
-        let payload = bytes.get(..usize::try_from(length).unwrap_or(0)).unwrap_or_default();
-        Ok(parse(payload).ok().map(|raw| (start.saturating_add(body), raw.crc)))
+        let Some(bytes) = self.bytes(start, body)? else {
+            return Ok(None);
+        };
+        let payload = bytes
+            .get(..usize::try_from(length).unwrap_or(0))
+            .unwrap_or_default();
+        Ok(parse(payload)
+            .ok()
+            .map(|raw| (start.saturating_add(body), raw.crc)))
     }
 
     /// `None` where the file ends before.
@@ -210,8 +276,12 @@ impl<'a> Reader<'a> {
             return Ok(None);
         }
         let wanted = usize::try_from(length).unwrap_or(usize::MAX);
-        let from = offset.checked_sub(self.buffered_from).and_then(|from| usize::try_from(from).ok());
-        let there = from.and_then(|from| self.buffer.get(from..)).is_some_and(|rest| rest.len() >= wanted);
+        let from = offset
+            .checked_sub(self.buffered_from)
+            .and_then(|from| usize::try_from(from).ok());
+        let there = from
+            .and_then(|from| self.buffer.get(from..))
+            .is_some_and(|rest| rest.len() >= wanted);
         if !there {
             // A frame and its record must lie in the buffer together.
             self.read(offset, wanted.max(READ_AHEAD))?;
@@ -245,7 +315,11 @@ struct Raw<'a> {
 }
 
 fn parse(payload: &[u8]) -> Result<Raw<'_>, Malformed> {
-    let mut raw = Raw { kind: 0, crc: 0, data: &[] };
+    let mut raw = Raw {
+        kind: 0,
+        crc: 0,
+        data: &[],
+    };
     for field in fields(payload) {
         match field? {
             (1, value) => raw.kind = value.number()?,
@@ -276,7 +350,9 @@ fn check(record: &Raw<'_>, before: u32) -> Result<(u64, u32), Damage> {
 
 /// Whether one of the sectors that `bytes` (from `offset` on in the file) lie in is all zeros, as decoder.go's isTornEntry sees it.
 fn has_zero_sector(bytes: &[u8], offset: u64) -> bool {
-    let first = usize::try_from(SECTOR - offset % SECTOR).unwrap_or(0).min(bytes.len());
+    let first = usize::try_from(SECTOR - offset % SECTOR)
+        .unwrap_or(0)
+        .min(bytes.len());
     let (head, rest) = bytes.split_at(first);
     let is_zero = |sector: &[u8]| sector.iter().all(|byte| *byte == 0);
     (!head.is_empty() && is_zero(head)) || rest.chunks(SECTOR as usize).any(is_zero)
@@ -350,8 +426,15 @@ mod tests {
         for length in 0..good.len() {
             let (_, stop) = read(&good[..length], true);
             assert!(stop.offset as usize <= length);
-            assert!(matches!(stop.end, End::Complete | End::Torn(Tear::Short)), "{length}: {stop:?}");
-            assert_eq!(stop.offset as usize == length, stop.end == End::Complete, "{length}");
+            assert!(
+                matches!(stop.end, End::Complete | End::Torn(Tear::Short)),
+                "{length}: {stop:?}"
+            );
+            assert_eq!(
+                stop.offset as usize == length,
+                stop.end == End::Complete,
+                "{length}"
+            );
         }
     }
 
@@ -364,8 +447,14 @@ mod tests {
             bytes[at] ^= 1 << (at % 8);
             let (records, stop) = read(&bytes, true);
             // Padding and a record's type are under no checksum; whatever data is read must be what was written.
-            let same = records.iter().zip(&whole).all(|((_, read), (_, written))| read == written);
-            assert!(same && stop.offset as usize <= bytes.len() && records.len() <= whole.len(), "{at}");
+            let same = records
+                .iter()
+                .zip(&whole)
+                .all(|((_, read), (_, written))| read == written);
+            assert!(
+                same && stop.offset as usize <= bytes.len() && records.len() <= whole.len(),
+                "{at}"
+            );
         }
     }
 

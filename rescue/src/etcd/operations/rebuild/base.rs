@@ -83,8 +83,11 @@ impl Base {
         let members = members_of(best, &database, None, log.last)
             .filter(|members| members.voters().next().is_some())
             .ok_or_else(|| {
-            NoBase("neither a snapshot nor the database says who belongs to the cluster".to_owned())
-        })?;
+                NoBase(
+                    "neither a snapshot nor the database says who belongs to the cluster"
+                        .to_owned(),
+                )
+            })?;
         if missing > 0 && !members.list.keys().eq(database.facts.members.list.keys()) {
             return Err(NoBase(format!(
                 "changes of the membership were among the entries that the log of {} has lost",
@@ -96,16 +99,29 @@ impl Base {
             _ => (behind(&log, &database, &members), log.segments.len()),
         };
         if missing == 0 {
-            Rewrite::check(&log, from).map_err(|why| NoBase(format!("the log of {}: {why}", guest.source)))?;
+            Rewrite::check(&log, from)
+                .map_err(|why| NoBase(format!("the log of {}: {why}", guest.source)))?;
         }
-        Ok(Rc::new(Self { source: guest.source.clone(), log, from, start, database, members, missing, tail: None }))
+        Ok(Rc::new(Self {
+            source: guest.source.clone(),
+            log,
+            from,
+            start,
+            database,
+            members,
+            missing,
+            tail: None,
+        }))
     }
 
     /// A snapshot made anew at the database's own last entry, for a log whose snapshots are lost, and the first file of the log that is needed.
     ///
     /// # Errors
     /// [`NoBase`].
-    pub fn fresh_start(best: &MemberData, database: &DatabaseFile) -> Result<(Start, usize), NoBase> {
+    pub fn fresh_start(
+        best: &MemberData,
+        database: &DatabaseFile,
+    ) -> Result<(Start, usize), NoBase> {
         fresh(best, database, None)
     }
 
@@ -134,7 +150,9 @@ impl Base {
 
     /// Its term, as far as logs say.
     pub fn last_term(&self) -> u64 {
-        self.tail.as_ref().map_or(self.log.last_term(), |tail| tail.term)
+        self.tail
+            .as_ref()
+            .map_or(self.log.last_term(), |tail| tail.term)
     }
 
     /// Whether entries are lost that were in the log: it ends before the database, and nobody knows where it ended.
@@ -144,8 +162,15 @@ impl Base {
 
     /// A term in which nothing was written yet, as far as these members know.
     pub fn next_term<'a>(&self, all: impl IntoIterator<Item = &'a MemberData>) -> u64 {
-        let seen = all.into_iter().map(|data| data.log.state.term.max(data.log.last_term()));
-        let own = self.log.state.term.max(self.last_term()).max(self.database.facts.term.unwrap_or(0));
+        let seen = all
+            .into_iter()
+            .map(|data| data.log.state.term.max(data.log.last_term()));
+        let own = self
+            .log
+            .state
+            .term
+            .max(self.last_term())
+            .max(self.database.facts.term.unwrap_or(0));
         seen.fold(own, u64::max).saturating_add(1)
     }
 }
@@ -156,11 +181,16 @@ fn real_paths(guest: &Guest, best: &MemberData) -> Result<Log, NoBase> {
         return Err(NoBase(format!("{} has no log with entries", guest.source)));
     }
     if best.log.identity.is_none() || best.log.other_identity.is_some() {
-        return Err(NoBase(format!("the log of {} does not say whose it is", guest.source)));
+        return Err(NoBase(format!(
+            "the log of {} does not say whose it is",
+            guest.source
+        )));
     }
     let mut log = best.log.clone();
     for look in &mut log.segments {
-        let real = guest.resolve(&look.segment.path).map_err(|error| NoBase(error.to_string()))?;
+        let real = guest
+            .resolve(&look.segment.path)
+            .map_err(|error| NoBase(error.to_string()))?;
         look.segment.path = GuestPath::from(&real);
     }
     Ok(log)
@@ -183,7 +213,10 @@ fn fits(
     if let Some(owner) = owner {
         let cluster = |data: &MemberData| data.log.identity.map(|identity| identity.cluster);
         if cluster(owner).is_some_and(|other| Some(other) != cluster(best)) {
-            return Err(NoBase(format!("the database of {} belongs to another cluster", database.source)));
+            return Err(NoBase(format!(
+                "the database of {} belongs to another cluster",
+                database.source
+            )));
         }
         if let (Some(one), Some(other)) = (log.term_of(applied), owner.log.term_of(applied))
             && one != other
@@ -206,7 +239,10 @@ fn fits(
         )));
     }
     if applied.saturating_sub(log.last) > MAX_MISSING {
-        return Err(NoBase(format!("the log ends {} entries before the database", applied - log.last)));
+        return Err(NoBase(format!(
+            "the log ends {} entries before the database",
+            applied - log.last
+        )));
     }
     Ok(())
 }
@@ -234,25 +270,45 @@ fn start(
 }
 
 /// A snapshot that is there, or nothing where the log is there from its first entry.
-fn existing(guest: &Guest, best: &MemberData, database: &DatabaseFile) -> Result<Option<(Start, usize)>, NoBase> {
+fn existing(
+    guest: &Guest,
+    best: &MemberData,
+    database: &DatabaseFile,
+) -> Result<Option<(Start, usize)>, NoBase> {
     let (log, applied) = (&best.log, database.facts.consistent_index);
     for (file, snapshot) in &best.snapshots {
         let Ok(snapshot) = snapshot else { continue };
         let mark = &snapshot.mark;
         let known = |there: &&SnapshotMark| (there.term, there.index) == (mark.term, mark.index);
         let is_valid = log.valid_marks().any(|there| known(&there)) && file.index == mark.index;
-        if !is_valid || mark.index > applied.min(log.last) || log.first > mark.index.saturating_add(1) {
+        if !is_valid
+            || mark.index > applied.min(log.last)
+            || log.first > mark.index.saturating_add(1)
+        {
             continue;
         }
         // etcd looks for the snapshot's record in the files that are there.
-        let recorded = log.marks.iter().rfind(|there| known(&&there.mark)).map(|there| there.position.segment);
+        let recorded = log
+            .marks
+            .iter()
+            .rfind(|there| known(&&there.mark))
+            .map(|there| there.position.segment);
         if let (Some(from), Some(recorded)) = (best.wal.start_for(mark.index), recorded) {
             if changes_voters(best, mark, snapshot.members.as_ref(), &database.facts) {
                 return Ok(None);
             }
-            let real = guest.resolve(&file.path).map_err(|error| NoBase(error.to_string()))?;
-            let size = guest.tree().lstat(real.as_path()).map_err(|error| NoBase(error.to_string()))?.size;
-            return Ok(Some((Start::Snapshot(GuestPath::from(&real), size), from.min(recorded))));
+            let real = guest
+                .resolve(&file.path)
+                .map_err(|error| NoBase(error.to_string()))?;
+            let size = guest
+                .tree()
+                .lstat(real.as_path())
+                .map_err(|error| NoBase(error.to_string()))?
+                .size;
+            return Ok(Some((
+                Start::Snapshot(GuestPath::from(&real), size),
+                from.min(recorded),
+            )));
         }
     }
     let is_whole = log.first == 1 && best.wal.start_for(0).is_some();
@@ -262,13 +318,22 @@ fn existing(guest: &Guest, best: &MemberData, database: &DatabaseFile) -> Result
 }
 
 /// Whether what etcd 3.6 replays of the log behind this snapshot gives raft other voters than the database has, and a new one prevents it.
-fn changes_voters(best: &MemberData, mark: &SnapshotMark, store: Option<&Members>, database: &Facts) -> bool {
+fn changes_voters(
+    best: &MemberData,
+    mark: &SnapshotMark,
+    store: Option<&Members>,
+    database: &Facts,
+) -> bool {
     let replay = store.and_then(|store| Replay::behind(best, mark, store.clone(), database));
     replay.is_some_and(|replay| !replay.keeps_voters() && replay.with_new_snapshot().keeps_voters())
 }
 
 /// A new snapshot at the database's own last entry.
-fn fresh(best: &MemberData, database: &DatabaseFile, owner: Option<&MemberData>) -> Result<(Start, usize), NoBase> {
+fn fresh(
+    best: &MemberData,
+    database: &DatabaseFile,
+    owner: Option<&MemberData>,
+) -> Result<(Start, usize), NoBase> {
     let (log, facts) = (&best.log, &database.facts);
     let index = facts.consistent_index;
     let reach = |index: u64| (log.first.saturating_sub(1)..=log.last).contains(&index);
@@ -279,9 +344,14 @@ fn fresh(best: &MemberData, database: &DatabaseFile, owner: Option<&MemberData>)
         )));
     }
     let Some(term) = log.term_of(index).or(facts.term) else {
-        return Err(NoBase(format!("nothing says of which term entry {index} is")));
+        return Err(NoBase(format!(
+            "nothing says of which term entry {index} is"
+        )));
     };
-    let from = best.wal.start_for(index).ok_or_else(|| NoBase("the log begins after the database".to_owned()))?;
+    let from = best
+        .wal
+        .start_for(index)
+        .ok_or_else(|| NoBase("the log begins after the database".to_owned()))?;
     let members = members_of(best, database, owner, index)
         .ok_or_else(|| NoBase("nothing says who belonged to the cluster then".to_owned()))?;
     Ok((snapshot(index, term, &members, facts), from))
@@ -291,20 +361,47 @@ fn fresh(best: &MemberData, database: &DatabaseFile, owner: Option<&MemberData>)
 /// database would replay them, get nothing for them, and look sound. So the log begins behind them, and such a database is refused.
 fn behind(log: &Log, database: &DatabaseFile, members: &Members) -> Start {
     let facts = &database.facts;
-    snapshot(facts.consistent_index, facts.term.unwrap_or(0).max(log.last_term()), members, facts)
+    snapshot(
+        facts.consistent_index,
+        facts.term.unwrap_or(0).max(log.last_term()),
+        members,
+        facts,
+    )
 }
 
 fn snapshot(index: u64, term: u64, members: &Members, facts: &Facts) -> Start {
-    let learners = members.list.values().filter(|member| member.is_learner).map(|member| member.id).collect();
-    let conf_state = ConfState { voters: members.voters().collect(), learners, ..ConfState::default() };
+    let learners = members
+        .list
+        .values()
+        .filter(|member| member.is_learner)
+        .map(|member| member.id)
+        .collect();
+    let conf_state = ConfState {
+        voters: members.voters().collect(),
+        learners,
+        ..ConfState::default()
+    };
     let store = store::store(members, facts.cluster_version.as_deref());
-    Start::Fresh(SnapshotMark { index, term, conf_state: Some(conf_state) }, store)
+    Start::Fresh(
+        SnapshotMark {
+            index,
+            term,
+            conf_state: Some(conf_state),
+        },
+        store,
+    )
 }
 
 /// Members at an entry: up to 3.5 as snapshots and logs say, of the member itself or of the database's `owner`, else as the database
 /// says. From 3.6 on the database counts, whatever raft's voters in a snapshot are.
-fn members_of(best: &MemberData, database: &DatabaseFile, owner: Option<&MemberData>, index: u64) -> Option<Members> {
-    let by_log = || members_at(best, index).or_else(|| owner.and_then(|owner| members_at(owner, index)));
+fn members_of(
+    best: &MemberData,
+    database: &DatabaseFile,
+    owner: Option<&MemberData>,
+    index: u64,
+) -> Option<Members> {
+    let by_log =
+        || members_at(best, index).or_else(|| owner.and_then(|owner| members_at(owner, index)));
     let by_database = || from_database(database, best, index);
     match database.facts.storage_version {
         Some(_) => by_database().or_else(by_log),
@@ -314,11 +411,18 @@ fn members_of(best: &MemberData, database: &DatabaseFile, owner: Option<&MemberD
 
 /// Members at an entry, by the newest snapshot before it or the log's beginning, and the log's changes.
 fn members_at(data: &MemberData, index: u64) -> Option<Members> {
-    let older = data.snapshots.iter().filter_map(|(_, snapshot)| snapshot.as_ref().ok());
-    let known =
-        |mark: &SnapshotMark| data.log.valid_marks().any(|there| (there.term, there.index) == (mark.term, mark.index));
-    let snapshot =
-        older.filter(|snapshot| snapshot.mark.index <= index && known(&snapshot.mark)).max_by_key(|s| s.mark.index);
+    let older = data
+        .snapshots
+        .iter()
+        .filter_map(|(_, snapshot)| snapshot.as_ref().ok());
+    let known = |mark: &SnapshotMark| {
+        data.log
+            .valid_marks()
+            .any(|there| (there.term, there.index) == (mark.term, mark.index))
+    };
+    let snapshot = older
+        .filter(|snapshot| snapshot.mark.index <= index && known(&snapshot.mark))
+        .max_by_key(|s| s.mark.index);
     let (mut members, from) = match snapshot {
         Some(snapshot) => (snapshot.members.clone()?, snapshot.mark.index),
         None if data.log.first == 1 => (Members::default(), 0),
@@ -338,10 +442,18 @@ fn members_at(data: &MemberData, index: u64) -> Option<Members> {
 fn from_database(database: &DatabaseFile, best: &MemberData, index: u64) -> Option<Members> {
     let facts = &database.facts;
     let mut members = facts.members.clone();
-    members.list.retain(|id, _| !facts.members.removed.contains(id));
+    members
+        .list
+        .retain(|id, _| !facts.members.removed.contains(id));
     // From 3.6 on raft may have lost a voter that the database has ([`Replay`]).
-    if let Some(state) = facts.conf_state.as_ref().filter(|_| facts.storage_version.is_none()) {
-        members.list.retain(|id, _| state.voters.contains(id) || state.learners.contains(id));
+    if let Some(state) = facts
+        .conf_state
+        .as_ref()
+        .filter(|_| facts.storage_version.is_none())
+    {
+        members
+            .list
+            .retain(|id, _| state.voters.contains(id) || state.learners.contains(id));
     }
     if members.list.is_empty() {
         return None;
@@ -351,15 +463,28 @@ fn from_database(database: &DatabaseFile, best: &MemberData, index: u64) -> Opti
 }
 
 fn apply(members: &mut Members, data: &MemberData, from: u64, to: u64) {
-    for (_, change) in data.log.changes.iter().filter(|(index, _)| *index > from && *index <= to) {
+    for (_, change) in data
+        .log
+        .changes
+        .iter()
+        .filter(|(index, _)| *index > from && *index <= to)
+    {
         members.apply(change);
     }
 }
 
 /// Names are published later than members are added.
 fn name(members: &mut Members, named: &Members) {
-    for member in members.list.values_mut().filter(|member| member.client_urls.is_empty()) {
-        if let Some(known) = named.list.get(&member.id).filter(|known| !known.name.is_empty()) {
+    for member in members
+        .list
+        .values_mut()
+        .filter(|member| member.client_urls.is_empty())
+    {
+        if let Some(known) = named
+            .list
+            .get(&member.id)
+            .filter(|known| !known.name.is_empty())
+        {
             (member.name, member.client_urls) = (known.name.clone(), known.client_urls.clone());
         }
     }
@@ -372,7 +497,9 @@ mod tests {
     use crate::etcd::read::sample;
 
     fn based(database: Vec<u8>, options: Options) -> Result<Rc<Base>, String> {
-        let guest = sample::member("").file("/member/snap/db", database).into_guest();
+        let guest = sample::member("")
+            .file("/member/snap/db", database)
+            .into_guest();
         let place = Place::new(GuestPath::new("/"), None);
         let data = MemberData::read(&guest, &place);
         let database = DatabaseFile::examine(&guest, &place.db()).unwrap();
@@ -399,7 +526,8 @@ mod tests {
     #[test]
     fn what_is_not_proved_must_be_asked_for() {
         let index = 8u64.to_be_bytes();
-        let entries: &[(&[u8], &[u8])] = &[(b"consistent_index", &index), (b"storageVersion", b"3.6.0")];
+        let entries: &[(&[u8], &[u8])] =
+            &[(b"consistent_index", &index), (b"storageVersion", b"3.6.0")];
         let database = sample::database(&[("meta", entries)]);
         let why = based(database.clone(), Options::default()).unwrap_err();
         assert!(why.contains("3.6.0") && why.contains("--unproven"), "{why}");

@@ -24,20 +24,34 @@ const PLACEHOLDER_URL: &str = "http://placeholder.invalid:2380";
 
 /// These members go.
 pub fn remove(ids: impl IntoIterator<Item = u64>) -> Vec<ConfChange> {
-    ids.into_iter().map(|node| ConfChange { kind: ConfChangeKind::RemoveNode, node, context: Vec::new() }).collect()
+    ids.into_iter()
+        .map(|node| ConfChange {
+            kind: ConfChangeKind::RemoveNode,
+            node,
+            context: Vec::new(),
+        })
+        .collect()
 }
 
 /// A member is reached elsewhere from now on. Only for a member that stays: etcd 3.6 skips the update of one that is removed later.
 pub fn update(member: &Member, peer_urls: Vec<String>) -> ConfChange {
-    let moved = Member { peer_urls, ..member.clone() };
-    ConfChange { kind: ConfChangeKind::UpdateNode, node: member.id, context: moved.to_json() }
+    let moved = Member {
+        peer_urls,
+        ..member.clone()
+    };
+    ConfChange {
+        kind: ConfChangeKind::UpdateNode,
+        node: member.id,
+        context: moved.to_json(),
+    }
 }
 
 /// All members go and others come in their place, perhaps with the same URLs. `token` makes the placeholder's ID; it must never have been
 /// used, as for the new members. Voters come first: etcd takes a learner only where there is a voter.
 pub fn replace(old: &Members, new: &[Member], token: &str) -> Vec<ConfChange> {
     let placeholder = placeholder(token);
-    let (learners, voters): (Vec<&Member>, Vec<&Member>) = new.iter().partition(|member| member.is_learner);
+    let (learners, voters): (Vec<&Member>, Vec<&Member>) =
+        new.iter().partition(|member| member.is_learner);
     let mut changes = vec![add(&placeholder)];
     changes.extend(remove(old.list.keys().copied()));
     changes.extend(voters.into_iter().chain(learners).map(add));
@@ -47,7 +61,11 @@ pub fn replace(old: &Members, new: &[Member], token: &str) -> Vec<ConfChange> {
 
 fn placeholder(token: &str) -> Member {
     let peer_urls = vec![PLACEHOLDER_URL.to_owned()];
-    Member { id: member_id(&peer_urls, token), peer_urls, ..Member::default() }
+    Member {
+        id: member_id(&peer_urls, token),
+        peer_urls,
+        ..Member::default()
+    }
 }
 
 #[cfg(test)]
@@ -58,7 +76,14 @@ mod tests {
         let mut members = Members::default();
         for id in ids {
             let peer_urls = vec![format!("https://10.0.0.{}:2380", id % 10)];
-            members.list.insert(*id, Member { id: *id, peer_urls, ..Member::default() });
+            members.list.insert(
+                *id,
+                Member {
+                    id: *id,
+                    peer_urls,
+                    ..Member::default()
+                },
+            );
         }
         members
     }
@@ -85,9 +110,19 @@ mod tests {
     #[test]
     fn a_learner_is_replaced_by_a_learner_behind_the_voters() {
         let mut now = members(&[1, 2]);
-        now.list.insert(3, Member { id: 3, is_learner: true, ..Member::default() });
+        now.list.insert(
+            3,
+            Member {
+                id: 3,
+                is_learner: true,
+                ..Member::default()
+            },
+        );
         let mut wanted = members(&[11, 12, 13]);
-        wanted.list.entry(11).and_modify(|member| member.is_learner = true);
+        wanted
+            .list
+            .entry(11)
+            .and_modify(|member| member.is_learner = true);
         let added: Vec<Member> = wanted.list.values().cloned().collect();
         for change in replace(&now, &added, "token") {
             now.apply(&change);

@@ -70,7 +70,13 @@ impl DatabaseFile {
             return Err(Unfit::Unsound(fault.to_string()));
         }
         let facts = backend.facts()?;
-        Ok(Self { source: guest.source.clone(), path: real, length, is_saved, facts })
+        Ok(Self {
+            source: guest.source.clone(),
+            path: real,
+            length,
+            is_saved,
+            facts,
+        })
     }
 
     /// Copies it, without the checksum of a saved snapshot.
@@ -88,8 +94,14 @@ impl DatabaseFile {
         while at < self.length {
             let left = usize::try_from(self.length - at).unwrap_or(usize::MAX);
             let bytes = file.read_once(at, left.min(READ_AT_ONCE))?;
-            ensure!(!bytes.is_empty(), "{} ended at {at} of {} bytes", self.path, self.length);
-            out.write_all(&bytes).with_context(|| format!("writing a copy of {}", self.path))?;
+            ensure!(
+                !bytes.is_empty(),
+                "{} ended at {at} of {} bytes",
+                self.path,
+                self.length
+            );
+            out.write_all(&bytes)
+                .with_context(|| format!("writing a copy of {}", self.path))?;
             at += bytes.len() as u64;
         }
         Ok(())

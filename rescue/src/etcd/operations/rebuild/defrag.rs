@@ -53,11 +53,26 @@ impl Defrag {
     /// What cannot be read.
     pub fn of(guest: &Guest, data: &MemberData) -> Result<Self> {
         let facts = data.facts().context("the database cannot be read")?;
-        let real = |path: &GuestPath| -> Result<GuestPath> { Ok(GuestPath::from(&guest.resolve(path)?)) };
-        let log: Vec<GuestPath> = data.wal.segments.iter().map(|segment| real(&segment.path)).collect::<Result<_>>()?;
+        let real =
+            |path: &GuestPath| -> Result<GuestPath> { Ok(GuestPath::from(&guest.resolve(path)?)) };
+        let log: Vec<GuestPath> = data
+            .wal
+            .segments
+            .iter()
+            .map(|segment| real(&segment.path))
+            .collect::<Result<_>>()?;
         // A database that was received whole is of use only until its entries are in the member's own.
-        let received = data.snap.databases.iter().filter(|(_, index)| *index > facts.consistent_index);
-        let snapshots = data.snap.files.iter().map(|file| &file.path).chain(received.map(|(path, _)| path));
+        let received = data
+            .snap
+            .databases
+            .iter()
+            .filter(|(_, index)| *index > facts.consistent_index);
+        let snapshots = data
+            .snap
+            .files
+            .iter()
+            .map(|file| &file.path)
+            .chain(received.map(|(path, _)| path));
         let snapshots: Vec<GuestPath> = snapshots.map(real).collect::<Result<_>>()?;
         let mut bytes = guest.stat(&data.place.db())?.size;
         for path in log.iter().chain(&snapshots) {
@@ -81,7 +96,12 @@ impl Defrag {
         let mut edits = Edits::default();
         if let Some(revision) = self.compaction {
             edits.compact(db, revision)?;
-            let key = Revision { main: revision, sub: 0 }.to_key().to_vec();
+            let key = Revision {
+                main: revision,
+                sub: 0,
+            }
+            .to_key()
+            .to_vec();
             edits.set(META, b"scheduledCompactRev", key.clone());
             edits.set(META, b"finishedCompactRev", key);
         }
@@ -116,9 +136,14 @@ impl BuildFolder for Defrag {
         let guest = sources.get(&self.source)?;
         sink.folder(Path::new(WAL), FOLDER_MODE)?;
         sink.folder(Path::new(SNAP), FOLDER_MODE)?;
-        self.log.iter().try_for_each(|path| copy(sink, guest, WAL, path))?;
-        self.snapshots.iter().try_for_each(|path| copy(sink, guest, SNAP, path))?;
-        let db = Database::open(self.database.open(sources)?).with_context(|| format!("reading {}", self.database))?;
+        self.log
+            .iter()
+            .try_for_each(|path| copy(sink, guest, WAL, path))?;
+        self.snapshots
+            .iter()
+            .try_for_each(|path| copy(sink, guest, SNAP, path))?;
+        let db = Database::open(self.database.open(sources)?)
+            .with_context(|| format!("reading {}", self.database))?;
         let edits = self.edits(&db)?;
         let mut out = sink.file(&in_snap(DB), DB_MODE)?;
         edits.write(&db, &mut *out).map(|_| ())
@@ -132,12 +157,28 @@ impl BuildFolder for Defrag {
         let data = read_back(guest, folder)?;
         let facts = data.facts().context("a database")?;
         let holds = (facts.consistent_index, facts.revision);
-        ensure!(holds == self.holds, "what was built is at {holds:?} (entry, revision) instead of {:?}", self.holds);
+        ensure!(
+            holds == self.holds,
+            "what was built is at {holds:?} (entry, revision) instead of {:?}",
+            self.holds
+        );
         if let Some(revision) = self.compaction {
-            ensure!(facts.compacted == revision, "what was built is compacted at {}, not {revision}", facts.compacted);
+            ensure!(
+                facts.compacted == revision,
+                "what was built is compacted at {}, not {revision}",
+                facts.compacted
+            );
         }
-        let lifted = |member: &u64| !facts.alarms.iter().any(|alarm| alarm.member == *member && alarm.is_no_space());
-        ensure!(self.lift_alarms_of.iter().all(lifted), "what was built still has the alarm");
+        let lifted = |member: &u64| {
+            !facts
+                .alarms
+                .iter()
+                .any(|alarm| alarm.member == *member && alarm.is_no_space())
+        };
+        ensure!(
+            self.lift_alarms_of.iter().all(lifted),
+            "what was built still has the alarm"
+        );
         Ok(())
     }
 }

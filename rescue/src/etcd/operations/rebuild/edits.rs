@@ -46,7 +46,12 @@ impl Contents for Database {
     }
 
     fn each(&self, name: &[u8], visitor: &mut Visitor<'_>) -> Result<()> {
-        elements(|bucket, visitor| self.walk(bucket, None, visitor), self, name, visitor)
+        elements(
+            |bucket, visitor| self.walk(bucket, None, visitor),
+            self,
+            name,
+            visitor,
+        )
     }
 }
 
@@ -60,11 +65,15 @@ pub struct Checked<'a> {
 impl<'a> Checked<'a> {
     /// Nothing of it was given yet.
     pub fn new(db: &'a Database) -> Self {
-        Self { db, seen: RefCell::new(Seen::new(db.meta().pages)) }
+        Self {
+            db,
+            seen: RefCell::new(Seen::new(db.meta().pages)),
+        }
     }
 
     fn walk(&self, bucket: &Bucket, visitor: &mut Items<'_>) -> Result<(), Fault> {
-        self.db.walk_marking(bucket, &mut self.seen.borrow_mut(), visitor)
+        self.db
+            .walk_marking(bucket, &mut self.seen.borrow_mut(), visitor)
     }
 }
 
@@ -78,21 +87,36 @@ impl Contents for Checked<'_> {
     }
 
     fn each(&self, name: &[u8], visitor: &mut Visitor<'_>) -> Result<()> {
-        elements(|bucket, visitor| self.walk(bucket, visitor), self.db, name, visitor)
+        elements(
+            |bucket, visitor| self.walk(bucket, visitor),
+            self.db,
+            name,
+            visitor,
+        )
     }
 }
 
 /// Takes an element as it is in a page.
 type Items<'v> = dyn FnMut(Item<'_>) -> ControlFlow<()> + 'v;
 
-fn names(walk: impl FnOnce(&Bucket, &mut Items<'_>) -> Result<(), Fault>, db: &Database) -> Result<Vec<Vec<u8>>> {
+fn names(
+    walk: impl FnOnce(&Bucket, &mut Items<'_>) -> Result<(), Fault>,
+    db: &Database,
+) -> Result<Vec<Vec<u8>>> {
     let (mut names, mut strange) = (Vec::new(), false);
     walk(&Bucket::Page(db.meta().root), &mut |item| {
         strange |= !item.is_bucket || names.len() >= MAX_BUCKETS;
         names.push(item.key.to_vec());
-        if strange { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if strange {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     })?;
-    ensure!(!strange, "the database's root holds something that is no bucket of etcd's");
+    ensure!(
+        !strange,
+        "the database's root holds something that is no bucket of etcd's"
+    );
     Ok(names)
 }
 
@@ -102,11 +126,16 @@ fn elements(
     name: &[u8],
     visitor: &mut Visitor<'_>,
 ) -> Result<()> {
-    let Some(bucket) = db.bucket(name)? else { return Ok(()) };
+    let Some(bucket) = db.bucket(name)? else {
+        return Ok(());
+    };
     let mut failed = None;
     walk(&bucket, &mut |item| {
         let done = match item.is_bucket {
-            true => Err(anyhow::anyhow!("bucket {} holds another one", name.escape_ascii())),
+            true => Err(anyhow::anyhow!(
+                "bucket {} holds another one",
+                name.escape_ascii()
+            )),
             false => visitor(item.key, item.value),
         };
         match done {
@@ -137,12 +166,18 @@ pub struct Edits {
 impl Edits {
     /// Sets a value.
     pub fn set(&mut self, bucket: &[u8], key: &[u8], value: Vec<u8>) {
-        self.changes.entry(bucket.to_vec()).or_default().insert(key.to_vec(), Some(value));
+        self.changes
+            .entry(bucket.to_vec())
+            .or_default()
+            .insert(key.to_vec(), Some(value));
     }
 
     /// Takes a value out.
     pub fn remove(&mut self, bucket: &[u8], key: &[u8]) {
-        self.changes.entry(bucket.to_vec()).or_default().insert(key.to_vec(), None);
+        self.changes
+            .entry(bucket.to_vec())
+            .or_default()
+            .insert(key.to_vec(), None);
     }
 
     /// Leaves all old elements of a bucket out.
@@ -173,7 +208,9 @@ impl Edits {
     }
 
     fn drops(&self, bucket: &[u8], number: u64, key: &[u8]) -> bool {
-        let Some((revision, history)) = self.compaction.as_ref().filter(|_| bucket == KEY) else { return false };
+        let Some((revision, history)) = self.compaction.as_ref().filter(|_| bucket == KEY) else {
+            return false;
+        };
         let is_older = Revision::parse(key).is_some_and(|(at, _)| at.main <= *revision);
         is_older && history.is_superfluous(number)
     }
@@ -198,13 +235,20 @@ impl Edits {
         writer.finish()
     }
 
-    fn bucket(&self, name: &[u8], contents: Option<&dyn Contents>, writer: &mut DatabaseWriter<'_>) -> Result<()> {
+    fn bucket(
+        &self,
+        name: &[u8],
+        contents: Option<&dyn Contents>,
+        writer: &mut DatabaseWriter<'_>,
+    ) -> Result<()> {
         let mut changes = self.changes.get(name).into_iter().flatten().peekable();
         if let Some(contents) = contents {
             let mut number = 0;
             contents.each(name, &mut |key, value| {
                 while let Some((new, value)) = changes.next_if(|(new, _)| new.as_slice() < key) {
-                    value.as_ref().map_or(Ok(()), |value| writer.put(new, value))?;
+                    value
+                        .as_ref()
+                        .map_or(Ok(()), |value| writer.put(new, value))?;
                 }
                 let this = number;
                 number += 1;
@@ -217,7 +261,9 @@ impl Edits {
             })?;
         }
         for (key, value) in changes {
-            value.as_ref().map_or(Ok(()), |value| writer.put(key, value))?;
+            value
+                .as_ref()
+                .map_or(Ok(()), |value| writer.put(key, value))?;
         }
         Ok(())
     }
@@ -266,17 +312,30 @@ mod tests {
             Bucket::Inline(_) => panic!("a small bucket"),
         };
         let (a, b) = (root(b"a").to_le_bytes(), root(b"b").to_le_bytes());
-        let write = |bytes: &[u8]| Edits::default().write(&Checked::new(&open(bytes)), &mut Cursor::new(Vec::new()));
+        let write = |bytes: &[u8]| {
+            Edits::default().write(&Checked::new(&open(bytes)), &mut Cursor::new(Vec::new()))
+        };
         write(&bytes).unwrap();
         // The root's page holds the buckets' names, each with its own root behind it.
-        let at = bytes.windows(9).position(|bytes| bytes[0] == b'b' && bytes[1..] == b).unwrap();
+        let at = bytes
+            .windows(9)
+            .position(|bytes| bytes[0] == b'b' && bytes[1..] == b)
+            .unwrap();
         bytes[at + 1..at + 9].copy_from_slice(&a);
-        assert!(write(&bytes).unwrap_err().to_string().contains("multiple references"));
+        assert!(
+            write(&bytes)
+                .unwrap_err()
+                .to_string()
+                .contains("multiple references")
+        );
     }
 
     #[test]
     fn changes_are_merged_in_order() {
-        let db = open(&database(&[("a", &[(b"b", b"1"), (b"d", b"2"), (b"f", b"3")]), ("gone", &[(b"x", b"y")])]));
+        let db = open(&database(&[
+            ("a", &[(b"b", b"1"), (b"d", b"2"), (b"f", b"3")]),
+            ("gone", &[(b"x", b"y")]),
+        ]));
         let mut edits = Edits::default();
         for (key, value) in [(&b"a"[..], &b"new"[..]), (b"d", b"other"), (b"g", b"last")] {
             edits.set(b"a", key, value.to_vec());
@@ -288,8 +347,13 @@ mod tests {
         let mut out = Cursor::new(Vec::new());
         edits.write(&db, &mut out).unwrap();
         let read = all(&open(&out.into_inner()));
-        let expected: [(&str, &str, &str); 5] =
-            [("a", "a", "new"), ("a", "b", "1"), ("a", "d", "other"), ("a", "g", "last"), ("made", "k", "v")];
+        let expected: [(&str, &str, &str); 5] = [
+            ("a", "a", "new"),
+            ("a", "b", "1"),
+            ("a", "d", "other"),
+            ("a", "g", "last"),
+            ("made", "k", "v"),
+        ];
         let shown: Vec<(String, String, String)> = read
             .into_iter()
             .map(|(bucket, key, value)| {
@@ -297,7 +361,10 @@ mod tests {
                 (text(bucket), text(key), text(value))
             })
             .collect();
-        let expected: Vec<_> = expected.iter().map(|(a, b, c)| ((*a).into(), (*b).into(), (*c).into())).collect();
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|(a, b, c)| ((*a).into(), (*b).into(), (*c).into()))
+            .collect();
         assert_eq!(shown, expected);
     }
 }

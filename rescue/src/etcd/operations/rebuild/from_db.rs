@@ -18,7 +18,9 @@ use crate::etcd::format::bbolt::{Database, Fault};
 use crate::etcd::format::proto::put_number;
 use crate::etcd::format::raft::Identity;
 use crate::etcd::operations::salvage::Salvage;
-use crate::etcd::read::backend::{ALARM, Facts, KEY, LEASE, MEMBERS, MEMBERS_REMOVED, META, Revision};
+use crate::etcd::read::backend::{
+    ALARM, Facts, KEY, LEASE, MEMBERS, MEMBERS_REMOVED, META, Revision,
+};
 use crate::etcd::write::{Form, snap, store, wal};
 use crate::guest::{Guest, GuestPath};
 
@@ -56,7 +58,11 @@ pub struct FromDatabase {
 
 /// Whose files fit to a database: from 3.5 on it holds a term.
 pub fn form(facts: &Facts) -> Form {
-    if facts.term.is_some() || facts.conf_state.is_some() { Form::V3_5 } else { Form::V3_4 }
+    if facts.term.is_some() || facts.conf_state.is_some() {
+        Form::V3_5
+    } else {
+        Form::V3_4
+    }
 }
 
 impl FromDatabase {
@@ -66,7 +72,10 @@ impl FromDatabase {
     }
 
     fn identity(&self) -> Identity {
-        Identity { member: self.own, cluster: self.cluster.id }
+        Identity {
+            member: self.own,
+            cluster: self.cluster.id,
+        }
     }
 
     /// The last entry of the new log: one for each member.
@@ -80,13 +89,25 @@ impl FromDatabase {
             edits.empty(bucket);
         }
         for member in self.cluster.members.list.values() {
-            edits.set(MEMBERS, format!("{:x}", member.id).as_bytes(), member.to_json());
+            edits.set(
+                MEMBERS,
+                format!("{:x}", member.id).as_bytes(),
+                member.to_json(),
+            );
         }
-        edits.set(META, b"consistent_index", self.applied().to_be_bytes().to_vec());
+        edits.set(
+            META,
+            b"consistent_index",
+            self.applied().to_be_bytes().to_vec(),
+        );
         match self.form {
             Form::V3_5 => {
                 edits.set(META, b"term", 1u64.to_be_bytes().to_vec());
-                edits.set(META, b"confState", conf_state(self.cluster.members.voters()));
+                edits.set(
+                    META,
+                    b"confState",
+                    conf_state(self.cluster.members.voters()),
+                );
             }
             Form::V3_4 => {
                 edits.remove(META, b"term");
@@ -94,7 +115,11 @@ impl FromDatabase {
             }
         }
         if self.bump > 0 {
-            let raised = Revision { main: self.raised(), sub: 0 }.to_key();
+            let raised = Revision {
+                main: self.raised(),
+                sub: 0,
+            }
+            .to_key();
             edits.set(KEY, &raised, Vec::new());
             edits.set(META, b"scheduledCompactRev", raised.to_vec());
         }
@@ -113,7 +138,8 @@ impl FromDatabase {
     fn log_and_snapshot(&self, sink: &mut dyn FolderSink) -> Result<()> {
         let name = Path::new(WAL).join(wal::file_name(0, 0));
         let log = BufWriter::new(sink.file(&name, wal::MODE)?);
-        let mark = wal::create(log, &self.identity(), &self.cluster.members, self.form).context("writing the log")?;
+        let mark = wal::create(log, &self.identity(), &self.cluster.members, self.form)
+            .context("writing the log")?;
         let mut out = BufWriter::new(sink.file(&in_snap(&snap::file_name(&mark)), snap::MODE)?);
         let store = store::store(&self.cluster.members, self.version.as_deref());
         snap::write(&mut out, &mark, &store).context("writing the snapshot")?;
@@ -177,14 +203,23 @@ impl BuildFolder for FromDatabase {
 
     fn verify(&self, guest: &Guest, folder: &GuestPath) -> Result<()> {
         let data = read_back(guest, folder)?;
-        ensure!(data.log.identity == Some(self.identity()), "the log that was built belongs to somebody else");
+        ensure!(
+            data.log.identity == Some(self.identity()),
+            "the log that was built belongs to somebody else"
+        );
         let facts = data.facts().context("a database")?;
         let expected = (self.applied(), self.raised());
         let seen = (facts.consistent_index, facts.revision);
-        ensure!(seen == expected, "what was built is at {seen:?} (entry, revision) instead of {expected:?}");
+        ensure!(
+            seen == expected,
+            "what was built is at {seen:?} (entry, revision) instead of {expected:?}"
+        );
         let voters: Vec<u64> = data.membership().0.voters().collect();
         let wanted: Vec<u64> = self.cluster.members.voters().collect();
-        ensure!(voters == wanted, "what was built has other voters than planned");
+        ensure!(
+            voters == wanted,
+            "what was built has other voters than planned"
+        );
         Ok(())
     }
 }

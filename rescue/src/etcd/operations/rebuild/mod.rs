@@ -49,14 +49,29 @@ fn in_snap(name: &str) -> PathBuf {
 /// # Errors
 /// What keeps etcd from starting on it, or from working.
 pub fn read_back(guest: &Guest, folder: &GuestPath) -> Result<MemberData> {
-    let place = Place { data_dir: folder.clone(), wal: folder.join(WAL), snap: folder.join(SNAP) };
-    let data = MemberData { is_there: guest.exists(folder), ..MemberData::read(guest, &place) };
-    let is_fault = |problem: &boot::Problem| problem.effect != Effect::Harmless && problem.kind != Kind::Alarm;
+    let place = Place {
+        data_dir: folder.clone(),
+        wal: folder.join(WAL),
+        snap: folder.join(SNAP),
+    };
+    let data = MemberData {
+        is_there: guest.exists(folder),
+        ..MemberData::read(guest, &place)
+    };
+    let is_fault =
+        |problem: &boot::Problem| problem.effect != Effect::Harmless && problem.kind != Kind::Alarm;
     let problem = boot::problems(&data).into_iter().find(is_fault);
     if let Some(problem) = problem {
-        anyhow::bail!("what was built is not sound: {}: {}", problem.path, problem.saw);
+        anyhow::bail!(
+            "what was built is not sound: {}: {}",
+            problem.path,
+            problem.saw
+        );
     }
-    ensure!(matches!(data.stored, Stored::Open(_)), "what was built has no database");
+    ensure!(
+        matches!(data.stored, Stored::Open(_)),
+        "what was built has no database"
+    );
     if let Stored::Open(open) = &data.stored {
         open.0.db.check(&mut |_, _| {})?;
     }

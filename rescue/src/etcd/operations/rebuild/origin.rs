@@ -46,7 +46,10 @@ impl Origin {
     /// # Errors
     /// As the tree gives them.
     pub fn in_guest(guest: &Guest, path: &GuestPath) -> TreeResult<Self> {
-        Ok(Self::Guest { source: guest.source.clone(), path: GuestPath::from(&guest.resolve(path)?) })
+        Ok(Self::Guest {
+            source: guest.source.clone(),
+            path: GuestPath::from(&guest.resolve(path)?),
+        })
     }
 
     /// Opens it.
@@ -65,8 +68,15 @@ impl Origin {
 
 fn local(path: &Path) -> Result<File> {
     let path = std::fs::canonicalize(path)?;
-    let (folder, name) = (path.parent().context("it is a folder")?, path.file_name().context("it is a folder")?);
-    let guest = Guest::new(folder.display().to_string(), Rc::new(FolderTree::open(folder)?), Vec::new());
+    let (folder, name) = (
+        path.parent().context("it is a folder")?,
+        path.file_name().context("it is a folder")?,
+    );
+    let guest = Guest::new(
+        folder.display().to_string(),
+        Rc::new(FolderTree::open(folder)?),
+        Vec::new(),
+    );
     Ok(File::open(&guest, &GuestPath::new("/").join(name))?)
 }
 
@@ -86,14 +96,19 @@ pub enum Trailer {
 /// # Errors
 /// As the tree gives them.
 pub fn trailer(file: &File) -> TreeResult<Trailer> {
-    let Some(length) = file.size().checked_sub(TRAILER_BYTES).filter(|length| length % SECTOR == 0 && *length > 0)
+    let Some(length) = file
+        .size()
+        .checked_sub(TRAILER_BYTES)
+        .filter(|length| length % SECTOR == 0 && *length > 0)
     else {
         return Ok(Trailer::None);
     };
     let mut digest = Digest::new(&SHA256);
     let mut at = 0;
     while at < length {
-        let wanted = usize::try_from(length - at).unwrap_or(usize::MAX).min(READ_AT_ONCE);
+        let wanted = usize::try_from(length - at)
+            .unwrap_or(usize::MAX)
+            .min(READ_AT_ONCE);
         let bytes = file.read_once(at, wanted)?;
         if bytes.is_empty() {
             return Ok(Trailer::Wrong);
@@ -102,7 +117,11 @@ pub fn trailer(file: &File) -> TreeResult<Trailer> {
         at += bytes.len() as u64;
     }
     let there = file.read_once(length, TRAILER_BYTES as usize)?;
-    Ok(if digest.finish().as_ref() == there { Trailer::Sound } else { Trailer::Wrong })
+    Ok(if digest.finish().as_ref() == there {
+        Trailer::Sound
+    } else {
+        Trailer::Wrong
+    })
 }
 
 #[cfg(test)]
@@ -117,9 +136,16 @@ mod tests {
         let saved = [&bytes, sum.as_ref()].concat();
         let mut damaged = saved.clone();
         damaged[100] ^= 1;
-        for (bytes, seen) in [(&bytes, Trailer::None), (&saved, Trailer::Sound), (&damaged, Trailer::Wrong)] {
+        for (bytes, seen) in [
+            (&bytes, Trailer::None),
+            (&saved, Trailer::Sound),
+            (&damaged, Trailer::Wrong),
+        ] {
             let guest = MemoryTree::new().file("/db", bytes).into_guest();
-            let file = Origin::in_guest(&guest, &GuestPath::new("/db")).unwrap().open(&Sources::new([&guest])).unwrap();
+            let file = Origin::in_guest(&guest, &GuestPath::new("/db"))
+                .unwrap()
+                .open(&Sources::new([&guest]))
+                .unwrap();
             assert_eq!(trailer(&file).unwrap(), seen);
         }
     }

@@ -40,8 +40,15 @@ impl Recipe {
     /// the newest one, if that is given; it must begin behind the log's end.
     pub fn in_place(base: &Rc<Base>, identity: Identity, tail: Option<&Tail>) -> Self {
         let log = &base.log;
-        let commit = log.state.commit.max(base.database.facts.consistent_index).min(log.last);
-        let state = HardState { commit, ..log.state };
+        let commit = log
+            .state
+            .commit
+            .max(base.database.facts.consistent_index)
+            .min(log.last);
+        let state = HardState {
+            commit,
+            ..log.state
+        };
         let addition = Addition {
             mark: None,
             entries: tail.map(|tail| tail.entries.clone()).unwrap_or_default(),
@@ -55,7 +62,12 @@ impl Recipe {
 
     /// The member `identity` of the same cluster: with the base's history, these changes, and a term that nobody has used yet. Safe only where all
     /// other voters get the same, are fenced, or are too few without it.
-    pub fn agreed(base: &Rc<Base>, identity: Identity, term: u64, changes: Vec<ConfChange>) -> Self {
+    pub fn agreed(
+        base: &Rc<Base>,
+        identity: Identity,
+        term: u64,
+        changes: Vec<ConfChange>,
+    ) -> Self {
         // A vote for itself: nobody else becomes a leader in the term of these entries.
         let addition = Addition::agreed(base.last(), term, identity.member, changes);
         Self::new(base, identity, addition)
@@ -63,13 +75,25 @@ impl Recipe {
 
     /// Members of the same cluster that are taken in anew: `gone` lose their place, and `new`, who carry new IDs, come. The first recipe is
     /// that of `keeper`, who stays; then one for each of `new`. Safe as [`Recipe::agreed`] is.
-    pub fn readmit(base: &Rc<Base>, keeper: Identity, gone: &[u64], new: &[Member], term: u64) -> Vec<Self> {
+    pub fn readmit(
+        base: &Rc<Base>,
+        keeper: Identity,
+        gone: &[u64],
+        new: &[Member],
+        term: u64,
+    ) -> Vec<Self> {
         let mut changes = changes::remove(gone.iter().copied());
         changes.extend(new.iter().map(add));
         // All have voted for the keeper: nobody else becomes a leader in this term.
         let addition = Addition::agreed(base.last(), term, keeper.member, changes);
-        let identities = new.iter().map(|member| Identity { member: member.id, ..keeper });
-        std::iter::once(keeper).chain(identities).map(|identity| Self::new(base, identity, addition.clone())).collect()
+        let identities = new.iter().map(|member| Identity {
+            member: member.id,
+            ..keeper
+        });
+        std::iter::once(keeper)
+            .chain(identities)
+            .map(|identity| Self::new(base, identity, addition.clone()))
+            .collect()
     }
 
     /// Members of a new cluster with new IDs, all with the base's history, in the order of `members`: names and peer URLs count. Whoever is
@@ -90,26 +114,61 @@ impl Recipe {
         let cluster = cluster_id(new.iter().map(|member| member.id));
         let changes = changes::replace(&base.members, &new, token);
         let addition = Addition::agreed(base.last(), term, 0, changes);
-        new.iter().map(|member| Self::new(base, Identity { member: member.id, cluster }, addition.clone())).collect()
+        new.iter()
+            .map(|member| {
+                Self::new(
+                    base,
+                    Identity {
+                        member: member.id,
+                        cluster,
+                    },
+                    addition.clone(),
+                )
+            })
+            .collect()
     }
 
     fn new(base: &Rc<Base>, identity: Identity, mut addition: Addition) -> Self {
         let mut members = base.members.clone();
-        addition.changes.iter().for_each(|change| members.apply(change));
-        if let Some(tail) = base.tail.as_ref().filter(|tail| addition.first == tail.last().saturating_add(1)) {
+        addition
+            .changes
+            .iter()
+            .for_each(|change| members.apply(change));
+        if let Some(tail) = base
+            .tail
+            .as_ref()
+            .filter(|tail| addition.first == tail.last().saturating_add(1))
+        {
             addition.entries = tail.entries.clone();
         }
         if let Start::Fresh(mark, _) = &base.start {
             // As the version writes it that the database is of.
-            let conf_state = mark.conf_state.clone().filter(|_| base.database.facts.term.is_some());
-            addition.mark = Some(SnapshotMark { conf_state, ..mark.clone() });
+            let conf_state = mark
+                .conf_state
+                .clone()
+                .filter(|_| base.database.facts.term.is_some());
+            addition.mark = Some(SnapshotMark {
+                conf_state,
+                ..mark.clone()
+            });
         }
-        Self { base: Rc::clone(base), identity, addition, voters: members.voters().collect() }
+        Self {
+            base: Rc::clone(base),
+            identity,
+            addition,
+            voters: members.voters().collect(),
+        }
     }
 
     fn rewrite<'a>(&'a self, guest: &'a Guest) -> Rewrite<'a> {
         let base = &self.base;
-        Rewrite { guest, log: &base.log, from: base.from, identity: self.identity, addition: Some(&self.addition) }
+        Rewrite {
+            guest,
+            log: &base.log,
+            from: base.from,
+            identity: self.identity,
+            addition: Some(&self.addition),
+        }
     }
 }
 
@@ -135,7 +194,8 @@ impl BuildFolder for Recipe {
         sink.folder(wal, FOLDER)?;
         if self.base.missing > 0 {
             let out = sink.file(&wal.join(file_name(0, self.base.own_last())), MODE)?;
-            return behind(BufWriter::new(out), &self.identity, &self.addition).context("writing a log");
+            return behind(BufWriter::new(out), &self.identity, &self.addition)
+                .context("writing a log");
         }
         self.rewrite(guest).write(sink, wal)
     }
@@ -148,23 +208,41 @@ impl BuildFolder for Recipe {
             Start::Fresh(_, store) => store.len() as u64 + 4096,
         };
         let log = Rewrite::bytes_of(&base.log, base.from, Some(&self.addition));
-        log.saturating_add(snapshot).saturating_add(base.database.length)
+        log.saturating_add(snapshot)
+            .saturating_add(base.database.length)
     }
 
     fn verify(&self, guest: &Guest, folder: &GuestPath) -> Result<()> {
         // `folder` will be the data folder's `member`, whatever its name is now.
-        let place = Place { data_dir: folder.clone(), wal: folder.join("wal"), snap: folder.join("snap") };
-        let data = MemberData { is_there: true, ..MemberData::read(guest, &place) };
-        if let Some(problem) =
-            boot::problems(&data).iter().find(|problem| problem.effect != Effect::Harmless && !problem.is_alarm())
+        let place = Place {
+            data_dir: folder.clone(),
+            wal: folder.join("wal"),
+            snap: folder.join("snap"),
+        };
+        let data = MemberData {
+            is_there: true,
+            ..MemberData::read(guest, &place)
+        };
+        if let Some(problem) = boot::problems(&data)
+            .iter()
+            .find(|problem| problem.effect != Effect::Harmless && !problem.is_alarm())
         {
             anyhow::bail!("what was built would not start: {}", problem.saw);
         }
-        ensure!(data.log.identity == Some(self.identity), "what was built does not carry its own identity");
-        ensure!(data.log.state == self.addition.state, "what was built does not end as planned");
+        ensure!(
+            data.log.identity == Some(self.identity),
+            "what was built does not carry its own identity"
+        );
+        ensure!(
+            data.log.state == self.addition.state,
+            "what was built does not end as planned"
+        );
         let voters: Vec<u64> = data.membership().0.voters().collect();
         let agreed = data.log.state.commit >= data.log.last;
-        ensure!(!agreed || voters == self.voters, "what was built does not have the members that were planned");
+        ensure!(
+            !agreed || voters == self.voters,
+            "what was built does not have the members that were planned"
+        );
         Ok(())
     }
 }

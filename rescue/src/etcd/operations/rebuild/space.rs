@@ -67,13 +67,19 @@ impl Decision {
                 Err(why) => decision.not_compacted = Some(why),
             }
         }
-        let alarms: BTreeSet<u64> = alarmed.iter().flat_map(|alarmed| &alarmed.raised).copied().collect();
+        let alarms: BTreeSet<u64> = alarmed
+            .iter()
+            .flat_map(|alarmed| &alarmed.raised)
+            .copied()
+            .collect();
         if !alarms.is_empty() {
             // A compaction may free more than is known before.
             let is_small = size_after < quota || decision.compaction.is_some();
             let may = match is_small {
                 true => may_lift(given, &alarmed, &alarms),
-                false => Err("the database is as large as the quota even without its free pages".to_owned()),
+                false => Err(
+                    "the database is as large as the quota even without its free pages".to_owned(),
+                ),
             };
             match may {
                 Ok(()) => {
@@ -88,9 +94,15 @@ impl Decision {
 
     /// Of members that do not share their state, because of `why`: nothing of it is changed.
     pub fn apart(given: &[Given<'_>], compact: bool, why: &str) -> Self {
-        let is_full = given.iter().any(|given| !Alarmed::of(given).raised.is_empty());
+        let is_full = given
+            .iter()
+            .any(|given| !Alarmed::of(given).raised.is_empty());
         let why = |is_asked: bool| is_asked.then(|| why.to_owned());
-        Self { not_compacted: why(compact), not_lifted: why(is_full), ..Self::default() }
+        Self {
+            not_compacted: why(compact),
+            not_lifted: why(is_full),
+            ..Self::default()
+        }
     }
 
     /// Into the recipe of one of the members, by its number.
@@ -118,36 +130,55 @@ struct Alarmed {
 impl Alarmed {
     fn of(given: &Given<'_>) -> Self {
         let facts = given.data.facts();
-        let alarms = facts.map(|facts| facts.alarms.as_slice()).unwrap_or_default();
-        let raised = alarms.iter().filter(|alarm| alarm.is_no_space()).map(|alarm| alarm.member).collect();
-        let mut alarmed = Self { raised, last: None, needed: 0 };
+        let alarms = facts
+            .map(|facts| facts.alarms.as_slice())
+            .unwrap_or_default();
+        let raised = alarms
+            .iter()
+            .filter(|alarm| alarm.is_no_space())
+            .map(|alarm| alarm.member)
+            .collect();
+        let mut alarmed = Self {
+            raised,
+            last: None,
+            needed: 0,
+        };
         let mut first_needed = 0;
         let from = given.data.consistent_index().saturating_add(1);
-        let visited = given.data.log.visit(given.guest, from, u64::MAX, &mut |entry| {
-            let request = Request::parse(entry.data);
-            match request {
-                Ok(Request::Alarm(alarm)) if entry.kind == EntryKind::Normal && alarm.kind == NO_SPACE => {
-                    match alarm.raise {
-                        true => alarmed.raised.insert(alarm.member),
-                        false => alarmed.raised.remove(&alarm.member),
-                    };
-                    alarmed.pass(entry, first_needed);
+        let visited = given
+            .data
+            .log
+            .visit(given.guest, from, u64::MAX, &mut |entry| {
+                let request = Request::parse(entry.data);
+                match request {
+                    Ok(Request::Alarm(alarm))
+                        if entry.kind == EntryKind::Normal && alarm.kind == NO_SPACE =>
+                    {
+                        match alarm.raise {
+                            true => alarmed.raised.insert(alarm.member),
+                            false => alarmed.raised.remove(&alarm.member),
+                        };
+                        alarmed.pass(entry, first_needed);
+                    }
+                    Ok(request)
+                        if entry.kind == EntryKind::Normal
+                            && !alarmed.raised.is_empty()
+                            && is_write(&request) =>
+                    {
+                        alarmed.pass(entry, first_needed);
+                    }
+                    // What is not in the keys: etcd applies these from its snapshot on, whatever the database says, or they do nothing.
+                    Ok(
+                        Request::Nothing
+                        | Request::MemberAttributes { .. }
+                        | Request::MemberAttributesSet { .. }
+                        | Request::ClusterVersion(_),
+                    ) if entry.kind == EntryKind::Normal => {}
+                    _ if first_needed == 0 => first_needed = entry.index,
+                    _ => {}
                 }
-                Ok(request) if entry.kind == EntryKind::Normal && !alarmed.raised.is_empty() && is_write(&request) => {
-                    alarmed.pass(entry, first_needed);
-                }
-                // What is not in the keys: etcd applies these from its snapshot on, whatever the database says, or they do nothing.
-                Ok(
-                    Request::Nothing
-                    | Request::MemberAttributes { .. }
-                    | Request::MemberAttributesSet { .. }
-                    | Request::ClusterVersion(_),
-                ) if entry.kind == EntryKind::Normal => {}
-                _ if first_needed == 0 => first_needed = entry.index,
-                _ => {}
-            }
-            ControlFlow::Continue(())
-        });
+                ControlFlow::Continue(())
+            });
         if visited.is_err() {
             alarmed.needed = from;
         }
@@ -155,7 +186,10 @@ impl Alarmed {
     }
 
     fn pass(&mut self, entry: &Entry<'_>, first_needed: u64) {
-        self.last = Some(Passed { index: entry.index, term: entry.term });
+        self.last = Some(Passed {
+            index: entry.index,
+            term: entry.term,
+        });
         self.needed = first_needed;
     }
 }
@@ -171,17 +205,29 @@ fn is_write(request: &Request<'_>) -> bool {
 
 /// All voters that any of them knows must be given.
 fn all_there(given: &[Given<'_>]) -> Result<(), String> {
-    let there: BTreeSet<u64> = given.iter().filter_map(|given| Some(given.data.log.identity?.member)).collect();
+    let there: BTreeSet<u64> = given
+        .iter()
+        .filter_map(|given| Some(given.data.log.identity?.member))
+        .collect();
     for one in given {
         let members = one.data.membership().0;
         let absent: Vec<String> = members
             .list
             .values()
             .filter(|member| !there.contains(&member.id))
-            .map(|member| if member.name.is_empty() { format!("{:x}", member.id) } else { member.name.clone() })
+            .map(|member| {
+                if member.name.is_empty() {
+                    format!("{:x}", member.id)
+                } else {
+                    member.name.clone()
+                }
+            })
             .collect();
         if !absent.is_empty() {
-            return Err(format!("it is done on all members or on none, and {} was not given", absent.join(", ")));
+            return Err(format!(
+                "it is done on all members or on none, and {} was not given",
+                absent.join(", ")
+            ));
         }
     }
     Ok(())
@@ -190,10 +236,21 @@ fn all_there(given: &[Given<'_>]) -> Result<(), String> {
 /// The newest revision that all hold.
 fn may_compact(given: &[Given<'_>]) -> Result<Option<i64>, String> {
     all_there(given)?;
-    let facts: Vec<_> = given.iter().filter_map(|given| given.data.facts()).collect();
+    let facts: Vec<_> = given
+        .iter()
+        .filter_map(|given| given.data.facts())
+        .collect();
     let revision = facts.iter().map(|facts| facts.revision).min();
-    let compacted = facts.iter().map(|facts| facts.compacted).max().unwrap_or(-1);
-    let newest = facts.iter().map(|facts| facts.consistent_index).max().unwrap_or(0);
+    let compacted = facts
+        .iter()
+        .map(|facts| facts.compacted)
+        .max()
+        .unwrap_or(-1);
+    let newest = facts
+        .iter()
+        .map(|facts| facts.consistent_index)
+        .max()
+        .unwrap_or(0);
     for one in given {
         let reads_old = in_tail(one, &mut |index, request| {
             index <= newest && matches!(request, Request::Txn(txn) if reads_history(txn))
@@ -210,14 +267,29 @@ fn may_compact(given: &[Given<'_>]) -> Result<Option<i64>, String> {
 }
 
 /// Without the alarm writes are applied that with it are not.
-fn may_lift(given: &[Given<'_>], alarmed: &[Alarmed], alarms: &BTreeSet<u64>) -> Result<(), String> {
+fn may_lift(
+    given: &[Given<'_>],
+    alarmed: &[Alarmed],
+    alarms: &BTreeSet<u64>,
+) -> Result<(), String> {
     all_there(given)?;
-    let reached =
-        |one: &Given<'_>, alarmed: &Alarmed| one.data.consistent_index().max(alarmed.last.map_or(0, |last| last.index));
-    let newest = given.iter().zip(alarmed).map(|(one, alarmed)| reached(one, alarmed)).max().unwrap_or(0);
+    let reached = |one: &Given<'_>, alarmed: &Alarmed| {
+        one.data
+            .consistent_index()
+            .max(alarmed.last.map_or(0, |last| last.index))
+    };
+    let newest = given
+        .iter()
+        .zip(alarmed)
+        .map(|(one, alarmed)| reached(one, alarmed))
+        .max()
+        .unwrap_or(0);
     for (one, alarmed) in given.iter().zip(alarmed) {
         if alarmed.raised != *alarms {
-            return Err(format!("not all members have the same alarms; {} has others", one.source));
+            return Err(format!(
+                "not all members have the same alarms; {} has others",
+                one.source
+            ));
         }
         if alarmed.needed > 0 {
             return Err(format!(
@@ -226,7 +298,9 @@ fn may_lift(given: &[Given<'_>], alarmed: &[Alarmed], alarms: &BTreeSet<u64>) ->
             ));
         }
         let from = reached(one, alarmed);
-        let differs = in_tail(one, &mut |index, request| index > from && index <= newest && is_write(request));
+        let differs = in_tail(one, &mut |index, request| {
+            index > from && index <= newest && is_write(request)
+        });
         if let Some(index) = differs {
             return Err(format!(
                 "entry {index} of the log on {} is not in its database yet, and would not be applied as the others applied it",
@@ -240,9 +314,15 @@ fn may_lift(given: &[Given<'_>], alarmed: &[Alarmed], alarms: &BTreeSet<u64>) ->
 /// Up to what any of them has applied, or passes over, the entries must be in the logs of all: what one got only later it would apply as the
 /// others did not, and what only one has may yet be given up.
 fn all_reach(given: &[Given<'_>], index: u64) -> Result<(), String> {
-    let terms: BTreeSet<u64> = given.iter().filter_map(|one| one.data.log.term_of(index)).collect();
+    let terms: BTreeSet<u64> = given
+        .iter()
+        .filter_map(|one| one.data.log.term_of(index))
+        .collect();
     match given.iter().find(|one| one.data.log.last < index) {
-        Some(one) => Err(format!("the log on {} does not reach entry {index}, which others have applied", one.source)),
+        Some(one) => Err(format!(
+            "the log on {} does not reach entry {index}, which others have applied",
+            one.source
+        )),
         None if terms.len() > 1 => Err(format!("entry {index} is not the same on all of them")),
         None => Ok(()),
     }

@@ -25,7 +25,11 @@ impl Target {
     /// # Errors
     /// A [`Refusal`] where nothing says it.
     pub fn of(found: &Found, data: &MemberData) -> Result<Self> {
-        if let Some(Launch { by: By::Embedded(embedding), .. }) = &found.launch {
+        if let Some(Launch {
+            by: By::Embedded(embedding),
+            ..
+        }) = &found.launch
+        {
             return Err(Refusal::new(
                 format!("{} on {} runs etcd inside itself", embedding.name, found.source),
                 "it keeps its own record of the cluster's members, which a new etcd cluster would contradict",
@@ -33,15 +37,23 @@ impl Target {
             )
             .into());
         }
-        let started = found
-            .launch
-            .as_ref()
-            .and_then(|launch| Some(Self { name: launch.option("--name")?.to_owned(), peer_urls: launch.peer_urls() }));
+        let started = found.launch.as_ref().and_then(|launch| {
+            Some(Self {
+                name: launch.option("--name")?.to_owned(),
+                peer_urls: launch.peer_urls(),
+            })
+        });
         if let Some(target) = started.filter(Self::is_whole) {
             return Ok(target);
         }
-        let own = data.log.identity.and_then(|identity| data.membership().0.list.get(&identity.member).cloned());
-        let known = own.map(|member| Self { name: member.name, peer_urls: member.peer_urls });
+        let own = data
+            .log
+            .identity
+            .and_then(|identity| data.membership().0.list.get(&identity.member).cloned());
+        let known = own.map(|member| Self {
+            name: member.name,
+            peer_urls: member.peer_urls,
+        });
         known.filter(Self::is_whole).ok_or_else(|| {
             Refusal::new(
                 format!("neither a manifest nor the log on {} says the member's name and peer URL", found.source),
@@ -59,19 +71,28 @@ impl Target {
     pub fn parse(text: &str) -> Result<Self, String> {
         let (name, urls) = text.split_once('=').unwrap_or_default();
         let peer_urls: Vec<String> = urls.split(',').map(str::to_owned).collect();
-        let target = Self { name: name.to_owned(), peer_urls };
+        let target = Self {
+            name: name.to_owned(),
+            peer_urls,
+        };
         let is_url = |url: &String| {
-            let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+            let rest = url
+                .strip_prefix("https://")
+                .or_else(|| url.strip_prefix("http://"));
             rest.is_some_and(|rest| rest.contains(':') && !rest.contains(['/', ' ', '"']))
         };
         match target.is_whole() && target.peer_urls.iter().all(is_url) {
             true => Ok(target),
-            false => Err(format!("{text} is no NAME=URL such as master01=https://10.0.0.1:2380")),
+            false => Err(format!(
+                "{text} is no NAME=URL such as master01=https://10.0.0.1:2380"
+            )),
         }
     }
 
     fn is_whole(&self) -> bool {
-        !self.name.is_empty() && !self.peer_urls.is_empty() && self.peer_urls.iter().all(|url| !url.is_empty())
+        !self.name.is_empty()
+            && !self.peer_urls.is_empty()
+            && self.peer_urls.iter().all(|url| !url.is_empty())
     }
 }
 
@@ -97,10 +118,9 @@ impl NewCluster {
         let mut order = Vec::new();
         for Target { name, peer_urls } in targets {
             let id = member_id(peer_urls, token);
-            let twin = members
-                .list
-                .values()
-                .find(|other| other.name == *name || other.peer_urls.iter().any(|url| peer_urls.contains(url)));
+            let twin = members.list.values().find(|other| {
+                other.name == *name || other.peer_urls.iter().any(|url| peer_urls.contains(url))
+            });
             if let Some(twin) = twin {
                 return Err(Refusal::new(
                     format!("two of the members are {} with {}", twin.name, twin.peer_urls.join(",")),
@@ -109,12 +129,22 @@ impl NewCluster {
                 )
                 .into());
             }
-            members
-                .list
-                .insert(id, Member { id, name: name.clone(), peer_urls: peer_urls.clone(), ..Member::default() });
+            members.list.insert(
+                id,
+                Member {
+                    id,
+                    name: name.clone(),
+                    peer_urls: peer_urls.clone(),
+                    ..Member::default()
+                },
+            );
             order.push(id);
         }
-        Ok(Self { id: cluster_id(members.voters()), members, order })
+        Ok(Self {
+            id: cluster_id(members.voters()),
+            members,
+            order,
+        })
     }
 }
 
@@ -125,7 +155,10 @@ mod tests {
     #[test]
     fn members_are_told_apart() {
         let target = |text| Target::parse(text).unwrap();
-        let targets = [target("a=https://10.0.0.1:2380"), target("b=https://10.0.0.2:2380,https://b:2380")];
+        let targets = [
+            target("a=https://10.0.0.1:2380"),
+            target("b=https://10.0.0.2:2380,https://b:2380"),
+        ];
         let cluster = NewCluster::new(&targets, "token").unwrap();
         assert_eq!(cluster.order.len(), 2);
         assert_eq!(cluster.members.list[&cluster.order[1]].peer_urls.len(), 2);
@@ -133,7 +166,14 @@ mod tests {
         for other in ["a=https://10.0.0.3:2380", "c=https://10.0.0.1:2380"] {
             assert!(NewCluster::new(&[targets[0].clone(), target(other)], "token").is_err());
         }
-        for wrong in ["a", "a=", "=https://x:1", "a=ftp://x:1", "a=https://x", "a=https://x:1,"] {
+        for wrong in [
+            "a",
+            "a=",
+            "=https://x:1",
+            "a=ftp://x:1",
+            "a=https://x",
+            "a=https://x:1,",
+        ] {
             assert!(Target::parse(wrong).is_err(), "{wrong}");
         }
     }

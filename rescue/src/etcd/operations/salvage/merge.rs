@@ -65,7 +65,10 @@ impl Pages {
             return Some(Rc::clone(page));
         }
         let page = Rc::new(page::read(file, meta, id).ok()?);
-        let bytes = page.overflow().saturating_add(1).saturating_mul(meta.page_size);
+        let bytes = page
+            .overflow()
+            .saturating_add(1)
+            .saturating_mul(meta.page_size);
         self.bytes += bytes;
         self.order.push_back((id, bytes));
         self.by_id.insert(id, Rc::clone(&page));
@@ -81,8 +84,21 @@ impl Pages {
 
 impl<'a> Merge<'a> {
     /// `leaves` are in the order of their first elements.
-    pub fn new(file: &'a File, meta: &'a Meta, leaves: &'a [Leaf], missing: &'a Missing, newest: Option<At>) -> Self {
-        Self { file, meta, leaves, missing, newest, pages: Pages::default() }
+    pub fn new(
+        file: &'a File,
+        meta: &'a Meta,
+        leaves: &'a [Leaf],
+        missing: &'a Missing,
+        newest: Option<At>,
+    ) -> Self {
+        Self {
+            file,
+            meta,
+            leaves,
+            missing,
+            newest,
+            pages: Pages::default(),
+        }
     }
 
     /// Gives every element to `visitor`.
@@ -96,19 +112,35 @@ impl<'a> Merge<'a> {
         loop {
             // A leaf is begun when nothing before its first element is left.
             let least = heap.peek().map(|next| next.0.at);
-            if let Some(leaf) = waiting.next_if(|leaf| least.is_none_or(|least| leaf.first <= least)) {
-                let first = self.pages.get(self.file, self.meta, leaf.id).and_then(|page| scan::next(&page, 0));
+            if let Some(leaf) =
+                waiting.next_if(|leaf| least.is_none_or(|least| leaf.first <= least))
+            {
+                let first = self
+                    .pages
+                    .get(self.file, self.meta, leaf.id)
+                    .and_then(|page| scan::next(&page, 0));
                 if let Some((index, at)) = first {
-                    heap.push(Reverse(Next { at, is_unreached: !leaf.is_reached, page: Reverse(leaf.id), index }));
+                    heap.push(Reverse(Next {
+                        at,
+                        is_unreached: !leaf.is_reached,
+                        page: Reverse(leaf.id),
+                        index,
+                    }));
                 }
                 continue;
             }
-            let Some(Reverse(next)) = heap.pop() else { break };
-            let Some(page) = self.pages.get(self.file, self.meta, next.page.0) else { continue };
+            let Some(Reverse(next)) = heap.pop() else {
+                break;
+            };
+            let Some(page) = self.pages.get(self.file, self.meta, next.page.0) else {
+                continue;
+            };
             if let Some((index, at)) = scan::next(&page, next.index + 1) {
                 heap.push(Reverse(Next { at, index, ..next }));
             }
-            let Ok(item) = page.leaf(next.index) else { continue };
+            let Ok(item) = page.leaf(next.index) else {
+                continue;
+            };
             if next.is_unreached && !self.counts(item.key, next.at) {
                 continue;
             }
@@ -118,8 +150,19 @@ impl<'a> Merge<'a> {
                 }
                 _ => {
                     held.take().map_or(Ok(()), |held| held.give(visitor))?;
-                    let Next { at, is_unreached, index, .. } = next;
-                    held = Some(Held { page, index, at, is_uncertain: is_unreached, is_disputed: false });
+                    let Next {
+                        at,
+                        is_unreached,
+                        index,
+                        ..
+                    } = next;
+                    held = Some(Held {
+                        page,
+                        index,
+                        at,
+                        is_uncertain: is_unreached,
+                        is_disputed: false,
+                    });
                 }
             }
         }
@@ -146,7 +189,9 @@ impl Held {
     }
 
     fn give(&self, visitor: &mut dyn FnMut(Element<'_>) -> Result<()>) -> Result<()> {
-        let Some(item) = self.item() else { return Ok(()) };
+        let Some(item) = self.item() else {
+            return Ok(());
+        };
         visitor(Element {
             key: item.key,
             value: item.value,

@@ -22,7 +22,9 @@ use crate::etcd::format::bbolt::meta::{self, NO_FREELIST};
 use crate::etcd::format::bbolt::{Bucket, Meta, Page, Seen};
 use crate::etcd::format::file::File;
 use crate::etcd::operations::salvage::merge::{Element, Merge};
-use crate::etcd::operations::salvage::scan::{At, Leaf, Scan, holds_buckets, holds_history, holds_values};
+use crate::etcd::operations::salvage::scan::{
+    At, Leaf, Scan, holds_buckets, holds_history, holds_values,
+};
 use crate::etcd::operations::salvage::tree::{Look, Missing};
 use crate::etcd::read::backend::{Facts, KEY, KeyValue, LEASE, META, Revision};
 use crate::tree::TreeResult;
@@ -83,13 +85,30 @@ impl Salvage {
             None => scan::page_size(&file)?,
         };
         let pages = file.size() / page_size;
-        let meta = Meta { slot: 0, page_size, root: 0, freelist: NO_FREELIST, pages, transaction: 0 };
-        let Scan { mut leaves, mut roots, is_cut } = scan::scan(&file, &meta)?;
+        let meta = Meta {
+            slot: 0,
+            page_size,
+            root: 0,
+            freelist: NO_FREELIST,
+            pages,
+            transaction: 0,
+        };
+        let Scan {
+            mut leaves,
+            mut roots,
+            is_cut,
+        } = scan::scan(&file, &meta)?;
         roots.extend(metas.iter().flatten().map(|meta| meta.root));
         let tree = best(&file, &meta, roots)?;
-        ensure!(tree.is_some() || !leaves.is_empty(), "no page of an etcd database was found in it");
+        ensure!(
+            tree.is_some() || !leaves.is_empty(),
+            "no page of an etcd database was found in it"
+        );
         let (missing, newest) = match &tree {
-            Some(tree) => (tree.missing.clone(), tree.leaves.iter().map(|leaf| leaf.last).max()),
+            Some(tree) => (
+                tree.missing.clone(),
+                tree.leaves.iter().map(|leaf| leaf.last).max(),
+            ),
             None => (everything(), None),
         };
         if let Some(tree) = &tree {
@@ -97,7 +116,16 @@ impl Salvage {
             leaves.extend(&tree.leaves);
         }
         leaves.sort_unstable_by_key(|leaf| leaf.first);
-        let mut salvage = Self { file, meta, tree, leaves, missing, newest, facts: Facts::default(), is_cut };
+        let mut salvage = Self {
+            file,
+            meta,
+            tree,
+            leaves,
+            missing,
+            newest,
+            facts: Facts::default(),
+            is_cut,
+        };
         salvage.facts = Facts::read(&mut |bucket, visitor| {
             salvage.small(bucket, visitor);
             Ok(())
@@ -106,8 +134,11 @@ impl Salvage {
     }
 
     fn small(&self, name: &[u8], visitor: &mut dyn FnMut(&[u8], &[u8])) {
-        let Some(bucket) = self.tree.as_ref().and_then(|tree| tree.buckets.get(name)) else { return };
-        Look::new(&self.file, &self.meta).bucket(bucket, holds_values, &mut |page| elements(page, visitor));
+        let Some(bucket) = self.tree.as_ref().and_then(|tree| tree.buckets.get(name)) else {
+            return;
+        };
+        Look::new(&self.file, &self.meta)
+            .bucket(bucket, holds_values, &mut |page| elements(page, visitor));
     }
 
     /// Whether a root was found whose tree is whole.
@@ -124,7 +155,12 @@ impl Salvage {
     pub fn damaged(&self) -> Vec<&[u8]> {
         match &self.tree {
             Some(tree) => tree.damaged.iter().map(Vec::as_slice).collect(),
-            None => vec![LEASE, crate::etcd::read::backend::AUTH, crate::etcd::read::backend::CLUSTER, META],
+            None => vec![
+                LEASE,
+                crate::etcd::read::backend::AUTH,
+                crate::etcd::read::backend::CLUSTER,
+                META,
+            ],
         }
     }
 
@@ -141,17 +177,34 @@ impl Salvage {
         if self.leaves.is_empty() {
             return self.inline(visitor);
         }
-        Merge::new(&self.file, &self.meta, &self.leaves, &self.missing, self.newest).run(visitor)
+        Merge::new(
+            &self.file,
+            &self.meta,
+            &self.leaves,
+            &self.missing,
+            self.newest,
+        )
+        .run(visitor)
     }
 
     /// The history of a database that was hardly used: it lies in the root's own page.
     fn inline(&self, visitor: &mut dyn FnMut(Element<'_>) -> Result<()>) -> Result<()> {
         let bucket = self.tree.as_ref().and_then(|tree| tree.buckets.get(KEY));
-        let Some(Bucket::Inline(bytes)) = bucket else { return Ok(()) };
+        let Some(Bucket::Inline(bytes)) = bucket else {
+            return Ok(());
+        };
         let page = Page::inline(bytes.clone());
         for index in 0..page.count() {
-            let (Some(at), Ok(item)) = (scan::at(&page, index), page.leaf(index)) else { continue };
-            visitor(Element { key: item.key, value: item.value, at, is_uncertain: false, is_disputed: false })?;
+            let (Some(at), Ok(item)) = (scan::at(&page, index), page.leaf(index)) else {
+                continue;
+            };
+            visitor(Element {
+                key: item.key,
+                value: item.value,
+                at,
+                is_uncertain: false,
+                is_disputed: false,
+            })?;
         }
         Ok(())
     }
@@ -182,8 +235,15 @@ impl Contents for Salvage {
     }
 
     fn buckets(&self) -> Result<Vec<Vec<u8>>> {
-        let there = self.tree.iter().flat_map(|tree| tree.buckets.keys().cloned());
-        Ok(there.chain([KEY.to_vec()]).collect::<BTreeSet<_>>().into_iter().collect())
+        let there = self
+            .tree
+            .iter()
+            .flat_map(|tree| tree.buckets.keys().cloned());
+        Ok(there
+            .chain([KEY.to_vec()])
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect())
     }
 
     fn each(&self, bucket: &[u8], visitor: &mut Visitor<'_>) -> Result<()> {
@@ -213,7 +273,9 @@ fn elements(page: &Page, visitor: &mut dyn FnMut(&[u8], &[u8])) {
 }
 
 fn everything() -> Missing {
-    Missing { spans: vec![(None, None)] }
+    Missing {
+        spans: vec![(None, None)],
+    }
 }
 
 /// Whether anything in a leaf that the tree does not lead to can be of use.
@@ -221,7 +283,8 @@ fn may_count(leaf: &Leaf, missing: &Missing, newest: Option<At>) -> bool {
     let (first, last) = (leaf.first.0.to_key(), leaf.last.0.to_key());
     let touches = |(from, to): &tree::Span| {
         // A deletion's key is one byte longer: the comparison errs on the side of keeping.
-        from.as_deref().is_none_or(|from| from.get(..17).unwrap_or(from) <= last.as_slice())
+        from.as_deref()
+            .is_none_or(|from| from.get(..17).unwrap_or(from) <= last.as_slice())
             && to.as_deref().is_none_or(|to| first.as_slice() < to)
     };
     newest.is_none_or(|newest| leaf.last > newest) || missing.spans.iter().any(touches)
@@ -231,8 +294,15 @@ fn may_count(leaf: &Leaf, missing: &Missing, newest: Option<At>) -> bool {
 /// are taken, and only where there is no better one.
 fn best(file: &File, meta: &Meta, roots: Vec<u64>) -> TreeResult<Option<Candidate>> {
     let roots: BTreeSet<u64> = roots.into_iter().collect();
-    let mut ranked: Vec<(u64, u64)> =
-        roots.into_iter().map(|root| (facts(file, meta, &buckets(file, meta, root)).consistent_index, root)).collect();
+    let mut ranked: Vec<(u64, u64)> = roots
+        .into_iter()
+        .map(|root| {
+            (
+                facts(file, meta, &buckets(file, meta, root)).consistent_index,
+                root,
+            )
+        })
+        .collect();
     ranked.sort_unstable_by(|a, b| b.cmp(a));
     let mut best: Option<Candidate> = None;
     for (_, root) in ranked.into_iter().take(MAX_CANDIDATES) {
@@ -288,8 +358,15 @@ struct Density {
 impl Density {
     fn new(compacted: i64) -> Self {
         // The first write of all has revision 2.
-        let before = Revision { main: compacted.max(1), sub: i64::MAX };
-        Self { compacted, before, gaps: Vec::new() }
+        let before = Revision {
+            main: compacted.max(1),
+            sub: i64::MAX,
+        };
+        Self {
+            compacted,
+            before,
+            gaps: Vec::new(),
+        }
     }
 
     fn add(&mut self, page: &Page) {
@@ -309,10 +386,15 @@ impl Density {
 
     /// Whether what cannot be read explains the gaps, but for a few: an element that is damaged by itself is not there either.
     fn is_explained(&self, missing: &Missing) -> bool {
-        let explained = |after: Revision, before: Revision| missing.touches(&after.to_key(), &before.to_key());
-        let unexplained = self.gaps.iter().filter(|(after, before)| !explained(*after, *before));
-        let lost = unexplained
-            .fold(0i64, |sum, (after, before)| sum.saturating_add(before.main.saturating_sub(after.main).max(1)));
+        let explained =
+            |after: Revision, before: Revision| missing.touches(&after.to_key(), &before.to_key());
+        let unexplained = self
+            .gaps
+            .iter()
+            .filter(|(after, before)| !explained(*after, *before));
+        let lost = unexplained.fold(0i64, |sum, (after, before)| {
+            sum.saturating_add(before.main.saturating_sub(after.main).max(1))
+        });
         let all = self.before.main.saturating_sub(self.compacted.max(1));
         self.gaps.len() < MAX_GAPS && lost <= all / TOLERATED
     }
@@ -331,7 +413,11 @@ fn look(file: &File, meta: &Meta, root: u64) -> Candidate {
             }
         }
     });
-    let Facts { compacted, consistent_index, .. } = facts(file, meta, &buckets);
+    let Facts {
+        compacted,
+        consistent_index,
+        ..
+    } = facts(file, meta, &buckets);
     let mut leaves = Vec::new();
     let mut missing = everything();
     for (name, bucket) in &buckets {
@@ -340,21 +426,39 @@ fn look(file: &File, meta: &Meta, root: u64) -> Candidate {
             missing = look.bucket(bucket, holds_history, &mut |page| {
                 density.add(page);
                 // An inline page has no number; it is read with its root only.
-                leaves.extend(Leaf::of(page).map(|leaf| Leaf { is_reached: true, ..leaf }));
+                leaves.extend(Leaf::of(page).map(|leaf| Leaf {
+                    is_reached: true,
+                    ..leaf
+                }));
             });
             if !density.is_explained(&missing) || leaves.iter().any(|leaf| leaf.id == 0) {
                 leaves.clear();
                 missing = everything();
             }
-        } else if !look.bucket(bucket, holds_values, &mut |_| {}).spans.is_empty() {
+        } else if !look
+            .bucket(bucket, holds_values, &mut |_| {})
+            .spans
+            .is_empty()
+        {
             damaged.insert(name.clone());
         }
     }
     if !above.spans.is_empty() {
         damaged.insert(META.to_vec());
     }
-    let seen = if leaves.is_empty() { Seen::new(meta.pages) } else { look.seen };
-    Candidate { buckets, consistent_index, leaves, missing, damaged, seen }
+    let seen = if leaves.is_empty() {
+        Seen::new(meta.pages)
+    } else {
+        look.seen
+    };
+    Candidate {
+        buckets,
+        consistent_index,
+        leaves,
+        missing,
+        damaged,
+        seen,
+    }
 }
 
 #[cfg(test)]
@@ -379,13 +483,21 @@ mod tests {
         writer.bucket(KEY).unwrap();
         for main in 2..3002i64 {
             let mut value = Vec::new();
-            put_bytes(&mut value, 1, format!("/registry/{}", main % 1000).as_bytes());
+            put_bytes(
+                &mut value,
+                1,
+                format!("/registry/{}", main % 1000).as_bytes(),
+            );
             put_number(&mut value, 3, main as u64);
             put_bytes(&mut value, 5, &[7; 60]);
-            writer.put(&Revision { main, sub: 0 }.to_key(), &value).unwrap();
+            writer
+                .put(&Revision { main, sub: 0 }.to_key(), &value)
+                .unwrap();
         }
         writer.bucket(META).unwrap();
-        writer.put(b"consistent_index", &9u64.to_be_bytes()).unwrap();
+        writer
+            .put(b"consistent_index", &9u64.to_be_bytes())
+            .unwrap();
         writer.finish().unwrap();
         out.into_inner()
     }
@@ -406,8 +518,15 @@ mod tests {
         for (mut bytes, keys) in [(database(), 1000), (sound_database(8), 1)] {
             bytes[..2 * PAGE].fill(0);
             let (report, named) = report(&bytes);
-            assert_eq!((report.has_tree, report.keys, named), (true, keys, 0), "{report:?}");
-            assert_eq!((report.missing_revisions, report.uncertain_revisions), (0, 0));
+            assert_eq!(
+                (report.has_tree, report.keys, named),
+                (true, keys, 0),
+                "{report:?}"
+            );
+            assert_eq!(
+                (report.missing_revisions, report.uncertain_revisions),
+                (0, 0)
+            );
         }
     }
 
@@ -418,7 +537,10 @@ mod tests {
         let root = bytes.len() - PAGE;
         bytes[root..].fill(0);
         let (report, named) = report(&bytes);
-        assert_eq!((report.has_tree, report.keys, report.revisions, named), (false, 1000, 3000, 1000));
+        assert_eq!(
+            (report.has_tree, report.keys, report.revisions, named),
+            (false, 1000, 3000, 1000)
+        );
         assert_eq!((report.missing_revisions, report.revision), (0, 3001));
     }
 
@@ -429,9 +551,21 @@ mod tests {
             bytes[page * PAGE..(page + 1) * PAGE].fill(0);
         }
         let (report, _) = report(&bytes);
-        assert_eq!((report.has_tree, report.is_whole, report.unread_ranges), (true, false, 2), "{report:?}");
-        assert_eq!(report.missing_revisions as usize + report.revisions as usize, 3000);
-        let within = |gap: &(i64, i64)| report.unread.iter().any(|unread| unread.0 <= gap.0 && gap.1 <= unread.1);
+        assert_eq!(
+            (report.has_tree, report.is_whole, report.unread_ranges),
+            (true, false, 2),
+            "{report:?}"
+        );
+        assert_eq!(
+            report.missing_revisions as usize + report.revisions as usize,
+            3000
+        );
+        let within = |gap: &(i64, i64)| {
+            report
+                .unread
+                .iter()
+                .any(|unread| unread.0 <= gap.0 && gap.1 <= unread.1)
+        };
         assert!(report.gaps.iter().all(within), "{report:?}");
     }
 
@@ -440,7 +574,9 @@ mod tests {
         let good = database();
         let mut state = 5u64;
         let mut random = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             (state >> 33) as usize
         };
         for _ in 0..60 {
@@ -454,7 +590,10 @@ mod tests {
             }
             let (report, _) = report(&bytes);
             // A key's own bytes may be damaged, too.
-            assert!(report.keys <= report.revisions && report.revisions <= 3000, "{report:?}");
+            assert!(
+                report.keys <= report.revisions && report.revisions <= 3000,
+                "{report:?}"
+            );
         }
         assert!(salvage(&[0; 20_000]).is_err() && salvage(b"").is_err());
     }

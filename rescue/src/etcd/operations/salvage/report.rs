@@ -65,14 +65,25 @@ impl Report {
             has_tree: salvage.has_tree(),
             consistent_index: salvage.tree.as_ref().map(|tree| tree.consistent_index),
             compact_revision: compacted,
-            unread_ranges: if salvage.has_tree() { salvage.missing().spans.len() } else { 0 },
-            damaged_buckets: salvage.damaged().iter().map(|name| name.escape_ascii().to_string()).collect(),
+            unread_ranges: if salvage.has_tree() {
+                salvage.missing().spans.len()
+            } else {
+                0
+            },
+            damaged_buckets: salvage
+                .damaged()
+                .iter()
+                .map(|name| name.escape_ascii().to_string())
+                .collect(),
             leases_made: salvage.lost_leases()?.len(),
             is_cut: salvage.is_cut,
             ..Self::default()
         };
         // After a compaction the next revision is there from its first change on.
-        let mut before = (compacted >= 0).then_some(Revision { main: compacted, sub: i64::MAX });
+        let mut before = (compacted >= 0).then_some(Revision {
+            main: compacted,
+            sub: i64::MAX,
+        });
         salvage.history(&mut |element| {
             report.uncertain_revisions += u64::from(element.is_uncertain || element.is_disputed);
             let at = element.at.0;
@@ -87,8 +98,13 @@ impl Report {
         })?;
         report.revision = report.revision.max(compacted);
         if salvage.has_tree() {
-            report.unread =
-                salvage.missing().spans.iter().take(MAX_GAPS).map(|span| revisions(span, report.revision)).collect();
+            report.unread = salvage
+                .missing()
+                .spans
+                .iter()
+                .take(MAX_GAPS)
+                .map(|span| revisions(span, report.revision))
+                .collect();
         }
         let mut history = History::new(report.revision, report.revision);
         loop {
@@ -108,7 +124,11 @@ impl Report {
                 number += 1;
                 if is_last && (element.is_uncertain || element.is_disputed) {
                     report.uncertain_keys += 1;
-                    uncertain(KeyValue::parse(element.value).map(|kv| kv.key).unwrap_or_default());
+                    uncertain(
+                        KeyValue::parse(element.value)
+                            .map(|kv| kv.key)
+                            .unwrap_or_default(),
+                    );
                 }
                 Ok(())
             })?;
@@ -119,12 +139,18 @@ impl Report {
     fn gap(&mut self, before: Revision, at: Revision) {
         let missing = at.main.saturating_sub(before.main).saturating_sub(1);
         if missing > 0 {
-            self.missing_revisions = self.missing_revisions.saturating_add(missing.unsigned_abs());
+            self.missing_revisions = self
+                .missing_revisions
+                .saturating_add(missing.unsigned_abs());
             if self.gaps.len() < MAX_GAPS {
                 self.gaps.push((before.main + 1, at.main - 1));
             }
         }
-        let expected = if at.main == before.main { before.sub.saturating_add(1) } else { 0 };
+        let expected = if at.main == before.main {
+            before.sub.saturating_add(1)
+        } else {
+            0
+        };
         if at.sub != expected && self.partial.last() != Some(&at.main) {
             self.partial_revisions += 1;
             if self.partial.len() < MAX_GAPS {

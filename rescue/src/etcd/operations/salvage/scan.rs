@@ -79,7 +79,10 @@ pub fn page_size(file: &File) -> TreeResult<u64> {
 
 /// Whether a header is that of a branch or leaf with this number.
 fn is_own(header: &[u8], id: u64) -> bool {
-    let number = header.get(..8).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes);
+    let number = header
+        .get(..8)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map(u64::from_le_bytes);
     number == Some(id) && matches!(header.get(8..10), Some([1 | 2, 0]))
 }
 
@@ -109,7 +112,9 @@ pub fn scan(file: &File, meta: &Meta) -> TreeResult<Scan> {
 
 impl Scan {
     fn look(&mut self, file: &File, meta: &Meta, id: u64) {
-        let Ok(page) = page::read(file, meta, id) else { return };
+        let Ok(page) = page::read(file, meta, id) else {
+            return;
+        };
         if page.count() == 0 || !is_sound_leaf(&page, (None, None)) {
             return;
         }
@@ -145,7 +150,9 @@ pub fn holds_values(page: &Page) -> bool {
 
 /// Whether a leaf holds the keys' history: a few of its elements may be damaged.
 pub fn holds_history(page: &Page) -> bool {
-    let good = (0..page.count()).filter(|index| at(page, *index).is_some()).count();
+    let good = (0..page.count())
+        .filter(|index| at(page, *index).is_some())
+        .count();
     good * 2 >= page.count()
 }
 
@@ -159,8 +166,15 @@ impl Leaf {
     /// From the elements that are of the keys' history; `None` where there is none.
     pub fn of(page: &Page) -> Option<Self> {
         let (_, first) = next(page, 0)?;
-        let (_, last) = (0..page.count()).rev().find_map(|index| Some((index, at(page, index)?)))?;
-        Some(Self { id: page.id(), first, last, is_reached: false })
+        let (_, last) = (0..page.count())
+            .rev()
+            .find_map(|index| Some((index, at(page, index)?)))?;
+        Some(Self {
+            id: page.id(),
+            first,
+            last,
+            is_reached: false,
+        })
     }
 }
 

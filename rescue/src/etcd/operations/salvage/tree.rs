@@ -29,13 +29,19 @@ impl Missing {
 
     /// Whether one of the ranges lies, in part at least, between two keys.
     pub fn touches(&self, after: &[u8], before: &[u8]) -> bool {
-        let first = self.spans.partition_point(|(_, to)| to.as_deref().is_some_and(|to| to <= after));
-        self.spans.get(first).is_some_and(|(from, _)| from.as_deref().is_none_or(|from| from <= before))
+        let first = self
+            .spans
+            .partition_point(|(_, to)| to.as_deref().is_some_and(|to| to <= after));
+        self.spans
+            .get(first)
+            .is_some_and(|(from, _)| from.as_deref().is_none_or(|from| from <= before))
     }
 
     /// Whether `key` lies in one of the ranges.
     pub fn has(&self, key: &[u8]) -> bool {
-        let after = self.spans.partition_point(|(from, _)| from.as_deref().is_none_or(|from| from <= key));
+        let after = self
+            .spans
+            .partition_point(|(from, _)| from.as_deref().is_none_or(|from| from <= key));
         let span = after.checked_sub(1).and_then(|at| self.spans.get(at));
         span.is_some_and(|(_, to)| to.as_deref().is_none_or(|to| key < to))
     }
@@ -60,11 +66,21 @@ type Bounds<'b> = (Option<&'b [u8]>, Option<&'b [u8]>);
 impl<'a> Look<'a> {
     /// `meta` says the size of the pages and how many there are.
     pub fn new(file: &'a File, meta: &'a Meta) -> Self {
-        Self { file, meta, seen: Seen::new(meta.pages), fits: |_| true }
+        Self {
+            file,
+            meta,
+            seen: Seen::new(meta.pages),
+            fits: |_| true,
+        }
     }
 
     /// All of a bucket, of leaves that fit.
-    pub fn bucket(&mut self, bucket: &Bucket, fits: fn(&Page) -> bool, leaves: &mut Leaves<'_>) -> Missing {
+    pub fn bucket(
+        &mut self,
+        bucket: &Bucket,
+        fits: fn(&Page) -> bool,
+        leaves: &mut Leaves<'_>,
+    ) -> Missing {
         self.fits = fits;
         let mut missing = Missing::default();
         match bucket {
@@ -81,8 +97,17 @@ impl<'a> Look<'a> {
         missing
     }
 
-    fn subtree(&mut self, id: u64, bounds: Bounds<'_>, depth: usize, leaves: &mut Leaves<'_>, missing: &mut Missing) {
-        let page = page::read(self.file, self.meta, id).ok().filter(|page| depth < MAX_DEPTH && self.is_new(page));
+    fn subtree(
+        &mut self,
+        id: u64,
+        bounds: Bounds<'_>,
+        depth: usize,
+        leaves: &mut Leaves<'_>,
+        missing: &mut Missing,
+    ) {
+        let page = page::read(self.file, self.meta, id)
+            .ok()
+            .filter(|page| depth < MAX_DEPTH && self.is_new(page));
         match page {
             Some(page) if page.is_leaf() && is_sound_leaf(&page, bounds) && (self.fits)(&page) => {
                 self.mark(&page);
@@ -91,8 +116,14 @@ impl<'a> Look<'a> {
             Some(page) if !page.is_leaf() && is_sound_branch(&page, bounds) => {
                 self.mark(&page);
                 for index in 0..page.count() {
-                    let Ok((key, child)) = page.branch(index) else { continue };
-                    let next = page.branch(index + 1).ok().filter(|_| index + 1 < page.count()).map(|(key, _)| key);
+                    let Ok((key, child)) = page.branch(index) else {
+                        continue;
+                    };
+                    let next = page
+                        .branch(index + 1)
+                        .ok()
+                        .filter(|_| index + 1 < page.count())
+                        .map(|(key, _)| key);
                     // The first child holds what is lower than its key, too: its bound is its parent's.
                     let from = if index == 0 { bounds.0 } else { Some(key) };
                     self.subtree(child, (from, next.or(bounds.1)), depth + 1, leaves, missing);
@@ -121,7 +152,9 @@ fn within(key: &[u8], bounds: Bounds<'_>) -> bool {
 pub fn is_sound_leaf(page: &Page, bounds: Bounds<'_>) -> bool {
     let mut last: Option<&[u8]> = None;
     (0..page.count()).all(|index| {
-        let Ok(Item { key, .. }) = page.leaf(index) else { return false };
+        let Ok(Item { key, .. }) = page.leaf(index) else {
+            return false;
+        };
         let fits = last.is_none_or(|last| last < key) && within(key, bounds);
         last = Some(key);
         fits
@@ -132,7 +165,9 @@ fn is_sound_branch(page: &Page, bounds: Bounds<'_>) -> bool {
     let mut last: Option<&[u8]> = None;
     page.count() > 0
         && (0..page.count()).all(|index| {
-            let Ok((key, _)) = page.branch(index) else { return false };
+            let Ok((key, _)) = page.branch(index) else {
+                return false;
+            };
             let fits = last.is_none_or(|last| last < key) && within(key, bounds);
             last = Some(key);
             fits
@@ -150,10 +185,21 @@ mod tests {
         missing.add((Some(b"d"), Some(b"f")));
         missing.add((Some(b"m"), None));
         assert_eq!(missing.spans.len(), 2);
-        for (key, is_missing) in [("a", false), ("b", true), ("e", true), ("f", false), ("l", false), ("z", true)] {
+        for (key, is_missing) in [
+            ("a", false),
+            ("b", true),
+            ("e", true),
+            ("f", false),
+            ("l", false),
+            ("z", true),
+        ] {
             assert_eq!(missing.has(key.as_bytes()), is_missing, "{key}");
         }
-        assert!(missing.touches(b"a", b"c") && missing.touches(b"e", b"k") && missing.touches(b"k", b"z"));
+        assert!(
+            missing.touches(b"a", b"c")
+                && missing.touches(b"e", b"k")
+                && missing.touches(b"k", b"z")
+        );
         assert!(!missing.touches(b"f", b"l") && !missing.touches(b"", b"a"));
         let mut all = Missing::default();
         all.add((None, None));
