@@ -3,6 +3,7 @@
 
 mod draft;
 pub mod folder;
+pub mod line;
 mod planned;
 pub mod secret;
 pub mod tree_hash;
@@ -527,4 +528,11 @@ pub struct Prepared {
     pub free: Vec<FreeAction>,
     /// Journaled, in this order.
     pub changes: Vec<Change>,
+}
+
+impl Prepared {
+    /// Whether there is nothing to be done.
+    pub fn is_empty(&self) -> bool {
+        self.free.is_empty() && self.changes.is_empty()
+    }
 }

@@ -12,14 +12,14 @@ use crate::tree::{AccessList, DirEntry, FileKind, Meta, Tree, TreeError, TreeRes
 enum Entry {
     Gone,
     File {
-        bytes: Vec<u8>,
+        bytes: Rc<[u8]>,
         meta: Meta,
         list: Option<AccessList>,
     },
     /// The beginning of the file below with other bytes in it.
     Patched {
         meta: Meta,
-        edits: Vec<Edit>,
+        edits: Rc<[Edit]>,
     },
     /// The last `size` bytes of the file below.
     Tail {
@@ -39,7 +39,8 @@ enum Entry {
     },
 }
 
-/// `base` as it will be after some changes.
+/// `base` as it will be after some changes. A copy shares the contents of planned files.
+#[derive(Clone)]
 pub struct Planned {
     base: Rc<dyn Tree>,
     overlay: BTreeMap<PathBuf, Entry>,
@@ -108,7 +109,7 @@ impl Planned {
                     meta.mode = secret::mode(meta.mode, meta.gid, old.as_ref());
                 }
                 Entry::File {
-                    bytes: content.expose().to_vec(),
+                    bytes: content.expose().into(),
                     meta,
                     list,
                 }
@@ -122,7 +123,7 @@ impl Planned {
                 meta.size = *size;
                 Entry::Patched {
                     meta,
-                    edits: edits.clone(),
+                    edits: edits.as_slice().into(),
                 }
             }
             Change::Symlink { target, .. } => {
@@ -161,7 +162,7 @@ impl Planned {
                 );
                 meta.size = why.len() as u64;
                 Entry::File {
-                    bytes: why.clone().into_bytes(),
+                    bytes: why.as_bytes().into(),
                     meta,
                     list: None,
                 }

@@ -9,16 +9,15 @@ use anyhow::{Context as _, bail};
 use std::collections::BTreeSet;
 use time::OffsetDateTime;
 
-use crate::base::severity::Severity;
 use crate::base::units;
 use crate::change::{Attributes, Change, Content, Expect, Prepared};
-use crate::finding::{Check, Context, Finding, Remedy};
+use crate::finding::{Check, Context, Finding, Mode, Remedy};
 use crate::guest::{Guest, GuestPath, READ_LIMIT, RealPath};
 use crate::kubeconfig::edit::{NewMaterial, replace_credentials};
 use crate::kubeconfig::homes::{PersonalConfig, personal_configs};
 use crate::kubeconfig::{Kubeconfig, Material, User};
 use crate::node::Role;
-use crate::pki::inventory::{AuthorityState, Inventory, Verdict, dates};
+use crate::pki::inventory::{AuthorityState, Verdict, dates};
 use crate::pki::profile::Authority;
 use crate::pki::x509::certificate::{Certificate, SignatureCheck, printable};
 use crate::pki::x509::key::PrivateKey;
@@ -34,52 +33,61 @@ const SOURCES: [&str; 2] = [
 /// Permissions of group and others.
 const NOT_THE_OWNERS: u32 = 0o077;
 
+const DAMAGED: Mode = Mode::will_break(
+    "admin-kubeconfig.damaged",
+    "a ~/.kube/config is not a kubeconfig",
+);
+const EXPIRED: Mode = Mode::will_break(
+    "admin-kubeconfig.expired",
+    "a ~/.kube/config holds the administrator's expired certificate",
+);
+const FOREIGN: Mode = Mode::note(
+    "admin-kubeconfig.foreign",
+    "a ~/.kube/config holds an expired user that is left alone",
+);
+
 /// See the module.
-#[derive(Debug, Clone, Copy)]
-pub struct AdminKubeconfig;
+pub const CHECK: Check = Check {
+    id: ID,
+    about: "expired copies of admin.conf in /root/.kube/config and people's homes; refreshes the administrator's entry, where its private \
+         key is there too, and nothing else",
+    modes: &[DAMAGED, EXPIRED, FOREIGN],
+    roles: &[],
+    after: &["certificates"],
+    run,
+};
 
-impl Check for AdminKubeconfig {
-    fn id(&self) -> &'static str {
-        ID
+fn run(context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
+    if let Some(Role::OtherDistribution | Role::NotKubernetes) = context.node.role.value {
+        return Ok(Vec::new());
     }
-
-    fn about(&self) -> &'static str {
-        "expired copies of admin.conf in /root/.kube/config and people's homes; refreshes the administrator's entry, where its private \
-         key is there too, and nothing else"
-    }
-
-    fn run(&self, context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
-        if let Some(Role::OtherDistribution | Role::NotKubernetes) = context.node.role.value {
-            return Ok(Vec::new());
-        }
-        let guest = context.guest;
-        let now = context.settings.now;
-        let inventory = Inventory::read(guest, context.node, now);
-        let Some(authority) = inventory.authorities.get(&Authority::Cluster) else {
-            return Ok(Vec::new());
-        };
-        let admins: Vec<Admin> = SOURCES
-            .iter()
-            .filter_map(|path| Admin::read(guest, &GuestPath::new(path)))
-            .collect();
-        // A link to admin.conf is the same file.
-        let sources: BTreeSet<RealPath> = admins
-            .iter()
-            .filter_map(|admin| guest.resolve(&admin.path).ok())
-            .collect();
-        let look = Look {
-            guest,
-            admins: &admins,
-            authority,
-            now,
-        };
-        let configs = personal_configs(guest);
-        Ok(configs
-            .iter()
-            .filter(|config| !sources.contains(&config.real))
-            .filter_map(|config| look.at(config))
-            .collect())
-    }
+    let guest = context.guest;
+    let now = context.settings.now;
+    let inventory = context.inventory();
+    let Some(authority) = inventory.authorities.get(&Authority::Cluster) else {
+        return Ok(Vec::new());
+    };
+    let admins: Vec<Admin> = SOURCES
+        .iter()
+        .filter_map(|path| Admin::read(guest, &GuestPath::new(path)))
+        .collect();
+    // A link to admin.conf is the same file.
+    let sources: BTreeSet<RealPath> = admins
+        .iter()
+        .filter_map(|admin| guest.resolve(&admin.path).ok())
+        .collect();
+    let look = Look {
+        guest,
+        admins: &admins,
+        authority,
+        now,
+    };
+    let configs = personal_configs(guest);
+    Ok(configs
+        .iter()
+        .filter(|config| !sources.contains(&config.real))
+        .filter_map(|config| look.at(config))
+        .collect())
 }
 
 /// One of kubeadm's administrators as its kubeconfig has it now.
@@ -233,15 +241,11 @@ fn key_problem(user: &User, certificate: &Certificate) -> Option<&'static str> {
 }
 
 fn not_a_kubeconfig(path: &GuestPath, error: &anyhow::Error) -> Finding {
-    Finding::new(
-        ID,
-        Severity::WillBreak,
-        format!("{path} is not a kubeconfig"),
-    )
-    .with_evidence(path, printable(&format!("{error:#}")))
-    .with_advice(
-        "kubectl refuses it. Left as it is: mend it by hand, or delete it if nobody needs it.",
-    )
+    Finding::new(DAMAGED, format!("{path} is not a kubeconfig"))
+        .with_evidence(path, printable(&format!("{error:#}")))
+        .with_advice(
+            "kubectl refuses it. Left as it is: mend it by hand, or delete it if nobody needs it.",
+        )
 }
 
 /// The administrator's entries that are over, with what refreshes them where that may be done.
@@ -261,7 +265,7 @@ fn stale(file: &PersonalConfig, users: &[(&User, Standing)]) -> Option<Finding> 
         let title = format!("{path}: the administrator's certificate {saw}");
         let found = finding
             .take()
-            .unwrap_or_else(|| Finding::new(ID, Severity::WillBreak, title));
+            .unwrap_or_else(|| Finding::new(EXPIRED, title));
         let found = found.with_evidence(
             path,
             format!(
@@ -340,7 +344,7 @@ fn note(path: &GuestPath, users: &[(&User, Standing)], others: &[String]) -> Opt
         Some(_) => "has the administrator's expired certificate without its private key",
         None => "has an expired user that is not this cluster's administrator",
     };
-    let found = Finding::new(ID, Severity::Note, format!("{path} {what}"))
+    let found = Finding::new(FOREIGN, format!("{path} {what}"))
         .with_evidence(path, expired.join(", "))
         .with_advice(format!("Left alone: {}.", others.join(", ")));
     Some(match unproved {

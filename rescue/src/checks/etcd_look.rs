@@ -14,57 +14,66 @@ use crate::etcd::read::launch::{By, DEFAULT_QUOTA, Embedding, Launch};
 use crate::etcd::read::locate;
 use crate::etcd::read::member::{MemberData, Place, Stored};
 use crate::etcd::read::moved::{Moved, moved};
-use crate::finding::{Check, Context, Finding, Remedy};
+use crate::finding::{Check, Context, Finding, Mode, Remedy};
 use crate::guest::Guest;
-
-/// See the module.
-#[derive(Debug, Clone, Copy)]
-pub struct EtcdLook;
 
 const ID: &str = "etcd";
 
 const COPY_FIRST: &str = "Before anything else copy the whole data folder away.";
 
-impl Check for EtcdLook {
-    fn id(&self) -> &'static str {
-        ID
-    }
+const STOPS: Mode = Mode::stops_boot("etcd.does-not-start", "an etcd member does not start");
+const BREAKS: Mode = Mode::will_break(
+    "etcd.will-break",
+    "an etcd member starts, and something fails then",
+);
+const MOVED: Mode = Mode::will_break(
+    "etcd.moved",
+    "the other members look for this member at an address that it no longer has",
+);
+const STARTS: Mode = Mode::note("etcd.starts", "an etcd member that will start");
+const RUNNING: Mode = Mode::note(
+    "etcd.running",
+    "an etcd member that is running and was not looked into",
+);
 
-    fn about(&self) -> &'static str {
-        "an etcd member: whether its log, snapshots and database let it start; mends in place what loses nothing"
-    }
+/// See the module.
+pub const CHECK: Check = Check {
+    id: ID,
+    about: "an etcd member: whether its log, snapshots and database let it start; mends in place what loses nothing",
+    modes: &[STOPS, BREAKS, MOVED, STARTS, RUNNING],
+    roles: &[],
+    after: &[],
+    run,
+};
 
-    fn run(&self, context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
-        let Some(found) = locate::on_node(context.guest, context.node) else {
-            return Ok(Vec::new());
-        };
-        if let Some(holder) = holder(context.guest, &found.place) {
-            let title = format!(
-                "etcd is running: {holder} has its database open, so it was not looked into"
-            );
-            return Ok(vec![
-                Finding::new(ID, Severity::Note, title)
-                    .with_evidence(&found.place.data_dir, "in use"),
-            ]);
-        }
-        let data = MemberData::read(context.guest, &found.place);
-        let launch = found.launch;
-        let quota = launch.as_ref().map_or(DEFAULT_QUOTA, Launch::quota);
-        let mut findings = findings(context.guest, &data, quota, context.ui);
-        findings.extend(
-            launch
-                .as_ref()
-                .and_then(|launch| moved(launch, &data))
-                .map(|moved| missed(&moved, &data.place)),
-        );
-        Ok(match launch.map(|launch| launch.by) {
-            Some(By::Embedded(embedding)) => findings
-                .into_iter()
-                .map(|finding| left_to(finding, embedding))
-                .collect(),
-            _ => findings,
-        })
+fn run(context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
+    let Some(found) = locate::on_node(context.guest, context.node) else {
+        return Ok(Vec::new());
+    };
+    if let Some(holder) = holder(context.guest, &found.place) {
+        let title =
+            format!("etcd is running: {holder} has its database open, so it was not looked into");
+        return Ok(vec![
+            Finding::new(RUNNING, title).with_evidence(&found.place.data_dir, "in use"),
+        ]);
     }
+    let data = MemberData::read(context.guest, &found.place);
+    let launch = found.launch;
+    let quota = launch.as_ref().map_or(DEFAULT_QUOTA, Launch::quota);
+    let mut findings = findings(context.guest, &data, quota, context.ui);
+    findings.extend(
+        launch
+            .as_ref()
+            .and_then(|launch| moved(launch, &data))
+            .map(|moved| missed(&moved, &data.place)),
+    );
+    Ok(match launch.map(|launch| launch.by) {
+        Some(By::Embedded(embedding)) => findings
+            .into_iter()
+            .map(|finding| left_to(finding, embedding))
+            .collect(),
+        _ => findings,
+    })
 }
 
 /// etcd inside another program is not mended here: that program keeps its own record of who belongs to the cluster.
@@ -103,9 +112,7 @@ fn findings(guest: &Guest, data: &MemberData, quota: u64, ui: &dyn Ui) -> Vec<Fi
     if findings.is_empty() {
         let title = format!("etcd: {}; it will start", summary(data));
         let evidence = "log, snapshots and database read whole";
-        findings.push(
-            Finding::new(ID, Severity::Note, title).with_evidence(&data.place.data_dir, evidence),
-        );
+        findings.push(Finding::new(STARTS, title).with_evidence(&data.place.data_dir, evidence));
     }
     if let Some(first) = findings.first_mut() {
         first.evidence.extend(
@@ -122,7 +129,7 @@ fn missed(moved: &Moved, place: &Place) -> Finding {
     let title = format!(
         "etcd: the other members look for this one at {known}, where it does not listen any more"
     );
-    Finding::new(ID, Severity::WillBreak, title)
+    Finding::new(MOVED, title)
         .with_evidence(&place.data_dir, format!("member {:x} is known at {known}, and is started at {own}", moved.id))
         .with_advice(
             "`rescue repair` with the disks of all members takes this one in at its new address; its certificates must name that, too.",
@@ -214,21 +221,21 @@ impl Remedy for MendEtcd {
 }
 
 fn finding(problem: &Problem, guest: &Guest) -> Finding {
-    let severity = if problem.effect == Effect::Stops {
-        Severity::StopsBoot
+    let mode = if problem.effect == Effect::Stops {
+        STOPS
     } else {
-        Severity::WillBreak
+        BREAKS
     };
     let says = problem.etcd_says.as_ref().filter(|says| !says.is_empty());
     let says = says
         .map(|says| format!("; etcd will say: {says}"))
         .unwrap_or_default();
-    let mut finding = Finding::new(ID, severity, format!("etcd: {}", problem.saw))
+    let mut finding = Finding::new(mode, format!("etcd: {}", problem.saw))
         .with_evidence(&problem.path, format!("{}{says}", problem.saw));
     if let Some(advice) = boot::advice(problem) {
         finding = finding.with_advice(advice);
     }
-    if severity == Severity::StopsBoot {
+    if mode == STOPS {
         finding = finding.with_advice(COPY_FIRST);
         finding = finding.with_advice(
             "Next: `rescue repair` with the disks of all control planes shows what can be made of them together; `rescue etcd status` with the \

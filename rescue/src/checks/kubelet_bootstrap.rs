@@ -8,177 +8,47 @@
 use anyhow::{Context as _, Result};
 use time::OffsetDateTime;
 
-use crate::base::severity::Severity;
+use super::kubelet_unit;
 use crate::base::units;
 use crate::change::Prepared;
-use crate::finding::{Check, Context, Evidence, Finding, Remedy};
+use crate::finding::{Check, Context, Evidence, Finding, Mode, Remedy};
 use crate::guest::{Guest, GuestPath};
 use crate::kubeconfig::{Kubeconfig, Material};
-use crate::node::{Node, Role};
+use crate::node::Role;
 use crate::pki::x509::certificate::Certificate;
 use crate::pki::x509::key::PrivateKey;
 use crate::settings::{PatchKubelet, Settings};
 use crate::systemd::Unit;
 use crate::systemd::without_flag::{self, Edit};
 
-const ID: &str = "kubelet-bootstrap";
 const FLAG: &str = "--bootstrap-kubeconfig";
 
+const MISSING: Mode = Mode::stops_boot(
+    "kubelet-bootstrap.missing",
+    "the kubelet has no usable client certificate and wants to bootstrap from a file that is missing",
+);
+const HARMLESS: Mode = Mode::note(
+    "kubelet-bootstrap.harmless",
+    "--bootstrap-kubeconfig names a missing file, and the kubelet's certificate is usable",
+);
+
 /// See the module.
-#[derive(Debug, Clone, Copy)]
-pub struct KubeletBootstrap;
+pub const CHECK: Check = Check {
+    id: "kubelet-bootstrap",
+    about: "a --bootstrap-kubeconfig that points to a missing file while the kubelet's client certificate is \
+            unusable; takes the flag out by a drop-in where nothing better helps",
+    modes: &[MISSING, HARMLESS],
+    roles: &[Role::ControlPlane, Role::Worker],
+    after: &["certificates"],
+    run,
+};
 
-impl Check for KubeletBootstrap {
-    fn id(&self) -> &'static str {
-        ID
+fn run(context: &Context<'_>) -> Result<Vec<Finding>> {
+    // A kubelet that systemd does not start never comes so far; the check kubelet-unit says why.
+    if kubelet_unit::fault(context.guest, context.node).is_some() {
+        return Ok(Vec::new());
     }
-
-    fn about(&self) -> &'static str {
-        "the kubelet's unit, and a --bootstrap-kubeconfig that points to a missing file while the kubelet's client certificate is \
-         unusable; takes the flag out by a drop-in where nothing better helps"
-    }
-
-    fn run(&self, context: &Context<'_>) -> Result<Vec<Finding>> {
-        if !matches!(
-            context.node.role.value,
-            Some(Role::ControlPlane | Role::Worker)
-        ) {
-            return Ok(Vec::new());
-        }
-        Ok(unit_findings(context.guest, context.node)
-            .or_else(|| bootstrap_finding(context))
-            .into_iter()
-            .collect())
-    }
-}
-
-/// A unit that systemd will not start at all.
-fn unit_findings(guest: &Guest, node: &Node) -> Option<Finding> {
-    let stops = |title: &str| Finding::new(ID, Severity::StopsBoot, title);
-    let Some(unit) = &node.kubelet.unit else {
-        return Some(no_unit(guest));
-    };
-    let path = unit
-        .fragment
-        .as_ref()
-        .map(ToString::to_string)
-        .unwrap_or_default();
-    if unit.masked {
-        return Some(
-            stops("kubelet.service is masked: systemd refuses to start it")
-                .with_evidence(&path, "empty, or a link to /dev/null")
-                .with_advice(format!(
-                    "If nobody masked it on purpose, remove {path} (after a power cut an empty unit file looks like a mask), or run \
-                     `systemctl unmask kubelet` on the node."
-                )),
-        );
-    }
-    if let Some(refusal) = unit.refusals.first() {
-        return Some(
-            stops("systemd refuses to start kubelet.service")
-                .with_evidence(path, refusal.clone())
-                .with_advice("Correct the unit or the drop-in named here."),
-        );
-    }
-    bare_command(guest, node, unit)
-}
-
-/// A kubelet without `--config` and `--pod-manifest-path` runs no static pod, and without `--kubeconfig` it knows no cluster. The usual cause is a
-/// drop-in that a power cut left empty: it then hides the package's of the same name.
-fn bare_command(guest: &Guest, node: &Node, unit: &Unit) -> Option<Finding> {
-    let command = unit.command()?;
-    let argv = unit.argv();
-    let is_kubelet = argv
-        .first()
-        .is_some_and(|program| program.rsplit('/').next() == Some("kubelet"));
-    let configured = [
-        "--config",
-        "--config-dir",
-        "--pod-manifest-path",
-        "--kubeconfig",
-    ]
-    .iter()
-    .any(|flag| node.kubelet.flag(flag).is_some());
-    if node.role.value != Some(Role::ControlPlane) || !is_kubelet || configured {
-        return None;
-    }
-    let mut finding = Finding::new(
-        ID,
-        Severity::StopsBoot,
-        "the kubelet is started without its configuration: it runs none of the control plane's static pods",
-    )
-    .with_evidence(&command.origin, "starts it without --config, --pod-manifest-path and --kubeconfig");
-    let empty = |path: &&GuestPath| {
-        guest
-            .read(path)
-            .is_ok_and(|bytes| bytes.trim_ascii().is_empty())
-    };
-    for drop_in in unit.drop_ins.iter().filter(empty) {
-        finding = finding
-            .with_evidence(
-                drop_in,
-                "empty: it adds nothing, and hides a file of the same name in /usr/lib/systemd/system",
-            )
-            .with_advice(format!("If nobody emptied {drop_in} on purpose (a power cut does that), remove it."));
-    }
-    Some(finding.with_advice(
-        "kubeadm's packages bring the flags in kubelet.service.d/10-kubeadm.conf: install the kubeadm package of the node's version \
-         again, or write that drop-in by hand.",
-    ))
-}
-
-/// A unit that is not there, or that lies where nobody can look from here.
-fn no_unit(guest: &Guest) -> Finding {
-    const WHERE: &str = "/etc/systemd/system, /usr/lib/systemd/system";
-    let unseen = |title: &str| {
-        Finding::new(ID, Severity::WillBreak, title).with_evidence(WHERE, "no kubelet.service")
-    };
-    let units = GuestPath::new("/usr/lib/systemd/system");
-    if let Some(missing) = guest.hidden(&units) {
-        return unseen(
-            "kubelet.service cannot be looked for: the disk that holds /usr was not given",
-        )
-        .with_advice(format!("{}. Give that disk too.", missing.why));
-    }
-    // Image-based systems mount /usr by a kernel argument, or bring the kubelet in an image that is laid over it at boot.
-    if !guest.exists(&units) {
-        return unseen("kubelet.service cannot be looked for: nothing is in /usr/lib/systemd/system, and fstab does not say where /usr is")
-            .with_advice("If this system has its /usr on a partition of its own, look at the unit there.");
-    }
-    if let Some(image) = extension(guest) {
-        return Finding::new(
-            ID,
-            Severity::Note,
-            "kubelet.service cannot be looked for: it may come from a system extension",
-        )
-        .with_evidence(
-            image,
-            "laid over /usr at boot (systemd-sysext), not looked into",
-        )
-        .with_evidence(WHERE, "no kubelet.service");
-    }
-    Finding::new(
-        ID,
-        Severity::StopsBoot,
-        "there is no kubelet.service: nothing starts the kubelet",
-    )
-    .with_evidence(WHERE, "no kubelet.service")
-    .with_advice("Install the kubelet package again, in the version that the node had.")
-}
-
-/// The first image or folder that systemd-sysext lays over /usr (systemd-sysext(8)).
-fn extension(guest: &Guest) -> Option<GuestPath> {
-    ["/etc/extensions", "/var/lib/extensions"]
-        .iter()
-        .find_map(|folder| {
-            let folder = GuestPath::new(folder);
-            let first = guest
-                .read_dir(&folder)
-                .unwrap_or_default()
-                .into_iter()
-                .next()?;
-            Some(folder.join(first.name))
-        })
+    Ok(bootstrap_finding(context).into_iter().collect())
 }
 
 fn bootstrap_finding(context: &Context<'_>) -> Option<Finding> {
@@ -195,16 +65,17 @@ fn bootstrap_finding(context: &Context<'_>) -> Option<Finding> {
     if unusable.is_none() && settings.patch_kubelet != PatchKubelet::Always {
         return None;
     }
-    let flag = Evidence::new(flag_origin(node), format!("{FLAG}={}", missing));
+    let flag = Evidence::new(
+        node.kubelet.flag_origin(FLAG),
+        format!("{FLAG}={}", missing),
+    );
     let mut finding = match &unusable {
         Some(_) => Finding::new(
-            ID,
-            Severity::StopsBoot,
+            MISSING,
             "the kubelet does not start: it wants to bootstrap from a file that is not there",
         ),
         None => Finding::new(
-            ID,
-            Severity::Note,
+            HARMLESS,
             "the kubelet's --bootstrap-kubeconfig points to a file that is not there; harmless while its certificate is usable",
         ),
     };
@@ -242,10 +113,8 @@ fn with_policy(mut finding: Finding, context: &Context<'_>, stops: bool) -> Find
         _ => {}
     }
     let hidden = |evidence: &Evidence| {
-        context
-            .guest
-            .hidden(&GuestPath::new(&evidence.path))
-            .is_some()
+        let at = evidence.at.as_ref();
+        at.is_some_and(|at| context.guest.hidden(&at.path).is_some())
     };
     if finding.evidence.iter().any(hidden) {
         return finding.with_advice(
@@ -275,14 +144,6 @@ fn with_policy(mut finding: Finding, context: &Context<'_>, stops: bool) -> Find
             "The flag cannot be taken out automatically: {why}. Edit the unit by hand."
         )),
     }
-}
-
-fn flag_origin(node: &Node) -> String {
-    let source = &node.kubelet.bootstrap_kubeconfig.source;
-    source
-        .strip_suffix(&format!(" {FLAG}"))
-        .unwrap_or(source)
-        .to_owned()
 }
 
 /// Why the kubelet will not use the client certificate in its kubeconfig; `None` when it will. Issuer, names and NotBefore are not
@@ -483,10 +344,9 @@ impl Remedy for TakeFlagOut {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::ui::Silent;
-    use crate::change::Planned;
+    use crate::base::severity::Severity;
+    use crate::checks::bench::Bench;
     use crate::tree::MemoryTree;
-    use std::rc::Rc;
 
     const BOOTSTRAP: &str = "--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf";
     const KUBEADM: &str = "[Service]\n\
@@ -550,17 +410,12 @@ mod tests {
         }
     }
 
+    fn bench(settings: &Settings) -> Bench {
+        Bench::new(CHECK).with(settings.clone())
+    }
+
     fn findings(guest: &Guest, settings: &Settings) -> Vec<Finding> {
-        let node = Node::read(guest);
-        KubeletBootstrap
-            .run(&Context {
-                guest,
-                node: &node,
-                settings,
-                peers: &[],
-                ui: &Silent,
-            })
-            .expect("it runs")
+        bench(settings).found_in(guest)
     }
 
     /// Finds, prepares and applies; gives back the guest as planned, and checks that only the flag went.
@@ -575,21 +430,7 @@ mod tests {
             .remedies
             .first()
             .unwrap_or_else(|| panic!("no remedy: {finding:?}"));
-        let node = Node::read(&guest);
-        let prepared = remedy
-            .prepare(&Context {
-                guest: &guest,
-                node: &node,
-                settings,
-                peers: &[],
-                ui: &Silent,
-            })
-            .expect("it can be prepared");
-        let mut planned = Planned::over(guest.tree(), 0);
-        for change in &prepared.changes {
-            planned.apply(change).expect("it can be planned");
-        }
-        let planned = guest.with_tree(Rc::new(planned));
+        let planned = bench(settings).after(&guest, remedy.as_ref());
         let after = Unit::load(&planned, "kubelet.service").expect("a unit");
         assert!(
             after.argv().iter().all(|word| !word.contains("bootstrap")),
@@ -612,28 +453,6 @@ mod tests {
     }
 
     #[test]
-    fn a_drop_in_that_was_emptied_is_found() {
-        let healthy = || node(2030);
-        let found = |tree: MemoryTree| {
-            let guest = tree.into_guest();
-            unit_findings(&guest, &Node::read(&guest))
-        };
-        assert!(found(healthy()).is_none());
-        let own = "/etc/systemd/system/kubelet.service.d/10-kubeadm.conf";
-        let finding = found(healthy().file(own, "")).expect("the kubelet has no configuration");
-        assert_eq!(finding.severity, Severity::StopsBoot);
-        assert!(
-            finding.title.contains("without its configuration"),
-            "{}",
-            finding.title
-        );
-        assert!(finding.advice[0].contains(own), "{:?}", finding.advice);
-        // A script may bring what cannot be seen here.
-        let script = "[Service]\nExecStart=\nExecStart=/usr/local/bin/start-kubelet\n";
-        assert!(found(healthy().file(own, script)).is_none());
-    }
-
-    #[test]
     fn a_usable_certificate_is_no_finding() {
         assert!(findings(&node(2030).into_guest(), &settings()).is_empty());
         assert!(findings(&worker(2030).into_guest(), &settings()).is_empty());
@@ -653,12 +472,12 @@ mod tests {
         let evidence: Vec<_> = found[0]
             .evidence
             .iter()
-            .map(|seen| (seen.path.as_str(), seen.saw.as_str()))
+            .map(|seen| (seen.place(), seen.saw.as_str()))
             .collect();
         assert_eq!(
             evidence[0],
             (
-                "/usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf:2",
+                "/usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf:2".to_owned(),
                 BOOTSTRAP
             )
         );
@@ -865,17 +684,10 @@ mod tests {
         let stale = node(2020).file(DROP_IN, "[Service]\nEnvironment=KUBELET_EXTRA_ARGS=--old\n");
         let guest = stale.into_guest();
         let found = findings(&guest, &settings());
-        let context = Context {
-            guest: &guest,
-            node: &Node::read(&guest),
-            settings: &settings(),
-            peers: &[],
-            ui: &Silent,
-        };
-        let prepared = found[0].remedies[0]
-            .prepare(&context)
-            .expect("it can be prepared");
-        assert_eq!(prepared.changes.len(), 1);
+        let after = bench(&settings()).after(&guest, found[0].remedies[0].as_ref());
+        let folder = GuestPath::new("/etc/systemd/system/kubelet.service.d");
+        assert_eq!(after.read_dir(&folder).unwrap().len(), 1);
+        assert_ne!(text(&after, DROP_IN), text(&guest, DROP_IN));
     }
 
     #[test]
@@ -890,22 +702,5 @@ mod tests {
             (Severity::StopsBoot, 0)
         );
         assert!(found[0].advice.iter().any(|line| line.contains("by hand")));
-    }
-
-    #[test]
-    fn units_that_cannot_start() {
-        let title = |tree: MemoryTree| {
-            let found = findings(&tree.into_guest(), &settings());
-            (found[0].title.clone(), found[0].remedies.len())
-        };
-        let masked = title(node(2030).link("/etc/systemd/system/kubelet.service", "/dev/null"));
-        assert!(masked.0.contains("masked") && masked.1 == 0);
-        let missing = title(node(2030).without("/usr/lib/systemd/system/kubelet.service"));
-        assert!(missing.0.contains("no kubelet.service"));
-        let broken = title(node(2030).file(
-            "/etc/systemd/system/kubelet.service.d/20.conf",
-            "[Service]\nExecStart=/bin/x\n",
-        ));
-        assert!(broken.0.contains("refuses"));
     }
 }

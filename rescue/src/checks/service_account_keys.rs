@@ -6,7 +6,7 @@ use super::shared_keys::{Sibling, best_permitted, copy, siblings};
 use crate::base::severity::Severity;
 use crate::change::Content;
 use crate::checks::shared_keys::copy::{DerivePublicKey, SharedFile};
-use crate::finding::{Check, Context, Finding};
+use crate::finding::{Check, Context, Finding, Mode};
 use crate::guest::GuestPath;
 use crate::node::Role;
 use crate::pki::peer::Peer;
@@ -20,45 +20,50 @@ const LOST: &str = "Every token of a pod was signed with it. With a new key none
 const RESTORE: &str = "Bring it back from a backup of /etc/kubernetes/pki, or give the disk of another control plane of this cluster in the same \
      run: all of them hold the same one, and it is copied from there.";
 
+const LOST_KEY: Mode = Mode::stops_boot(
+    "service-account-keys.lost",
+    "sa.key or sa.pub is missing or cannot be read",
+);
+const MISMATCH: Mode = Mode::will_break(
+    "service-account-keys.mismatch",
+    "sa.key and sa.pub do not belong together",
+);
+
 /// See the module.
-#[derive(Debug, Clone, Copy)]
-pub struct ServiceAccountKeys;
+pub const CHECK: Check = Check {
+    id: ID,
+    about: "lost, damaged or mismatched sa.key and sa.pub; writes sa.pub anew from sa.key, copies sa.key from another control plane \
+         of the run, and never makes a new one",
+    modes: &[LOST_KEY, MISMATCH],
+    roles: &[Role::ControlPlane],
+    after: &["shared-keys"],
+    run,
+};
 
-impl Check for ServiceAccountKeys {
-    fn id(&self) -> &'static str {
-        ID
+fn run(context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
+    if context.node.role.value != Some(Role::ControlPlane) {
+        return Ok(Vec::new());
     }
-
-    fn about(&self) -> &'static str {
-        "lost, damaged or mismatched sa.key and sa.pub; writes sa.pub anew from sa.key, copies sa.key from another control plane \
-         of the run, and never makes a new one"
-    }
-
-    fn run(&self, context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
-        if context.node.role.value != Some(Role::ControlPlane) {
-            return Ok(Vec::new());
-        }
-        let own = Peer::read(context.guest, context.node, context.settings);
-        let judge = Judge {
-            siblings: siblings(&own, context.peers),
-            keys: &own.service_accounts,
-        };
-        let mut findings: Vec<Finding> = judge
+    let own = Peer::read(context.guest, context.node, context.settings);
+    let judge = Judge {
+        siblings: siblings(&own, context.peers),
+        keys: &own.service_accounts,
+    };
+    let mut findings: Vec<Finding> = judge
+        .keys
+        .signing
+        .iter()
+        .filter_map(|file| judge.signing(file))
+        .collect();
+    findings.extend(
+        judge
             .keys
-            .signing
+            .verifying
             .iter()
-            .filter_map(|file| judge.signing(file))
-            .collect();
-        findings.extend(
-            judge
-                .keys
-                .verifying
-                .iter()
-                .filter_map(|file| judge.verifying(file)),
-        );
-        findings.extend(judge.mismatch());
-        Ok(findings)
-    }
+            .filter_map(|file| judge.verifying(file)),
+    );
+    findings.extend(judge.mismatch());
+    Ok(findings)
 }
 
 struct Judge<'a> {
@@ -281,8 +286,7 @@ impl Judge<'_> {
         }
         let public = &self.keys.verifying[0].file.path;
         let finding = Finding::new(
-            ID,
-            Severity::WillBreak,
+            MISMATCH,
             "the service accounts' keys do not belong together",
         )
         .with_evidence(&file.path, format!("its public half is not in {public}"));
@@ -334,8 +338,10 @@ fn broken(file: &KeyFile, what: &str, trouble: &Trouble) -> Finding {
     } else {
         "unreadable"
     };
-    Finding::new(ID, severity, format!("{what} is {state}")).with_evidence(
-        &file.path,
-        format!("{}; named by {}", trouble.saw, file.named_by.join(", ")),
-    )
+    Finding::new(LOST_KEY, format!("{what} is {state}"))
+        .with_severity(severity)
+        .with_evidence(
+            &file.path,
+            format!("{}; named by {}", trouble.saw, file.named_by.join(", ")),
+        )
 }

@@ -7,7 +7,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::certs::Certs;
 use super::etcd::Etcd;
-use crate::checks::catalogue;
+use crate::checks::CATALOGUE;
 use crate::disk::Source;
 use crate::settings::{FreeTarget, PatchKubelet, Settings};
 use crate::typed;
@@ -528,7 +528,7 @@ pub fn time_argument(text: &str) -> Result<OffsetDateTime, String> {
 }
 
 fn check_argument(text: &str) -> Result<String, String> {
-    let known: Vec<&str> = catalogue().iter().map(|check| check.id()).collect();
+    let known: Vec<&str> = CATALOGUE.iter().map(|check| check.id).collect();
     match known.contains(&text) {
         true => Ok(text.to_owned()),
         false => Err(format!(

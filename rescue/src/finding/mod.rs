@@ -1,31 +1,27 @@
 //! What a check says, and what mends it: the words that the catalogue, the plan and the reports share.
 
+mod check;
+mod evidence;
+mod facts;
 mod node_report;
+mod remedy;
 
+pub use check::{Check, Mode};
+pub use evidence::{Evidence, Location};
+pub use facts::{EtcdMember, Facts};
 pub use node_report::{Inspection, NodeReport, counts};
+pub use remedy::Remedy;
 
 use std::fmt;
 use std::rc::Rc;
 
 use crate::base::severity::Severity;
 use crate::base::ui::Ui;
-use crate::change::{Draft, Prepared};
+use crate::change::Draft;
 use crate::guest::Guest;
 use crate::node::Node;
 use crate::pki::peer::Peer;
 use crate::settings::Settings;
-
-/// One failure mode.
-pub trait Check {
-    /// Stable name for `--only`, `--skip` and JSON: `disk-full`.
-    fn id(&self) -> &'static str;
-
-    /// One sentence for `rescue checks`: what it looks for and what it can mend.
-    fn about(&self) -> &'static str;
-
-    /// Looks, and never writes. A file that cannot be read is a finding, not an error, unless nothing can be said without it.
-    fn run(&self, context: &Context<'_>) -> anyhow::Result<Vec<Finding>>;
-}
 
 /// What a check may look at. The guest may already hold what earlier remedies will have done.
 #[derive(Clone, Copy)]
@@ -40,6 +36,8 @@ pub struct Context<'a> {
     pub peers: &'a [Rc<Peer>],
     /// For progress.
     pub ui: &'a dyn Ui,
+    /// What has been read of this state of the guest.
+    pub facts: &'a Facts,
 }
 
 impl Context<'_> {
@@ -57,31 +55,12 @@ impl fmt::Debug for Context<'_> {
     }
 }
 
-/// A file and what was seen in it.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Evidence {
-    /// Guest path, with `:LINE` where a line is meant; empty for a file system as a whole.
-    pub path: String,
-    /// What was seen, quoted where it is short.
-    pub saw: String,
-}
-
-impl Evidence {
-    /// From anything that shows itself.
-    pub fn new(path: impl fmt::Display, saw: impl Into<String>) -> Self {
-        Self {
-            path: path.to_string(),
-            saw: saw.into(),
-        }
-    }
-}
-
 /// Something wrong, or worth knowing.
 #[derive(Debug, Clone)]
 pub struct Finding {
-    /// [`Check::id`].
-    pub check: &'static str,
-    /// How bad.
+    /// In which way the node fails.
+    pub mode: Mode,
+    /// How bad it is here: as bad as the mode, or milder.
     pub severity: Severity,
     /// One line: what is wrong, with the name of the thing.
     pub title: String,
@@ -94,11 +73,11 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// Without evidence, remedies and advice; add them with struct update or the `with_` methods.
-    pub fn new(check: &'static str, severity: Severity, title: impl Into<String>) -> Self {
+    /// Without evidence, remedies and advice; the `with_` methods add them.
+    pub fn new(mode: Mode, title: impl Into<String>) -> Self {
         Self {
-            check,
-            severity,
+            mode,
+            severity: mode.severity,
             title: title.into(),
             evidence: Vec::new(),
             remedies: Vec::new(),
@@ -106,10 +85,22 @@ impl Finding {
         }
     }
 
+    /// Identifier of the check that found it.
+    pub fn check(&self) -> &'static str {
+        self.mode.check()
+    }
+
+    /// The same finding, as bad as the circumstances make it. Never worse than its mode.
+    #[must_use]
+    pub fn with_severity(self, severity: Severity) -> Self {
+        let severity = severity.min(self.mode.severity);
+        Self { severity, ..self }
+    }
+
     /// Adds evidence.
     #[must_use]
-    pub fn with_evidence(mut self, path: impl fmt::Display, saw: impl Into<String>) -> Self {
-        self.evidence.push(Evidence::new(path, saw));
+    pub fn with_evidence(mut self, at: impl Into<Location>, saw: impl Into<String>) -> Self {
+        self.evidence.push(Evidence::new(at, saw));
         self
     }
 
@@ -126,41 +117,4 @@ impl Finding {
         self.advice.extend(advice.into().lines().map(str::to_owned));
         self
     }
-}
-
-/// What would mend a finding: the intent, printable and cheap. Turned into changes only when a plan is made.
-pub trait Remedy: fmt::Debug {
-    /// Stable name for JSON: `renew-certificate`.
-    fn kind(&self) -> &'static str;
-
-    /// One line for the plan, beginning with a verb: "renew apiserver.crt (expired 2024-02-23), valid to 2027-11-23".
-    fn summary(&self) -> String;
-
-    /// Further lines for the plan (tables of candidates, SAN sources); may be empty.
-    fn details(&self) -> Vec<String> {
-        Vec::new()
-    }
-
-    /// False for what undo cannot bring back (freed logs).
-    fn can_be_undone(&self) -> bool {
-        true
-    }
-
-    /// Whether all of the details should be seen before it is agreed to: names that were put together, each with its source.
-    fn must_be_read(&self) -> bool {
-        false
-    }
-
-    /// True for what is only done in passing, when something that counts is mended too: no disk is written for it alone.
-    fn is_incidental(&self) -> bool {
-        false
-    }
-
-    /// Fields for JSON beside `kind` and `summary`; never key material.
-    fn fields(&self) -> serde_json::Map<String, serde_json::Value> {
-        serde_json::Map::new()
-    }
-
-    /// Works it out against the guest as it will be after everything planned before. Keys are made here.
-    fn prepare(&self, context: &Context<'_>) -> anyhow::Result<Prepared>;
 }

@@ -2,8 +2,9 @@
 
 use std::rc::Rc;
 
-use super::Finding;
+use super::{Context, Facts, Finding};
 use crate::base::severity::Severity;
+use crate::base::ui::Ui;
 use crate::disk::Leftover;
 use crate::guest::Guest;
 use crate::node::Node;
@@ -12,6 +13,7 @@ use crate::pki::peer::Peer;
 use crate::pki::strays::Stray;
 use crate::pki::trust::Party;
 use crate::repair::runs::{RunState, RunSummary};
+use crate::settings::Settings;
 
 /// One node as it was seen.
 #[derive(Debug)]
@@ -35,6 +37,23 @@ pub struct NodeReport {
 }
 
 impl NodeReport {
+    /// What the checks and remedies look at.
+    pub fn context<'a>(
+        &'a self,
+        settings: &'a Settings,
+        ui: &'a dyn Ui,
+        facts: &'a Facts,
+    ) -> Context<'a> {
+        Context {
+            guest: &self.guest,
+            node: &self.node,
+            settings,
+            peers: &self.peers,
+            ui,
+            facts,
+        }
+    }
+
     /// How people call it: the Node object's name, else the hostname, else the source.
     pub fn name(&self) -> &str {
         self.node.name(&self.guest.source)

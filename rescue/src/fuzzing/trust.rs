@@ -9,7 +9,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::base::ui::Silent;
 use crate::change::Change;
-use crate::finding::Context;
+use crate::finding::{Context, Facts};
 use crate::guest::Guest;
 use crate::node::Node;
 use crate::pki::peer::Peer;
@@ -360,6 +360,7 @@ pub fn trust(data: &[u8]) {
             settings: &settings,
             peers: &[peer],
             ui: &Silent,
+            facts: &Facts::default(),
         };
         let plan = plan::plan(&context);
         for change in &plan.prepared.changes {

@@ -8,12 +8,14 @@ mod memo;
 mod memory;
 mod merged;
 mod missing;
+mod origin;
 mod path;
 mod subvolume;
 mod subvolume_roots;
 
 pub use merged::{MergedTree, Mounted};
 pub use missing::Missing;
+pub use origin::Origin;
 pub use path::{GuestPath, RealPath};
 pub use subvolume::{Below, SubvolumeName};
 

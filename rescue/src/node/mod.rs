@@ -18,7 +18,7 @@ mod tests;
 
 use time::OffsetDateTime;
 
-use crate::guest::{Guest, GuestPath};
+use crate::guest::{Guest, GuestPath, Origin};
 use crate::systemd::Unit;
 
 pub use clock::clock_refusal;
@@ -105,6 +105,17 @@ pub struct Kubelet {
 }
 
 impl Kubelet {
+    /// Where the unit's command line has the last word of a flag (`--name`, dashes included).
+    pub fn flag_origin(&self, name: &str) -> Option<Origin> {
+        let words = self.unit.as_ref()?.argv_with_origins();
+        let is_flag = |word: &str| {
+            let rest = word.strip_prefix(name);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+        };
+        let (_, at) = words.into_iter().rev().find(|(word, _)| is_flag(word))?;
+        Some(Origin::line(at.path.clone(), at.line))
+    }
+
     /// The last value of a flag (`--name`, dashes included), as the kubelet itself takes it.
     pub fn flag(&self, name: &str) -> Option<&str> {
         self.flags

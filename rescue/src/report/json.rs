@@ -5,9 +5,9 @@ use serde_json::{Map, Value, json};
 use std::path::Path;
 
 use crate::base::schema::SCHEMA;
-use crate::checks::catalogue;
+use crate::checks::CATALOGUE;
 use crate::etcd::read::status::Cluster;
-use crate::finding::Finding;
+use crate::finding::{Finding, Mode};
 use crate::finding::{Inspection, NodeReport};
 use crate::guest::FileSystem;
 use crate::inventory::Inventory;
@@ -201,9 +201,13 @@ pub fn runs(nodes: &[NodeReport]) -> Value {
 
 /// `rescue checks --json`.
 pub fn checks() -> Value {
-    let checks: Vec<Value> = catalogue()
+    let mode = |mode: &Mode| json!({"mode": mode.id, "severity": mode.severity, "says": mode.says});
+    let checks: Vec<Value> = CATALOGUE
         .iter()
-        .map(|check| json!({"check": check.id(), "about": check.about()}))
+        .map(|check| {
+            let modes: Vec<Value> = check.modes.iter().map(mode).collect();
+            json!({"check": check.id, "about": check.about, "modes": modes})
+        })
         .collect();
     json!({"schema": SCHEMA, "checks": checks})
 }
@@ -298,7 +302,8 @@ fn findings(findings: &[Finding]) -> Vec<Value> {
         .iter()
         .map(|finding| {
             json!({
-                "check": finding.check,
+                "check": finding.check(),
+                "mode": finding.mode.id,
                 "severity": finding.severity,
                 "title": finding.title,
                 "evidence": finding.evidence,

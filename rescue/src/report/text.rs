@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use super::bounded::{self, ENTRIES, MANY};
 use crate::base::severity::Severity;
 use crate::base::units::{bytes, count, percent, span, time};
-use crate::checks::catalogue;
+use crate::checks::CATALOGUE;
 use crate::etcd::read::launch::By;
 use crate::etcd::read::locate;
 use crate::finding::Finding;
@@ -300,8 +300,9 @@ fn finding(finding: &Finding, style: &Style) -> String {
         &finding.evidence
     };
     bounded::list(&mut out, evidence, shown, of_evidence, |evidence| {
-        let separator = if evidence.path.is_empty() { "" } else { ": " };
-        format!("{}{separator}{}", evidence.path, evidence.saw)
+        let place = evidence.place();
+        let separator = if place.is_empty() { "" } else { ": " };
+        format!("{place}{separator}{}", evidence.saw)
     });
     if style.details || finding.remedies.is_empty() {
         bounded::list(
@@ -771,13 +772,10 @@ fn state(state: &RunState) -> String {
 
 /// The catalogue.
 pub fn checks() -> String {
-    let width = catalogue()
-        .iter()
-        .map(|check| check.id().len())
-        .max()
-        .unwrap_or_default();
-    catalogue().iter().fold(String::new(), |mut out, check| {
-        let _ = writeln!(out, "{:width$}  {}", check.id(), check.about());
+    let width = CATALOGUE.iter().map(|check| check.id.len()).max();
+    let width = width.unwrap_or_default();
+    CATALOGUE.iter().fold(String::new(), |mut out, check| {
+        let _ = writeln!(out, "{:width$}  {}", check.id, check.about);
         out
     })
 }
@@ -785,6 +783,7 @@ pub fn checks() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::finding::Mode;
 
     #[test]
     fn what_is_planned_for_all_nodes_is_not_nothing() {
@@ -801,7 +800,10 @@ mod tests {
         assert!(plan_beside(&plan, &[], &style).contains("Nothing to repair."));
         let beside = plan_beside(&plan, &["etcd"], &style);
         assert_eq!(beside, "\nPlanned for all nodes together, below: etcd.\n");
-        let left = vec![Finding::new("certificates", Severity::WillBreak, "over")];
+        let left = vec![Finding::new(
+            Mode::will_break("certificates.leaf", "x"),
+            "expired",
+        )];
         let beside = plan_beside(&Plan { left, ..plan }, &["etcd"], &style);
         assert!(
             beside.contains("nothing this version can mend") && beside.contains("below: etcd."),

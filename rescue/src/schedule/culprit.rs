@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::base::units;
-use crate::checks::catalogue;
+use crate::checks::disk_full;
 use crate::finding::Context;
 use crate::repair::RunState;
 use crate::repair::runs;
@@ -65,11 +65,7 @@ pub fn find(context: &Context<'_>) -> Option<Culprit> {
 
 /// What the disk-full check would free now.
 fn to_be_freed(context: &Context<'_>) -> Vec<(String, u64)> {
-    let checks = catalogue();
-    let Some(check) = checks.iter().find(|check| check.id() == "disk-full") else {
-        return Vec::new();
-    };
-    let findings = check.run(context).unwrap_or_default();
+    let findings = (disk_full::CHECK.run)(context).unwrap_or_default();
     let remedies = findings.iter().flat_map(|finding| &finding.remedies);
     let actions = remedies
         .filter_map(|remedy| remedy.prepare(context).ok())

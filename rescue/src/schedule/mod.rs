@@ -14,9 +14,8 @@ mod timer;
 use anyhow::Result;
 
 use crate::base::refusal::Refusal;
-use crate::base::severity::Severity;
 use crate::base::units;
-use crate::finding::{Check, Context, Finding};
+use crate::finding::{Check, Context, Finding, Mode};
 use crate::guest::{Guest, GuestPath};
 use crate::pki::listing::{Kind, Listing};
 use crate::plan::{Plan, plan_of};
@@ -39,76 +38,86 @@ pub enum Wanted {
 /// # Errors
 /// A [`Refusal`] (by downcast) where the timer makes no sense or would not work, or where a file of somebody else is in the way.
 pub fn plan(context: &Context<'_>, wanted: Wanted) -> Result<Plan> {
-    let check = Schedule { wanted };
-    for file in check.timer(context)?.iter().flat_map(Timer::files) {
-        file.refuse_foreign(context.guest)?;
+    if wanted == Wanted::All {
+        for file in timer_to_add(context)?.iter().flat_map(Timer::files) {
+            file.refuse_foreign(context.guest)?;
+        }
     }
-    Ok(plan_of(context, &[Box::new(check)]))
+    let run = match wanted {
+        Wanted::All => timer_and_logs,
+        Wanted::LogsOnly => logs_only,
+        Wanted::Removed => removed,
+    };
+    Ok(plan_of(context, &[asked_for(run)]))
 }
-
-#[derive(Debug)]
-struct Schedule {
-    wanted: Wanted,
-}
-
-const ID: &str = "schedule";
 
 /// The first run of the timer is at most a month away; what ends before that is not its concern.
 const FIRST_RUN: time::Duration = time::Duration::days(32);
 
-impl Check for Schedule {
-    fn id(&self) -> &'static str {
-        ID
-    }
+const RENEWAL: Mode = Mode::will_break(
+    "schedule.renewal",
+    "nothing renews kubeadm's certificates before they end",
+);
+const ROTATION: Mode = Mode::will_break(
+    "schedule.rotation",
+    "nothing keeps the log small that filled the disk",
+);
+const INSTALLED: Mode = Mode::will_break("schedule.installed", "a schedule that rescue made");
+const REMARK: Mode = Mode::note("schedule.remark", "what is not added, and why");
 
-    fn about(&self) -> &'static str {
-        "whether something renews kubeadm's certificates before they end, and rotates the log that filled the disk"
-    }
-
-    fn run(&self, context: &Context<'_>) -> Result<Vec<Finding>> {
-        if self.wanted == Wanted::Removed {
-            return Ok(removal(context.guest).into_iter().collect());
-        }
-        let mut findings = Vec::new();
-        if self.wanted == Wanted::All {
-            findings.extend(self.timer_findings(context)?);
-        }
-        findings.extend(log_finding(context));
-        Ok(findings)
+/// A pseudo check, which is never in the catalogue: its findings are what the user asked for.
+const fn asked_for(run: fn(&Context<'_>) -> Result<Vec<Finding>>) -> Check {
+    Check {
+        id: "schedule",
+        about: "whether something renews kubeadm's certificates before they end, and rotates the log that filled \
+                the disk",
+        modes: &[RENEWAL, ROTATION, INSTALLED, REMARK],
+        roles: &[],
+        after: &[],
+        run,
     }
 }
 
-impl Schedule {
-    /// The timer to be added; `None` where it is not wanted or something else does its work.
-    fn timer(&self, context: &Context<'_>) -> Result<Option<Timer>, Refusal> {
-        if self.wanted != Wanted::All {
-            return Ok(None);
-        }
-        let timer = Timer::for_node(context)?;
-        Ok(timer::renewed_by(context.guest).is_none().then_some(timer))
-    }
+/// The timer to be added; `None` where something else does its work.
+fn timer_to_add(context: &Context<'_>) -> Result<Option<Timer>, Refusal> {
+    let timer = Timer::for_node(context)?;
+    Ok(timer::renewed_by(context.guest).is_none().then_some(timer))
+}
 
-    fn timer_findings(&self, context: &Context<'_>) -> Result<Vec<Finding>> {
-        if let Some(by) = timer::renewed_by(context.guest) {
-            return Ok(vec![note(format!("no timer is added: {by}"))]);
-        }
-        let Some(timer) = self.timer(context)? else {
-            return Ok(Vec::new());
-        };
-        let mut findings: Vec<Finding> = ends_before_first_run(context).into_iter().collect();
-        let files = timer.files();
-        if !all_there(context.guest, &files) {
-            let remedy = AddFiles {
-                kind: "add-renewal-timer",
-                summary: timer.summary(),
-                details: timer.details(),
-                files,
-            };
-            let title = "nothing renews the certificates of this control plane before they end";
-            findings.push(Finding::new(ID, Severity::WillBreak, title).with_remedy(remedy));
-        }
-        Ok(findings)
+fn timer_and_logs(context: &Context<'_>) -> Result<Vec<Finding>> {
+    let mut findings = timer_findings(context)?;
+    findings.extend(log_finding(context));
+    Ok(findings)
+}
+
+fn logs_only(context: &Context<'_>) -> Result<Vec<Finding>> {
+    Ok(log_finding(context).into_iter().collect())
+}
+
+fn removed(context: &Context<'_>) -> Result<Vec<Finding>> {
+    Ok(removal(context.guest).into_iter().collect())
+}
+
+fn timer_findings(context: &Context<'_>) -> Result<Vec<Finding>> {
+    if let Some(by) = timer::renewed_by(context.guest) {
+        return Ok(vec![note(format!("no timer is added: {by}"))]);
     }
+    let Some(timer) = timer_to_add(context)? else {
+        return Ok(Vec::new());
+    };
+    let mut findings: Vec<Finding> = ends_before_first_run(context).into_iter().collect();
+    let files = timer.files();
+    if !all_there(context.guest, &files) {
+        let remedy = AddFiles {
+            kind: "add-renewal-timer",
+            summary: timer.summary(),
+            details: timer.details(),
+            files,
+        };
+        let title = "nothing renews the certificates of this control plane before they end";
+        findings.push(Finding::new(RENEWAL, title).with_remedy(remedy));
+    }
+    Ok(findings)
 }
 
 fn all_there(guest: &Guest, files: &[NewFile]) -> bool {
@@ -116,7 +125,7 @@ fn all_there(guest: &Guest, files: &[NewFile]) -> bool {
 }
 
 fn note(title: String) -> Finding {
-    Finding::new(ID, Severity::Note, title)
+    Finding::new(REMARK, title)
 }
 
 fn ends_before_first_run(context: &Context<'_>) -> Option<Finding> {
@@ -161,7 +170,7 @@ fn log_finding(context: &Context<'_>) -> Option<Finding> {
                 "nothing keeps the log small that filled the disk ({})",
                 culprit.words()
             );
-            Some(Finding::new(ID, Severity::WillBreak, title).with_remedy(remedy))
+            Some(Finding::new(ROTATION, title).with_remedy(remedy))
         }
         Err(why) => Some(note(format!(
             "no log rotation is added ({}): {why}",
@@ -192,5 +201,5 @@ fn removal(guest: &Guest) -> Option<Finding> {
         return None;
     }
     let title = "the schedule that rescue made is there";
-    Some(Finding::new(ID, Severity::WillBreak, title).with_remedy(RemoveFiles { paths }))
+    Some(Finding::new(INSTALLED, title).with_remedy(RemoveFiles { paths }))
 }

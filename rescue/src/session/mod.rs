@@ -12,7 +12,7 @@ use crate::base::refusal::Refusal;
 use crate::base::ui::Ui;
 use crate::disk::Leftover;
 use crate::disk::Source;
-use crate::finding::{Context, Finding};
+use crate::finding::{Context, Facts, Finding};
 use crate::guest::{self, Guest, GuestPath};
 use crate::node::{self, Node, Role};
 use crate::pki::cluster_ca;
@@ -292,17 +292,8 @@ impl Session<'_> {
             {
                 *peer = Rc::clone(&fresh);
             }
-            let NodeReport {
-                guest, node, peers, ..
-            } = &*report;
-            let context = Context {
-                guest,
-                node,
-                settings: self.settings,
-                peers,
-                ui: self.ui,
-            };
-            report.findings = plan::findings(&context);
+            let facts = Facts::default();
+            report.findings = plan::findings(&report.context(self.settings, self.ui, &facts));
         }
     }
 
@@ -338,6 +329,7 @@ impl Session<'_> {
             settings: self.settings,
             peers: &peers,
             ui: self.ui,
+            facts: &Facts::default(),
         };
         let findings = plan::findings(&context);
         let Listing {
@@ -372,23 +364,12 @@ impl Session<'_> {
 
     /// Works out what a repair of this node would do.
     pub fn plan(&self, report: &NodeReport) -> Plan {
-        let NodeReport {
-            guest, node, peers, ..
-        } = report;
-        plan::plan(&Context {
-            guest,
-            node,
-            settings: self.settings,
-            peers,
-            ui: self.ui,
-        })
+        let facts = Facts::default();
+        plan::plan(&report.context(self.settings, self.ui, &facts))
     }
 
     /// Works out what a repair of this node would do without the remedies of some checks: what they would mend is mended otherwise.
     pub fn plan_without(&self, report: &NodeReport, checks: &[&str]) -> Plan {
-        let NodeReport {
-            guest, node, peers, ..
-        } = report;
         let skip = self
             .settings
             .skip
@@ -399,30 +380,15 @@ impl Session<'_> {
             skip: skip.collect(),
             ..self.settings.clone()
         };
-        plan::plan(&Context {
-            guest,
-            node,
-            settings,
-            peers,
-            ui: self.ui,
-        })
+        let facts = Facts::default();
+        plan::plan(&report.context(settings, self.ui, &facts))
     }
 
     /// Works out what the remedies of one finding would do, which the user asked for, not a check.
     pub fn plan_of(&self, report: &NodeReport, asked_for: &Finding) -> Plan {
-        let NodeReport {
-            guest, node, peers, ..
-        } = report;
-        plan::of(
-            &Context {
-                guest,
-                node,
-                settings: self.settings,
-                peers,
-                ui: self.ui,
-            },
-            asked_for,
-        )
+        let facts = Facts::default();
+        let context = report.context(self.settings, self.ui, &facts);
+        plan::of(&context, asked_for)
     }
 
     /// A hibernated system keeps its file systems open in its memory image: whatever is written meanwhile is destroyed at resume.

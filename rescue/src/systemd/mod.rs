@@ -3,6 +3,7 @@
 //! The rules are those of systemd 252; they have been the same since 2017 (systemd 232) unless a comment says otherwise.
 //! `tests/tests/systemd_verdict.rs` compares the result with a real systemd.
 
+mod enabled;
 pub mod environment;
 pub mod exec;
 pub(crate) mod glob;
@@ -15,6 +16,7 @@ pub mod words;
 use crate::guest::{Guest, GuestPath};
 use crate::tree::TreeError;
 
+pub use enabled::{is_masked, pulled_in_by, unit_names};
 pub use environment::Via;
 use exec::ExecLine;
 pub use exec::{Command, Origin, Template};

@@ -11,10 +11,10 @@ use super::certificates::date;
 use crate::base::severity::Severity;
 use crate::base::units;
 use crate::checks::authorities::remedy::{Origin, RenewAuthority, ReplaceAuthorityCopy, Successor};
-use crate::finding::{Check, Context, Finding};
+use crate::finding::{Check, Context, Finding, Mode};
 use crate::node::Role;
 use crate::pki::authority_copies::{self, CopyFile, Standing};
-use crate::pki::inventory::{AuthorityState, Blocked, Inventory};
+use crate::pki::inventory::{AuthorityState, Blocked};
 use crate::pki::profile::Authority;
 use crate::pki::renew_ca;
 use crate::pki::x509::certificate::{Certificate, SignatureCheck};
@@ -27,41 +27,53 @@ const CA_WARNING: Duration = Duration::days(365);
 /// From here on everything that it signed is about to end with it.
 const CA_ALARM: Duration = Duration::days(30);
 
+const EXPIRED: Mode = Mode::stops_boot("authorities.expired", "a CA has expired");
+const EXPIRING: Mode = Mode::will_break("authorities.expiring", "a CA ends within a year");
+const UNUSABLE: Mode = Mode::stops_boot(
+    "authorities.unusable",
+    "a CA certificate is missing, damaged, or no CA certificate",
+);
+const KEY: Mode = Mode::will_break(
+    "authorities.key",
+    "the key of a CA is missing, damaged, or belongs to another certificate",
+);
+const OLDER_COPY: Mode = Mode::will_break(
+    "authorities.older-copy",
+    "a file holds an older certificate of a CA that was renewed",
+);
+const BUNDLE: Mode = Mode::note("authorities.bundle", "a CA file holds several certificates");
+
 /// See the module.
-#[derive(Debug, Clone, Copy)]
-pub struct Authorities;
+pub const CHECK: Check = Check {
+    id: ID,
+    about: "CAs that are over, end within a year, or cannot sign; with --renew-ca signs them anew with their own keys and exchanges every \
+         copy on the disk",
+    modes: &[EXPIRED, EXPIRING, UNUSABLE, KEY, OLDER_COPY, BUNDLE],
+    roles: &[],
+    after: &["shared-keys"],
+    run,
+};
 
-impl Check for Authorities {
-    fn id(&self) -> &'static str {
-        ID
+fn run(context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
+    if let Some(Role::OtherDistribution | Role::NotKubernetes) = context.node.role.value {
+        return Ok(Vec::new());
     }
-
-    fn about(&self) -> &'static str {
-        "CAs that are over, end within a year, or cannot sign; with --renew-ca signs them anew with their own keys and exchanges every \
-         copy on the disk"
-    }
-
-    fn run(&self, context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
-        if let Some(Role::OtherDistribution | Role::NotKubernetes) = context.node.role.value {
-            return Ok(Vec::new());
-        }
-        let inventory = Inventory::read(context.guest, context.node, context.settings.now);
-        let copies = authority_copies::find(context.guest, context.node);
-        let is_control_plane =
-            context.node.role.value == Some(Role::ControlPlane) || !inventory.leaves.is_empty();
-        let judge = Judge {
-            context,
-            copies: &copies,
-            is_control_plane,
-        };
-        let mut findings: Vec<Finding> = inventory
-            .authorities
-            .values()
-            .flat_map(|state| judge.authority(state))
-            .collect();
-        findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
-        Ok(findings)
-    }
+    let inventory = context.inventory();
+    let copies = authority_copies::find(context.guest, context.node);
+    let is_control_plane =
+        context.node.role.value == Some(Role::ControlPlane) || !inventory.leaves.is_empty();
+    let judge = Judge {
+        context,
+        copies: &copies,
+        is_control_plane,
+    };
+    let mut findings: Vec<Finding> = inventory
+        .authorities
+        .values()
+        .flat_map(|state| judge.authority(state))
+        .collect();
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    Ok(findings)
 }
 
 struct Judge<'a> {
@@ -104,7 +116,7 @@ impl Judge<'_> {
         let (severity, what, at, saw) = match blocked {
             Blocked::KeyMissing => {
                 let what = "has no key on this node (external CA)";
-                return finding(state, Severity::Note, what)
+                return finding(KEY, state, Severity::Note, what)
                     .with_evidence(&state.key_path, "not there");
             }
             Blocked::Expired(end) => (
@@ -149,7 +161,12 @@ impl Judge<'_> {
             }
         };
         let advice = advice(state, blocked, self.context.settings);
-        finding(state, severity, what)
+        let mode = match blocked {
+            Blocked::KeyMissing | Blocked::KeyMismatch | Blocked::KeyUnreadable(_) => KEY,
+            Blocked::Expired(_) => EXPIRED,
+            _ => UNUSABLE,
+        };
+        finding(mode, state, severity, what)
             .with_evidence(at, saw)
             .with_advice(advice)
     }
@@ -184,7 +201,12 @@ impl Judge<'_> {
                 format!("expires {end} (in {} days)", left.whole_days()),
             )
         };
-        let found = finding(state, severity, &what).with_evidence(
+        let mode = if old.not_after < self.now() {
+            EXPIRED
+        } else {
+            EXPIRING
+        };
+        let found = finding(mode, state, severity, &what).with_evidence(
             &state.certificate_path,
             format!("{} ends {}", old.subject, units::time(old.not_after)),
         );
@@ -227,6 +249,7 @@ impl Judge<'_> {
             Severity::Note
         };
         let mut found = finding(
+            OLDER_COPY,
             state,
             severity,
             "was renewed, but not every copy of it on this disk",
@@ -429,7 +452,7 @@ impl Judge<'_> {
         let is_this =
             state.authority == Authority::Cluster && state.certificate_path.to_string() == file;
         (is_this && number > 1).then(|| {
-            finding(state, Severity::Note, &format!("is a bundle of {number} certificates"))
+            finding(BUNDLE, state, Severity::Note, &format!("is a bundle of {number} certificates"))
                 .with_evidence(&pod.path, format!("--cluster-signing-cert-file={file}"))
                 .with_advice(format!(
                     "kube-controller-manager from 1.19 on refuses to sign with it (\"expected 1 certificate, found {number}\"), so no kubelet \
@@ -449,10 +472,6 @@ fn own(state: &AuthorityState) -> Vec<&Certificate> {
     }
 }
 
-fn finding(state: &AuthorityState, severity: Severity, what: &str) -> Finding {
-    Finding::new(
-        ID,
-        severity,
-        format!("CA {} {what}", state.authority.name()),
-    )
+fn finding(mode: Mode, state: &AuthorityState, severity: Severity, what: &str) -> Finding {
+    Finding::new(mode, format!("CA {} {what}", state.authority.name())).with_severity(severity)
 }

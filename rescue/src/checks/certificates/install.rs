@@ -11,7 +11,7 @@ use super::kubelet_files::ClientFiles;
 use crate::base::refusal::Refusal;
 use crate::base::units;
 use crate::change::Prepared;
-use crate::finding::{Context, Remedy};
+use crate::finding::{Context, Mode, Remedy};
 use crate::guest::GuestPath;
 use crate::pki::client_key::{ClientKey, remove_pending};
 use crate::pki::cluster_ca;
@@ -22,6 +22,9 @@ use crate::pki::profile::Usage;
 use crate::pki::trust::names::node_signature;
 use crate::pki::trust::{Party, Permit, Unproven};
 use crate::pki::x509::certificate::{Certificate, SignatureCheck};
+
+/// Not found by a check: what `rescue certs install` is for.
+pub const BROUGHT: Mode = Mode::note("certificates.brought", "a certificate was brought");
 
 /// Two clocks may differ by a time zone.
 const CLOCK_DIFFERENCE: Duration = Duration::DAY;

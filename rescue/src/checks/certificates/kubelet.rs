@@ -1,7 +1,7 @@
 //! The kubelet's client certificate, which `kubeadm certs renew` never touches.
 
 use super::worker::Signing;
-use super::{CLOCK_ADVICE, ENDS_WITH_CA, ID, Judge, ends_with_ca, with_problems};
+use super::{CLOCK_ADVICE, ENDS_WITH_CA, Judge, KUBELET_CLIENT, ends_with_ca, with_problems};
 use crate::base::severity::Severity;
 use crate::checks::certificates::rebuild_config::{RebuildKubeletConfig, user_of};
 use crate::checks::certificates::renew::RenewKubeletClient;
@@ -29,8 +29,11 @@ impl Judge<'_> {
             ),
         };
         let phrase = self.phrase(worst.verdict, certificate.map(|old| old.not_after));
-        let mut finding =
-            Finding::new(ID, severity, format!("kubelet client certificate {phrase}"));
+        let mut finding = Finding::new(
+            KUBELET_CLIENT,
+            format!("kubelet client certificate {phrase}"),
+        )
+        .with_severity(severity);
         finding = with_problems(finding, &client.problems);
         if severity == Severity::StopsBoot {
             finding = finding.with_advice(

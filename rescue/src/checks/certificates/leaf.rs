@@ -1,7 +1,7 @@
 //! The leaves in pki/ and in the kubeconfigs.
 
 use super::worker::Signing;
-use super::{CLOCK_ADVICE, ENDS_WITH_CA, ID, Judge, ends_with_ca, phase, with_problems};
+use super::{CLOCK_ADVICE, ENDS_WITH_CA, Judge, LEAF, ends_with_ca, phase, with_problems};
 use crate::base::severity::Severity;
 use crate::checks::certificates::renew::RenewCertificate;
 use crate::finding::Finding;
@@ -22,8 +22,7 @@ impl Judge<'_> {
             ),
         };
         let mut finding = Finding::new(
-            ID,
-            severity,
+            LEAF,
             format!(
                 "{} {}",
                 leaf.name,
@@ -32,7 +31,8 @@ impl Judge<'_> {
                     leaf.certificate.as_ref().map(|old| old.not_after)
                 )
             ),
-        );
+        )
+        .with_severity(severity);
         finding = with_problems(finding, &leaf.problems);
         if severity > Severity::Note && !still_works(leaf) {
             finding = finding.with_advice(format!("Without it {}.", leaf.consequence));

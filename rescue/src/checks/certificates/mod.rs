@@ -20,7 +20,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::base::severity::Severity;
 use crate::base::units;
-use crate::finding::{Check, Context, Finding};
+use crate::finding::{Check, Context, Finding, Mode};
 use crate::node::Role;
 use crate::pki::inventory::{Inventory, Leaf, Problem, Signer, Verdict};
 use crate::pki::profile::Authority;
@@ -33,51 +33,78 @@ const ID: &str = "certificates";
 /// A certificate that begins within a day is a matter of time zones, not a fault.
 const CLOCK_DIFFERENCE: Duration = Duration::DAY;
 
+const KUBELET_CLIENT: Mode = Mode::stops_boot(
+    "certificates.kubelet-client",
+    "the kubelet's client certificate or its kubeconfig is unusable or ends soon",
+);
+const LEAF: Mode = Mode::stops_boot(
+    "certificates.leaf",
+    "a certificate or kubeconfig of the control plane is unusable or ends soon",
+);
+const OTHERS: Mode = Mode::stops_boot(
+    "certificates.others",
+    "a certificate that kubeadm did not make is unusable or ends soon",
+);
+const SERVING_BROKEN: Mode = Mode::stops_boot(
+    "certificates.serving-broken",
+    "the kubelet's serving certificate or key cannot be loaded, and the kubelet exits",
+);
+const SERVING_EXPIRED: Mode = Mode::note(
+    "certificates.serving-expired",
+    "the kubelet's own serving certificate has expired",
+);
+const SERVING_ASKED: Mode = Mode::note(
+    "certificates.serving-asked",
+    "the kubelet's serving certificate has to be signed by the cluster",
+);
+
 /// See the module.
-#[derive(Debug, Clone, Copy)]
-pub struct Certificates;
+pub const CHECK: Check = Check {
+    id: ID,
+    about: "expired, expiring, unreadable or mismatched certificates of kubeadm and of the kubelet; issues new leaves offline with \
+         the CA keys on the disk",
+    modes: &[
+        KUBELET_CLIENT,
+        LEAF,
+        OTHERS,
+        SERVING_BROKEN,
+        SERVING_EXPIRED,
+        SERVING_ASKED,
+    ],
+    roles: &[],
+    after: &["authorities", "service-account-keys"],
+    run,
+};
 
-impl Check for Certificates {
-    fn id(&self) -> &'static str {
-        ID
+fn run(context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
+    if let Some(Role::OtherDistribution | Role::NotKubernetes) = context.node.role.value {
+        return Ok(Vec::new());
     }
-
-    fn about(&self) -> &'static str {
-        "expired, expiring, unreadable or mismatched certificates of kubeadm and of the kubelet; issues new leaves offline with \
-         the CA keys on the disk"
-    }
-
-    fn run(&self, context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
-        if let Some(Role::OtherDistribution | Role::NotKubernetes) = context.node.role.value {
-            return Ok(Vec::new());
-        }
-        let now = context.settings.now;
-        let inventory = Inventory::read(context.guest, context.node, now);
-        let party = Party::read(context.guest, context.node, &inventory, context.settings);
-        let inventory = inventory
-            .with_lent(&party, context.peers)
-            .with_kept_names(context.guest, context.node)
-            .with_asked_names(&context.settings.san);
-        let judge = Judge {
-            context,
-            inventory: &inventory,
-            party: &party,
-            keys: Rc::new(KeyPool::default()),
-        };
-        let mut findings = Vec::new();
-        findings.extend(
-            inventory
-                .kubelet
-                .as_ref()
-                .and_then(|client| judge.kubelet(client)),
-        );
-        findings.extend(inventory.leaves.iter().filter_map(|leaf| judge.leaf(leaf)));
-        findings.extend(judge.serving());
-        findings.extend(judge.others());
-        // Worst first; the order within a severity stays.
-        findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
-        Ok(findings)
-    }
+    let inventory = context.inventory();
+    let party = Party::read(context.guest, context.node, &inventory, context.settings);
+    let inventory = Inventory::clone(&inventory)
+        .with_lent(&party, context.peers)
+        .with_kept_names(context.guest, context.node)
+        .with_asked_names(&context.settings.san);
+    let judge = Judge {
+        context,
+        inventory: &inventory,
+        party: &party,
+        keys: Rc::new(KeyPool::default()),
+    };
+    let mut findings = Vec::new();
+    findings.extend(
+        inventory
+            .kubelet
+            .as_ref()
+            .and_then(|client| judge.kubelet(client)),
+    );
+    findings.extend(inventory.leaves.iter().filter_map(|leaf| judge.leaf(leaf)));
+    findings.extend(judge.serving());
+    findings.extend(judge.others());
+    // Worst first; the order within a severity stays.
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    Ok(findings)
 }
 
 struct Judge<'a> {

@@ -1,7 +1,7 @@
 //! Certificates in use that are none of kubeadm's or the kubelet's: those of an etcd outside of Kubernetes, of a network plugin. They
 //! are not renewed here, but a node does not come back without them, so nobody shall be told that nothing is left.
 
-use super::{ID, Judge, with_problems};
+use super::{Judge, OTHERS, with_problems};
 use crate::base::severity::Severity;
 use crate::finding::Finding;
 use crate::pki::inventory::Verdict;
@@ -38,12 +38,15 @@ impl Judge<'_> {
             _ => "it is none of kubeadm's: renew it where it comes from",
         };
         Some(
-            with_problems(Finding::new(ID, severity, title), &row.problems)
-                .with_evidence(&row.path, format!("used by {}", row.used_by.join(", ")))
-                .with_advice(format!(
-                    "Not mended: {whose}, with its own CA ({}), and put it to {}.",
-                    row.authority, row.path
-                )),
+            with_problems(
+                Finding::new(OTHERS, title).with_severity(severity),
+                &row.problems,
+            )
+            .with_evidence(&row.path, format!("used by {}", row.used_by.join(", ")))
+            .with_advice(format!(
+                "Not mended: {whose}, with its own CA ({}), and put it to {}.",
+                row.authority, row.path
+            )),
         )
     }
 }

@@ -1,8 +1,7 @@
 //! The certificate that the kubelet serves with.
 
 use super::serving_pair::RemakeServingPair;
-use super::{ID, Judge, with_problems};
-use crate::base::severity::Severity;
+use super::{Judge, SERVING_ASKED, SERVING_BROKEN, SERVING_EXPIRED, with_problems};
 use crate::base::units;
 use crate::finding::Finding;
 use crate::pki::kubelet_serving::{OwnPair, asked_for, asks_the_cluster};
@@ -40,7 +39,7 @@ impl Judge<'_> {
             }
         };
         Some(
-            Finding::new(ID, Severity::Note, format!("kubelet serving certificate {title}"))
+            Finding::new(SERVING_ASKED, format!("kubelet serving certificate {title}"))
                 .with_evidence(path, printable(&saw))
                 .with_advice(
                     "This kubelet has it signed by the cluster (serverTLSBootstrap): it asks for a new one when it starts, and until somebody \
@@ -57,7 +56,7 @@ impl Judge<'_> {
             "kubelet serving certificate {}",
             self.phrase(fault.verdict, None)
         );
-        let finding = with_problems(Finding::new(ID, Severity::StopsBoot, title), &[fault]);
+        let finding = with_problems(Finding::new(SERVING_BROKEN, title), &[fault]);
         Some(
             finding
                 .with_advice("The kubelet exits with it.")
@@ -79,7 +78,7 @@ impl Judge<'_> {
             certificate.subject,
             units::time(certificate.not_after)
         );
-        let finding = Finding::new(ID, Severity::Note, "kubelet serving certificate expired")
+        let finding = Finding::new(SERVING_EXPIRED, "kubelet serving certificate expired")
             .with_evidence(path, saw)
             .with_advice("In a stock kubeadm cluster nothing verifies it, and the kubelet never renews it by itself.");
         Some(finding.with_remedy(RemakeServingPair {

@@ -61,13 +61,11 @@ impl Remedy for RemakeServingPair {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::ui::Silent;
-    use crate::change::Planned;
+    use crate::checks::bench::Bench;
+    use crate::checks::certificates::CHECK;
     use crate::guest::GuestPath;
     use crate::node::Node;
-    use crate::settings::Settings;
     use crate::tree::MemoryTree;
-    use std::rc::Rc;
 
     const CERTIFICATE: &str = "/var/lib/kubelet/pki/kubelet.crt";
     const KEY: &str = "/var/lib/kubelet/pki/kubelet.key";
@@ -82,25 +80,11 @@ mod tests {
             .file(CERTIFICATE, "junk")
             .file(KEY, "junk")
             .into_guest();
-        let (node, settings) = (Node::read(&guest), Settings::default());
         let remedy = RemakeServingPair {
-            pair: OwnPair::of(&node).unwrap(),
+            pair: OwnPair::of(&Node::read(&guest)).unwrap(),
             is_only_expired: false,
         };
-        let context = Context {
-            guest: &guest,
-            node: &node,
-            settings: &settings,
-            peers: &[],
-            ui: &Silent,
-        };
-        let prepared = remedy.prepare(&context).unwrap();
-        let mut tree = Planned::over(guest.tree(), 0);
-        prepared
-            .changes
-            .iter()
-            .for_each(|change| tree.apply(change).unwrap());
-        let after = guest.with_tree(Rc::new(tree));
+        let after = Bench::new(CHECK).after(&guest, &remedy);
         assert!(!after.exists(&GuestPath::new(CERTIFICATE)) && !after.exists(&GuestPath::new(KEY)));
         assert_eq!(remedy.pair.fault(&after), None);
     }

@@ -7,11 +7,14 @@ use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
 use crate::change::{Change, Prepared};
-use crate::finding::{Context, Remedy};
+use crate::finding::{Context, Mode, Remedy};
 use crate::guest::GuestPath;
 use crate::pki::client_key::pending;
 use crate::pki::kubelet::KubeletClient;
 use crate::pki::x509::key::{Algorithm, PrivateKey};
+
+/// Not found by a check: what `rescue certs request --new-key` is for.
+pub const NEW_KEY: Mode = Mode::note("certificates.new-key", "a new key was asked for");
 
 /// A new key in the guest, for a request.
 pub struct StoreKey {

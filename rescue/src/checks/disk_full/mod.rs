@@ -7,7 +7,7 @@ pub mod free_space;
 use crate::base::severity::Severity;
 use crate::base::units;
 use crate::checks::disk_full::free_space::{FreeSpace, held_by_snapshots};
-use crate::finding::{Check, Context, Finding};
+use crate::finding::{Check, Context, Finding, Mode};
 use crate::guest::FileSystem;
 use crate::settings::FreeTarget;
 use crate::space::assess::{Assessment, Part, assess};
@@ -17,10 +17,6 @@ use crate::space::plan::{Collector, Plan};
 use crate::space::walk::{Walked, walk};
 use crate::tree::Usage;
 
-/// See the module.
-#[derive(Debug, Clone, Copy)]
-pub struct DiskFull;
-
 const ID: &str = "disk-full";
 
 /// Rows of "what holds the space".
@@ -29,38 +25,46 @@ const HOLDERS: usize = 8;
 /// Large files that are named.
 const LARGEST: usize = 5;
 
-impl Check for DiskFull {
-    fn id(&self) -> &'static str {
-        ID
-    }
+const SPACE: Mode = Mode::stops_boot(
+    "disk-full.space",
+    "a file system has too little room for the kubelet's eviction limits, or for a repair",
+);
+const LIMITS: Mode = Mode::stops_boot(
+    "disk-full.limits",
+    "the kubelet's eviction limits cannot be read, and the kubelet exits",
+);
 
-    fn about(&self) -> &'static str {
-        "file systems without enough bytes or inodes for the kubelet's eviction limits; frees rotated logs, package caches \
-         and old crash dumps, least valuable first, until enough is free"
-    }
+/// See the module.
+pub const CHECK: Check = Check {
+    id: ID,
+    about: "file systems without enough bytes or inodes for the kubelet's eviction limits; frees rotated logs, package caches \
+         and old crash dumps, least valuable first, until enough is free",
+    modes: &[SPACE, LIMITS],
+    roles: &[],
+    after: &[],
+    run,
+};
 
-    fn run(&self, context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
-        let eviction = Eviction::read(context.node);
-        let assessments = assess(
-            context.guest,
-            context.node,
-            &eviction,
-            context.settings.free_target,
-        );
-        let mut findings: Vec<Finding> = assessments
-            .iter()
-            .filter_map(|found| finding(context, found))
-            .collect();
-        findings.extend(eviction.malformed.iter().map(|what| {
-            Finding::new(
-                ID,
-                Severity::StopsBoot,
-                format!("the kubelet's eviction limits cannot be read: {what}"),
-            )
-            .with_advice("The kubelet exits on such a value. Correct it by hand.")
-        }));
-        Ok(findings)
-    }
+fn run(context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
+    let eviction = Eviction::read(context.node);
+    let assessments = assess(
+        context.guest,
+        context.node,
+        &eviction,
+        context.settings.free_target,
+    );
+    let mut findings: Vec<Finding> = assessments
+        .iter()
+        .filter_map(|found| finding(context, found))
+        .collect();
+    findings.extend(eviction.malformed.iter().map(|what| {
+        Finding::new(
+            LIMITS,
+            format!("the kubelet's eviction limits cannot be read: {what}"),
+        )
+        .with_advice("The kubelet exits on such a value. Correct it by hand.")
+    }));
+    Ok(findings)
 }
 
 fn finding(context: &Context<'_>, found: &Assessment) -> Option<Finding> {
@@ -71,10 +75,10 @@ fn finding(context: &Context<'_>, found: &Assessment) -> Option<Finding> {
         _ => "is too full",
     };
     let mut finding = Finding::new(
-        ID,
-        found.severity,
+        SPACE,
         format!("{} {adjective}: {}", fs.mount_point, worst.saw),
-    );
+    )
+    .with_severity(found.severity);
     for reason in &found.reasons {
         finding =
             finding.with_evidence(&fs.mount_point, format!("{}: {}", reason.saw, reason.means));
@@ -262,6 +266,8 @@ mod tests {
     use crate::base::ui::Silent;
     use crate::change::Planned;
     use crate::change::{FreeAction, Freeing};
+    use crate::checks::bench::Bench;
+    use crate::finding::Facts;
     use crate::finding::Remedy;
     use crate::guest::{Guest, GuestPath};
     use crate::node::Node;
@@ -294,34 +300,23 @@ mod tests {
     }
 
     fn run(guest: &Guest) -> Vec<Finding> {
-        let node = Node::read(guest);
-        let settings = Settings::default();
-        DiskFull
-            .run(&Context {
-                guest,
-                node: &node,
-                settings: &settings,
-                peers: &[],
-                ui: &Silent,
-            })
-            .unwrap()
+        Bench::new(CHECK).found_in(guest)
     }
 
     fn actions(guest: &Guest) -> Vec<FreeAction> {
-        let node = Node::read(guest);
-        let settings = Settings::default();
+        let (node, settings) = (Node::read(guest), Settings::default());
         let context = Context {
             guest,
             node: &node,
             settings: &settings,
             peers: &[],
             ui: &Silent,
+            facts: &Facts::default(),
         };
-        let findings = DiskFull.run(&context).unwrap();
-        findings
-            .iter()
-            .flat_map(|f| &f.remedies)
-            .flat_map(|r| r.prepare(&context).unwrap().free)
+        let found = run(guest);
+        let remedies = found.iter().flat_map(|finding| &finding.remedies);
+        remedies
+            .flat_map(|remedy| remedy.prepare(&context).unwrap().free)
             .collect()
     }
 
@@ -464,7 +459,7 @@ mod tests {
         let holder = finding
             .evidence
             .iter()
-            .find(|e| e.path == "/var/lib/etcd")
+            .find(|seen| seen.place() == "/var/lib/etcd")
             .unwrap();
         assert!(holder.saw.contains("etcd's data"), "{holder:?}");
     }
@@ -778,15 +773,15 @@ mod tests {
             MemoryTree::new().file("/var/log/a.log.2", log(10)),
         )));
         let settings = Settings::default();
-        let findings = DiskFull
-            .run(&Context {
-                guest: &walked,
-                node: &node,
-                settings: &settings,
-                peers: &[],
-                ui: &Silent,
-            })
-            .unwrap();
+        let findings = super::run(&Context {
+            guest: &walked,
+            node: &node,
+            settings: &settings,
+            peers: &[],
+            ui: &Silent,
+            facts: &Facts::default(),
+        })
+        .unwrap();
         assert!(findings.is_empty());
     }
 

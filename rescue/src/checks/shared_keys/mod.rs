@@ -7,10 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use crate::base::hash::sha256_hex;
-use crate::base::severity::Severity;
 use crate::base::units;
 use crate::checks::shared_keys::copy::{CopyShared, SharedFile};
-use crate::finding::{Check, Context, Finding};
+use crate::finding::{Check, Context, Finding, Mode};
 use crate::guest::GuestPath;
 use crate::node::Role;
 use crate::pki::inventory::{AuthorityState, Blocked};
@@ -27,38 +26,71 @@ const ID: &str = "shared-keys";
 const NO_PROOF: &str = "Nothing on these disks proves that they are of one cluster: a disk can say so of itself. Be sure of it before you copy a key \
      in either direction (kubectl get nodes on a control plane that works, or who made the disk).";
 
+const CA_LOST: Mode = Mode::stops_boot(
+    "shared-keys.ca-lost",
+    "a CA is lost on this control plane, and another one has it",
+);
+const CA_KEY_LOST: Mode = Mode::will_break(
+    "shared-keys.ca-key-lost",
+    "the key of a CA is lost on this control plane, and another one has it",
+);
+const CA_MISMATCH: Mode = Mode::will_break(
+    "shared-keys.ca-mismatch",
+    "certificate and key of a CA do not match, and another control plane shows which is wrong",
+);
+const CA_DIFFERS: Mode = Mode::will_break(
+    "shared-keys.ca-differs",
+    "the control planes of one cluster have different CAs",
+);
+const CA_OLDER: Mode = Mode::note(
+    "shared-keys.ca-older",
+    "another control plane has a renewed certificate of the same CA",
+);
+const ENCRYPTION: Mode = Mode::will_break(
+    "shared-keys.encryption",
+    "the control planes encrypt stored Secrets differently",
+);
+const SERVICE_ACCOUNTS: Mode = Mode::will_break(
+    "shared-keys.service-accounts",
+    "the control planes sign the tokens of service accounts with different keys",
+);
+
 /// See the module.
-#[derive(Debug, Clone, Copy)]
-pub struct SharedKeys;
+pub const CHECK: Check = Check {
+    id: ID,
+    about: "with several control planes of one cluster in a run: CAs and service account keys that differ between them; copies lost \
+         CA files from another one's disk",
+    modes: &[
+        CA_LOST,
+        CA_KEY_LOST,
+        CA_MISMATCH,
+        CA_DIFFERS,
+        CA_OLDER,
+        ENCRYPTION,
+        SERVICE_ACCOUNTS,
+    ],
+    roles: &[Role::ControlPlane],
+    after: &["claimed-role"],
+    run,
+};
 
-impl Check for SharedKeys {
-    fn id(&self) -> &'static str {
-        ID
+fn run(context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
+    if context.node.role.value != Some(Role::ControlPlane) || context.peers.is_empty() {
+        return Ok(Vec::new());
     }
-
-    fn about(&self) -> &'static str {
-        "with several control planes of one cluster in a run: CAs and service account keys that differ between them; copies lost \
-         CA files from another one's disk"
-    }
-
-    fn run(&self, context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
-        if context.node.role.value != Some(Role::ControlPlane) || context.peers.is_empty() {
-            return Ok(Vec::new());
-        }
-        let own = Peer::read(context.guest, context.node, context.settings);
-        let comparison = Comparison {
-            context,
-            siblings: siblings(&own, context.peers),
-            own: &own,
-        };
-        let mut findings: Vec<Finding> = Authority::ALL
-            .into_iter()
-            .filter_map(|authority| comparison.authority(authority))
-            .collect();
-        findings.extend(comparison.service_accounts());
-        findings.extend(comparison.encryption());
-        Ok(findings)
-    }
+    let own = Peer::read(context.guest, context.node, context.settings);
+    let comparison = Comparison {
+        context,
+        siblings: siblings(&own, context.peers),
+        own: &own,
+    };
+    let mut findings: Vec<Finding> = Authority::ALL
+        .into_iter()
+        .filter_map(|authority| comparison.authority(authority))
+        .collect();
+    findings.extend(comparison.service_accounts());
+    findings.extend(comparison.encryption());
+    Ok(findings)
 }
 
 /// Another control plane of the same cluster.
@@ -220,7 +252,7 @@ impl Comparison<'_> {
             state.authority.name(),
             holder.sibling.peer.name
         );
-        let finding = Finding::new(ID, Severity::StopsBoot, title)
+        let finding = Finding::new(CA_LOST, title)
             .with_evidence(&state.certificate_path, blocked_words(state))
             .with_evidence(
                 &state.certificate_path,
@@ -254,7 +286,7 @@ impl Comparison<'_> {
             state.authority.name(),
             holder.sibling.peer.name
         );
-        let finding = Finding::new(ID, Severity::WillBreak, title)
+        let finding = Finding::new(CA_KEY_LOST, title)
             .with_evidence(&state.key_path, blocked_words(state))
             .with_advice(format!(
                 "Without it no certificate of {} can be renewed on this node. Where it is kept off this node on purpose, --skip {ID}.",
@@ -274,7 +306,7 @@ impl Comparison<'_> {
                 "CA {}: certificate and key do not match",
                 state.authority.name()
             );
-            Finding::new(ID, Severity::WillBreak, title).with_evidence(wrong, saw)
+            Finding::new(CA_MISMATCH, title).with_evidence(wrong, saw)
         };
         let certified = state
             .certificates
@@ -336,7 +368,7 @@ impl Comparison<'_> {
             state.authority.name()
         );
         let path = &state.certificate_path;
-        let mut finding = Finding::new(ID, Severity::WillBreak, title)
+        let mut finding = Finding::new(CA_DIFFERS, title)
             .with_evidence(path, format!("this node: {}", fingerprint(own)));
         for (name, ..) in &same {
             finding = finding.with_evidence(path, format!("{name}: the same as this node"));
@@ -383,7 +415,7 @@ impl Comparison<'_> {
             sibling.peer.name
         );
         Some(
-            Finding::new(ID, Severity::Note, title)
+            Finding::new(CA_OLDER, title)
                 .with_evidence(&state.certificate_path, format!("ends {} here", units::time(own.not_after)))
                 .with_evidence(
                     &state.certificate_path,
@@ -416,8 +448,8 @@ impl Comparison<'_> {
             return None;
         }
         let title = "encryption of stored Secrets is not set up alike on all control planes";
-        let mut finding = Finding::new(ID, Severity::WillBreak, title)
-            .with_evidence(path, format!("this node: {}", say(own)));
+        let mut finding =
+            Finding::new(ENCRYPTION, title).with_evidence(path, format!("this node: {}", say(own)));
         for sibling in differ {
             let there = say(sibling.peer.encryption.as_ref());
             finding = finding.with_evidence(path, format!("{}: {there}", sibling.peer.shown()));
@@ -449,7 +481,7 @@ impl Comparison<'_> {
             key.map_or_else(String::new, |key| format!("sha256:{}", short(key)))
         };
         let title = "service account keys are not the same on all control planes";
-        let mut finding = Finding::new(ID, Severity::WillBreak, title).with_evidence(
+        let mut finding = Finding::new(SERVICE_ACCOUNTS, title).with_evidence(
             &verifying.file.path,
             format!("this node signs with {}", print(signing.first().copied())),
         );

@@ -1,6 +1,7 @@
 //! `rescue certs install WORKER FILE`: the last third of the ferry, and the way out of a bundle.
 
 use crate::base::shell;
+use crate::checks::certificates::install::BROUGHT;
 use anyhow::{Context as _, Result};
 use argh::FromArgs;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,6 @@ use time::OffsetDateTime;
 use super::worker::{Go, Worker, carry_out, outcome, sources};
 use super::{output, passphrase};
 use crate::base::refusal::Refusal;
-use crate::base::severity::Severity;
 use crate::checks::certificates::install::{InstallKubeletClient, Recipient};
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
@@ -99,12 +99,8 @@ fn install(command: &Install, session: &Session<'_>, file: &Path, go: Go) -> Res
         typed: &worker.typed,
     };
     let remedy = choose(command, &recipient, &bytes, &shell::quoted(file))?;
-    let asked_for = Finding::new(
-        "certificates",
-        Severity::Note,
-        "a certificate was brought for this node",
-    )
-    .with_remedy(remedy);
+    let asked_for =
+        Finding::new(BROUGHT, "a certificate was brought for this node").with_remedy(remedy);
     let Some(receipt) = carry_out(session, worker.report, &asked_for, go)? else {
         return Ok(Outcome::Clean);
     };

@@ -9,8 +9,7 @@ use time::OffsetDateTime;
 use super::output;
 use super::worker::{Go, Worker, carry_out, sources};
 use crate::base::refusal::Refusal;
-use crate::base::severity::Severity;
-use crate::checks::certificates::store_key::StoreKey;
+use crate::checks::certificates::store_key::{NEW_KEY, StoreKey};
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::cli::terminal::Terminal;
@@ -106,8 +105,7 @@ fn request(command: &RequestCertificate, session: &Session<'_>, go: Go) -> Resul
         None if command.new_key => {
             let (remedy, key) = StoreKey::new(&worker.node, &worker.client)?;
             let file = file(&key)?;
-            let asked_for = Finding::new("certificates", Severity::Note, "a new key was asked for")
-                .with_remedy(remedy);
+            let asked_for = Finding::new(NEW_KEY, "a new key was asked for").with_remedy(remedy);
             carry_out(session, worker.report, &asked_for, go)?;
             file
         }

@@ -10,7 +10,7 @@ use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::cli::terminal::{Terminal, colours, confirm};
 use crate::cli::unfinished;
-use crate::finding::Context;
+use crate::finding::Facts;
 use crate::finding::NodeReport;
 use crate::in_use::read_only;
 use crate::plan::Plan;
@@ -134,17 +134,6 @@ fn hold(command: &Schedule, session: &Session<'_>, wanted: Wanted) -> Result<Out
 }
 
 fn plan(session: &Session<'_>, node: &NodeReport, wanted: Wanted) -> Result<Plan> {
-    let NodeReport {
-        guest, node, peers, ..
-    } = node;
-    schedule::plan(
-        &Context {
-            guest,
-            node,
-            settings: session.settings,
-            peers,
-            ui: session.ui,
-        },
-        wanted,
-    )
+    let facts = Facts::default();
+    schedule::plan(&node.context(session.settings, session.ui, &facts), wanted)
 }

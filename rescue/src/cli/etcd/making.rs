@@ -15,7 +15,7 @@ use crate::base::ui::Ui as _;
 use crate::base::units;
 use crate::change::Change;
 use crate::change::folder::{BuildFolder, DirectorySink, Sources};
-use crate::checks::catalogue;
+use crate::checks::CATALOGUE;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::cli::set::{self, Answers};
@@ -64,10 +64,7 @@ impl Manner<'_> {
 
     /// No check is asked for: what is read of etcd is read by the command itself.
     pub fn settings(&self) -> Settings {
-        let skip = catalogue()
-            .iter()
-            .map(|check| check.id().to_owned())
-            .collect();
+        let skip = CATALOGUE.iter().map(|check| check.id.to_owned()).collect();
         Settings {
             skip,
             keep_in: self.keep_in.map(Path::to_path_buf),
