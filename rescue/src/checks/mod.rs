@@ -14,6 +14,7 @@ mod kubelet_bootstrap;
 mod kubelet_unit;
 mod service_account_keys;
 mod shared_keys;
+mod swap;
 
 use crate::finding::Check;
 
@@ -29,5 +30,6 @@ pub const CATALOGUE: &[Check] = &[
     admin_kubeconfig::CHECK,
     kubelet_unit::CHECK,
     kubelet_bootstrap::CHECK,
+    swap::CHECK,
     etcd_look::CHECK,
 ];
