@@ -12,7 +12,7 @@ use pki_support::cluster::{CA, CLIENT, Cluster, P256, RSA, SERVER, base64, decod
 use pki_support::{open, told};
 use rescue::base::severity::Severity;
 use rescue::base::ui::Silent;
-use rescue::finding::{Context, Finding};
+use rescue::finding::{Context, Facts, Finding};
 use rescue::node::Node;
 use rescue::plan::{self, Plan};
 use rescue::repair::transaction::{RunInfo, apply};
@@ -49,6 +49,7 @@ fn repair(root: &Path) -> Result<(Vec<Finding>, Plan)> {
         settings: &settings,
         peers: &[],
         ui: &Silent,
+        facts: &Facts::default(),
     };
     let findings = plan::findings(&context);
     let plan = plan::plan(&context);

@@ -11,7 +11,7 @@ use pki_support::cluster::{
 use pki_support::told;
 use rescue::base::severity::Severity;
 use rescue::base::ui::Silent;
-use rescue::finding::{Context, Finding};
+use rescue::finding::{Context, Facts, Finding};
 use rescue::node::Node;
 use rescue::pki::peer::Peer;
 use rescue::plan::{self, Plan};
@@ -63,6 +63,7 @@ fn planned(
         settings,
         peers,
         ui: &Silent,
+        facts: &Facts::default(),
     };
     Ok((plan::findings(&context), plan::plan(&context)))
 }

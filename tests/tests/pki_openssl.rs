@@ -1086,7 +1086,7 @@ fn a_worker_is_judged_by_its_own_files() -> Result<()> {
     let found = finding(&findings, "CA ca is missing")?;
     ensure!(
         found.severity == Severity::StopsBoot
-            && found.evidence[0].path == "/etc/kubernetes/ssl/ca.crt",
+            && found.evidence[0].place() == "/etc/kubernetes/ssl/ca.crt",
         "{}",
         told(&findings)
     );

@@ -391,7 +391,7 @@ fn drift_is_told_from_every_side_and_nothing_is_overwritten() -> Result<()> {
     ensure!(plan.prepared.changes.is_empty());
     let finding = only_finding(&nodes[0].findings)?;
     ensure!(
-        finding.check == "shared-keys" && finding.title.contains("service account"),
+        finding.check() == "shared-keys" && finding.title.contains("service account"),
         "{}",
         told(&nodes[0].findings)
     );

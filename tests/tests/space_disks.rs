@@ -9,7 +9,7 @@ use rescue::base::severity::Severity;
 use rescue::base::ui::Silent;
 use rescue::change::Freeing;
 use rescue::disk::Source;
-use rescue::finding::Context as Looking;
+use rescue::finding::{Context as Looking, Facts};
 use rescue::guest::{Guest, discover};
 use rescue::node::Node;
 use rescue::settings::Settings;
@@ -169,13 +169,10 @@ fn a_full_partition_of_logs_is_freed_by_itself() -> Result<()> {
         settings: &settings,
         peers: &[],
         ui: &Silent,
+        facts: &Facts::default(),
     };
-    let catalogue = rescue::checks::catalogue();
-    let check = catalogue
-        .iter()
-        .find(|check| check.id() == "disk-full")
-        .context("no such check")?;
-    let findings = check.run(&context)?;
+    let check = rescue::checks::disk_full::CHECK;
+    let findings = (check.run)(&context)?;
     ensure!(findings.len() == 1, "{findings:?}");
     assert_eq!(findings[0].severity, Severity::StopsBoot);
     assert!(
@@ -246,7 +243,7 @@ fn a_full_partition_of_logs_is_freed_by_itself() -> Result<()> {
         node: &node,
         ..context
     };
-    let left = check.run(&context)?;
+    let left = (check.run)(&context)?;
     assert!(left.is_empty(), "{left:?}");
     Ok(())
 }

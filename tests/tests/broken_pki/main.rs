@@ -39,7 +39,7 @@ fn names(findings: &[Finding], path: &str) -> bool {
         finding
             .evidence
             .iter()
-            .any(|evidence| evidence.path.contains(path) || evidence.saw.contains(path))
+            .any(|evidence| evidence.place().contains(path) || evidence.saw.contains(path))
             || finding.advice.iter().any(|line| line.contains(path))
     };
     findings.iter().any(has)

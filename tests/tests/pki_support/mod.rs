@@ -12,9 +12,9 @@ use anyhow::{Context as _, Result};
 use rescue::base::ui::Silent;
 use rescue::change::Planned;
 use rescue::change::Prepared;
-use rescue::checks::catalogue;
+use rescue::checks::CATALOGUE;
 use rescue::disk::Backing;
-use rescue::finding::{Context, Finding};
+use rescue::finding::{Context, Facts, Finding};
 use rescue::guest::{FileSystem, Guest, GuestPath};
 use rescue::node::Node;
 use rescue::repair::WritableGuest;
@@ -50,13 +50,11 @@ pub fn inspect(guest: &Guest, settings: &Settings) -> Result<Vec<Finding>> {
         settings,
         peers: &[],
         ui: &Silent,
+        facts: &Facts::default(),
     };
     let mut findings = Vec::new();
-    for check in catalogue()
-        .iter()
-        .filter(|check| CHECKS.contains(&check.id()))
-    {
-        findings.extend(check.run(&context)?);
+    for check in CATALOGUE.iter().filter(|check| CHECKS.contains(&check.id)) {
+        findings.extend((check.run)(&context)?);
     }
     Ok(findings)
 }
@@ -66,18 +64,16 @@ pub fn plan(guest: &Guest, settings: &Settings) -> Result<(Vec<Finding>, Prepare
     let node = Node::read(guest);
     let (mut all, mut findings) = (Prepared::default(), Vec::new());
     let mut planned = guest.clone();
-    for check in catalogue()
-        .iter()
-        .filter(|check| CHECKS.contains(&check.id()))
-    {
+    for check in CATALOGUE.iter().filter(|check| CHECKS.contains(&check.id)) {
         let context = Context {
             guest: &planned,
             node: &node,
             settings,
             peers: &[],
             ui: &Silent,
+            facts: &Facts::default(),
         };
-        let found = check.run(&context)?;
+        let found = (check.run)(&context)?;
         for remedy in found.iter().flat_map(|finding| &finding.remedies) {
             let context = Context {
                 guest: &planned,
@@ -85,6 +81,7 @@ pub fn plan(guest: &Guest, settings: &Settings) -> Result<(Vec<Finding>, Prepare
                 settings,
                 peers: &[],
                 ui: &Silent,
+                facts: &Facts::default(),
             };
             let prepared = remedy.prepare(&context).with_context(|| remedy.summary())?;
             let mut tree = Planned::over(planned.tree(), settings.now.unix_timestamp());
