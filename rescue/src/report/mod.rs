@@ -1,6 +1,7 @@
 //! What was seen, what will be done, what was done: as text for people and as JSON for programs.
 
 pub mod bounded;
+pub mod catalogue;
 pub mod certificates;
 pub mod etcd;
 pub mod fsck;
