@@ -15,6 +15,7 @@ mod kubelet_unit;
 mod service_account_keys;
 mod shared_keys;
 mod swap;
+pub mod verdict;
 
 use crate::finding::Check;
 

@@ -36,7 +36,7 @@ fn show(command: &Inspect, session: &Session<'_>) -> Result<Outcome> {
     }
     let together = together(session, &inspection);
     if command.json {
-        let mut object = json::inspection(&inspection);
+        let mut object = json::inspection(&inspection, session.settings);
         object["together"] = together.iter().map(set::outlook_json).collect();
         println!("{object}");
     } else {
@@ -46,7 +46,7 @@ fn show(command: &Inspect, session: &Session<'_>) -> Result<Outcome> {
         };
         print!(
             "{}",
-            text::inspection(&inspection, session.settings.now, &style)
+            text::inspection(&inspection, session.settings, &style)
         );
         print!("{}", set::outlook(&together, &style));
         let sources = typed::with_ca(session.sources, &session.settings.ca);

@@ -439,7 +439,7 @@ impl Conversation<'_> {
             json: json::planned(&node, &plan),
             left: node.needs_repair(),
         };
-        self.say(&text::node(&node, self.settings.now, &style));
+        self.say(&text::node(&node, self.settings, &style));
         self.say(&text::plan_beside(&plan, without, &style));
         if !plan.is_empty() {
             Session::refuse_unready(&node.guest)?;

@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::etcd::stands::Stands;
 use super::set::SetPlan;
+use crate::checks::verdict::Verdict;
 use crate::finding::{Inspection, NodeReport};
 use crate::guest::FileSystem;
 use crate::repair::restart::Restart;
@@ -28,8 +29,8 @@ pub struct Receipt {
     pub findings_before: usize,
     /// The node as it is now.
     pub after: NodeReport,
-    /// Whether all checks were asked for.
-    pub all_checks: bool,
+    /// What can be said of the node as it is now.
+    pub verdict: Verdict,
     /// On a running node: what to restart. `None` for one that is powered off.
     pub restart: Option<Restart>,
     /// From confirmation to receipt.

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::base::schema::SCHEMA;
 use crate::checks::CATALOGUE;
+use crate::checks::verdict::Verdict;
 use crate::etcd::read::status::Cluster;
 use crate::finding::{Finding, Mode};
 use crate::finding::{Inspection, NodeReport};
@@ -17,13 +18,19 @@ use crate::plan::Plan;
 use crate::plan::receipt::Receipt;
 use crate::repair::prune::Pruned;
 use crate::repair::undo::Undone;
+use crate::settings::Settings;
 use crate::survey::Survey;
 
 /// `rescue inspect --json`.
-pub fn inspection(inspection: &Inspection) -> Value {
+pub fn inspection(inspection: &Inspection, settings: &Settings) -> Value {
+    let judged = |report: &NodeReport| {
+        let mut object = node(report);
+        object["verdict"] = json!(Verdict::of(report, settings));
+        object
+    };
     json!({
         "schema": SCHEMA,
-        "nodes": inspection.nodes.iter().map(node).collect::<Vec<_>>(),
+        "nodes": inspection.nodes.iter().map(judged).collect::<Vec<_>>(),
         "leftovers": inspection.leftovers,
     })
 }
@@ -101,6 +108,7 @@ pub fn receipt(receipt: &Receipt) -> Value {
         "file_systems_after": file_systems(&receipt.after.guest.file_systems),
         "findings_before": receipt.findings_before,
         "left": findings(&receipt.after.findings),
+        "verdict": receipt.verdict,
         "restart": receipt.restart,
         "seconds": receipt.took.as_secs_f64(),
     })

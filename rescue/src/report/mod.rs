@@ -20,3 +20,4 @@ fn unit_files(unit: &crate::systemd::Unit) -> Vec<String> {
         .chain(unit.drop_ins.iter().map(ToString::to_string))
         .collect()
 }
+pub mod verdict;

@@ -7,6 +7,7 @@ use super::bounded::{self, ENTRIES, MANY};
 use crate::base::severity::Severity;
 use crate::base::units::{bytes, count, percent, span, time};
 use crate::checks::CATALOGUE;
+use crate::checks::verdict::Verdict;
 use crate::etcd::read::launch::By;
 use crate::etcd::read::locate;
 use crate::finding::Finding;
@@ -72,10 +73,10 @@ impl Style {
 }
 
 /// Everything that was seen.
-pub fn inspection(inspection: &Inspection, now: OffsetDateTime, style: &Style) -> String {
+pub fn inspection(inspection: &Inspection, settings: &Settings, style: &Style) -> String {
     let mut out = String::new();
     for report in &inspection.nodes {
-        out += &node(report, now, style);
+        out += &node(report, settings, style);
         out.push('\n');
     }
     if !inspection.leftovers.is_empty() {
@@ -93,8 +94,9 @@ pub fn inspection(inspection: &Inspection, now: OffsetDateTime, style: &Style) -
 }
 
 /// One node: facts, certificates, findings.
-pub fn node(report: &NodeReport, now: OffsetDateTime, style: &Style) -> String {
+pub fn node(report: &NodeReport, settings: &Settings, style: &Style) -> String {
     let mut out = String::new();
+    let now = settings.now;
     let _ = writeln!(
         out,
         "{}  ({})",
@@ -109,15 +111,12 @@ pub fn node(report: &NodeReport, now: OffsetDateTime, style: &Style) -> String {
         }
     }
     out.push('\n');
-    if report.findings.is_empty() {
-        let _ = writeln!(
-            out,
-            "Nothing was found that keeps this node from coming back."
-        );
-    } else {
+    if !report.findings.is_empty() {
         let _ = writeln!(out, "{}", style.heading("Findings"));
         findings(&mut out, &report.findings, style);
+        out.push('\n');
     }
+    out += &super::verdict::text(&Verdict::of(report, settings), style);
     out
 }
 
@@ -465,8 +464,13 @@ fn step(number: usize, step: &Step, style: &Style) -> String {
 /// What was done.
 pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
     let mut out = String::new();
+    let what = if receipt.verdict.stops_boot == 0 {
+        "Repaired"
+    } else {
+        "Repaired in part:"
+    };
     let title = format!(
-        "Repaired {} in {:.1} s (run {})",
+        "{what} {} in {:.1} s (run {})",
         receipt.node,
         receipt.took.as_secs_f64(),
         receipt.run
@@ -496,23 +500,18 @@ pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
         .collect();
     if left.is_empty() {
         let found = count(receipt.findings_before, "finding", "findings");
-        let verdict = match (receipt.all_checks, receipt.restart.is_some()) {
-            (true, false) => " This node can be booted.",
-            (true, true) => "",
-            (false, _) => " Not all checks were asked for: `rescue inspect` looks at the rest.",
-        };
         let _ = writeln!(
             out,
-            "Inspected again: {found} before, none left that counts.{verdict}"
+            "Inspected again: {found} before, none left that counts."
         );
     } else {
         let _ = writeln!(out, "{}", style.heading("Inspected again: still left"));
         findings(&mut out, &left, style);
     }
-    let _ = writeln!(
-        out,
-        "Not mended by this version: etcd's members beyond what the check etcd mends in place. Each worker and each further control plane has \
-         certificates of its own on its own disk: rescue repair takes several disks at once."
+    out += &super::verdict::text(&receipt.verdict, style);
+    out.push_str(
+        "Each worker and each further control plane has certificates of its own on its own disk: \
+         rescue repair takes several disks at once.\n",
     );
     if let Some(needed) = &receipt.restart {
         restart(&mut out, needed, style);

@@ -2,6 +2,7 @@
 
 mod set;
 
+use crate::checks::verdict::Verdict;
 use crate::finding::{Inspection, NodeReport, counts};
 use crate::plan::receipt::Receipt;
 use anyhow::{Context as _, Result};
@@ -508,8 +509,8 @@ impl Session<'_> {
             applied,
             before: closed.file_systems,
             findings_before,
+            verdict: Verdict::of(&after, self.settings),
             after,
-            all_checks: self.settings.all_checks(),
             restart,
             took: started.elapsed(),
         })
