@@ -590,6 +590,7 @@ mod tests {
             runs,
             peers,
             party,
+            is_external_etcd: false,
         }
     }
 

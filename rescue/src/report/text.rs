@@ -7,8 +7,6 @@ use super::bounded::{self, ENTRIES, MANY};
 use crate::base::severity::Severity;
 use crate::base::units::{bytes, count, percent, span, time};
 use crate::checks::catalogue;
-use crate::etcd::read::launch::By;
-use crate::etcd::read::locate;
 use crate::finding::Finding;
 use crate::finding::{Inspection, NodeReport, counts};
 use crate::guest::FileSystem;
@@ -218,20 +216,12 @@ fn role_line(report: &NodeReport) -> String {
             .value
             .clone()
             .unwrap_or_else(|| "not kubeadm".to_owned()),
-        Some(Role::NotKubernetes) if has_etcd(report) => {
+        Some(Role::NotKubernetes) if report.is_external_etcd => {
             "etcd, run by systemd, without Kubernetes".to_owned()
         }
         Some(Role::NotKubernetes) => "a Linux system without Kubernetes".to_owned(),
         None => "unknown".to_owned(),
     }
-}
-
-/// Whether the system has a member that a service starts: an external etcd of kubespray's or of one's own.
-fn has_etcd(report: &NodeReport) -> bool {
-    let found = locate::on_node(&report.guest, &report.node);
-    found
-        .and_then(|found| found.launch)
-        .is_some_and(|launch| matches!(launch.by, By::Service(_)))
 }
 
 fn fact<T: ToString>(out: &mut String, label: &str, fact: &Fact<T>, style: &Style) {

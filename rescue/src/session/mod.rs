@@ -12,6 +12,7 @@ use crate::base::refusal::Refusal;
 use crate::base::ui::Ui;
 use crate::disk::Leftover;
 use crate::disk::Source;
+use crate::etcd::read::locate;
 use crate::finding::{Context, Finding};
 use crate::guest::{self, Guest, GuestPath};
 use crate::node::{self, Node, Role};
@@ -346,6 +347,8 @@ impl Session<'_> {
         } = Listing::read(guest, node, self.settings.now);
         let runs = runs::list(guest).unwrap_or_default();
         let party = nodes[index].peer.party.clone();
+        let is_external_etcd = node.role.value == Some(Role::NotKubernetes)
+            && locate::is_started_by_service(guest, node);
         let (guest, node) = (guest.clone(), node.clone());
         Ok(NodeReport {
             guest,
@@ -356,6 +359,7 @@ impl Session<'_> {
             runs,
             peers,
             party,
+            is_external_etcd,
         })
     }
 

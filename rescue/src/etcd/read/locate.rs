@@ -41,6 +41,13 @@ pub fn on_node(guest: &Guest, node: &Node) -> Option<Found> {
     })
 }
 
+/// Whether a systemd service, and not a kubelet or another program, starts the member of this node.
+pub fn is_started_by_service(guest: &Guest, node: &Node) -> bool {
+    on_node(guest, node)
+        .and_then(|found| found.launch)
+        .is_some_and(|launch| matches!(launch.by, By::Service(_)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
