@@ -11,6 +11,7 @@ mod inspect;
 mod repair;
 mod runs;
 mod set;
+mod shared_flags;
 mod terminal;
 mod undo;
 mod unfinished;

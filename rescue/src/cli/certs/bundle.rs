@@ -3,10 +3,8 @@
 
 use crate::base::shell;
 use anyhow::Result;
-use argh::FromArgs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use time::OffsetDateTime;
 
 use super::sign::lenders;
 use super::{output, passphrase};
@@ -14,6 +12,7 @@ use crate::base::refusal::Refusal;
 use crate::base::ui::Ui as _;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
+use crate::cli::shared_flags::arguments;
 use crate::cli::terminal::Terminal;
 use crate::disk::Source;
 use crate::pki::ferry::CertificateFile;
@@ -26,38 +25,31 @@ use crate::report::json;
 use crate::settings::Settings;
 use crate::typed;
 
-/// make new keys and kubelet client certificates for many workers with the CA key on a control-plane disk, which is only read. The
-/// file holds keys and is encrypted with a passphrase; `rescue certs install WORKER bundle.age` takes a node's own out of it
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "bundle")]
-pub struct Bundle {
-    /// the control-plane disk (or its mounted folder) with the CA key; only read
-    #[argh(option, from_str_fn(args::source_argument))]
-    pub ca: Vec<Source>,
-    /// the names of the nodes: a file with one per line (# begins a comment), or name,name
-    #[argh(option)]
-    pub workers: String,
-    /// the file to write, mode 0600
-    #[argh(option, short = 'o')]
-    pub output: PathBuf,
-    /// a file whose first line is the passphrase (default: $RESCUE_PASSPHRASE, else it is asked for)
-    #[argh(option)]
-    pub passphrase_file: Option<PathBuf>,
-    /// a control plane that is meant to be in the bundle, by name; may be given several times
-    #[argh(option)]
-    pub trust: Vec<String>,
-    /// replace the file if it is there
-    #[argh(switch)]
-    pub force: bool,
-    /// validity in days, at most to the CA's end (default 365)
-    #[argh(option, default = "365", from_str_fn(args::days_argument))]
-    pub days: u32,
-    /// print one JSON object (schema rescue/v1) instead of text
-    #[argh(switch)]
-    pub json: bool,
-    /// the time that counts as now (RFC 3339), instead of this machine's clock
-    #[argh(option, from_str_fn(args::time_argument))]
-    pub now: Option<OffsetDateTime>,
+arguments! {
+    /// make new keys and kubelet client certificates for many workers with the CA key on a
+    /// control-plane disk, which is only read. The file holds keys and is encrypted with a
+    /// passphrase; `rescue certs install WORKER bundle.age` takes a node's own out of it
+    #[argh(subcommand, name = "bundle")]
+    pub struct Bundle {
+        ca_signers,
+        own {
+            /// the names of the nodes: a file with one per line (# begins a comment), or name,name
+            #[argh(option)]
+            pub workers: String,
+            /// the file to write, mode 0600
+            #[argh(option, short = 'o')]
+            pub output: PathBuf,
+            /// a file whose first line is the passphrase (default: $RESCUE_PASSPHRASE, else it is
+            /// asked for)
+            #[argh(option)]
+            pub passphrase_file: Option<PathBuf>,
+            /// a control plane that is meant to be in the bundle, by name; may be given several
+            /// times
+            #[argh(option)]
+            pub trust: Vec<String>,
+        }
+        force, days, json, now,
+    }
 }
 
 /// Reads the CA, makes and encrypts the bundle.

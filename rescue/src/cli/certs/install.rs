@@ -2,9 +2,7 @@
 
 use crate::base::shell;
 use anyhow::{Context as _, Result};
-use argh::FromArgs;
 use std::path::{Path, PathBuf};
-use time::OffsetDateTime;
 
 use super::worker::{Go, Worker, carry_out, outcome, sources};
 use super::{output, passphrase};
@@ -13,6 +11,7 @@ use crate::base::severity::Severity;
 use crate::checks::certificates::install::{InstallKubeletClient, Recipient};
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
+use crate::cli::shared_flags::arguments;
 use crate::cli::terminal::Terminal;
 use crate::finding::Finding;
 use crate::in_use::read_only;
@@ -24,38 +23,30 @@ use crate::report::json;
 use crate::session::Session;
 use crate::settings::Settings;
 
-/// install a kubelet client certificate that was signed elsewhere: what `rescue certs sign` or `rescue certs bundle` wrote, or a
-/// certificate in PEM from any signer of the cluster's CA. Shows the plan and asks; `rescue undo` takes it back
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "install")]
-pub struct Install {
-    /// disks of the worker, and last the file
-    #[argh(positional)]
-    pub words: Vec<PathBuf>,
-    /// a folder where the worker is mounted, instead of a disk
-    #[argh(option)]
-    pub root: Vec<PathBuf>,
-    /// of a bundle: a file whose first line is its passphrase (default: $RESCUE_PASSPHRASE, else it is asked for)
-    #[argh(option)]
-    pub passphrase_file: Option<PathBuf>,
-    /// install a key from a bundle on this node, by name or disk, although its disk does not prove its name
-    #[argh(option)]
-    pub trust: Vec<String>,
-    /// do not ask
-    #[argh(switch)]
-    pub yes: bool,
-    /// show the plan and stop
-    #[argh(switch)]
-    pub dry_run: bool,
-    /// the node meant, by name or source, where several are found
-    #[argh(option)]
-    pub node: Option<String>,
-    /// print one JSON object (schema rescue/v1) instead of text; needs --yes or --dry-run
-    #[argh(switch)]
-    pub json: bool,
-    /// the time that counts as now (RFC 3339), instead of this machine's clock
-    #[argh(option, from_str_fn(args::time_argument))]
-    pub now: Option<OffsetDateTime>,
+arguments! {
+    /// install a kubelet client certificate that was signed elsewhere: what `rescue certs sign` or
+    /// `rescue certs bundle` wrote, or a certificate in PEM from any signer of the cluster's CA.
+    /// Shows the plan and asks; `rescue undo` takes it back
+    #[argh(subcommand, name = "install")]
+    pub struct Install {
+        own {
+            /// disks of the worker, and last the file
+            #[argh(positional)]
+            pub words: Vec<PathBuf>,
+            /// a folder where the worker is mounted, instead of a disk
+            #[argh(option)]
+            pub root: Vec<PathBuf>,
+            /// of a bundle: a file whose first line is its passphrase (default: $RESCUE_PASSPHRASE,
+            /// else it is asked for)
+            #[argh(option)]
+            pub passphrase_file: Option<PathBuf>,
+            /// install a key from a bundle on this node, by name or disk, although its disk does
+            /// not prove its name
+            #[argh(option)]
+            pub trust: Vec<String>,
+        }
+        yes, dry_run, node, json_with_answer, now,
+    }
 }
 
 /// Reads the file, proves it against the node, installs it.

@@ -2,9 +2,7 @@
 
 use crate::base::shell;
 use anyhow::Result;
-use argh::FromArgs;
 use std::path::PathBuf;
-use time::OffsetDateTime;
 
 use super::output;
 use super::worker::{Go, Worker, carry_out, sources};
@@ -13,6 +11,7 @@ use crate::base::severity::Severity;
 use crate::checks::certificates::store_key::StoreKey;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
+use crate::cli::shared_flags::arguments;
 use crate::cli::terminal::Terminal;
 use crate::finding::Finding;
 use crate::node::Version;
@@ -22,38 +21,27 @@ use crate::pki::x509::key::PrivateKey;
 use crate::report::{bounded, json};
 use crate::session::Session;
 
-/// write a request for a kubelet client certificate, to be signed where the CA key is. The worker's private key stays on its
-/// disk; the request holds no secret
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "request")]
-pub struct RequestCertificate {
-    /// disks of the worker
-    #[argh(positional)]
-    pub src: Vec<PathBuf>,
-    /// a folder where the worker is mounted, instead of a disk
-    #[argh(option)]
-    pub root: Vec<PathBuf>,
-    /// the file to write
-    #[argh(option, short = 'o')]
-    pub output: PathBuf,
-    /// replace the file if it is there
-    #[argh(switch)]
-    pub force: bool,
-    /// make a new key on the worker's disk first (a plan is shown, and asked about)
-    #[argh(switch)]
-    pub new_key: bool,
-    /// do not ask
-    #[argh(switch)]
-    pub yes: bool,
-    /// the node meant, by name or source, where several are found
-    #[argh(option)]
-    pub node: Option<String>,
-    /// print one JSON object (schema rescue/v1) instead of text
-    #[argh(switch)]
-    pub json: bool,
-    /// the time that counts as now (RFC 3339), instead of this machine's clock
-    #[argh(option, from_str_fn(args::time_argument))]
-    pub now: Option<OffsetDateTime>,
+arguments! {
+    /// write a request for a kubelet client certificate, to be signed where the CA key is. The
+    /// worker's private key stays on its disk; the request holds no secret
+    #[argh(subcommand, name = "request")]
+    pub struct RequestCertificate {
+        own {
+            /// disks of the worker
+            #[argh(positional)]
+            pub src: Vec<PathBuf>,
+            /// a folder where the worker is mounted, instead of a disk
+            #[argh(option)]
+            pub root: Vec<PathBuf>,
+        }
+        output_file, force,
+        own {
+            /// make a new key on the worker's disk first (a plan is shown, and asked about)
+            #[argh(switch)]
+            pub new_key: bool,
+        }
+        yes, node, json, now,
+    }
 }
 
 /// Reads, and writes the request.

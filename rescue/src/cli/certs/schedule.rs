@@ -1,13 +1,12 @@
 //! `rescue certs schedule SRC`: a timer that renews the certificates, and a rule that keeps the log small that filled the disk.
 
 use anyhow::Result;
-use argh::FromArgs;
 use std::path::PathBuf;
-use time::OffsetDateTime;
 
 use crate::base::refusal::Refusal;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
+use crate::cli::shared_flags::arguments;
 use crate::cli::terminal::{Terminal, colours, confirm};
 use crate::cli::unfinished;
 use crate::finding::Context;
@@ -19,37 +18,26 @@ use crate::schedule::{self, Wanted};
 use crate::session::{Session, only_node};
 use crate::typed;
 
-/// have the node renew its certificates every month, and keep the log small that filled its disk
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "schedule")]
-pub struct Schedule {
-    /// disks of the powered-off machine
-    #[argh(positional)]
-    pub src: Vec<PathBuf>,
-    /// a folder where the guest is mounted, instead of a disk; / for the node that is running here
-    #[argh(option)]
-    pub root: Vec<PathBuf>,
-    /// only the log rotation, no timer
-    #[argh(switch)]
-    pub logs_only: bool,
-    /// take away what an earlier schedule laid down
-    #[argh(switch)]
-    pub remove: bool,
-    /// do not ask
-    #[argh(switch)]
-    pub yes: bool,
-    /// show the plan and stop
-    #[argh(switch)]
-    pub dry_run: bool,
-    /// print one JSON object (schema rescue/v1) instead of text; needs --yes or --dry-run
-    #[argh(switch)]
-    pub json: bool,
-    /// the node meant, by name or source, where several are found
-    #[argh(option)]
-    pub node: Option<String>,
-    /// the time that counts as now (RFC 3339), instead of this machine's clock
-    #[argh(option, from_str_fn(args::time_argument))]
-    pub now: Option<OffsetDateTime>,
+arguments! {
+    /// have the node renew its certificates every month, and keep the log small that filled its
+    /// disk
+    #[argh(subcommand, name = "schedule")]
+    pub struct Schedule {
+        machine_disks,
+        own {
+            /// a folder where the guest is mounted, instead of a disk; / for the node that is
+            /// running here
+            #[argh(option)]
+            pub root: Vec<PathBuf>,
+            /// only the log rotation, no timer
+            #[argh(switch)]
+            pub logs_only: bool,
+            /// take away what an earlier schedule laid down
+            #[argh(switch)]
+            pub remove: bool,
+        }
+        yes, dry_run, json_with_answer, node, now,
+    }
 }
 
 impl Schedule {

@@ -1,13 +1,10 @@
 //! `rescue etcd defrag SRC…`: databases written anew without their free pages, and where all members are at hand the history compacted and
 //! the alarm of a full database lifted.
 
-use std::path::PathBuf;
 use std::rc::Rc;
 
 use anyhow::Result;
-use argh::FromArgs;
 use serde_json::json;
-use time::OffsetDateTime;
 
 use super::making::{Manner, Part, Plan, sizes};
 use super::opened::Opened;
@@ -16,7 +13,8 @@ use crate::base::refusal::Refusal;
 use crate::base::ui::Ui as _;
 use crate::base::units;
 use crate::cli::Outcome;
-use crate::cli::args::{self, Stop};
+use crate::cli::args::Stop;
+use crate::cli::shared_flags::arguments;
 use crate::cli::terminal::Terminal;
 use crate::etcd::operations::guarantee::{Guarantee, Level};
 use crate::etcd::operations::rebuild::defrag::Defrag;
@@ -30,47 +28,19 @@ use crate::guest::GuestPath;
 use crate::pki::trust::etcd::{self as trust, Units};
 use crate::plan::etcd::claims;
 
-/// write etcd's databases anew without their free pages; with the disks of all members also --compact, and the lifting of the alarm
-/// that a database is full
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "defrag")]
-pub struct DefragCommand {
-    /// disks of control planes, or of the machines that run etcd
-    #[argh(positional)]
-    pub src: Vec<PathBuf>,
-    /// a folder where a guest is mounted, instead of a disk
-    #[argh(option)]
-    pub root: Vec<PathBuf>,
-    /// a data folder, or a copy of one: what etcd's --data-dir names (with --output only)
-    #[argh(option)]
-    pub data_dir: Vec<PathBuf>,
-    /// drop all history but the newest value of each key, on all members alike
-    #[argh(switch)]
-    pub compact: bool,
-    /// write data folders below this new folder instead of changing the disks
-    #[argh(option)]
-    pub output: Option<PathBuf>,
-    /// show the plan and stop
-    #[argh(switch)]
-    pub dry_run: bool,
-    /// a folder of this machine where an etcd member is kept for which its disk has no room beside the new one; undo needs it
-    #[argh(option)]
-    pub keep_in: Option<PathBuf>,
-    /// a node, by name or disk, that is believed to be a member of this etcd without proof; may be given several times
-    #[argh(option)]
-    pub trust: Vec<String>,
-    /// do not ask
-    #[argh(switch)]
-    pub yes: bool,
-    /// also for databases of etcd 3.6 and later, which has not been proved
-    #[argh(switch)]
-    pub unproven: bool,
-    /// print one JSON object (schema rescue/v1) instead of text
-    #[argh(switch)]
-    pub json: bool,
-    /// the time that counts as now (RFC 3339), instead of this machine's clock
-    #[argh(option, from_str_fn(args::time_argument))]
-    pub now: Option<OffsetDateTime>,
+arguments! {
+    /// write etcd's databases anew without their free pages; with the disks of all members also
+    /// --compact, and the lifting of the alarm that a database is full
+    #[argh(subcommand, name = "defrag")]
+    pub struct DefragCommand {
+        etcd_disks, roots, data_dir_for_output,
+        own {
+            /// drop all history but the newest value of each key, on all members alike
+            #[argh(switch)]
+            pub compact: bool,
+        }
+        output_folder, dry_run, keep_in, trust_member, yes, unproven, json, now,
+    }
 }
 
 /// Plans and does it.

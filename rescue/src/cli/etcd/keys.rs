@@ -5,7 +5,6 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use argh::FromArgs;
 use base64::Engine as _;
 use serde_json::{Value, json};
 
@@ -14,52 +13,49 @@ use crate::base::refusal::Refusal;
 use crate::base::schema::SCHEMA;
 use crate::cli::Outcome;
 use crate::cli::args::Stop;
+use crate::cli::shared_flags::arguments;
 use crate::etcd::read::keys::{Held, NoView, Selection, View, view};
 use crate::etcd::read::kubernetes::is_secret;
 use crate::etcd::read::member::MemberData;
 use crate::etcd::read::status::Found;
 use crate::report::raw;
 
-/// list the keys of an etcd member, its log included, without starting it; writes nothing
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "keys")]
-pub struct Keys {
-    /// a disk, then perhaps the beginning of the keys wanted; with --root or --data-dir only the latter
-    #[argh(positional)]
-    pub words: Vec<String>,
-    /// a folder where a guest is mounted, instead of a disk
-    #[argh(option)]
-    pub root: Option<PathBuf>,
-    /// a data folder, or a copy of one
-    #[argh(option)]
-    pub data_dir: Option<PathBuf>,
-    /// print one JSON object (schema rescue/v1) instead of text
-    #[argh(switch)]
-    pub json: bool,
+arguments! {
+    /// list the keys of an etcd member, its log included, without starting it; writes nothing
+    #[argh(subcommand, name = "keys")]
+    pub struct Keys {
+        own {
+            /// a disk, then perhaps the beginning of the keys wanted; with --root or --data-dir
+            /// only the latter
+            #[argh(positional)]
+            pub words: Vec<String>,
+        }
+        one_root, one_data_dir, json,
+    }
 }
 
-/// show one key of an etcd member, its log included, without starting it; writes nothing
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "get")]
-pub struct Get {
-    /// a disk, then the key; with --root or --data-dir only the key
-    #[argh(positional)]
-    pub words: Vec<String>,
-    /// a folder where a guest is mounted, instead of a disk
-    #[argh(option)]
-    pub root: Option<PathBuf>,
-    /// a data folder, or a copy of one
-    #[argh(option)]
-    pub data_dir: Option<PathBuf>,
-    /// print the values of Kubernetes Secrets, too
-    #[argh(switch)]
-    pub show_secrets: bool,
-    /// the value's own bytes and nothing else
-    #[argh(switch)]
-    pub raw: bool,
-    /// print one JSON object (schema rescue/v1) instead of text; the value is in base64
-    #[argh(switch)]
-    pub json: bool,
+arguments! {
+    /// show one key of an etcd member, its log included, without starting it; writes nothing
+    #[argh(subcommand, name = "get")]
+    pub struct Get {
+        own {
+            /// a disk, then the key; with --root or --data-dir only the key
+            #[argh(positional)]
+            pub words: Vec<String>,
+        }
+        one_root, one_data_dir,
+        own {
+            /// print the values of Kubernetes Secrets, too
+            #[argh(switch)]
+            pub show_secrets: bool,
+            /// the value's own bytes and nothing else
+            #[argh(switch)]
+            pub raw: bool,
+            /// print one JSON object (schema rescue/v1) instead of text; the value is in base64
+            #[argh(switch)]
+            pub json: bool,
+        }
+    }
 }
 
 /// The one source, and the words behind it.

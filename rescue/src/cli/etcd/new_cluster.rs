@@ -27,20 +27,6 @@ use crate::pki::trust::etcd::{self as trust, LeftOut, Why};
 use crate::plan::etcd::claims;
 use crate::repair::transaction::new_run_id;
 
-/// `--member NAME=URL`.
-pub(super) fn member_argument(text: &str) -> Result<Target, String> {
-    Target::parse(text)
-}
-
-/// `--bump`, from 0.
-pub(super) fn bump_argument(text: &str) -> Result<i64, String> {
-    match text.parse() {
-        // A revision is a signed number of 64 bits, and the cluster is to go on counting.
-        Ok(bump @ 0..=1_000_000_000_000_000) => Ok(bump),
-        _ => Err(format!("{text} is no number from 0 to 1000000000000000")),
-    }
-}
-
 /// What both commands are given.
 pub(super) struct Asked<'a> {
     /// The disks; none where a file and the members are named.

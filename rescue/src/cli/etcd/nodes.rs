@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use argh::FromArgs;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
@@ -13,31 +12,26 @@ use crate::base::schema::SCHEMA;
 use crate::base::units;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
+use crate::cli::shared_flags::arguments;
 use crate::etcd::read::node_list::{ListedNode, NodeList};
 use crate::etcd::read::status::{Found, status};
 use crate::guest::{self, Guest};
 use crate::node::Node;
 use crate::report::bounded::{self, MANY};
 
-/// list the nodes of the cluster as the newest of the etcd members given knows them, and which disk is whose; writes nothing
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "nodes")]
-pub struct NodesCommand {
-    /// disks: of at least one machine that runs etcd, and of any others to be told whose they are
-    #[argh(positional)]
-    pub src: Vec<PathBuf>,
-    /// a folder where a guest is mounted, instead of a disk
-    #[argh(option)]
-    pub root: Vec<PathBuf>,
-    /// a data folder, or a copy of one: what etcd's --data-dir names
-    #[argh(option)]
-    pub data_dir: Vec<PathBuf>,
-    /// print one JSON object (schema rescue/v1) instead of text
-    #[argh(switch)]
-    pub json: bool,
-    /// the time that counts as now (RFC 3339), instead of this machine's clock
-    #[argh(option, from_str_fn(args::time_argument))]
-    pub now: Option<OffsetDateTime>,
+arguments! {
+    /// list the nodes of the cluster as the newest of the etcd members given knows them, and which
+    /// disk is whose; writes nothing
+    #[argh(subcommand, name = "nodes")]
+    pub struct NodesCommand {
+        own {
+            /// disks: of at least one machine that runs etcd, and of any others to be told whose
+            /// they are
+            #[argh(positional)]
+            pub src: Vec<PathBuf>,
+        }
+        roots, data_dir, json, now,
+    }
 }
 
 /// Lists.

@@ -3,83 +3,43 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use argh::FromArgs;
 use serde_json::json;
-use time::OffsetDateTime;
 
-use super::new_cluster::{Chosen, Disks, asked, bump_argument, make, member_argument};
+use super::new_cluster::{Chosen, Disks, asked, make};
 use crate::base::refusal::Refusal;
 use crate::base::ui::Ui as _;
 use crate::change::folder;
 use crate::cli::Outcome;
-use crate::cli::args::{self, Stop};
+use crate::cli::args::Stop;
+use crate::cli::shared_flags::arguments;
 use crate::cli::terminal::Terminal;
 use crate::etcd::format::bbolt::Fault;
 use crate::etcd::operations::guarantee::{Guarantee, Level};
-use crate::etcd::operations::rebuild::from_db::{BUMP, Damaged};
+use crate::etcd::operations::rebuild::from_db::Damaged;
 use crate::etcd::operations::rebuild::origin::{Origin, Trailer, trailer};
-use crate::etcd::operations::rebuild::target::Target;
 use crate::etcd::read::backend::{Backend, Facts};
 use crate::etcd::read::lease::LastWrite;
 use crate::etcd::read::member::Stored;
 use crate::etcd::read::survey::{Survey, last_written, survey};
 
-/// make a new etcd cluster on the disks given, from one database alone: a member's own, an old copy, or what `etcdctl snapshot save`
-/// wrote. What only logs hold is lost: rescue repair with all control planes' disks keeps it, where it can
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "rebuild")]
-pub struct Rebuild {
-    /// disks of the machines that are to run etcd: 1, 3 or 5
-    #[argh(positional)]
-    pub src: Vec<PathBuf>,
-    /// a folder where a guest is mounted, instead of a disk
-    #[argh(option)]
-    pub root: Vec<PathBuf>,
-    /// a data folder, or a copy of one: what etcd's --data-dir names (with --output only)
-    #[argh(option)]
-    pub data_dir: Vec<PathBuf>,
-    /// the database: a saved snapshot, or a copy of a member's db
-    #[argh(option)]
-    pub from: Option<PathBuf>,
-    /// take the newest sound database on the disks, without any log
-    #[argh(switch)]
-    pub db_only: bool,
-    /// a member as etcd's flags name it, NAME=URL; one for each disk, in their order; without disks only to be written with --output
-    #[argh(option, from_str_fn(member_argument))]
-    pub member: Vec<Target>,
-    /// a member of the old cluster, by name or ID, that will never come back as it was; may be given several times
-    #[argh(option)]
-    pub declare_dead: Vec<String>,
-    /// raise the revision by so much (default a billion): watchers of the old cluster must not take new revisions for ones they know
-    #[argh(option, default = "BUMP", from_str_fn(bump_argument))]
-    pub bump: i64,
-    /// write data folders below this new folder instead of changing the disks
-    #[argh(option)]
-    pub output: Option<PathBuf>,
-    /// show the plan and stop
-    #[argh(switch)]
-    pub dry_run: bool,
-    /// a folder of this machine where an etcd member is kept for which its disk has no room beside the new one; undo needs it
-    #[argh(option)]
-    pub keep_in: Option<PathBuf>,
-    /// a node, by name or disk, that is believed to be a member of this etcd without proof; may be given several times
-    #[argh(option)]
-    pub trust: Vec<String>,
-    /// do not ask
-    #[argh(switch)]
-    pub yes: bool,
-    /// with --yes: writes may be lost as the plan says
-    #[argh(switch)]
-    pub accept_loss: bool,
-    /// also for databases of etcd 3.6 and later, which has not been proved
-    #[argh(switch)]
-    pub unproven: bool,
-    /// print one JSON object (schema rescue/v1) instead of text
-    #[argh(switch)]
-    pub json: bool,
-    /// the time that counts as now (RFC 3339), instead of this machine's clock
-    #[argh(option, from_str_fn(args::time_argument))]
-    pub now: Option<OffsetDateTime>,
+arguments! {
+    /// make a new etcd cluster on the disks given, from one database alone: a member's own, an old
+    /// copy, or what `etcdctl snapshot save` wrote. What only logs hold is lost: rescue repair with
+    /// all control planes' disks keeps it, where it can
+    #[argh(subcommand, name = "rebuild")]
+    pub struct Rebuild {
+        new_member_disks, roots, data_dir_for_output,
+        own {
+            /// the database: a saved snapshot, or a copy of a member's db
+            #[argh(option)]
+            pub from: Option<PathBuf>,
+            /// take the newest sound database on the disks, without any log
+            #[argh(switch)]
+            pub db_only: bool,
+        }
+        members, dead_members, bump, output_folder, dry_run, keep_in, trust_member, yes,
+        accept_loss, unproven, json, now,
+    }
 }
 
 /// Plans and does it.

@@ -3,13 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use argh::FromArgs;
-use time::OffsetDateTime;
 
 use crate::base::schema::SCHEMA;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::cli::set::{self, Answers};
+use crate::cli::shared_flags::arguments;
 use crate::cli::terminal::Terminal;
 use crate::cli::unfinished;
 use crate::in_use::read_only;
@@ -19,47 +18,37 @@ use crate::report::set as report;
 use crate::session::Session;
 use crate::settings::Settings;
 
-/// remove a member from a cluster that is powered off: shows the plan, asks, writes. Needs the disks of all voters: the one that leaves is
-/// fenced, so that its etcd never starts again
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "remove-member")]
-pub struct RemoveMember {
-    /// the member's name or ID, as rescue etcd status shows it
-    #[argh(positional)]
-    pub member: String,
-    /// the disks of all voters' machines
-    #[argh(positional)]
-    pub src: Vec<PathBuf>,
-    /// a folder where a guest is mounted, instead of a disk; may be given several times
-    #[argh(option)]
-    pub root: Vec<PathBuf>,
-    /// a member whose disk is not at hand and never comes back; it leaves, too; may be given several times
-    #[argh(option)]
-    pub declare_dead: Vec<String>,
-    /// also databases of etcd 3.6 and later, which no repair has been proved on
-    #[argh(switch)]
-    pub unproven: bool,
-    /// a folder of this machine where an etcd member is kept for which its disk has no room beside the new one; undo needs it
-    #[argh(option)]
-    pub keep_in: Option<PathBuf>,
-    /// a node, by name or disk, that is believed to be a member of this etcd without proof; may be given several times
-    #[argh(option)]
-    pub trust: Vec<String>,
-    /// do not ask
-    #[argh(switch)]
-    pub yes: bool,
-    /// with --yes: also where acknowledged writes may be lost
-    #[argh(switch)]
-    pub accept_loss: bool,
-    /// show the plan and stop
-    #[argh(switch)]
-    pub dry_run: bool,
-    /// print one JSON object (schema rescue/v1) instead of text
-    #[argh(switch)]
-    pub json: bool,
-    /// the time that counts as now (RFC 3339), instead of this machine's clock
-    #[argh(option, from_str_fn(args::time_argument))]
-    pub now: Option<OffsetDateTime>,
+arguments! {
+    /// remove a member from a cluster that is powered off: shows the plan, asks, writes. Needs the
+    /// disks of all voters: the one that leaves is fenced, so that its etcd never starts again
+    #[argh(subcommand, name = "remove-member")]
+    pub struct RemoveMember {
+        own {
+            /// the member's name or ID, as rescue etcd status shows it
+            #[argh(positional)]
+            pub member: String,
+            /// the disks of all voters' machines
+            #[argh(positional)]
+            pub src: Vec<PathBuf>,
+            /// a folder where a guest is mounted, instead of a disk; may be given several times
+            #[argh(option)]
+            pub root: Vec<PathBuf>,
+            /// a member whose disk is not at hand and never comes back; it leaves, too; may be
+            /// given several times
+            #[argh(option)]
+            pub declare_dead: Vec<String>,
+            /// also databases of etcd 3.6 and later, which no repair has been proved on
+            #[argh(switch)]
+            pub unproven: bool,
+        }
+        keep_in, trust_member, yes,
+        own {
+            /// with --yes: also where acknowledged writes may be lost
+            #[argh(switch)]
+            pub accept_loss: bool,
+        }
+        dry_run, json, now,
+    }
 }
 
 /// Plans, asks, writes.

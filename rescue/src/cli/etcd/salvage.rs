@@ -4,22 +4,19 @@ use crate::base::escaping;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use argh::FromArgs;
 use serde_json::json;
-use time::OffsetDateTime;
 
-use super::new_cluster::{Chosen, Disks, asked, bump_argument, make, member_argument};
+use super::new_cluster::{Chosen, Disks, asked, make};
 use crate::base::refusal::Refusal;
 use crate::base::ui::Ui as _;
 use crate::base::units;
 use crate::change::folder;
 use crate::cli::Outcome;
-use crate::cli::args::{self, Stop};
+use crate::cli::args::Stop;
+use crate::cli::shared_flags::arguments;
 use crate::cli::terminal::Terminal;
 use crate::etcd::operations::guarantee::{Guarantee, Level};
-use crate::etcd::operations::rebuild::from_db::BUMP;
 use crate::etcd::operations::rebuild::origin::Origin;
-use crate::etcd::operations::rebuild::target::Target;
 use crate::etcd::operations::salvage::Salvage;
 use crate::etcd::operations::salvage::report::Report;
 use crate::etcd::read::backend::Backend;
@@ -29,59 +26,27 @@ const NAMED: usize = 20;
 /// Bytes of names that are kept for the list.
 const MAX_NAMES: usize = 64 << 20;
 
-/// make a new etcd cluster on the disks given from what can still be read of a damaged database, page by page; what is missing is
-/// counted, keys whose newest value is uncertain are named
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "salvage")]
-pub struct SalvageCommand {
-    /// disks of the machines that are to run etcd: 1, 3 or 5
-    #[argh(positional)]
-    pub src: Vec<PathBuf>,
-    /// a folder where a guest is mounted, instead of a disk
-    #[argh(option)]
-    pub root: Vec<PathBuf>,
-    /// a data folder, or a copy of one: what etcd's --data-dir names (with --output only)
-    #[argh(option)]
-    pub data_dir: Vec<PathBuf>,
-    /// the damaged database, where it is not that of the first disk
-    #[argh(option)]
-    pub from: Option<PathBuf>,
-    /// a member as etcd's flags name it, NAME=URL; one for each disk, in their order; without disks only to be written with --output
-    #[argh(option, from_str_fn(member_argument))]
-    pub member: Vec<Target>,
-    /// a member of the old cluster, by name or ID, that will never come back as it was; may be given several times
-    #[argh(option)]
-    pub declare_dead: Vec<String>,
-    /// raise the revision by so much (default a billion): watchers of the old cluster must not take new revisions for ones they know
-    #[argh(option, default = "BUMP", from_str_fn(bump_argument))]
-    pub bump: i64,
-    /// write data folders, and a list of all uncertain keys, below this new folder instead of changing the disks
-    #[argh(option)]
-    pub output: Option<PathBuf>,
-    /// show the plan and stop
-    #[argh(switch)]
-    pub dry_run: bool,
-    /// a folder of this machine where an etcd member is kept for which its disk has no room beside the new one; undo needs it
-    #[argh(option)]
-    pub keep_in: Option<PathBuf>,
-    /// a node, by name or disk, that is believed to be a member of this etcd without proof; may be given several times
-    #[argh(option)]
-    pub trust: Vec<String>,
-    /// do not ask
-    #[argh(switch)]
-    pub yes: bool,
-    /// with --yes: writes may be lost as the plan says
-    #[argh(switch)]
-    pub accept_loss: bool,
-    /// also for databases of etcd 3.6 and later, which has not been proved
-    #[argh(switch)]
-    pub unproven: bool,
-    /// print one JSON object (schema rescue/v1) instead of text
-    #[argh(switch)]
-    pub json: bool,
-    /// the time that counts as now (RFC 3339), instead of this machine's clock
-    #[argh(option, from_str_fn(args::time_argument))]
-    pub now: Option<OffsetDateTime>,
+arguments! {
+    /// make a new etcd cluster on the disks given from what can still be read of a damaged
+    /// database, page by page; what is missing is counted, keys whose newest value is uncertain are
+    /// named
+    #[argh(subcommand, name = "salvage")]
+    pub struct SalvageCommand {
+        new_member_disks, roots, data_dir_for_output,
+        own {
+            /// the damaged database, where it is not that of the first disk
+            #[argh(option)]
+            pub from: Option<PathBuf>,
+        }
+        members, dead_members, bump,
+        own {
+            /// write data folders, and a list of all uncertain keys, below this new folder instead
+            /// of changing the disks
+            #[argh(option)]
+            pub output: Option<PathBuf>,
+        }
+        dry_run, keep_in, trust_member, yes, accept_loss, unproven, json, now,
+    }
 }
 
 /// Plans and does it.
