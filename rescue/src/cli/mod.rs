@@ -1,5 +1,6 @@
 //! The command line: arguments, one file per sub-command; shows, asks, exits. No logic.
 
+mod answers;
 mod args;
 mod certs;
 mod checks;
@@ -14,7 +15,6 @@ mod set;
 mod shared_flags;
 mod terminal;
 mod undo;
-mod unfinished;
 
 use std::process::ExitCode;
 

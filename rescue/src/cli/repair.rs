@@ -3,8 +3,9 @@
 use crate::base::shell;
 use anyhow::Result;
 
+use super::answers::Answers;
 use super::args::{self, Repair, Stop};
-use super::set::{self, Answers};
+use super::set;
 use super::terminal::{Terminal, colours, confirm};
 use super::{Failure, Outcome};
 use crate::base::refusal::Refusal;

@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use super::Outcome;
+use super::answers::Answers;
 use super::terminal::{colours, confirm};
 use crate::base::refusal::Refusal;
 use crate::finding::NodeReport;
@@ -11,27 +12,6 @@ use crate::plan::set::SetPlan;
 use crate::report::{set, text};
 use crate::session::Session;
 use crate::typed;
-
-/// What the user said beforehand.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Answers {
-    /// `--yes`.
-    pub yes: bool,
-    /// `--accept-loss`: also where acknowledged writes may be lost.
-    pub accept_loss: bool,
-    /// `--dry-run`.
-    pub dry_run: bool,
-    /// `--json`: nothing is printed for people.
-    pub json: bool,
-}
-
-impl Answers {
-    fn say(&self, text: &str) {
-        if !self.json {
-            print!("{text}");
-        }
-    }
-}
 
 /// Shows the plan, asks, carries it out. `None` after a dry run.
 ///

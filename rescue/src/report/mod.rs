@@ -3,6 +3,9 @@
 pub mod bounded;
 pub mod certificates;
 pub mod etcd;
+pub mod etcd_keys;
+pub mod etcd_nodes;
+pub mod etcd_plan;
 pub mod fsck;
 pub mod inventory;
 pub mod json;

@@ -1,5 +1,6 @@
 //! One run from sources to receipt, used by the command line and by the ISO alike.
 
+pub mod etcd;
 mod set;
 
 use crate::finding::{Inspection, NodeReport, counts};
@@ -459,6 +460,26 @@ impl Session<'_> {
     pub fn refuse_unready(guest: &Guest) -> Result<()> {
         Self::refuse_suspended(guest)?;
         Self::refuse_hidden_record(guest)
+    }
+
+    /// Repairs that were cut off come before whatever else changes a node.
+    ///
+    /// # Errors
+    /// A [`Refusal`] where an earlier repair of this node was cut off.
+    pub fn refuse_unfinished(&self, node: &NodeReport) -> Result<(), Refusal> {
+        let Some(run) = node.unfinished_run() else {
+            return Ok(());
+        };
+        let sources = typed::sources(self.sources);
+        Err(Refusal::new(
+            format!(
+                "an earlier repair of {} (run {}) was cut off",
+                node.name(),
+                run.id
+            ),
+            "it has to be completed or taken back first",
+            format!("rescue repair {sources}, or rescue undo {sources}; then run this again"),
+        ))
     }
 
     /// Mounts the guest's file systems for writing; before that, unless told not to, each is checked.

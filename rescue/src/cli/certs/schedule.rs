@@ -8,7 +8,6 @@ use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::cli::shared_flags::arguments;
 use crate::cli::terminal::{Terminal, colours, confirm};
-use crate::cli::unfinished;
 use crate::finding::Context;
 use crate::finding::NodeReport;
 use crate::in_use::read_only;
@@ -75,7 +74,7 @@ fn hold(command: &Schedule, session: &Session<'_>, wanted: Wanted) -> Result<Out
         }
     };
     let node = only_node(session.inspect()?, command.node.as_deref())?;
-    unfinished::refuse(&node, session)?;
+    session.refuse_unfinished(&node)?;
     let plan = plan(session, &node, wanted)?;
     let planned = json::planned(&node, &plan);
     let style = text::Style {

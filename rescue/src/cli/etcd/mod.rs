@@ -2,12 +2,11 @@
 
 mod defrag;
 mod keys;
-mod making;
 mod new_cluster;
 mod nodes;
-mod opened;
 mod rebuild;
 mod remove;
+mod run_options;
 mod salvage;
 mod sources;
 mod status;

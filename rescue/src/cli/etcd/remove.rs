@@ -6,11 +6,11 @@ use anyhow::Result;
 
 use crate::base::schema::SCHEMA;
 use crate::cli::Outcome;
+use crate::cli::answers::Answers;
 use crate::cli::args::{self, Stop};
-use crate::cli::set::{self, Answers};
+use crate::cli::set;
 use crate::cli::shared_flags::arguments;
 use crate::cli::terminal::Terminal;
-use crate::cli::unfinished;
 use crate::in_use::read_only;
 use crate::plan::etcd::plan_removal;
 use crate::plan::set::SetWishes;
@@ -54,7 +54,13 @@ arguments! {
 /// Plans, asks, writes.
 pub fn run(command: &RemoveMember) -> Result<Result<Outcome>, Stop> {
     let sources = args::sources(&command.src, &command.root)?;
-    args::refuse_asking(command.json, &args::answers(command.yes, command.dry_run))?;
+    let answers = Answers {
+        yes: command.yes,
+        accept_loss: command.accept_loss,
+        dry_run: command.dry_run,
+        json: command.json,
+    };
+    answers.check()?;
     let settings = Settings {
         keep_in: command.keep_in.clone(),
         trust: command.trust.clone(),
@@ -66,39 +72,22 @@ pub fn run(command: &RemoveMember) -> Result<Result<Outcome>, Stop> {
         settings: &settings,
         ui: &Terminal,
     };
-    Ok(hold(command, &session))
+    Ok(remove(command, &session, answers))
 }
 
-fn hold(command: &RemoveMember, session: &Session<'_>) -> Result<Outcome> {
+fn remove(command: &RemoveMember, session: &Session<'_>, answers: Answers) -> Result<Outcome> {
     let nodes = session.inspect()?.nodes;
-    nodes
-        .iter()
-        .try_for_each(|node| unfinished::refuse(node, session))?;
+    for node in &nodes {
+        session.refuse_unfinished(node)?;
+    }
     let wishes = SetWishes {
         declare_dead: command.declare_dead.clone(),
         unproven: command.unproven,
     };
     let plan = plan_removal(&nodes, &command.member, &wishes, session.ui)?;
     let planned = report::plan_json(&plan);
-    let RemoveMember {
-        yes,
-        accept_loss,
-        dry_run,
-        json,
-        ..
-    } = *command;
-    let receipt = set::carry_out(
-        session,
-        nodes,
-        plan,
-        Answers {
-            yes,
-            accept_loss,
-            dry_run,
-            json,
-        },
-    )?;
-    if json {
+    let receipt = set::carry_out(session, nodes, plan, answers)?;
+    if answers.json {
         let done = receipt.as_ref().map(report::receipt_json);
         println!(
             "{}",

@@ -2,15 +2,13 @@
 
 use anyhow::Result;
 
-use super::sources::Sources;
+use super::sources::EtcdSources;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
 use crate::cli::shared_flags::arguments;
 use crate::cli::terminal::{Terminal, colours};
-use crate::etcd::read::status::status_shown;
-use crate::pki::trust::etcd::units;
-use crate::plan::etcd::claims;
 use crate::report::{etcd, json, text};
+use crate::session::Session;
 use crate::settings::Settings;
 
 arguments! {
@@ -30,29 +28,21 @@ arguments! {
 
 /// Looks and shows.
 pub fn run(command: &Status) -> Result<Result<Outcome>, Stop> {
-    let sources = Sources::new(&command.src, &command.root, &command.data_dir, "status")?;
+    let sources = EtcdSources::new(&command.src, &command.root, &command.data_dir, "status")?;
     Ok(show(command, &sources))
 }
 
-fn show(command: &Status, sources: &Sources) -> Result<Outcome> {
-    let (found, without) = sources.members()?;
-    let mut cluster = status_shown(&found, !command.quick, &Terminal);
-    if found.len() > 1 {
-        let settings = Settings {
-            trust: command.trust.clone(),
-            ..args::with_now(command.now)
-        };
-        let claims = claims::claims_of(
-            &found,
-            cluster.members.iter().map(|member| &member.data),
-            &settings,
-        )?;
-        let left_out = units(&claims)
-            .left_out
-            .into_iter()
-            .filter(|left| left.matters);
-        cluster.left_out = left_out.map(|left| claims::note(&left, &claims)).collect();
-    }
+fn show(command: &Status, sources: &EtcdSources) -> Result<Outcome> {
+    let settings = Settings {
+        trust: command.trust.clone(),
+        ..args::with_now(command.now)
+    };
+    let session = Session {
+        sources: &sources.disks,
+        settings: &settings,
+        ui: &Terminal,
+    };
+    let (cluster, without) = session.etcd_status(&sources.data_dirs, command.quick)?;
     if command.json {
         println!("{}", json::etcd_status(&cluster, &without));
     } else {
@@ -60,10 +50,7 @@ fn show(command: &Status, sources: &Sources) -> Result<Outcome> {
             colours: colours(),
             details: false,
         };
-        print!(
-            "{}",
-            etcd::status(&cluster, args::with_now(command.now).now, &style)
-        );
+        print!("{}", etcd::status(&cluster, settings.now, &style));
         for node in &without {
             println!("No etcd member on {node}.");
         }

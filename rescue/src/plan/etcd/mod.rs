@@ -2,11 +2,16 @@
 
 mod behind_damage;
 pub mod claims;
+pub mod defrag;
 pub mod from_database;
 mod levelled;
+pub mod members_plan;
+pub mod new_cluster;
 pub mod odd;
 pub mod plan;
+pub mod rebuild;
 pub mod remove;
+pub mod salvage;
 pub mod seen;
 pub mod stands;
 pub mod table;
