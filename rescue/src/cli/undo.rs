@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::Outcome;
 use super::args::{self, Stop, Undo};
-use super::terminal::{Terminal, confirm};
+use super::terminal::{Terminal, agree};
 use crate::base::refusal::Refusal;
 use crate::finding::{Inspection, NodeReport};
 use crate::in_use::read_only;
@@ -38,10 +38,7 @@ fn take_back(command: &Undo, session: &Session<'_>) -> Result<Outcome> {
     }
     let node = only_node(with_run(inspection, command), command.node.as_deref())?;
     let question = question(command, &node)?;
-    if !command.yes && !confirm(&question) {
-        let next = "run the same command again and answer yes, or add --yes";
-        return Err(Refusal::new("the answer was not yes", "nothing was changed", next).into());
-    }
+    agree(command.yes, &question)?;
     let undone = session.undo(node, command.run.as_deref())?;
     match command.json {
         true => println!("{}", json::undone(&undone)),
@@ -93,10 +90,7 @@ fn take_set_back(
         run.id,
         run.together.join(", ")
     );
-    if !command.yes && !confirm(&question) {
-        let next = "run the same command again and answer yes, or add --yes";
-        return Err(Refusal::new("the answer was not yes", "nothing was changed", next).into());
-    }
+    agree(command.yes, &question)?;
     let nodes = inspection
         .nodes
         .into_iter()

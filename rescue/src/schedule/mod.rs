@@ -23,9 +23,9 @@ use crate::plan::{Plan, plan_of};
 use files::{AddFiles, NewFile, RemoveFiles};
 use timer::Timer;
 
-/// What is asked for.
+/// What the node is to have afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wanted {
+pub enum DesiredState {
     /// The timer and the log rotation.
     All,
     /// The log rotation alone.
@@ -38,8 +38,8 @@ pub enum Wanted {
 ///
 /// # Errors
 /// A [`Refusal`] (by downcast) where the timer makes no sense or would not work, or where a file of somebody else is in the way.
-pub fn plan(context: &Context<'_>, wanted: Wanted) -> Result<Plan> {
-    let check = Schedule { wanted };
+pub fn plan(context: &Context<'_>, desired: DesiredState) -> Result<Plan> {
+    let check = Schedule { desired };
     for file in check.timer(context)?.iter().flat_map(Timer::files) {
         file.refuse_foreign(context.guest)?;
     }
@@ -48,7 +48,7 @@ pub fn plan(context: &Context<'_>, wanted: Wanted) -> Result<Plan> {
 
 #[derive(Debug)]
 struct Schedule {
-    wanted: Wanted,
+    desired: DesiredState,
 }
 
 const ID: &str = "schedule";
@@ -66,11 +66,11 @@ impl Check for Schedule {
     }
 
     fn run(&self, context: &Context<'_>) -> Result<Vec<Finding>> {
-        if self.wanted == Wanted::Removed {
+        if self.desired == DesiredState::Removed {
             return Ok(removal(context.guest).into_iter().collect());
         }
         let mut findings = Vec::new();
-        if self.wanted == Wanted::All {
+        if self.desired == DesiredState::All {
             findings.extend(self.timer_findings(context)?);
         }
         findings.extend(log_finding(context));
@@ -81,7 +81,7 @@ impl Check for Schedule {
 impl Schedule {
     /// The timer to be added; `None` where it is not wanted or something else does its work.
     fn timer(&self, context: &Context<'_>) -> Result<Option<Timer>, Refusal> {
-        if self.wanted != Wanted::All {
+        if self.desired != DesiredState::All {
             return Ok(None);
         }
         let timer = Timer::for_node(context)?;

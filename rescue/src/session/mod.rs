@@ -1,5 +1,6 @@
 //! One run from sources to receipt, used by the command line and by the ISO alike.
 
+mod choose;
 pub mod etcd;
 mod set;
 

@@ -1,6 +1,6 @@
 //! The part of a session that changes several nodes as one.
 
-use crate::plan::receipt::{SetReceipt, Wanted};
+use crate::plan::receipt::{SetProposal, SetReceipt};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
@@ -18,19 +18,19 @@ use crate::repair::write_mount::WritableGuest;
 
 impl Session<'_> {
     /// What all these nodes need together, of the checks that were asked for.
-    pub fn plan_sets(&self, nodes: &[NodeReport], wishes: &SetWishes) -> Vec<Wanted> {
+    pub fn plan_sets(&self, nodes: &[NodeReport], wishes: &SetWishes) -> Vec<SetProposal> {
         let asked = |check: &str| {
             let settings = self.settings;
             (settings.only.is_empty() || settings.only.iter().any(|only| only == check))
                 && !settings.skip.iter().any(|skip| skip == check)
         };
         let planners = PLANNERS.iter().filter(|(check, _)| asked(check));
-        let wanted = planners.flat_map(|&(check, plan)| {
+        let proposals = planners.flat_map(|&(check, plan)| {
             plan(nodes, wishes, self.ui)
                 .into_iter()
-                .map(move |plan| Wanted { check, plan })
+                .map(move |plan| SetProposal { check, plan })
         });
-        wanted.collect()
+        proposals.collect()
     }
 
     /// Whether all disks that a plan changes may be written to, and what is written there will be seen by the nodes.

@@ -4,12 +4,13 @@ use crate::base::shell;
 use anyhow::{Context as _, Result};
 use std::path::{Path, PathBuf};
 
-use super::worker::{Go, Worker, carry_out, outcome, sources};
+use super::worker::{Worker, carry_out, outcome, sources};
 use super::{output, passphrase};
 use crate::base::refusal::Refusal;
 use crate::base::severity::Severity;
 use crate::checks::certificates::install::{InstallKubeletClient, Recipient};
 use crate::cli::Outcome;
+use crate::cli::answers::Answers;
 use crate::cli::args::{self, Stop};
 use crate::cli::shared_flags::arguments;
 use crate::cli::terminal::Terminal;
@@ -57,12 +58,13 @@ pub fn run(command: &Install) -> Result<Result<Outcome>, Stop> {
         return Err(usage());
     }
     let sources = sources(disks, &command.root)?;
-    let go = Go {
+    let answers = Answers {
         yes: command.yes,
         dry_run: command.dry_run,
         json: command.json,
+        ..Answers::default()
     };
-    go.check()?;
+    answers.check()?;
     let settings = Settings {
         trust: command.trust.clone(),
         ..args::with_now(command.now)
@@ -73,10 +75,15 @@ pub fn run(command: &Install) -> Result<Result<Outcome>, Stop> {
         settings: &settings,
         ui: &Terminal,
     };
-    Ok(install(command, &session, file, go))
+    Ok(install(command, &session, file, answers))
 }
 
-fn install(command: &Install, session: &Session<'_>, file: &Path, go: Go) -> Result<Outcome> {
+fn install(
+    command: &Install,
+    session: &Session<'_>,
+    file: &Path,
+    answers: Answers,
+) -> Result<Outcome> {
     let bytes = output::read(file)?;
     let worker = Worker::meet(session, command.node.as_deref(), session.settings.now)?;
     let keys = client_key::all(&worker.report.guest, &worker.client);
@@ -96,10 +103,10 @@ fn install(command: &Install, session: &Session<'_>, file: &Path, go: Go) -> Res
         "a certificate was brought for this node",
     )
     .with_remedy(remedy);
-    let Some(receipt) = carry_out(session, worker.report, &asked_for, go)? else {
+    let Some(receipt) = carry_out(session, worker.report, &asked_for, answers)? else {
         return Ok(Outcome::Clean);
     };
-    if go.json {
+    if answers.json {
         println!(
             "{}",
             json::repair(

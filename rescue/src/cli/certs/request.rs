@@ -5,11 +5,12 @@ use anyhow::Result;
 use std::path::PathBuf;
 
 use super::output;
-use super::worker::{Go, Worker, carry_out, sources};
+use super::worker::{Worker, carry_out, sources};
 use crate::base::refusal::Refusal;
 use crate::base::severity::Severity;
 use crate::checks::certificates::store_key::StoreKey;
 use crate::cli::Outcome;
+use crate::cli::answers::Answers;
 use crate::cli::args::{self, Stop};
 use crate::cli::shared_flags::arguments;
 use crate::cli::terminal::Terminal;
@@ -47,13 +48,13 @@ arguments! {
 /// Reads, and writes the request.
 pub fn run(command: &RequestCertificate) -> Result<Result<Outcome>, Stop> {
     let sources = sources(&command.src, &command.root)?;
-    let go = Go {
+    let answers = Answers {
         yes: command.yes,
-        dry_run: false,
         json: command.json,
+        ..Answers::default()
     };
     if command.new_key {
-        go.check()?;
+        answers.check()?;
     }
     let settings = args::with_now(command.now);
     let session = Session {
@@ -61,10 +62,14 @@ pub fn run(command: &RequestCertificate) -> Result<Result<Outcome>, Stop> {
         settings: &settings,
         ui: &Terminal,
     };
-    Ok(request(command, &session, go))
+    Ok(request(command, &session, answers))
 }
 
-fn request(command: &RequestCertificate, session: &Session<'_>, go: Go) -> Result<Outcome> {
+fn request(
+    command: &RequestCertificate,
+    session: &Session<'_>,
+    answers: Answers,
+) -> Result<Outcome> {
     output::refuse_existing(&command.output, command.force)?;
     let now = session.settings.now;
     let worker = Worker::meet(session, command.node.as_deref(), now)?;
@@ -96,7 +101,7 @@ fn request(command: &RequestCertificate, session: &Session<'_>, go: Go) -> Resul
             let file = file(&key)?;
             let asked_for = Finding::new("certificates", Severity::Note, "a new key was asked for")
                 .with_remedy(remedy);
-            carry_out(session, worker.report, &asked_for, go)?;
+            carry_out(session, worker.report, &asked_for, answers)?;
             file
         }
         None => {

@@ -3,17 +3,17 @@
 use anyhow::Result;
 use std::path::PathBuf;
 
-use crate::base::refusal::Refusal;
 use crate::cli::Outcome;
+use crate::cli::answers::Answers;
 use crate::cli::args::{self, Stop};
 use crate::cli::shared_flags::arguments;
-use crate::cli::terminal::{Terminal, colours, confirm};
+use crate::cli::terminal::{Terminal, agree, colours};
 use crate::finding::Context;
 use crate::finding::NodeReport;
 use crate::in_use::read_only;
 use crate::plan::Plan;
 use crate::report::{json, schedule as report, text};
-use crate::schedule::{self, Wanted};
+use crate::schedule::{self, DesiredState};
 use crate::session::{Session, only_node};
 use crate::typed;
 
@@ -40,14 +40,14 @@ arguments! {
 }
 
 impl Schedule {
-    fn wanted(&self) -> Result<Wanted, Stop> {
+    fn desired(&self) -> Result<DesiredState, Stop> {
         match (self.remove, self.logs_only) {
             (true, true) => Err(Stop::Usage(
                 "--remove takes everything away; --logs-only does not go with it".to_owned(),
             )),
-            (true, false) => Ok(Wanted::Removed),
-            (false, true) => Ok(Wanted::LogsOnly),
-            (false, false) => Ok(Wanted::All),
+            (true, false) => Ok(DesiredState::Removed),
+            (false, true) => Ok(DesiredState::LogsOnly),
+            (false, false) => Ok(DesiredState::All),
         }
     }
 }
@@ -55,8 +55,14 @@ impl Schedule {
 /// Plans, asks, writes.
 pub fn run(command: &Schedule) -> Result<Result<Outcome>, Stop> {
     let sources = args::sources(&command.src, &command.root)?;
-    let wanted = command.wanted()?;
-    args::refuse_asking(command.json, &args::answers(command.yes, command.dry_run))?;
+    let desired = command.desired()?;
+    let answers = Answers {
+        yes: command.yes,
+        dry_run: command.dry_run,
+        json: command.json,
+        ..Answers::default()
+    };
+    answers.check()?;
     let settings = args::with_now(command.now);
     read_only::protect(&sources);
     let session = Session {
@@ -64,50 +70,43 @@ pub fn run(command: &Schedule) -> Result<Result<Outcome>, Stop> {
         settings: &settings,
         ui: &Terminal,
     };
-    Ok(hold(command, &session, wanted))
+    Ok(plan_and_write(command, &session, desired, answers))
 }
 
-fn hold(command: &Schedule, session: &Session<'_>, wanted: Wanted) -> Result<Outcome> {
-    let say = |text: &str| {
-        if !command.json {
-            print!("{text}");
-        }
-    };
+fn plan_and_write(
+    command: &Schedule,
+    session: &Session<'_>,
+    desired: DesiredState,
+    answers: Answers,
+) -> Result<Outcome> {
     let node = only_node(session.inspect()?, command.node.as_deref())?;
     session.refuse_unfinished(&node)?;
-    let plan = plan(session, &node, wanted)?;
+    let plan = plan(session, &node, desired)?;
     let planned = json::planned(&node, &plan);
     let style = text::Style {
         colours: colours(),
-        details: command.dry_run,
+        details: answers.dry_run,
     };
-    say(&report::plan(&node, &plan, &style));
-    if plan.is_empty() || command.dry_run {
-        say(if plan.is_empty() {
+    answers.say(&report::plan(&node, &plan, &style));
+    if plan.is_empty() || answers.dry_run {
+        answers.say(if plan.is_empty() {
             "Nothing was changed.\n"
         } else {
             "This was a dry run: nothing was changed.\n"
         });
-        if command.json {
+        if answers.json {
             println!("{}", json::repair(vec![planned], None, Vec::new()));
         }
         return Ok(Outcome::Clean);
     }
-    if !command.yes && !confirm(&format!("Carry this out on {}?", node.name())) {
-        return Err(Refusal::new(
-            "the answer was not yes",
-            "nothing was changed",
-            "run the same command again and answer yes, or add --yes",
-        )
-        .into());
-    }
+    agree(answers.yes, &format!("Carry this out on {}?", node.name()))?;
     let receipt = session.repair(node, plan)?;
-    say(&report::receipt(
+    answers.say(&report::receipt(
         &receipt,
         &typed::sources(session.sources),
         &style,
     ));
-    if command.json {
+    if answers.json {
         println!(
             "{}",
             json::repair(
@@ -120,7 +119,7 @@ fn hold(command: &Schedule, session: &Session<'_>, wanted: Wanted) -> Result<Out
     Ok(Outcome::Clean)
 }
 
-fn plan(session: &Session<'_>, node: &NodeReport, wanted: Wanted) -> Result<Plan> {
+fn plan(session: &Session<'_>, node: &NodeReport, desired: DesiredState) -> Result<Plan> {
     let NodeReport {
         guest, node, peers, ..
     } = node;
@@ -132,6 +131,6 @@ fn plan(session: &Session<'_>, node: &NodeReport, wanted: Wanted) -> Result<Plan
             peers,
             ui: session.ui,
         },
-        wanted,
+        desired,
     )
 }
