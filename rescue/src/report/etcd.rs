@@ -236,27 +236,7 @@ fn comparison(out: &mut String, cluster: &Cluster, style: &Style) {
     }
     for agreement in &cluster.agreement {
         let (one, other) = &agreement.between;
-        let words = match agreement.verdict {
-            Verdict::Same { from, to } => {
-                format!("have the same history (entries {from} to {to} compared)")
-            }
-            Verdict::Fork {
-                entry,
-                first,
-                second,
-            } => format!(
-                "hold TWO HISTORIES: entry {entry}, agreed on in both, is of term {first} in the first and of term {second} in \
-                 the second. They were not always one cluster; never start both"
-            ),
-            Verdict::Differ => {
-                "hold DIFFERENT keys at the same revision, though their logs agree".to_owned()
-            }
-            Verdict::OtherCluster => "belong to different clusters".to_owned(),
-            Verdict::NotComparable => {
-                "have no agreed entry in common that could be compared".to_owned()
-            }
-        };
-        let _ = writeln!(out, "{one} and {other} {words}.");
+        let _ = writeln!(out, "{one} and {other} {}.", verdict(&agreement.verdict));
     }
     for (source, moved) in cluster
         .members
@@ -284,6 +264,29 @@ fn comparison(out: &mut String, cluster: &Cluster, style: &Style) {
             )
         },
     );
+}
+
+fn verdict(verdict: &Verdict) -> String {
+    match *verdict {
+        Verdict::Same { from, to } => {
+            format!("have the same history (entries {from} to {to} compared)")
+        }
+        Verdict::Fork {
+            entry,
+            first,
+            second,
+        } => format!(
+            "hold TWO HISTORIES: entry {entry}, agreed on in both, is of term {first} in the first and of term {second} in \
+                 the second. They were not always one cluster; never start both"
+        ),
+        Verdict::Differ => {
+            "hold DIFFERENT keys at the same revision, though their logs agree".to_owned()
+        }
+        Verdict::OtherCluster => "belong to different clusters".to_owned(),
+        Verdict::NotComparable => {
+            "have no agreed entry in common that could be compared".to_owned()
+        }
+    }
 }
 
 fn membership(out: &mut String, member: &MemberStatus, style: &Style) {

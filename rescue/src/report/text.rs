@@ -463,6 +463,30 @@ pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
     let _ = writeln!(out, "{}", style.heading(&title));
     done(&mut out, &receipt.done);
     applied(&mut out, &receipt.applied);
+    space_gained(&mut out, receipt);
+    found_again(&mut out, receipt, style);
+    let _ = writeln!(
+        out,
+        "Not mended by this version: etcd's members beyond what the check etcd mends in place. Each worker and each further control plane has \
+         certificates of its own on its own disk: rescue repair takes several disks at once."
+    );
+    if let Some(needed) = &receipt.restart {
+        restart(&mut out, needed, style);
+    }
+    match receipt.applied.changes {
+        0 => out.push_str("There is nothing to take back: what was freed stays gone.\n"),
+        _ => {
+            let _ = writeln!(
+                out,
+                "To take it back: rescue undo {sources} --run {}",
+                receipt.run
+            );
+        }
+    }
+    out
+}
+
+fn space_gained(out: &mut String, receipt: &Receipt) {
     for (before, after) in receipt.before.iter().zip(&receipt.after.guest.file_systems) {
         if before.usage != after.usage {
             let _ = writeln!(
@@ -476,6 +500,9 @@ pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
             );
         }
     }
+}
+
+fn found_again(out: &mut String, receipt: &Receipt, style: &Style) {
     let left: Vec<Finding> = receipt
         .after
         .findings
@@ -496,27 +523,8 @@ pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
         );
     } else {
         let _ = writeln!(out, "{}", style.heading("Inspected again: still left"));
-        findings(&mut out, &left, style);
+        findings(out, &left, style);
     }
-    let _ = writeln!(
-        out,
-        "Not mended by this version: etcd's members beyond what the check etcd mends in place. Each worker and each further control plane has \
-         certificates of its own on its own disk: rescue repair takes several disks at once."
-    );
-    if let Some(needed) = &receipt.restart {
-        restart(&mut out, needed, style);
-    }
-    match receipt.applied.changes {
-        0 => out.push_str("There is nothing to take back: what was freed stays gone.\n"),
-        _ => {
-            let _ = writeln!(
-                out,
-                "To take it back: rescue undo {sources} --run {}",
-                receipt.run
-            );
-        }
-    }
-    out
 }
 
 /// One line for each step of the plan that was carried out.

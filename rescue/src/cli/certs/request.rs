@@ -104,18 +104,7 @@ fn request(
             carry_out(session, worker.report, &asked_for, answers)?;
             file
         }
-        None => {
-            return Err(Refusal::new(
-                format!("{} has no usable key for its kubelet's client certificate", worker.node),
-                "a request must be signed with the key that the certificate is for",
-                format!(
-                    "rescue certs request {} -o {} --new-key    (makes one on its disk; shows the plan and asks)",
-                    worker.typed,
-                    shell::quoted(&command.output)
-                ),
-            )
-            .into());
-        }
+        None => return Err(no_key(command, &worker).into()),
     };
     output::write(&command.output, &pretty(&file)?, 0o644, command.force)?;
     say(
@@ -125,6 +114,21 @@ fn request(
         &worker.typed,
     );
     Ok(Outcome::Clean)
+}
+
+fn no_key(command: &RequestCertificate, worker: &Worker) -> Refusal {
+    Refusal::new(
+        format!(
+            "{} has no usable key for its kubelet's client certificate",
+            worker.node
+        ),
+        "a request must be signed with the key that the certificate is for",
+        format!(
+            "rescue certs request {} -o {} --new-key    (makes one on its disk; shows the plan and asks)",
+            worker.typed,
+            shell::quoted(&command.output)
+        ),
+    )
 }
 
 /// As people and other programs like to read it.

@@ -228,16 +228,11 @@ pub fn words(left: &LeftOut, claims: &[Claim]) -> [String; 3] {
         "if you know for certain that {}: {trust}",
         if is_one { "it is" } else { "they are" }
     );
-    let left_out =
+    let left_out = String::from(if is_one {
         "left out: nothing is taken from it for the others, and it gets nothing of theirs"
-            .to_owned();
-    let left_out = if is_one {
-        left_out
     } else {
-        left_out
-            .replace("from it", "from them")
-            .replace("it gets", "they get")
-    };
+        "left out: nothing is taken from them for the others, and they get nothing of theirs"
+    });
     match left.why {
         Why::NoKey => [
             format!("{who} {says} of the etcd of {others}, but {holds} no private key of its CA"),
@@ -262,17 +257,9 @@ pub fn words(left: &LeftOut, claims: &[Claim]) -> [String; 3] {
             left_out,
             known,
         ],
-        Why::TwoHistories => [
-            format!(
-                "{who} and {others} list one another, but hold two histories with writes that the other one lacks"
-            ),
-            "neither is laid over the other".to_owned(),
-            format!(
-                "give only the disks that count; or, if what {who} wrote may be lost for what {others} hold{}: {}",
-                if beside.len() == 1 { "s" } else { "" },
-                flags(claims, beside)
-            ),
-        ],
+        Why::TwoHistories => {
+            two_histories(&who, &others, beside.len() == 1, &flags(claims, beside))
+        }
         Why::Ambiguous => [
             format!(
                 "{who} has no list of members left, and several that know nothing of one another list it: {others}"
@@ -282,6 +269,19 @@ pub fn words(left: &LeftOut, claims: &[Claim]) -> [String; 3] {
                 .to_owned(),
         ],
     }
+}
+
+fn two_histories(who: &str, others: &str, is_one_other: bool, trust: &str) -> [String; 3] {
+    [
+        format!(
+            "{who} and {others} list one another, but hold two histories with writes that the other one lacks"
+        ),
+        "neither is laid over the other".to_owned(),
+        format!(
+            "give only the disks that count; or, if what {who} wrote may be lost for what {others} hold{}: {trust}",
+            if is_one_other { "s" } else { "" },
+        ),
+    ]
 }
 
 /// The same as one sentence for a plan.

@@ -11,7 +11,8 @@ use crate::etcd::operations::rebuild::DatabaseFile;
 use crate::etcd::operations::rebuild::from_db::{BUMP, FromDatabase, form};
 use crate::etcd::operations::rebuild::origin::Origin;
 use crate::etcd::operations::rebuild::target::{NewCluster, Target};
-use crate::plan::set::{SetPlan, SetWishes};
+use crate::etcd::read::backend::Facts;
+use crate::plan::set::{SetPart, SetPlan, SetWishes};
 
 /// What a new database takes beside what the old one took.
 const MORE: u64 = 1 << 20;
@@ -66,29 +67,24 @@ fn newest<'s>(seen: &[&'s Seen<'s>]) -> Option<(&'s Seen<'s>, DatabaseFile)> {
     sound.max_by_key(|(_, database)| database.facts.consistent_index)
 }
 
-/// A new cluster of these members. `None` where no database is sound.
-///
-/// # Errors
-/// A [`Refusal`] where it cannot be done.
-pub fn plan(
-    seen: &[(&Seen<'_>, Member)],
-    members: &Members,
-    dead: &[u64],
-    wishes: &SetWishes,
-) -> Result<Option<SetPlan>> {
-    let all: Vec<&Seen<'_>> = seen.iter().map(|(seen, _)| *seen).collect();
-    let Some((owner, database)) = newest(&all) else {
-        return Ok(None);
+fn refuse_unproven(facts: &Facts, wishes: &SetWishes) -> Result<(), Refusal> {
+    let Some(version) = facts.storage_version.as_ref().filter(|_| !wishes.unproven) else {
+        return Ok(());
     };
+    Err(Refusal::new(
+        format!("the database is of format {version}"),
+        "rebuilding etcd 3.6 and later has not been proved on a real one",
+        "etcdutl snapshot restore of that version, or --unproven",
+    ))
+}
+
+/// One for each member: a folder made of the database of `owner`.
+fn parts(
+    seen: &[(&Seen<'_>, Member)],
+    owner: &Seen<'_>,
+    database: &DatabaseFile,
+) -> Result<Vec<SetPart>> {
     let facts = &database.facts;
-    if let Some(version) = facts.storage_version.as_ref().filter(|_| !wishes.unproven) {
-        return Err(Refusal::new(
-            format!("the database is of format {version}"),
-            "rebuilding etcd 3.6 and later has not been proved on a real one",
-            "etcdutl snapshot restore of that version, or --unproven",
-        )
-        .into());
-    }
     let target = |(seen, known): &(&Seen<'_>, Member)| Target {
         name: seen.flag_name.clone().unwrap_or_else(|| known.name.clone()),
         peer_urls: if seen.flag_urls.is_empty() {
@@ -121,6 +117,26 @@ pub fn plan(
         );
         parts.push(seen.part(recipe, vec![details])?);
     }
+    Ok(parts)
+}
+
+/// A new cluster of these members. `None` where no database is sound.
+///
+/// # Errors
+/// A [`Refusal`] where it cannot be done.
+pub fn plan(
+    seen: &[(&Seen<'_>, Member)],
+    members: &Members,
+    dead: &[u64],
+    wishes: &SetWishes,
+) -> Result<Option<SetPlan>> {
+    let all: Vec<&Seen<'_>> = seen.iter().map(|(seen, _)| *seen).collect();
+    let Some((owner, database)) = newest(&all) else {
+        return Ok(None);
+    };
+    let facts = &database.facts;
+    refuse_unproven(facts, wishes)?;
+    let parts = parts(seen, owner, &database)?;
     let mut guarantee = Guarantee {
         revision: Some(facts.revision),
         raises_revision: true,

@@ -67,20 +67,7 @@ fn compare(seen: &mut [Seen<'_>], numbers: &[usize], voters: usize, ui: &dyn Ui)
     if numbers.len() < 2 {
         return None;
     }
-    let hashes = hashes(seen, numbers, ui);
-    let mut same: BTreeMap<(usize, usize), bool> = BTreeMap::new();
-    for (at, one) in numbers.iter().enumerate() {
-        for other in &numbers[at + 1..] {
-            let verdict = match (hashes.get(one), hashes.get(other)) {
-                (Some(a), Some(b)) if a.0 == b.0 => Some(a == b),
-                _ => agree(&seen[*one], &seen[*other]),
-            };
-            if let Some(verdict) = verdict {
-                same.insert((*one, *other), verdict);
-                same.insert((*other, *one), verdict);
-            }
-        }
-    }
+    let same = same_databases(seen, numbers, ui);
     if same.values().all(|same| *same) {
         return None;
     }
@@ -101,29 +88,12 @@ fn compare(seen: &mut [Seen<'_>], numbers: &[usize], voters: usize, ui: &dyn Ui)
             .iter()
             .any(|other| same.get(&(one, *other)) == Some(&false))
     };
-    let names = |numbers: &[usize]| {
-        numbers
-            .iter()
-            .map(|one| seen[*one].name.clone())
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
     if agreed.len() <= voters / 2 || agreed.iter().any(|one| contradicts(*one)) {
-        let mut differ = same
-            .iter()
-            .filter(|(pair, same)| pair.0 < pair.1 && !**same)
-            .map(|(pair, _)| *pair);
-        let is_certain = differ.any(|(one, other)| agree(&seen[one], &seen[other]) == Some(false));
-        let saw = format!(
-            "The databases of {} hold different things, and no majority says which one is right: compare what etcd holds afterwards with what is \
-             expected.",
-            names(numbers)
-        );
-        return Some(Doubt { saw, is_certain });
+        return Some(doubt(seen, numbers, &same));
     }
     let saw = format!(
         "the database holds something else than those of {}, which agree",
-        names(&agreed)
+        names(seen, &agreed)
     );
     let odd: Vec<usize> = numbers
         .iter()
@@ -137,6 +107,49 @@ fn compare(seen: &mut [Seen<'_>], numbers: &[usize], voters: usize, ui: &dyn Ui)
             .push(Problem::differs(&one.place.db(), saw.clone()));
     }
     None
+}
+
+/// Of each two whose databases can be compared: whether they hold the same.
+fn same_databases(
+    seen: &[Seen<'_>],
+    numbers: &[usize],
+    ui: &dyn Ui,
+) -> BTreeMap<(usize, usize), bool> {
+    let hashes = hashes(seen, numbers, ui);
+    let mut same = BTreeMap::new();
+    for (at, one) in numbers.iter().enumerate() {
+        for other in &numbers[at + 1..] {
+            let verdict = match (hashes.get(one), hashes.get(other)) {
+                (Some(a), Some(b)) if a.0 == b.0 => Some(a == b),
+                _ => agree(&seen[*one], &seen[*other]),
+            };
+            if let Some(verdict) = verdict {
+                same.insert((*one, *other), verdict);
+                same.insert((*other, *one), verdict);
+            }
+        }
+    }
+    same
+}
+
+/// What no majority resolves.
+fn doubt(seen: &[Seen<'_>], numbers: &[usize], same: &BTreeMap<(usize, usize), bool>) -> Doubt {
+    let mut differ = same
+        .iter()
+        .filter(|(pair, same)| pair.0 < pair.1 && !**same)
+        .map(|(pair, _)| *pair);
+    let is_certain = differ.any(|(one, other)| agree(&seen[one], &seen[other]) == Some(false));
+    let saw = format!(
+        "The databases of {} hold different things, and no majority says which one is right: compare what etcd holds afterwards with what is \
+         expected.",
+        names(seen, numbers)
+    );
+    Doubt { saw, is_certain }
+}
+
+fn names(seen: &[Seen<'_>], numbers: &[usize]) -> String {
+    let names = numbers.iter().map(|number| seen[*number].name.as_str());
+    names.collect::<Vec<_>>().join(", ")
 }
 
 fn opened<'s>(seen: &'s Seen<'_>) -> Option<&'s Backend> {

@@ -9,7 +9,7 @@ use aws_lc_rs::rand;
 use super::claims::AtHand;
 use super::odd::Doubt;
 use super::seen::Seen;
-use super::table::{self, Repair, Situation, State, View};
+use super::table::{self, Decision, Repair, Situation, State, View};
 use super::{claims, from_database, odd};
 use crate::base::refusal::Refusal;
 use crate::base::ui::Ui;
@@ -163,6 +163,14 @@ pub(super) struct Table<'a> {
     pub(super) dead: Vec<u64>,
 }
 
+/// What a repair comes to.
+struct Outline {
+    /// One line that begins with a verb.
+    summary: String,
+    parts: Vec<SetPart>,
+    guarantee: Guarantee,
+}
+
 impl<'a> Table<'a> {
     /// `may_be_dead`: a disk that is at hand may be declared dead: its member leaves, and is fenced.
     pub(super) fn lay(
@@ -218,133 +226,50 @@ impl<'a> Table<'a> {
     }
 
     fn plan(mut self) -> Result<Option<SetPlan>> {
-        let is_quiet = self.seen.iter().all(|(seen, _)| {
-            seen.cluster() == Some(self.cluster)
-                && seen.is_mended_in_place()
-                && !seen.is_moved
-                && !self.may_have_forgotten(seen)
-        });
+        let is_quiet = self.is_quiet();
         if !is_quiet {
             self.find_bases();
         }
         let situation = self.situation(is_quiet);
-        let decision = table::decide(&situation);
-        if self.bases.is_empty() && decision.repair != Repair::Nothing {
+        let Decision { repair, mut why } = table::decide(&situation);
+        if self.bases.is_empty() && repair != Repair::Nothing {
             self.find_bases();
         }
-        let mut why = decision.why;
-        let takes_newest = matches!(
-            decision.repair,
-            Repair::Readmit { .. } | Repair::Clone { .. } | Repair::Extend(_)
-        );
-        let mut notes = if takes_newest {
-            std::mem::take(&mut self.found_behind_damage)
-        } else {
-            Vec::new()
-        };
-        notes.extend(self.voters_before());
-        let (summary, guarantee, parts) = match decision.repair {
+        let notes = self.notes(&repair);
+        let outline = match repair {
             Repair::Nothing => return self.level(),
             Repair::Needs(disks) => return Err(self.needs(&disks, &why)),
-            Repair::NoLog(members) => {
-                self.refuse_unproven()?;
-                let all: Vec<(&Seen<'_>, Member)> = self.seen.clone();
-                let plan = from_database::plan(&all, &self.members, &self.dead, self.wishes)?;
-                return plan.map(Some).ok_or_else(|| self.no_log(&members));
-            }
+            Repair::NoLog(members) => return self.from_database(&members).map(Some),
             Repair::Relay(members) => {
                 let members = self.relaid_with_all_voters(members);
                 if members.is_empty() {
                     return self.level();
                 }
-                let level = self.levelled(&members)?;
-                let relaid = members
-                    .iter()
-                    .map(|number| self.relaid(*number, level.tail_of(*number)));
-                let mut parts = relaid.collect::<Result<Vec<_>>>()?;
-                parts.extend(level.parts);
-                why.extend(level.why);
-                (
-                    format!(
-                        "give etcd on {} what it lacks beside its own log",
-                        self.names(&members)
-                    ),
-                    Guarantee::new(Level::G0),
-                    parts,
-                )
+                self.relay(&members, &mut why)?
             }
             Repair::Refill {
                 from,
                 learners,
                 relaid,
-            } => {
-                let level = self.levelled(&relaid)?;
-                let refilled = learners.iter().map(|number| self.refilled(from, *number));
-                let relays = relaid
-                    .iter()
-                    .map(|number| self.relaid(*number, level.tail_of(*number)));
-                let mut parts = refilled.chain(relays).collect::<Result<Vec<_>>>()?;
-                parts.extend(level.parts);
-                why.extend(level.why);
-                let all = [learners.as_slice(), relaid.as_slice()].concat();
-                let summary = format!("give etcd on {} what it lacks", self.names(&all));
-                (summary, self.promise(Level::G0, self.dropped(from)?), parts)
-            }
+            } => self.refill(from, &learners, &relaid, &mut why)?,
             Repair::Readmit {
                 keeper,
                 again,
                 relaid,
                 is_majority,
-            } => {
-                let mut parts = self.readmitted(keeper, &again)?;
-                for number in relaid {
-                    parts.push(self.relaid(number, None)?);
-                }
-                let summary = format!(
-                    "take {} into the etcd cluster anew, with the history of {}",
-                    self.names(&again),
-                    self.name(keeper)
-                );
-                (summary, self.guarantee(keeper, is_majority)?, parts)
-            }
+            } => self.readmit(keeper, &again, &relaid, is_majority)?,
             Repair::Clone {
                 best,
                 members,
                 is_majority,
-            } => {
-                let parts = self.cloned(best, &members)?;
-                let summary = format!(
-                    "rebuild etcd on {} as a new cluster from the log of {}",
-                    self.names(&members),
-                    self.name(best)
-                );
-                (summary, self.guarantee(best, is_majority)?, parts)
-            }
-            Repair::Extend(only) => {
-                let base = self.base(only)?;
-                let identity = self.seen[only].0.data.log.identity.context("an identity")?;
-                let recipe = Recipe::agreed(base, identity, self.next_term(base), Vec::new());
-                let (last, name) = (base.own_last(), self.name(only));
-                let (details, summary) = match base.missing {
-                    0 => (
-                        format!("end etcd's log with entry {last}, the last before its damage"),
-                        format!("end the log of etcd on {name} before its damage"),
-                    ),
-                    _ => (
-                        format!(
-                            "begin etcd's log, which has lost its end, anew behind entry {last}, the database's last"
-                        ),
-                        format!("begin the log of etcd on {name} anew behind its database"),
-                    ),
-                };
-                let part = self.part(only, recipe, details)?;
-                (
-                    summary,
-                    self.guarantee(only, base.tail.is_some())?,
-                    vec![part],
-                )
-            }
+            } => self.clone_from(best, &members, is_majority)?,
+            Repair::Extend(only) => self.extend(only)?,
         };
+        let Outline {
+            summary,
+            guarantee,
+            parts,
+        } = outline;
         let afterwards = self.afterwards();
         Ok(Some(SetPlan {
             summary,
@@ -354,6 +279,136 @@ impl<'a> Table<'a> {
             parts,
             afterwards,
         }))
+    }
+
+    /// Whether every member starts as it is, with the others.
+    fn is_quiet(&self) -> bool {
+        self.seen.iter().all(|(seen, _)| {
+            seen.cluster() == Some(self.cluster)
+                && seen.is_mended_in_place()
+                && !seen.is_moved
+                && !self.may_have_forgotten(seen)
+        })
+    }
+
+    /// What else should be known. Only a repair that takes the newest history takes what was found behind damage.
+    fn notes(&mut self, repair: &Repair) -> Vec<String> {
+        let takes_newest = matches!(
+            repair,
+            Repair::Readmit { .. } | Repair::Clone { .. } | Repair::Extend(_)
+        );
+        let mut notes = if takes_newest {
+            std::mem::take(&mut self.found_behind_damage)
+        } else {
+            Vec::new()
+        };
+        notes.extend(self.voters_before());
+        notes
+    }
+
+    fn from_database(&self, members: &[usize]) -> Result<SetPlan> {
+        self.refuse_unproven()?;
+        let plan = from_database::plan(&self.seen, &self.members, &self.dead, self.wishes)?;
+        plan.ok_or_else(|| self.no_log(members))
+    }
+
+    fn relay(&self, members: &[usize], why: &mut Vec<String>) -> Result<Outline> {
+        let level = self.levelled(members)?;
+        let relaid = members
+            .iter()
+            .map(|number| self.relaid(*number, level.tail_of(*number)));
+        let mut parts = relaid.collect::<Result<Vec<_>>>()?;
+        parts.extend(level.parts);
+        why.extend(level.why);
+        Ok(Outline {
+            summary: format!(
+                "give etcd on {} what it lacks beside its own log",
+                self.names(members)
+            ),
+            guarantee: Guarantee::new(Level::G0),
+            parts,
+        })
+    }
+
+    fn refill(
+        &self,
+        from: usize,
+        learners: &[usize],
+        relaid: &[usize],
+        why: &mut Vec<String>,
+    ) -> Result<Outline> {
+        let level = self.levelled(relaid)?;
+        let refilled = learners.iter().map(|number| self.refilled(from, *number));
+        let relays = relaid
+            .iter()
+            .map(|number| self.relaid(*number, level.tail_of(*number)));
+        let mut parts = refilled.chain(relays).collect::<Result<Vec<_>>>()?;
+        parts.extend(level.parts);
+        why.extend(level.why);
+        let all = [learners, relaid].concat();
+        Ok(Outline {
+            summary: format!("give etcd on {} what it lacks", self.names(&all)),
+            guarantee: self.promise(Level::G0, self.dropped(from)?),
+            parts,
+        })
+    }
+
+    fn readmit(
+        &self,
+        keeper: usize,
+        again: &[usize],
+        relaid: &[usize],
+        is_majority: bool,
+    ) -> Result<Outline> {
+        let mut parts = self.readmitted(keeper, again)?;
+        for number in relaid {
+            parts.push(self.relaid(*number, None)?);
+        }
+        Ok(Outline {
+            summary: format!(
+                "take {} into the etcd cluster anew, with the history of {}",
+                self.names(again),
+                self.name(keeper)
+            ),
+            parts,
+            guarantee: self.guarantee(keeper, is_majority)?,
+        })
+    }
+
+    fn clone_from(&self, best: usize, members: &[usize], is_majority: bool) -> Result<Outline> {
+        Ok(Outline {
+            summary: format!(
+                "rebuild etcd on {} as a new cluster from the log of {}",
+                self.names(members),
+                self.name(best)
+            ),
+            parts: self.cloned(best, members)?,
+            guarantee: self.guarantee(best, is_majority)?,
+        })
+    }
+
+    fn extend(&self, only: usize) -> Result<Outline> {
+        let base = self.base(only)?;
+        let identity = self.seen[only].0.data.log.identity.context("an identity")?;
+        let recipe = Recipe::agreed(base, identity, self.next_term(base), Vec::new());
+        let (last, name) = (base.own_last(), self.name(only));
+        let (details, summary) = match base.missing {
+            0 => (
+                format!("end etcd's log with entry {last}, the last before its damage"),
+                format!("end the log of etcd on {name} before its damage"),
+            ),
+            _ => (
+                format!(
+                    "begin etcd's log, which has lost its end, anew behind entry {last}, the database's last"
+                ),
+                format!("begin the log of etcd on {name} anew behind its database"),
+            ),
+        };
+        Ok(Outline {
+            summary,
+            parts: vec![self.part(only, recipe, details)?],
+            guarantee: self.guarantee(only, base.tail.is_some())?,
+        })
     }
 
     /// Those that vote by their own list, and are learners by the one that counts.

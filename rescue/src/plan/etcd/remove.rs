@@ -280,20 +280,7 @@ impl<'a> Removal<'a> {
             .best_of(&voters)
             .context("none of those that stay has a log that can be built upon")?;
         let voters_alone = voters.iter().filter(|number| **number != keeper).count();
-        let (changed, why) = if voters_alone < majority {
-            let why = "Those that stay and are not changed are too few to go on without the change, and take it over when they start.";
-            (
-                vec![keeper],
-                if voters_alone > 0 {
-                    vec![why.to_owned()]
-                } else {
-                    Vec::new()
-                },
-            )
-        } else {
-            let why = "Those that stay are a majority of the old cluster without each other's word, so all of them get the change.";
-            (self.stays.clone(), vec![why.to_owned()])
-        };
+        let (changed, why) = self.changed(keeper, voters_alone, majority);
         let part = |number: &usize| {
             let identity = table.seen[*number]
                 .0
@@ -314,6 +301,22 @@ impl<'a> Removal<'a> {
             )
         };
         Ok((changed.iter().map(part).collect::<Result<_>>()?, why))
+    }
+
+    /// Who of those that stay gets the change, and why. `voters_alone`: how many voters stay beside the keeper.
+    fn changed(
+        &self,
+        keeper: usize,
+        voters_alone: usize,
+        majority: usize,
+    ) -> (Vec<usize>, Vec<String>) {
+        if voters_alone >= majority {
+            let why = "Those that stay are a majority of the old cluster without each other's word, so all of them get the change.";
+            return (self.stays.clone(), vec![why.to_owned()]);
+        }
+        let why = "Those that stay and are not changed are too few to go on without the change, and take it over when they start.";
+        let why = (voters_alone > 0).then(|| why.to_owned());
+        (vec![keeper], why.into_iter().collect())
     }
 
     fn fence(&self, number: usize) -> Result<SetPart> {

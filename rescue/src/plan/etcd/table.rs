@@ -126,10 +126,46 @@ struct Table<'a> {
     situation: &'a Situation,
 }
 
+/// Numbers of members by what became of them.
+struct Losses {
+    /// Those that cannot keep what they have.
+    lost: Vec<usize>,
+    /// Those that are started at another address, where all members are at hand.
+    moved: Vec<usize>,
+    /// Both, sorted: they get a new ID.
+    renewed: Vec<usize>,
+    /// Those that lack a database or snapshot beside a whole log.
+    relaid: Vec<usize>,
+    /// Names of those whose disks are needed first.
+    absent: Vec<String>,
+    /// How many voters at hand keep their ID.
+    kept: usize,
+    /// How many voters at hand have a log that is whole beyond doubt.
+    clean: usize,
+}
+
 impl Table<'_> {
     fn decide(&self) -> (Repair, Vec<String>) {
+        let losses = self.losses();
+        let can_move = !losses.moved.is_empty() && self.holding() >= self.majority();
+        if losses.lost.is_empty() && !can_move {
+            return self.without_loss(losses.relaid);
+        }
+        let mut why = self.why_lost(&losses.lost);
+        why.extend(self.why_moved(&losses.moved));
+        if let ([only], [_]) = (losses.lost.as_slice(), self.situation.voters.as_slice())
+            && self.view(*only).votes
+        {
+            return match self.view(*only).rank {
+                Some(_) => (Repair::Extend(*only), why),
+                None => (Repair::NoLog(losses.lost), why),
+            };
+        }
+        self.with_loss(losses, why)
+    }
+
+    fn losses(&self) -> Losses {
         let lost = self.of(State::Lost);
-        let relaid = self.of(State::Relaid);
         let absent = self.absent();
         // A new address is for all members to learn, so it waits for all of them.
         let moved = if absent.is_empty() {
@@ -137,28 +173,8 @@ impl Table<'_> {
         } else {
             Vec::new()
         };
-        if lost.is_empty() && (moved.is_empty() || self.holding() < self.majority()) {
-            return self.without_loss(relaid);
-        }
         let mut renewed = [lost.as_slice(), moved.as_slice()].concat();
         renewed.sort_unstable();
-        let mut why = Vec::new();
-        why.extend(self.why_lost(&lost));
-        if !moved.is_empty() {
-            why.push(format!(
-                "{}: the others look for it where it no longer is, so it is taken in under a new ID, at the address that it is started with.",
-                self.names(&moved)
-            ));
-        }
-        if let ([only], [_]) = (lost.as_slice(), self.situation.voters.as_slice())
-            && self.view(*only).votes
-        {
-            return match self.view(*only).rank {
-                Some(_) => (Repair::Extend(*only), why),
-                None => (Repair::NoLog(lost), why),
-            };
-        }
-        let best = self.best();
         let kept = self
             .voters_at_hand()
             .filter(|number| !renewed.contains(number))
@@ -168,79 +184,113 @@ impl Table<'_> {
             .voters_at_hand()
             .filter(|number| !lost.contains(number) && self.view(*number).is_clean)
             .count();
+        Losses {
+            lost,
+            moved,
+            renewed,
+            relaid: self.of(State::Relaid),
+            absent,
+            kept,
+            clean,
+        }
+    }
+
+    /// The smallest repair where some cannot keep what they have, or have moved.
+    fn with_loss(&self, losses: Losses, mut why: Vec<String>) -> (Repair, Vec<String>) {
+        let best = self.best();
         // Only a voter becomes the leader that the others learn of the change from.
         let keeps = |best: &usize| {
-            self.view(*best).votes && !renewed.contains(best) && self.holds_agreed(*best)
+            self.view(*best).votes && !losses.renewed.contains(best) && self.holds_agreed(*best)
         };
-        let has_learners_only =
-            moved.is_empty() && lost.iter().all(|number| !self.view(*number).votes);
-        if let Some(from) = best.filter(keeps)
-            && has_learners_only
-            && kept >= self.majority()
+        let has_majority = losses.kept >= self.majority();
+        let keeper = best.filter(|best| has_majority && keeps(best));
+        if let Some(from) = keeper
+            && self.has_learners_only(&losses)
             && self.holding() >= self.majority()
         {
             why.push("It is a learner, whose word counts nowhere, so it keeps its ID.".to_owned());
-            return (
-                Repair::Refill {
-                    from,
-                    learners: lost,
-                    relaid,
-                },
-                why,
-            );
+            let Losses { lost, relaid, .. } = losses;
+            let repair = Repair::Refill {
+                from,
+                learners: lost,
+                relaid,
+            };
+            return (repair, why);
         }
-        if let Some(keeper) = best.filter(|best| kept >= self.majority() && keeps(best)) {
-            if kept - 1 + absent.len() < self.majority() {
-                let others_relaid = relaid
-                    .into_iter()
-                    .filter(|number| *number != keeper)
-                    .collect();
-                if !lost.is_empty() {
-                    why.push(format!(
-                        "With its old ID {} could have promised what it no longer holds, so it gets a new one; the others keep theirs.",
-                        self.names(&lost)
-                    ));
-                }
-                let is_majority = clean >= self.majority() && self.is_plausible();
-                return (
-                    Repair::Readmit {
-                        keeper,
-                        again: renewed,
-                        relaid: others_relaid,
-                        is_majority,
-                    },
-                    why,
-                );
+        if let Some(keeper) = keeper {
+            if losses.kept - 1 + losses.absent.len() < self.majority() {
+                why.extend(self.why_new_id(&losses.lost));
+                return (self.readmit(keeper, losses), why);
             }
-            if absent.is_empty() {
+            if losses.absent.is_empty() {
                 why.push(
                     "The members that would be left alone are a majority: they could go on without the change."
                         .to_owned(),
                 );
             }
-        } else if absent.is_empty() {
-            let voters = self.situation.voters.len();
-            why.push(match (kept >= self.majority(), lost.is_empty()) {
-                _ if best.is_some_and(|best| kept >= self.majority() && !self.view(best).votes) => {
-                    "The newest log is on a learner.".to_owned()
-                }
-                (true, false) => {
-                    "What is known to be agreed on is on none of the members that are whole."
-                        .to_owned()
-                }
-                (false, false) => format!(
+        } else if losses.absent.is_empty() {
+            why.push(self.why_none_keeps(best, &losses));
+        }
+        if !losses.absent.is_empty() {
+            return (Repair::Needs(losses.absent), why);
+        }
+        self.clone_all(best, losses.clean, why)
+    }
+
+    fn has_learners_only(&self, losses: &Losses) -> bool {
+        let mut lost = losses.lost.iter();
+        losses.moved.is_empty() && lost.all(|number| !self.view(*number).votes)
+    }
+
+    fn readmit(&self, keeper: usize, losses: Losses) -> Repair {
+        let others = losses.relaid.into_iter().filter(|number| *number != keeper);
+        Repair::Readmit {
+            keeper,
+            again: losses.renewed,
+            relaid: others.collect(),
+            is_majority: losses.clean >= self.majority() && self.is_plausible(),
+        }
+    }
+
+    fn why_moved(&self, moved: &[usize]) -> Option<String> {
+        (!moved.is_empty()).then(|| {
+            format!(
+                "{}: the others look for it where it no longer is, so it is taken in under a new ID, at the address that it is started with.",
+                self.names(moved)
+            )
+        })
+    }
+
+    fn why_new_id(&self, lost: &[usize]) -> Option<String> {
+        (!lost.is_empty()).then(|| {
+            format!(
+                "With its old ID {} could have promised what it no longer holds, so it gets a new one; the others keep theirs.",
+                self.names(lost)
+            )
+        })
+    }
+
+    /// Why no member can take the others in anew.
+    fn why_none_keeps(&self, best: Option<usize>, losses: &Losses) -> String {
+        let (kept, voters) = (losses.kept, self.situation.voters.len());
+        let has_majority = kept >= self.majority();
+        match (has_majority, losses.lost.is_empty()) {
+            _ if best.is_some_and(|best| has_majority && !self.view(best).votes) => {
+                "The newest log is on a learner.".to_owned()
+            }
+            (true, false) => {
+                "What is known to be agreed on is on none of the members that are whole.".to_owned()
+            }
+            (false, false) => {
+                format!(
                     "Only {kept} of {voters} voters still have what they promised: no majority."
-                ),
-                (true, true) => "The newest log is on a member that has moved.".to_owned(),
-                (false, true) => {
-                    format!("Only {kept} of {voters} voters are where they were: no majority.")
-                }
-            });
+                )
+            }
+            (true, true) => "The newest log is on a member that has moved.".to_owned(),
+            (false, true) => {
+                format!("Only {kept} of {voters} voters are where they were: no majority.")
+            }
         }
-        if !absent.is_empty() {
-            return (Repair::Needs(absent), why);
-        }
-        self.clone_all(best, clean, why)
     }
 
     /// Why these cannot keep what they have.
