@@ -1,4 +1,5 @@
-//! Arguments, with argh; what argh does not do by itself (`--flag=value`, exit code 2 for usage errors) is wrapped here.
+//! Arguments, with argh; what argh does not do by itself (`--flag=value`, exit code 2 for usage
+//! errors) is wrapped here.
 
 use argh::FromArgs;
 use std::path::PathBuf;
@@ -16,12 +17,14 @@ use crate::typed;
 
 /// Brings powered-off Kubernetes (kubeadm) nodes back from outside, before they boot.
 ///
-/// SRC is a disk of the powered-off machine: a block device (/dev/sdb) or an image file (raw, qcow2, VMDK). A folder where the guest is
-/// already mounted is given with --root DIR. With every command: --image-format raw|qcow2|vmdk says what the image files are, whatever
-/// their names say; --image-folder DIR allows images to read from files in DIR (a backing file);
-/// --luks-key-file FILE opens encrypted volumes, as $RESCUE_LUKS_PASSPHRASE does (else a terminal is asked); --spill FILE names a new file for journals that
-/// are larger than memory, as $RESCUE_SPILL does. Exit codes: 0 nothing left to do, 1 findings left, 2 usage, 3 refused (nothing was
-/// changed), 4 failed part-way.
+/// SRC is a disk of the powered-off machine: a block device (/dev/sdb) or an image file (raw,
+/// qcow2, VMDK). A folder where the guest is already mounted is given with --root DIR. With every
+/// command: --image-format raw|qcow2|vmdk says what the image files are, whatever their names say;
+/// --image-folder DIR allows images to read from files in DIR (a backing file); --luks-key-file
+/// FILE opens encrypted volumes, as $RESCUE_LUKS_PASSPHRASE does (else a terminal is asked);
+/// --spill FILE names a new file for journals that are larger than memory, as $RESCUE_SPILL does.
+/// Exit codes: 0 nothing left to do, 1 findings left, 2 usage, 3 refused (nothing was changed), 4
+/// failed part-way.
 #[derive(FromArgs, Debug)]
 pub struct Arguments {
     /// what to do
@@ -266,7 +269,8 @@ pub fn parse(words: &[String]) -> Result<Arguments, Stop> {
     })
 }
 
-/// A usage error with what to type next, where it does not say so by itself: the help of the sub-command that was meant.
+/// A usage error with what to type next, where it does not say so by itself: the help of the
+/// sub-command that was meant.
 pub fn with_next_step(text: &str, words: &[String]) -> String {
     if text.contains("rescue ") {
         return text.to_owned();
@@ -336,7 +340,8 @@ pub fn sources(disks: &[PathBuf], roots: &[PathBuf]) -> Result<Vec<Source>, Stop
         .collect();
     if all.is_empty() {
         return Err(Stop::Usage(
-            "no disk given. Name a disk of the powered-off machine (rescue inspect /dev/sdb, rescue inspect disk.img) or a \
+            "no disk given. Name a disk of the powered-off machine (rescue inspect /dev/sdb, \
+             rescue inspect disk.img) or a \
              mounted guest (rescue inspect --root /mnt). `lsblk` lists this machine's disks."
                 .to_owned(),
         ));
@@ -444,7 +449,8 @@ fn san_argument(text: &str) -> Result<String, String> {
     match crate::pki::x509::names::Name::asked(text) {
         Some(_) => Ok(text.to_owned()),
         None => Err(format!(
-            "{text:?} is neither a DNS name nor an IP address, nor etcd-server= or etcd-peer= with one"
+            "{text:?} is neither a DNS name nor an IP address, nor etcd-server= or etcd-peer= \
+             with one"
         )),
     }
 }
@@ -593,7 +599,8 @@ mod tests {
         let three = [&answers(false, false)[..], &[(false, "--output DIR")]].concat();
         assert_eq!(
             says(&three),
-            "--json cannot ask: add --yes to carry the plan out, --dry-run to see it, or --output DIR"
+            "--json cannot ask: add --yes to carry the plan out, --dry-run to see it, or --output \
+             DIR"
         );
         assert!(refuse_asking(true, &answers(false, true)).is_ok());
         assert!(refuse_asking(false, &answers(false, false)).is_ok());

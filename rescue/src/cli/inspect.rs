@@ -64,7 +64,8 @@ fn show(command: &Inspect, session: &Session<'_>) -> Result<Outcome> {
     })
 }
 
-/// What a repair of all these nodes would do as one. Why it could do nothing for an only one is among that one's findings.
+/// What a repair of all these nodes would do as one. Why it could do nothing for an only one is
+/// among that one's findings.
 fn together(session: &Session<'_>, inspection: &Inspection) -> Vec<SetProposal> {
     let mut proposals = session.plan_sets(&inspection.nodes, &SetWishes::default());
     if inspection.nodes.len() < 2 {

@@ -50,7 +50,8 @@ fn prune(command: &Runs, session: &Session<'_>) -> Result<Outcome> {
         .map(|kept| format!(" The old {} is among it, whole.", kept.path))
         .collect();
     let question = format!(
-        "Remove what is kept of the finished repairs of {} but for the newest {keep}? They cannot be undone then.{last}",
+        "Remove what is kept of the finished repairs of {} but for the newest {keep}? They cannot \
+         be undone then.{last}",
         node.name()
     );
     agree(command.yes, &question)?;

@@ -1,4 +1,5 @@
-//! Carrying out a plan for several nodes: shown, asked for once, done. Used by every command that has such a plan.
+//! Carrying out a plan for several nodes: shown, asked for once, done. Used by every command that
+//! has such a plan.
 
 use anyhow::Result;
 
@@ -16,7 +17,8 @@ use crate::typed;
 /// Shows the plan, asks, carries it out. `None` after a dry run.
 ///
 /// # Errors
-/// A refusal (by downcast) where the answer was no, or nothing could be changed; otherwise what says that something was.
+/// A refusal (by downcast) where the answer was no, or nothing could be changed; otherwise what
+/// says that something was.
 pub fn carry_out(
     session: &Session<'_>,
     nodes: Vec<NodeReport>,
@@ -59,8 +61,8 @@ pub fn carry_out(
     Ok(Some(receipt))
 }
 
-/// What the exit code says of a command that is such a plan and nothing else: after a dry run it is still to be done; afterwards everything is
-/// done where each member given starts, or is fenced.
+/// What the exit code says of a command that is such a plan and nothing else: after a dry run it is
+/// still to be done; afterwards everything is done where each member given starts, or is fenced.
 pub fn outcome(receipt: Option<&SetReceipt>) -> Outcome {
     let is_well = |receipt: &SetReceipt| receipt.etcd.iter().all(|stands| stands.state.is_well());
     if receipt.is_some_and(is_well) {
@@ -76,9 +78,13 @@ fn refuse_silent_loss(plan: &SetPlan, answers: Answers) -> Result<()> {
         return Ok(());
     }
     Err(Refusal::new(
-        format!("what is to be done may lose acknowledged writes ({})", plan.guarantee.statement()),
+        format!(
+            "what is to be done may lose acknowledged writes ({})",
+            plan.guarantee.statement()
+        ),
         "--yes alone does not agree to that, and nothing of it was done",
-        "look at the plan with --dry-run; give the disks of all members if some are missing; else add --accept-loss",
+        "look at the plan with --dry-run; give the disks of all members if some are missing; else \
+         add --accept-loss",
     )
     .into())
 }

@@ -1,8 +1,9 @@
-//! Flags that several sub-commands share, each written down once. argh has no way to put one set of flags into two commands, and
-//! shows them in the order of the fields: so a command names the shared ones by their keyword, at their place among its own.
+//! Flags that several sub-commands share, each written down once. argh has no way to put one set of
+//! flags into two commands, and shows them in the order of the fields: so a command names the
+//! shared ones by their keyword, at their place among its own.
 
-/// Defines the arguments of a sub-command: its own fields stand in `own { … }` as argh takes them, shared ones are named by the
-/// keywords below. The order is the order of `--help`.
+/// Defines the arguments of a sub-command: its own fields stand in `own { … }` as argh takes them,
+/// shared ones are named by the keywords below. The order is the order of `--help`.
 macro_rules! arguments {
     (@ [$($head:tt)*] [$($fields:tt)*]) => {
         #[derive(argh::FromArgs, Debug)]

@@ -55,8 +55,8 @@ impl Drop for Bar {
     }
 }
 
-/// Asks for "yes" in full: the answer changes production data, so a stray key must not be one. Anything else, or the end of the
-/// input, is no.
+/// Asks for "yes" in full: the answer changes production data, so a stray key must not be one.
+/// Anything else, or the end of the input, is no.
 pub fn confirm(question: &str) -> bool {
     print!("{question} Type yes to go on: ");
     let _ = std::io::stdout().flush();

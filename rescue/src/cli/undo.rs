@@ -47,7 +47,8 @@ fn take_back(command: &Undo, session: &Session<'_>) -> Result<Outcome> {
     Ok(Outcome::Clean)
 }
 
-/// The run of several nodes that is meant: the one named, or the newest where it is the same on all of its nodes.
+/// The run of several nodes that is meant: the one named, or the newest where it is the same on all
+/// of its nodes.
 fn set_to_undo(inspection: &Inspection, command: &Undo) -> Option<RunSummary> {
     let meant = |node: &&NodeReport| {
         command
@@ -120,7 +121,11 @@ fn question(command: &Undo, node: &NodeReport) -> Result<String> {
     let runs: Vec<&str> = node.runs.iter().map(|run| run.id.as_str()).collect();
     match &command.run {
         Some(run) if !runs.contains(&run.as_str()) => {
-            let there = if runs.is_empty() { "none at all".to_owned() } else { runs.join(", ") };
+            let there = if runs.is_empty() {
+                "none at all".to_owned()
+            } else {
+                runs.join(", ")
+            };
             Err(Refusal::new(
                 format!("{} has no run {run}", node.name()),
                 format!("the runs there: {there}"),
@@ -132,7 +137,8 @@ fn question(command: &Undo, node: &NodeReport) -> Result<String> {
         None if runs.is_empty() => Err(Refusal::new(
             format!("rescue has not repaired {}", node.name()),
             "there is nothing to take back",
-            "name the disk of the node that was repaired; rescue runs SRC lists the repairs of a disk",
+            "name the disk of the node that was repaired; rescue runs SRC lists the repairs of a \
+             disk",
         )
         .into()),
         None => Ok(format!("Take back the newest repair of {}?", node.name())),

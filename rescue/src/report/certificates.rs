@@ -1,5 +1,5 @@
-//! Certificates as tables: of one node as `kubeadm certs check-expiration` lays it out, with the kubelet's and a state beside it;
-//! of many nodes narrow enough for a text console.
+//! Certificates as tables: of one node as `kubeadm certs check-expiration` lays it out, with the
+//! kubelet's and a state beside it; of many nodes narrow enough for a text console.
 
 use std::fmt::Write as _;
 use time::{Duration, OffsetDateTime, UtcOffset};
@@ -378,9 +378,12 @@ mod tests {
             row("ca", datetime!(2033-02-20 08:02:20 UTC), true),
         ];
         let expected = "\
-CERTIFICATE   EXPIRES                  RESIDUAL TIME   CERTIFICATE AUTHORITY   EXTERNALLY MANAGED   STATE
-admin.conf    Feb 23, 2024 08:02 UTC   364d            ca                      no                   ok
-apiserver     Feb 23, 2023 08:02 UTC   <invalid>       ca                      no                   ok
+CERTIFICATE   EXPIRES                  RESIDUAL TIME   CERTIFICATE AUTHORITY   EXTERNALLY \
+MANAGED   STATE
+admin.conf    Feb 23, 2024 08:02 UTC   364d            ca                      \
+no                   ok
+apiserver     Feb 23, 2023 08:02 UTC   <invalid>       ca                      \
+no                   ok
 
 CERTIFICATE AUTHORITY   EXPIRES                  RESIDUAL TIME   EXTERNALLY MANAGED   STATE
 ca                      Feb 20, 2033 08:02 UTC   9y              no                   ok

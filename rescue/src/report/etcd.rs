@@ -1,4 +1,5 @@
-//! `rescue etcd status` for people: one column for each member, then what comparing them gives and what is wrong.
+//! `rescue etcd status` for people: one column for each member, then what comparing them gives and
+//! what is wrong.
 
 use std::fmt::Write as _;
 
@@ -245,7 +246,8 @@ fn comparison(out: &mut String, cluster: &Cluster, style: &Style) {
     {
         let _ = writeln!(
             out,
-            "MOVED: the other members look for {source} at {}, where it does not listen any more; it is started at {}. `rescue repair` with the disks \
+            "MOVED: the other members look for {source} at {}, where it does not listen any more; \
+             it is started at {}. `rescue repair` with the disks \
              of all members takes it in there; or give the machine its old address back.",
             moved.known.join(","),
             moved.own.join(",")
@@ -276,7 +278,8 @@ fn verdict(verdict: &Verdict) -> String {
             first,
             second,
         } => format!(
-            "hold TWO HISTORIES: entry {entry}, agreed on in both, is of term {first} in the first and of term {second} in \
+            "hold TWO HISTORIES: entry {entry}, agreed on in both, is of term {first} in the \
+             first and of term {second} in \
                  the second. They were not always one cluster; never start both"
         ),
         Verdict::Differ => {
@@ -321,7 +324,8 @@ fn membership(out: &mut String, member: &MemberStatus, style: &Style) {
     {
         let _ = writeln!(
             out,
-            "Learner {:x} ({}) was added and has never joined; to take it out: rescue etcd remove-member {:x}, with the disks of all voters.",
+            "Learner {:x} ({}) was added and has never joined; to take it out: rescue etcd \
+             remove-member {:x}, with the disks of all voters.",
             learner.id,
             learner.peer_urls.join(","),
             learner.id

@@ -48,7 +48,8 @@ pub fn list_json(out: &mut impl Write, source: &str, view: &View) -> Result<()> 
     let source = Value::from(source);
     write!(
         out,
-        "{{\"schema\":\"{SCHEMA}\",\"source\":{source},\"revision\":{},\"compact_revision\":{},\"applied\":{},\"uncertain\":{},\"keys\":[",
+        "{{\"schema\":\"{SCHEMA}\",\"source\":{source},\"revision\":{},\"compact_revision\":{},\
+         \"applied\":{},\"uncertain\":{},\"keys\":[",
         view.revision, view.compacted, view.applied, view.uncertain
     )?;
     for (number, (key, held)) in view.keys.iter().enumerate() {
@@ -75,7 +76,8 @@ pub fn doubts(view: &View) -> Vec<String> {
     if view.uncertain > 0 {
         let number = usize::try_from(view.uncertain).unwrap_or(usize::MAX);
         doubts.push(format!(
-            "the last {} of the log {} not known to be agreed on by a majority: they may be dropped when the members meet again",
+            "the last {} of the log {} not known to be agreed on by a majority: they may be \
+             dropped when the members meet again",
             count(number, "entry", "entries"),
             if number == 1 { "is" } else { "are" },
         ));

@@ -43,7 +43,8 @@ pub fn json(plan: &MembersPlan) -> Value {
     })
 }
 
-/// How it ended, for programs: `made` are the folders written, or the run; `receipt` is of what was changed on the disks.
+/// How it ended, for programs: `made` are the folders written, or the run; `receipt` is of what was
+/// changed on the disks.
 pub fn outcome(plan: &Value, outcome: &str, made: Value, receipt: Value) -> Value {
     json!({
         "schema": SCHEMA, "plan": plan, "outcome": outcome, "made": made, "receipt": receipt,

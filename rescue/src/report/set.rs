@@ -125,7 +125,11 @@ pub fn outlook_json(proposal: &SetProposal) -> Value {
         .as_ref()
         .err()
         .map(|error| format!("{error:#}"));
-    json!({"check": proposal.check, "plan": proposal.plan.as_ref().ok().map(plan_json), "refused": error})
+    json!({
+        "check": proposal.check,
+        "plan": proposal.plan.as_ref().ok().map(plan_json),
+        "refused": error,
+    })
 }
 
 /// The plan for programs.

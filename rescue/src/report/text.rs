@@ -37,7 +37,8 @@ const EVIDENCE_SHOWN_UNMENDED: usize = 12;
 const EVIDENCE_SHOWN_DETAILS: usize = 40;
 /// Lines of one step shown without a dry run: a text console has 25.
 const STEP_LINES_SHOWN: usize = 8;
-/// … of one that must be read: more names than a certificate has, fewer than a hostile disk may want.
+/// … of one that must be read: more names than a certificate has, fewer than a hostile disk may
+/// want.
 const STEP_LINES_TO_READ: usize = 40;
 /// … with a dry run.
 const STEP_LINES_DRY_RUN: usize = MANY;
@@ -194,7 +195,8 @@ fn newest_first(runs: &[RunSummary]) -> Vec<&RunSummary> {
     }
 }
 
-/// When the guest last ran, and how far that is from now: a `--now` given by hand may well lie before it.
+/// When the guest last ran, and how far that is from now: a `--now` given by hand may well lie
+/// before it.
 fn last_alive(newest: OffsetDateTime, source: &str, now: OffsetDateTime) -> String {
     let side = if newest > now { "after" } else { "before" };
     format!(
@@ -258,7 +260,8 @@ fn usage(file_system: &FileSystem) -> String {
     )
 }
 
-/// Severity and title, what was seen, and what the user has to know or do. What a repair will mend anyway is kept short.
+/// Severity and title, what was seen, and what the user has to know or do. What a repair will mend
+/// anyway is kept short.
 fn findings(out: &mut String, findings: &[Finding], style: &Style) {
     bounded::list(
         out,
@@ -314,7 +317,8 @@ fn evidence_shown(finding: &Finding, style: &Style) -> usize {
     }
 }
 
-/// The last line of an inspection: what to type next. `is_planned`: whether something would be done to all nodes as one.
+/// The last line of an inspection: what to type next. `is_planned`: whether something would be done
+/// to all nodes as one.
 pub fn next_step(
     inspection: &Inspection,
     is_planned: bool,
@@ -332,7 +336,8 @@ pub fn next_step(
     let findings = inspection.nodes.iter().any(NodeReport::needs_repair);
     if !settings.all_checks() && !mendable && !findings {
         return format!(
-            "Nothing was found, but not all checks were asked for: rescue inspect {sources} looks at the rest."
+            "Nothing was found, but not all checks were asked for: rescue inspect {sources} looks \
+             at the rest."
         );
     }
     match (mendable, findings) {
@@ -347,7 +352,8 @@ pub fn next_step(
     }
 }
 
-/// What will be done on one node, and what is left to the plan that follows for all nodes together: that of the checks in `together`.
+/// What will be done on one node, and what is left to the plan that follows for all nodes together:
+/// that of the checks in `together`.
 pub fn plan_beside(plan: &Plan, together: &[&str], style: &Style) -> String {
     if together.is_empty() {
         return crate::report::text::plan(plan, style);
@@ -402,7 +408,8 @@ pub fn plan(plan: &Plan, style: &Style) -> String {
         (true, false) => {
             let _ = writeln!(
                 out,
-                "  Proved on a copy in memory: after this plan the same checks find nothing that counts."
+                "  Proved on a copy in memory: after this plan the same checks find nothing that \
+                 counts."
             );
         }
         // The findings stand right above.
@@ -467,7 +474,8 @@ pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
     found_again(&mut out, receipt, style);
     let _ = writeln!(
         out,
-        "Not mended by this version: etcd's members beyond what the check etcd mends in place. Each worker and each further control plane has \
+        "Not mended by this version: etcd's members beyond what the check etcd mends in place. \
+         Each worker and each further control plane has \
          certificates of its own on its own disk: rescue repair takes several disks at once."
     );
     if let Some(needed) = &receipt.restart {
@@ -562,7 +570,8 @@ pub(super) fn restart(out: &mut String, restart: &Restart, style: &Style) {
     if !restart.static_pods.is_empty() {
         let _ = writeln!(
             out,
-            "  One after the other, and on one control plane at a time: the kubelet ends a pod whose manifest is gone and starts it when \
+            "  One after the other, and on one control plane at a time: the kubelet ends a pod \
+             whose manifest is gone and starts it when \
              the manifest is back."
         );
     }
@@ -602,7 +611,8 @@ fn applied(out: &mut String, applied: &Applied) {
 }
 
 fn left_alone(out: &mut String, sentences: &[String]) {
-    let rest = "of these: they changed since the plan was made (another `rescue repair` looks at them again)";
+    let rest = "of these: they changed since the plan was made (another `rescue repair` looks at \
+        them again)";
     bounded::list(out, sentences, ENTRIES, ("  ", rest), |line| {
         format!("left alone: {line}")
     });
@@ -611,7 +621,8 @@ fn left_alone(out: &mut String, sentences: &[String]) {
 /// What did not fit, and is needed for undo.
 pub(super) fn kept_elsewhere(folder: &str) -> String {
     format!(
-        "  The old folder is kept in {folder} on this machine: undo needs it. It holds every Secret of the cluster; delete it once the node runs"
+        "  The old folder is kept in {folder} on this machine: undo needs it. It holds every \
+         Secret of the cluster; delete it once the node runs"
     )
 }
 
@@ -620,7 +631,8 @@ fn may_go(out: &mut String, folders: &[String]) {
     for folder in folders {
         let _ = writeln!(
             out,
-            "  {folder} on the machine that rescue ran on is not needed any more: delete it, it holds Secrets"
+            "  {folder} on the machine that rescue ran on is not needed any more: delete it, it \
+             holds Secrets"
         );
     }
 }
@@ -756,9 +768,13 @@ fn state(state: &RunState) -> String {
     match state {
         RunState::Done => "done".to_owned(),
         RunState::NotCommitted => {
-            "cut off before it changed anything, or half removed: the next `rescue repair` removes it".to_owned()
+            "cut off before it changed anything, or half removed: the next `rescue repair` \
+             removes it"
+                .to_owned()
         }
-        RunState::HalfWay => "cut off half-way: `rescue repair` completes it, `rescue undo` takes it back".to_owned(),
+        RunState::HalfWay => "cut off half-way: `rescue repair` completes it, `rescue undo` takes \
+            it back"
+            .to_owned(),
         RunState::HalfUndone => "its undo was cut off: `rescue undo` completes it".to_owned(),
         RunState::Undone => "undone".to_owned(),
         RunState::Unreadable(reason) => {

@@ -7,8 +7,9 @@ use crate::base::refusal::Refusal;
 use crate::finding::{Inspection, NodeReport};
 
 impl Session<'_> {
-    /// Several systems are repaired unattended only when each came from a source of its own: two roots on one disk (an old
-    /// installation, a clone) must be told apart by a person. `name`: of the node meant; `only_one`: whether several are refused.
+    /// Several systems are repaired unattended only when each came from a source of its own: two
+    /// roots on one disk (an old installation, a clone) must be told apart by a person. `name`: of
+    /// the node meant; `only_one`: whether several are refused.
     ///
     /// # Errors
     /// A [`Refusal`] (by downcast) where which of them is meant would be a guess.
@@ -29,7 +30,8 @@ impl Session<'_> {
     }
 }
 
-/// A clone or snapshot beside the disk it was made from: only a person knows which of them is to boot.
+/// A clone or snapshot beside the disk it was made from: only a person knows which of them is to
+/// boot.
 fn refuse_copies(nodes: &[NodeReport]) -> Result<()> {
     let identity = |node: &NodeReport| {
         let root = node
@@ -50,7 +52,10 @@ fn refuse_copies(nodes: &[NodeReport]) -> Result<()> {
         if let Some(copy) = nodes[..index].iter().find(|earlier| same(earlier, node)) {
             let (a, b) = (&copy.guest.source, &node.guest.source);
             return Err(Refusal::new(
-                format!("{a} and {b} are copies of one system (same name, and file system UUID or machine-id)"),
+                format!(
+                    "{a} and {b} are copies of one system (same name, and file system UUID or \
+                    machine-id)"
+                ),
                 "which of them is to be repaired cannot be guessed",
                 format!("name one with --node {b}, or give only its disks"),
             )

@@ -1,4 +1,5 @@
-//! The part of a session that is about etcd members alone: finding them, reading them, and writing new folders for them.
+//! The part of a session that is about etcd members alone: finding them, reading them, and writing
+//! new folders for them.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -49,7 +50,8 @@ impl Session<'_> {
     /// The members on the sources, and in data folders of this machine.
     ///
     /// # Errors
-    /// A [`Refusal`] (by downcast) where there is no member at all, or where etcd is running on one.
+    /// A [`Refusal`] (by downcast) where there is no member at all, or where etcd is running on
+    /// one.
     pub fn find_members(&self, data_dirs: &[PathBuf]) -> Result<MembersFound> {
         let nodes = self.nodes()?;
         find_among(nodes.iter().map(|(guest, node)| (guest, node)), data_dirs)
@@ -66,7 +68,8 @@ impl Session<'_> {
         })
     }
 
-    /// The same for members that are to be replaced. The disks are read-only from here on, until the user agrees.
+    /// The same for members that are to be replaced. The disks are read-only from here on, until
+    /// the user agrees.
     ///
     /// # Errors
     /// As of [`Session::find_members`]; a [`Refusal`] where an earlier repair was cut off.
@@ -86,7 +89,8 @@ impl Session<'_> {
         })
     }
 
-    /// Every member's state, compared; names and sources of the nodes without one. `quick`: only the ends of the files are read.
+    /// Every member's state, compared; names and sources of the nodes without one. `quick`: only
+    /// the ends of the files are read.
     ///
     /// # Errors
     /// As of [`Session::find_members`].
@@ -159,8 +163,9 @@ impl Session<'_> {
         }
     }
 
-    /// Writes the folders of a plan below the new folder `output`. Returns what was made. Nothing stays of folders that could not
-    /// be completed: they are of no use, and stand in the way of the next attempt.
+    /// Writes the folders of a plan below the new folder `output`. Returns what was made. Nothing
+    /// stays of folders that could not be completed: they are of no use, and stand in the way of
+    /// the next attempt.
     ///
     /// # Errors
     /// Where `output` exists, a database proves damaged, or what was written cannot be read back.
@@ -255,8 +260,10 @@ fn find_among<'n>(
     if found.members.is_empty() {
         return Err(Refusal::new(
             format!("no etcd member was found on {}", found.without.join(", ")),
-            "workers have none, and control planes of a cluster with external etcd have it on other machines",
-            "name the disks of the machines that run etcd, or a copy of its data folder with --data-dir DIR",
+            "workers have none, and control planes of a cluster with external etcd have it on \
+             other machines",
+            "name the disks of the machines that run etcd, or a copy of its data folder with \
+             --data-dir DIR",
         )
         .into());
     }

@@ -33,7 +33,8 @@ impl Session<'_> {
         proposals.collect()
     }
 
-    /// Whether all disks that a plan changes may be written to, and what is written there will be seen by the nodes.
+    /// Whether all disks that a plan changes may be written to, and what is written there will be
+    /// seen by the nodes.
     ///
     /// # Errors
     /// A refusal (by downcast) that names the node.
@@ -63,10 +64,12 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Carries out a plan for several nodes and inspects all of them again. Nodes that are not changed stay open, for what is read from them.
+    /// Carries out a plan for several nodes and inspects all of them again. Nodes that are not
+    /// changed stay open, for what is read from them.
     ///
     /// # Errors
-    /// A refusal (by downcast) where nothing was changed on any disk; otherwise what says that something was.
+    /// A refusal (by downcast) where nothing was changed on any disk; otherwise what says that
+    /// something was.
     pub fn repair_set(&self, nodes: Vec<NodeReport>, plan: SetPlan) -> Result<SetReceipt> {
         let started = Instant::now();
         Self::refuse_unready_set(&nodes, &plan)?;
@@ -116,7 +119,8 @@ impl Session<'_> {
         })
     }
 
-    /// Finishes the runs of several nodes that were cut off, and looks again. Nodes named in `dead` are lost for good.
+    /// Finishes the runs of several nodes that were cut off, and looks again. Nodes named in `dead`
+    /// are lost for good.
     ///
     /// # Errors
     /// As of [`Session::repair_set`].

@@ -1,5 +1,5 @@
-//! `rescue certs bundle --ca CONTROL-PLANE --workers LIST -o bundle.age`: for many workers at once, without their disks. The control
-//! plane's disk is only read.
+//! `rescue certs bundle --ca CONTROL-PLANE --workers LIST -o bundle.age`: for many workers at once,
+//! without their disks. The control plane's disk is only read.
 
 use crate::base::shell;
 use anyhow::Result;
@@ -90,7 +90,8 @@ fn make(command: &Bundle, settings: &Settings) -> Result<Outcome> {
     Ok(Outcome::Clean)
 }
 
-/// A control plane renews its own kubelet's certificate; a key in its name in a file that travels is rarely meant.
+/// A control plane renews its own kubelet's certificate; a key in its name in a file that travels
+/// is rarely meant.
 fn refuse_control_planes(nodes: &[String], lenders: &[Rc<Peer>], trust: &[String]) -> Result<()> {
     let control_planes = ControlPlanes::of(lenders);
     let unnamed = nodes.iter().filter(|node| !trust.contains(node));
@@ -118,8 +119,14 @@ fn nodes(workers: &str) -> Result<Vec<String>> {
         false => worker_list::from_words(workers),
     };
     names.map_err(|error| {
-        let next = "--workers FILE with one node name per line, or --workers NAME,NAME (as in kubectl get nodes)";
-        Refusal::new(format!("--workers {}: {error:#}", shell::quoted(path)), "nothing was made", next).into()
+        let next = "--workers FILE with one node name per line, or --workers NAME,NAME (as in \
+            kubectl get nodes)";
+        Refusal::new(
+            format!("--workers {}: {error:#}", shell::quoted(path)),
+            "nothing was made",
+            next,
+        )
+        .into()
     })
 }
 
@@ -128,7 +135,8 @@ fn looks_like_a_list(path: &Path) -> bool {
     path.components().count() > 1 || matches!(extension, Some("txt" | "list" | "lst" | "csv"))
 }
 
-/// The control planes of one cluster share their CA; of two clusters, which one the names belong to cannot be told.
+/// The control planes of one cluster share their CA; of two clusters, which one the names belong to
+/// cannot be told.
 fn only_signer<'a>(lenders: &'a [Rc<Peer>], sources: &[Source]) -> Result<&'a Signer> {
     let mut signers = cluster_ca::holders(Authority::Cluster, lenders).map(|found| found.signer);
     let first = signers
@@ -170,7 +178,8 @@ fn say(command: &Bundle, file: &CertificateFile, signer: &Signer) {
         typed::sources(&command.ca)
     );
     println!(
-        "It holds keys: without the passphrase it is of no use, with it it makes a node. Delete it when all are installed."
+        "It holds keys: without the passphrase it is of no use, with it it makes a node. Delete \
+         it when all are installed."
     );
     println!("Next, for each of them, where its disk is: rescue certs install WORKER {output}");
 }

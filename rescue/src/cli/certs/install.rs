@@ -163,10 +163,20 @@ fn unseal(command: &Install, bytes: &[u8], file: &str) -> Result<CertificateFile
     let passphrase = passphrase::ask(command.passphrase_file.as_deref(), file)?;
     let plain = bundle::open(bytes, &passphrase).map_err(|sealed| {
         let next = match sealed {
-            Sealed::WrongPassphrase => "run the same command again with the passphrase that the bundle was made with",
-            _ => "copy it again from where it was made, or have it made again with rescue certs bundle",
+            Sealed::WrongPassphrase => {
+                "run the same command again with the passphrase that the \
+                bundle was made with"
+            }
+            _ => {
+                "copy it again from where it was made, or have it made again with rescue certs \
+                bundle"
+            }
         };
-        Refusal::new(format!("{file} cannot be opened: {sealed}"), "nothing was changed", next)
+        Refusal::new(
+            format!("{file} cannot be opened: {sealed}"),
+            "nothing was changed",
+            next,
+        )
     })?;
     Ok(CertificateFile::read(&plain, ferry::BUNDLE).map_err(|error| not_a_file(file, &error))?)
 }
@@ -181,6 +191,7 @@ fn not_a_file(file: &str, error: &anyhow::Error) -> Refusal {
     Refusal::new(
         format!("{file} cannot be used: {error:#}"),
         "nothing was changed",
-        "give the file that rescue certs sign or rescue certs bundle wrote, or a certificate in PEM",
+        "give the file that rescue certs sign or rescue certs bundle wrote, or a certificate in \
+         PEM",
     )
 }

@@ -1,4 +1,5 @@
-//! `rescue certs request WORKER -o req.json`: the first third of the ferry. Reads the worker's disk; its private key stays there.
+//! `rescue certs request WORKER -o req.json`: the first third of the ferry. Reads the worker's
+//! disk; its private key stays there.
 
 use crate::base::shell;
 use anyhow::Result;
@@ -124,7 +125,8 @@ fn no_key(command: &RequestCertificate, worker: &Worker) -> Refusal {
         ),
         "a request must be signed with the key that the certificate is for",
         format!(
-            "rescue certs request {} -o {} --new-key    (makes one on its disk; shows the plan and asks)",
+            "rescue certs request {} -o {} --new-key    (makes one on its disk; shows the plan \
+             and asks)",
             worker.typed,
             shell::quoted(&command.output)
         ),
@@ -147,7 +149,8 @@ fn say(command: &RequestCertificate, file: &RequestFile, key: Option<String>, wo
     match key {
         Some(path) => {
             println!(
-                "Request for node {} written to {output}, with the key in {path}; nothing was changed.",
+                "Request for node {} written to {output}, with the key in {path}; nothing was \
+                 changed.",
                 file.node
             )
         }
@@ -172,12 +175,14 @@ fn say(command: &RequestCertificate, file: &RequestFile, key: Option<String>, wo
     };
     if file.certificate.is_none() {
         println!(
-            "Nothing in it proves that it is node {}'s: who signs it has to know, and says so with --trust.",
+            "Nothing in it proves that it is node {}'s: who signs it has to know, and says so \
+             with --trust.",
             file.node
         );
     }
     println!(
-        "Next: rescue certs sign --ca CONTROL-PLANE {output} -o signed.json{trust}    (where that disk is)"
+        "Next: rescue certs sign --ca CONTROL-PLANE {output} -o signed.json{trust}    (where that \
+         disk is)"
     );
     println!("then: rescue certs install {worker} signed.json    (here)");
 }

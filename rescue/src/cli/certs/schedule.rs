@@ -1,4 +1,5 @@
-//! `rescue certs schedule SRC`: a timer that renews the certificates, and a rule that keeps the log small that filled the disk.
+//! `rescue certs schedule SRC`: a timer that renews the certificates, and a rule that keeps the log
+//! small that filled the disk.
 
 use anyhow::Result;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
-//! `rescue certs sign --ca CONTROL-PLANE req.json… -o signed.json`: the second third of the ferry. The control plane's disk is only read.
+//! `rescue certs sign --ca CONTROL-PLANE req.json… -o signed.json`: the second third of the ferry.
+//! The control plane's disk is only read.
 
 use crate::base::shell;
 use anyhow::Result;
@@ -87,10 +88,12 @@ fn sign(command: &Sign, settings: &Settings) -> Result<Outcome> {
     if !wrong.is_empty() {
         let next = match entries.is_empty() {
             _ if wrong.iter().any(|wrong| wrong.contains("--trust")) => {
-                "leave out what you do not know, or name those that you know with --trust, and run it again"
+                "leave out what you do not know, or name those that you know with --trust, and \
+                 run it again"
             }
             true => {
-                "make the requests again with rescue certs request, and give the right control plane's disk"
+                "make the requests again with rescue certs request, and give the right control \
+                 plane's disk"
             }
             false => "leave these out and run it again for the others",
         };
@@ -129,7 +132,8 @@ fn one(
         let there =
             cluster_ca::holders(Authority::Cluster, lenders).map(|found| &found.signer.certificate);
         anyhow::bail!(
-            "{} belongs to the cluster with the CA {}, but the key here is that of {}: another cluster",
+            "{} belongs to the cluster with the CA {}, but the key here is that of {}: another \
+             cluster",
             request.node,
             bounded::names(&wanted),
             cluster_ca::all_shown(there)
@@ -141,7 +145,8 @@ fn one(
     }
     if !is_trusted && !file.proves_its_name(request, &signer.certificate) {
         anyhow::bail!(
-            "nothing in the request proves that it is node {0}'s (no certificate of this CA for that name and this key). If you know where it \
+            "nothing in the request proves that it is node {0}'s (no certificate of this CA for \
+             that name and this key). If you know where it \
              comes from: --trust {0}",
             request.node
         );

@@ -1,4 +1,5 @@
-//! What `request` and `install` share: the one node meant, its kubelet, and the way from a remedy to a receipt.
+//! What `request` and `install` share: the one node meant, its kubelet, and the way from a remedy
+//! to a receipt.
 
 use anyhow::Result;
 use std::path::PathBuf;
@@ -46,7 +47,8 @@ impl Worker {
     /// Finds it on the sources.
     ///
     /// # Errors
-    /// A [`Refusal`] where there is no kubelet, where it trusts two clusters, or where its name or CA cannot be known.
+    /// A [`Refusal`] where there is no kubelet, where it trusts two clusters, or where its name or
+    /// CA cannot be known.
     pub fn meet(session: &Session<'_>, wanted: Option<&str>, now: OffsetDateTime) -> Result<Self> {
         let report = only_node(session.inspect()?, wanted)?;
         let typed = typed::sources(session.sources);

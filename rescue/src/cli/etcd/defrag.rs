@@ -1,5 +1,5 @@
-//! `rescue etcd defrag SRC…`: databases written anew without their free pages, and where all members are at hand the history
-//! compacted and the alarm of a full database lifted.
+//! `rescue etcd defrag SRC…`: databases written anew without their free pages, and where all
+//! members are at hand the history compacted and the alarm of a full database lifted.
 
 use anyhow::Result;
 

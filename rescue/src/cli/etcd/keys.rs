@@ -1,4 +1,5 @@
-//! `rescue etcd keys SRC [PREFIX]` and `rescue etcd get SRC KEY`: what a member holds, its log included.
+//! `rescue etcd keys SRC [PREFIX]` and `rescue etcd get SRC KEY`: what a member holds, its log
+//! included.
 
 use std::io::Write as _;
 use std::path::PathBuf;

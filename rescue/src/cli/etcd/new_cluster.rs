@@ -1,4 +1,5 @@
-//! What `rescue etcd rebuild` and `salvage` share: the sources, and what is asked of the new cluster.
+//! What `rescue etcd rebuild` and `salvage` share: the sources, and what is asked of the new
+//! cluster.
 
 use std::path::PathBuf;
 
@@ -6,7 +7,8 @@ use super::sources::EtcdSources;
 use crate::cli::args::Stop;
 use crate::etcd::operations::rebuild::target::Target;
 
-/// Reads a [`crate::plan::etcd::new_cluster::NewClusterRequest`] off the arguments of a command that has these flags.
+/// Reads a [`crate::plan::etcd::new_cluster::NewClusterRequest`] off the arguments of a command
+/// that has these flags.
 macro_rules! new_cluster_request {
     ($command:expr, $settings:expr, is_salvage: $is_salvage:expr) => {
         $crate::plan::etcd::new_cluster::NewClusterRequest {
@@ -23,7 +25,8 @@ macro_rules! new_cluster_request {
 }
 pub(super) use new_cluster_request;
 
-/// What was named; nothing at all is enough where a file and the members are: then `is_file` is true.
+/// What was named; nothing at all is enough where a file and the members are: then `is_file` is
+/// true.
 pub(super) fn sources(
     [disks, roots, data_dirs]: [&[PathBuf]; 3],
     targets: &[Target],

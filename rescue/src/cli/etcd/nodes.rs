@@ -1,4 +1,5 @@
-//! `rescue etcd nodes SRC…`: the cluster's nodes by the newest member among the sources, and which of the disks given is whose.
+//! `rescue etcd nodes SRC…`: the cluster's nodes by the newest member among the sources, and which
+//! of the disks given is whose.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,5 @@
-//! What `rescue etcd rebuild`, `salvage` and `defrag` share: their options, and the way from the sources to what was made.
+//! What `rescue etcd rebuild`, `salvage` and `defrag` share: their options, and the way from the
+//! sources to what was made.
 
 use std::path::Path;
 
@@ -80,7 +81,8 @@ impl RunOptions<'_> {
     }
 }
 
-/// Opens the sources, plans with `plan` what is to be made of the members on them, shows it, asks, and makes it.
+/// Opens the sources, plans with `plan` what is to be made of the members on them, shows it, asks,
+/// and makes it.
 ///
 /// # Errors
 /// A refusal (by downcast) where nothing was changed; otherwise what says that something was.

@@ -15,7 +15,8 @@ pub struct EtcdSources {
 }
 
 impl EtcdSources {
-    /// At least one is needed; `command` as the user would type it, for the example where there is none.
+    /// At least one is needed; `command` as the user would type it, for the example where there is
+    /// none.
     pub fn new(
         disks: &[PathBuf],
         roots: &[PathBuf],
@@ -31,7 +32,8 @@ impl EtcdSources {
         };
         if sources.is_empty() {
             return Err(Stop::Usage(format!(
-                "no disk given. Name the disks of control planes (rescue etcd {command} /dev/sdb /dev/sdc /dev/sdd), a mounted guest \
+                "no disk given. Name the disks of control planes (rescue etcd {command} /dev/sdb \
+                 /dev/sdc /dev/sdd), a mounted guest \
                  (--root /mnt) or a copy of a data folder (--data-dir /backup/etcd)."
             )));
         }

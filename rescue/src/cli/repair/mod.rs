@@ -22,7 +22,8 @@ use crate::settings::Settings;
 use crate::typed;
 use node_outcome::{NodeOutcome, NodeOutput, outcome, summary};
 
-/// Plans of one check that one run carries out; each of them is for nodes that belong to no other plan.
+/// Plans of one check that one run carries out; each of them is for nodes that belong to no other
+/// plan.
 const MOST_PLANS: usize = 64;
 
 /// Repairs every node on the sources, one after the other.
@@ -121,7 +122,8 @@ impl RepairRun<'_> {
         }
     }
 
-    /// What several nodes need as one, after what each of them needed alone: that may have given the space for it.
+    /// What several nodes need as one, after what each of them needed alone: that may have given
+    /// the space for it.
     fn repair_together(&self, outcomes: &mut Vec<NodeOutcome>) -> Together {
         let mut together = Together::default();
         for check in PLANNERS.iter().map(|(check, _)| *check) {
@@ -145,8 +147,8 @@ impl RepairRun<'_> {
         together
     }
 
-    /// Carries out the next plan that is not among those `done`: each is made anew, on the disks as they are by then. `None` where
-    /// none is left.
+    /// Carries out the next plan that is not among those `done`: each is made anew, on the disks as
+    /// they are by then. `None` where none is left.
     fn carry_out_next_set(
         &self,
         check: &str,
@@ -202,7 +204,8 @@ impl RepairRun<'_> {
         let names = run.together.join(", ");
         if self.answers.dry_run {
             eprintln!(
-                "An earlier repair of {names} (run {}) was cut off; `rescue repair` would complete it first.",
+                "An earlier repair of {names} (run {}) was cut off; `rescue repair` would \
+                 complete it first.",
                 run.id
             );
             return Ok(inspection);
@@ -266,7 +269,8 @@ impl RepairRun<'_> {
             .choose_nodes(inspection, name, self.command.one_node)
     }
 
-    /// Plans, asks and carries out what one node needs alone. `without`: checks whose remedies are not this node's alone.
+    /// Plans, asks and carries out what one node needs alone. `without`: checks whose remedies are
+    /// not this node's alone.
     fn repair_node(
         &self,
         node: NodeReport,
@@ -337,7 +341,8 @@ impl RepairRun<'_> {
         let run = run.id.clone();
         if self.answers.dry_run {
             eprintln!(
-                "An earlier repair (run {run}) was cut off; `rescue repair` would complete it first."
+                "An earlier repair (run {run}) was cut off; `rescue repair` would complete it \
+                 first."
             );
             return Ok(node);
         }
@@ -352,7 +357,8 @@ impl RepairRun<'_> {
     }
 }
 
-/// Checks whose remedies are not this node's alone: what is mended on several nodes as one is not mended on one of them.
+/// Checks whose remedies are not this node's alone: what is mended on several nodes as one is not
+/// mended on one of them.
 fn mended_together(proposals: &[SetProposal], source: &str) -> Vec<&'static str> {
     let changes_it = |proposal: &&SetProposal| {
         let plan = proposal.plan.as_ref();
@@ -378,7 +384,8 @@ fn print_failure(who: &str, failure: &Failure, unchanged: &str) {
     );
 }
 
-/// What a plan is known by when it is made a second time: the nodes that it changes, or why there is none.
+/// What a plan is known by when it is made a second time: the nodes that it changes, or why there
+/// is none.
 fn identity(proposal: &SetProposal) -> String {
     match &proposal.plan {
         Ok(plan) => plan

@@ -96,7 +96,8 @@ impl NodeOutcome {
     }
 }
 
-/// "Refused" promises that nothing was changed anywhere; once one node of several was, a failure of another is part-way.
+/// "Refused" promises that nothing was changed anywhere; once one node of several was, a failure of
+/// another is part-way.
 pub(super) fn outcome(outcomes: &[NodeOutcome]) -> Outcome {
     let failures: Vec<Outcome> = outcomes
         .iter()

@@ -48,7 +48,8 @@ pub fn on_node(guest: &Guest, node: &Node) -> Option<Found> {
     })
 }
 
-/// The member in a data folder of this machine, or in a copy of one: what etcd's `--data-dir` names.
+/// The member in a data folder of this machine, or in a copy of one: what etcd's `--data-dir`
+/// names.
 ///
 /// # Errors
 /// A [`Refusal`] (by downcast) where there is no folder `member` in it; those of opening it.

@@ -1,4 +1,5 @@
-//! The nodes of the cluster as its newest readable member lists them, and which of the disks given belongs to which node.
+//! The nodes of the cluster as its newest readable member lists them, and which of the disks given
+//! belongs to which node.
 
 use anyhow::Result;
 
@@ -40,7 +41,8 @@ impl NodeDisk {
         }
     }
 
-    /// The node whose disk it is by its machine ID, where no other node has the same: machines cloned with it prove nothing.
+    /// The node whose disk it is by its machine ID, where no other node has the same: machines
+    /// cloned with it prove nothing.
     fn by_machine_id<'n>(&self, nodes: &'n [ListedNode]) -> Option<&'n ListedNode> {
         let own = self.machine_id.as_ref().filter(|id| !id.is_empty())?;
         let mut all = nodes.iter().filter(|node| node.object.machine_id == *own);
@@ -59,7 +61,8 @@ impl NodeDisk {
         }
         Some(match self.by_machine_id(nodes) {
             Some(node) => format!(
-                "{} calls itself {}, which is no node of this cluster, but has the machine ID of {}: was its host name changed? As {0} is \
+                "{} calls itself {}, which is no node of this cluster, but has the machine ID of \
+                 {}: was its host name changed? As {0} is \
                  now, its kubelet is refused by the API server, or joins under the new name.",
                 self.source, self.name, node.object.name
             ),

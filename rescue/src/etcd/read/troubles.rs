@@ -12,8 +12,8 @@ use crate::disk::Backing;
 use crate::guest::Guest;
 use crate::in_use::held_open::{HeldOpen, Holder};
 
-/// Who has the database open, where the guest is mounted on this machine, or is a folder of it. Pages that change while they are
-/// read look damaged.
+/// Who has the database open, where the guest is mounted on this machine, or is a folder of it.
+/// Pages that change while they are read look damaged.
 pub fn holder(guest: &Guest, place: &Place) -> Option<Holder> {
     let real = guest.resolve(&place.db()).ok()?;
     let folder = match guest.file_system_of(&real).map(|found| &found.backing) {
@@ -43,7 +43,8 @@ pub fn check_pages(guest: &Guest, data: &MemberData, ui: &dyn Ui) -> Option<Prob
         .map(|fault| Problem::database(&db, fault))
 }
 
-/// What keeps a member from working, each page of its database checked: what etcd copes with by itself, and alarms, are left out.
+/// What keeps a member from working, each page of its database checked: what etcd copes with by
+/// itself, and alarms, are left out.
 pub fn troubles(guest: &Guest, data: &MemberData, ui: &dyn Ui) -> Vec<Problem> {
     let mut problems = boot::problems(data);
     problems.extend(check_pages(guest, data, ui));

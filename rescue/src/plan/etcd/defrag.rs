@@ -1,5 +1,5 @@
-//! Databases written anew without their free pages, and where the disks of all members are given the history compacted and the
-//! alarm of a full database lifted.
+//! Databases written anew without their free pages, and where the disks of all members are given
+//! the history compacted and the alarm of a full database lifted.
 
 use std::rc::Rc;
 
@@ -105,7 +105,8 @@ fn decide(
     )?;
     Ok(match trust::units(&claims) {
         Units { units, .. } if units.len() > 1 => {
-            let why = "the disks given are not members of one cluster that prove it to one another (rescue etcd status says more)";
+            let why = "the disks given are not members of one cluster that prove it to one \
+                another (rescue etcd status says more)";
             Decision::apart(&given, request.compact, why)
         }
         _ => Decision::of(
@@ -271,7 +272,8 @@ fn notes(decision: &Decision, measured: &[Measured<'_>], compact: bool) -> Vec<S
     }
     if let Some(why) = &decision.not_lifted {
         notes.push(format!(
-            "The alarm that the database is full (NOSPACE) stays: {why}. Once etcd runs: etcdctl alarm disarm."
+            "The alarm that the database is full (NOSPACE) stays: {why}. Once etcd runs: etcdctl \
+             alarm disarm."
         ));
     }
     notes.extend(left_out(measured));
@@ -296,14 +298,15 @@ fn left_out(measured: &[Measured<'_>]) -> Option<String> {
         ""
     };
     Some(format!(
-        "Not needed, and left out of the new folder: {} ({}{more}). Where the disk is too full for the new folder they may be moved away first.",
+        "Not needed, and left out of the new folder: {} ({}{more}). Where the disk is too full \
+         for the new folder they may be moved away first.",
         units::bytes(bytes),
         names.join(", ")
     ))
 }
 
-/// Files that etcd does not need, and the bytes that each takes: what it set aside as damaged, what it did not finish, and space
-/// that it set aside for its log.
+/// Files that etcd does not need, and the bytes that each takes: what it set aside as damaged, what
+/// it did not finish, and space that it set aside for its log.
 fn unneeded_files(measured: &Measured<'_>) -> Vec<(String, u64)> {
     let (found, data) = (measured.found, &measured.data);
     let size = |path: &GuestPath| {

@@ -1,4 +1,5 @@
-//! The last way: no log is left that could be built upon, so the newest sound database becomes a new cluster on all disks.
+//! The last way: no log is left that could be built upon, so the newest sound database becomes a
+//! new cluster on all disks.
 
 use anyhow::{Context as _, Result};
 
@@ -17,7 +18,8 @@ use crate::plan::set::{SetPart, SetPlan, SetWishes};
 /// What a new database takes beside what the old one took.
 const MORE: u64 = 1 << 20;
 
-/// Where no disk has a log: who belongs to the cluster is what the newest database says. `None` where no database is sound.
+/// Where no disk has a log: who belongs to the cluster is what the newest database says. `None`
+/// where no database is sound.
 ///
 /// # Errors
 /// A [`Refusal`] where members are missing.
@@ -50,9 +52,13 @@ pub fn without_any_log(seen: &[Seen<'_>], wishes: &SetWishes) -> Result<Option<S
         .collect();
     if !absent.is_empty() {
         return Err(Refusal::new(
-            format!("no log of etcd is left here, and the disks of {} are not at hand", absent.join(", ")),
+            format!(
+                "no log of etcd is left here, and the disks of {} are not at hand",
+                absent.join(", ")
+            ),
             "they may hold a log, and with it writes that the databases here lack",
-            "give the disks of all members in one run; one that is lost for good is named with --declare-dead NAME",
+            "give the disks of all members in one run; one that is lost for good is named with \
+             --declare-dead NAME",
         )
         .into());
     }
@@ -111,7 +117,8 @@ fn parts(
             database_bytes: database.length.saturating_mul(5) / 4 + MORE,
         };
         let details = format!(
-            "give etcd the database of {}, with its revision raised to {}, and a new member ID, {own:x}",
+            "give etcd the database of {}, with its revision raised to {}, and a new member ID, \
+             {own:x}",
             owner.name,
             recipe.raised()
         );

@@ -1,5 +1,6 @@
-//! A plan of new folders `member`, one for each etcd member: what `rescue etcd rebuild`, `salvage` and `defrag` make. The folders
-//! are either written beside (`--output`), or put in the members' places as every plan for several nodes is.
+//! A plan of new folders `member`, one for each etcd member: what `rescue etcd rebuild`, `salvage`
+//! and `defrag` make. The folders are either written beside (`--output`), or put in the members'
+//! places as every plan for several nodes is.
 
 use std::rc::Rc;
 
@@ -39,7 +40,8 @@ pub struct MembersPlan {
     pub members: Vec<PlannedMember>,
     /// What was found, for programs.
     pub facts: Value,
-    /// Keys whose newest value is uncertain, one a line: written to a file of their own beside the folders.
+    /// Keys whose newest value is uncertain, one a line: written to a file of their own beside the
+    /// folders.
     pub uncertain_keys: Vec<u8>,
 }
 
@@ -84,7 +86,8 @@ impl MembersPlan {
 
 /// A copy of a data folder belongs to no node: what is made of it is written beside it.
 fn refuse_unwritable<'f>(member: &PlannedMember, found: &'f [Found]) -> Result<&'f Found, Refusal> {
-    let next = "add --output DIR and move what is written there yourself, or name the node's disk or --root FOLDER";
+    let next = "add --output DIR and move what is written there yourself, or name the node's disk \
+        or --root FOLDER";
     let Some(found) = member.found.and_then(|index| found.get(index)) else {
         return Err(Refusal::new(
             format!("no disk of {} was given", member.name),

@@ -1,4 +1,5 @@
-//! What several members need together: the smallest repair that suffices, as a plan for all their nodes.
+//! What several members need together: the smallest repair that suffices, as a plan for all their
+//! nodes.
 
 mod behind_damage;
 pub mod claims;

@@ -1,5 +1,6 @@
-//! A new cluster from one database: who its members are, whether the disks given may share what is in the database, and what is
-//! promised. Which database it is, [`super::rebuild`] and [`super::salvage`] choose.
+//! A new cluster from one database: who its members are, whether the disks given may share what is
+//! in the database, and what is promised. Which database it is, [`super::rebuild`] and
+//! [`super::salvage`] choose.
 
 use std::rc::Rc;
 
@@ -28,7 +29,8 @@ use crate::settings::Settings;
 /// What the user asked for.
 #[derive(Debug, Clone, Copy)]
 pub struct NewClusterRequest<'a> {
-    /// Names and peer URLs of the members, one for each disk in their order; empty where the disks are to say them.
+    /// Names and peer URLs of the members, one for each disk in their order; empty where the disks
+    /// are to say them.
     pub targets: &'a [Target],
     /// Members of the old cluster, by name or ID, that will never start again as they were.
     pub declare_dead: &'a [String],
@@ -190,7 +192,8 @@ fn refuse_foreign_log(found: &Found, data: &MemberData) -> Result<(), Refusal> {
             found.source, data.place.wal
         ),
         "only the folder member is made anew, and a log elsewhere would not fit to it",
-        "take --wal-dir out of etcd's flags, or add --output DIR and place what is written yourself",
+        "take --wal-dir out of etcd's flags, or add --output DIR and place what is written \
+         yourself",
     ))
 }
 
@@ -201,13 +204,15 @@ fn refuse_unproven(request: &NewClusterRequest<'_>, facts: &Facts) -> Result<(),
     Err(Refusal::new(
         format!("the database is of format {version}"),
         "rebuilding etcd 3.6 and later has not been proved on a real one",
-        "use etcdutl snapshot restore of that version, or add --unproven and keep a copy of everything",
+        "use etcdutl snapshot restore of that version, or add --unproven and keep a copy of \
+         everything",
     ))
 }
 
-/// A disk that shares no key with the others gets nothing of this cluster, and gives nothing to it; nor does one whose database
-/// replaces a history that knows nothing of it. A file that the user names is the user's own word, but whoever gets it must belong
-/// together. Returns a sentence for each member that counts on the user's word alone.
+/// A disk that shares no key with the others gets nothing of this cluster, and gives nothing to it;
+/// nor does one whose database replaces a history that knows nothing of it. A file that the user
+/// names is the user's own word, but whoever gets it must belong together. Returns a sentence for
+/// each member that counts on the user's word alone.
 fn refuse_strangers(
     request: &NewClusterRequest<'_>,
     at_hand: &MembersAtHand<'_>,
@@ -310,7 +315,8 @@ fn refuse_absent(request: &NewClusterRequest<'_>, absent: &[(u64, String)]) -> R
             units::count(alive.len(), "member is", "members are")
         ),
         format!(
-            "{} may start again as a member of the old cluster, beside the new one, and serve old data to whoever asks it",
+            "{} may start again as a member of the old cluster, beside the new one, and serve old \
+             data to whoever asks it",
             alive.join(" or ")
         ),
         format!(
@@ -333,7 +339,8 @@ fn notes(
     notes.extend(later_logs(at_hand, &chosen.facts, request.is_salvage));
     if request.bump > 0 {
         notes.push(format!(
-            "The new cluster begins at revision {}, all history before is compacted: clients that watched the old one list anew.",
+            "The new cluster begins at revision {}, all history before is compacted: clients that \
+             watched the old one list anew.",
             chosen.revision.saturating_add(request.bump)
         ));
     }

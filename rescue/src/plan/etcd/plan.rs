@@ -27,8 +27,9 @@ use crate::finding::NodeReport;
 use crate::pki::trust::etcd::{Claim, Unit, Units};
 use crate::plan::set::{SetPart, SetPlan, SetWishes};
 
-/// What the members of each cluster need together: a plan, or why there can be none. Nothing where each starts by itself, or does once its own
-/// node's plan has mended it in place. Members that share no keys, or are not in one another's lists, are planned apart.
+/// What the members of each cluster need together: a plan, or why there can be none. Nothing where
+/// each starts by itself, or does once its own node's plan has mended it in place. Members that
+/// share no keys, or are not in one another's lists, are planned apart.
 pub fn plan_sets(nodes: &[NodeReport], wishes: &SetWishes, ui: &dyn Ui) -> Vec<Result<SetPlan>> {
     let seen: Vec<Seen<'_>> = nodes
         .iter()
@@ -128,9 +129,11 @@ fn with_doubts(mut plan: SetPlan, doubts: Vec<Doubt>) -> SetPlan {
 fn contradicting(doubt: &Doubt) -> Refusal {
     Refusal::new(
         doubt.saw.trim_end_matches('.').to_owned(),
-        "each of them starts by itself, and what a key holds would then depend on which member is asked; none is replaced, because that could \
+        "each of them starts by itself, and what a key holds would then depend on which member is \
+         asked; none is replaced, because that could \
          drop the right one",
-        "compare them: `rescue etcd keys` and `rescue etcd get` with one disk at a time; then `rescue etcd rebuild --from FILE` with all disks and a copy of the \
+        "compare them: `rescue etcd keys` and `rescue etcd get` with one disk at a time; then \
+         `rescue etcd rebuild --from FILE` with all disks and a copy of the \
          database that is right makes all of them from that one",
     )
 }
@@ -172,7 +175,8 @@ struct Outline {
 }
 
 impl<'a> Table<'a> {
-    /// `may_be_dead`: a disk that is at hand may be declared dead: its member leaves, and is fenced.
+    /// `may_be_dead`: a disk that is at hand may be declared dead: its member leaves, and is
+    /// fenced.
     pub(super) fn lay(
         cluster: u64,
         all: &'a [Seen<'a>],
@@ -192,7 +196,8 @@ impl<'a> Table<'a> {
             let Some(member) = one.whose(cluster, &members) else {
                 continue;
             };
-            // A disk of another cluster belongs here only where it is the odd one out: two whole clusters may be on the table.
+            // A disk of another cluster belongs here only where it is the odd one out: two whole
+            // clusters may be on the table.
             let of_its_own = all
                 .iter()
                 .filter(|other| one.cluster().is_some() && other.cluster() == one.cluster())
@@ -239,7 +244,7 @@ impl<'a> Table<'a> {
         let outline = match repair {
             Repair::Nothing => return self.level(),
             Repair::Needs(disks) => return Err(self.needs(&disks, &why)),
-            Repair::NoLog(members) => return self.from_database(&members).map(Some),
+            Repair::NoLog(members) => return self.new_cluster(&members).map(Some),
             Repair::Relay(members) => {
                 let members = self.relaid_with_all_voters(members);
                 if members.is_empty() {
@@ -291,7 +296,8 @@ impl<'a> Table<'a> {
         })
     }
 
-    /// What else should be known. Only a repair that takes the newest history takes what was found behind damage.
+    /// What else should be known. Only a repair that takes the newest history takes what was found
+    /// behind damage.
     fn notes(&mut self, repair: &Repair) -> Vec<String> {
         let takes_newest = matches!(
             repair,
@@ -306,7 +312,7 @@ impl<'a> Table<'a> {
         notes
     }
 
-    fn from_database(&self, members: &[usize]) -> Result<SetPlan> {
+    fn new_cluster(&self, members: &[usize]) -> Result<SetPlan> {
         self.refuse_unproven()?;
         let plan = from_database::plan(&self.seen, &self.members, &self.dead, self.wishes)?;
         plan.ok_or_else(|| self.no_log(members))
@@ -399,7 +405,8 @@ impl<'a> Table<'a> {
             ),
             _ => (
                 format!(
-                    "begin etcd's log, which has lost its end, anew behind entry {last}, the database's last"
+                    "begin etcd's log, which has lost its end, anew behind entry {last}, the \
+                     database's last"
                 ),
                 format!("begin the log of etcd on {name} anew behind its database"),
             ),
@@ -425,15 +432,17 @@ impl<'a> Table<'a> {
         before
             .map(|(seen, _)| {
                 format!(
-                    "{} votes by its own list of members; by the newest one it is a learner, and will be one.",
+                    "{} votes by its own list of members; by the newest one it is a learner, and \
+                     will be one.",
                     seen.name
                 )
             })
             .collect()
     }
 
-    /// Whether a member may have promised an entry to the others that it no longer holds, and all others are at hand to make up for it. Alone, it is
-    /// left to etcd, which copes with it by itself.
+    /// Whether a member may have promised an entry to the others that it no longer holds, and all
+    /// others are at hand to make up for it. Alone, it is left to etcd, which copes with it by
+    /// itself.
     fn may_have_forgotten(&self, seen: &Seen<'_>) -> bool {
         let there = |id: u64| self.seen.iter().any(|(_, known)| known.id == id);
         seen.has_lost_sector()
@@ -441,7 +450,8 @@ impl<'a> Table<'a> {
             && self.members.voters().all(there)
     }
 
-    /// What can be built upon each one's log. Databases of another cluster are refused by the base itself.
+    /// What can be built upon each one's log. Databases of another cluster are refused by the base
+    /// itself.
     pub(super) fn find_bases(&mut self) {
         let options = Options {
             unproven: self.wishes.unproven,
@@ -609,8 +619,9 @@ impl<'a> Table<'a> {
         base.next_term(own.map(|seen| &seen.data))
     }
 
-    /// Of `members`, which get a snapshot or a database beside their own log, those that may with the disks at hand: raft's voters are set
-    /// right on all voters at once, so that no majority of the old ones goes on beside a majority of the new ones.
+    /// Of `members`, which get a snapshot or a database beside their own log, those that may with
+    /// the disks at hand: raft's voters are set right on all voters at once, so that no majority of
+    /// the old ones goes on beside a majority of the new ones.
     fn relaid_with_all_voters(&self, members: Vec<usize>) -> Vec<usize> {
         let is_known = |id: u64| {
             self.dead.contains(&id) || self.seen.iter().any(|(_, member)| member.id == id)
@@ -650,8 +661,13 @@ impl<'a> Table<'a> {
             .map(|problem| format!(": {}", problem.saw))
             .unwrap_or_default();
         Err(Refusal::new(
-            format!("the database of {} is of format {}{problem}", seen.name, format(seen).unwrap_or_default()),
-            "its log is whole and can be built upon, but repairing etcd 3.6 and later has to be asked for",
+            format!(
+                "the database of {} is of format {}{problem}",
+                seen.name,
+                format(seen).unwrap_or_default()
+            ),
+            "its log is whole and can be built upon, but repairing etcd 3.6 and later has to be \
+             asked for",
             "add --unproven",
         )
         .into())
@@ -790,8 +806,9 @@ impl<'a> Table<'a> {
         seen.part(recipe, all)
     }
 
-    /// What members at hand hold as agreed on and the history of `best` does not, a sentence each. Every plan of which a part replaces a
-    /// history asks for it, so that a promise is one for what was acknowledged by those members too.
+    /// What members at hand hold as agreed on and the history of `best` does not, a sentence each.
+    /// Every plan of which a part replaces a history asks for it, so that a promise is one for what
+    /// was acknowledged by those members too.
     pub(super) fn dropped(&self, best: usize) -> Result<Vec<String>> {
         let base = self.base(best)?;
         let mut dropped = Vec::new();
@@ -901,12 +918,18 @@ impl<'a> Table<'a> {
                 why.join(" ").trim_end_matches('.')
             ),
             format!(
-                "{} may hold newer writes, and could go on with them alone: only with {} disk is it known what was acknowledged",
+                "{} may hold newer writes, and could go on with them alone: only with {} disk is \
+                 it known what was acknowledged",
                 disks.join(", "),
-                if disks.len() == 1 { "its" } else { "each one's" }
+                if disks.len() == 1 {
+                    "its"
+                } else {
+                    "each one's"
+                }
             ),
             format!(
-                "power {} off and give the disks of all members in one run; one that is lost for good is named with --declare-dead NAME",
+                "power {} off and give the disks of all members in one run; one that is lost for \
+                 good is named with --declare-dead NAME",
                 disks.join(", ")
             ),
         )
@@ -927,7 +950,8 @@ impl<'a> Table<'a> {
                 why.join(" ").trim_end_matches('.')
             ),
             "what is left are databases alone, and with them the last writes are lost",
-            "rescue etcd rebuild --db-only, with the disks of all members, makes a new cluster from the newest database",
+            "rescue etcd rebuild --db-only, with the disks of all members, makes a new cluster \
+             from the newest database",
         )
         .into()
     }
@@ -945,11 +969,14 @@ fn refuse_forks(own: &[&Seen<'_>]) -> Result<()> {
             {
                 return Err(Refusal::new(
                     format!(
-                        "{} and {} hold two histories: entry {entry}, agreed on in both, is of term {first} here and of term {second} there",
+                        "{} and {} hold two histories: entry {entry}, agreed on in both, is of \
+                         term {first} here and of term {second} there",
                         one.name, other.name
                     ),
-                    "one of them was taken back to an older state and went on from there; which one counts cannot be told from the disks",
-                    "look at both (rescue etcd keys), and give only the disks that count; the others are named with --declare-dead",
+                    "one of them was taken back to an older state and went on from there; which \
+                     one counts cannot be told from the disks",
+                    "look at both (rescue etcd keys), and give only the disks that count; the \
+                     others are named with --declare-dead",
                 )
                 .into());
             }
@@ -968,7 +995,8 @@ pub(super) fn newest_members(own: &[&Seen<'_>]) -> Option<Members> {
         .find(|members| members.voters().next().is_some())
 }
 
-/// IDs of the members that are given up, by name or ID. Names that this cluster does not know may be another's.
+/// IDs of the members that are given up, by name or ID. Names that this cluster does not know may
+/// be another's.
 pub(super) fn dead(
     wishes: &SetWishes,
     members: &Members,

@@ -33,7 +33,8 @@ pub enum DatabaseSource {
 /// Plans a cluster of the members found from one sound database.
 ///
 /// # Errors
-/// A [`Refusal`] where `source` is missing, where the database is damaged, and as of [`new_cluster`].
+/// A [`Refusal`] where `source` is missing, where the database is damaged, and as of
+/// [`new_cluster`].
 pub fn plan(
     found: &[Found],
     request: &NewClusterRequest<'_>,
@@ -50,7 +51,8 @@ pub fn plan(
     })
 }
 
-/// Says what to do about a database that proved damaged while the new one was written from it; other errors stay what they are.
+/// Says what to do about a database that proved damaged while the new one was written from it;
+/// other errors stay what they are.
 pub fn explain_damage(error: anyhow::Error) -> anyhow::Error {
     match error.downcast::<Damaged>() {
         Ok(Damaged { origin, fault }) => damaged(&origin, &fault).into(),
@@ -62,7 +64,8 @@ fn no_source() -> Refusal {
     Refusal::new(
         "it was not said what to make the new cluster from",
         "a database alone lacks what only the logs hold",
-        "rescue repair with all control planes' disks, which keeps every acknowledged write where it can; or add --db-only, or --from FILE",
+        "rescue repair with all control planes' disks, which keeps every acknowledged write where \
+         it can; or add --db-only, or --from FILE",
     )
 }
 
@@ -176,8 +179,8 @@ fn read_whole(
     })
 }
 
-/// Where nobody is asked and nothing is replaced, one reading is enough: every page is checked while the new database is written
-/// from it.
+/// Where nobody is asked and nothing is replaced, one reading is enough: every page is checked
+/// while the new database is written from it.
 fn glance(backend: &Backend, facts: &Facts) -> Result<Contents, Fault> {
     Ok(Contents {
         keys: None,

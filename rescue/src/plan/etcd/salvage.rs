@@ -1,4 +1,5 @@
-//! A new cluster from what can be read of a damaged database: which database, and what is missing of it, in sentences.
+//! A new cluster from what can be read of a damaged database: which database, and what is missing
+//! of it, in sentences.
 
 use std::path::Path;
 
@@ -26,7 +27,8 @@ const MAX_LIST_BYTES: usize = 64 << 20;
 /// Ranges of revisions that are named in one sentence.
 const MAX_NAMED_RANGES: usize = 10;
 
-/// Plans a cluster of the members found from a damaged database: the file `from`, else that of the first disk.
+/// Plans a cluster of the members found from a damaged database: the file `from`, else that of the
+/// first disk.
 ///
 /// # Errors
 /// A [`Refusal`] where the database is sound, and as of [`new_cluster`].
@@ -147,11 +149,13 @@ fn found_tree(report: &Report) -> String {
             report.consistent_index.unwrap_or(0),
         ),
         (false, true) => format!(
-            "The newest root's tree is damaged in {}; with what lies on other pages there are {keys}.",
+            "The newest root's tree is damaged in {}; with what lies on other pages there are \
+             {keys}.",
             units::count(report.unread_ranges, "place", "places"),
         ),
         (false, false) => format!(
-            "No root was found; the pages hold {keys}. Keys that were deleted long ago may be among them.",
+            "No root was found; the pages hold {keys}. Keys that were deleted long ago may be \
+             among them.",
         ),
     }
 }
@@ -160,14 +164,16 @@ fn missing_history(report: &Report) -> Vec<String> {
     let mut sentences = Vec::new();
     if !report.unread.is_empty() {
         sentences.push(format!(
-            "Could not be read: the pages of revisions {}. Their changes are missing, but for what was found elsewhere; any key may have \
+            "Could not be read: the pages of revisions {}. Their changes are missing, but for \
+             what was found elsewhere; any key may have \
              had a newer value, or may have been deleted.",
             ranges(&report.unread)
         ));
     }
     if report.missing_revisions > 0 {
         sentences.push(format!(
-            "Missing: {} ({}). Each was a write: any key may have had a newer value, or may have been deleted.",
+            "Missing: {} ({}). Each was a write: any key may have had a newer value, or may have \
+             been deleted.",
             count(report.missing_revisions, "revision", "revisions"),
             ranges(&report.gaps)
         ));
@@ -182,7 +188,8 @@ fn missing_history(report: &Report) -> Vec<String> {
     }
     if report.compact_revision < 0 && !report.has_tree {
         sentences.push(
-            "Up to where the history was compacted is not known, so missing revisions are counted from the first that is there."
+            "Up to where the history was compacted is not known, so missing revisions are counted \
+             from the first that is there."
                 .to_owned(),
         );
     }
@@ -217,7 +224,8 @@ fn beside_the_keys(report: &Report) -> Vec<String> {
     }
     if buckets.iter().any(|bucket| bucket.starts_with("auth")) {
         sentences.push(
-            "Users and roles may be lost: whoever can reach etcd may then read and write everything."
+            "Users and roles may be lost: whoever can reach etcd may then read and write \
+             everything."
                 .to_owned(),
         );
     }
