@@ -1,4 +1,5 @@
-//! Arguments, with argh; what argh does not do by itself (`--flag=value`, exit code 2 for usage errors) is wrapped here.
+//! Arguments, with argh; what argh does not do by itself (`--flag=value`, exit code 2 for usage
+//! errors) is wrapped here.
 
 use argh::FromArgs;
 use std::path::PathBuf;
@@ -7,19 +8,23 @@ use time::format_description::well_known::Rfc3339;
 
 use super::certs::Certs;
 use super::etcd::Etcd;
+use super::shared_flags::arguments;
 use crate::checks::CATALOGUE;
 use crate::disk::Source;
+use crate::etcd::operations::rebuild::target::Target;
 use crate::settings::{FreeTarget, PatchKubelet, Settings};
 use crate::typed;
 
 /// Brings powered-off Kubernetes (kubeadm) nodes back from outside, before they boot.
 ///
-/// SRC is a disk of the powered-off machine: a block device (/dev/sdb) or an image file (raw, qcow2, VMDK). A folder where the guest is
-/// already mounted is given with --root DIR. With every command: --image-format raw|qcow2|vmdk says what the image files are, whatever
-/// their names say; --image-folder DIR allows images to read from files in DIR (a backing file);
-/// --luks-key-file FILE opens encrypted volumes, as $RESCUE_LUKS_PASSPHRASE does (else a terminal is asked); --spill FILE names a new file for journals that
-/// are larger than memory, as $RESCUE_SPILL does. Exit codes: 0 nothing left to do, 1 findings left, 2 usage, 3 refused (nothing was
-/// changed), 4 failed part-way.
+/// SRC is a disk of the powered-off machine: a block device (/dev/sdb) or an image file (raw,
+/// qcow2, VMDK). A folder where the guest is already mounted is given with --root DIR. With every
+/// command: --image-format raw|qcow2|vmdk says what the image files are, whatever their names say;
+/// --image-folder DIR allows images to read from files in DIR (a backing file); --luks-key-file
+/// FILE opens encrypted volumes, as $RESCUE_LUKS_PASSPHRASE does (else a terminal is asked);
+/// --spill FILE names a new file for journals that are larger than memory, as $RESCUE_SPILL does.
+/// Exit codes: 0 nothing left to do, 1 findings left, 2 usage, 3 refused (nothing was changed), 4
+/// failed part-way.
 #[derive(FromArgs, Debug)]
 pub struct Arguments {
     /// what to do
@@ -53,245 +58,171 @@ pub enum Command {
     Version(Version),
 }
 
-/// look at powered-off nodes and say what stops them from coming back; writes nothing
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "inspect")]
-pub struct Inspect {
-    /// disks of the powered-off machine
-    #[argh(positional)]
-    pub src: Vec<PathBuf>,
-    /// a folder where the guest is mounted, instead of a disk
-    #[argh(option)]
-    pub root: Vec<PathBuf>,
-    /// print one JSON object (schema rescue/v1) instead of text
-    #[argh(switch)]
-    pub json: bool,
-    /// show every fact and every piece of evidence
-    #[argh(switch)]
-    pub details: bool,
-    /// the time that counts as now (RFC 3339), instead of this machine's clock
-    #[argh(option, from_str_fn(time_argument))]
-    pub now: Option<OffsetDateTime>,
-    /// only this check; may be given several times
-    #[argh(option, from_str_fn(check_argument))]
-    pub only: Vec<String>,
-    /// not this check; may be given several times
-    #[argh(option, from_str_fn(check_argument))]
-    pub skip: Vec<String>,
-    /// how much must be free, in per cent of bytes, or BYTES,INODES (default 15,5)
-    #[argh(
-        option,
-        from_str_fn(free_target_argument),
-        default = "FreeTarget::default()"
-    )]
-    pub free_target: FreeTarget,
-    /// a control-plane disk (or its mounted folder) that is only read, for the CA key on it; may be given several times
-    #[argh(option, from_str_fn(source_argument))]
-    pub ca: Vec<Source>,
-    /// a node, by name or disk, that is believed what its disk says of itself without proof: it may then get the cluster's keys; may be
-    /// given several times
-    #[argh(option)]
-    pub trust: Vec<String>,
-    /// refuse when more than one system is found
-    #[argh(switch, hidden_help)]
-    pub one_node: bool,
+arguments! {
+    /// look at powered-off nodes and say what stops them from coming back; writes nothing
+    #[argh(subcommand, name = "inspect")]
+    pub struct Inspect {
+        machine_disks, root, json,
+        own {
+            /// show every fact and every piece of evidence
+            #[argh(switch)]
+            pub details: bool,
+        }
+        now, only, skip, free_target, ca_lenders, trust_node, one_node,
+    }
 }
 
-/// show the plan, ask, carry it out, and inspect again
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "repair")]
-pub struct Repair {
-    /// disks of the powered-off machine
-    #[argh(positional)]
-    pub src: Vec<PathBuf>,
-    /// a folder where the guest is mounted, instead of a disk
-    #[argh(option)]
-    pub root: Vec<PathBuf>,
-    /// print one JSON object (schema rescue/v1) instead of text; needs --yes or --dry-run
-    #[argh(switch)]
-    pub json: bool,
-    /// do not ask
-    #[argh(switch)]
-    pub yes: bool,
-    /// show the plan and stop
-    #[argh(switch)]
-    pub dry_run: bool,
-    /// the node meant, by name or source, where several are found
-    #[argh(option)]
-    pub node: Option<String>,
-    /// the time that counts as now (RFC 3339), instead of this machine's clock
-    #[argh(option, from_str_fn(time_argument))]
-    pub now: Option<OffsetDateTime>,
-    /// only this check; may be given several times
-    #[argh(option, from_str_fn(check_argument))]
-    pub only: Vec<String>,
-    /// not this check; may be given several times
-    #[argh(option, from_str_fn(check_argument))]
-    pub skip: Vec<String>,
-    /// validity of new certificates in days, at most to the CA's end (default 365)
-    #[argh(option, default = "365", from_str_fn(days_argument))]
-    pub days: u32,
-    /// how much must be free, in per cent of bytes, or BYTES,INODES (default 15,5)
-    #[argh(
-        option,
-        from_str_fn(free_target_argument),
-        default = "FreeTarget::default()"
-    )]
-    pub free_target: FreeTarget,
-    /// keep the keys of renewed certificates
-    #[argh(switch)]
-    pub reuse_keys: bool,
-    /// a DNS name or IP address to be in the API server's certificate; etcd-server=NAME or etcd-peer=NAME for etcd's; may be given
-    /// several times
-    #[argh(option, from_str_fn(san_argument))]
-    pub san: Vec<String>,
-    /// extend CAs that are over or end soon: same key, same name, later end, in every copy on the disk
-    #[argh(switch)]
-    pub renew_ca: bool,
-    /// validity of renewed CAs in days (default 3650)
-    #[argh(option, default = "3650", from_str_fn(days_argument))]
-    pub ca_days: u32,
-    /// take --bootstrap-kubeconfig out of the kubelet's flags: needed, always or never (default needed)
-    #[argh(
-        option,
-        from_str_fn(patch_kubelet_argument),
-        default = "PatchKubelet::Needed"
-    )]
-    pub patch_kubelet: PatchKubelet,
-    /// edit the vendor's line instead of laying a drop-in beside it
-    #[argh(switch)]
-    pub in_place: bool,
-    /// do not check the file systems before the first write
-    #[argh(switch)]
-    pub no_fsck: bool,
-    /// a folder of this machine where an etcd member is kept for which its disk has no room beside the new one; undo needs it
-    #[argh(option)]
-    pub keep_in: Option<PathBuf>,
-    /// with --yes: also carry out what may lose writes that etcd acknowledged (the plan says which)
-    #[argh(switch)]
-    pub accept_loss: bool,
-    /// an etcd member whose disk is lost for good: the others are repaired without it, and it must never boot again; may be given
-    /// several times
-    #[argh(option)]
-    pub declare_dead: Vec<String>,
-    /// repair versions of etcd that no repair has been proved on (3.6 and later)
-    #[argh(switch)]
-    pub unproven: bool,
-    /// a control-plane disk (or its mounted folder) that is only read, for the CA key on it; may be given several times
-    #[argh(option, from_str_fn(source_argument))]
-    pub ca: Vec<Source>,
-    /// a node, by name or disk, that is believed what its disk says of itself without proof: it may then get the cluster's keys; may be
-    /// given several times
-    #[argh(option)]
-    pub trust: Vec<String>,
-    /// refuse when more than one system is found
-    #[argh(switch, hidden_help)]
-    pub one_node: bool,
+arguments! {
+    /// show the plan, ask, carry it out, and inspect again
+    #[argh(subcommand, name = "repair")]
+    pub struct Repair {
+        machine_disks, root, json_with_answer, yes, dry_run, node, now, only, skip,
+        own {
+            /// validity of new certificates in days, at most to the CA's end (default 365)
+            #[argh(option, default = "365", from_str_fn(days_argument))]
+            pub days: u32,
+        }
+        free_target,
+        own {
+            /// keep the keys of renewed certificates
+            #[argh(switch)]
+            pub reuse_keys: bool,
+            /// a DNS name or IP address to be in the API server's certificate; etcd-server=NAME or
+            /// etcd-peer=NAME for etcd's; may be given several times
+            #[argh(option, from_str_fn(san_argument))]
+            pub san: Vec<String>,
+            /// extend CAs that are over or end soon: same key, same name, later end, in every copy
+            /// on the disk
+            #[argh(switch)]
+            pub renew_ca: bool,
+            /// validity of renewed CAs in days (default 3650)
+            #[argh(option, default = "3650", from_str_fn(days_argument))]
+            pub ca_days: u32,
+            /// take --bootstrap-kubeconfig out of the kubelet's flags: needed, always or never
+            /// (default needed)
+            #[argh(option, from_str_fn(patch_kubelet_argument), default = "PatchKubelet::Needed")]
+            pub patch_kubelet: PatchKubelet,
+            /// edit the vendor's line instead of laying a drop-in beside it
+            #[argh(switch)]
+            pub in_place: bool,
+        }
+        no_fsck, keep_in,
+        own {
+            /// with --yes: also carry out what may lose writes that etcd acknowledged (the plan
+            /// says which)
+            #[argh(switch)]
+            pub accept_loss: bool,
+            /// an etcd member whose disk is lost for good: the others are repaired without it, and
+            /// it must never boot again; may be given several times
+            #[argh(option)]
+            pub declare_dead: Vec<String>,
+            /// repair versions of etcd that no repair has been proved on (3.6 and later)
+            #[argh(switch)]
+            pub unproven: bool,
+        }
+        ca_lenders, trust_node, one_node,
+    }
 }
 
-/// take a repair back: every changed file as it was (freed logs stay gone)
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "undo")]
-pub struct Undo {
-    /// disks of the powered-off machine
-    #[argh(positional)]
-    pub src: Vec<PathBuf>,
-    /// a folder where the guest is mounted, instead of a disk
-    #[argh(option)]
-    pub root: Vec<PathBuf>,
-    /// the run to take back (default: the newest)
-    #[argh(option)]
-    pub run: Option<String>,
-    /// the node meant, where several are found
-    #[argh(option)]
-    pub node: Option<String>,
-    /// a node of a run of several whose disk is lost for good: the run is taken back without it; may be given several times
-    #[argh(option)]
-    pub declare_dead: Vec<String>,
-    /// the folder that the repair was given with --keep-in, where it is not at that path any more
-    #[argh(option)]
-    pub keep_in: Option<PathBuf>,
-    /// do not ask
-    #[argh(switch)]
-    pub yes: bool,
-    /// print one JSON object instead of text; needs --yes
-    #[argh(switch)]
-    pub json: bool,
-    /// do not check the file systems before the first write
-    #[argh(switch)]
-    pub no_fsck: bool,
-    /// the time that counts as now (RFC 3339)
-    #[argh(option, from_str_fn(time_argument))]
-    pub now: Option<OffsetDateTime>,
+arguments! {
+    /// take a repair back: every changed file as it was (freed logs stay gone)
+    #[argh(subcommand, name = "undo")]
+    pub struct Undo {
+        machine_disks, root,
+        own {
+            /// the run to take back (default: the newest)
+            #[argh(option)]
+            pub run: Option<String>,
+        }
+        one_of_several_nodes,
+        own {
+            /// a node of a run of several whose disk is lost for good: the run is taken back
+            /// without it; may be given several times
+            #[argh(option)]
+            pub declare_dead: Vec<String>,
+            /// the folder that the repair was given with --keep-in, where it is not at that path
+            /// any more
+            #[argh(option)]
+            pub keep_in: Option<PathBuf>,
+        }
+        yes,
+        own {
+            /// print one JSON object instead of text; needs --yes
+            #[argh(switch)]
+            pub json: bool,
+        }
+        no_fsck, time_for_now,
+    }
 }
 
-/// check the file systems on disks with their own checkers, without writing; then mend, after asking, what can be mended without loss
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "fsck")]
-pub struct Fsck {
-    /// disks of the powered-off machine
-    #[argh(positional)]
-    pub src: Vec<PathBuf>,
-    /// print one JSON object instead of text; mends nothing without --yes
-    #[argh(switch)]
-    pub json: bool,
-    /// mend without asking: e2fsck -p, or xfs_repair (never -L)
-    #[argh(switch)]
-    pub yes: bool,
-    /// ext: let e2fsck answer yes to every question (-y); files that it cannot place are cut or moved to lost+found
-    #[argh(switch)]
-    pub answer_yes: bool,
+arguments! {
+    /// check the file systems on disks with their own checkers, without writing; then mend, after
+    /// asking, what can be mended without loss
+    #[argh(subcommand, name = "fsck")]
+    pub struct Fsck {
+        machine_disks,
+        own {
+            /// print one JSON object instead of text; mends nothing without --yes
+            #[argh(switch)]
+            pub json: bool,
+            /// mend without asking: e2fsck -p, or xfs_repair (never -L)
+            #[argh(switch)]
+            pub yes: bool,
+            /// ext: let e2fsck answer yes to every question (-y); files that it cannot place are
+            /// cut or moved to lost+found
+            #[argh(switch)]
+            pub answer_yes: bool,
+        }
+    }
 }
 
-/// list earlier repairs of a node, or give up the undo of old ones
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "runs")]
-pub struct Runs {
-    /// disks of the powered-off machine
-    #[argh(positional)]
-    pub src: Vec<PathBuf>,
-    /// a folder where the guest is mounted, instead of a disk
-    #[argh(option)]
-    pub root: Vec<PathBuf>,
-    /// remove what is kept of finished repairs, but for the newest
-    #[argh(switch)]
-    pub prune: bool,
-    /// how many of the newest stay when the others are removed (default 1)
-    #[argh(option)]
-    pub keep: Option<usize>,
-    /// the node meant, where several are found
-    #[argh(option)]
-    pub node: Option<String>,
-    /// do not ask
-    #[argh(switch)]
-    pub yes: bool,
-    /// print one JSON object instead of text; with --prune it needs --yes
-    #[argh(switch)]
-    pub json: bool,
-    /// the time that counts as now (RFC 3339)
-    #[argh(option, from_str_fn(time_argument))]
-    pub now: Option<OffsetDateTime>,
+arguments! {
+    /// list earlier repairs of a node, or give up the undo of old ones
+    #[argh(subcommand, name = "runs")]
+    pub struct Runs {
+        machine_disks, root,
+        own {
+            /// remove what is kept of finished repairs, but for the newest
+            #[argh(switch)]
+            pub prune: bool,
+            /// how many of the newest stay when the others are removed (default 1)
+            #[argh(option)]
+            pub keep: Option<usize>,
+        }
+        one_of_several_nodes, yes,
+        own {
+            /// print one JSON object instead of text; with --prune it needs --yes
+            #[argh(switch)]
+            pub json: bool,
+        }
+        time_for_now,
+    }
 }
 
-/// draw what is on disks (all of this machine, where none is named) and to which node it belongs; writes nothing
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "disks")]
-pub struct Disks {
-    /// disks or image files
-    #[argh(positional)]
-    pub src: Vec<PathBuf>,
-    /// print one JSON object (schema rescue/v1) instead of text
-    #[argh(switch)]
-    pub json: bool,
+arguments! {
+    /// draw what is on disks (all of this machine, where none is named) and to which node it
+    /// belongs; writes nothing
+    #[argh(subcommand, name = "disks")]
+    pub struct Disks {
+        own {
+            /// disks or image files
+            #[argh(positional)]
+            pub src: Vec<PathBuf>,
+        }
+        json,
+    }
 }
 
-/// list what can be looked for
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "checks")]
-pub struct Checks {
-    /// print one JSON object instead of text
-    #[argh(switch)]
-    pub json: bool,
+arguments! {
+    /// list what can be looked for
+    #[argh(subcommand, name = "checks")]
+    pub struct Checks {
+        own {
+            /// print one JSON object instead of text
+            #[argh(switch)]
+            pub json: bool,
+        }
+    }
 }
 
 /// print the version
@@ -338,7 +269,8 @@ pub fn parse(words: &[String]) -> Result<Arguments, Stop> {
     })
 }
 
-/// A usage error with what to type next, where it does not say so by itself: the help of the sub-command that was meant.
+/// A usage error with what to type next, where it does not say so by itself: the help of the
+/// sub-command that was meant.
 pub fn with_next_step(text: &str, words: &[String]) -> String {
     if text.contains("rescue ") {
         return text.to_owned();
@@ -408,7 +340,8 @@ pub fn sources(disks: &[PathBuf], roots: &[PathBuf]) -> Result<Vec<Source>, Stop
         .collect();
     if all.is_empty() {
         return Err(Stop::Usage(
-            "no disk given. Name a disk of the powered-off machine (rescue inspect /dev/sdb, rescue inspect disk.img) or a \
+            "no disk given. Name a disk of the powered-off machine (rescue inspect /dev/sdb, \
+             rescue inspect disk.img) or a \
              mounted guest (rescue inspect --root /mnt). `lsblk` lists this machine's disks."
                 .to_owned(),
         ));
@@ -516,7 +449,8 @@ fn san_argument(text: &str) -> Result<String, String> {
     match crate::pki::x509::names::Name::asked(text) {
         Some(_) => Ok(text.to_owned()),
         None => Err(format!(
-            "{text:?} is neither a DNS name nor an IP address, nor etcd-server= or etcd-peer= with one"
+            "{text:?} is neither a DNS name nor an IP address, nor etcd-server= or etcd-peer= \
+             with one"
         )),
     }
 }
@@ -527,7 +461,8 @@ pub fn time_argument(text: &str) -> Result<OffsetDateTime, String> {
         .map_err(|_| format!("'{text}' is not an RFC 3339 time such as 2026-11-23T08:00:00Z"))
 }
 
-fn check_argument(text: &str) -> Result<String, String> {
+/// The identifier of a check in the catalogue.
+pub(super) fn check_argument(text: &str) -> Result<String, String> {
     let known: Vec<&str> = CATALOGUE.iter().map(|check| check.id).collect();
     match known.contains(&text) {
         true => Ok(text.to_owned()),
@@ -546,7 +481,8 @@ pub fn days_argument(text: &str) -> Result<u32, String> {
     }
 }
 
-fn free_target_argument(text: &str) -> Result<FreeTarget, String> {
+/// One percentage, or two: of bytes, and of inodes.
+pub(super) fn free_target_argument(text: &str) -> Result<FreeTarget, String> {
     let percent = |text: &str| {
         let number = text.trim().trim_end_matches('%').parse::<f64>().ok()?;
         (0.0..=95.0).contains(&number).then_some(number)
@@ -563,6 +499,20 @@ fn free_target_argument(text: &str) -> Result<FreeTarget, String> {
         _ => Err(format!(
             "'{text}' is not a percentage from 0 to 95, or two as in 15,5"
         )),
+    }
+}
+
+/// `--member NAME=URL`.
+pub(super) fn member_argument(text: &str) -> Result<Target, String> {
+    Target::parse(text)
+}
+
+/// `--bump`, from 0.
+pub(super) fn bump_argument(text: &str) -> Result<i64, String> {
+    match text.parse() {
+        // A revision is a signed number of 64 bits, and the cluster is to go on counting.
+        Ok(bump @ 0..=1_000_000_000_000_000) => Ok(bump),
+        _ => Err(format!("{text} is no number from 0 to 1000000000000000")),
     }
 }
 
@@ -649,7 +599,8 @@ mod tests {
         let three = [&answers(false, false)[..], &[(false, "--output DIR")]].concat();
         assert_eq!(
             says(&three),
-            "--json cannot ask: add --yes to carry the plan out, --dry-run to see it, or --output DIR"
+            "--json cannot ask: add --yes to carry the plan out, --dry-run to see it, or --output \
+             DIR"
         );
         assert!(refuse_asking(true, &answers(false, true)).is_ok());
         assert!(refuse_asking(false, &answers(false, false)).is_ok());

@@ -158,17 +158,20 @@ fn look_again(command: &Fsck, found: &Checkable) -> Result<Verdict> {
 fn still_damaged(found: &Checkable, extent: Extent, sources: &str) -> String {
     match (found.kind, extent) {
         ("xfs", _) => format!(
-            "{} is still damaged. Next: copy the disk, then xfs_repair of a newer xfsprogs; if that fails too, restore from a backup",
+            "{} is still damaged. Next: copy the disk, then xfs_repair of a newer xfsprogs; if \
+             that fails too, restore from a backup",
             found.device
         ),
         (_, Extent::Safe) => format!(
-            "{} is still damaged: e2fsck does not mend the rest without an answer. Next: copy the disk, then rescue fsck --answer-yes {sources}, \
+            "{} is still damaged: e2fsck does not mend the rest without an answer. Next: copy the \
+             disk, then rescue fsck --answer-yes {sources}, \
              or answer e2fsck's questions yourself",
             found.device
         ),
         (_, Extent::AnswerYes) => {
             format!(
-                "{} is still damaged. Next: copy what can be read of it, and restore the rest from a backup",
+                "{} is still damaged. Next: copy what can be read of it, and restore the rest \
+                 from a backup",
                 found.device
             )
         }

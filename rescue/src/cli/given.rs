@@ -1,5 +1,6 @@
-//! Flags that count for every command that opens a disk, before or behind its other words: how image files are to be read, what opens encrypted volumes,
-//! where to put what does not fit into memory.
+//! Flags that count for every command that opens a disk, before or behind its other words: how
+//! image files are to be read, what opens encrypted volumes, where to put what does not fit into
+//! memory.
 
 use crate::base::shell;
 use std::fs::File;
@@ -54,7 +55,8 @@ pub fn take(words: &[String]) -> Result<(Vec<String>, Given), Stop> {
     Ok((rest, given))
 }
 
-/// Makes it what counts for this run: key files are read, and the terminal is where passphrases are asked for.
+/// Makes it what counts for this run: key files are read, and the terminal is where passphrases are
+/// asked for.
 ///
 /// # Errors
 /// A usage error for a key file that cannot be read.
@@ -110,9 +112,11 @@ mod tests {
 
     #[test]
     fn anywhere_on_the_line() {
-        let (rest, given) =
-            taken("--image-format=qcow2 inspect a --image-folder /base b --image-folder=/other --spill /big/x")
-                .unwrap();
+        let (rest, given) = taken(
+            "--image-format=qcow2 inspect a --image-folder /base b --image-folder=/other \
+                --spill /big/x",
+        )
+        .unwrap();
         assert_eq!(rest, "inspect a b");
         let folders = vec![PathBuf::from("/base"), PathBuf::from("/other")];
         let spill = Some(PathBuf::from("/big/x"));

@@ -6,7 +6,7 @@ use super::Outcome;
 use super::args::{self, Inspect, Stop};
 use super::terminal::{Terminal, colours};
 use crate::finding::{Inspection, NodeReport};
-use crate::plan::receipt::Wanted;
+use crate::plan::receipt::SetProposal;
 use crate::plan::set::SetWishes;
 use crate::report::{json, set, text};
 use crate::session::{Session, only_node};
@@ -50,7 +50,7 @@ fn show(command: &Inspect, session: &Session<'_>) -> Result<Outcome> {
         );
         print!("{}", set::outlook(&together, &style));
         let sources = typed::with_ca(session.sources, &session.settings.ca);
-        let is_planned = together.iter().any(|wanted| wanted.plan.is_ok());
+        let is_planned = together.iter().any(|proposal| proposal.plan.is_ok());
         println!(
             "{}",
             text::next_step(&inspection, is_planned, &sources, session.settings)
@@ -64,11 +64,12 @@ fn show(command: &Inspect, session: &Session<'_>) -> Result<Outcome> {
     })
 }
 
-/// What a repair of all these nodes would do as one. Why it could do nothing for an only one is among that one's findings.
-fn together(session: &Session<'_>, inspection: &Inspection) -> Vec<Wanted> {
-    let mut wanted = session.plan_sets(&inspection.nodes, &SetWishes::default());
+/// What a repair of all these nodes would do as one. Why it could do nothing for an only one is
+/// among that one's findings.
+fn together(session: &Session<'_>, inspection: &Inspection) -> Vec<SetProposal> {
+    let mut proposals = session.plan_sets(&inspection.nodes, &SetWishes::default());
     if inspection.nodes.len() < 2 {
-        wanted.retain(|wanted| wanted.plan.is_ok());
+        proposals.retain(|proposal| proposal.plan.is_ok());
     }
-    wanted
+    proposals
 }

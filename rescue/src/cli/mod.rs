@@ -1,5 +1,6 @@
 //! The command line: arguments, one file per sub-command; shows, asks, exits. No logic.
 
+mod answers;
 mod args;
 mod certs;
 mod checks;
@@ -11,9 +12,9 @@ mod inspect;
 mod repair;
 mod runs;
 mod set;
+mod shared_flags;
 mod terminal;
 mod undo;
-mod unfinished;
 
 use std::process::ExitCode;
 
@@ -166,7 +167,8 @@ fn restore_default_sigpipe() {
     crate::base::sys::restore_default_sigpipe();
 }
 
-/// A panic is our mistake; the user gets one line instead of a backtrace, and never a value that may be secret.
+/// A panic is our mistake; the user gets one line instead of a backtrace, and never a value that
+/// may be secret.
 fn report_panics_plainly() {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic
@@ -174,7 +176,8 @@ fn report_panics_plainly() {
             .map(ToString::to_string)
             .unwrap_or_default();
         eprintln!(
-            "rescue: internal error at {place}; this is a mistake in rescue. If a repair was under way, run the same command \
+            "rescue: internal error at {place}; this is a mistake in rescue. If a repair was \
+             under way, run the same command \
              again: it completes or discards what was begun."
         );
         std::process::exit(4);

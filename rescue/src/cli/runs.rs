@@ -4,8 +4,7 @@ use anyhow::Result;
 
 use super::Outcome;
 use super::args::{self, Runs, Stop};
-use super::terminal::{Terminal, confirm};
-use crate::base::refusal::Refusal;
+use super::terminal::{Terminal, agree};
 use crate::in_use::read_only;
 use crate::report::{json, text};
 use crate::session::{Session, only_node};
@@ -51,13 +50,11 @@ fn prune(command: &Runs, session: &Session<'_>) -> Result<Outcome> {
         .map(|kept| format!(" The old {} is among it, whole.", kept.path))
         .collect();
     let question = format!(
-        "Remove what is kept of the finished repairs of {} but for the newest {keep}? They cannot be undone then.{last}",
+        "Remove what is kept of the finished repairs of {} but for the newest {keep}? They cannot \
+         be undone then.{last}",
         node.name()
     );
-    if !command.yes && !confirm(&question) {
-        let next = "run the same command again and answer yes, or add --yes";
-        return Err(Refusal::new("the answer was not yes", "nothing was changed", next).into());
-    }
+    agree(command.yes, &question)?;
     let pruned = session.prune(node, keep)?;
     match command.json {
         true => println!("{}", json::pruned(&pruned)),

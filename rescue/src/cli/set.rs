@@ -1,8 +1,10 @@
-//! Carrying out a plan for several nodes: shown, asked for once, done. Used by every command that has such a plan.
+//! Carrying out a plan for several nodes: shown, asked for once, done. Used by every command that
+//! has such a plan.
 
 use anyhow::Result;
 
 use super::Outcome;
+use super::answers::Answers;
 use super::terminal::{colours, confirm};
 use crate::base::refusal::Refusal;
 use crate::finding::NodeReport;
@@ -12,31 +14,11 @@ use crate::report::{set, text};
 use crate::session::Session;
 use crate::typed;
 
-/// What the user said beforehand.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Answers {
-    /// `--yes`.
-    pub yes: bool,
-    /// `--accept-loss`: also where acknowledged writes may be lost.
-    pub accept_loss: bool,
-    /// `--dry-run`.
-    pub dry_run: bool,
-    /// `--json`: nothing is printed for people.
-    pub json: bool,
-}
-
-impl Answers {
-    fn say(&self, text: &str) {
-        if !self.json {
-            print!("{text}");
-        }
-    }
-}
-
 /// Shows the plan, asks, carries it out. `None` after a dry run.
 ///
 /// # Errors
-/// A refusal (by downcast) where the answer was no, or nothing could be changed; otherwise what says that something was.
+/// A refusal (by downcast) where the answer was no, or nothing could be changed; otherwise what
+/// says that something was.
 pub fn carry_out(
     session: &Session<'_>,
     nodes: Vec<NodeReport>,
@@ -79,8 +61,8 @@ pub fn carry_out(
     Ok(Some(receipt))
 }
 
-/// What the exit code says of a command that is such a plan and nothing else: after a dry run it is still to be done; afterwards everything is
-/// done where each member given starts, or is fenced.
+/// What the exit code says of a command that is such a plan and nothing else: after a dry run it is
+/// still to be done; afterwards everything is done where each member given starts, or is fenced.
 pub fn outcome(receipt: Option<&SetReceipt>) -> Outcome {
     let is_well = |receipt: &SetReceipt| receipt.etcd.iter().all(|stands| stands.state.is_well());
     if receipt.is_some_and(is_well) {
@@ -96,9 +78,13 @@ fn refuse_silent_loss(plan: &SetPlan, answers: Answers) -> Result<()> {
         return Ok(());
     }
     Err(Refusal::new(
-        format!("what is to be done may lose acknowledged writes ({})", plan.guarantee.statement()),
+        format!(
+            "what is to be done may lose acknowledged writes ({})",
+            plan.guarantee.statement()
+        ),
         "--yes alone does not agree to that, and nothing of it was done",
-        "look at the plan with --dry-run; give the disks of all members if some are missing; else add --accept-loss",
+        "look at the plan with --dry-run; give the disks of all members if some are missing; else \
+         add --accept-loss",
     )
     .into())
 }

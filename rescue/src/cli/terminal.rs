@@ -4,6 +4,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{BufRead, IsTerminal, Write};
 use std::time::Duration;
 
+use crate::base::refusal::Refusal;
 use crate::base::ui::{Progress, Ui};
 
 /// Progress on standard error, where it is a terminal; notes on standard error always.
@@ -54,8 +55,8 @@ impl Drop for Bar {
     }
 }
 
-/// Asks for "yes" in full: the answer changes production data, so a stray key must not be one. Anything else, or the end of the
-/// input, is no.
+/// Asks for "yes" in full: the answer changes production data, so a stray key must not be one.
+/// Anything else, or the end of the input, is no.
 pub fn confirm(question: &str) -> bool {
     print!("{question} Type yes to go on: ");
     let _ = std::io::stdout().flush();
@@ -65,6 +66,21 @@ pub fn confirm(question: &str) -> bool {
         println!();
     }
     read.is_ok() && answer.trim().eq_ignore_ascii_case("yes")
+}
+
+/// Asks, unless `yes` was said beforehand.
+///
+/// # Errors
+/// A [`Refusal`] where the answer was not yes.
+pub fn agree(yes: bool, question: &str) -> Result<(), Refusal> {
+    if yes || confirm(question) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        "the answer was not yes",
+        "nothing was changed",
+        "run the same command again and answer yes, or add --yes",
+    ))
 }
 
 /// Whether standard output may be coloured (<https://no-color.org>).

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::Outcome;
 use super::args::{self, Stop, Undo};
-use super::terminal::{Terminal, confirm};
+use super::terminal::{Terminal, agree};
 use crate::base::refusal::Refusal;
 use crate::finding::{Inspection, NodeReport};
 use crate::in_use::read_only;
@@ -38,10 +38,7 @@ fn take_back(command: &Undo, session: &Session<'_>) -> Result<Outcome> {
     }
     let node = only_node(with_run(inspection, command), command.node.as_deref())?;
     let question = question(command, &node)?;
-    if !command.yes && !confirm(&question) {
-        let next = "run the same command again and answer yes, or add --yes";
-        return Err(Refusal::new("the answer was not yes", "nothing was changed", next).into());
-    }
+    agree(command.yes, &question)?;
     let undone = session.undo(node, command.run.as_deref())?;
     match command.json {
         true => println!("{}", json::undone(&undone)),
@@ -50,7 +47,8 @@ fn take_back(command: &Undo, session: &Session<'_>) -> Result<Outcome> {
     Ok(Outcome::Clean)
 }
 
-/// The run of several nodes that is meant: the one named, or the newest where it is the same on all of its nodes.
+/// The run of several nodes that is meant: the one named, or the newest where it is the same on all
+/// of its nodes.
 fn set_to_undo(inspection: &Inspection, command: &Undo) -> Option<RunSummary> {
     let meant = |node: &&NodeReport| {
         command
@@ -93,10 +91,7 @@ fn take_set_back(
         run.id,
         run.together.join(", ")
     );
-    if !command.yes && !confirm(&question) {
-        let next = "run the same command again and answer yes, or add --yes";
-        return Err(Refusal::new("the answer was not yes", "nothing was changed", next).into());
-    }
+    agree(command.yes, &question)?;
     let nodes = inspection
         .nodes
         .into_iter()
@@ -126,7 +121,11 @@ fn question(command: &Undo, node: &NodeReport) -> Result<String> {
     let runs: Vec<&str> = node.runs.iter().map(|run| run.id.as_str()).collect();
     match &command.run {
         Some(run) if !runs.contains(&run.as_str()) => {
-            let there = if runs.is_empty() { "none at all".to_owned() } else { runs.join(", ") };
+            let there = if runs.is_empty() {
+                "none at all".to_owned()
+            } else {
+                runs.join(", ")
+            };
             Err(Refusal::new(
                 format!("{} has no run {run}", node.name()),
                 format!("the runs there: {there}"),
@@ -138,7 +137,8 @@ fn question(command: &Undo, node: &NodeReport) -> Result<String> {
         None if runs.is_empty() => Err(Refusal::new(
             format!("rescue has not repaired {}", node.name()),
             "there is nothing to take back",
-            "name the disk of the node that was repaired; rescue runs SRC lists the repairs of a disk",
+            "name the disk of the node that was repaired; rescue runs SRC lists the repairs of a \
+             disk",
         )
         .into()),
         None => Ok(format!("Take back the newest repair of {}?", node.name())),

@@ -34,6 +34,9 @@ pub struct NodeReport {
     pub peers: Vec<Rc<Peer>>,
     /// What its disk proves to the others.
     pub party: Party,
+    /// Whether a systemd service starts an etcd member here, without Kubernetes: an external etcd, of kubespray's or of
+    /// one's own. Looked for only on systems without Kubernetes.
+    pub is_external_etcd: bool,
 }
 
 impl NodeReport {

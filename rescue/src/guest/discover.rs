@@ -62,7 +62,7 @@ pub fn discover(sources: &[Source]) -> Result<Discovery> {
         let next = "rescue inspect /dev/sdb, or an image file";
         return Err(Refusal::new("no disk was named", "there is nothing to look at", next).into());
     }
-    let mut found = Disks::survey(&disks, Patience::None)?;
+    let mut found = Disks::survey(&disks, OnUnreadable::Refuse)?;
     found.guests(&mut discovery)?;
     if discovery.guests.is_empty() {
         return Err(found.no_system(&disks, &discovery.leftovers).into());
@@ -101,7 +101,7 @@ pub fn look_over(paths: &[PathBuf], closed: &[(PathBuf, String)]) -> Result<Disc
             }),
         }
     }
-    let mut found = Disks::survey(&discovery.disks, Patience::Much)?;
+    let mut found = Disks::survey(&discovery.disks, OnUnreadable::Report)?;
     found.guests(&mut discovery)?;
     discovery.volumes = found
         .volumes
@@ -112,13 +112,13 @@ pub fn look_over(paths: &[PathBuf], closed: &[(PathBuf, String)]) -> Result<Disc
     Ok(discovery)
 }
 
-/// What a file system that is not to be shown half or stale does to a look at many.
+/// What becomes of a file system that must not be shown half or stale, among many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Patience {
-    /// It ends the look.
-    None,
+enum OnUnreadable {
+    /// The look at all of them ends with its refusal.
+    Refuse,
     /// It is named, and left out.
-    Much,
+    Report,
 }
 
 fn is_same(one: &Path, other: &Path) -> bool {
@@ -153,7 +153,7 @@ struct Disks {
     groups: Vec<VolumeGroup>,
     /// Why the first volume stays locked whose header asks for too much work.
     too_much_work: Option<Refusal>,
-    patience: Patience,
+    on_unreadable: OnUnreadable,
 }
 
 struct Found {
@@ -166,13 +166,13 @@ struct Found {
 }
 
 impl Disks {
-    fn survey(disks: &[Disk], patience: Patience) -> Result<Self> {
+    fn survey(disks: &[Disk], on_unreadable: OnUnreadable) -> Result<Self> {
         let mut all = Self {
             volumes: Vec::new(),
             leftovers: Vec::new(),
             groups: Vec::new(),
             too_much_work: None,
-            patience,
+            on_unreadable,
         };
         for (index, disk) in disks.iter().enumerate() {
             let found = match survey(disk, index) {
@@ -300,7 +300,7 @@ impl Disks {
                 found.opened = Some(opened);
             }
             // Never shown half or stale: the user must know that this takes root, or more memory.
-            Err(error) if error.is::<Refusal>() && self.patience == Patience::None => {
+            Err(error) if error.is::<Refusal>() && self.on_unreadable == OnUnreadable::Refuse => {
                 return Err(error);
             }
             Err(error) => {

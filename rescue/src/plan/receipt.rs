@@ -56,7 +56,7 @@ pub struct SetReceipt {
 
 /// A plan for several nodes, and the check whose remedies it replaces.
 #[derive(Debug)]
-pub struct Wanted {
+pub struct SetProposal {
     /// Identifier of the check.
     pub check: &'static str,
     /// What is to be done, or why it cannot be.

@@ -1,5 +1,6 @@
-//! Bounds on what is printed for people. A guest chooses how many files, users, runs and certificates it has and how long their names are;
-//! a text console has 25 lines, and whoever reads it has a node to repair. `--json` has everything.
+//! Bounds on what is printed for people. A guest chooses how many files, users, runs and
+//! certificates it has and how long their names are; a text console has 25 lines, and whoever reads
+//! it has a node to repair. `--json` has everything.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -7,7 +8,8 @@ use std::fmt::Write as _;
 /// Entries shown of a list whose length the guest chooses.
 pub const ENTRIES: usize = 20;
 
-/// Entries shown of what has to be read in full on any real node: findings, steps of a plan, certificates, nodes.
+/// Entries shown of what has to be read in full on any real node: findings, steps of a plan,
+/// certificates, nodes.
 pub const MANY: usize = 200;
 
 /// Names shown in a sentence.
@@ -16,8 +18,9 @@ const NAMES: usize = 12;
 /// Characters shown of a line; the longest sentences of our own have 500.
 const CHARACTERS: usize = 1000;
 
-/// Writes the first `most` of `items`, each as `line` says it, and a line that counts the rest: `and 12 more REST`. `rest` is a noun, and
-/// where all of them are. One item more than `most` is shown: the line that counts it would take the same place.
+/// Writes the first `most` of `items`, each as `line` says it, and a line that counts the rest:
+/// `and 12 more REST`. `rest` is a noun, and where all of them are. One item more than `most` is
+/// shown: the line that counts it would take the same place.
 pub fn list<T>(
     out: &mut String,
     items: &[T],

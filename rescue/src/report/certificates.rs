@@ -1,5 +1,5 @@
-//! Certificates as tables: of one node as `kubeadm certs check-expiration` lays it out, with the kubelet's and a state beside it;
-//! of many nodes narrow enough for a text console.
+//! Certificates as tables: of one node as `kubeadm certs check-expiration` lays it out, with the
+//! kubelet's and a state beside it; of many nodes narrow enough for a text console.
 
 use std::fmt::Write as _;
 use time::{Duration, OffsetDateTime, UtcOffset};
@@ -135,10 +135,33 @@ fn narrow(nodes: &[Surveyed], now: OffsetDateTime) -> String {
 
 /// Everything about one certificate.
 fn block(row: &Row, now: OffsetDateTime) -> String {
-    let mut out = String::new();
-    let mut line = |label: &str, value: &str| {
-        let _ = writeln!(out, "  {label:<12}{value}");
+    let mut lines = names_of(row);
+    lines.extend(validity(row, now));
+    let authority = match (row.is_authority, row.externally_managed) {
+        (true, _) => "a CA itself".to_owned(),
+        (false, true) => format!("{} (cannot be renewed on this node)", row.authority),
+        (false, false) => row.authority.clone(),
     };
+    lines.push(("authority", authority));
+    lines.push(("renewed by", manager(row.managed_by).to_owned()));
+    let used_by = if row.used_by.is_empty() {
+        "nothing on this node names it".to_owned()
+    } else {
+        bounded::names(&row.used_by)
+    };
+    lines.push(("used by", used_by));
+    lines.push(("state", row.verdict.words().to_owned()));
+    let problems = row.problems.iter().take(ENTRIES);
+    lines.extend(problems.map(|problem| ("", format!("{}: {}", problem.path, problem.saw))));
+    lines.extend(row.remark.iter().map(|remark| ("note", remark.clone())));
+    let lines = lines
+        .iter()
+        .map(|(label, value)| format!("  {label:<12}{value}\n"));
+    lines.collect::<String>() + "\n"
+}
+
+/// Labels and values: where the certificate is and whom it names.
+fn names_of(row: &Row) -> Vec<(&'static str, String)> {
     let list = |values: &[String]| {
         if values.is_empty() {
             "none".to_owned()
@@ -146,69 +169,42 @@ fn block(row: &Row, now: OffsetDateTime) -> String {
             bounded::names(values)
         }
     };
-    line("name", &row.name);
-    line("path", &row.path);
+    let or = |value: &Option<String>, unknown: &str| value.as_deref().unwrap_or(unknown).to_owned();
+    let mut lines = vec![("name", row.name.clone()), ("path", row.path.clone())];
     if let Some(key) = row.key_path.as_ref().filter(|key| **key != row.path) {
-        line("key", key);
+        lines.push(("key", key.clone()));
     }
     if let Some(subject) = &row.subject {
-        line("subject", subject);
-        line("issuer", row.issuer.as_deref().unwrap_or("unknown"));
-        line("names", &list(&row.alternative_names));
-        line(
-            "key type",
-            row.key_type
-                .as_deref()
-                .unwrap_or("of a kind that kubeadm never uses"),
-        );
-        line("usages", &list(&row.extended_key_usage));
-        line("serial", row.serial.as_deref().unwrap_or("unknown"));
-    }
-    if let (Some(begin), Some(end)) = (row.not_before, row.expires) {
-        let left = end - now;
-        let word = if left.is_negative() {
-            "over for"
-        } else {
-            "left"
-        };
-        line(
-            "valid",
-            &format!(
-                "{} to {}, {word} {}",
-                units::time(begin),
-                units::time(end),
-                units::span(left.abs())
+        lines.extend([
+            ("subject", subject.clone()),
+            ("issuer", or(&row.issuer, "unknown")),
+            ("names", list(&row.alternative_names)),
+            (
+                "key type",
+                or(&row.key_type, "of a kind that kubeadm never uses"),
             ),
-        );
+            ("usages", list(&row.extended_key_usage)),
+            ("serial", or(&row.serial, "unknown")),
+        ]);
     }
-    if row.is_authority {
-        line("authority", "a CA itself");
+    lines
+}
+
+fn validity(row: &Row, now: OffsetDateTime) -> Option<(&'static str, String)> {
+    let (begin, end) = (row.not_before?, row.expires?);
+    let left = end - now;
+    let word = if left.is_negative() {
+        "over for"
     } else {
-        let external = if row.externally_managed {
-            " (cannot be renewed on this node)"
-        } else {
-            ""
-        };
-        line("authority", &format!("{}{external}", row.authority));
-    }
-    line("renewed by", manager(row.managed_by));
-    line(
-        "used by",
-        &if row.used_by.is_empty() {
-            "nothing on this node names it".to_owned()
-        } else {
-            bounded::names(&row.used_by)
-        },
+        "left"
+    };
+    let value = format!(
+        "{} to {}, {word} {}",
+        units::time(begin),
+        units::time(end),
+        units::span(left.abs())
     );
-    line("state", row.verdict.words());
-    for problem in row.problems.iter().take(ENTRIES) {
-        line("", &format!("{}: {}", problem.path, problem.saw));
-    }
-    if let Some(remark) = &row.remark {
-        line("note", remark);
-    }
-    out.push('\n');
-    out
+    Some(("valid", value))
 }
 
 fn manager(manager: Manager) -> &'static str {
@@ -382,9 +378,12 @@ mod tests {
             row("ca", datetime!(2033-02-20 08:02:20 UTC), true),
         ];
         let expected = "\
-CERTIFICATE   EXPIRES                  RESIDUAL TIME   CERTIFICATE AUTHORITY   EXTERNALLY MANAGED   STATE
-admin.conf    Feb 23, 2024 08:02 UTC   364d            ca                      no                   ok
-apiserver     Feb 23, 2023 08:02 UTC   <invalid>       ca                      no                   ok
+CERTIFICATE   EXPIRES                  RESIDUAL TIME   CERTIFICATE AUTHORITY   EXTERNALLY \
+MANAGED   STATE
+admin.conf    Feb 23, 2024 08:02 UTC   364d            ca                      \
+no                   ok
+apiserver     Feb 23, 2023 08:02 UTC   <invalid>       ca                      \
+no                   ok
 
 CERTIFICATE AUTHORITY   EXPIRES                  RESIDUAL TIME   EXTERNALLY MANAGED   STATE
 ca                      Feb 20, 2033 08:02 UTC   9y              no                   ok

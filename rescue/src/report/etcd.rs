@@ -1,4 +1,5 @@
-//! `rescue etcd status` for people: one column for each member, then what comparing them gives and what is wrong.
+//! `rescue etcd status` for people: one column for each member, then what comparing them gives and
+//! what is wrong.
 
 use std::fmt::Write as _;
 
@@ -236,27 +237,7 @@ fn comparison(out: &mut String, cluster: &Cluster, style: &Style) {
     }
     for agreement in &cluster.agreement {
         let (one, other) = &agreement.between;
-        let words = match agreement.verdict {
-            Verdict::Same { from, to } => {
-                format!("have the same history (entries {from} to {to} compared)")
-            }
-            Verdict::Fork {
-                entry,
-                first,
-                second,
-            } => format!(
-                "hold TWO HISTORIES: entry {entry}, agreed on in both, is of term {first} in the first and of term {second} in \
-                 the second. They were not always one cluster; never start both"
-            ),
-            Verdict::Differ => {
-                "hold DIFFERENT keys at the same revision, though their logs agree".to_owned()
-            }
-            Verdict::OtherCluster => "belong to different clusters".to_owned(),
-            Verdict::NotComparable => {
-                "have no agreed entry in common that could be compared".to_owned()
-            }
-        };
-        let _ = writeln!(out, "{one} and {other} {words}.");
+        let _ = writeln!(out, "{one} and {other} {}.", verdict(&agreement.verdict));
     }
     for (source, moved) in cluster
         .members
@@ -265,7 +246,8 @@ fn comparison(out: &mut String, cluster: &Cluster, style: &Style) {
     {
         let _ = writeln!(
             out,
-            "MOVED: the other members look for {source} at {}, where it does not listen any more; it is started at {}. `rescue repair` with the disks \
+            "MOVED: the other members look for {source} at {}, where it does not listen any more; \
+             it is started at {}. `rescue repair` with the disks \
              of all members takes it in there; or give the machine its old address back.",
             moved.known.join(","),
             moved.own.join(",")
@@ -284,6 +266,30 @@ fn comparison(out: &mut String, cluster: &Cluster, style: &Style) {
             )
         },
     );
+}
+
+fn verdict(verdict: &Verdict) -> String {
+    match *verdict {
+        Verdict::Same { from, to } => {
+            format!("have the same history (entries {from} to {to} compared)")
+        }
+        Verdict::Fork {
+            entry,
+            first,
+            second,
+        } => format!(
+            "hold TWO HISTORIES: entry {entry}, agreed on in both, is of term {first} in the \
+             first and of term {second} in \
+                 the second. They were not always one cluster; never start both"
+        ),
+        Verdict::Differ => {
+            "hold DIFFERENT keys at the same revision, though their logs agree".to_owned()
+        }
+        Verdict::OtherCluster => "belong to different clusters".to_owned(),
+        Verdict::NotComparable => {
+            "have no agreed entry in common that could be compared".to_owned()
+        }
+    }
 }
 
 fn membership(out: &mut String, member: &MemberStatus, style: &Style) {
@@ -318,7 +324,8 @@ fn membership(out: &mut String, member: &MemberStatus, style: &Style) {
     {
         let _ = writeln!(
             out,
-            "Learner {:x} ({}) was added and has never joined; to take it out: rescue etcd remove-member {:x}, with the disks of all voters.",
+            "Learner {:x} ({}) was added and has never joined; to take it out: rescue etcd \
+             remove-member {:x}, with the disks of all voters.",
             learner.id,
             learner.peer_urls.join(","),
             learner.id

@@ -68,7 +68,8 @@ fn words(verdict: &Verdict) -> String {
     match &verdict.journal {
         Journal::Clean => {}
         Journal::Replayed => words.push_str(
-            "; its journal has to be replayed, which the next mount does by itself (here it was replayed in memory only)",
+            "; its journal has to be replayed, which the next mount does by itself (here it was \
+             replayed in memory only)",
         ),
         Journal::NotReplayable(why) => {
             let _ = write!(words, "; THE KERNEL CANNOT REPLAY ITS JOURNAL: {why}");

@@ -1,4 +1,5 @@
-//! JSON for programs: one object, schema `rescue/v1`, documented in docs/json.md. Fields are added, never renamed or removed.
+//! JSON for programs: one object, schema `rescue/v1`, documented in docs/json.md. Fields are added,
+//! never renamed or removed.
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -12,7 +13,7 @@ use crate::finding::{Finding, Mode};
 use crate::finding::{Inspection, NodeReport};
 use crate::guest::FileSystem;
 use crate::inventory::Inventory;
-use crate::node::{Fact, Node, Role};
+use crate::node::{Fact, Node, Role, StaticPod};
 use crate::pki::ferry::{CertificateFile, Entry, RequestFile};
 use crate::plan::Plan;
 use crate::plan::receipt::Receipt;
@@ -64,7 +65,12 @@ pub fn survey(survey: &Survey) -> Value {
             })
         })
         .collect();
-    json!({"schema": SCHEMA, "nodes": nodes, "unreadable": survey.unreadable, "leftovers": survey.leftovers})
+    json!({
+        "schema": SCHEMA,
+        "nodes": nodes,
+        "unreadable": survey.unreadable,
+        "leftovers": survey.leftovers,
+    })
 }
 
 /// A node with the plan made for it.
@@ -123,7 +129,8 @@ pub struct Together {
     pub done: Vec<Value>,
 }
 
-/// `rescue repair --json`: the nodes as they are now, the receipt where something was carried out, and those of several that failed.
+/// `rescue repair --json`: the nodes as they are now, the receipt where something was carried out,
+/// and those of several that failed.
 pub fn repair(nodes: Vec<Value>, receipts: Option<Vec<Value>>, failed: Vec<Value>) -> Value {
     repair_together(nodes, receipts, Together::default(), failed)
 }
@@ -158,13 +165,25 @@ pub fn failed_node(name: &str, source: &str, kind: &str, message: &str) -> Value
 
 /// `rescue certs request --json`.
 pub fn request(path: &Path, file: &RequestFile) -> Value {
-    let request = json!({"node": file.node, "public_key": file.public_key, "ca": file.ca, "created": file.created});
+    let request = json!({
+        "node": file.node,
+        "public_key": file.public_key,
+        "ca": file.ca,
+        "created": file.created,
+    });
     json!({"schema": SCHEMA, "nodes": [], "written": path, "request": request})
 }
 
 /// `rescue certs sign --json` and `bundle --json`; never a key.
 pub fn certificates(path: &Path, file: &CertificateFile) -> Value {
-    let entry = |entry: &Entry| json!({"node": entry.node, "public_key": entry.public_key, "valid_to": entry.valid_to, "ca": entry.ca});
+    let entry = |entry: &Entry| {
+        json!({
+            "node": entry.node,
+            "public_key": entry.public_key,
+            "valid_to": entry.valid_to,
+            "ca": entry.ca,
+        })
+    };
     let certificates: Vec<Value> = file.certificates.iter().map(entry).collect();
     json!({"schema": SCHEMA, "nodes": [], "written": path, "certificates": certificates})
 }
@@ -269,12 +288,18 @@ fn facts(report: &NodeReport) -> Value {
         "container_runtime": fact(&node.container_runtime),
         "certificate_dir": fact(&node.certificate_dir),
         "manifest_dir": fact(&node.manifest_dir),
-        "static_pods": node.static_pods.iter().map(|pod| json!({"name": pod.name, "path": pod.path, "image": pod.image})).collect::<Vec<_>>(),
+        "static_pods": node.static_pods.iter().map(static_pod).collect::<Vec<_>>(),
         "kubelet": kubelet(node),
-        "clock": node.clock.as_ref().map(|clock| json!({"newest": crate::base::units::rfc3339(clock.newest), "source": clock.source})),
+        "clock": node.clock.as_ref().map(|clock| {
+            json!({"newest": crate::base::units::rfc3339(clock.newest), "source": clock.source})
+        }),
         "file_systems": file_systems(&report.guest.file_systems),
         "unresolved_fstab": report.guest.unresolved,
     })
+}
+
+fn static_pod(pod: &StaticPod) -> Value {
+    json!({"name": pod.name, "path": pod.path, "image": pod.image})
 }
 
 fn kubelet(node: &Node) -> Value {
@@ -315,10 +340,18 @@ fn findings(findings: &[Finding]) -> Vec<Value> {
                 "severity": finding.severity,
                 "title": finding.title,
                 "evidence": finding.evidence,
-                "remedies": finding.remedies.iter().map(|r| Value::Object(remedy(r.as_ref()))).collect::<Vec<_>>(),
+                "remedies": remedies(finding),
                 "advice": finding.advice,
             })
         })
+        .collect()
+}
+
+fn remedies(finding: &Finding) -> Vec<Value> {
+    finding
+        .remedies
+        .iter()
+        .map(|each| Value::Object(remedy(each.as_ref())))
         .collect()
 }
 

@@ -4,6 +4,9 @@ pub mod bounded;
 pub mod catalogue;
 pub mod certificates;
 pub mod etcd;
+pub mod etcd_keys;
+pub mod etcd_nodes;
+pub mod etcd_plan;
 pub mod fsck;
 pub mod inventory;
 pub mod json;
@@ -12,7 +15,8 @@ pub mod schedule;
 pub mod set;
 pub mod text;
 
-/// Where a unit's settings come from: its file, then the drop-ins in the order systemd applies them.
+/// Where a unit's settings come from: its file, then the drop-ins in the order systemd applies
+/// them.
 fn unit_files(unit: &crate::systemd::Unit) -> Vec<String> {
     let masked = if unit.masked { " (masked)" } else { "" };
     let fragment = unit.fragment.iter().map(|path| format!("{path}{masked}"));

@@ -1,5 +1,5 @@
-//! Keys and values of etcd on a terminal: text as it is, protobuf field by field (as `protoc --decode_raw` shows it), nothing that a
-//! terminal would take for a command.
+//! Keys and values of etcd on a terminal: text as it is, protobuf field by field (as `protoc
+//! --decode_raw` shows it), nothing that a terminal would take for a command.
 
 use std::fmt::Write as _;
 

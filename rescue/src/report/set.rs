@@ -9,7 +9,7 @@ use super::text::Style;
 use crate::base::units::span;
 use crate::etcd::operations::guarantee::EXCLUDED;
 use crate::plan::etcd::stands::line;
-use crate::plan::receipt::{SetReceipt, Wanted};
+use crate::plan::receipt::{SetProposal, SetReceipt};
 use crate::plan::set::SetPlan;
 use crate::repair::undo::Undone;
 
@@ -99,12 +99,12 @@ pub fn receipt(receipt: &SetReceipt, sources: &str, style: &Style) -> String {
 }
 
 /// What `rescue repair` would do to the nodes as one, in short; empty where that is nothing.
-pub fn outlook(together: &[Wanted], style: &Style) -> String {
+pub fn outlook(together: &[SetProposal], style: &Style) -> String {
     let mut out = String::new();
     if !together.is_empty() {
         let _ = writeln!(out, "\n{}", style.heading("For all nodes together"));
     }
-    for Wanted { check, plan } in together {
+    for SetProposal { check, plan } in together {
         let _ = match plan {
             Ok(plan) => writeln!(
                 out,
@@ -119,9 +119,17 @@ pub fn outlook(together: &[Wanted], style: &Style) -> String {
 }
 
 /// The same for programs.
-pub fn outlook_json(wanted: &Wanted) -> Value {
-    let error = wanted.plan.as_ref().err().map(|error| format!("{error:#}"));
-    json!({"check": wanted.check, "plan": wanted.plan.as_ref().ok().map(plan_json), "refused": error})
+pub fn outlook_json(proposal: &SetProposal) -> Value {
+    let error = proposal
+        .plan
+        .as_ref()
+        .err()
+        .map(|error| format!("{error:#}"));
+    json!({
+        "check": proposal.check,
+        "plan": proposal.plan.as_ref().ok().map(plan_json),
+        "refused": error,
+    })
 }
 
 /// The plan for programs.

@@ -8,8 +8,6 @@ use crate::base::severity::Severity;
 use crate::base::units::{bytes, count, percent, span, time};
 use crate::checks::CATALOGUE;
 use crate::checks::verdict::Verdict;
-use crate::etcd::read::launch::By;
-use crate::etcd::read::locate;
 use crate::finding::Finding;
 use crate::finding::{Inspection, NodeReport, counts};
 use crate::guest::FileSystem;
@@ -40,7 +38,8 @@ const EVIDENCE_SHOWN_UNMENDED: usize = 12;
 const EVIDENCE_SHOWN_DETAILS: usize = 40;
 /// Lines of one step shown without a dry run: a text console has 25.
 const STEP_LINES_SHOWN: usize = 8;
-/// … of one that must be read: more names than a certificate has, fewer than a hostile disk may want.
+/// … of one that must be read: more names than a certificate has, fewer than a hostile disk may
+/// want.
 const STEP_LINES_TO_READ: usize = 40;
 /// … with a dry run.
 const STEP_LINES_DRY_RUN: usize = MANY;
@@ -195,7 +194,8 @@ fn newest_first(runs: &[RunSummary]) -> Vec<&RunSummary> {
     }
 }
 
-/// When the guest last ran, and how far that is from now: a `--now` given by hand may well lie before it.
+/// When the guest last ran, and how far that is from now: a `--now` given by hand may well lie
+/// before it.
 fn last_alive(newest: OffsetDateTime, source: &str, now: OffsetDateTime) -> String {
     let side = if newest > now { "after" } else { "before" };
     format!(
@@ -217,20 +217,12 @@ fn role_line(report: &NodeReport) -> String {
             .value
             .clone()
             .unwrap_or_else(|| "not kubeadm".to_owned()),
-        Some(Role::NotKubernetes) if has_etcd(report) => {
+        Some(Role::NotKubernetes) if report.is_external_etcd => {
             "etcd, run by systemd, without Kubernetes".to_owned()
         }
         Some(Role::NotKubernetes) => "a Linux system without Kubernetes".to_owned(),
         None => "unknown".to_owned(),
     }
-}
-
-/// Whether the system has a member that a service starts: an external etcd of kubespray's or of one's own.
-fn has_etcd(report: &NodeReport) -> bool {
-    let found = locate::on_node(&report.guest, &report.node);
-    found
-        .and_then(|found| found.launch)
-        .is_some_and(|launch| matches!(launch.by, By::Service(_)))
 }
 
 fn fact<T: ToString>(out: &mut String, label: &str, fact: &Fact<T>, style: &Style) {
@@ -267,7 +259,8 @@ fn usage(file_system: &FileSystem) -> String {
     )
 }
 
-/// Severity and title, what was seen, and what the user has to know or do. What a repair will mend anyway is kept short.
+/// Severity and title, what was seen, and what the user has to know or do. What a repair will mend
+/// anyway is kept short.
 fn findings(out: &mut String, findings: &[Finding], style: &Style) {
     bounded::list(
         out,
@@ -324,7 +317,8 @@ fn evidence_shown(finding: &Finding, style: &Style) -> usize {
     }
 }
 
-/// The last line of an inspection: what to type next. `is_planned`: whether something would be done to all nodes as one.
+/// The last line of an inspection: what to type next. `is_planned`: whether something would be done
+/// to all nodes as one.
 pub fn next_step(
     inspection: &Inspection,
     is_planned: bool,
@@ -342,7 +336,8 @@ pub fn next_step(
     let findings = inspection.nodes.iter().any(NodeReport::needs_repair);
     if !settings.all_checks() && !mendable && !findings {
         return format!(
-            "Nothing was found, but not all checks were asked for: rescue inspect {sources} looks at the rest."
+            "Nothing was found, but not all checks were asked for: rescue inspect {sources} looks \
+             at the rest."
         );
     }
     match (mendable, findings) {
@@ -357,7 +352,8 @@ pub fn next_step(
     }
 }
 
-/// What will be done on one node, and what is left to the plan that follows for all nodes together: that of the checks in `together`.
+/// What will be done on one node, and what is left to the plan that follows for all nodes together:
+/// that of the checks in `together`.
 pub fn plan_beside(plan: &Plan, together: &[&str], style: &Style) -> String {
     if together.is_empty() {
         return crate::report::text::plan(plan, style);
@@ -412,7 +408,8 @@ pub fn plan(plan: &Plan, style: &Style) -> String {
         (true, false) => {
             let _ = writeln!(
                 out,
-                "  Proved on a copy in memory: after this plan the same checks find nothing that counts."
+                "  Proved on a copy in memory: after this plan the same checks find nothing that \
+                 counts."
             );
         }
         // The findings stand right above.
@@ -478,36 +475,8 @@ pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
     let _ = writeln!(out, "{}", style.heading(&title));
     done(&mut out, &receipt.done);
     applied(&mut out, &receipt.applied);
-    for (before, after) in receipt.before.iter().zip(&receipt.after.guest.file_systems) {
-        if before.usage != after.usage {
-            let _ = writeln!(
-                out,
-                "  {}: {} available before, {} now ({} of {})",
-                before.mount_point,
-                bytes(before.usage.bytes_available),
-                bytes(after.usage.bytes_available),
-                percent(after.usage.bytes_available, after.usage.bytes_total),
-                bytes(after.usage.bytes_total)
-            );
-        }
-    }
-    let left: Vec<Finding> = receipt
-        .after
-        .findings
-        .iter()
-        .filter(|finding| counts(finding))
-        .cloned()
-        .collect();
-    if left.is_empty() {
-        let found = count(receipt.findings_before, "finding", "findings");
-        let _ = writeln!(
-            out,
-            "Inspected again: {found} before, none left that counts."
-        );
-    } else {
-        let _ = writeln!(out, "{}", style.heading("Inspected again: still left"));
-        findings(&mut out, &left, style);
-    }
+    space_gained(&mut out, receipt);
+    found_again(&mut out, receipt, style);
     out += &super::verdict::text(&receipt.verdict, style);
     out.push_str(
         "Each worker and each further control plane has certificates of its own on its own disk: \
@@ -527,6 +496,42 @@ pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
         }
     }
     out
+}
+
+fn space_gained(out: &mut String, receipt: &Receipt) {
+    for (before, after) in receipt.before.iter().zip(&receipt.after.guest.file_systems) {
+        if before.usage != after.usage {
+            let _ = writeln!(
+                out,
+                "  {}: {} available before, {} now ({} of {})",
+                before.mount_point,
+                bytes(before.usage.bytes_available),
+                bytes(after.usage.bytes_available),
+                percent(after.usage.bytes_available, after.usage.bytes_total),
+                bytes(after.usage.bytes_total)
+            );
+        }
+    }
+}
+
+fn found_again(out: &mut String, receipt: &Receipt, style: &Style) {
+    let left: Vec<Finding> = receipt
+        .after
+        .findings
+        .iter()
+        .filter(|finding| counts(finding))
+        .cloned()
+        .collect();
+    if left.is_empty() {
+        let found = count(receipt.findings_before, "finding", "findings");
+        let _ = writeln!(
+            out,
+            "Inspected again: {found} before, none left that counts."
+        );
+    } else {
+        let _ = writeln!(out, "{}", style.heading("Inspected again: still left"));
+        findings(out, &left, style);
+    }
 }
 
 /// One line for each step of the plan that was carried out.
@@ -564,7 +569,8 @@ pub(super) fn restart(out: &mut String, restart: &Restart, style: &Style) {
     if !restart.static_pods.is_empty() {
         let _ = writeln!(
             out,
-            "  One after the other, and on one control plane at a time: the kubelet ends a pod whose manifest is gone and starts it when \
+            "  One after the other, and on one control plane at a time: the kubelet ends a pod \
+             whose manifest is gone and starts it when \
              the manifest is back."
         );
     }
@@ -604,7 +610,8 @@ fn applied(out: &mut String, applied: &Applied) {
 }
 
 fn left_alone(out: &mut String, sentences: &[String]) {
-    let rest = "of these: they changed since the plan was made (another `rescue repair` looks at them again)";
+    let rest = "of these: they changed since the plan was made (another `rescue repair` looks at \
+        them again)";
     bounded::list(out, sentences, ENTRIES, ("  ", rest), |line| {
         format!("left alone: {line}")
     });
@@ -613,7 +620,8 @@ fn left_alone(out: &mut String, sentences: &[String]) {
 /// What did not fit, and is needed for undo.
 pub(super) fn kept_elsewhere(folder: &str) -> String {
     format!(
-        "  The old folder is kept in {folder} on this machine: undo needs it. It holds every Secret of the cluster; delete it once the node runs"
+        "  The old folder is kept in {folder} on this machine: undo needs it. It holds every \
+         Secret of the cluster; delete it once the node runs"
     )
 }
 
@@ -622,7 +630,8 @@ fn may_go(out: &mut String, folders: &[String]) {
     for folder in folders {
         let _ = writeln!(
             out,
-            "  {folder} on the machine that rescue ran on is not needed any more: delete it, it holds Secrets"
+            "  {folder} on the machine that rescue ran on is not needed any more: delete it, it \
+             holds Secrets"
         );
     }
 }
@@ -758,9 +767,13 @@ fn state(state: &RunState) -> String {
     match state {
         RunState::Done => "done".to_owned(),
         RunState::NotCommitted => {
-            "cut off before it changed anything, or half removed: the next `rescue repair` removes it".to_owned()
+            "cut off before it changed anything, or half removed: the next `rescue repair` \
+             removes it"
+                .to_owned()
         }
-        RunState::HalfWay => "cut off half-way: `rescue repair` completes it, `rescue undo` takes it back".to_owned(),
+        RunState::HalfWay => "cut off half-way: `rescue repair` completes it, `rescue undo` takes \
+            it back"
+            .to_owned(),
         RunState::HalfUndone => "its undo was cut off: `rescue undo` completes it".to_owned(),
         RunState::Undone => "undone".to_owned(),
         RunState::Unreadable(reason) => {

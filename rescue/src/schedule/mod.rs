@@ -22,9 +22,9 @@ use crate::plan::{Plan, plan_of};
 use files::{AddFiles, NewFile, RemoveFiles};
 use timer::Timer;
 
-/// What is asked for.
+/// What the node is to have afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wanted {
+pub enum DesiredState {
     /// The timer and the log rotation.
     All,
     /// The log rotation alone.
@@ -37,16 +37,16 @@ pub enum Wanted {
 ///
 /// # Errors
 /// A [`Refusal`] (by downcast) where the timer makes no sense or would not work, or where a file of somebody else is in the way.
-pub fn plan(context: &Context<'_>, wanted: Wanted) -> Result<Plan> {
-    if wanted == Wanted::All {
+pub fn plan(context: &Context<'_>, desired: DesiredState) -> Result<Plan> {
+    if desired == DesiredState::All {
         for file in timer_to_add(context)?.iter().flat_map(Timer::files) {
             file.refuse_foreign(context.guest)?;
         }
     }
-    let run = match wanted {
-        Wanted::All => timer_and_logs,
-        Wanted::LogsOnly => logs_only,
-        Wanted::Removed => removed,
+    let run = match desired {
+        DesiredState::All => timer_and_logs,
+        DesiredState::LogsOnly => logs_only,
+        DesiredState::Removed => removed,
     };
     Ok(plan_of(context, &[asked_for(run)]))
 }

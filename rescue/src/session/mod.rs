@@ -1,5 +1,7 @@
 //! One run from sources to receipt, used by the command line and by the ISO alike.
 
+mod choose;
+pub mod etcd;
 mod set;
 
 use crate::checks::verdict::Verdict;
@@ -13,6 +15,7 @@ use crate::base::refusal::Refusal;
 use crate::base::ui::Ui;
 use crate::disk::Leftover;
 use crate::disk::Source;
+use crate::etcd::read::locate;
 use crate::finding::{Context, Facts, Finding};
 use crate::guest::{self, Guest, GuestPath};
 use crate::node::{self, Node, Role};
@@ -53,7 +56,8 @@ struct Everything {
     leftovers: Vec<Leftover>,
 }
 
-/// The names of those who need what the etcd of another node says of the cluster, because their own does not help; `None` where nobody does.
+/// The names of those who need what the etcd of another node says of the cluster, because their own
+/// does not help; `None` where nobody does.
 fn needed_names(nodes: &[Met]) -> Option<Vec<String>> {
     let needs = |met: &&Met| {
         let Met { guest, node, peer } = met;
@@ -75,7 +79,8 @@ fn needed_names(nodes: &[Met]) -> Option<Vec<String>> {
     (!needy.is_empty()).then_some(all)
 }
 
-/// Has the etcd of each of `nodes` say what it knows of the nodes `names`. One pass over a database, so only where somebody needs it.
+/// Has the etcd of each of `nodes` say what it knows of the nodes `names`. One pass over a
+/// database, so only where somebody needs it.
 fn lend_to(nodes: &mut [Met], names: Option<&[String]>) {
     let Some(names) = names else { return };
     for met in nodes {
@@ -101,7 +106,8 @@ fn doubts(nodes: &[Met], parties: &[&Party]) -> Vec<Option<String>> {
     nodes.iter().map(doubt).collect()
 }
 
-/// `--root /` typed on the helper machine instead of the node: nothing of it is to be freed or changed.
+/// `--root /` typed on the helper machine instead of the node: nothing of it is to be freed or
+/// changed.
 fn refuse_helper(guest: &Guest, node: &Node) -> Result<()> {
     if !guest.live || node.role.value != Some(Role::NotKubernetes) {
         return Ok(());
@@ -114,7 +120,8 @@ fn refuse_helper(guest: &Guest, node: &Node) -> Result<()> {
     .into())
 }
 
-/// A failure after something may already have been written: never to be reported as "nothing was changed". Exit code 4.
+/// A failure after something may already have been written: never to be reported as "nothing was
+/// changed". Exit code 4.
 #[derive(Debug)]
 pub struct PartWay(anyhow::Error);
 
@@ -175,7 +182,8 @@ impl Session<'_> {
         })
     }
 
-    /// Everything on the sources, and the nodes whose disks are only read. What their disks say of themselves is weighed.
+    /// Everything on the sources, and the nodes whose disks are only read. What their disks say of
+    /// themselves is weighed.
     fn meet_all(&self) -> Result<Everything> {
         self.refuse_named_twice()?;
         let discovery = guest::discover(self.sources)?;
@@ -205,8 +213,8 @@ impl Session<'_> {
         })
     }
 
-    /// The nodes whose disks are only read, for their CA keys, and what their etcd says of the nodes `names`. The disks are closed again
-    /// when this returns.
+    /// The nodes whose disks are only read, for their CA keys, and what their etcd says of the
+    /// nodes `names`. The disks are closed again when this returns.
     pub fn lenders(&self, names: Option<&[String]>) -> Result<Vec<Rc<Peer>>> {
         let ca = &self.settings.ca;
         if ca.is_empty() {
@@ -217,7 +225,8 @@ impl Session<'_> {
         self.only_signing(met.into_iter().map(|met| Peer::clone(&met.peer)).collect())
     }
 
-    /// The same for signing without the disks of those that are signed for: with the names of the control planes that their etcd knows.
+    /// The same for signing without the disks of those that are signed for: with the names of the
+    /// control planes that their etcd knows.
     pub fn signers(&self) -> Result<Vec<Rc<Peer>>> {
         let met = self.meet(
             guest::discover(&self.settings.ca)
@@ -269,12 +278,16 @@ impl Session<'_> {
         Err(Refusal::new(
             format!("{twice} is named with --ca and as a disk to work on"),
             "with --ca it would only be read, without it it would be repaired as well",
-            format!("name it once: with --ca to leave it as it is, or without to repair it too ({twice} lends its CA either way)"),
+            format!(
+                "name it once: with --ca to leave it as it is, or without to repair it too \
+                ({twice} lends its CA either way)"
+            ),
         )
         .into())
     }
 
-    /// Tells the nodes that are still to be repaired what this one holds now: its CA may just have got a later end.
+    /// Tells the nodes that are still to be repaired what this one holds now: its CA may just have
+    /// got a later end.
     pub fn refresh(&self, rest: &mut [NodeReport], repaired: &NodeReport) {
         let known = rest
             .iter()
@@ -339,6 +352,8 @@ impl Session<'_> {
         } = Listing::read(guest, node, self.settings.now);
         let runs = runs::list(guest).unwrap_or_default();
         let party = nodes[index].peer.party.clone();
+        let is_external_etcd = node.role.value == Some(Role::NotKubernetes)
+            && locate::is_started_by_service(guest, node);
         let (guest, node) = (guest.clone(), node.clone());
         Ok(NodeReport {
             guest,
@@ -349,6 +364,7 @@ impl Session<'_> {
             runs,
             peers,
             party,
+            is_external_etcd,
         })
     }
 
@@ -369,7 +385,8 @@ impl Session<'_> {
         plan::plan(&report.context(self.settings, self.ui, &facts))
     }
 
-    /// Works out what a repair of this node would do without the remedies of some checks: what they would mend is mended otherwise.
+    /// Works out what a repair of this node would do without the remedies of some checks: what they
+    /// would mend is mended otherwise.
     pub fn plan_without(&self, report: &NodeReport, checks: &[&str]) -> Plan {
         let skip = self
             .settings
@@ -392,28 +409,34 @@ impl Session<'_> {
         plan::of(&context, asked_for)
     }
 
-    /// A hibernated system keeps its file systems open in its memory image: whatever is written meanwhile is destroyed at resume.
+    /// A hibernated system keeps its file systems open in its memory image: whatever is written
+    /// meanwhile is destroyed at resume.
     fn refuse_suspended(guest: &Guest) -> Result<()> {
         let Some(where_) = &guest.suspended else {
             return Ok(());
         };
         Err(Refusal::new(
             where_.clone(),
-            "the system is suspended to disk, not powered off: writing to its disks now would destroy them at resume",
-            "resume it and shut it down, or give up its memory by overwriting the swap signature with mkswap, then run this again",
+            "the system is suspended to disk, not powered off: writing to its disks now would \
+             destroy them at resume",
+            "resume it and shut it down, or give up its memory by overwriting the swap signature \
+             with mkswap, then run this again",
         )
         .into())
     }
 
-    /// The record of a repair belongs where the node will see it, or nothing could be taken back later.
+    /// The record of a repair belongs where the node will see it, or nothing could be taken back
+    /// later.
     fn refuse_hidden_record(guest: &Guest) -> Result<()> {
         let Some(missing) = guest.hidden(&GuestPath::new(crate::repair::journal::RUNS)) else {
             return Ok(());
         };
         Err(Refusal::new(
             format!("{} is not there: {}", missing.at, missing.why),
-            "what is below it now is not what the node sees once it has booted, and the record of a repair would be hidden there",
-            "give the disk that holds it too; if there is no such disk any more, take that line out of the guest's /etc/fstab",
+            "what is below it now is not what the node sees once it has booted, and the record of \
+             a repair would be hidden there",
+            "give the disk that holds it too; if there is no such disk any more, take that line \
+             out of the guest's /etc/fstab",
         )
         .into())
     }
@@ -424,7 +447,28 @@ impl Session<'_> {
         Self::refuse_hidden_record(guest)
     }
 
-    /// Mounts the guest's file systems for writing; before that, unless told not to, each is checked.
+    /// Repairs that were cut off come before whatever else changes a node.
+    ///
+    /// # Errors
+    /// A [`Refusal`] where an earlier repair of this node was cut off.
+    pub fn refuse_unfinished(&self, node: &NodeReport) -> Result<(), Refusal> {
+        let Some(run) = node.unfinished_run() else {
+            return Ok(());
+        };
+        let sources = typed::sources(self.sources);
+        Err(Refusal::new(
+            format!(
+                "an earlier repair of {} (run {}) was cut off",
+                node.name(),
+                run.id
+            ),
+            "it has to be completed or taken back first",
+            format!("rescue repair {sources}, or rescue undo {sources}; then run this again"),
+        ))
+    }
+
+    /// Mounts the guest's file systems for writing; before that, unless told not to, each is
+    /// checked.
     fn open_for_writing(&self, closed: &Guest) -> Result<WritableGuest> {
         match self.settings.fsck {
             true => WritableGuest::open_checked(&closed.source, &closed.file_systems, self.ui),
@@ -461,8 +505,9 @@ impl Session<'_> {
         Ok((recovered, self.look_again(&closed).map_err(PartWay::wrap)?))
     }
 
-    /// Carries out a plan and inspects the node again. The report is consumed because its sources must be closed before a file
-    /// system is mounted: a descriptor on a disk does not see what is written through its partition.
+    /// Carries out a plan and inspects the node again. The report is consumed because its sources
+    /// must be closed before a file system is mounted: a descriptor on a disk does not see what is
+    /// written through its partition.
     pub fn repair(&self, report: NodeReport, plan: Plan) -> Result<Receipt> {
         let started = Instant::now();
         Self::refuse_unready(&report.guest)?;
@@ -578,7 +623,11 @@ pub fn only_node(inspection: Inspection, wanted: Option<&str>) -> Result<NodeRep
     match (nodes.pop(), nodes.is_empty()) {
         (Some(node), true) => Ok(node),
         (None, _) => Err(Refusal::new(
-            format!("no node named {} among: {}", wanted.unwrap_or_default(), names.join(", ")),
+            format!(
+                "no node named {} among: {}",
+                wanted.unwrap_or_default(),
+                names.join(", ")
+            ),
             "nothing was changed",
             "name one of them with --node NAME",
         )
@@ -586,7 +635,8 @@ pub fn only_node(inspection: Inspection, wanted: Option<&str>) -> Result<NodeRep
         (Some(_), false) => Err(Refusal::new(
             format!("{} systems were found: {}", names.len(), names.join(", ")),
             "which of them is meant cannot be guessed",
-            "name one with --node (its name, or its disk as shown in brackets), or give only its disks",
+            "name one with --node (its name, or its disk as shown in brackets), or give only its \
+             disks",
         )
         .into()),
     }

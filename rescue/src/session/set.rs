@@ -1,6 +1,6 @@
 //! The part of a session that changes several nodes as one.
 
-use crate::plan::receipt::{SetReceipt, Wanted};
+use crate::plan::receipt::{SetProposal, SetReceipt};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
@@ -18,22 +18,23 @@ use crate::repair::write_mount::WritableGuest;
 
 impl Session<'_> {
     /// What all these nodes need together, of the checks that were asked for.
-    pub fn plan_sets(&self, nodes: &[NodeReport], wishes: &SetWishes) -> Vec<Wanted> {
+    pub fn plan_sets(&self, nodes: &[NodeReport], wishes: &SetWishes) -> Vec<SetProposal> {
         let asked = |check: &str| {
             let settings = self.settings;
             (settings.only.is_empty() || settings.only.iter().any(|only| only == check))
                 && !settings.skip.iter().any(|skip| skip == check)
         };
         let planners = PLANNERS.iter().filter(|(check, _)| asked(check));
-        let wanted = planners.flat_map(|&(check, plan)| {
+        let proposals = planners.flat_map(|&(check, plan)| {
             plan(nodes, wishes, self.ui)
                 .into_iter()
-                .map(move |plan| Wanted { check, plan })
+                .map(move |plan| SetProposal { check, plan })
         });
-        wanted.collect()
+        proposals.collect()
     }
 
-    /// Whether all disks that a plan changes may be written to, and what is written there will be seen by the nodes.
+    /// Whether all disks that a plan changes may be written to, and what is written there will be
+    /// seen by the nodes.
     ///
     /// # Errors
     /// A refusal (by downcast) that names the node.
@@ -63,10 +64,12 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Carries out a plan for several nodes and inspects all of them again. Nodes that are not changed stay open, for what is read from them.
+    /// Carries out a plan for several nodes and inspects all of them again. Nodes that are not
+    /// changed stay open, for what is read from them.
     ///
     /// # Errors
-    /// A refusal (by downcast) where nothing was changed on any disk; otherwise what says that something was.
+    /// A refusal (by downcast) where nothing was changed on any disk; otherwise what says that
+    /// something was.
     pub fn repair_set(&self, nodes: Vec<NodeReport>, plan: SetPlan) -> Result<SetReceipt> {
         let started = Instant::now();
         Self::refuse_unready_set(&nodes, &plan)?;
@@ -116,7 +119,8 @@ impl Session<'_> {
         })
     }
 
-    /// Finishes the runs of several nodes that were cut off, and looks again. Nodes named in `dead` are lost for good.
+    /// Finishes the runs of several nodes that were cut off, and looks again. Nodes named in `dead`
+    /// are lost for good.
     ///
     /// # Errors
     /// As of [`Session::repair_set`].

@@ -1,12 +1,10 @@
-//! `rescue certs bundle --ca CONTROL-PLANE --workers LIST -o bundle.age`: for many workers at once, without their disks. The control
-//! plane's disk is only read.
+//! `rescue certs bundle --ca CONTROL-PLANE --workers LIST -o bundle.age`: for many workers at once,
+//! without their disks. The control plane's disk is only read.
 
 use crate::base::shell;
 use anyhow::Result;
-use argh::FromArgs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use time::OffsetDateTime;
 
 use super::sign::lenders;
 use super::{output, passphrase};
@@ -14,6 +12,7 @@ use crate::base::refusal::Refusal;
 use crate::base::ui::Ui as _;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
+use crate::cli::shared_flags::arguments;
 use crate::cli::terminal::Terminal;
 use crate::disk::Source;
 use crate::pki::ferry::CertificateFile;
@@ -26,38 +25,31 @@ use crate::report::json;
 use crate::settings::Settings;
 use crate::typed;
 
-/// make new keys and kubelet client certificates for many workers with the CA key on a control-plane disk, which is only read. The
-/// file holds keys and is encrypted with a passphrase; `rescue certs install WORKER bundle.age` takes a node's own out of it
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "bundle")]
-pub struct Bundle {
-    /// the control-plane disk (or its mounted folder) with the CA key; only read
-    #[argh(option, from_str_fn(args::source_argument))]
-    pub ca: Vec<Source>,
-    /// the names of the nodes: a file with one per line (# begins a comment), or name,name
-    #[argh(option)]
-    pub workers: String,
-    /// the file to write, mode 0600
-    #[argh(option, short = 'o')]
-    pub output: PathBuf,
-    /// a file whose first line is the passphrase (default: $RESCUE_PASSPHRASE, else it is asked for)
-    #[argh(option)]
-    pub passphrase_file: Option<PathBuf>,
-    /// a control plane that is meant to be in the bundle, by name; may be given several times
-    #[argh(option)]
-    pub trust: Vec<String>,
-    /// replace the file if it is there
-    #[argh(switch)]
-    pub force: bool,
-    /// validity in days, at most to the CA's end (default 365)
-    #[argh(option, default = "365", from_str_fn(args::days_argument))]
-    pub days: u32,
-    /// print one JSON object (schema rescue/v1) instead of text
-    #[argh(switch)]
-    pub json: bool,
-    /// the time that counts as now (RFC 3339), instead of this machine's clock
-    #[argh(option, from_str_fn(args::time_argument))]
-    pub now: Option<OffsetDateTime>,
+arguments! {
+    /// make new keys and kubelet client certificates for many workers with the CA key on a
+    /// control-plane disk, which is only read. The file holds keys and is encrypted with a
+    /// passphrase; `rescue certs install WORKER bundle.age` takes a node's own out of it
+    #[argh(subcommand, name = "bundle")]
+    pub struct Bundle {
+        ca_signers,
+        own {
+            /// the names of the nodes: a file with one per line (# begins a comment), or name,name
+            #[argh(option)]
+            pub workers: String,
+            /// the file to write, mode 0600
+            #[argh(option, short = 'o')]
+            pub output: PathBuf,
+            /// a file whose first line is the passphrase (default: $RESCUE_PASSPHRASE, else it is
+            /// asked for)
+            #[argh(option)]
+            pub passphrase_file: Option<PathBuf>,
+            /// a control plane that is meant to be in the bundle, by name; may be given several
+            /// times
+            #[argh(option)]
+            pub trust: Vec<String>,
+        }
+        force, days, json, now,
+    }
 }
 
 /// Reads the CA, makes and encrypts the bundle.
@@ -98,7 +90,8 @@ fn make(command: &Bundle, settings: &Settings) -> Result<Outcome> {
     Ok(Outcome::Clean)
 }
 
-/// A control plane renews its own kubelet's certificate; a key in its name in a file that travels is rarely meant.
+/// A control plane renews its own kubelet's certificate; a key in its name in a file that travels
+/// is rarely meant.
 fn refuse_control_planes(nodes: &[String], lenders: &[Rc<Peer>], trust: &[String]) -> Result<()> {
     let control_planes = ControlPlanes::of(lenders);
     let unnamed = nodes.iter().filter(|node| !trust.contains(node));
@@ -126,8 +119,14 @@ fn nodes(workers: &str) -> Result<Vec<String>> {
         false => worker_list::from_words(workers),
     };
     names.map_err(|error| {
-        let next = "--workers FILE with one node name per line, or --workers NAME,NAME (as in kubectl get nodes)";
-        Refusal::new(format!("--workers {}: {error:#}", shell::quoted(path)), "nothing was made", next).into()
+        let next = "--workers FILE with one node name per line, or --workers NAME,NAME (as in \
+            kubectl get nodes)";
+        Refusal::new(
+            format!("--workers {}: {error:#}", shell::quoted(path)),
+            "nothing was made",
+            next,
+        )
+        .into()
     })
 }
 
@@ -136,7 +135,8 @@ fn looks_like_a_list(path: &Path) -> bool {
     path.components().count() > 1 || matches!(extension, Some("txt" | "list" | "lst" | "csv"))
 }
 
-/// The control planes of one cluster share their CA; of two clusters, which one the names belong to cannot be told.
+/// The control planes of one cluster share their CA; of two clusters, which one the names belong to
+/// cannot be told.
 fn only_signer<'a>(lenders: &'a [Rc<Peer>], sources: &[Source]) -> Result<&'a Signer> {
     let mut signers = cluster_ca::holders(Authority::Cluster, lenders).map(|found| found.signer);
     let first = signers
@@ -178,7 +178,8 @@ fn say(command: &Bundle, file: &CertificateFile, signer: &Signer) {
         typed::sources(&command.ca)
     );
     println!(
-        "It holds keys: without the passphrase it is of no use, with it it makes a node. Delete it when all are installed."
+        "It holds keys: without the passphrase it is of no use, with it it makes a node. Delete \
+         it when all are installed."
     );
     println!("Next, for each of them, where its disk is: rescue certs install WORKER {output}");
 }

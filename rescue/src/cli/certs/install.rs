@@ -3,16 +3,16 @@
 use crate::base::shell;
 use crate::checks::certificates::install::BROUGHT;
 use anyhow::{Context as _, Result};
-use argh::FromArgs;
 use std::path::{Path, PathBuf};
-use time::OffsetDateTime;
 
-use super::worker::{Go, Worker, carry_out, outcome, sources};
+use super::worker::{Worker, carry_out, outcome, sources};
 use super::{output, passphrase};
 use crate::base::refusal::Refusal;
 use crate::checks::certificates::install::{InstallKubeletClient, Recipient};
 use crate::cli::Outcome;
+use crate::cli::answers::Answers;
 use crate::cli::args::{self, Stop};
+use crate::cli::shared_flags::arguments;
 use crate::cli::terminal::Terminal;
 use crate::finding::Finding;
 use crate::in_use::read_only;
@@ -24,38 +24,30 @@ use crate::report::json;
 use crate::session::Session;
 use crate::settings::Settings;
 
-/// install a kubelet client certificate that was signed elsewhere: what `rescue certs sign` or `rescue certs bundle` wrote, or a
-/// certificate in PEM from any signer of the cluster's CA. Shows the plan and asks; `rescue undo` takes it back
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "install")]
-pub struct Install {
-    /// disks of the worker, and last the file
-    #[argh(positional)]
-    pub words: Vec<PathBuf>,
-    /// a folder where the worker is mounted, instead of a disk
-    #[argh(option)]
-    pub root: Vec<PathBuf>,
-    /// of a bundle: a file whose first line is its passphrase (default: $RESCUE_PASSPHRASE, else it is asked for)
-    #[argh(option)]
-    pub passphrase_file: Option<PathBuf>,
-    /// install a key from a bundle on this node, by name or disk, although its disk does not prove its name
-    #[argh(option)]
-    pub trust: Vec<String>,
-    /// do not ask
-    #[argh(switch)]
-    pub yes: bool,
-    /// show the plan and stop
-    #[argh(switch)]
-    pub dry_run: bool,
-    /// the node meant, by name or source, where several are found
-    #[argh(option)]
-    pub node: Option<String>,
-    /// print one JSON object (schema rescue/v1) instead of text; needs --yes or --dry-run
-    #[argh(switch)]
-    pub json: bool,
-    /// the time that counts as now (RFC 3339), instead of this machine's clock
-    #[argh(option, from_str_fn(args::time_argument))]
-    pub now: Option<OffsetDateTime>,
+arguments! {
+    /// install a kubelet client certificate that was signed elsewhere: what `rescue certs sign` or
+    /// `rescue certs bundle` wrote, or a certificate in PEM from any signer of the cluster's CA.
+    /// Shows the plan and asks; `rescue undo` takes it back
+    #[argh(subcommand, name = "install")]
+    pub struct Install {
+        own {
+            /// disks of the worker, and last the file
+            #[argh(positional)]
+            pub words: Vec<PathBuf>,
+            /// a folder where the worker is mounted, instead of a disk
+            #[argh(option)]
+            pub root: Vec<PathBuf>,
+            /// of a bundle: a file whose first line is its passphrase (default: $RESCUE_PASSPHRASE,
+            /// else it is asked for)
+            #[argh(option)]
+            pub passphrase_file: Option<PathBuf>,
+            /// install a key from a bundle on this node, by name or disk, although its disk does
+            /// not prove its name
+            #[argh(option)]
+            pub trust: Vec<String>,
+        }
+        yes, dry_run, node, json_with_answer, now,
+    }
 }
 
 /// Reads the file, proves it against the node, installs it.
@@ -66,12 +58,13 @@ pub fn run(command: &Install) -> Result<Result<Outcome>, Stop> {
         return Err(usage());
     }
     let sources = sources(disks, &command.root)?;
-    let go = Go {
+    let answers = Answers {
         yes: command.yes,
         dry_run: command.dry_run,
         json: command.json,
+        ..Answers::default()
     };
-    go.check()?;
+    answers.check()?;
     let settings = Settings {
         trust: command.trust.clone(),
         ..args::with_now(command.now)
@@ -82,10 +75,15 @@ pub fn run(command: &Install) -> Result<Result<Outcome>, Stop> {
         settings: &settings,
         ui: &Terminal,
     };
-    Ok(install(command, &session, file, go))
+    Ok(install(command, &session, file, answers))
 }
 
-fn install(command: &Install, session: &Session<'_>, file: &Path, go: Go) -> Result<Outcome> {
+fn install(
+    command: &Install,
+    session: &Session<'_>,
+    file: &Path,
+    answers: Answers,
+) -> Result<Outcome> {
     let bytes = output::read(file)?;
     let worker = Worker::meet(session, command.node.as_deref(), session.settings.now)?;
     let keys = client_key::all(&worker.report.guest, &worker.client);
@@ -101,10 +99,10 @@ fn install(command: &Install, session: &Session<'_>, file: &Path, go: Go) -> Res
     let remedy = choose(command, &recipient, &bytes, &shell::quoted(file))?;
     let asked_for =
         Finding::new(BROUGHT, "a certificate was brought for this node").with_remedy(remedy);
-    let Some(receipt) = carry_out(session, worker.report, &asked_for, go)? else {
+    let Some(receipt) = carry_out(session, worker.report, &asked_for, answers)? else {
         return Ok(Outcome::Clean);
     };
-    if go.json {
+    if answers.json {
         println!(
             "{}",
             json::repair(
@@ -161,10 +159,20 @@ fn unseal(command: &Install, bytes: &[u8], file: &str) -> Result<CertificateFile
     let passphrase = passphrase::ask(command.passphrase_file.as_deref(), file)?;
     let plain = bundle::open(bytes, &passphrase).map_err(|sealed| {
         let next = match sealed {
-            Sealed::WrongPassphrase => "run the same command again with the passphrase that the bundle was made with",
-            _ => "copy it again from where it was made, or have it made again with rescue certs bundle",
+            Sealed::WrongPassphrase => {
+                "run the same command again with the passphrase that the \
+                bundle was made with"
+            }
+            _ => {
+                "copy it again from where it was made, or have it made again with rescue certs \
+                bundle"
+            }
         };
-        Refusal::new(format!("{file} cannot be opened: {sealed}"), "nothing was changed", next)
+        Refusal::new(
+            format!("{file} cannot be opened: {sealed}"),
+            "nothing was changed",
+            next,
+        )
     })?;
     Ok(CertificateFile::read(&plain, ferry::BUNDLE).map_err(|error| not_a_file(file, &error))?)
 }
@@ -179,6 +187,7 @@ fn not_a_file(file: &str, error: &anyhow::Error) -> Refusal {
     Refusal::new(
         format!("{file} cannot be used: {error:#}"),
         "nothing was changed",
-        "give the file that rescue certs sign or rescue certs bundle wrote, or a certificate in PEM",
+        "give the file that rescue certs sign or rescue certs bundle wrote, or a certificate in \
+         PEM",
     )
 }

@@ -1,38 +1,36 @@
 //! `rescue certs SRC…`: the certificates of all nodes given, in one table.
 
 use anyhow::Result;
-use argh::FromArgs;
 use std::path::PathBuf;
-use time::OffsetDateTime;
 
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
+use crate::cli::shared_flags::arguments;
 use crate::cli::terminal::colours;
 use crate::report::{certificates, json, text};
 use crate::survey::survey;
 
-/// list every certificate of the nodes given, in one table; writes nothing. Exit code 1 when one is broken, over or about to end
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "list")]
-pub struct List {
-    /// disks of powered-off machines
-    #[argh(positional)]
-    pub src: Vec<PathBuf>,
-    /// a folder where a guest is mounted, instead of a disk
-    #[argh(option)]
-    pub root: Vec<PathBuf>,
-    /// only this node, by name or source
-    #[argh(option)]
-    pub node: Option<String>,
-    /// everything about each certificate, and all unreferenced files
-    #[argh(switch)]
-    pub details: bool,
-    /// print one JSON object (schema rescue/v1) instead of text
-    #[argh(switch)]
-    pub json: bool,
-    /// the time that counts as now (RFC 3339), instead of this machine's clock
-    #[argh(option, from_str_fn(args::time_argument))]
-    pub now: Option<OffsetDateTime>,
+arguments! {
+    /// list every certificate of the nodes given, in one table; writes nothing. Exit code 1 when
+    /// one is broken, over or about to end
+    #[argh(subcommand, name = "list")]
+    pub struct List {
+        own {
+            /// disks of powered-off machines
+            #[argh(positional)]
+            pub src: Vec<PathBuf>,
+        }
+        roots,
+        own {
+            /// only this node, by name or source
+            #[argh(option)]
+            pub node: Option<String>,
+            /// everything about each certificate, and all unreferenced files
+            #[argh(switch)]
+            pub details: bool,
+        }
+        json, now,
+    }
 }
 
 /// Shows the table.

@@ -18,7 +18,8 @@ pub fn refuse_existing(path: &Path, force: bool) -> Result<()> {
     }
 }
 
-/// Writes a new file with this mode from its first byte; an existing one is replaced only with `force`, and then whole or not at all.
+/// Writes a new file with this mode from its first byte; an existing one is replaced only with
+/// `force`, and then whole or not at all.
 pub fn write(path: &Path, bytes: &[u8], mode: u32, force: bool) -> Result<()> {
     let shown = shell::quoted(path);
     let mut beside = path.as_os_str().to_owned();

@@ -1,5 +1,5 @@
-//! A passphrase: from a file, from the environment, or typed without being shown. It is never printed and never an argument, which
-//! every process of a machine could read.
+//! A passphrase: from a file, from the environment, or typed without being shown. It is never
+//! printed and never an argument, which every process of a machine could read.
 
 use crate::base::shell;
 use anyhow::{Context as _, Result, anyhow};
@@ -77,8 +77,8 @@ fn typed_twice() -> Result<Zeroizing<String>> {
     Ok(first)
 }
 
-/// For what can also go without: `None` where there is no terminal to show the question on (an unattended run of the ISO has its errors in a pipe) and
-/// to answer it, or nothing was typed.
+/// For what can also go without: `None` where there is no terminal to show the question on (an
+/// unattended run of the ISO has its errors in a pipe) and to answer it, or nothing was typed.
 pub fn try_to_ask(question: &str) -> Option<Zeroizing<Vec<u8>>> {
     if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
         return None;
@@ -100,11 +100,13 @@ fn type_in(question: &str) -> Result<Zeroizing<String>> {
         )
         .into());
     }
-    // Hidden before it is asked for: hiding throws away what was typed until then, and who answers at once has to be heard.
+    // Hidden before it is asked for: hiding throws away what was typed until then, and who answers
+    // at once has to be heard.
     let hidden = Hidden::new().context("hiding what is typed")?;
     eprint!("{question} (it is not shown; Enter alone stops): ");
     std::io::stderr().flush()?;
-    // A terminal gives one line per read; a copy of the descriptor leaves no passphrase in a buffer.
+    // A terminal gives one line per read; a copy of the descriptor leaves no passphrase in a
+    // buffer.
     let mut bytes = Zeroizing::new(vec![0; 4096]);
     let length = File::from(stdin.as_fd().try_clone_to_owned()?)
         .read(&mut bytes)
@@ -122,7 +124,8 @@ fn type_in(question: &str) -> Result<Zeroizing<String>> {
     Ok(line)
 }
 
-/// The terminal without echo, until dropped. Interrupts wait too, as in getpass(3): they would leave it without echo.
+/// The terminal without echo, until dropped. Interrupts wait too, as in getpass(3): they would
+/// leave it without echo.
 struct Hidden(Termios);
 
 impl Hidden {

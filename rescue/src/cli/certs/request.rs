@@ -1,17 +1,18 @@
-//! `rescue certs request WORKER -o req.json`: the first third of the ferry. Reads the worker's disk; its private key stays there.
+//! `rescue certs request WORKER -o req.json`: the first third of the ferry. Reads the worker's
+//! disk; its private key stays there.
 
 use crate::base::shell;
 use anyhow::Result;
-use argh::FromArgs;
 use std::path::PathBuf;
-use time::OffsetDateTime;
 
 use super::output;
-use super::worker::{Go, Worker, carry_out, sources};
+use super::worker::{Worker, carry_out, sources};
 use crate::base::refusal::Refusal;
 use crate::checks::certificates::store_key::{NEW_KEY, StoreKey};
 use crate::cli::Outcome;
+use crate::cli::answers::Answers;
 use crate::cli::args::{self, Stop};
+use crate::cli::shared_flags::arguments;
 use crate::cli::terminal::Terminal;
 use crate::finding::Finding;
 use crate::node::Version;
@@ -21,50 +22,39 @@ use crate::pki::x509::key::PrivateKey;
 use crate::report::{bounded, json};
 use crate::session::Session;
 
-/// write a request for a kubelet client certificate, to be signed where the CA key is. The worker's private key stays on its
-/// disk; the request holds no secret
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "request")]
-pub struct RequestCertificate {
-    /// disks of the worker
-    #[argh(positional)]
-    pub src: Vec<PathBuf>,
-    /// a folder where the worker is mounted, instead of a disk
-    #[argh(option)]
-    pub root: Vec<PathBuf>,
-    /// the file to write
-    #[argh(option, short = 'o')]
-    pub output: PathBuf,
-    /// replace the file if it is there
-    #[argh(switch)]
-    pub force: bool,
-    /// make a new key on the worker's disk first (a plan is shown, and asked about)
-    #[argh(switch)]
-    pub new_key: bool,
-    /// do not ask
-    #[argh(switch)]
-    pub yes: bool,
-    /// the node meant, by name or source, where several are found
-    #[argh(option)]
-    pub node: Option<String>,
-    /// print one JSON object (schema rescue/v1) instead of text
-    #[argh(switch)]
-    pub json: bool,
-    /// the time that counts as now (RFC 3339), instead of this machine's clock
-    #[argh(option, from_str_fn(args::time_argument))]
-    pub now: Option<OffsetDateTime>,
+arguments! {
+    /// write a request for a kubelet client certificate, to be signed where the CA key is. The
+    /// worker's private key stays on its disk; the request holds no secret
+    #[argh(subcommand, name = "request")]
+    pub struct RequestCertificate {
+        own {
+            /// disks of the worker
+            #[argh(positional)]
+            pub src: Vec<PathBuf>,
+            /// a folder where the worker is mounted, instead of a disk
+            #[argh(option)]
+            pub root: Vec<PathBuf>,
+        }
+        output_file, force,
+        own {
+            /// make a new key on the worker's disk first (a plan is shown, and asked about)
+            #[argh(switch)]
+            pub new_key: bool,
+        }
+        yes, node, json, now,
+    }
 }
 
 /// Reads, and writes the request.
 pub fn run(command: &RequestCertificate) -> Result<Result<Outcome>, Stop> {
     let sources = sources(&command.src, &command.root)?;
-    let go = Go {
+    let answers = Answers {
         yes: command.yes,
-        dry_run: false,
         json: command.json,
+        ..Answers::default()
     };
     if command.new_key {
-        go.check()?;
+        answers.check()?;
     }
     let settings = args::with_now(command.now);
     let session = Session {
@@ -72,10 +62,14 @@ pub fn run(command: &RequestCertificate) -> Result<Result<Outcome>, Stop> {
         settings: &settings,
         ui: &Terminal,
     };
-    Ok(request(command, &session, go))
+    Ok(request(command, &session, answers))
 }
 
-fn request(command: &RequestCertificate, session: &Session<'_>, go: Go) -> Result<Outcome> {
+fn request(
+    command: &RequestCertificate,
+    session: &Session<'_>,
+    answers: Answers,
+) -> Result<Outcome> {
     output::refuse_existing(&command.output, command.force)?;
     let now = session.settings.now;
     let worker = Worker::meet(session, command.node.as_deref(), now)?;
@@ -106,21 +100,10 @@ fn request(command: &RequestCertificate, session: &Session<'_>, go: Go) -> Resul
             let (remedy, key) = StoreKey::new(&worker.node, &worker.client)?;
             let file = file(&key)?;
             let asked_for = Finding::new(NEW_KEY, "a new key was asked for").with_remedy(remedy);
-            carry_out(session, worker.report, &asked_for, go)?;
+            carry_out(session, worker.report, &asked_for, answers)?;
             file
         }
-        None => {
-            return Err(Refusal::new(
-                format!("{} has no usable key for its kubelet's client certificate", worker.node),
-                "a request must be signed with the key that the certificate is for",
-                format!(
-                    "rescue certs request {} -o {} --new-key    (makes one on its disk; shows the plan and asks)",
-                    worker.typed,
-                    shell::quoted(&command.output)
-                ),
-            )
-            .into());
-        }
+        None => return Err(no_key(command, &worker).into()),
     };
     output::write(&command.output, &pretty(&file)?, 0o644, command.force)?;
     say(
@@ -130,6 +113,22 @@ fn request(command: &RequestCertificate, session: &Session<'_>, go: Go) -> Resul
         &worker.typed,
     );
     Ok(Outcome::Clean)
+}
+
+fn no_key(command: &RequestCertificate, worker: &Worker) -> Refusal {
+    Refusal::new(
+        format!(
+            "{} has no usable key for its kubelet's client certificate",
+            worker.node
+        ),
+        "a request must be signed with the key that the certificate is for",
+        format!(
+            "rescue certs request {} -o {} --new-key    (makes one on its disk; shows the plan \
+             and asks)",
+            worker.typed,
+            shell::quoted(&command.output)
+        ),
+    )
 }
 
 /// As people and other programs like to read it.
@@ -148,7 +147,8 @@ fn say(command: &RequestCertificate, file: &RequestFile, key: Option<String>, wo
     match key {
         Some(path) => {
             println!(
-                "Request for node {} written to {output}, with the key in {path}; nothing was changed.",
+                "Request for node {} written to {output}, with the key in {path}; nothing was \
+                 changed.",
                 file.node
             )
         }
@@ -173,12 +173,14 @@ fn say(command: &RequestCertificate, file: &RequestFile, key: Option<String>, wo
     };
     if file.certificate.is_none() {
         println!(
-            "Nothing in it proves that it is node {}'s: who signs it has to know, and says so with --trust.",
+            "Nothing in it proves that it is node {}'s: who signs it has to know, and says so \
+             with --trust.",
             file.node
         );
     }
     println!(
-        "Next: rescue certs sign --ca CONTROL-PLANE {output} -o signed.json{trust}    (where that disk is)"
+        "Next: rescue certs sign --ca CONTROL-PLANE {output} -o signed.json{trust}    (where that \
+         disk is)"
     );
     println!("then: rescue certs install {worker} signed.json    (here)");
 }

@@ -1,66 +1,54 @@
-//! `rescue certs schedule SRC`: a timer that renews the certificates, and a rule that keeps the log small that filled the disk.
+//! `rescue certs schedule SRC`: a timer that renews the certificates, and a rule that keeps the log
+//! small that filled the disk.
 
 use anyhow::Result;
-use argh::FromArgs;
 use std::path::PathBuf;
-use time::OffsetDateTime;
 
-use crate::base::refusal::Refusal;
 use crate::cli::Outcome;
+use crate::cli::answers::Answers;
 use crate::cli::args::{self, Stop};
-use crate::cli::terminal::{Terminal, colours, confirm};
-use crate::cli::unfinished;
+use crate::cli::shared_flags::arguments;
+use crate::cli::terminal::{Terminal, agree, colours};
 use crate::finding::Facts;
 use crate::finding::NodeReport;
 use crate::in_use::read_only;
 use crate::plan::Plan;
 use crate::report::{json, schedule as report, text};
-use crate::schedule::{self, Wanted};
+use crate::schedule::{self, DesiredState};
 use crate::session::{Session, only_node};
 use crate::typed;
 
-/// have the node renew its certificates every month, and keep the log small that filled its disk
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "schedule")]
-pub struct Schedule {
-    /// disks of the powered-off machine
-    #[argh(positional)]
-    pub src: Vec<PathBuf>,
-    /// a folder where the guest is mounted, instead of a disk; / for the node that is running here
-    #[argh(option)]
-    pub root: Vec<PathBuf>,
-    /// only the log rotation, no timer
-    #[argh(switch)]
-    pub logs_only: bool,
-    /// take away what an earlier schedule laid down
-    #[argh(switch)]
-    pub remove: bool,
-    /// do not ask
-    #[argh(switch)]
-    pub yes: bool,
-    /// show the plan and stop
-    #[argh(switch)]
-    pub dry_run: bool,
-    /// print one JSON object (schema rescue/v1) instead of text; needs --yes or --dry-run
-    #[argh(switch)]
-    pub json: bool,
-    /// the node meant, by name or source, where several are found
-    #[argh(option)]
-    pub node: Option<String>,
-    /// the time that counts as now (RFC 3339), instead of this machine's clock
-    #[argh(option, from_str_fn(args::time_argument))]
-    pub now: Option<OffsetDateTime>,
+arguments! {
+    /// have the node renew its certificates every month, and keep the log small that filled its
+    /// disk
+    #[argh(subcommand, name = "schedule")]
+    pub struct Schedule {
+        machine_disks,
+        own {
+            /// a folder where the guest is mounted, instead of a disk; / for the node that is
+            /// running here
+            #[argh(option)]
+            pub root: Vec<PathBuf>,
+            /// only the log rotation, no timer
+            #[argh(switch)]
+            pub logs_only: bool,
+            /// take away what an earlier schedule laid down
+            #[argh(switch)]
+            pub remove: bool,
+        }
+        yes, dry_run, json_with_answer, node, now,
+    }
 }
 
 impl Schedule {
-    fn wanted(&self) -> Result<Wanted, Stop> {
+    fn desired(&self) -> Result<DesiredState, Stop> {
         match (self.remove, self.logs_only) {
             (true, true) => Err(Stop::Usage(
                 "--remove takes everything away; --logs-only does not go with it".to_owned(),
             )),
-            (true, false) => Ok(Wanted::Removed),
-            (false, true) => Ok(Wanted::LogsOnly),
-            (false, false) => Ok(Wanted::All),
+            (true, false) => Ok(DesiredState::Removed),
+            (false, true) => Ok(DesiredState::LogsOnly),
+            (false, false) => Ok(DesiredState::All),
         }
     }
 }
@@ -68,8 +56,14 @@ impl Schedule {
 /// Plans, asks, writes.
 pub fn run(command: &Schedule) -> Result<Result<Outcome>, Stop> {
     let sources = args::sources(&command.src, &command.root)?;
-    let wanted = command.wanted()?;
-    args::refuse_asking(command.json, &args::answers(command.yes, command.dry_run))?;
+    let desired = command.desired()?;
+    let answers = Answers {
+        yes: command.yes,
+        dry_run: command.dry_run,
+        json: command.json,
+        ..Answers::default()
+    };
+    answers.check()?;
     let settings = args::with_now(command.now);
     read_only::protect(&sources);
     let session = Session {
@@ -77,50 +71,43 @@ pub fn run(command: &Schedule) -> Result<Result<Outcome>, Stop> {
         settings: &settings,
         ui: &Terminal,
     };
-    Ok(hold(command, &session, wanted))
+    Ok(plan_and_write(command, &session, desired, answers))
 }
 
-fn hold(command: &Schedule, session: &Session<'_>, wanted: Wanted) -> Result<Outcome> {
-    let say = |text: &str| {
-        if !command.json {
-            print!("{text}");
-        }
-    };
+fn plan_and_write(
+    command: &Schedule,
+    session: &Session<'_>,
+    desired: DesiredState,
+    answers: Answers,
+) -> Result<Outcome> {
     let node = only_node(session.inspect()?, command.node.as_deref())?;
-    unfinished::refuse(&node, session)?;
-    let plan = plan(session, &node, wanted)?;
+    session.refuse_unfinished(&node)?;
+    let plan = plan(session, &node, desired)?;
     let planned = json::planned(&node, &plan);
     let style = text::Style {
         colours: colours(),
-        details: command.dry_run,
+        details: answers.dry_run,
     };
-    say(&report::plan(&node, &plan, &style));
-    if plan.is_empty() || command.dry_run {
-        say(if plan.is_empty() {
+    answers.say(&report::plan(&node, &plan, &style));
+    if plan.is_empty() || answers.dry_run {
+        answers.say(if plan.is_empty() {
             "Nothing was changed.\n"
         } else {
             "This was a dry run: nothing was changed.\n"
         });
-        if command.json {
+        if answers.json {
             println!("{}", json::repair(vec![planned], None, Vec::new()));
         }
         return Ok(Outcome::Clean);
     }
-    if !command.yes && !confirm(&format!("Carry this out on {}?", node.name())) {
-        return Err(Refusal::new(
-            "the answer was not yes",
-            "nothing was changed",
-            "run the same command again and answer yes, or add --yes",
-        )
-        .into());
-    }
+    agree(answers.yes, &format!("Carry this out on {}?", node.name()))?;
     let receipt = session.repair(node, plan)?;
-    say(&report::receipt(
+    answers.say(&report::receipt(
         &receipt,
         &typed::sources(session.sources),
         &style,
     ));
-    if command.json {
+    if answers.json {
         println!(
             "{}",
             json::repair(
@@ -133,7 +120,7 @@ fn hold(command: &Schedule, session: &Session<'_>, wanted: Wanted) -> Result<Out
     Ok(Outcome::Clean)
 }
 
-fn plan(session: &Session<'_>, node: &NodeReport, wanted: Wanted) -> Result<Plan> {
+fn plan(session: &Session<'_>, node: &NodeReport, desired: DesiredState) -> Result<Plan> {
     let facts = Facts::default();
-    schedule::plan(&node.context(session.settings, session.ui, &facts), wanted)
+    schedule::plan(&node.context(session.settings, session.ui, &facts), desired)
 }

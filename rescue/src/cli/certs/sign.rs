@@ -1,19 +1,18 @@
-//! `rescue certs sign --ca CONTROL-PLANE req.json… -o signed.json`: the second third of the ferry. The control plane's disk is only read.
+//! `rescue certs sign --ca CONTROL-PLANE req.json… -o signed.json`: the second third of the ferry.
+//! The control plane's disk is only read.
 
 use crate::base::shell;
 use anyhow::Result;
-use argh::FromArgs;
 use std::path::PathBuf;
 use std::rc::Rc;
-use time::OffsetDateTime;
 
 use super::output;
 use super::request::pretty;
 use crate::base::refusal::Refusal;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
+use crate::cli::shared_flags::arguments;
 use crate::cli::terminal::Terminal;
-use crate::disk::Source;
 use crate::pki::cluster_ca;
 use crate::pki::ferry::{self, CaName, CertificateFile, Entry, Order, RequestFile};
 use crate::pki::peer::Peer;
@@ -24,36 +23,25 @@ use crate::session::Session;
 use crate::settings::Settings;
 use crate::typed;
 
-/// sign requests of workers with the CA key on a control-plane disk, which is only read. Nothing but kubelet client certificates
-/// is signed
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "sign")]
-pub struct Sign {
-    /// files that `rescue certs request` wrote
-    #[argh(positional)]
-    pub requests: Vec<PathBuf>,
-    /// the control-plane disk (or its mounted folder) with the CA key; only read
-    #[argh(option, from_str_fn(args::source_argument))]
-    pub ca: Vec<Source>,
-    /// the file to write
-    #[argh(option, short = 'o')]
-    pub output: PathBuf,
-    /// replace the file if it is there
-    #[argh(switch)]
-    pub force: bool,
-    /// validity in days, at most to the CA's end (default 365)
-    #[argh(option, default = "365", from_str_fn(args::days_argument))]
-    pub days: u32,
-    /// a node that is signed for although its request does not prove its name, or although it is a control plane; may be given several
-    /// times
-    #[argh(option)]
-    pub trust: Vec<String>,
-    /// print one JSON object (schema rescue/v1) instead of text
-    #[argh(switch)]
-    pub json: bool,
-    /// the time that counts as now (RFC 3339), instead of this machine's clock
-    #[argh(option, from_str_fn(args::time_argument))]
-    pub now: Option<OffsetDateTime>,
+arguments! {
+    /// sign requests of workers with the CA key on a control-plane disk, which is only read.
+    /// Nothing but kubelet client certificates is signed
+    #[argh(subcommand, name = "sign")]
+    pub struct Sign {
+        own {
+            /// files that `rescue certs request` wrote
+            #[argh(positional)]
+            pub requests: Vec<PathBuf>,
+        }
+        ca_signers, output_file, force, days,
+        own {
+            /// a node that is signed for although its request does not prove its name, or although
+            /// it is a control plane; may be given several times
+            #[argh(option)]
+            pub trust: Vec<String>,
+        }
+        json, now,
+    }
 }
 
 /// Reads the requests and the CA, signs all or none.
@@ -100,10 +88,12 @@ fn sign(command: &Sign, settings: &Settings) -> Result<Outcome> {
     if !wrong.is_empty() {
         let next = match entries.is_empty() {
             _ if wrong.iter().any(|wrong| wrong.contains("--trust")) => {
-                "leave out what you do not know, or name those that you know with --trust, and run it again"
+                "leave out what you do not know, or name those that you know with --trust, and \
+                 run it again"
             }
             true => {
-                "make the requests again with rescue certs request, and give the right control plane's disk"
+                "make the requests again with rescue certs request, and give the right control \
+                 plane's disk"
             }
             false => "leave these out and run it again for the others",
         };
@@ -142,7 +132,8 @@ fn one(
         let there =
             cluster_ca::holders(Authority::Cluster, lenders).map(|found| &found.signer.certificate);
         anyhow::bail!(
-            "{} belongs to the cluster with the CA {}, but the key here is that of {}: another cluster",
+            "{} belongs to the cluster with the CA {}, but the key here is that of {}: another \
+             cluster",
             request.node,
             bounded::names(&wanted),
             cluster_ca::all_shown(there)
@@ -154,7 +145,8 @@ fn one(
     }
     if !is_trusted && !file.proves_its_name(request, &signer.certificate) {
         anyhow::bail!(
-            "nothing in the request proves that it is node {0}'s (no certificate of this CA for that name and this key). If you know where it \
+            "nothing in the request proves that it is node {0}'s (no certificate of this CA for \
+             that name and this key). If you know where it \
              comes from: --trust {0}",
             request.node
         );

@@ -1,4 +1,5 @@
-//! What `request` and `install` share: the one node meant, its kubelet, and the way from a remedy to a receipt.
+//! What `request` and `install` share: the one node meant, its kubelet, and the way from a remedy
+//! to a receipt.
 
 use anyhow::Result;
 use std::path::PathBuf;
@@ -6,8 +7,9 @@ use time::OffsetDateTime;
 
 use crate::base::refusal::Refusal;
 use crate::cli::Outcome;
+use crate::cli::answers::Answers;
 use crate::cli::args::{self, Stop};
-use crate::cli::terminal::{colours, confirm};
+use crate::cli::terminal::{agree, colours};
 use crate::disk::Source;
 use crate::finding::Finding;
 use crate::finding::NodeReport;
@@ -19,24 +21,6 @@ use crate::plan::receipt::Receipt;
 use crate::report::{json, text};
 use crate::session::{Session, only_node};
 use crate::typed;
-
-/// How far a command may go.
-#[derive(Debug, Clone, Copy)]
-pub struct Go {
-    /// Do not ask.
-    pub yes: bool,
-    /// Show the plan and stop.
-    pub dry_run: bool,
-    /// One object instead of text.
-    pub json: bool,
-}
-
-impl Go {
-    /// JSON cannot ask.
-    pub fn check(&self) -> Result<(), Stop> {
-        args::refuse_asking(self.json, &args::answers(self.yes, self.dry_run))
-    }
-}
 
 /// Disks and folders; a folder needs no `--root` here.
 pub fn sources(disks: &[PathBuf], roots: &[PathBuf]) -> Result<Vec<Source>, Stop> {
@@ -63,7 +47,8 @@ impl Worker {
     /// Finds it on the sources.
     ///
     /// # Errors
-    /// A [`Refusal`] where there is no kubelet, where it trusts two clusters, or where its name or CA cannot be known.
+    /// A [`Refusal`] where there is no kubelet, where it trusts two clusters, or where its name or
+    /// CA cannot be known.
     pub fn meet(session: &Session<'_>, wanted: Option<&str>, now: OffsetDateTime) -> Result<Self> {
         let report = only_node(session.inspect()?, wanted)?;
         let typed = typed::sources(session.sources);
@@ -130,12 +115,12 @@ pub fn carry_out(
     session: &Session<'_>,
     report: NodeReport,
     asked_for: &Finding,
-    go: Go,
+    answers: Answers,
 ) -> Result<Option<Receipt>> {
     let plan = session.plan_of(&report, asked_for);
     let style = text::Style {
         colours: colours(),
-        details: go.dry_run,
+        details: answers.dry_run,
     };
     if let Some(dropped) = plan.dropped.first() {
         let next = "mend what stands in the way, then run this again";
@@ -146,11 +131,9 @@ pub fn carry_out(
         )
         .into());
     }
-    if !go.json {
-        print!("{}", text::plan(&plan, &style));
-    }
-    if go.dry_run {
-        match go.json {
+    answers.say(&text::plan(&plan, &style));
+    if answers.dry_run {
+        match answers.json {
             true => println!(
                 "{}",
                 json::repair(vec![json::planned(&report, &plan)], None, Vec::new())
@@ -159,17 +142,16 @@ pub fn carry_out(
         }
         return Ok(None);
     }
-    if !go.yes && !confirm(&format!("Carry this out on {}?", report.name())) {
-        let next = "run the same command again and answer yes, or add --yes";
-        return Err(Refusal::new("the answer was not yes", "nothing was changed", next).into());
-    }
+    agree(
+        answers.yes,
+        &format!("Carry this out on {}?", report.name()),
+    )?;
     let receipt = session.repair(report, plan)?;
-    if !go.json {
-        print!(
-            "{}",
-            text::receipt(&receipt, &typed::sources(session.sources), &style)
-        );
-    }
+    answers.say(&text::receipt(
+        &receipt,
+        &typed::sources(session.sources),
+        &style,
+    ));
     Ok(Some(receipt))
 }
 

@@ -2,12 +2,11 @@
 
 mod defrag;
 mod keys;
-mod making;
 mod new_cluster;
 mod nodes;
-mod opened;
 mod rebuild;
 mod remove;
+mod run_options;
 mod salvage;
 mod sources;
 mod status;
@@ -18,7 +17,8 @@ use argh::FromArgs;
 use super::Outcome;
 use super::args::Stop;
 
-/// etcd's members on powered-off disks: which is newest, whether each will start, what keys it holds; a member removed
+/// etcd's members on powered-off disks: which is newest, whether each will start, what keys it
+/// holds; a member removed
 #[derive(FromArgs, Debug)]
 #[argh(subcommand, name = "etcd")]
 pub struct Etcd {

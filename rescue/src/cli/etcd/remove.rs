@@ -3,15 +3,14 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use argh::FromArgs;
-use time::OffsetDateTime;
 
 use crate::base::schema::SCHEMA;
 use crate::cli::Outcome;
+use crate::cli::answers::Answers;
 use crate::cli::args::{self, Stop};
-use crate::cli::set::{self, Answers};
+use crate::cli::set;
+use crate::cli::shared_flags::arguments;
 use crate::cli::terminal::Terminal;
-use crate::cli::unfinished;
 use crate::in_use::read_only;
 use crate::plan::etcd::plan_removal;
 use crate::plan::set::SetWishes;
@@ -19,53 +18,49 @@ use crate::report::set as report;
 use crate::session::Session;
 use crate::settings::Settings;
 
-/// remove a member from a cluster that is powered off: shows the plan, asks, writes. Needs the disks of all voters: the one that leaves is
-/// fenced, so that its etcd never starts again
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "remove-member")]
-pub struct RemoveMember {
-    /// the member's name or ID, as rescue etcd status shows it
-    #[argh(positional)]
-    pub member: String,
-    /// the disks of all voters' machines
-    #[argh(positional)]
-    pub src: Vec<PathBuf>,
-    /// a folder where a guest is mounted, instead of a disk; may be given several times
-    #[argh(option)]
-    pub root: Vec<PathBuf>,
-    /// a member whose disk is not at hand and never comes back; it leaves, too; may be given several times
-    #[argh(option)]
-    pub declare_dead: Vec<String>,
-    /// also databases of etcd 3.6 and later, which no repair has been proved on
-    #[argh(switch)]
-    pub unproven: bool,
-    /// a folder of this machine where an etcd member is kept for which its disk has no room beside the new one; undo needs it
-    #[argh(option)]
-    pub keep_in: Option<PathBuf>,
-    /// a node, by name or disk, that is believed to be a member of this etcd without proof; may be given several times
-    #[argh(option)]
-    pub trust: Vec<String>,
-    /// do not ask
-    #[argh(switch)]
-    pub yes: bool,
-    /// with --yes: also where acknowledged writes may be lost
-    #[argh(switch)]
-    pub accept_loss: bool,
-    /// show the plan and stop
-    #[argh(switch)]
-    pub dry_run: bool,
-    /// print one JSON object (schema rescue/v1) instead of text
-    #[argh(switch)]
-    pub json: bool,
-    /// the time that counts as now (RFC 3339), instead of this machine's clock
-    #[argh(option, from_str_fn(args::time_argument))]
-    pub now: Option<OffsetDateTime>,
+arguments! {
+    /// remove a member from a cluster that is powered off: shows the plan, asks, writes. Needs the
+    /// disks of all voters: the one that leaves is fenced, so that its etcd never starts again
+    #[argh(subcommand, name = "remove-member")]
+    pub struct RemoveMember {
+        own {
+            /// the member's name or ID, as rescue etcd status shows it
+            #[argh(positional)]
+            pub member: String,
+            /// the disks of all voters' machines
+            #[argh(positional)]
+            pub src: Vec<PathBuf>,
+            /// a folder where a guest is mounted, instead of a disk; may be given several times
+            #[argh(option)]
+            pub root: Vec<PathBuf>,
+            /// a member whose disk is not at hand and never comes back; it leaves, too; may be
+            /// given several times
+            #[argh(option)]
+            pub declare_dead: Vec<String>,
+            /// also databases of etcd 3.6 and later, which no repair has been proved on
+            #[argh(switch)]
+            pub unproven: bool,
+        }
+        keep_in, trust_member, yes,
+        own {
+            /// with --yes: also where acknowledged writes may be lost
+            #[argh(switch)]
+            pub accept_loss: bool,
+        }
+        dry_run, json, now,
+    }
 }
 
 /// Plans, asks, writes.
 pub fn run(command: &RemoveMember) -> Result<Result<Outcome>, Stop> {
     let sources = args::sources(&command.src, &command.root)?;
-    args::refuse_asking(command.json, &args::answers(command.yes, command.dry_run))?;
+    let answers = Answers {
+        yes: command.yes,
+        accept_loss: command.accept_loss,
+        dry_run: command.dry_run,
+        json: command.json,
+    };
+    answers.check()?;
     let settings = Settings {
         keep_in: command.keep_in.clone(),
         trust: command.trust.clone(),
@@ -77,39 +72,22 @@ pub fn run(command: &RemoveMember) -> Result<Result<Outcome>, Stop> {
         settings: &settings,
         ui: &Terminal,
     };
-    Ok(hold(command, &session))
+    Ok(remove(command, &session, answers))
 }
 
-fn hold(command: &RemoveMember, session: &Session<'_>) -> Result<Outcome> {
+fn remove(command: &RemoveMember, session: &Session<'_>, answers: Answers) -> Result<Outcome> {
     let nodes = session.inspect()?.nodes;
-    nodes
-        .iter()
-        .try_for_each(|node| unfinished::refuse(node, session))?;
+    for node in &nodes {
+        session.refuse_unfinished(node)?;
+    }
     let wishes = SetWishes {
         declare_dead: command.declare_dead.clone(),
         unproven: command.unproven,
     };
     let plan = plan_removal(&nodes, &command.member, &wishes, session.ui)?;
     let planned = report::plan_json(&plan);
-    let RemoveMember {
-        yes,
-        accept_loss,
-        dry_run,
-        json,
-        ..
-    } = *command;
-    let receipt = set::carry_out(
-        session,
-        nodes,
-        plan,
-        Answers {
-            yes,
-            accept_loss,
-            dry_run,
-            json,
-        },
-    )?;
-    if json {
+    let receipt = set::carry_out(session, nodes, plan, answers)?;
+    if answers.json {
         let done = receipt.as_ref().map(report::receipt_json);
         println!(
             "{}",

@@ -1,74 +1,48 @@
 //! `rescue etcd status SRC…`: every member's state, which is newest, and whether each will start.
 
-use std::path::PathBuf;
-
 use anyhow::Result;
-use argh::FromArgs;
-use time::OffsetDateTime;
 
-use super::sources::Sources;
+use super::sources::EtcdSources;
 use crate::cli::Outcome;
 use crate::cli::args::{self, Stop};
+use crate::cli::shared_flags::arguments;
 use crate::cli::terminal::{Terminal, colours};
-use crate::etcd::read::status::status_shown;
-use crate::pki::trust::etcd::units;
-use crate::plan::etcd::claims;
 use crate::report::{etcd, json, text};
+use crate::session::Session;
 use crate::settings::Settings;
 
-/// show each etcd member's state, which one holds the newest writes, and whether each will start; writes nothing. Exit code 1 when one
-/// will not, or when they contradict each other
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "status")]
-pub struct Status {
-    /// disks of control planes, or of the machines that run etcd
-    #[argh(positional)]
-    pub src: Vec<PathBuf>,
-    /// a folder where a guest is mounted, instead of a disk
-    #[argh(option)]
-    pub root: Vec<PathBuf>,
-    /// a data folder, or a copy of one: what etcd's --data-dir names
-    #[argh(option)]
-    pub data_dir: Vec<PathBuf>,
-    /// only the ends of the files: does not check the databases' pages nor count keys
-    #[argh(switch)]
-    pub quick: bool,
-    /// a node, by name or disk, that is believed to be a member of this etcd without proof; may be given several times
-    #[argh(option)]
-    pub trust: Vec<String>,
-    /// print one JSON object (schema rescue/v1) instead of text
-    #[argh(switch)]
-    pub json: bool,
-    /// the time that counts as now (RFC 3339), instead of this machine's clock
-    #[argh(option, from_str_fn(args::time_argument))]
-    pub now: Option<OffsetDateTime>,
+arguments! {
+    /// show each etcd member's state, which one holds the newest writes, and whether each will
+    /// start; writes nothing. Exit code 1 when one will not, or when they contradict each other
+    #[argh(subcommand, name = "status")]
+    pub struct Status {
+        etcd_disks, roots, data_dir,
+        own {
+            /// only the ends of the files: does not check the databases' pages nor count keys
+            #[argh(switch)]
+            pub quick: bool,
+        }
+        trust_member, json, now,
+    }
 }
 
 /// Looks and shows.
 pub fn run(command: &Status) -> Result<Result<Outcome>, Stop> {
-    let sources = Sources::new(&command.src, &command.root, &command.data_dir, "status")?;
+    let sources = EtcdSources::new(&command.src, &command.root, &command.data_dir, "status")?;
     Ok(show(command, &sources))
 }
 
-fn show(command: &Status, sources: &Sources) -> Result<Outcome> {
-    let (found, without) = sources.members()?;
-    let mut cluster = status_shown(&found, !command.quick, &Terminal);
-    if found.len() > 1 {
-        let settings = Settings {
-            trust: command.trust.clone(),
-            ..args::with_now(command.now)
-        };
-        let claims = claims::claims_of(
-            &found,
-            cluster.members.iter().map(|member| &member.data),
-            &settings,
-        )?;
-        let left_out = units(&claims)
-            .left_out
-            .into_iter()
-            .filter(|left| left.matters);
-        cluster.left_out = left_out.map(|left| claims::note(&left, &claims)).collect();
-    }
+fn show(command: &Status, sources: &EtcdSources) -> Result<Outcome> {
+    let settings = Settings {
+        trust: command.trust.clone(),
+        ..args::with_now(command.now)
+    };
+    let session = Session {
+        sources: &sources.disks,
+        settings: &settings,
+        ui: &Terminal,
+    };
+    let (cluster, without) = session.etcd_status(&sources.data_dirs, command.quick)?;
     if command.json {
         println!("{}", json::etcd_status(&cluster, &without));
     } else {
@@ -76,10 +50,7 @@ fn show(command: &Status, sources: &Sources) -> Result<Outcome> {
             colours: colours(),
             details: false,
         };
-        print!(
-            "{}",
-            etcd::status(&cluster, args::with_now(command.now).now, &style)
-        );
+        print!("{}", etcd::status(&cluster, settings.now, &style));
         for node in &without {
             println!("No etcd member on {node}.");
         }

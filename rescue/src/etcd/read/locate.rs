@@ -1,10 +1,17 @@
 //! Where a node keeps etcd's data: what it is started with, or the place where it usually lies.
 
+use std::path::Path;
+use std::rc::Rc;
+
+use anyhow::{Context as _, Result};
+
 use super::launch::{By, Launch};
 use super::member::Place;
 use super::status::Found;
+use crate::base::refusal::Refusal;
 use crate::guest::{Guest, GuestPath};
 use crate::node::Node;
+use crate::tree::FolderTree;
 
 /// Where data is found without anything that names it: kubeadm's and Debian's default.
 const DEFAULTS: [&str; 2] = ["/var/lib/etcd", "/var/lib/etcd/default"];
@@ -39,6 +46,40 @@ pub fn on_node(guest: &Guest, node: &Node) -> Option<Found> {
         place: Place::new(data_dir, wal_dir),
         launch,
     })
+}
+
+/// The member in a data folder of this machine, or in a copy of one: what etcd's `--data-dir`
+/// names.
+///
+/// # Errors
+/// A [`Refusal`] (by downcast) where there is no folder `member` in it; those of opening it.
+pub fn in_folder(data_dir: &Path) -> Result<Found> {
+    let source = data_dir.display().to_string();
+    let tree = FolderTree::open(data_dir).with_context(|| format!("looking at {source}"))?;
+    let guest = Guest::new(source.clone(), Rc::new(tree), Vec::new());
+    let place = Place::new(GuestPath::new("/"), None);
+    if !guest.exists(&place.member()) {
+        return Err(Refusal::new(
+            format!("{source} holds no folder member"),
+            "--data-dir takes what etcd's --data-dir names",
+            format!("ls {source}"),
+        )
+        .into());
+    }
+    Ok(Found {
+        source,
+        node: None,
+        guest,
+        place,
+        launch: None,
+    })
+}
+
+/// Whether a systemd service, and not a kubelet or another program, starts the member of this node.
+pub fn is_started_by_service(guest: &Guest, node: &Node) -> bool {
+    on_node(guest, node)
+        .and_then(|found| found.launch)
+        .is_some_and(|launch| matches!(launch.by, By::Service(_)))
 }
 
 #[cfg(test)]

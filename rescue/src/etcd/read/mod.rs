@@ -10,6 +10,7 @@ pub mod lease;
 pub mod locate;
 pub mod member;
 pub mod moved;
+pub mod node_disks;
 pub mod node_list;
 pub mod objects;
 pub mod replay;

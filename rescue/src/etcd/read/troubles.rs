@@ -1,6 +1,7 @@
 //! What keeps a member from working, with every page of its database read.
 
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::rc::Rc;
 
 use super::boot::{self, Effect, Problem};
@@ -11,11 +12,14 @@ use crate::disk::Backing;
 use crate::guest::Guest;
 use crate::in_use::held_open::{HeldOpen, Holder};
 
-/// Who has the database open, where the guest is mounted on this machine. Pages that change while they are read look damaged.
+/// Who has the database open, where the guest is mounted on this machine, or is a folder of it.
+/// Pages that change while they are read look damaged.
 pub fn holder(guest: &Guest, place: &Place) -> Option<Holder> {
     let real = guest.resolve(&place.db()).ok()?;
-    let Backing::Folder(folder) = &guest.file_system_of(&real)?.backing else {
-        return None;
+    let folder = match guest.file_system_of(&real).map(|found| &found.backing) {
+        Some(Backing::Folder(folder)) => folder.as_path(),
+        Some(_) => return None,
+        None => Path::new(&guest.source),
     };
     let device = std::fs::metadata(folder).ok()?.dev();
     let inode = guest.tree().lstat(real.as_path()).ok()?.ino?;
@@ -39,7 +43,8 @@ pub fn check_pages(guest: &Guest, data: &MemberData, ui: &dyn Ui) -> Option<Prob
         .map(|fault| Problem::database(&db, fault))
 }
 
-/// What keeps a member from working, each page of its database checked: what etcd copes with by itself, and alarms, are left out.
+/// What keeps a member from working, each page of its database checked: what etcd copes with by
+/// itself, and alarms, are left out.
 pub fn troubles(guest: &Guest, data: &MemberData, ui: &dyn Ui) -> Vec<Problem> {
     let mut problems = boot::problems(data);
     problems.extend(check_pages(guest, data, ui));

@@ -1,5 +1,5 @@
-//! Logs merged: the newest that can be built upon goes on with what a log, another member's or its own, holds behind its damage
-//! ([`crate::etcd::format::wal::behind_damage`]).
+//! Logs merged: the newest that can be built upon goes on with what a log, another member's or its
+//! own, holds behind its damage ([`crate::etcd::format::wal::behind_damage`]).
 
 use super::levelled::entries;
 use super::plan::Table;
@@ -7,7 +7,8 @@ use crate::etcd::operations::level::Tail;
 use crate::etcd::operations::rebuild::Base;
 
 impl Table<'_> {
-    /// Takes what damaged logs still hold behind the newest entry that can be built upon: it may be acknowledged.
+    /// Takes what damaged logs still hold behind the newest entry that can be built upon: it may be
+    /// acknowledged.
     pub(super) fn look_behind_damage(&mut self) {
         let rank = |number: &usize| {
             let base = self.bases.get(*number)?.as_ref().ok()?;
@@ -49,8 +50,8 @@ impl Table<'_> {
 
     /// Whose log goes on behind the last entry of `base`, and with what.
     fn tail_for(&self, best: usize, base: &Base) -> Option<(usize, Tail)> {
-        // Where the log ends before the database, that says which entry is its last one, and from 3.5 on its term. What a member has applied is in
-        // its own log, in whatever term.
+        // Where the log ends before the database, that says which entry is its last one, and from
+        // 3.5 on its term. What a member has applied is in its own log, in whatever term.
         let is_behind = base.missing > 0;
         let term = if is_behind {
             base.database.facts.term

@@ -1,5 +1,5 @@
-//! What the disks say and prove about their etcd members, for the room that decides which of them may be planned together
-//! ([`crate::pki::trust::etcd`]), and what it decided in words.
+//! What the disks say and prove about their etcd members, for the room that decides which of them
+//! may be planned together ([`crate::pki::trust::etcd`]), and what it decided in words.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -125,8 +125,8 @@ fn claim(one: &AtHand<'_>) -> Claim {
     }
 }
 
-/// Its own list: with members that its log adds and that it does not know to be agreed on, so that a list that ends early is not taken for one
-/// that knows nobody.
+/// Its own list: with members that its log adds and that it does not know to be agreed on, so that
+/// a list that ends early is not taken for one that knows nobody.
 fn list(data: &MemberData) -> Vec<Listed> {
     let (members, _) = data.membership();
     let mut known: BTreeMap<u64, Member> = members.list;
@@ -159,8 +159,9 @@ fn list(data: &MemberData) -> Vec<Listed> {
     known.into_values().map(listed).collect()
 }
 
-/// Whether there is more than what a new member writes by itself. A member that came up with an empty folder holds no more, and loses nothing
-/// with it; where it cannot be told it counts as more.
+/// Whether there is more than what a new member writes by itself. A member that came up with an
+/// empty folder holds no more, and loses nothing with it; where it cannot be told it counts as
+/// more.
 pub(super) fn holds_writes(guest: &Guest, data: &MemberData) -> bool {
     let from = match &data.stored {
         // The first write of a cluster is its revision 2 (server/mvcc/kvstore.go).
@@ -209,7 +210,8 @@ fn flags(claims: &[Claim], numbers: &[usize]) -> String {
         .join(" ")
 }
 
-/// Why some are left out: what was seen, what it means, and what to type, each without its full stop.
+/// Why some are left out: what was seen, what it means, and what to type, each without its full
+/// stop.
 pub fn words(left: &LeftOut, claims: &[Claim]) -> [String; 3] {
     let LeftOut {
         doubted, beside, ..
@@ -228,16 +230,11 @@ pub fn words(left: &LeftOut, claims: &[Claim]) -> [String; 3] {
         "if you know for certain that {}: {trust}",
         if is_one { "it is" } else { "they are" }
     );
-    let left_out =
+    let left_out = String::from(if is_one {
         "left out: nothing is taken from it for the others, and it gets nothing of theirs"
-            .to_owned();
-    let left_out = if is_one {
-        left_out
     } else {
-        left_out
-            .replace("from it", "from them")
-            .replace("it gets", "they get")
-    };
+        "left out: nothing is taken from them for the others, and they get nothing of theirs"
+    });
     match left.why {
         Why::NoKey => [
             format!("{who} {says} of the etcd of {others}, but {holds} no private key of its CA"),
@@ -257,31 +254,40 @@ pub fn words(left: &LeftOut, claims: &[Claim]) -> [String; 3] {
         }
         Why::Demoted => [
             format!(
-                "the list of members of {who} makes a learner of a voter among {others}, which etcd never does"
+                "the list of members of {who} makes a learner of a voter among {others}, which \
+                 etcd never does"
             ),
             left_out,
             known,
         ],
-        Why::TwoHistories => [
-            format!(
-                "{who} and {others} list one another, but hold two histories with writes that the other one lacks"
-            ),
-            "neither is laid over the other".to_owned(),
-            format!(
-                "give only the disks that count; or, if what {who} wrote may be lost for what {others} hold{}: {}",
-                if beside.len() == 1 { "s" } else { "" },
-                flags(claims, beside)
-            ),
-        ],
+        Why::TwoHistories => {
+            two_histories(&who, &others, beside.len() == 1, &flags(claims, beside))
+        }
         Why::Ambiguous => [
             format!(
-                "{who} has no list of members left, and several that know nothing of one another list it: {others}"
+                "{who} has no list of members left, and several that know nothing of one another \
+                 list it: {others}"
             ),
             "which of them it belongs to cannot be told, so it gets nothing of theirs".to_owned(),
             "give only the disks that belong together, or name those that you know with --trust"
                 .to_owned(),
         ],
     }
+}
+
+fn two_histories(who: &str, others: &str, is_one_other: bool, trust: &str) -> [String; 3] {
+    [
+        format!(
+            "{who} and {others} list one another, but hold two histories with writes that the \
+             other one lacks"
+        ),
+        "neither is laid over the other".to_owned(),
+        format!(
+            "give only the disks that count; or, if what {who} wrote may be lost for what \
+             {others} hold{}: {trust}",
+            if is_one_other { "s" } else { "" },
+        ),
+    ]
 }
 
 /// The same as one sentence for a plan.

@@ -1,4 +1,5 @@
-//! The last way: no log is left that could be built upon, so the newest sound database becomes a new cluster on all disks.
+//! The last way: no log is left that could be built upon, so the newest sound database becomes a
+//! new cluster on all disks.
 
 use anyhow::{Context as _, Result};
 
@@ -11,12 +12,14 @@ use crate::etcd::operations::rebuild::DatabaseFile;
 use crate::etcd::operations::rebuild::from_db::{BUMP, FromDatabase, form};
 use crate::etcd::operations::rebuild::origin::Origin;
 use crate::etcd::operations::rebuild::target::{NewCluster, Target};
-use crate::plan::set::{SetPlan, SetWishes};
+use crate::etcd::read::backend::Facts;
+use crate::plan::set::{SetPart, SetPlan, SetWishes};
 
 /// What a new database takes beside what the old one took.
 const MORE: u64 = 1 << 20;
 
-/// Where no disk has a log: who belongs to the cluster is what the newest database says. `None` where no database is sound.
+/// Where no disk has a log: who belongs to the cluster is what the newest database says. `None`
+/// where no database is sound.
 ///
 /// # Errors
 /// A [`Refusal`] where members are missing.
@@ -49,9 +52,13 @@ pub fn without_any_log(seen: &[Seen<'_>], wishes: &SetWishes) -> Result<Option<S
         .collect();
     if !absent.is_empty() {
         return Err(Refusal::new(
-            format!("no log of etcd is left here, and the disks of {} are not at hand", absent.join(", ")),
+            format!(
+                "no log of etcd is left here, and the disks of {} are not at hand",
+                absent.join(", ")
+            ),
             "they may hold a log, and with it writes that the databases here lack",
-            "give the disks of all members in one run; one that is lost for good is named with --declare-dead NAME",
+            "give the disks of all members in one run; one that is lost for good is named with \
+             --declare-dead NAME",
         )
         .into());
     }
@@ -66,29 +73,24 @@ fn newest<'s>(seen: &[&'s Seen<'s>]) -> Option<(&'s Seen<'s>, DatabaseFile)> {
     sound.max_by_key(|(_, database)| database.facts.consistent_index)
 }
 
-/// A new cluster of these members. `None` where no database is sound.
-///
-/// # Errors
-/// A [`Refusal`] where it cannot be done.
-pub fn plan(
-    seen: &[(&Seen<'_>, Member)],
-    members: &Members,
-    dead: &[u64],
-    wishes: &SetWishes,
-) -> Result<Option<SetPlan>> {
-    let all: Vec<&Seen<'_>> = seen.iter().map(|(seen, _)| *seen).collect();
-    let Some((owner, database)) = newest(&all) else {
-        return Ok(None);
+fn refuse_unproven(facts: &Facts, wishes: &SetWishes) -> Result<(), Refusal> {
+    let Some(version) = facts.storage_version.as_ref().filter(|_| !wishes.unproven) else {
+        return Ok(());
     };
+    Err(Refusal::new(
+        format!("the database is of format {version}"),
+        "rebuilding etcd 3.6 and later has not been proved on a real one",
+        "etcdutl snapshot restore of that version, or --unproven",
+    ))
+}
+
+/// One for each member: a folder made of the database of `owner`.
+fn parts(
+    seen: &[(&Seen<'_>, Member)],
+    owner: &Seen<'_>,
+    database: &DatabaseFile,
+) -> Result<Vec<SetPart>> {
     let facts = &database.facts;
-    if let Some(version) = facts.storage_version.as_ref().filter(|_| !wishes.unproven) {
-        return Err(Refusal::new(
-            format!("the database is of format {version}"),
-            "rebuilding etcd 3.6 and later has not been proved on a real one",
-            "etcdutl snapshot restore of that version, or --unproven",
-        )
-        .into());
-    }
     let target = |(seen, known): &(&Seen<'_>, Member)| Target {
         name: seen.flag_name.clone().unwrap_or_else(|| known.name.clone()),
         peer_urls: if seen.flag_urls.is_empty() {
@@ -115,12 +117,33 @@ pub fn plan(
             database_bytes: database.length.saturating_mul(5) / 4 + MORE,
         };
         let details = format!(
-            "give etcd the database of {}, with its revision raised to {}, and a new member ID, {own:x}",
+            "give etcd the database of {}, with its revision raised to {}, and a new member ID, \
+             {own:x}",
             owner.name,
             recipe.raised()
         );
         parts.push(seen.part(recipe, vec![details])?);
     }
+    Ok(parts)
+}
+
+/// A new cluster of these members. `None` where no database is sound.
+///
+/// # Errors
+/// A [`Refusal`] where it cannot be done.
+pub fn plan(
+    seen: &[(&Seen<'_>, Member)],
+    members: &Members,
+    dead: &[u64],
+    wishes: &SetWishes,
+) -> Result<Option<SetPlan>> {
+    let all: Vec<&Seen<'_>> = seen.iter().map(|(seen, _)| *seen).collect();
+    let Some((owner, database)) = newest(&all) else {
+        return Ok(None);
+    };
+    let facts = &database.facts;
+    refuse_unproven(facts, wishes)?;
+    let parts = parts(seen, owner, &database)?;
     let mut guarantee = Guarantee {
         revision: Some(facts.revision),
         raises_revision: true,

@@ -1,4 +1,5 @@
-//! Levelling as a part of the plan: the logs that lag get what they lack of the newest one ([`crate::etcd::operations::level`]).
+//! Levelling as a part of the plan: the logs that lag get what they lack of the newest one
+//! ([`crate::etcd::operations::level`]).
 
 use anyhow::{Context as _, Result};
 
@@ -82,8 +83,10 @@ impl Table<'_> {
             newest.name
         );
         level.why.push(format!(
-            "{}'s log ends with {what}, which fewer than a majority hold. If another disk had them and has lost them, they are acknowledged \
-             writes, and the members without them could elect one another and drop them; so all get them. If they were never acknowledged, \
+            "{}'s log ends with {what}, which fewer than a majority hold. If another disk had \
+             them and has lost them, they are acknowledged \
+             writes, and the members without them could elect one another and drop them; so all \
+             get them. If they were never acknowledged, \
              they become valid.",
             newest.name
         ));
@@ -129,7 +132,8 @@ impl Table<'_> {
         Some(levelling)
     }
 
-    /// The end of the log's last file is written anew: behind its last good record comes what is appended.
+    /// The end of the log's last file is written anew: behind its last good record comes what is
+    /// appended.
     fn extended(&self, lag: &Lag, tail: &Tail, newest: &str) -> Result<SetPart> {
         let seen = self.seen[lag.number].0;
         let log = &seen.data.log;
@@ -155,7 +159,8 @@ impl Table<'_> {
         let mut details = vec![match lag.replaced {
             0 => format!("append {what} of {newest} to etcd's log {path}"),
             _ => format!(
-                "append {what} of {newest} to etcd's log {path}, in the place of {}, which contradict them and were never agreed on",
+                "append {what} of {newest} to etcd's log {path}, in the place of {}, which \
+                 contradict them and were never agreed on",
                 entries(tail.first, log.last)
             ),
         }];
@@ -173,7 +178,8 @@ impl Table<'_> {
     }
 }
 
-/// What mends the member in place beside that: a plan for all nodes takes the place of its own node's. The log's end is written anew anyway.
+/// What mends the member in place beside that: a plan for all nodes takes the place of its own
+/// node's. The log's end is written anew anyway.
 fn mends(seen: &Seen<'_>) -> Vec<Mend> {
     let mends = seen
         .problems

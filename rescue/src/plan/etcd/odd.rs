@@ -1,9 +1,11 @@
-//! A database that bbolt finds sound and that holds something else than the others'. bbolt has no checksums: a page of zeros within a value, a
-//! database of another history, or an entry that etcd 3.5.0 to 3.5.2 lost (etcd#13766) show only beside the other members'. Databases that were
-//! compacted alike are compared as etcd's own corruption check does it, by `hashkv` at one revision; others by the entries that both hold: what was
-//! written at one revision is the same everywhere. Where a majority of the voters agrees, the odd one is taken for damaged, whatever its log is
-//! like. A compaction that a kill cut off can make a hash differ although the keys are the same (before 3.4.26 and 3.5.9); then the member gets an
-//! equal database, which is no loss.
+//! A database that bbolt finds sound and that holds something else than the others'. bbolt has no
+//! checksums: a page of zeros within a value, a database of another history, or an entry that etcd
+//! 3.5.0 to 3.5.2 lost (etcd#13766) show only beside the other members'. Databases that were
+//! compacted alike are compared as etcd's own corruption check does it, by `hashkv` at one
+//! revision; others by the entries that both hold: what was written at one revision is the same
+//! everywhere. Where a majority of the voters agrees, the odd one is taken for damaged, whatever
+//! its log is like. A compaction that a kill cut off can make a hash differ although the keys are
+//! the same (before 3.4.26 and 3.5.9); then the member gets an equal database, which is no loss.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
@@ -27,11 +29,13 @@ const REVISION: usize = 17;
 pub struct Doubt {
     /// A sentence.
     pub saw: String,
-    /// Whether two hold different things at one revision. Else only hashes differ, which a compaction that was cut off can do, too.
+    /// Whether two hold different things at one revision. Else only hashes differ, which a
+    /// compaction that was cut off can do, too.
     pub is_certain: bool,
 }
 
-/// Marks those of `seen` whose database is the odd one out of their cluster. What remains open is given.
+/// Marks those of `seen` whose database is the odd one out of their cluster. What remains open is
+/// given.
 pub fn mark(seen: &mut [Seen<'_>], ui: &dyn Ui) -> Vec<Doubt> {
     let mut clusters: Vec<Option<u64>> =
         super::plan::clusters(seen).into_iter().map(Some).collect();
@@ -67,20 +71,7 @@ fn compare(seen: &mut [Seen<'_>], numbers: &[usize], voters: usize, ui: &dyn Ui)
     if numbers.len() < 2 {
         return None;
     }
-    let hashes = hashes(seen, numbers, ui);
-    let mut same: BTreeMap<(usize, usize), bool> = BTreeMap::new();
-    for (at, one) in numbers.iter().enumerate() {
-        for other in &numbers[at + 1..] {
-            let verdict = match (hashes.get(one), hashes.get(other)) {
-                (Some(a), Some(b)) if a.0 == b.0 => Some(a == b),
-                _ => agree(&seen[*one], &seen[*other]),
-            };
-            if let Some(verdict) = verdict {
-                same.insert((*one, *other), verdict);
-                same.insert((*other, *one), verdict);
-            }
-        }
-    }
+    let same = same_databases(seen, numbers, ui);
     if same.values().all(|same| *same) {
         return None;
     }
@@ -101,29 +92,12 @@ fn compare(seen: &mut [Seen<'_>], numbers: &[usize], voters: usize, ui: &dyn Ui)
             .iter()
             .any(|other| same.get(&(one, *other)) == Some(&false))
     };
-    let names = |numbers: &[usize]| {
-        numbers
-            .iter()
-            .map(|one| seen[*one].name.clone())
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
     if agreed.len() <= voters / 2 || agreed.iter().any(|one| contradicts(*one)) {
-        let mut differ = same
-            .iter()
-            .filter(|(pair, same)| pair.0 < pair.1 && !**same)
-            .map(|(pair, _)| *pair);
-        let is_certain = differ.any(|(one, other)| agree(&seen[one], &seen[other]) == Some(false));
-        let saw = format!(
-            "The databases of {} hold different things, and no majority says which one is right: compare what etcd holds afterwards with what is \
-             expected.",
-            names(numbers)
-        );
-        return Some(Doubt { saw, is_certain });
+        return Some(doubt(seen, numbers, &same));
     }
     let saw = format!(
         "the database holds something else than those of {}, which agree",
-        names(&agreed)
+        names(seen, &agreed)
     );
     let odd: Vec<usize> = numbers
         .iter()
@@ -139,6 +113,50 @@ fn compare(seen: &mut [Seen<'_>], numbers: &[usize], voters: usize, ui: &dyn Ui)
     None
 }
 
+/// Of each two whose databases can be compared: whether they hold the same.
+fn same_databases(
+    seen: &[Seen<'_>],
+    numbers: &[usize],
+    ui: &dyn Ui,
+) -> BTreeMap<(usize, usize), bool> {
+    let hashes = hashes(seen, numbers, ui);
+    let mut same = BTreeMap::new();
+    for (at, one) in numbers.iter().enumerate() {
+        for other in &numbers[at + 1..] {
+            let verdict = match (hashes.get(one), hashes.get(other)) {
+                (Some(a), Some(b)) if a.0 == b.0 => Some(a == b),
+                _ => agree(&seen[*one], &seen[*other]),
+            };
+            if let Some(verdict) = verdict {
+                same.insert((*one, *other), verdict);
+                same.insert((*other, *one), verdict);
+            }
+        }
+    }
+    same
+}
+
+/// What no majority resolves.
+fn doubt(seen: &[Seen<'_>], numbers: &[usize], same: &BTreeMap<(usize, usize), bool>) -> Doubt {
+    let mut differ = same
+        .iter()
+        .filter(|(pair, same)| pair.0 < pair.1 && !**same)
+        .map(|(pair, _)| *pair);
+    let is_certain = differ.any(|(one, other)| agree(&seen[one], &seen[other]) == Some(false));
+    let saw = format!(
+        "The databases of {} hold different things, and no majority says which one is right: \
+         compare what etcd holds afterwards with what is \
+         expected.",
+        names(seen, numbers)
+    );
+    Doubt { saw, is_certain }
+}
+
+fn names(seen: &[Seen<'_>], numbers: &[usize]) -> String {
+    let names = numbers.iter().map(|number| seen[*number].name.as_str());
+    names.collect::<Vec<_>>().join(", ")
+}
+
 fn opened<'s>(seen: &'s Seen<'_>) -> Option<&'s Backend> {
     match &seen.data.stored {
         Stored::Open(open) => Some(&open.0),
@@ -146,7 +164,8 @@ fn opened<'s>(seen: &'s Seen<'_>) -> Option<&'s Backend> {
     }
 }
 
-/// By number: where the hash was taken (compaction, revision), and the hash. None where a database is not sound, or has none there.
+/// By number: where the hash was taken (compaction, revision), and the hash. None where a database
+/// is not sound, or has none there.
 fn hashes(seen: &[Seen<'_>], numbers: &[usize], ui: &dyn Ui) -> BTreeMap<usize, ((i64, i64), u32)> {
     let facts = |number: &usize| seen[*number].data.facts();
     let mut alike: BTreeMap<i64, i64> = BTreeMap::new();
@@ -168,7 +187,8 @@ fn hashes(seen: &[Seen<'_>], numbers: &[usize], ui: &dyn Ui) -> BTreeMap<usize, 
     numbers.iter().filter_map(hash).collect()
 }
 
-/// Whether two hold the same at each revision that both hold. `None` where there is none, or one cannot be read.
+/// Whether two hold the same at each revision that both hold. `None` where there is none, or one
+/// cannot be read.
 fn agree(one: &Seen<'_>, other: &Seen<'_>) -> Option<bool> {
     let (mut one, mut other) = (Entries::of(one)?, Entries::of(other)?);
     let mut have_met = false;
@@ -227,7 +247,8 @@ impl<'a> Entries<'a> {
         })
     }
 
-    /// Reads on where the window is empty, which it stays at the end. `None` where it cannot be read.
+    /// Reads on where the window is empty, which it stays at the end. `None` where it cannot be
+    /// read.
     fn fill(&mut self) -> Option<()> {
         if let (true, Some(from)) = (self.window.is_empty(), self.next.take()) {
             let window = &mut self.window;

@@ -9,7 +9,7 @@ use aws_lc_rs::rand;
 use super::claims::AtHand;
 use super::odd::Doubt;
 use super::seen::Seen;
-use super::table::{self, Repair, Situation, State, View};
+use super::table::{self, Decision, Repair, Situation, State, View};
 use super::{claims, from_database, odd};
 use crate::base::refusal::Refusal;
 use crate::base::ui::Ui;
@@ -27,8 +27,9 @@ use crate::finding::NodeReport;
 use crate::pki::trust::etcd::{Claim, Unit, Units};
 use crate::plan::set::{SetPart, SetPlan, SetWishes};
 
-/// What the members of each cluster need together: a plan, or why there can be none. Nothing where each starts by itself, or does once its own
-/// node's plan has mended it in place. Members that share no keys, or are not in one another's lists, are planned apart.
+/// What the members of each cluster need together: a plan, or why there can be none. Nothing where
+/// each starts by itself, or does once its own node's plan has mended it in place. Members that
+/// share no keys, or are not in one another's lists, are planned apart.
 pub fn plan_sets(nodes: &[NodeReport], wishes: &SetWishes, ui: &dyn Ui) -> Vec<Result<SetPlan>> {
     let seen: Vec<Seen<'_>> = nodes
         .iter()
@@ -128,9 +129,11 @@ fn with_doubts(mut plan: SetPlan, doubts: Vec<Doubt>) -> SetPlan {
 fn contradicting(doubt: &Doubt) -> Refusal {
     Refusal::new(
         doubt.saw.trim_end_matches('.').to_owned(),
-        "each of them starts by itself, and what a key holds would then depend on which member is asked; none is replaced, because that could \
+        "each of them starts by itself, and what a key holds would then depend on which member is \
+         asked; none is replaced, because that could \
          drop the right one",
-        "compare them: `rescue etcd keys` and `rescue etcd get` with one disk at a time; then `rescue etcd rebuild --from FILE` with all disks and a copy of the \
+        "compare them: `rescue etcd keys` and `rescue etcd get` with one disk at a time; then \
+         `rescue etcd rebuild --from FILE` with all disks and a copy of the \
          database that is right makes all of them from that one",
     )
 }
@@ -163,8 +166,17 @@ pub(super) struct Table<'a> {
     pub(super) dead: Vec<u64>,
 }
 
+/// What a repair comes to.
+struct Outline {
+    /// One line that begins with a verb.
+    summary: String,
+    parts: Vec<SetPart>,
+    guarantee: Guarantee,
+}
+
 impl<'a> Table<'a> {
-    /// `may_be_dead`: a disk that is at hand may be declared dead: its member leaves, and is fenced.
+    /// `may_be_dead`: a disk that is at hand may be declared dead: its member leaves, and is
+    /// fenced.
     pub(super) fn lay(
         cluster: u64,
         all: &'a [Seen<'a>],
@@ -184,7 +196,8 @@ impl<'a> Table<'a> {
             let Some(member) = one.whose(cluster, &members) else {
                 continue;
             };
-            // A disk of another cluster belongs here only where it is the odd one out: two whole clusters may be on the table.
+            // A disk of another cluster belongs here only where it is the odd one out: two whole
+            // clusters may be on the table.
             let of_its_own = all
                 .iter()
                 .filter(|other| one.cluster().is_some() && other.cluster() == one.cluster())
@@ -218,133 +231,50 @@ impl<'a> Table<'a> {
     }
 
     fn plan(mut self) -> Result<Option<SetPlan>> {
-        let is_quiet = self.seen.iter().all(|(seen, _)| {
-            seen.cluster() == Some(self.cluster)
-                && seen.is_mended_in_place()
-                && !seen.is_moved
-                && !self.may_have_forgotten(seen)
-        });
+        let is_quiet = self.is_quiet();
         if !is_quiet {
             self.find_bases();
         }
         let situation = self.situation(is_quiet);
-        let decision = table::decide(&situation);
-        if self.bases.is_empty() && decision.repair != Repair::Nothing {
+        let Decision { repair, mut why } = table::decide(&situation);
+        if self.bases.is_empty() && repair != Repair::Nothing {
             self.find_bases();
         }
-        let mut why = decision.why;
-        let takes_newest = matches!(
-            decision.repair,
-            Repair::Readmit { .. } | Repair::Clone { .. } | Repair::Extend(_)
-        );
-        let mut notes = if takes_newest {
-            std::mem::take(&mut self.found_behind_damage)
-        } else {
-            Vec::new()
-        };
-        notes.extend(self.voters_before());
-        let (summary, guarantee, parts) = match decision.repair {
+        let notes = self.notes(&repair);
+        let outline = match repair {
             Repair::Nothing => return self.level(),
             Repair::Needs(disks) => return Err(self.needs(&disks, &why)),
-            Repair::NoLog(members) => {
-                self.refuse_unproven()?;
-                let all: Vec<(&Seen<'_>, Member)> = self.seen.clone();
-                let plan = from_database::plan(&all, &self.members, &self.dead, self.wishes)?;
-                return plan.map(Some).ok_or_else(|| self.no_log(&members));
-            }
+            Repair::NoLog(members) => return self.new_cluster(&members).map(Some),
             Repair::Relay(members) => {
                 let members = self.relaid_with_all_voters(members);
                 if members.is_empty() {
                     return self.level();
                 }
-                let level = self.levelled(&members)?;
-                let relaid = members
-                    .iter()
-                    .map(|number| self.relaid(*number, level.tail_of(*number)));
-                let mut parts = relaid.collect::<Result<Vec<_>>>()?;
-                parts.extend(level.parts);
-                why.extend(level.why);
-                (
-                    format!(
-                        "give etcd on {} what it lacks beside its own log",
-                        self.names(&members)
-                    ),
-                    Guarantee::new(Level::G0),
-                    parts,
-                )
+                self.relay(&members, &mut why)?
             }
             Repair::Refill {
                 from,
                 learners,
                 relaid,
-            } => {
-                let level = self.levelled(&relaid)?;
-                let refilled = learners.iter().map(|number| self.refilled(from, *number));
-                let relays = relaid
-                    .iter()
-                    .map(|number| self.relaid(*number, level.tail_of(*number)));
-                let mut parts = refilled.chain(relays).collect::<Result<Vec<_>>>()?;
-                parts.extend(level.parts);
-                why.extend(level.why);
-                let all = [learners.as_slice(), relaid.as_slice()].concat();
-                let summary = format!("give etcd on {} what it lacks", self.names(&all));
-                (summary, self.promise(Level::G0, self.dropped(from)?), parts)
-            }
+            } => self.refill(from, &learners, &relaid, &mut why)?,
             Repair::Readmit {
                 keeper,
                 again,
                 relaid,
                 is_majority,
-            } => {
-                let mut parts = self.readmitted(keeper, &again)?;
-                for number in relaid {
-                    parts.push(self.relaid(number, None)?);
-                }
-                let summary = format!(
-                    "take {} into the etcd cluster anew, with the history of {}",
-                    self.names(&again),
-                    self.name(keeper)
-                );
-                (summary, self.guarantee(keeper, is_majority)?, parts)
-            }
+            } => self.readmit(keeper, &again, &relaid, is_majority)?,
             Repair::Clone {
                 best,
                 members,
                 is_majority,
-            } => {
-                let parts = self.cloned(best, &members)?;
-                let summary = format!(
-                    "rebuild etcd on {} as a new cluster from the log of {}",
-                    self.names(&members),
-                    self.name(best)
-                );
-                (summary, self.guarantee(best, is_majority)?, parts)
-            }
-            Repair::Extend(only) => {
-                let base = self.base(only)?;
-                let identity = self.seen[only].0.data.log.identity.context("an identity")?;
-                let recipe = Recipe::agreed(base, identity, self.next_term(base), Vec::new());
-                let (last, name) = (base.own_last(), self.name(only));
-                let (details, summary) = match base.missing {
-                    0 => (
-                        format!("end etcd's log with entry {last}, the last before its damage"),
-                        format!("end the log of etcd on {name} before its damage"),
-                    ),
-                    _ => (
-                        format!(
-                            "begin etcd's log, which has lost its end, anew behind entry {last}, the database's last"
-                        ),
-                        format!("begin the log of etcd on {name} anew behind its database"),
-                    ),
-                };
-                let part = self.part(only, recipe, details)?;
-                (
-                    summary,
-                    self.guarantee(only, base.tail.is_some())?,
-                    vec![part],
-                )
-            }
+            } => self.clone_from(best, &members, is_majority)?,
+            Repair::Extend(only) => self.extend(only)?,
         };
+        let Outline {
+            summary,
+            guarantee,
+            parts,
+        } = outline;
         let afterwards = self.afterwards();
         Ok(Some(SetPlan {
             summary,
@@ -354,6 +284,138 @@ impl<'a> Table<'a> {
             parts,
             afterwards,
         }))
+    }
+
+    /// Whether every member starts as it is, with the others.
+    fn is_quiet(&self) -> bool {
+        self.seen.iter().all(|(seen, _)| {
+            seen.cluster() == Some(self.cluster)
+                && seen.is_mended_in_place()
+                && !seen.is_moved
+                && !self.may_have_forgotten(seen)
+        })
+    }
+
+    /// What else should be known. Only a repair that takes the newest history takes what was found
+    /// behind damage.
+    fn notes(&mut self, repair: &Repair) -> Vec<String> {
+        let takes_newest = matches!(
+            repair,
+            Repair::Readmit { .. } | Repair::Clone { .. } | Repair::Extend(_)
+        );
+        let mut notes = if takes_newest {
+            std::mem::take(&mut self.found_behind_damage)
+        } else {
+            Vec::new()
+        };
+        notes.extend(self.voters_before());
+        notes
+    }
+
+    fn new_cluster(&self, members: &[usize]) -> Result<SetPlan> {
+        self.refuse_unproven()?;
+        let plan = from_database::plan(&self.seen, &self.members, &self.dead, self.wishes)?;
+        plan.ok_or_else(|| self.no_log(members))
+    }
+
+    fn relay(&self, members: &[usize], why: &mut Vec<String>) -> Result<Outline> {
+        let level = self.levelled(members)?;
+        let relaid = members
+            .iter()
+            .map(|number| self.relaid(*number, level.tail_of(*number)));
+        let mut parts = relaid.collect::<Result<Vec<_>>>()?;
+        parts.extend(level.parts);
+        why.extend(level.why);
+        Ok(Outline {
+            summary: format!(
+                "give etcd on {} what it lacks beside its own log",
+                self.names(members)
+            ),
+            guarantee: Guarantee::new(Level::G0),
+            parts,
+        })
+    }
+
+    fn refill(
+        &self,
+        from: usize,
+        learners: &[usize],
+        relaid: &[usize],
+        why: &mut Vec<String>,
+    ) -> Result<Outline> {
+        let level = self.levelled(relaid)?;
+        let refilled = learners.iter().map(|number| self.refilled(from, *number));
+        let relays = relaid
+            .iter()
+            .map(|number| self.relaid(*number, level.tail_of(*number)));
+        let mut parts = refilled.chain(relays).collect::<Result<Vec<_>>>()?;
+        parts.extend(level.parts);
+        why.extend(level.why);
+        let all = [learners, relaid].concat();
+        Ok(Outline {
+            summary: format!("give etcd on {} what it lacks", self.names(&all)),
+            guarantee: self.promise(Level::G0, self.dropped(from)?),
+            parts,
+        })
+    }
+
+    fn readmit(
+        &self,
+        keeper: usize,
+        again: &[usize],
+        relaid: &[usize],
+        is_majority: bool,
+    ) -> Result<Outline> {
+        let mut parts = self.readmitted(keeper, again)?;
+        for number in relaid {
+            parts.push(self.relaid(*number, None)?);
+        }
+        Ok(Outline {
+            summary: format!(
+                "take {} into the etcd cluster anew, with the history of {}",
+                self.names(again),
+                self.name(keeper)
+            ),
+            parts,
+            guarantee: self.guarantee(keeper, is_majority)?,
+        })
+    }
+
+    fn clone_from(&self, best: usize, members: &[usize], is_majority: bool) -> Result<Outline> {
+        Ok(Outline {
+            summary: format!(
+                "rebuild etcd on {} as a new cluster from the log of {}",
+                self.names(members),
+                self.name(best)
+            ),
+            parts: self.cloned(best, members)?,
+            guarantee: self.guarantee(best, is_majority)?,
+        })
+    }
+
+    fn extend(&self, only: usize) -> Result<Outline> {
+        let base = self.base(only)?;
+        let identity = self.seen[only].0.data.log.identity.context("an identity")?;
+        let recipe = Recipe::agreed(base, identity, self.next_term(base), Vec::new());
+        let (last, name) = (base.own_last(), self.name(only));
+        let (details, summary) = match base.missing {
+            0 => (
+                format!("end etcd's log with entry {last}, the last before its damage"),
+                format!("end the log of etcd on {name} before its damage"),
+            ),
+            _ => (
+                format!(
+                    "begin etcd's log, which has lost its end, anew behind entry {last}, the \
+                     database's last"
+                ),
+                format!("begin the log of etcd on {name} anew behind its database"),
+            ),
+        };
+        Ok(Outline {
+            summary,
+            parts: vec![self.part(only, recipe, details)?],
+            guarantee: self.guarantee(only, base.tail.is_some())?,
+        })
     }
 
     /// Those that vote by their own list, and are learners by the one that counts.
@@ -370,15 +432,17 @@ impl<'a> Table<'a> {
         before
             .map(|(seen, _)| {
                 format!(
-                    "{} votes by its own list of members; by the newest one it is a learner, and will be one.",
+                    "{} votes by its own list of members; by the newest one it is a learner, and \
+                     will be one.",
                     seen.name
                 )
             })
             .collect()
     }
 
-    /// Whether a member may have promised an entry to the others that it no longer holds, and all others are at hand to make up for it. Alone, it is
-    /// left to etcd, which copes with it by itself.
+    /// Whether a member may have promised an entry to the others that it no longer holds, and all
+    /// others are at hand to make up for it. Alone, it is left to etcd, which copes with it by
+    /// itself.
     fn may_have_forgotten(&self, seen: &Seen<'_>) -> bool {
         let there = |id: u64| self.seen.iter().any(|(_, known)| known.id == id);
         seen.has_lost_sector()
@@ -386,7 +450,8 @@ impl<'a> Table<'a> {
             && self.members.voters().all(there)
     }
 
-    /// What can be built upon each one's log. Databases of another cluster are refused by the base itself.
+    /// What can be built upon each one's log. Databases of another cluster are refused by the base
+    /// itself.
     pub(super) fn find_bases(&mut self) {
         let options = Options {
             unproven: self.wishes.unproven,
@@ -554,8 +619,9 @@ impl<'a> Table<'a> {
         base.next_term(own.map(|seen| &seen.data))
     }
 
-    /// Of `members`, which get a snapshot or a database beside their own log, those that may with the disks at hand: raft's voters are set
-    /// right on all voters at once, so that no majority of the old ones goes on beside a majority of the new ones.
+    /// Of `members`, which get a snapshot or a database beside their own log, those that may with
+    /// the disks at hand: raft's voters are set right on all voters at once, so that no majority of
+    /// the old ones goes on beside a majority of the new ones.
     fn relaid_with_all_voters(&self, members: Vec<usize>) -> Vec<usize> {
         let is_known = |id: u64| {
             self.dead.contains(&id) || self.seen.iter().any(|(_, member)| member.id == id)
@@ -595,8 +661,13 @@ impl<'a> Table<'a> {
             .map(|problem| format!(": {}", problem.saw))
             .unwrap_or_default();
         Err(Refusal::new(
-            format!("the database of {} is of format {}{problem}", seen.name, format(seen).unwrap_or_default()),
-            "its log is whole and can be built upon, but repairing etcd 3.6 and later has to be asked for",
+            format!(
+                "the database of {} is of format {}{problem}",
+                seen.name,
+                format(seen).unwrap_or_default()
+            ),
+            "its log is whole and can be built upon, but repairing etcd 3.6 and later has to be \
+             asked for",
             "add --unproven",
         )
         .into())
@@ -735,8 +806,9 @@ impl<'a> Table<'a> {
         seen.part(recipe, all)
     }
 
-    /// What members at hand hold as agreed on and the history of `best` does not, a sentence each. Every plan of which a part replaces a
-    /// history asks for it, so that a promise is one for what was acknowledged by those members too.
+    /// What members at hand hold as agreed on and the history of `best` does not, a sentence each.
+    /// Every plan of which a part replaces a history asks for it, so that a promise is one for what
+    /// was acknowledged by those members too.
     pub(super) fn dropped(&self, best: usize) -> Result<Vec<String>> {
         let base = self.base(best)?;
         let mut dropped = Vec::new();
@@ -846,12 +918,18 @@ impl<'a> Table<'a> {
                 why.join(" ").trim_end_matches('.')
             ),
             format!(
-                "{} may hold newer writes, and could go on with them alone: only with {} disk is it known what was acknowledged",
+                "{} may hold newer writes, and could go on with them alone: only with {} disk is \
+                 it known what was acknowledged",
                 disks.join(", "),
-                if disks.len() == 1 { "its" } else { "each one's" }
+                if disks.len() == 1 {
+                    "its"
+                } else {
+                    "each one's"
+                }
             ),
             format!(
-                "power {} off and give the disks of all members in one run; one that is lost for good is named with --declare-dead NAME",
+                "power {} off and give the disks of all members in one run; one that is lost for \
+                 good is named with --declare-dead NAME",
                 disks.join(", ")
             ),
         )
@@ -872,7 +950,8 @@ impl<'a> Table<'a> {
                 why.join(" ").trim_end_matches('.')
             ),
             "what is left are databases alone, and with them the last writes are lost",
-            "rescue etcd rebuild --db-only, with the disks of all members, makes a new cluster from the newest database",
+            "rescue etcd rebuild --db-only, with the disks of all members, makes a new cluster \
+             from the newest database",
         )
         .into()
     }
@@ -890,11 +969,14 @@ fn refuse_forks(own: &[&Seen<'_>]) -> Result<()> {
             {
                 return Err(Refusal::new(
                     format!(
-                        "{} and {} hold two histories: entry {entry}, agreed on in both, is of term {first} here and of term {second} there",
+                        "{} and {} hold two histories: entry {entry}, agreed on in both, is of \
+                         term {first} here and of term {second} there",
                         one.name, other.name
                     ),
-                    "one of them was taken back to an older state and went on from there; which one counts cannot be told from the disks",
-                    "look at both (rescue etcd keys), and give only the disks that count; the others are named with --declare-dead",
+                    "one of them was taken back to an older state and went on from there; which \
+                     one counts cannot be told from the disks",
+                    "look at both (rescue etcd keys), and give only the disks that count; the \
+                     others are named with --declare-dead",
                 )
                 .into());
             }
@@ -913,7 +995,8 @@ pub(super) fn newest_members(own: &[&Seen<'_>]) -> Option<Members> {
         .find(|members| members.voters().next().is_some())
 }
 
-/// IDs of the members that are given up, by name or ID. Names that this cluster does not know may be another's.
+/// IDs of the members that are given up, by name or ID. Names that this cluster does not know may
+/// be another's.
 pub(super) fn dead(
     wishes: &SetWishes,
     members: &Members,

@@ -1,7 +1,8 @@
 //! One member, or all but one, leave the cluster: what that takes on the disks of all voters.
 //!
-//! A change that nobody voted for is safe only when no majority of the old voters can start without it. So every voter's disk must be at
-//! hand, or be given up by name: those that leave are fenced, and those that stay either are too few to go on alone, or get the change, too.
+//! A change that nobody voted for is safe only when no majority of the old voters can start without
+//! it. So every voter's disk must be at hand, or be given up by name: those that leave are fenced,
+//! and those that stay either are too few to go on alone, or get the change, too.
 
 use anyhow::{Context as _, Result};
 
@@ -16,7 +17,8 @@ use crate::etcd::operations::rebuild::{Recipe, changes};
 use crate::finding::NodeReport;
 use crate::plan::set::{SetPart, SetPlan, SetWishes};
 
-/// Plans that the member called `name` (or of this ID) leaves, and whoever is declared dead with it.
+/// Plans that the member called `name` (or of this ID) leaves, and whoever is declared dead with
+/// it.
 ///
 /// # Errors
 /// A [`Refusal`] where it cannot be done.
@@ -35,7 +37,10 @@ pub fn plan_removal(
             return Err(Refusal::new(
                 format!("{holder} has the database of {} open", seen.name),
                 "etcd is running, and members of a running cluster are removed by itself",
-                format!("etcdctl member remove, or stop etcd on all members and run this again for {name}"),
+                format!(
+                    "etcdctl member remove, or stop etcd on all members and run this again \
+                    for {name}"
+                ),
             )
             .into());
         }
@@ -86,7 +91,8 @@ fn which(told: &[(Vec<Seen<'_>>, Vec<String>)], name: &str) -> Refusal {
                 told.len()
             ),
             "a member is removed from one",
-            "give the disks of all members of one cluster; rescue etcd status shows which belong together",
+            "give the disks of all members of one cluster; rescue etcd status shows which belong \
+             together",
         ),
     }
 }
@@ -97,7 +103,8 @@ fn plan_among(seen: &[Seen<'_>], name: &str, wishes: &SetWishes) -> Result<SetPl
         return Err(Refusal::new(
             format!("{} etcd clusters were found", clusters.len()),
             "a member is removed from one",
-            "give the disks of all members of one cluster; rescue etcd status shows which belong together",
+            "give the disks of all members of one cluster; rescue etcd status shows which belong \
+             together",
         )
         .into());
     };
@@ -203,8 +210,13 @@ impl<'a> Removal<'a> {
             .collect();
         Err(Refusal::new(
             format!("the disks of {} are not at hand", names.join(", ")),
-            "started with them, such a member could go on with the old cluster, or hold newer writes than those that are here",
-            format!("give their disks, too: whoever leaves is fenced; or, if they never come back, add {}", dead.join(" ")),
+            "started with them, such a member could go on with the old cluster, or hold newer \
+             writes than those that are here",
+            format!(
+                "give their disks, too: whoever leaves is fenced; or, if they never come \
+                back, add {}",
+                dead.join(" ")
+            ),
         )
         .into())
     }
@@ -234,9 +246,14 @@ impl<'a> Removal<'a> {
             .iter()
             .filter(|member| member.has_joined())
             .map(|member| match table.are_services() {
-                true => format!("{}: never start it as it is; to come back it joins anew ({JOIN_AS_SERVICE}).", member.name),
+                true => format!(
+                    "{}: never start it as it is; to come back it joins anew \
+                    ({JOIN_AS_SERVICE}).",
+                    member.name
+                ),
                 false => format!(
-                    "{}: kubectl delete node, then wipe its machine (kubeadm reset) before it joins again; never start it as it is.",
+                    "{}: kubectl delete node, then wipe its machine (kubeadm reset) before it \
+                     joins again; never start it as it is.",
                     member.name
                 ),
             })
@@ -261,7 +278,8 @@ impl<'a> Removal<'a> {
             .any(|number| !table.is_whole(table.seen[*number].0))
         {
             let why =
-                "One that stays has lost what it had promised, so all that stay begin anew with the newest history."
+                "One that stays has lost what it had promised, so all that stay begin anew with \
+                 the newest history."
                     .to_owned();
             return Ok((table.cloned(best, &self.stays)?, vec![why]));
         }
@@ -280,20 +298,7 @@ impl<'a> Removal<'a> {
             .best_of(&voters)
             .context("none of those that stay has a log that can be built upon")?;
         let voters_alone = voters.iter().filter(|number| **number != keeper).count();
-        let (changed, why) = if voters_alone < majority {
-            let why = "Those that stay and are not changed are too few to go on without the change, and take it over when they start.";
-            (
-                vec![keeper],
-                if voters_alone > 0 {
-                    vec![why.to_owned()]
-                } else {
-                    Vec::new()
-                },
-            )
-        } else {
-            let why = "Those that stay are a majority of the old cluster without each other's word, so all of them get the change.";
-            (self.stays.clone(), vec![why.to_owned()])
-        };
+        let (changed, why) = self.changed(keeper, voters_alone, majority);
         let part = |number: &usize| {
             let identity = table.seen[*number]
                 .0
@@ -316,6 +321,25 @@ impl<'a> Removal<'a> {
         Ok((changed.iter().map(part).collect::<Result<_>>()?, why))
     }
 
+    /// Who of those that stay gets the change, and why. `voters_alone`: how many voters stay beside
+    /// the keeper.
+    fn changed(
+        &self,
+        keeper: usize,
+        voters_alone: usize,
+        majority: usize,
+    ) -> (Vec<usize>, Vec<String>) {
+        if voters_alone >= majority {
+            let why = "Those that stay are a majority of the old cluster without each other's \
+                word, so all of them get the change.";
+            return (self.stays.clone(), vec![why.to_owned()]);
+        }
+        let why = "Those that stay and are not changed are too few to go on without the change, \
+            and take it over when they start.";
+        let why = (voters_alone > 0).then(|| why.to_owned());
+        (vec![keeper], why.into_iter().collect())
+    }
+
     fn fence(&self, number: usize) -> Result<SetPart> {
         let (seen, member) = &self.table.seen[number];
         let path = seen.place.member();
@@ -327,7 +351,8 @@ impl<'a> Removal<'a> {
             .with_context(|| format!("planning a fence on {}", seen.name))?;
         let details = vec![
             format!(
-                "put a file in the place of {path}: etcd then stops instead of starting, empty or with what it had"
+                "put a file in the place of {path}: etcd then stops instead of starting, empty or \
+                 with what it had"
             ),
             format!("keep {path} as it is, whole, for undo"),
         ];

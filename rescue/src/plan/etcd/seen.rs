@@ -1,4 +1,5 @@
-//! What is at hand: each member's log, database and snapshots, what it is started with, and what it could be built upon.
+//! What is at hand: each member's log, database and snapshots, what it is started with, and what it
+//! could be built upon.
 
 use std::rc::Rc;
 
@@ -37,7 +38,8 @@ pub struct Seen<'a> {
     pub place: Place,
     /// What is there.
     pub data: MemberData,
-    /// Who has its database open: then it is not read, because what changes meanwhile looks damaged.
+    /// Who has its database open: then it is not read, because what changes meanwhile looks
+    /// damaged.
     pub holder: Option<Holder>,
     /// What keeps it from working, the worst first; what etcd copes with and alarms are left out.
     pub problems: Vec<Problem>,
@@ -45,7 +47,8 @@ pub struct Seen<'a> {
     pub is_moved: bool,
     /// Whether its database is not to be taken: a majority of the others holds something else.
     pub is_odd: bool,
-    /// Whether its history counts for others. Else it may only get theirs ([`crate::pki::trust::etcd`]).
+    /// Whether its history counts for others. Else it may only get theirs
+    /// ([`crate::pki::trust::etcd`]).
     pub lends: bool,
     /// What its disk proves.
     pub party: &'a Party,
@@ -58,7 +61,8 @@ pub struct Seen<'a> {
 }
 
 impl<'a> Seen<'a> {
-    /// The member of a node's static pod or service. One inside another program is left to that: it keeps its own record of the members.
+    /// The member of a node's static pod or service. One inside another program is left to that: it
+    /// keeps its own record of the members.
     pub fn look(report: &'a NodeReport, ui: &dyn Ui) -> Option<Self> {
         let found = locate::on_node(&report.guest, &report.node)?;
         let launch = found
@@ -120,8 +124,8 @@ impl<'a> Seen<'a> {
         }
     }
 
-    /// Which of `members` it is: by the ID in its log, else by what it is started with. A disk that was taken back to before its member was
-    /// taken in anew still has the removed ID.
+    /// Which of `members` it is: by the ID in its log, else by what it is started with. A disk that
+    /// was taken back to before its member was taken in anew still has the removed ID.
     pub fn whose<'m>(&self, cluster: u64, members: &'m Members) -> Option<&'m Member> {
         let own = self
             .data
@@ -183,7 +187,8 @@ impl<'a> Seen<'a> {
             .is_some_and(|tail| tail.end == End::Complete)
     }
 
-    /// Whether the log's last record is there in its full length with a sector of zeros: etcd cuts it off, but it may have been promised.
+    /// Whether the log's last record is there in its full length with a sector of zeros: etcd cuts
+    /// it off, but it may have been promised.
     pub fn has_lost_sector(&self) -> bool {
         self.data
             .log
@@ -196,7 +201,8 @@ impl<'a> Seen<'a> {
         self.place.wal == self.place.member().join("wal")
     }
 
-    /// What its node gets: a folder in the place of `member`, made by `recipe`. `details`: what it is and why, a line each.
+    /// What its node gets: a folder in the place of `member`, made by `recipe`. `details`: what it
+    /// is and why, a line each.
     ///
     /// # Errors
     /// A [`Refusal`] where that is not one folder; what keeps the old one from being read.
@@ -207,9 +213,13 @@ impl<'a> Seen<'a> {
     ) -> anyhow::Result<SetPart> {
         if !self.is_in_one_folder() {
             return Err(Refusal::new(
-                format!("etcd on {} keeps its log in {}, apart from its database", self.name, self.place.wal),
+                format!(
+                    "etcd on {} keeps its log in {}, apart from its database",
+                    self.name, self.place.wal
+                ),
                 "log and database are exchanged as one folder, which cannot be done across two",
-                "rescue etcd rebuild --output DIR builds the folder elsewhere; put its parts in place by hand",
+                "rescue etcd rebuild --output DIR builds the folder elsewhere; put its parts in \
+                 place by hand",
             )
             .into());
         }
@@ -234,7 +244,8 @@ impl<'a> Seen<'a> {
         DatabaseFile::examine(self.guest, &self.place.db()).ok()
     }
 
-    /// What a member can be built upon with this one's log: with its own database, else with that of another which reaches furthest.
+    /// What a member can be built upon with this one's log: with its own database, else with that
+    /// of another which reaches furthest.
     ///
     /// # Errors
     /// Why nothing can, one sentence each.

@@ -45,7 +45,8 @@ impl State {
     }
 }
 
-/// The members on these nodes, which are as they are now: also of those that a plan did not change, because they stand together.
+/// The members on these nodes, which are as they are now: also of those that a plan did not change,
+/// because they stand together.
 pub fn stands(nodes: &[NodeReport], ui: &dyn Ui) -> Vec<Stands> {
     nodes
         .iter()

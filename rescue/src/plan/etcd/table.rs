@@ -1,17 +1,19 @@
-//! The decision table: from what each member at hand is like to the smallest repair that suffices, and why nothing smaller does. Nothing
-//! is read here.
+//! The decision table: from what each member at hand is like to the smallest repair that suffices,
+//! and why nothing smaller does. Nothing is read here.
 //!
-//! - A member whose own log is whole keeps it: at most a database or a snapshot is laid beside it. Nothing that it has promised to the
-//!   others is forgotten, so this is safe by itself.
-//! - A member whose log is gone or has lost what it promised must never vote under its old ID again while another member may start with a
-//!   log of its own. Where a majority is whole, it is taken in anew: the member with the newest log removes its old ID and adds a new one,
-//!   and both get that history. It is safe as long as the members that are left alone are no majority of the old ones: then nobody can
-//!   become leader who does not hold those changes.
-//! - A learner has promised nothing that counts. Where a majority of the voters is whole it gets the newest history under its own ID, and nobody
-//!   else is touched.
-//! - A member that came back with another address than the others know is taken in anew at it. Its log is whole, and counts.
-//! - Otherwise all disks get the newest history, as a new cluster. That needs every voter's disk, or the word that a member is given up:
-//!   those left out could go on by themselves.
+//! - A member whose own log is whole keeps it: at most a database or a snapshot is laid beside it.
+//!   Nothing that it has promised to the others is forgotten, so this is safe by itself.
+//! - A member whose log is gone or has lost what it promised must never vote under its old ID again
+//!   while another member may start with a log of its own. Where a majority is whole, it is taken
+//!   in anew: the member with the newest log removes its old ID and adds a new one, and both get
+//!   that history. It is safe as long as the members that are left alone are no majority of the old
+//!   ones: then nobody can become leader who does not hold those changes.
+//! - A learner has promised nothing that counts. Where a majority of the voters is whole it gets
+//!   the newest history under its own ID, and nobody else is touched.
+//! - A member that came back with another address than the others know is taken in anew at it. Its
+//!   log is whole, and counts.
+//! - Otherwise all disks get the newest history, as a new cluster. That needs every voter's disk,
+//!   or the word that a member is given up: those left out could go on by themselves.
 
 /// What one member at hand is like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,13 +39,16 @@ pub struct View {
     pub votes: bool,
     /// What it is like.
     pub state: State,
-    /// Term and number of the last entry that can be read of its log; none where nothing can be built upon it.
+    /// Term and number of the last entry that can be read of its log; none where nothing can be
+    /// built upon it.
     pub rank: Option<(u64, u64)>,
     /// The last entry that its own disk holds: without what it would get of another's log.
     pub own_last: Option<u64>,
-    /// Whether that log ends with a whole record. One that does not has lost nothing that it promised, as long as its disk keeps its word.
+    /// Whether that log ends with a whole record. One that does not has lost nothing that it
+    /// promised, as long as its disk keeps its word.
     pub is_clean: bool,
-    /// Whether its log is another member's, or of another cluster, so that nothing of it counts here.
+    /// Whether its log is another member's, or of another cluster, so that nothing of it counts
+    /// here.
     pub is_foreign: bool,
     /// Entries up to here are known to be agreed on.
     pub agreed: u64,
@@ -69,7 +74,8 @@ pub enum Repair {
     Nothing,
     /// These get a database or snapshot beside their own log.
     Relay(Vec<usize>),
-    /// These learners get the history of the voter `from` under their own IDs; `relaid` get a database or snapshot beside their own log.
+    /// These learners get the history of the voter `from` under their own IDs; `relaid` get a
+    /// database or snapshot beside their own log.
     Refill {
         /// Whose.
         from: usize,
@@ -78,7 +84,8 @@ pub enum Repair {
         /// Who else is not fine.
         relaid: Vec<usize>,
     },
-    /// `again` are taken in anew by `keeper`; `relaid` get a database or snapshot beside their own log.
+    /// `again` are taken in anew by `keeper`; `relaid` get a database or snapshot beside their own
+    /// log.
     Readmit {
         /// Who holds the newest log and is among those that are whole.
         keeper: usize,
@@ -95,7 +102,8 @@ pub enum Repair {
         best: usize,
         /// Who.
         members: Vec<usize>,
-        /// Whether a majority of the voters' logs is whole beyond doubt, so that nothing that was acknowledged is lost.
+        /// Whether a majority of the voters' logs is whole beyond doubt, so that nothing that was
+        /// acknowledged is lost.
         is_majority: bool,
     },
     /// The only voter's log ends before its database: it begins anew behind that.
@@ -126,10 +134,46 @@ struct Table<'a> {
     situation: &'a Situation,
 }
 
+/// Numbers of members by what became of them.
+struct Losses {
+    /// Those that cannot keep what they have.
+    lost: Vec<usize>,
+    /// Those that are started at another address, where all members are at hand.
+    moved: Vec<usize>,
+    /// Both, sorted: they get a new ID.
+    renewed: Vec<usize>,
+    /// Those that lack a database or snapshot beside a whole log.
+    relaid: Vec<usize>,
+    /// Names of those whose disks are needed first.
+    absent: Vec<String>,
+    /// How many voters at hand keep their ID.
+    kept: usize,
+    /// How many voters at hand have a log that is whole beyond doubt.
+    clean: usize,
+}
+
 impl Table<'_> {
     fn decide(&self) -> (Repair, Vec<String>) {
+        let losses = self.losses();
+        let can_move = !losses.moved.is_empty() && self.holding() >= self.majority();
+        if losses.lost.is_empty() && !can_move {
+            return self.without_loss(losses.relaid);
+        }
+        let mut why = self.why_lost(&losses.lost);
+        why.extend(self.why_moved(&losses.moved));
+        if let ([only], [_]) = (losses.lost.as_slice(), self.situation.voters.as_slice())
+            && self.view(*only).votes
+        {
+            return match self.view(*only).rank {
+                Some(_) => (Repair::Extend(*only), why),
+                None => (Repair::NoLog(losses.lost), why),
+            };
+        }
+        self.with_loss(losses, why)
+    }
+
+    fn losses(&self) -> Losses {
         let lost = self.of(State::Lost);
-        let relaid = self.of(State::Relaid);
         let absent = self.absent();
         // A new address is for all members to learn, so it waits for all of them.
         let moved = if absent.is_empty() {
@@ -137,110 +181,128 @@ impl Table<'_> {
         } else {
             Vec::new()
         };
-        if lost.is_empty() && (moved.is_empty() || self.holding() < self.majority()) {
-            return self.without_loss(relaid);
-        }
         let mut renewed = [lost.as_slice(), moved.as_slice()].concat();
         renewed.sort_unstable();
-        let mut why = Vec::new();
-        why.extend(self.why_lost(&lost));
-        if !moved.is_empty() {
-            why.push(format!(
-                "{}: the others look for it where it no longer is, so it is taken in under a new ID, at the address that it is started with.",
-                self.names(&moved)
-            ));
-        }
-        if let ([only], [_]) = (lost.as_slice(), self.situation.voters.as_slice())
-            && self.view(*only).votes
-        {
-            return match self.view(*only).rank {
-                Some(_) => (Repair::Extend(*only), why),
-                None => (Repair::NoLog(lost), why),
-            };
-        }
-        let best = self.best();
         let kept = self
             .voters_at_hand()
             .filter(|number| !renewed.contains(number))
             .count();
-        // Where a disk has lost something, another's torn end is no longer taken for what was never promised.
+        // Where a disk has lost something, another's torn end is no longer taken for what was never
+        // promised.
         let clean = self
             .voters_at_hand()
             .filter(|number| !lost.contains(number) && self.view(*number).is_clean)
             .count();
+        Losses {
+            lost,
+            moved,
+            renewed,
+            relaid: self.of(State::Relaid),
+            absent,
+            kept,
+            clean,
+        }
+    }
+
+    /// The smallest repair where some cannot keep what they have, or have moved.
+    fn with_loss(&self, losses: Losses, mut why: Vec<String>) -> (Repair, Vec<String>) {
+        let best = self.best();
         // Only a voter becomes the leader that the others learn of the change from.
         let keeps = |best: &usize| {
-            self.view(*best).votes && !renewed.contains(best) && self.holds_agreed(*best)
+            self.view(*best).votes && !losses.renewed.contains(best) && self.holds_agreed(*best)
         };
-        let has_learners_only =
-            moved.is_empty() && lost.iter().all(|number| !self.view(*number).votes);
-        if let Some(from) = best.filter(keeps)
-            && has_learners_only
-            && kept >= self.majority()
+        let has_majority = losses.kept >= self.majority();
+        let keeper = best.filter(|best| has_majority && keeps(best));
+        if let Some(from) = keeper
+            && self.has_learners_only(&losses)
             && self.holding() >= self.majority()
         {
             why.push("It is a learner, whose word counts nowhere, so it keeps its ID.".to_owned());
-            return (
-                Repair::Refill {
-                    from,
-                    learners: lost,
-                    relaid,
-                },
-                why,
-            );
+            let Losses { lost, relaid, .. } = losses;
+            let repair = Repair::Refill {
+                from,
+                learners: lost,
+                relaid,
+            };
+            return (repair, why);
         }
-        if let Some(keeper) = best.filter(|best| kept >= self.majority() && keeps(best)) {
-            if kept - 1 + absent.len() < self.majority() {
-                let others_relaid = relaid
-                    .into_iter()
-                    .filter(|number| *number != keeper)
-                    .collect();
-                if !lost.is_empty() {
-                    why.push(format!(
-                        "With its old ID {} could have promised what it no longer holds, so it gets a new one; the others keep theirs.",
-                        self.names(&lost)
-                    ));
-                }
-                let is_majority = clean >= self.majority() && self.is_plausible();
-                return (
-                    Repair::Readmit {
-                        keeper,
-                        again: renewed,
-                        relaid: others_relaid,
-                        is_majority,
-                    },
-                    why,
-                );
+        if let Some(keeper) = keeper {
+            if losses.kept - 1 + losses.absent.len() < self.majority() {
+                why.extend(self.why_new_id(&losses.lost));
+                return (self.readmit(keeper, losses), why);
             }
-            if absent.is_empty() {
+            if losses.absent.is_empty() {
                 why.push(
-                    "The members that would be left alone are a majority: they could go on without the change."
+                    "The members that would be left alone are a majority: they could go on \
+                     without the change."
                         .to_owned(),
                 );
             }
-        } else if absent.is_empty() {
-            let voters = self.situation.voters.len();
-            why.push(match (kept >= self.majority(), lost.is_empty()) {
-                _ if best.is_some_and(|best| kept >= self.majority() && !self.view(best).votes) => {
-                    "The newest log is on a learner.".to_owned()
-                }
-                (true, false) => {
-                    "What is known to be agreed on is on none of the members that are whole."
-                        .to_owned()
-                }
-                (false, false) => format!(
+        } else if losses.absent.is_empty() {
+            why.push(self.why_none_keeps(best, &losses));
+        }
+        if !losses.absent.is_empty() {
+            return (Repair::Needs(losses.absent), why);
+        }
+        self.clone_all(best, losses.clean, why)
+    }
+
+    fn has_learners_only(&self, losses: &Losses) -> bool {
+        let mut lost = losses.lost.iter();
+        losses.moved.is_empty() && lost.all(|number| !self.view(*number).votes)
+    }
+
+    fn readmit(&self, keeper: usize, losses: Losses) -> Repair {
+        let others = losses.relaid.into_iter().filter(|number| *number != keeper);
+        Repair::Readmit {
+            keeper,
+            again: losses.renewed,
+            relaid: others.collect(),
+            is_majority: losses.clean >= self.majority() && self.is_plausible(),
+        }
+    }
+
+    fn why_moved(&self, moved: &[usize]) -> Option<String> {
+        (!moved.is_empty()).then(|| {
+            format!(
+                "{}: the others look for it where it no longer is, so it is taken in under a new \
+                 ID, at the address that it is started with.",
+                self.names(moved)
+            )
+        })
+    }
+
+    fn why_new_id(&self, lost: &[usize]) -> Option<String> {
+        (!lost.is_empty()).then(|| {
+            format!(
+                "With its old ID {} could have promised what it no longer holds, so it gets a new \
+                 one; the others keep theirs.",
+                self.names(lost)
+            )
+        })
+    }
+
+    /// Why no member can take the others in anew.
+    fn why_none_keeps(&self, best: Option<usize>, losses: &Losses) -> String {
+        let (kept, voters) = (losses.kept, self.situation.voters.len());
+        let has_majority = kept >= self.majority();
+        match (has_majority, losses.lost.is_empty()) {
+            _ if best.is_some_and(|best| has_majority && !self.view(best).votes) => {
+                "The newest log is on a learner.".to_owned()
+            }
+            (true, false) => {
+                "What is known to be agreed on is on none of the members that are whole.".to_owned()
+            }
+            (false, false) => {
+                format!(
                     "Only {kept} of {voters} voters still have what they promised: no majority."
-                ),
-                (true, true) => "The newest log is on a member that has moved.".to_owned(),
-                (false, true) => {
-                    format!("Only {kept} of {voters} voters are where they were: no majority.")
-                }
-            });
+                )
+            }
+            (true, true) => "The newest log is on a member that has moved.".to_owned(),
+            (false, true) => {
+                format!("Only {kept} of {voters} voters are where they were: no majority.")
+            }
         }
-        if !absent.is_empty() {
-            return (Repair::Needs(absent), why);
-        }
-        self.clone_all(best, clean, why)
     }
 
     /// Why these cannot keep what they have.
@@ -255,7 +317,8 @@ impl Table<'_> {
             ),
             (
                 foreign,
-                "the log is not that of this member of this cluster: its IDs are others than those in the list of members.",
+                "the log is not that of this member of this cluster: its IDs are others than \
+                 those in the list of members.",
             ),
         ];
         let says = says.into_iter().filter(|(numbers, _)| !numbers.is_empty());
@@ -268,7 +331,8 @@ impl Table<'_> {
         let (agreed, holding) = (self.agreed(), self.holding());
         if all_at_hand && holding < self.majority() && !self.is_changed_beyond_one() {
             let why = format!(
-                "Entries up to {agreed} are agreed on, which takes {} members, but only {holding} still hold them: others have lost the end of \
+                "Entries up to {agreed} are agreed on, which takes {} members, but only {holding} \
+                 still hold them: others have lost the end of \
                  their log.",
                 self.majority()
             );
@@ -278,7 +342,8 @@ impl Table<'_> {
             true => (Repair::Nothing, Vec::new()),
             false => {
                 let why = format!(
-                    "{}: with the database and the snapshots that are there it does not start, or does not work.",
+                    "{}: with the database and the snapshots that are there it does not start, or \
+                     does not work.",
                     self.names(&relaid)
                 );
                 (Repair::Relay(relaid), vec![why])
@@ -344,7 +409,8 @@ impl Table<'_> {
             .count()
     }
 
-    /// Who has lost its log may have held what is agreed on; where even that does not make a majority, others have lost it, too.
+    /// Who has lost its log may have held what is agreed on; where even that does not make a
+    /// majority, others have lost it, too.
     fn is_plausible(&self) -> bool {
         let has_lost_it =
             |number: &usize| self.view(*number).state == State::Lost && !self.holds_itself(*number);
@@ -357,8 +423,9 @@ impl Table<'_> {
             .is_some_and(|last| last >= self.agreed())
     }
 
-    /// Whether a change of the membership lies beyond some voter's log. It is agreed on by a majority of those that were members before it, of
-    /// whom some may have left with it, so how many hold it now says nothing.
+    /// Whether a change of the membership lies beyond some voter's log. It is agreed on by a
+    /// majority of those that were members before it, of whom some may have left with it, so how
+    /// many hold it now says nothing.
     fn is_changed_beyond_one(&self) -> bool {
         let last = |number: usize| self.view(number).own_last.unwrap_or(0);
         self.voters_at_hand()
@@ -412,7 +479,8 @@ mod tests {
     use super::State::{Fine, Lost, Moved, Relaid};
     use super::*;
 
-    /// Members 1, 2, … of `voters`; each with its state and its last entry, all of term 2, all agreed on up to 90.
+    /// Members 1, 2, … of `voters`; each with its state and its last entry, all of term 2, all
+    /// agreed on up to 90.
     fn situation(voters: u64, members: &[(State, Option<u64>)]) -> Situation {
         let view = |(number, (state, last)): (u64, &(State, Option<u64>))| View {
             name: format!("m{number}"),
@@ -655,7 +723,8 @@ mod tests {
 
     #[test]
     fn what_another_log_lends_is_not_held_by_oneself() {
-        // The third one's database is at 105, and its damaged log goes on to 110: the others have lost what was agreed on.
+        // The third one's database is at 105, and its damaged log goes on to 110: the others have
+        // lost what was agreed on.
         let mut lent = situation(
             3,
             &[(Fine, Some(100)), (Fine, Some(100)), (Lost, Some(110))],

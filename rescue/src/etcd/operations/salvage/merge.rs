@@ -115,18 +115,7 @@ impl<'a> Merge<'a> {
             if let Some(leaf) =
                 waiting.next_if(|leaf| least.is_none_or(|least| leaf.first <= least))
             {
-                let first = self
-                    .pages
-                    .get(self.file, self.meta, leaf.id)
-                    .and_then(|page| scan::next(&page, 0));
-                if let Some((index, at)) = first {
-                    heap.push(Reverse(Next {
-                        at,
-                        is_unreached: !leaf.is_reached,
-                        page: Reverse(leaf.id),
-                        index,
-                    }));
-                }
+                heap.extend(self.first(leaf).map(Reverse));
                 continue;
             }
             let Some(Reverse(next)) = heap.pop() else {
@@ -167,6 +156,18 @@ impl<'a> Merge<'a> {
             }
         }
         held.map_or(Ok(()), |held| held.give(visitor))
+    }
+
+    /// The first element of a leaf that can be read.
+    fn first(&mut self, leaf: &Leaf) -> Option<Next> {
+        let page = self.pages.get(self.file, self.meta, leaf.id)?;
+        let (index, at) = scan::next(&page, 0)?;
+        Some(Next {
+            at,
+            is_unreached: !leaf.is_reached,
+            page: Reverse(leaf.id),
+            index,
+        })
     }
 
     fn counts(&self, key: &[u8], at: At) -> bool {

@@ -79,34 +79,44 @@ impl Report {
             is_cut: salvage.is_cut,
             ..Self::default()
         };
+        report.count_revisions(salvage)?;
+        if salvage.has_tree() {
+            let spans = salvage.missing().spans.iter().take(MAX_GAPS);
+            let newest = report.revision;
+            report.unread = spans.map(|span| revisions(span, newest)).collect();
+        }
+        let history = report.count_keys(salvage)?;
+        if report.uncertain_revisions > 0 {
+            report.count_uncertain_keys(salvage, &history, uncertain)?;
+        }
+        Ok(report)
+    }
+
+    fn count_revisions(&mut self, salvage: &Salvage) -> Result<()> {
+        let compacted = salvage.facts.compacted;
         // After a compaction the next revision is there from its first change on.
         let mut before = (compacted >= 0).then_some(Revision {
             main: compacted,
             sub: i64::MAX,
         });
         salvage.history(&mut |element| {
-            report.uncertain_revisions += u64::from(element.is_uncertain || element.is_disputed);
+            self.uncertain_revisions += u64::from(element.is_uncertain || element.is_disputed);
             let at = element.at.0;
             if at.main > compacted {
                 if let Some(before) = before {
-                    report.gap(before, at);
+                    self.gap(before, at);
                 }
                 before = Some(at);
             }
-            report.revision = at.main;
+            self.revision = at.main;
             Ok(())
         })?;
-        report.revision = report.revision.max(compacted);
-        if salvage.has_tree() {
-            report.unread = salvage
-                .missing()
-                .spans
-                .iter()
-                .take(MAX_GAPS)
-                .map(|span| revisions(span, report.revision))
-                .collect();
-        }
-        let mut history = History::new(report.revision, report.revision);
+        self.revision = self.revision.max(compacted);
+        Ok(())
+    }
+
+    fn count_keys(&mut self, salvage: &Salvage) -> Result<History> {
+        let mut history = History::new(self.revision, self.revision);
         loop {
             salvage.history(&mut |element| {
                 history.add(element.key, element.value);
@@ -116,24 +126,30 @@ impl Report {
                 break;
             }
         }
-        (report.keys, report.revisions) = (history.keys(), history.entries);
-        if report.uncertain_revisions > 0 {
-            let mut number = 0;
-            salvage.history(&mut |element| {
-                let is_last = !history.is_superfluous(number) && !element.at.1;
-                number += 1;
-                if is_last && (element.is_uncertain || element.is_disputed) {
-                    report.uncertain_keys += 1;
-                    uncertain(
-                        KeyValue::parse(element.value)
-                            .map(|kv| kv.key)
-                            .unwrap_or_default(),
-                    );
-                }
-                Ok(())
-            })?;
-        }
-        Ok(report)
+        (self.keys, self.revisions) = (history.keys(), history.entries);
+        Ok(history)
+    }
+
+    fn count_uncertain_keys(
+        &mut self,
+        salvage: &Salvage,
+        history: &History,
+        uncertain: &mut dyn FnMut(&[u8]),
+    ) -> Result<()> {
+        let mut number = 0;
+        salvage.history(&mut |element| {
+            let is_last = !history.is_superfluous(number) && !element.at.1;
+            number += 1;
+            if is_last && (element.is_uncertain || element.is_disputed) {
+                self.uncertain_keys += 1;
+                uncertain(
+                    KeyValue::parse(element.value)
+                        .map(|kv| kv.key)
+                        .unwrap_or_default(),
+                );
+            }
+            Ok(())
+        })
     }
 
     fn gap(&mut self, before: Revision, at: Revision) {

@@ -63,6 +63,12 @@ pub struct Look<'a> {
 
 type Bounds<'b> = (Option<&'b [u8]>, Option<&'b [u8]>);
 
+/// What a tree gives: its sound leaves, and the ranges that could not be read.
+struct TreeContents<'l, 'v> {
+    leaves: &'l mut Leaves<'v>,
+    missing: Missing,
+}
+
 impl<'a> Look<'a> {
     /// `meta` says the size of the pages and how many there are.
     pub fn new(file: &'a File, meta: &'a Meta) -> Self {
@@ -82,19 +88,22 @@ impl<'a> Look<'a> {
         leaves: &mut Leaves<'_>,
     ) -> Missing {
         self.fits = fits;
-        let mut missing = Missing::default();
+        let mut contents = TreeContents {
+            leaves,
+            missing: Missing::default(),
+        };
         match bucket {
-            Bucket::Page(id) => self.subtree(*id, (None, None), 0, leaves, &mut missing),
+            Bucket::Page(id) => self.subtree(*id, (None, None), 0, &mut contents),
             Bucket::Inline(bytes) => {
                 let page = Page::inline(bytes.clone());
                 if is_sound_leaf(&page, (None, None)) && fits(&page) {
-                    leaves(&page);
+                    (contents.leaves)(&page);
                 } else {
-                    missing.add((None, None));
+                    contents.missing.add((None, None));
                 }
             }
         }
-        missing
+        contents.missing
     }
 
     fn subtree(
@@ -102,8 +111,7 @@ impl<'a> Look<'a> {
         id: u64,
         bounds: Bounds<'_>,
         depth: usize,
-        leaves: &mut Leaves<'_>,
-        missing: &mut Missing,
+        contents: &mut TreeContents<'_, '_>,
     ) {
         let page = page::read(self.file, self.meta, id)
             .ok()
@@ -111,7 +119,7 @@ impl<'a> Look<'a> {
         match page {
             Some(page) if page.is_leaf() && is_sound_leaf(&page, bounds) && (self.fits)(&page) => {
                 self.mark(&page);
-                leaves(&page);
+                (contents.leaves)(&page);
             }
             Some(page) if !page.is_leaf() && is_sound_branch(&page, bounds) => {
                 self.mark(&page);
@@ -126,10 +134,10 @@ impl<'a> Look<'a> {
                         .map(|(key, _)| key);
                     // The first child holds what is lower than its key, too: its bound is its parent's.
                     let from = if index == 0 { bounds.0 } else { Some(key) };
-                    self.subtree(child, (from, next.or(bounds.1)), depth + 1, leaves, missing);
+                    self.subtree(child, (from, next.or(bounds.1)), depth + 1, contents);
                 }
             }
-            _ => missing.add(bounds),
+            _ => contents.missing.add(bounds),
         }
     }
 
