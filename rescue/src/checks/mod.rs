@@ -9,9 +9,12 @@ mod bench;
 pub mod certificates;
 mod claimed_role;
 pub mod disk_full;
+mod enable_unit;
 mod etcd_look;
 mod kubelet_bootstrap;
+mod kubelet_enabled;
 mod kubelet_unit;
+mod runtime_unit;
 mod service_account_keys;
 mod shared_keys;
 mod swap;
@@ -30,6 +33,7 @@ pub const CATALOGUE: &[Check] = &[
     certificates::CHECK,
     admin_kubeconfig::CHECK,
     kubelet_unit::CHECK,
+    runtime_unit::CHECK,
     kubelet_bootstrap::CHECK,
     swap::CHECK,
     etcd_look::CHECK,

@@ -10,6 +10,7 @@ mod os;
 mod packages;
 mod role;
 mod runtime;
+mod runtime_units;
 mod static_pods;
 mod version;
 
@@ -24,6 +25,7 @@ use crate::systemd::Unit;
 pub use clock::clock_refusal;
 pub use kubeadm::{Kubeadm, kubeadm};
 pub(crate) use runtime::endpoint;
+pub use runtime_units::{RuntimeUnit, runtime_units};
 
 /// One fact: what is known, and where it was read. `value: None` is "unknown".
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
