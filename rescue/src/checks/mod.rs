@@ -12,6 +12,7 @@ pub mod disk_full;
 mod enable_unit;
 mod etcd_look;
 mod kubelet_bootstrap;
+mod kubelet_config;
 mod kubelet_enabled;
 mod kubelet_unit;
 mod runtime_unit;
@@ -29,6 +30,7 @@ pub const CATALOGUE: &[Check] = &[
     claimed_role::CHECK,
     shared_keys::CHECK,
     service_account_keys::CHECK,
+    kubelet_config::CHECK,
     authorities::CHECK,
     certificates::CHECK,
     admin_kubeconfig::CHECK,

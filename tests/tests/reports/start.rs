@@ -81,3 +81,39 @@ fn a_runtime_that_the_kubelet_does_not_use_may_be_masked() -> Result<()> {
     ensure!(case.modes()?.is_empty(), "{:?}", case.modes()?);
     Ok(())
 }
+
+/// A copy as `kubeadm upgrade node` keeps it.
+const BACKUP: &str = "B=$K/tmp/kubeadm-kubelet-config417; C=$T/var/lib/kubelet/config.yaml; \
+    mkdir -p \"$B\"; cp \"$C\" \"$B/config.yaml\"";
+
+#[test]
+fn a_lost_kubelet_configuration_comes_back_from_kubeadms_backup() -> Result<()> {
+    let faults = [
+        ("kubelet-config.missing", "rm \"$C\""),
+        ("kubelet-config.damaged", ": > \"$C\""),
+        (
+            "kubelet-config.damaged",
+            "truncate -s 0 \"$C\"; truncate -s 880 \"$C\"",
+        ),
+    ];
+    for (mode, fault) in faults {
+        let case = node(&format!("{BACKUP}; {fault}"))?;
+        case.expects(mode, &["/var/lib/kubelet/config.yaml", "failed to load"])?;
+        let ran = case.mends(mode)?;
+        ensure!(
+            ran.stdout.contains("kubeadm-kubelet-config417"),
+            "{}",
+            ran.transcript()
+        );
+        ensure!(case.modes()?.is_empty(), "{:?}", case.modes()?);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_lost_kubelet_configuration_without_a_copy_is_named() -> Result<()> {
+    let case = node("rm \"$T/var/lib/kubelet/config.yaml\"")?;
+    let words = ["kubeadm init phase kubelet-start", "scp NODE:"];
+    case.expects("kubelet-config.missing", &words)?;
+    Ok(())
+}
