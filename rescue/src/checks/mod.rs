@@ -14,6 +14,7 @@ mod etcd_look;
 mod kubelet_bootstrap;
 mod kubelet_config;
 mod kubelet_enabled;
+mod kubelet_files;
 mod kubelet_unit;
 mod runtime_unit;
 mod service_account_keys;
@@ -31,6 +32,7 @@ pub const CATALOGUE: &[Check] = &[
     shared_keys::CHECK,
     service_account_keys::CHECK,
     kubelet_config::CHECK,
+    kubelet_files::CHECK,
     authorities::CHECK,
     certificates::CHECK,
     admin_kubeconfig::CHECK,

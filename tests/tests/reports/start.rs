@@ -117,3 +117,44 @@ fn a_lost_kubelet_configuration_without_a_copy_is_named() -> Result<()> {
     case.expects("kubelet-config.missing", &words)?;
     Ok(())
 }
+
+/// A worker of the same cluster: no manifests, no pki, a kubelet certificate of its own.
+const WORKER: &str = "d=$(mktemp -d); cp \"$P\"/ca.* \"$d\"; \
+    issue '/O=system:nodes/CN=system:node:k8s-worker01' \"$d/ca\" 365 \"$d/c\" \"$d/k\"; \
+    store_pem 2026-09-01-10-00-00 \"$d/c\" \"$d/k\"; \
+    rm -r \"$P\" \"$K\"/manifests/* \"$T/root/.kube\"; \
+    rm -f \"$K\"/admin.conf \"$K\"/controller-manager.conf \"$K\"/scheduler.conf; mkdir -p \"$P\"; \
+    rm -rf \"$T/var/lib/etcd\" \"$T/etc/systemd/system/etcd.service\" \"$T/etc/default/etcd\"";
+
+#[test]
+fn a_worker_gets_its_ca_back_from_kubelet_conf() -> Result<()> {
+    for fault in ["rm -r \"$P\"", "echo > \"$P/ca.crt\""] {
+        let case = node(&format!("{WORKER}; {fault}"))?;
+        let words = ["/etc/kubernetes/pki/ca.crt", "unable to load client CA"];
+        case.expects("kubelet-files.client-ca", &words)?;
+        let ran = case.mends("kubelet-files.client-ca")?;
+        ensure!(ran.stdout.contains("kubelet.conf"), "{}", ran.transcript());
+        ensure!(case.modes()?.is_empty(), "{:?}", case.modes()?);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_ca_that_signed_nothing_on_the_disk_is_not_taken() -> Result<()> {
+    let other = "openssl req -x509 -newkey rsa:2048 -nodes -keyout \"$d.k\" -out \"$d.c\" -subj \
+        /CN=kubernetes 2> /dev/null; \
+        conf_set \"$K/kubelet.conf\" certificate-authority-data \"$d.c\"";
+    let case = node(&format!("{WORKER}; rm -r \"$P\"; {other}"))?;
+    let finding = case.expects("kubelet-files.client-ca", &["scp NODE:"])?;
+    let remedies = finding["remedies"].as_array().map_or(0, Vec::len);
+    ensure!(remedies == 0, "{finding}");
+    Ok(())
+}
+
+#[test]
+fn a_worker_with_its_ca_is_left_alone() -> Result<()> {
+    let keep = "conf_get \"$K/kubelet.conf\" certificate-authority-data > \"$P/ca.crt\"";
+    let case = node(&format!("{WORKER}; {keep}"))?;
+    ensure!(case.modes()?.is_empty(), "{:?}", case.modes()?);
+    Ok(())
+}
