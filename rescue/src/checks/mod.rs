@@ -8,6 +8,7 @@ mod authorities;
 mod bench;
 pub mod certificates;
 mod claimed_role;
+mod containerd_config;
 pub mod disk_full;
 mod enable_unit;
 mod etcd_look;
@@ -38,6 +39,7 @@ pub const CATALOGUE: &[Check] = &[
     admin_kubeconfig::CHECK,
     kubelet_unit::CHECK,
     runtime_unit::CHECK,
+    containerd_config::CHECK,
     kubelet_bootstrap::CHECK,
     swap::CHECK,
     etcd_look::CHECK,

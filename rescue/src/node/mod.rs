@@ -2,6 +2,7 @@
 
 mod certificate_dir;
 mod clock;
+mod containerd;
 pub mod flags;
 mod kubeadm;
 mod kubelet;
@@ -23,6 +24,7 @@ use crate::guest::{Guest, GuestPath, Origin};
 use crate::systemd::Unit;
 
 pub use clock::clock_refusal;
+pub use containerd::{ContainerdFile, containerd_files};
 pub use kubeadm::{Kubeadm, kubeadm};
 pub(crate) use runtime::endpoint;
 pub use runtime_units::{RuntimeUnit, runtime_units};

@@ -158,3 +158,30 @@ fn a_worker_with_its_ca_is_left_alone() -> Result<()> {
     ensure!(case.modes()?.is_empty(), "{:?}", case.modes()?);
     Ok(())
 }
+
+#[test]
+fn the_plugin_that_the_kubelet_needs_is_enabled_again() -> Result<()> {
+    let config =
+        "printf '# Docker\\ndisabled_plugins = [\"cri\"]\\n' > \"$T/etc/containerd/config.toml\"";
+    let case = node(config)?;
+    case.expects(
+        "containerd-config.cri-disabled",
+        &["/etc/containerd/config.toml:2"],
+    )?;
+    case.mends("containerd-config.cri-disabled")?;
+    let text = std::fs::read_to_string(case.path("/etc/containerd/config.toml"))?;
+    ensure!(text == "# Docker\ndisabled_plugins = []\n", "{text}");
+    ensure!(case.modes()?.is_empty(), "{:?}", case.modes()?);
+    Ok(())
+}
+
+#[test]
+fn a_containerd_that_only_docker_uses_may_disable_it() -> Result<()> {
+    let case = node(
+        "echo 'disabled_plugins = [\"cri\"]' > \"$T/etc/containerd/config.toml\"; \
+         sed -i 's#/run/containerd/containerd.sock#unix:///var/run/cri-dockerd.sock#' \
+         \"$T/var/lib/kubelet/kubeadm-flags.env\"",
+    )?;
+    ensure!(case.modes()?.is_empty(), "{:?}", case.modes()?);
+    Ok(())
+}
