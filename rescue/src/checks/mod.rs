@@ -16,6 +16,7 @@ mod kubelet_bootstrap;
 mod kubelet_config;
 mod kubelet_enabled;
 mod kubelet_files;
+mod kubelet_state;
 mod kubelet_unit;
 mod runtime_unit;
 mod service_account_keys;
@@ -38,6 +39,7 @@ pub const CATALOGUE: &[Check] = &[
     certificates::CHECK,
     admin_kubeconfig::CHECK,
     kubelet_unit::CHECK,
+    kubelet_state::CHECK,
     runtime_unit::CHECK,
     containerd_config::CHECK,
     kubelet_bootstrap::CHECK,

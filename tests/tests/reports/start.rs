@@ -185,3 +185,35 @@ fn a_containerd_that_only_docker_uses_may_disable_it() -> Result<()> {
     ensure!(case.modes()?.is_empty(), "{:?}", case.modes()?);
     Ok(())
 }
+
+#[test]
+fn a_state_file_that_the_kubelet_cannot_restore_is_removed() -> Result<()> {
+    let state = "S=$T/var/lib/kubelet/cpu_manager_state";
+    for (mode, fault) in [
+        ("kubelet-state.damaged", ": > \"$S\""),
+        (
+            "kubelet-state.damaged",
+            "truncate -s 0 \"$S\"; truncate -s 62 \"$S\"",
+        ),
+        (
+            "kubelet-state.policy",
+            "sed -i 's/\"none\"/\"static\"/' \"$S\"",
+        ),
+    ] {
+        let case = node(&format!("{state}; {fault}"))?;
+        case.expects(mode, &["/var/lib/kubelet/cpu_manager_state"])?;
+        case.mends(mode)?;
+        ensure!(case.modes()?.is_empty(), "{:?}", case.modes()?);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_state_file_of_the_configured_policy_stays() -> Result<()> {
+    let case = node(
+        "sed -i 's/\"none\"/\"static\"/' \"$T/var/lib/kubelet/cpu_manager_state\"; \
+         echo 'cpuManagerPolicy: static' >> \"$T/var/lib/kubelet/config.yaml\"",
+    )?;
+    ensure!(case.modes()?.is_empty(), "{:?}", case.modes()?);
+    Ok(())
+}
