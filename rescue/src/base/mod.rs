@@ -9,6 +9,7 @@ pub mod schema;
 pub mod severity;
 pub mod shell;
 pub mod sys;
+pub mod toml;
 pub mod ui;
 pub mod units;
 pub mod writeback;

@@ -127,7 +127,7 @@ pub fn control_plane() -> MemoryTree {
         .file("/usr/bin/kubelet", "ELF")
         .file(
             "/var/lib/kubelet/config.yaml",
-            "staticPodPath: /etc/kubernetes/manifests\n",
+            "kind: KubeletConfiguration\nstaticPodPath: /etc/kubernetes/manifests\n",
         )
         .file(
             "/etc/kubernetes/manifests/kube-apiserver.yaml",

@@ -1,5 +1,6 @@
 //! kubelet-unit: systemd does not start the kubelet, or starts it without its configuration.
 
+use super::kubelet_enabled;
 use crate::finding::{Check, Context, Finding, Mode};
 use crate::guest::{Guest, GuestPath};
 use crate::node::{Node, Role};
@@ -30,15 +31,30 @@ const FOLDERS: [&str; 2] = ["/etc/systemd/system", "/usr/lib/systemd/system"];
 /// See the module.
 pub const CHECK: Check = Check {
     id: "kubelet-unit",
-    about: "the kubelet's unit: masked, missing, refused by systemd, or without the kubelet's configuration",
-    modes: &[MASKED, REFUSED, MISSING, BARE, UNSEEN, EXTENSION],
+    about: "the kubelet's unit: not started at boot, masked, missing, refused by systemd, or without \
+            the kubelet's configuration",
+    modes: &[
+        MASKED,
+        REFUSED,
+        MISSING,
+        BARE,
+        kubelet_enabled::DISABLED,
+        kubelet_enabled::BOOT_TARGET,
+        UNSEEN,
+        EXTENSION,
+    ],
     roles: &[Role::ControlPlane, Role::Worker],
     after: &[],
     run,
 };
 
 fn run(context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
-    Ok(fault(context.guest, context.node).into_iter().collect())
+    let mut findings: Vec<Finding> = fault(context.guest, context.node).into_iter().collect();
+    if findings.is_empty() {
+        findings.extend(kubelet_enabled::disabled(context.guest));
+    }
+    findings.extend(kubelet_enabled::boot_target(context.guest));
+    Ok(findings)
 }
 
 /// A unit that systemd will not start at all.
@@ -154,7 +170,7 @@ fn no_unit(guest: &Guest) -> Finding {
 }
 
 /// The first image or folder that systemd-sysext lays over /usr (systemd-sysext(8)).
-fn extension(guest: &Guest) -> Option<GuestPath> {
+pub(super) fn extension(guest: &Guest) -> Option<GuestPath> {
     ["/etc/extensions", "/var/lib/extensions"]
         .iter()
         .find_map(|folder| {

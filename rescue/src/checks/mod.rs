@@ -8,10 +8,17 @@ mod authorities;
 mod bench;
 pub mod certificates;
 mod claimed_role;
+mod containerd_config;
 pub mod disk_full;
+mod enable_unit;
 mod etcd_look;
 mod kubelet_bootstrap;
+mod kubelet_config;
+mod kubelet_enabled;
+mod kubelet_files;
+mod kubelet_state;
 mod kubelet_unit;
+mod runtime_unit;
 mod service_account_keys;
 mod shared_keys;
 mod swap;
@@ -26,10 +33,15 @@ pub const CATALOGUE: &[Check] = &[
     claimed_role::CHECK,
     shared_keys::CHECK,
     service_account_keys::CHECK,
+    kubelet_config::CHECK,
+    kubelet_files::CHECK,
     authorities::CHECK,
     certificates::CHECK,
     admin_kubeconfig::CHECK,
     kubelet_unit::CHECK,
+    kubelet_state::CHECK,
+    runtime_unit::CHECK,
+    containerd_config::CHECK,
     kubelet_bootstrap::CHECK,
     swap::CHECK,
     etcd_look::CHECK,

@@ -2,6 +2,7 @@
 
 mod certificate_dir;
 mod clock;
+mod containerd;
 pub mod flags;
 mod kubeadm;
 mod kubelet;
@@ -10,6 +11,7 @@ mod os;
 mod packages;
 mod role;
 mod runtime;
+mod runtime_units;
 mod static_pods;
 mod version;
 
@@ -22,8 +24,10 @@ use crate::guest::{Guest, GuestPath, Origin};
 use crate::systemd::Unit;
 
 pub use clock::clock_refusal;
+pub use containerd::{ContainerdFile, containerd_files};
 pub use kubeadm::{Kubeadm, kubeadm};
 pub(crate) use runtime::endpoint;
+pub use runtime_units::{RuntimeUnit, runtime_units};
 
 /// One fact: what is known, and where it was read. `value: None` is "unknown".
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]

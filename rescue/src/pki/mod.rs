@@ -9,6 +9,7 @@ pub mod csr;
 pub mod ferry;
 pub mod inventory;
 pub mod kept;
+pub mod kept_kubelet;
 pub mod kubelet;
 pub mod kubelet_serving;
 pub mod lent;

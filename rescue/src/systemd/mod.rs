@@ -7,9 +7,11 @@ mod enabled;
 pub mod environment;
 pub mod exec;
 pub(crate) mod glob;
+mod install;
 pub mod lines;
 pub mod search;
 mod specifiers;
+mod started;
 pub mod without_flag;
 pub mod words;
 
@@ -20,8 +22,10 @@ pub use enabled::{is_masked, pulled_in_by, unit_names};
 pub use environment::Via;
 use exec::ExecLine;
 pub use exec::{Command, Origin, Template};
+pub use install::{InstallLink, install_links};
 use search::Found;
 use specifiers::Specifiers;
+pub use started::{is_started, units_that_run};
 
 /// A unit as systemd will load it.
 #[derive(Debug, Clone, Default)]
