@@ -159,7 +159,7 @@ const ALLOWED: &[(&str, &str)] = &[
         "repair/confined_tree.rs",
         "the one writer's own view, by descriptor",
     ),
-    ("repair/fault.rs", "crash points of tests"),
+    ("base/fault.rs", "crash points of tests"),
     (
         "repair/folder.rs",
         "the new folder that the user named, with names of our own in it",

@@ -21,6 +21,7 @@ mod kubelet_unit;
 mod runtime_unit;
 mod service_account_keys;
 mod shared_keys;
+mod static_pods;
 mod swap;
 pub mod verdict;
 
@@ -31,6 +32,7 @@ use crate::finding::Check;
 pub const CATALOGUE: &[Check] = &[
     disk_full::CHECK,
     claimed_role::CHECK,
+    static_pods::CHECK,
     shared_keys::CHECK,
     service_account_keys::CHECK,
     kubelet_config::CHECK,

@@ -6,6 +6,7 @@ mod containerd;
 pub mod flags;
 mod kubeadm;
 mod kubelet;
+mod manifest_backups;
 mod name;
 mod os;
 mod packages;
@@ -26,8 +27,10 @@ use crate::systemd::Unit;
 pub use clock::clock_refusal;
 pub use containerd::{ContainerdFile, containerd_files};
 pub use kubeadm::{Kubeadm, kubeadm};
+pub use manifest_backups::{ManifestBackup, manifest_backups, version_of};
 pub(crate) use runtime::endpoint;
 pub use runtime_units::{RuntimeUnit, runtime_units};
+pub use static_pods::{Manifest, SamePod, read_one as read_manifest};
 
 /// One fact: what is known, and where it was read. `value: None` is "unknown".
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -162,7 +165,11 @@ pub struct Node {
     pub certificate_dir: Fact<GuestPath>,
     /// The kubelet's staticPodPath.
     pub manifest_dir: Fact<GuestPath>,
-    /// Static pods in it: name of the file and the flags of its first container.
+    /// All files in it that the kubelet reads, damaged ones too, in byte order of their names.
+    pub manifests: Vec<Manifest>,
+    /// Static pods that it is meant to run, one of each name: path of the file and the flags of its
+    /// first container. Of several files of one pod, the one that stays (see [`Node::same_pods`]);
+    /// nothing may be concluded from the others.
     pub static_pods: Vec<StaticPod>,
     /// The kubelet.
     pub kubelet: Kubelet,
@@ -231,11 +238,12 @@ impl Node {
         let hostname = os::hostname(guest);
         let kubelet = kubelet::read(guest);
         let manifest_dir = static_pods::folder(guest, &kubelet);
-        let static_pods = manifest_dir
+        let manifests = manifest_dir
             .value
             .as_ref()
             .map(|folder| static_pods::read(guest, folder))
             .unwrap_or_default();
+        let static_pods = static_pods::meant(&manifests);
         let certificate_dir = certificate_dir::find(guest, &static_pods, &kubelet);
         let (role, distribution) = role::find(
             guest,
@@ -262,6 +270,7 @@ impl Node {
                 || clock::evidence(guest, &static_pods, &kubelet),
                 |known| known.clock.clone(),
             ),
+            manifests,
             static_pods,
             kubelet,
             doubt: None,
@@ -291,9 +300,18 @@ impl Node {
         self
     }
 
-    /// The static pod whose `metadata.name` is `name` (`kube-apiserver`, `etcd` …). Of several files with that name the
-    /// kubelet runs the one whose file name sorts last.
+    /// The static pod whose `metadata.name` is `name` (`kube-apiserver`, `etcd` …).
     pub fn static_pod(&self, name: &str) -> Option<&StaticPod> {
         self.static_pods.iter().rev().find(|pod| pod.name == name)
+    }
+
+    /// Whole manifests of pods that several files describe: which file runs, which is meant, and
+    /// all of them in byte order.
+    pub fn same_pods(&self) -> Vec<(SamePod<'_>, Vec<&Manifest>)> {
+        let groups = static_pods::same_pods(&self.manifests).into_iter();
+        groups
+            .filter(|group| group.len() > 1 && group.iter().all(|file| file.damage.is_none()))
+            .filter_map(|group| Some((static_pods::choose(&group)?, group)))
+            .collect()
     }
 }

@@ -67,14 +67,21 @@ fn a_control_plane() {
 }
 
 #[test]
-fn of_two_manifests_the_last_counts() {
+fn of_two_manifests_the_last_counts_unless_it_is_a_copy() {
     let copy = APISERVER.replace("/ssl/", "/old/");
-    let node =
-        read(control_plane().file("/etc/kubernetes/manifests/kube-apiserver.yaml.bak", copy));
-    assert_eq!(
-        node.certificate_dir.value,
-        Some(GuestPath::new("/etc/kubernetes/old"))
-    );
+    for (name, folder) in [
+        ("kube-apiserver2.yaml", "/etc/kubernetes/old"),
+        ("kube-apiserver.yaml.bak", "/etc/kubernetes/ssl"),
+        ("kube-apiserver.yaml_20230101", "/etc/kubernetes/ssl"),
+        ("kube-apiserver.yaml~", "/etc/kubernetes/ssl"),
+        ("kube-apiserver-old.yaml", "/etc/kubernetes/ssl"),
+    ] {
+        let path = format!("/etc/kubernetes/manifests/{name}");
+        let node = read(control_plane().file(path, &copy));
+        let found = node.certificate_dir.value;
+        assert_eq!(found, Some(GuestPath::new(folder)), "{name}");
+        assert_eq!(node.static_pods.len(), 1, "{name}");
+    }
 }
 
 #[test]

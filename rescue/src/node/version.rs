@@ -64,6 +64,11 @@ pub(super) fn parse(text: &str) -> Option<Version> {
     })
 }
 
+/// The version in an image's tag.
+pub(super) fn of_image(image: &str) -> Option<Version> {
+    parse(tag_of(image)?)
+}
+
 /// `registry:5000/kube-apiserver:v1.20.2@sha256:…` → `v1.20.2`.
 fn tag_of(image: &str) -> Option<&str> {
     let image = image.split('@').next().unwrap_or(image);

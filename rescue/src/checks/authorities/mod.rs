@@ -12,9 +12,10 @@ use crate::base::severity::Severity;
 use crate::base::units;
 use crate::checks::authorities::remedy::{Origin, RenewAuthority, ReplaceAuthorityCopy, Successor};
 use crate::finding::{Check, Context, Finding, Mode};
+use crate::guest::GuestPath;
 use crate::node::Role;
 use crate::pki::authority_copies::{self, CopyFile, Standing};
-use crate::pki::inventory::{AuthorityState, Blocked};
+use crate::pki::inventory::{AuthorityState, Blocked, Signer};
 use crate::pki::profile::Authority;
 use crate::pki::renew_ca;
 use crate::pki::x509::certificate::{Certificate, SignatureCheck};
@@ -41,7 +42,10 @@ const OLDER_COPY: Mode = Mode::will_break(
     "authorities.older-copy",
     "a file holds an older certificate of a CA that was renewed",
 );
-const BUNDLE: Mode = Mode::note("authorities.bundle", "a CA file holds several certificates");
+const BUNDLE: Mode = Mode::will_break(
+    "authorities.bundle",
+    "the CA file that kube-controller-manager signs with holds several certificates",
+);
 
 /// See the module.
 pub const CHECK: Check = Check {
@@ -452,16 +456,38 @@ impl Judge<'_> {
         let is_this =
             state.authority == Authority::Cluster && state.certificate_path.to_string() == file;
         (is_this && number > 1).then(|| {
-            finding(BUNDLE, state, Severity::Note, &format!("is a bundle of {number} certificates"))
+            let what = format!("is a bundle of {number} certificates");
+            finding(BUNDLE, state, Severity::WillBreak, &what)
                 .with_evidence(&pod.path, format!("--cluster-signing-cert-file={file}"))
                 .with_advice(format!(
-                    "kube-controller-manager from 1.19 on refuses to sign with it (\"expected 1 certificate, found {number}\"), so no kubelet \
-                     can renew its certificate. Left as it is: put the certificate that matches {} alone into a file of its own and name \
-                     that in --cluster-signing-cert-file.",
-                    state.key_path
+                    "kube-controller-manager from 1.19 on exits at its start \
+                     (\"expected 1 certificate, found {number}\"): no controller of this node runs.",
                 ))
+                .with_advice(signing_file_by_hand(state, &pod.path))
         })
     }
+}
+
+/// What to type for a file with only the certificate that the CA's key belongs to.
+fn signing_file_by_hand(state: &AuthorityState, manifest: &GuestPath) -> String {
+    let (file, key) = (&state.certificate_path, &state.key_path);
+    let signing = file.parent().join("ca-signing.crt");
+    let is_own = |pair: &Signer| {
+        let mut certificates = state.certificates.iter();
+        certificates.position(|certificate| *certificate == pair.certificate)
+    };
+    let Some(index) = state.pair.as_ref().and_then(is_own) else {
+        return format!(
+            "Put the certificate that {key} belongs to alone into {signing}, and set \
+             --cluster-signing-cert-file={signing} in {manifest}."
+        );
+    };
+    let number = index + 1;
+    format!(
+        "{key} belongs to certificate {number} of {file}. Put it alone into a file:\n\
+         awk '/BEGIN CERT/{{n++}} n=={number}' {file} > {signing}\n\
+         Then set --cluster-signing-cert-file={signing} in {manifest}."
+    )
 }
 
 /// The certificate that the key belongs to; where there is no key, all that the file holds.
