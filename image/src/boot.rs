@@ -1,4 +1,5 @@
-//! Boot loaders: GRUB for BIOS, and shim with Debian's signed GRUB for UEFI, both reading one grub.cfg.
+//! Boot loaders: GRUB for BIOS, and shim with Debian's signed GRUB for UEFI, both reading one
+//! grub.cfg.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +9,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::{command, tools};
 
-/// What the BIOS GRUB carries inside; the signed one for UEFI has all of these but biosdisk and chain.
+/// What the BIOS GRUB carries inside; the signed one for UEFI has all of these but biosdisk and
+/// chain.
 const BIOS_MODULES: &[&str] = &[
     "biosdisk",
     "iso9660",
@@ -38,7 +40,8 @@ pub fn check_kernel_arguments(arguments: &[String]) -> Result<()> {
         let fine = |c: char| c.is_ascii_graphic() && !matches!(c, '\'' | '"' | '\\' | '$' | '@');
         if argument.is_empty() || !argument.chars().all(fine) {
             bail!(
-                "--kernel-arg {argument:?}: only visible ASCII without spaces, quotes, $, @ and backslash"
+                "--kernel-arg {argument:?}: only visible ASCII without spaces, quotes, $, @ and \
+                 backslash"
             );
         }
     }
@@ -82,7 +85,8 @@ pub fn bios(tree: &Path, work: &Path) -> Result<()> {
     fs::write(folder.join("eltorito.img"), image).context("writing eltorito.img")
 }
 
-/// Writes `boot/efi.img`: a FAT file system with shim and the signed GRUB, which finds the ISO by `/.disk/info`.
+/// Writes `boot/efi.img`: a FAT file system with shim and the signed GRUB, which finds the ISO by
+/// `/.disk/info`.
 pub fn efi(tree: &Path, epoch: u64) -> Result<()> {
     let files = [
         (tools::SHIM, "BOOTX64.EFI"),

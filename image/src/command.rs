@@ -4,7 +4,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// Runs a command to its end and gives what it printed; its standard error is in the error when it fails.
+/// Runs a command to its end and gives what it printed; its standard error is in the error when it
+/// fails.
 pub fn output(command: &mut Command) -> Result<Vec<u8>> {
     let name = command.get_program().to_string_lossy().into_owned();
     let result = command

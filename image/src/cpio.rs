@@ -1,4 +1,5 @@
-//! Writes a cpio archive in the "newc" format that the kernel unpacks (Documentation/driver-api/early-userspace/buffer-format.rst).
+//! Writes a cpio archive in the "newc" format that the kernel unpacks
+//! (Documentation/driver-api/early-userspace/buffer-format.rst).
 //!
 //! The same entries give the same bytes: sorted names, owner root, time 0, inodes counted from 1.
 
@@ -73,7 +74,8 @@ fn write_entry(out: &mut Vec<u8>, inode: u32, name: &str, entry: &Entry) -> Resu
     };
     let size = u32::try_from(content.len())?;
     let name_size = u32::try_from(name.len() + 1)?;
-    // inode, mode, uid, gid, links, time, size, device, device of the node, name's size, checksum (unused in this format)
+    // inode, mode, uid, gid, links, time, size, device, device of the node, name's size, checksum
+    // (unused in this format)
     let fields = [
         inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0,
     ];

@@ -1,8 +1,8 @@
-//! What runs from memory: our binary as `/init` and `/sbin/modprobe`, a shell, the checkers of file systems, the
-//! kernel's modules.
+//! What runs from memory: our binary as `/init` and `/sbin/modprobe`, a shell, the checkers of file
+//! systems, the kernel's modules.
 //!
-//! Two archives, one after the other, as the kernel allows: the big constant one (modules and tools) is compressed once and kept in the cache,
-//! the small one carries our binary.
+//! Two archives, one after the other, as the kernel allows: the big constant one (modules and
+//! tools) is compressed once and kept in the cache, the small one carries our binary.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,8 @@ use crate::kernel::Kernel;
 use crate::modules::{INDEXES, Modules};
 use crate::{command, programs, tools};
 
-/// zstd's level 19 needs a window of 8 MiB to unpack; higher levels would need more memory than a small machine has.
+/// zstd's level 19 needs a window of 8 MiB to unpack; higher levels would need more memory than a
+/// small machine has.
 const ZSTD_LEVEL: i32 = 19;
 
 /// busybox programs that are ours instead.
@@ -126,7 +127,8 @@ fn compress(plain: &[u8], cache: &Path) -> Result<Vec<u8>> {
     Ok(compressed)
 }
 
-/// The binary must exist and be static: the libraries in the image are for others, and a kernel without /init panics.
+/// The binary must exist and be static: the libraries in the image are for others, and a kernel
+/// without /init panics.
 pub fn check_binary(path: &Path) -> Result<()> {
     let Ok(content) = fs::read(path) else {
         bail!(
@@ -144,7 +146,8 @@ pub fn check_binary(path: &Path) -> Result<()> {
     }
 }
 
-/// Whether an ELF program names a loader (PT_INTERP), `None` for anything else than 64-bit little-endian ELF.
+/// Whether an ELF program names a loader (PT_INTERP), `None` for anything else than 64-bit
+/// little-endian ELF.
 fn wants_loader(elf: &[u8]) -> Option<bool> {
     const PT_INTERP: u32 = 3;
     if !elf.starts_with(b"\x7fELF\x02\x01") {

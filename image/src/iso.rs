@@ -53,7 +53,8 @@ pub fn write(parts: &Parts) -> Result<u64> {
     Ok(size)
 }
 
-/// Layout of Debian's own live media: El Torito for both firmwares, and partition tables over the same bytes for sticks.
+/// Layout of Debian's own live media: El Torito for both firmwares, and partition tables over the
+/// same bytes for sticks.
 fn xorriso(epoch: u64) -> Command {
     let mut command = Command::new("xorriso");
     // Fixes the times, the GPT's GUIDs and the volume's UUID.

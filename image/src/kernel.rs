@@ -8,8 +8,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::command;
 
-/// Packages that depend on the newest signed kernel, best first. The newer kernel reads newer file systems: one older than the
-/// guest's mkfs can refuse to mount what it made. On Debian 13 the second is a 6.12 as well.
+/// Packages that depend on the newest signed kernel, best first. The newer kernel reads newer file
+/// systems: one older than the guest's mkfs can refuse to mount what it made. On Debian 13 the
+/// second is a 6.12 as well.
 const META_PACKAGES: &[&str] = &["linux-image-6.12-amd64", "linux-image-amd64"];
 
 /// An unpacked kernel package.
@@ -30,7 +31,8 @@ impl Kernel {
     }
 }
 
-/// Downloads the newest signed kernel into the cache, unless it is there, and gives the package file.
+/// Downloads the newest signed kernel into the cache, unless it is there, and gives the package
+/// file.
 pub fn download(cache: &Path) -> Result<PathBuf> {
     let (package, version) = newest()?;
     let name = file_name(&package, &version);

@@ -128,7 +128,8 @@ fn workspace() -> PathBuf {
     }
 }
 
-/// Seconds since 1970 that every file of the image carries: `SOURCE_DATE_EPOCH`, else a fixed day, never the time of the build.
+/// Seconds since 1970 that every file of the image carries: `SOURCE_DATE_EPOCH`, else a fixed day,
+/// never the time of the build.
 fn epoch() -> Result<u64> {
     // 2025-01-01T00:00:00Z
     const FIXED: u64 = 1_735_689_600;

@@ -1,7 +1,7 @@
 //! The trimmed module set: what the list names, closed over dependencies and soft dependencies.
 //!
-//! Modules are unpacked (`.ko.xz` to `.ko`) so that the initramfs compresses as one, and are never stripped: the signature that Secure
-//! Boot wants is appended to the file.
+//! Modules are unpacked (`.ko.xz` to `.ko`) so that the initramfs compresses as one, and are never
+//! stripped: the signature that Secure Boot wants is appended to the file.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
@@ -94,7 +94,8 @@ fn stage_module(source: &Path, target: &Path) -> Result<u64> {
             fs::read(source).with_context(|| format!("reading {}", source.display()))?,
         ),
     };
-    // Debian's modules are signed; an unsigned one would only be found out on a machine with Secure Boot.
+    // Debian's modules are signed; an unsigned one would only be found out on a machine with Secure
+    // Boot.
     if !content.ends_with(b"~Module signature appended~\n") {
         bail!("{} carries no signature", source.display());
     }
@@ -220,11 +221,13 @@ impl Index {
 mod tests {
     use super::*;
 
-    const DEP: &str = "kernel/fs/ext4/ext4.ko.xz: kernel/fs/jbd2/jbd2.ko.xz kernel/lib/crc16.ko.xz\n\
+    const DEP: &str = "kernel/fs/ext4/ext4.ko.xz: kernel/fs/jbd2/jbd2.ko.xz \
+        kernel/lib/crc16.ko.xz\n\
         kernel/fs/jbd2/jbd2.ko.xz:\nkernel/lib/crc16.ko.xz:\nkernel/crypto/crc32c_generic.ko.xz:\n\
         kernel/arch/x86/crypto/crc32c-intel.ko.xz:\nkernel/drivers/net/e1000.ko.xz:\n";
     const SOFT: &str = "# Soft dependencies\nsoftdep ext4 pre: crypto-crc32c\n";
-    const ALIAS: &str = "alias crypto-crc32c crc32c_intel\nalias crypto-crc32c crc32c_generic\nalias pci:v*bc01* other\n";
+    const ALIAS: &str = "alias crypto-crc32c crc32c_intel\nalias crypto-crc32c crc32c_generic\n\
+        alias pci:v*bc01* other\n";
 
     fn index() -> Index {
         Index::parse(DEP, "kernel/fs/fuse/fuse.ko\n", SOFT, ALIAS)

@@ -1,7 +1,9 @@
-//! Debian's own programs for checking file systems and opening what they lie in, with the libraries they need.
+//! Debian's own programs for checking file systems and opening what they lie in, with the libraries
+//! they need.
 //!
-//! The loader itself is asked which libraries those are, with nothing but Debian's own folders to look in, so that neither this machine's cache
-//! nor its processor has a say in what goes into the image.
+//! The loader itself is asked which libraries those are, with nothing but Debian's own folders to
+//! look in, so that neither this machine's cache nor its processor has a say in what goes into the
+//! image.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,7 +21,8 @@ const LIBRARIES: &str = "lib/x86_64-linux-gnu";
 /// Where the image's programs go; its `PATH` has it.
 const FOLDER: &str = "sbin";
 
-/// Opened at run time, so no program's header names it: glibc wants it to end a thread, which `btrfs check` does.
+/// Opened at run time, so no program's header names it: glibc wants it to end a thread, which
+/// `btrfs check` does.
 const OPENED_LATER: &[&str] = &["libgcc_s.so.1"];
 
 /// Adds the programs, their libraries and the loader.
@@ -61,7 +64,8 @@ fn libraries_of(program: &Path) -> Result<Vec<String>> {
     parse(&said).with_context(|| format!("reading which libraries {} needs", program.display()))
 }
 
-/// Lines of the loader: `libz.so.1 => /lib/x86_64-linux-gnu/libz.so.1 (0x…)`; the kernel's own and the loader have no arrow.
+/// Lines of the loader: `libz.so.1 => /lib/x86_64-linux-gnu/libz.so.1 (0x…)`; the kernel's own and
+/// the loader have no arrow.
 fn parse(said: &str) -> Result<Vec<String>> {
     let mut libraries = Vec::new();
     for line in said.lines() {

@@ -20,8 +20,9 @@ pub const MOK_MANAGER: &str = "/usr/lib/shim/mmx64.efi.signed";
 pub const GRUB_EFI: &str = "/usr/lib/grub/x86_64-efi-signed/gcdx64.efi.signed";
 pub const GRUB_BIOS: &str = "/usr/lib/grub/i386-pc";
 
-/// Programs that are built against shared libraries; [`crate::programs`] brings those along. `lvm` is not among them: with its
-/// libraries (systemd's, libedit, libgcrypt) it takes 2 MiB of the ISO's 32, and Rescue lays out logical volumes itself.
+/// Programs that are built against shared libraries; [`crate::programs`] brings those along. `lvm`
+/// is not among them: with its libraries (systemd's, libedit, libgcrypt) it takes 2 MiB of the
+/// ISO's 32, and Rescue lays out logical volumes itself.
 pub const PROGRAMS: &[&str] = &[
     "/sbin/e2fsck",
     "/sbin/xfs_repair",

@@ -1,4 +1,5 @@
-//! What is on all these disks and to which machine each piece belongs: disk, partition, volume group, file system, role, node.
+//! What is on all these disks and to which machine each piece belongs: disk, partition, volume
+//! group, file system, role, node.
 
 use std::path::{Path, PathBuf};
 
@@ -107,7 +108,8 @@ pub struct NodeItem {
     pub unresolved_fstab: Vec<String>,
 }
 
-/// Looks at these disks and image files, reading only. Block devices that this machine itself uses are named and not looked into.
+/// Looks at these disks and image files, reading only. Block devices that this machine itself uses
+/// are named and not looked into.
 pub fn take(paths: &[PathBuf]) -> Result<Inventory> {
     let mut closed = Vec::new();
     for path in paths.iter().filter(|path| is_block_device(path)) {

@@ -6,7 +6,8 @@
 //! source -> disk -> file system -> guest -> node -> findings -> plan -> transaction -> receipt
 //! ```
 //!
-//! Nothing left of [`repair`] writes to a disk. The library never prints or asks; it talks to a [`base::ui::Ui`].
+//! Nothing left of [`repair`] writes to a disk. The library never prints or asks; it talks to a
+//! [`base::ui::Ui`].
 
 pub mod base;
 pub mod change;

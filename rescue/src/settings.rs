@@ -28,7 +28,8 @@ pub struct FreeTarget {
 }
 
 impl Default for FreeTarget {
-    /// 15 % of bytes is the kubelet's highest default eviction threshold (imagefs.available), 5 % of inodes its default for nodefs.
+    /// 15 % of bytes is the kubelet's highest default eviction threshold (imagefs.available), 5 %
+    /// of inodes its default for nodefs.
     fn default() -> Self {
         Self {
             bytes_percent: 15.0,
@@ -70,7 +71,8 @@ pub struct Settings {
     pub fsck: bool,
     /// A folder of this machine for an etcd member that does not fit beside the new one.
     pub keep_in: Option<PathBuf>,
-    /// Nodes, by name or source, that the user vouches for: what their disks say of themselves is believed without proof.
+    /// Nodes, by name or source, that the user vouches for: what their disks say of themselves is
+    /// believed without proof.
     pub trust: Vec<String>,
 }
 

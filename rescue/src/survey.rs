@@ -1,5 +1,5 @@
-//! The certificates of many nodes in one look, without running any check: a node that cannot be read is named and does not keep
-//! the others from being shown.
+//! The certificates of many nodes in one look, without running any check: a node that cannot be
+//! read is named and does not keep the others from being shown.
 
 use anyhow::{Context as _, Result};
 
@@ -117,7 +117,8 @@ fn clock_refusal(node: &Node, settings: &Settings) -> Option<Refusal> {
     node::clock_refusal(settings.now, node.clock.as_ref()?, settings.now_given)
 }
 
-/// All sources together, since a node may need several; without those that fail by themselves and help no other.
+/// All sources together, since a node may need several; without those that fail by themselves and
+/// help no other.
 fn discover(sources: &[Source], unreadable: &mut Vec<Unreadable>) -> Result<Discovery> {
     let together = match guest::discover(sources) {
         Ok(discovery) => return Ok(discovery),

@@ -1,5 +1,6 @@
-//! Which room of the program may know which. The order stands in ARCHITECTURE.md, lowest first, between two markers; this test reads
-//! it there, and holds every `crate::` path of the sources against it. `scripts/layers` prints what it sees.
+//! Which room of the program may know which. The order stands in ARCHITECTURE.md, lowest first,
+//! between two markers; this test reads it there, and holds every `crate::` path of the sources
+//! against it. `scripts/layers` prints what it sees.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,7 +13,8 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The words before two spaces on each line between `<!-- NAME -->` and `<!-- /NAME -->`, in the document's order: highest first.
+/// The words before two spaces on each line between `<!-- NAME -->` and `<!-- /NAME -->`, in the
+/// document's order: highest first.
 fn order(name: &str) -> Vec<String> {
     let text = fs::read_to_string(repository().join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
     let (start, end) = (format!("<!-- {name} -->"), format!("<!-- /{name} -->"));
@@ -57,7 +59,8 @@ fn code(path: &Path) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The names that follow `prefix` in `code`, groups in braces taken apart: `crate::{a::B, c}` names a and c.
+/// The names that follow `prefix` in `code`, groups in braces taken apart: `crate::{a::B, c}` names
+/// a and c.
 fn names_after(code: &str, prefix: &str) -> Vec<String> {
     let mut names = Vec::new();
     for (at, _) in code.match_indices(prefix) {

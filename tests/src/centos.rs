@@ -1,5 +1,5 @@
-//! A disk as CentOS 7's installer divides it, the kind that the outage was about: MBR, /boot on XFS, and a volume group `centos` with swap and
-//! the root file system (XFS).
+//! A disk as CentOS 7's installer divides it, the kind that the outage was about: MBR, /boot on
+//! XFS, and a volume group `centos` with swap and the root file system (XFS).
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,8 @@ use crate::mounts::{Loop, wait_until_free};
 const BOOT: u64 = 304 * MIB;
 const SWAP_MIB: u64 = 16;
 
-/// The whole disk, with a root of about `root` bytes that is empty. Its third volume is the root; /boot is the first.
+/// The whole disk, with a root of about `root` bytes that is empty. Its third volume is the root;
+/// /boot is the first.
 pub fn empty(path: &Path, root: u64) -> Result<Disk> {
     let size = BOOT + root + (SWAP_MIB + 8) * MIB;
     let builder = DiskBuilder::new(size).table(Table::Mbr);
@@ -75,8 +76,8 @@ pub fn empty(path: &Path, root: u64) -> Result<Disk> {
     Ok(disk)
 }
 
-/// The same with the files of the real control-plane node on it, as CentOS lays them out. Its kubelet's drop-in is below /usr/lib, where
-/// Kubernetes' own RPM puts it.
+/// The same with the files of the real control-plane node on it, as CentOS lays them out. Its
+/// kubelet's drop-in is below /usr/lib, where Kubernetes' own RPM puts it.
 pub fn control_plane(path: &Path, root: u64) -> Result<Disk> {
     let disk = empty(path, root)?;
     disk.populate_control_plane()?;
@@ -90,15 +91,19 @@ pub fn control_plane(path: &Path, root: u64) -> Result<Disk> {
     };
     disk.mounted(|root| {
         let drop_in = "usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf";
-        ensure!(root.join(drop_in).is_file() && !root.join("etc/systemd/system/kubelet.service.d").exists());
+        ensure!(
+            root.join(drop_in).is_file()
+                && !root.join("etc/systemd/system/kubelet.service.d").exists()
+        );
         let fstab = format!(
             "/dev/mapper/centos-root /     xfs  defaults 0 0\nUUID={} /boot xfs  defaults 0 0\n\
              /dev/mapper/centos-swap swap  swap defaults 0 0\n",
             boot.trim()
         );
         fs::write(root.join("etc/fstab"), fstab)?;
-        let release = "NAME=\"CentOS Linux\"\nVERSION=\"7 (Core)\"\nID=\"centos\"\nID_LIKE=\"rhel fedora\"\nVERSION_ID=\"7\"\n\
-                       PRETTY_NAME=\"CentOS Linux 7 (Core)\"\n";
+        let release = "NAME=\"CentOS Linux\"\nVERSION=\"7 (Core)\"\nID=\"centos\"\n\
+            ID_LIKE=\"rhel fedora\"\nVERSION_ID=\"7\"\n\
+            PRETTY_NAME=\"CentOS Linux 7 (Core)\"\n";
         fs::write(root.join("usr/lib/os-release"), release)?;
         crate::fixtures::clamp_times(root)
     })?;

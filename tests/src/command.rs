@@ -103,7 +103,8 @@ impl Cmd {
     /// Runs it to its end; a bad exit code is not an error here.
     pub fn run(self) -> Result<Ran> {
         let line = self.line();
-        // Files rather than pipes: no reader threads, and a grandchild that keeps a pipe open cannot hang the test.
+        // Files rather than pipes: no reader threads, and a grandchild that keeps a pipe open
+        // cannot hang the test.
         let (mut out, mut err) = (tempfile::tempfile()?, tempfile::tempfile()?);
         let mut input = tempfile::tempfile()?;
         input.write_all(&self.input)?;

@@ -1,4 +1,5 @@
-//! What the drivers of the crash tests share: exit codes, a power cut from inside, and every file of a file system as a line.
+//! What the drivers of the crash tests share: exit codes, a power cut from inside, and every file
+//! of a file system as a line.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -14,7 +15,8 @@ use rescue::base::hash::sha256_hex;
 use rescue::base::refusal::Refusal;
 use rescue::repair::{TransactionError, UndoError};
 
-/// Runs a driver. Exit codes: 0 done, 3 refused, 4 stopped part-way, 5 anything else. With `CUT_POWER` set, an abort cuts the power first.
+/// Runs a driver. Exit codes: 0 done, 3 refused, 4 stopped part-way, 5 anything else. With
+/// `CUT_POWER` set, an abort cuts the power first.
 pub fn drive(run: impl FnOnce() -> Result<()>) -> ExitCode {
     if std::env::var_os("CUT_POWER").is_some() {
         fault::before_abort(cut_power);
@@ -49,8 +51,9 @@ fn cut_power() {
     }
 }
 
-/// btrfs knows no FS_IOC_SHUTDOWN (before Linux 6.19). What it has handed to its device until now is in the image; a copy of that (`.cut`) is what is
-/// left after a power cut, whatever is written there until we are gone. The images are among the arguments (`…=btrfs…=IMAGE`). Whether there
+/// btrfs knows no FS_IOC_SHUTDOWN (before Linux 6.19). What it has handed to its device until now
+/// is in the image; a copy of that (`.cut`) is what is left after a power cut, whatever is written
+/// there until we are gone. The images are among the arguments (`…=btrfs…=IMAGE`). Whether there
 /// are any.
 fn keep_what_btrfs_has_written() -> bool {
     let arguments: Vec<String> = std::env::args().collect();
@@ -72,8 +75,8 @@ fn keep_what_btrfs_has_written() -> bool {
     !images.is_empty()
 }
 
-/// Shuts down every file system that this process has a folder of open through a loop device (FS_IOC_SHUTDOWN, with or without
-/// flushing the log).
+/// Shuts down every file system that this process has a folder of open through a loop device
+/// (FS_IOC_SHUTDOWN, with or without flushing the log).
 fn shut_down() {
     let late = std::env::var_os("CUT_POWER").is_some_and(|when| when == "late");
     let shutdown = if late { "shutdown -f" } else { "shutdown" };
@@ -114,7 +117,8 @@ fn shut_down() {
     );
 }
 
-/// `path|kind|mode|uid|gid|mtime|content|attributes`; folders without their times, the inode number of files and links.
+/// `path|kind|mode|uid|gid|mtime|content|attributes`; folders without their times, the inode number
+/// of files and links.
 pub fn dump_folder(here: &Path, shown: &Path, lines: &mut Vec<String>) -> Result<()> {
     for entry in fs::read_dir(here.join("."))? {
         let entry = entry?;

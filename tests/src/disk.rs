@@ -78,7 +78,8 @@ impl Partition {
         }
     }
 
-    /// Its size in bytes, a multiple of 1 MiB; one partition, the last, may take the rest of the disk instead.
+    /// Its size in bytes, a multiple of 1 MiB; one partition, the last, may take the rest of the
+    /// disk instead.
     #[must_use]
     pub fn size(mut self, bytes: u64) -> Self {
         self.size = Some(bytes);
@@ -184,7 +185,8 @@ impl DiskBuilder {
         })
     }
 
-    /// Writes the partition table through a loop device of the right sector size and reads back where the partitions came to lie.
+    /// Writes the partition table through a loop device of the right sector size and reads back
+    /// where the partitions came to lie.
     fn divide(&self, path: &Path) -> Result<Vec<(u64, u64)>> {
         let device = Loop::attach(path, 0, self.size, self.sector, false)?;
         Cmd::new("sfdisk")
@@ -266,7 +268,8 @@ fn format(path: &Path, partition: &Partition, offset: u64, size: u64, sector: u6
         partition.file_system,
         FileSystem::Ext2 | FileSystem::Ext3 | FileSystem::Ext4
     ) {
-        // Never ask, and leave nothing for the kernel to initialise later: the image should not change by itself.
+        // Never ask, and leave nothing for the kernel to initialise later: the image should not
+        // change by itself.
         command = command.args(["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"]);
     }
     if matches!(partition.file_system, FileSystem::Xfs | FileSystem::Btrfs) {
@@ -310,7 +313,8 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// An image made earlier: its first partition is taken for the root file system, the others are never mounted.
+    /// An image made earlier: its first partition is taken for the root file system, the others are
+    /// never mounted.
     pub fn open(path: &Path, sector: u64) -> Result<Self> {
         let size = fs::metadata(path)
             .with_context(|| format!("opening {}", path.display()))?
@@ -332,13 +336,14 @@ impl Disk {
         })
     }
 
-    /// Mounts all file systems read-write as the guest would, in a private namespace, and runs `work` with the guest's root. All is
-    /// unmounted and detached afterwards.
+    /// Mounts all file systems read-write as the guest would, in a private namespace, and runs
+    /// `work` with the guest's root. All is unmounted and detached afterwards.
     pub fn mounted<T: Send>(&self, work: impl FnOnce(&Path) -> Result<T> + Send) -> Result<T> {
         self.with_mounts(false, "defaults", work)
     }
 
-    /// As [`Disk::mounted`], through read-only devices: not a byte of the image changes, and a dirty file system does not mount.
+    /// As [`Disk::mounted`], through read-only devices: not a byte of the image changes, and a
+    /// dirty file system does not mount.
     pub fn mounted_read_only<T: Send>(
         &self,
         work: impl FnOnce(&Path) -> Result<T> + Send,
@@ -396,7 +401,8 @@ impl Disk {
         })
     }
 
-    /// Checks every file system with `e2fsck -fn`, `xfs_repair -n` or `btrfs check`; changes nothing.
+    /// Checks every file system with `e2fsck -fn`, `xfs_repair -n` or `btrfs check`; changes
+    /// nothing.
     pub fn assert_clean(&self) -> Result<()> {
         for index in 0..self.volumes.len() {
             let device = self.attach(index, true)?;
@@ -457,7 +463,8 @@ impl Disk {
     }
 }
 
-/// The disk of the outage: GPT and one ext4 with the files of a real control-plane node, and room to spare.
+/// The disk of the outage: GPT and one ext4 with the files of a real control-plane node, and room
+/// to spare.
 pub fn control_plane(path: &Path, size: u64) -> Result<Disk> {
     let root = Partition::new(FileSystem::Ext4, "/").uuid(crate::fixtures::ROOT_UUID);
     let disk = DiskBuilder::new(size).partition(root).build(path)?;

@@ -1,5 +1,5 @@
-//! Where the servers of a test listen: an address of this process alone, so that tests that run beside one another
-//! never take each other's ports.
+//! Where the servers of a test listen: an address of this process alone, so that tests that run
+//! beside one another never take each other's ports.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -12,15 +12,15 @@ const LAST_PORT: u16 = 32_000;
 
 static NEXT_PORT: AtomicU16 = AtomicU16::new(FIRST_PORT);
 
-/// A loopback address that no other running process gets: 127.64.0.0/10 with this process's ID (22 bits at most:
-/// `PID_MAX_LIMIT` in the kernel's include/linux/threads.h) as its end.
+/// A loopback address that no other running process gets: 127.64.0.0/10 with this process's ID (22
+/// bits at most: `PID_MAX_LIMIT` in the kernel's include/linux/threads.h) as its end.
 pub fn address() -> Ipv4Addr {
     let [_, high, middle, low] = (std::process::id() & 0x003f_ffff).to_be_bytes();
     Ipv4Addr::new(127, 64 | high, middle, low)
 }
 
-/// The next port of [`address`]; each is given once. One that a left-over server of an earlier process with the same
-/// ID still holds is passed over.
+/// The next port of [`address`]; each is given once. One that a left-over server of an earlier
+/// process with the same ID still holds is passed over.
 pub fn next_port() -> Result<u16> {
     let is_free = |port: &u16| TcpListener::bind((address(), *port)).is_ok();
     std::iter::repeat_with(|| NEXT_PORT.fetch_add(1, Ordering::Relaxed))

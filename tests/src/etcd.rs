@@ -1,4 +1,5 @@
-//! Real etcd as local processes: clusters of one or three members that are written to, killed and started again.
+//! Real etcd as local processes: clusters of one or three members that are written to, killed and
+//! started again.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -74,7 +75,8 @@ impl Version {
         }
     }
 
-    /// Whether it can lose an entry of one member by itself when it is killed (etcd#13766: 3.5.0 to 3.5.2).
+    /// Whether it can lose an entry of one member by itself when it is killed (etcd#13766: 3.5.0 to
+    /// 3.5.2).
     pub fn diverges(&self) -> bool {
         ["3.5.0", "3.5.1", "3.5.2"].contains(&self.number.as_str())
     }
@@ -84,8 +86,9 @@ impl Version {
         Ok(vec![Self::debian(), Self::wheel()?])
     }
 
-    /// Those in the folders that `RESCUE_ETCD` names (`DIR[:DIR…]`), each by what its `etcd --version` says: versions that no
-    /// registry has, 3.6 above all. None where the variable is not set.
+    /// Those in the folders that `RESCUE_ETCD` names (`DIR[:DIR…]`), each by what its
+    /// `etcd --version` says: versions that no registry has, 3.6 above all. None where the variable
+    /// is not set.
     pub fn given() -> Result<Vec<Self>> {
         let folders = std::env::var_os("RESCUE_ETCD").unwrap_or_default();
         let version = |folder: PathBuf| {
@@ -102,7 +105,8 @@ impl Version {
             .collect()
     }
 
-    /// A program of it. Where its folder has only `etcd`, the tools are those of [`Version::newest`].
+    /// A program of it. Where its folder has only `etcd`, the tools are those of
+    /// [`Version::newest`].
     pub fn program(&self, name: &str) -> PathBuf {
         let own = self.folder.join(name);
         let tools = || Self::newest().ok().map(|newest| newest.folder.join(name));
@@ -124,7 +128,8 @@ pub fn long() -> bool {
     std::env::var_os("RESCUE_ETCD_LONG").is_some()
 }
 
-/// The versions that every kind of damage is tried on: 3.4, and 3.5.1 and 3.5.16 too where [`long`] tests are asked for.
+/// The versions that every kind of damage is tried on: 3.4, and 3.5.1 and 3.5.16 too where [`long`]
+/// tests are asked for.
 pub fn versions_to_damage() -> Result<Vec<Version>> {
     let mut versions = vec![Version::debian()];
     if long() {
@@ -206,7 +211,8 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// New members that do not run yet. `place`: the data folder of the member of this name, perhaps below the cluster's own folder.
+    /// New members that do not run yet. `place`: the data folder of the member of this name,
+    /// perhaps below the cluster's own folder.
     pub fn prepare(
         version: &Version,
         size: usize,
@@ -269,13 +275,15 @@ impl Cluster {
         Ok(())
     }
 
-    /// Gives a member that does not run another port for other members, as a machine has that comes back with another address.
+    /// Gives a member that does not run another port for other members, as a machine has that comes
+    /// back with another address.
     pub fn move_peer(&mut self, number: usize) -> Result<()> {
         self.members[number].peer = next_port()?;
         Ok(())
     }
 
-    /// Adds a learner to the members, which all run. `data_dir`: where it is to keep its data. It is not started.
+    /// Adds a learner to the members, which all run. `data_dir`: where it is to keep its data. It
+    /// is not started.
     pub fn add_learner(&mut self, data_dir: PathBuf) -> Result<()> {
         let name = format!("m{}", self.members.len() + 1);
         let learner = Member {
@@ -399,8 +407,9 @@ impl Cluster {
         lines[lines.len().saturating_sub(12)..].join("\n")
     }
 
-    /// The voters that the raft of a running member counts with, by ID, which may be others than `member list` shows: raft writes them
-    /// to the log of the program whenever they change, and at its start.
+    /// The voters that the raft of a running member counts with, by ID, which may be others than
+    /// `member list` shows: raft writes them to the log of the program whenever they change, and at
+    /// its start.
     pub fn raft_voters(&self, number: usize) -> Result<Vec<u64>> {
         let id = self.id(number)?;
         let said = format!("{id:x} switched to configuration voters=(");
@@ -478,7 +487,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Every key with its revisions: (key, create, mod, version, lease), and the revision of the whole.
+    /// Every key with its revisions: (key, create, mod, version, lease), and the revision of the
+    /// whole.
     pub fn keys(&self, number: usize) -> Result<(Vec<Key>, i64)> {
         listed(self.ctl(number))
     }
@@ -507,7 +517,8 @@ impl Cluster {
     /// Members by ID: name and peer URLs.
     pub fn list(&self) -> Result<Vec<(String, String, Vec<String>)>> {
         let answer = self.ctl(0).args(["member", "list"]).ok()?.stdout;
-        // ID, status, name, peer URLs, client URLs, learner: JSON gives the ID as a number that does not fit into a double.
+        // ID, status, name, peer URLs, client URLs, learner: JSON gives the ID as a number that
+        // does not fit into a double.
         let member = |line: &str| {
             let cells: Vec<&str> = line.split(", ").collect();
             (
@@ -572,8 +583,8 @@ fn decode(base64: &str) -> Result<String> {
     )?)
 }
 
-/// Starts real etcd on a data folder whose member is its only voter, and asks it something with `etcdctl` once it serves. What etcd
-/// said where it does not serve or `ask` fails.
+/// Starts real etcd on a data folder whose member is its only voter, and asks it something with
+/// `etcdctl` once it serves. What etcd said where it does not serve or `ask` fails.
 pub fn serve<T>(
     version: &Version,
     data_dir: &Path,

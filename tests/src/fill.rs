@@ -12,16 +12,19 @@ use crate::command::Cmd;
 use crate::disk::MIB;
 use crate::fixtures::clamp_times;
 
-/// 2024-02-25 06:25 UTC: two days after the certificates of the node expired, when its logs were last rotated.
+/// 2024-02-25 06:25 UTC: two days after the certificates of the node expired, when its logs were
+/// last rotated.
 const LAST_ROTATION: u64 = 1_708_842_300;
 const DAY: u64 = 86_400;
 
 /// How a node's disk came to be full.
 #[derive(Debug, Clone, Copy)]
 pub struct Fill {
-    /// Bytes of logs and bundles that were rotated and never removed. Real text, so they need as much room on the host.
+    /// Bytes of logs and bundles that were rotated and never removed. Real text, so they need as
+    /// much room on the host.
     pub logs: u64,
-    /// Bytes of container images in containerd's store, which nothing may delete. Preallocated: no room on the host.
+    /// Bytes of container images in containerd's store, which nothing may delete. Preallocated: no
+    /// room on the host.
     pub images: u64,
 }
 
@@ -36,8 +39,8 @@ impl Fill {
     }
 }
 
-/// Fills the mounted root file system with [`Fill::of`] its free space and then, byte by byte, until root itself gets ENOSPC and no
-/// block is left, not even ext4's hidden reserve.
+/// Fills the mounted root file system with [`Fill::of`] its free space and then, byte by byte,
+/// until root itself gets ENOSPC and no block is left, not even ext4's hidden reserve.
 pub fn to_enospc(root: &Path) -> Result<()> {
     let fill = Fill::of(root)?;
     images(root, fill.images)?;
@@ -46,8 +49,8 @@ pub fn to_enospc(root: &Path) -> Result<()> {
     last_block(root)
 }
 
-/// Logs, rotated logs and bundles that the outage's own three commands removed: `vmware-*`, `*[0-9]` and `*.tar.gz` in /var/log,
-/// and what else grows on such a node. About `total` bytes.
+/// Logs, rotated logs and bundles that the outage's own three commands removed: `vmware-*`,
+/// `*[0-9]` and `*.tar.gz` in /var/log, and what else grows on such a node. About `total` bytes.
 pub fn logs(root: &Path, total: u64) -> Result<()> {
     let log = root.join("var/log");
     fs::create_dir_all(&log)?;
@@ -89,7 +92,8 @@ pub fn logs(root: &Path, total: u64) -> Result<()> {
     debian_package(&debs.join("kubelet_1.20.2-00_amd64.deb"), share(3))
 }
 
-/// Container images, as containerd keeps them; deleting one file of them breaks the image. Preallocated, so they cost the host nothing.
+/// Container images, as containerd keeps them; deleting one file of them breaks the image.
+/// Preallocated, so they cost the host nothing.
 pub fn images(root: &Path, total: u64) -> Result<()> {
     let store = root.join("var/lib/containerd/io.containerd.content.v1.content/blobs/sha256");
     fs::create_dir_all(&store)?;
@@ -97,7 +101,8 @@ pub fn images(root: &Path, total: u64) -> Result<()> {
         let name = format!("{n:02x}").repeat(32);
         let file = File::create(store.join(name))?;
         match fallocate(&file, FallocateFlags::empty(), 0, total / 8) {
-            // XFS and ext4 may run out before the sum is reached; then the disk is simply full of images.
+            // XFS and ext4 may run out before the sum is reached; then the disk is simply full of
+            // images.
             Ok(()) | Err(rustix::io::Errno::NOSPC) => {}
             Err(error) => return Err(error).context("preallocating container images"),
         }
@@ -105,7 +110,8 @@ pub fn images(root: &Path, total: u64) -> Result<()> {
     Ok(())
 }
 
-/// Files whose names look like rotated logs and whose content must be kept: nothing that frees space may touch them.
+/// Files whose names look like rotated logs and whose content must be kept: nothing that frees
+/// space may touch them.
 pub const TRAPS: [&str; 4] = [
     "var/log/mysql/mysql-bin.000123",
     "var/log/app/state.1",
@@ -194,7 +200,8 @@ pub fn last_block(root: &Path) -> Result<()> {
     clamp_times(root)
 }
 
-/// Takes the last inode with small rotated logs, leaving blocks free. Make the file system with few inodes (`mkfs.ext4 -N 2048`).
+/// Takes the last inode with small rotated logs, leaving blocks free. Make the file system with few
+/// inodes (`mkfs.ext4 -N 2048`).
 pub fn inodes(root: &Path) -> Result<()> {
     let folder = root.join("var/log/audit-agent");
     fs::create_dir_all(&folder)?;
@@ -240,7 +247,8 @@ fn bytes_free(of: &StatVfs) -> u64 {
     of.f_bfree * of.f_frsize
 }
 
-/// ext4 hides up to 4096 clusters even from root; a running kernel shows the number in sysfs, where it can be set to nothing.
+/// ext4 hides up to 4096 clusters even from root; a running kernel shows the number in sysfs, where
+/// it can be set to nothing.
 fn release_hidden_reserve(root: &Path) -> Result<()> {
     let source = Cmd::new("findmnt")
         .args(["-n", "-o", "SOURCE,FSTYPE", "--target"])
@@ -291,7 +299,8 @@ impl Text {
         age(path, days)
     }
 
-    /// Writes a real gzip file of about `size` bytes: one member, repeated, as `cat a.gz b.gz` makes them.
+    /// Writes a real gzip file of about `size` bytes: one member, repeated, as `cat a.gz b.gz`
+    /// makes them.
     fn gzip(&self, path: &Path, size: u64, days: u64) -> Result<()> {
         let plain = tempfile::NamedTempFile::new()?;
         fs::write(plain.path(), &self.block)?;
@@ -389,8 +398,9 @@ impl Noise {
 fn vmware_line(n: u64, noise: &mut Noise) -> String {
     let (h, m, s, ms) = (n / 3600 % 24, n / 60 % 60, n % 60, noise.next() % 1000);
     format!(
-        "[2024-02-2{}T{h:02}:{m:02}:{s:02}.{ms:03}Z] [ warning] [guestinfo] GetDiskInfo: disk usage query failed for \
-         /var/lib/kubelet/pods/{:08x}-{:04x}/volumes: Permission denied (13)\n",
+        "[2024-02-2{}T{h:02}:{m:02}:{s:02}.{ms:03}Z] [ warning] [guestinfo] GetDiskInfo: disk \
+         usage query failed for /var/lib/kubelet/pods/{:08x}-{:04x}/volumes: Permission denied \
+         (13)\n",
         n % 5,
         noise.next() as u32,
         noise.next() as u16,
@@ -400,8 +410,10 @@ fn vmware_line(n: u64, noise: &mut Noise) -> String {
 fn syslog_line(n: u64, noise: &mut Noise) -> String {
     let (h, m, s) = (n / 3600 % 24, n / 60 % 60, n % 60);
     format!(
-        "Feb 2{} {h:02}:{m:02}:{s:02} k8s-master01 kubelet[{}]: E0223 {h:02}:{m:02}:{s:02}.{:06} {} reflector.go:138] Failed to watch \
-         *v1.Node: Get \"https://k8s-vip.example.internal:6443/api/v1/nodes\": x509: certificate has expired or is not yet valid\n",
+        "Feb 2{} {h:02}:{m:02}:{s:02} k8s-master01 kubelet[{}]: E0223 {h:02}:{m:02}:{s:02}.{:06} \
+         {} reflector.go:138] Failed to watch *v1.Node: Get \
+         \"https://k8s-vip.example.internal:6443/api/v1/nodes\": x509: certificate has expired or \
+         is not yet valid\n",
         n % 5,
         600 + noise.next() % 4000,
         noise.next() % 1_000_000,
@@ -412,7 +424,8 @@ fn syslog_line(n: u64, noise: &mut Noise) -> String {
 fn container_line(n: u64, noise: &mut Noise) -> String {
     let (h, m, s) = (n / 3600 % 24, n / 60 % 60, n % 60);
     format!(
-        "2024-02-20T{h:02}:{m:02}:{s:02}.{:09}Z stderr F {{\"level\":\"warn\",\"msg\":\"apply request took too long\",\"took\":\"{}ms\"}}\n",
+        "2024-02-20T{h:02}:{m:02}:{s:02}.{:09}Z stderr F {{\"level\":\"warn\",\"msg\":\"apply \
+         request took too long\",\"took\":\"{}ms\"}}\n",
         noise.next() % 1_000_000_000,
         100 + noise.next() % 900,
     )

@@ -23,7 +23,8 @@ pub fn control_plane_archive() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/control-plane-2023.tar.zst")
 }
 
-/// Unpacks the control-plane node into an existing folder, with owners and extended attributes; needs root.
+/// Unpacks the control-plane node into an existing folder, with owners and extended attributes;
+/// needs root.
 ///
 /// The archive has no /boot, /home or /tmp: the empty folders of a Debian system are added.
 pub fn unpack_control_plane(into: &Path) -> Result<()> {
@@ -77,10 +78,12 @@ pub fn unpack_small_control_plane(into: &Path) -> Result<()> {
     clamp_times(into)
 }
 
-/// Makes nothing on a guest newer than the day its machine died, 2024-02-25: folders just made and the fixture's files of the day it was
-/// packed would otherwise contradict the clock of a machine that runs the tests on an earlier day.
+/// Makes nothing on a guest newer than the day its machine died, 2024-02-25: folders just made and
+/// the fixture's files of the day it was packed would otherwise contradict the clock of a machine
+/// that runs the tests on an earlier day.
 pub fn clamp_times(root: &Path) -> Result<()> {
-    // From within: `root` may lead through a descriptor of this process that `find` does not inherit.
+    // From within: `root` may lead through a descriptor of this process that `find` does not
+    // inherit.
     Cmd::new("find")
         .dir(root)
         .arg(".")

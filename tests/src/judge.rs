@@ -1,4 +1,5 @@
-//! What real programs say of a node's disk: openssl of its certificates, etcd of its data and its mutual TLS, the kernel of its space.
+//! What real programs say of a node's disk: openssl of its certificates, etcd of its data and its
+//! mutual TLS, the kernel of its space.
 //!
 //! Nothing here uses Rescue: it is the second opinion that tests and the demo compare with.
 
@@ -20,7 +21,8 @@ use crate::fixtures::{MARKER_KEY, MARKER_WORD};
 pub struct Judgement {
     /// Bytes and inodes of the root file system.
     pub space: Space,
-    /// Every leaf a kubeadm control plane has, in the order of `kubeadm certs check-expiration`, then the kubelet's.
+    /// Every leaf a kubeadm control plane has, in the order of `kubeadm certs check-expiration`,
+    /// then the kubelet's.
     pub leaves: Vec<Leaf>,
     /// What the kubelet will do with its client certificate.
     pub kubelet: Verdict,
@@ -35,7 +37,8 @@ pub struct Judgement {
 pub struct Space {
     /// Size of the file system in bytes.
     pub size: u64,
-    /// Bytes an ordinary user may still write; what the kubelet compares with its eviction threshold.
+    /// Bytes an ordinary user may still write; what the kubelet compares with its eviction
+    /// threshold.
     pub available: u64,
     /// All inodes.
     pub inodes: u64,
@@ -95,7 +98,8 @@ impl Space {
 }
 
 impl Judgement {
-    /// Whether nothing is left to mend: the kubelet's own limits for space (15 % of bytes, 5 % of inodes), every leaf, both programs.
+    /// Whether nothing is left to mend: the kubelet's own limits for space (15 % of bytes, 5 % of
+    /// inodes), every leaf, both programs.
     pub fn healthy(&self) -> bool {
         self.space.percent() >= 15.0
             && self.space.inodes_percent() >= 5.0
@@ -204,7 +208,8 @@ fn leaves(root: &Path, work: &Path) -> Result<Vec<Leaf>> {
         &pki.join("ca.crt"),
     )?);
 
-    // The link is relative in a kubeadm node, but an absolute one would lead out of the mounted guest.
+    // The link is relative in a kubeadm node, but an absolute one would lead out of the mounted
+    // guest.
     let link = root.join("var/lib/kubelet/pki/kubelet-client-current.pem");
     let target =
         fs::read_link(&link).with_context(|| format!("reading the link {}", link.display()))?;
@@ -278,7 +283,8 @@ fn inline(kubeconfig: &Path, into: &Path) -> Result<(PathBuf, PathBuf)> {
     Ok((certificate, key))
 }
 
-/// The kubelet's own rule (bootstrap.go): with a client certificate that is still valid the bootstrap kubeconfig is not even opened.
+/// The kubelet's own rule (bootstrap.go): with a client certificate that is still valid the
+/// bootstrap kubeconfig is not even opened.
 fn kubelet(root: &Path, leaves: &[Leaf]) -> Verdict {
     let bootstrap = root.join("etc/kubernetes/bootstrap-kubelet.conf");
     match leaves.iter().find(|leaf| leaf.name == "kubelet client") {
@@ -288,8 +294,9 @@ fn kubelet(root: &Path, leaves: &[Leaf]) -> Verdict {
     }
 }
 
-/// Starts Debian's etcd on a copy of the disk's data with the flags of the disk's own manifest, at the node's own address inside a
-/// network namespace, and asks for the marker as each client that the API server's host has.
+/// Starts Debian's etcd on a copy of the disk's data with the flags of the disk's own manifest, at
+/// the node's own address inside a network namespace, and asks for the marker as each client that
+/// the API server's host has.
 pub fn etcd(root: &Path) -> Result<Verdict> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {

@@ -1,6 +1,8 @@
-//! Shared helpers of the end-to-end tests: a real node's files, disks made by the real tools, and the programs under test.
+//! Shared helpers of the end-to-end tests: a real node's files, disks made by the real tools, and
+//! the programs under test.
 //!
-//! Everything here wants root, loop devices and the tools that `scripts/setup` installs, and says so where they are missing.
+//! Everything here wants root, loop devices and the tools that `scripts/setup` installs, and says
+//! so where they are missing.
 
 pub mod centos;
 pub mod command;

@@ -1,5 +1,5 @@
-//! Volume groups made by lvm2 itself on image files, without a kernel's help. Where a volume's bytes go is asked of lvm2, never of Rescue's own
-//! reader.
+//! Volume groups made by lvm2 itself on image files, without a kernel's help. Where a volume's
+//! bytes go is asked of lvm2, never of Rescue's own reader.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -35,7 +35,8 @@ pub fn run(devices: &[impl AsRef<str>], arguments: &[&str]) -> Result<String> {
         .stdout)
 }
 
-/// Attaches images as loop devices and works on them with lvm2 alone: `work` gets their names and [`run`].
+/// Attaches images as loop devices and works on them with lvm2 alone: `work` gets their names and
+/// [`run`].
 pub fn on<T>(
     images: &[PathBuf],
     work: impl FnOnce(&[String], &dyn Fn(&[&str]) -> Result<String>) -> Result<T>,

@@ -10,8 +10,9 @@ use nix::sched::{CloneFlags, unshare};
 
 use crate::command::Cmd;
 
-/// Runs `work` in a thread with a mount namespace of its own: what it mounts is seen by nobody else, and dies with it. Programs it
-/// starts see the mounts too. A panic in `work` goes on in the caller.
+/// Runs `work` in a thread with a mount namespace of its own: what it mounts is seen by nobody
+/// else, and dies with it. Programs it starts see the mounts too. A panic in `work` goes on in the
+/// caller.
 pub fn in_private_namespace<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
@@ -28,7 +29,8 @@ pub fn in_private_namespace<T: Send>(work: impl FnOnce() -> Result<T> + Send) ->
     })
 }
 
-/// A loop device over (a part of) a file; gone when dropped, and by the kernel when the process dies.
+/// A loop device over (a part of) a file; gone when dropped, and by the kernel when the process
+/// dies.
 #[derive(Debug)]
 pub struct Loop {
     device: PathBuf,
@@ -101,7 +103,8 @@ impl Drop for WholeDisk {
     }
 }
 
-/// Waits until no loop device shows `file` any more, so that its bytes can be compared or handed on.
+/// Waits until no loop device shows `file` any more, so that its bytes can be compared or handed
+/// on.
 pub fn wait_until_free(file: &Path) -> Result<()> {
     let started = Instant::now();
     loop {

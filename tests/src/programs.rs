@@ -9,8 +9,8 @@ pub fn workspace() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// Where the built `rescue` is: `$RESCUE_BIN`, else the workspace's release build, else its debug build (with a note, because
-/// figures taken from it mean nothing).
+/// Where the built `rescue` is: `$RESCUE_BIN`, else the workspace's release build, else its debug
+/// build (with a note, because figures taken from it mean nothing).
 ///
 /// # Panics
 /// When there is none: the tests then cannot mean anything.

@@ -1,7 +1,8 @@
 //! Virtual machines that boot the ISO, driven over their serial console.
 //!
-//! Emulated unless `RESCUE_ACCEL=kvm` is set, and then with one processor: with several, QEMU's emulation now and then runs an instruction that
-//! the guest's kernel is just patching on another processor, and the kernel dies of `int3` where no real machine does. As many machines run at a
+//! Emulated unless `RESCUE_ACCEL=kvm` is set, and then with one processor: with several, QEMU's
+//! emulation now and then runs an instruction that the guest's kernel is just patching on another
+//! processor, and the kernel dies of `int3` where no real machine does. As many machines run at a
 //! time as the host has processors, whatever the test runner does in parallel.
 
 use std::fs;
@@ -17,7 +18,8 @@ use rustix::fs::{FlockOperation, flock};
 use crate::command::Cmd;
 use crate::programs::{rescue_binary, workspace};
 
-/// How long a machine may take from power on to the menu, on a busy host without hardware virtualisation.
+/// How long a machine may take from power on to the menu, on a busy host without hardware
+/// virtualisation.
 pub const BOOT: Duration = Duration::from_secs(400);
 
 /// Builds the ISO of the release binary with these kernel arguments and gives its path.
@@ -339,7 +341,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Waits until the console says `text` after everything expected before; gives what came up to and with it.
+    /// Waits until the console says `text` after everything expected before; gives what came up to
+    /// and with it.
     pub fn expect(&mut self, text: &str, limit: Duration) -> Result<String> {
         let deadline = Instant::now() + limit;
         let mut said = self.serial.lock();
@@ -379,7 +382,8 @@ impl Machine {
         self.input.flush().context("typing on the serial console")
     }
 
-    /// Runs a command in the machine's shell and gives its output, and the echo of the command before it.
+    /// Runs a command in the machine's shell and gives its output, and the echo of the command
+    /// before it.
     pub fn shell(&mut self, command: &str, limit: Duration) -> Result<String> {
         // The quotes keep the echo of the command line from being taken for the answer.
         self.send(&format!("{command}; echo DO''NE\r"))?;

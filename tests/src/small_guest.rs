@@ -1,5 +1,5 @@
-//! A small node on file systems of its own, for the tests that stop and disturb a repair at every step: its disks are made, copied,
-//! checked and compared whole.
+//! A small node on file systems of its own, for the tests that stop and disturb a repair at every
+//! step: its disks are made, copied, checked and compared whole.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
@@ -58,14 +58,17 @@ impl Image {
     }
 }
 
-/// The kinds of two subvolumes of one btrfs, as the driver takes them: `btrfs:NAME:NUMBER`. They are made in this order.
+/// The kinds of two subvolumes of one btrfs, as the driver takes them: `btrfs:NAME:NUMBER`. They
+/// are made in this order.
 pub const BTRFS: [&str; 2] = ["btrfs:@:256", "btrfs:@var:257"];
 
 impl Images {
-    /// Makes the file systems in `folder` and puts a small node on them; `driver` is the program `transaction-driver`.
+    /// Makes the file systems in `folder` and puts a small node on them; `driver` is the program
+    /// `transaction-driver`.
     ///
     /// # Panics
-    /// Here and below: where a tool is missing, the test is not run by root, or what is checked does not hold.
+    /// Here and below: where a tool is missing, the test is not run by root, or what is checked
+    /// does not hold.
     pub fn make(
         driver: &str,
         folder: &Path,
@@ -217,7 +220,8 @@ impl Images {
             .map(|(_, image)| image)
     }
 
-    /// The kernel remembers each btrfs that it has seen, and would take an older copy for one that missed something.
+    /// The kernel remembers each btrfs that it has seen, and would take an older copy for one that
+    /// missed something.
     fn forget_btrfs(&self) {
         if self.is_btrfs() {
             run("btrfs", &["-q", "device", "scan", "--forget"]);
@@ -313,7 +317,8 @@ impl Images {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Clean by the file systems' own tools. After a power cut the log must be replayed first, by a mount.
+    /// Clean by the file systems' own tools. After a power cut the log must be replayed first, by a
+    /// mount.
     #[track_caller]
     pub fn check(&self, replay: bool) {
         if replay {
@@ -349,7 +354,8 @@ impl Images {
         }
     }
 
-    /// What an ended run must not leave behind: staged files, half-written records, folders of runs that were never committed.
+    /// What an ended run must not leave behind: staged files, half-written records, folders of runs
+    /// that were never committed.
     pub fn leftovers(&self) -> Vec<String> {
         let all = self.succeed("dump");
         let paths: Vec<&str> = all
@@ -577,8 +583,8 @@ fn populate(at: &dyn Fn(&str) -> PathBuf) {
     attribute("/home/me/.kube/config", "system.posix_acl_access", &acl);
 }
 
-/// Takes every last block, the ones that ext4 keeps hidden even from root too. Returns the file that takes them, and how many blocks
-/// ext4 will hide again.
+/// Takes every last block, the ones that ext4 keeps hidden even from root too. Returns the file
+/// that takes them, and how many blocks ext4 will hide again.
 fn fill_bytes(root: &Path, device: &LoopDevice) -> (fs::File, u64) {
     // What is still to be written may need the hidden blocks.
     rustix::fs::syncfs(fs::File::open(root).unwrap()).unwrap();

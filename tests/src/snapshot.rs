@@ -10,7 +10,8 @@ use anyhow::Result;
 /// What undo must bring back: everything about a file but its change and access times.
 pub type State = (u32, u32, u32, i64, i64, Vec<u8>);
 
-/// All files of a mounted guest under the folders that a repair may change, with mode, owner, time of modification and bytes.
+/// All files of a mounted guest under the folders that a repair may change, with mode, owner, time
+/// of modification and bytes.
 pub fn snapshot(root: &Path) -> Result<BTreeMap<PathBuf, State>> {
     let mut files = BTreeMap::new();
     let mut todo: Vec<PathBuf> = ["etc", "root", "home", "var/lib/kubelet", "usr/lib/systemd"]
@@ -33,7 +34,8 @@ pub fn snapshot(root: &Path) -> Result<BTreeMap<PathBuf, State>> {
         } else {
             fs::read(&path)?
         };
-        // A folder's own time moves when a file in it is replaced and put back; its owner and mode must not.
+        // A folder's own time moves when a file in it is replaced and put back; its owner and mode
+        // must not.
         let times = if meta.is_dir() {
             (0, 0)
         } else {

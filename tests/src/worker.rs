@@ -1,5 +1,6 @@
-//! Disks of workers, made from the files of the real control-plane node: no CA key, no manifests, a kubelet.conf as TLS bootstrap
-//! writes it, and a kubelet client certificate of their own that expired with the control plane's.
+//! Disks of workers, made from the files of the real control-plane node: no CA key, no manifests, a
+//! kubelet.conf as TLS bootstrap writes it, and a kubelet client certificate of their own that
+//! expired with the control plane's.
 
 use std::ffi::OsString;
 use std::fs;
@@ -52,7 +53,8 @@ impl Authority {
         let at = |name: &str| folder.path().join(name);
         let (key, request) = request("/CN=kubernetes")?;
         fs::write(at("ca.key"), key)?;
-        let extensions = "keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign\nbasicConstraints=critical,CA:TRUE\n";
+        let extensions = "keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign\n\
+            basicConstraints=critical,CA:TRUE\n";
         let itself = [
             "-selfsign".into(),
             "-keyfile".into(),
@@ -76,7 +78,8 @@ impl Authority {
         self.folder.path()
     }
 
-    /// Signs a request with dates (`YYYYMMDDHHMMSSZ`) and an extension file; gives the certificate as PEM.
+    /// Signs a request with dates (`YYYYMMDDHHMMSSZ`) and an extension file; gives the certificate
+    /// as PEM.
     pub fn sign(&self, request: &str, from: &str, to: &str, extensions: &str) -> Result<String> {
         let (key, certificate) = (self.path().join("ca.key"), self.path().join("ca.crt"));
         let with = [
@@ -102,7 +105,8 @@ fn sign(
     fs::write(at("index"), "")?;
     fs::write(at("ext"), extensions)?;
     let config = format!(
-        "[ca]\ndefault_ca=x\n[x]\ndatabase={}\nnew_certs_dir={}\nrand_serial=yes\ndefault_md=sha256\npolicy=any\n[any]\n\
+        "[ca]\ndefault_ca=x\n[x]\ndatabase={}\nnew_certs_dir={}\nrand_serial=yes\n\
+         default_md=sha256\npolicy=any\n[any]\n\
          organizationName=optional\norganizationalUnitName=optional\ncommonName=supplied\n",
         at("index").display(),
         work.path().display()
@@ -138,7 +142,8 @@ pub fn request(subject: &str) -> Result<(String, String)> {
 }
 
 /// What a kubelet's client certificate is for.
-pub const CLIENT: &str = "keyUsage=critical,digitalSignature,keyEncipherment\nextendedKeyUsage=clientAuth\nbasicConstraints=critical,CA:FALSE\n";
+pub const CLIENT: &str = "keyUsage=critical,digitalSignature,keyEncipherment\n\
+    extendedKeyUsage=clientAuth\nbasicConstraints=critical,CA:FALSE\n";
 
 /// Makes the disk of a worker called `name` in the cluster of `authority`.
 pub fn worker(path: &Path, name: &str, authority: &Authority) -> Result<Disk> {
@@ -226,9 +231,12 @@ fn kubelet_conf(authority: &Authority) -> Result<String> {
     let ca = base64::engine::general_purpose::STANDARD
         .encode(fs::read(authority.path().join("ca.crt"))?);
     Ok(format!(
-        "apiVersion: v1\nclusters:\n- cluster:\n    certificate-authority-data: {ca}\n    server: https://k8s-vip.example.internal:6443\n  \
-         name: default-cluster\ncontexts:\n- context:\n    cluster: default-cluster\n    namespace: default\n    user: default-auth\n  name: \
-         default-context\ncurrent-context: default-context\nkind: Config\npreferences: {{}}\nusers:\n- name: default-auth\n  user:\n    \
+        "apiVersion: v1\nclusters:\n- cluster:\n    certificate-authority-data: {ca}\n    \
+         server: https://k8s-vip.example.internal:6443\n  \
+         name: default-cluster\ncontexts:\n- context:\n    cluster: default-cluster\n    \
+         namespace: default\n    user: default-auth\n  name: default-context\n\
+         current-context: default-context\nkind: Config\npreferences: {{}}\nusers:\n\
+         - name: default-auth\n  user:\n    \
          client-certificate: /{CURRENT}\n    client-key: /{CURRENT}\n"
     ))
 }

@@ -1,13 +1,14 @@
-//! Certificates taken apart into their fields, byte for byte, to be compared one with another. A reader of DER of its own: a second
-//! opinion must not share the product's.
+//! Certificates taken apart into their fields, byte for byte, to be compared one with another. A
+//! reader of DER of its own: a second opinion must not share the product's.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 
-/// Fields of a certificate by name. Everything but serial number, public key, signature and NotAfter, which differ between any two.
-/// Values are hexadecimal DER where they are not readable by themselves.
+/// Fields of a certificate by name. Everything but serial number, public key, signature and
+/// NotAfter, which differ between any two. Values are hexadecimal DER where they are not readable
+/// by themselves.
 pub type Fields = BTreeMap<String, String>;
 
 /// Names of extensions that kubeadm's certificates have.

@@ -1,4 +1,5 @@
-//! Bad input, each kind: one clear line (or a finding that says what to do), the documented exit code, and nothing changed.
+//! Bad input, each kind: one clear line (or a finding that says what to do), the documented exit
+//! code, and nothing changed.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -71,7 +72,8 @@ fn broken_control_plane(
     Ok(disk)
 }
 
-/// A repair with only this check leaves the image as it is and says why: exit 1 with the words in its output.
+/// A repair with only this check leaves the image as it is and says why: exit 1 with the words in
+/// its output.
 fn left_unrepaired(disk: &Disk, check: &str, words: &[&str]) -> Result<()> {
     let before = disk.sha256()?;
     let ran = rescue([
@@ -421,7 +423,8 @@ fn a_worker_without_a_ca_key_is_told_what_it_needs() -> Result<()> {
 #[test]
 fn a_clock_behind_the_disk_is_refused_without_now() -> Result<()> {
     let folder = folder()?;
-    // As if the rescued machine's RTC had lost its battery: everything on the disk is newer than this machine's clock.
+    // As if the rescued machine's RTC had lost its battery: everything on the disk is newer than
+    // this machine's clock.
     let disk = broken_control_plane(folder.path(), "disk.img", |root| {
         Cmd::new("find")
             .arg(root)

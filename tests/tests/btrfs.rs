@@ -1,5 +1,5 @@
-//! btrfs made by btrfs-progs and the kernel: subvolumes by fstab, snapshots that are no roots, copies with one UUID, a log that
-//! waits, and repairs across subvolumes.
+//! btrfs made by btrfs-progs and the kernel: subvolumes by fstab, snapshots that are no roots,
+//! copies with one UUID, a log that waits, and repairs across subvolumes.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -100,7 +100,8 @@ fn the_layout_of_suse_with_its_snapshots() -> Result<()> {
     let disk = empty(&folder.path().join("disk.img"))?;
     let fstab = format!(
         "LABEL={LABEL} / btrfs defaults 0 0\nLABEL={LABEL} /var btrfs subvol=/@/var 0 0\n\
-         LABEL={LABEL} /.snapshots btrfs subvol=/@/.snapshots 0 0\nLABEL={LABEL} /gone btrfs subvol=@/gone 0 0\n"
+         LABEL={LABEL} /.snapshots btrfs subvol=/@/.snapshots 0 0\n\
+         LABEL={LABEL} /gone btrfs subvol=@/gone 0 0\n"
     );
     disk.mounted(|top| {
         btrfs(&["subvolume", "create"], &top.join("@"))?;
@@ -212,7 +213,8 @@ fn two_systems_are_two_and_many_snapshots_are_none() -> Result<()> {
     Ok(())
 }
 
-/// A control plane on Ubuntu's layout: `@`, `@var` mounted by fstab, and a subvolume inside that nobody mounts.
+/// A control plane on Ubuntu's layout: `@`, `@var` mounted by fstab, and a subvolume inside that
+/// nobody mounts.
 fn control_plane(path: &Path) -> Result<Disk> {
     let disk = empty(path)?;
     disk.mounted(|top| {
@@ -220,11 +222,19 @@ fn control_plane(path: &Path) -> Result<Disk> {
             btrfs(&["subvolume", "create"], &top.join(name))?;
         }
         unpack_small_control_plane(&top.join("@"))?;
-        let fstab =
-            format!("LABEL={LABEL} / btrfs defaults,subvol=@ 0 1\nLABEL={LABEL} /var btrfs defaults,subvol=@var 0 2\n");
+        let fstab = format!(
+            "LABEL={LABEL} / btrfs defaults,subvol=@ 0 1\n\
+             LABEL={LABEL} /var btrfs defaults,subvol=@var 0 2\n"
+        );
         fs::write(top.join("@/etc/fstab"), fstab)?;
-        Cmd::new("sh").args(["-ec", "cp -a @/var/. @var/ && rm -r @/var && mkdir @/var"]).dir(top).ok()?;
-        btrfs(&["subvolume", "snapshot", "-r", text(&top.join("@"))], &top.join("@snapshot"))
+        Cmd::new("sh")
+            .args(["-ec", "cp -a @/var/. @var/ && rm -r @/var && mkdir @/var"])
+            .dir(top)
+            .ok()?;
+        btrfs(
+            &["subvolume", "snapshot", "-r", text(&top.join("@"))],
+            &top.join("@snapshot"),
+        )
     })?;
     Ok(disk)
 }

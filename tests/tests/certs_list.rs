@@ -285,7 +285,8 @@ fn kubesprays_folders_and_an_etcd_outside_of_kubernetes() -> Result<()> {
     fs::rename(etcd.join("ca.key"), etcd.join("ca-key.pem"))?;
     cluster.write(
         "etc/etcd.env",
-        "ETCD_NAME=etcd1\nETCD_CERT_FILE=/etc/ssl/etcd/ssl/member-node1.pem\nETCD_KEY_FILE=/etc/ssl/etcd/ssl/member-node1-key.pem\n",
+        "ETCD_NAME=etcd1\nETCD_CERT_FILE=/etc/ssl/etcd/ssl/member-node1.pem\n\
+         ETCD_KEY_FILE=/etc/ssl/etcd/ssl/member-node1-key.pem\n",
     )?;
     cluster.manifest(
         "kube-apiserver",

@@ -1,5 +1,6 @@
-//! A hostile guest: its folders are links into the machine that repairs it. Nothing outside the guest may change, whether the link
-//! is there from the start, appears after the plan was made, or sits where our own records should be.
+//! A hostile guest: its folders are links into the machine that repairs it. Nothing outside the
+//! guest may change, whether the link is there from the start, appears after the plan was made, or
+//! sits where our own records should be.
 
 #![cfg(feature = "faulty")]
 
@@ -24,7 +25,8 @@ struct Scene {
     decoy: PathBuf,
     backing: Backing,
     kind: &'static str,
-    /// Where the guest's files can be changed behind the program's back; image guests are mounted here only while they are made.
+    /// Where the guest's files can be changed behind the program's back; image guests are mounted
+    /// here only while they are made.
     root: PathBuf,
 }
 
@@ -180,7 +182,8 @@ fn linked_folders(root: &Path, decoy: &Path) {
     .unwrap();
 }
 
-/// Links that are there from the start are the guest's own: they lead nowhere, or to the guest's own files of that name.
+/// Links that are there from the start are the guest's own: they lead nowhere, or to the guest's
+/// own files of that name.
 #[test]
 fn links_out_of_the_guest_stay_in_it() {
     for scene in [scene(linked_folders), image_scene(linked_folders)] {
@@ -356,7 +359,8 @@ fn links_that_appear_after_the_plan_are_refused() {
     assert_eq!(fingerprint(&scene.decoy), before);
 }
 
-/// Our own folders are links, or hold links: no record is written through them, nothing is removed through them.
+/// Our own folders are links, or hold links: no record is written through them, nothing is removed
+/// through them.
 #[test]
 fn our_own_folders_may_be_hostile_too() {
     for hostile in ["var/lib/rescue", "var/lib/rescue/runs"] {
@@ -407,7 +411,8 @@ fn removing_an_unfinished_run_follows_no_link() {
     for scene in [scene(make), image_scene(make)] {
         let before = fingerprint(&scene.decoy);
         let guest = scene.open();
-        // A link where a folder of ours should be is not ours: it is not followed, whether that ends in an error or not.
+        // A link where a folder of ours should be is not ours: it is not followed, whether that
+        // ends in an error or not.
         let _ = recover(&guest, &Silent);
         drop(guest);
         assert_eq!(fingerprint(&scene.decoy), before);
@@ -433,10 +438,18 @@ fn a_made_up_record_cannot_name_files_outside() {
             let path = path.replace("DECOY", &decoy.display().to_string());
             let helper =
                 rescue::base::hash::sha256_hex("the helper's kubeconfig".repeat(5000).as_bytes());
-            let step = |after: serde_json::Value| serde_json::json!({"path": path, "before": {"file": {"sha256": helper}}, "after": after, "mount_point": "/"});
+            let step = |after: serde_json::Value| {
+                serde_json::json!({
+                    "path": path, "before": {"file": {"sha256": helper}}, "after": after,
+                    "mount_point": "/"
+                })
+            };
             let record = serde_json::json!({
-                "format": "rescue-run/1", "id": run, "sequence": 1, "version": "0", "started": "", "summary": [], "freed": [],
-                "steps": [step(serde_json::json!({"file": {"sha256": "00"}})), step(serde_json::json!("absent"))],
+                "format": "rescue-run/1", "id": run, "sequence": 1, "version": "0", "started": "",
+                "summary": [], "freed": [],
+                "steps": [step(serde_json::json!({
+                    "file": {"sha256": "00"}
+                })), step(serde_json::json!("absent"))],
             });
             fs::write(folder.join("journal.json"), record.to_string()).unwrap();
         };

@@ -1,7 +1,10 @@
-//! A repair stopped at every single step, on real file systems: the next repair completes it, undo puts everything back, and the
-//! file system is clean. By killing the process, and by cutting the power at that step, when only what was synchronised survives.
+//! A repair stopped at every single step, on real file systems: the next repair completes it, undo
+//! puts everything back, and the file system is clean. By killing the process, and by cutting the
+//! power at that step, when only what was synchronised survives.
 //!
-//! Every [`THINNED`]th step is tried (on btrfs, whose checks take longest, every [`THINNED_ON_BTRFS`]th); with `RESCUE_EXHAUSTIVE=1` all are. docs/crash-safety.md has the results.
+//! Every [`THINNED`]th step is tried (on btrfs, whose checks take longest, every
+//! [`THINNED_ON_BTRFS`]th); with `RESCUE_EXHAUSTIVE=1` all are. docs/crash-safety.md has the
+//! results.
 
 #![cfg(feature = "faulty")]
 
@@ -41,8 +44,8 @@ enum Stop {
     Killed,
     /// The power goes: what was not synchronised is lost.
     PowerCut,
-    /// The power goes right after the file system's own journal has committed: names and sizes are there, bytes that nobody
-    /// synchronised are not.
+    /// The power goes right after the file system's own journal has committed: names and sizes are
+    /// there, bytes that nobody synchronised are not.
     PowerCutAfterCommit,
 }
 
@@ -76,8 +79,8 @@ fn count_steps(start: &Images, verb: &str) -> usize {
         .count()
 }
 
-/// Runs `verb` on copies of `start`, stopped at each step in turn; `then` judges what is left each time. Returns how many were tried
-/// and how many there are.
+/// Runs `verb` on copies of `start`, stopped at each step in turn; `then` judges what is left each
+/// time. Returns how many were tried and how many there are.
 fn at_every_step(
     start: &Images,
     verb: &str,
@@ -135,7 +138,8 @@ fn survives(layout: &[(&'static str, &'static str)], full: Full, stop: Stop, sal
             .assert_same(&after, &format!("repaired after step {step}"));
 
         let undone = other.driver("undo", &[]);
-        // Refused where nothing was committed: there is nothing to undo, and everything must be as before.
+        // Refused where nothing was committed: there is nothing to undo, and everything must be as
+        // before.
         assert!(
             matches!(undone.status.code(), Some(0 | 3)),
             "{step}: {}",
@@ -149,7 +153,8 @@ fn survives(layout: &[(&'static str, &'static str)], full: Full, stop: Stop, sal
             .assert_same(&before.but_for_freed(), &what);
     });
     println!(
-        "{layout:?}, full: {full:?}, {stop:?}: {tried} of {steps} steps of repair, all recovered and undone"
+        "{layout:?}, full: {full:?}, {stop:?}: {tried} of {steps} steps of repair, all recovered \
+         and undone"
     );
     assert!(
         steps > 120 && tried > steps / thinned(&pristine) - 1,
@@ -181,7 +186,8 @@ fn survives(layout: &[(&'static str, &'static str)], full: Full, stop: Stop, sal
             .assert_same(&after, &what);
     });
     println!(
-        "{layout:?}, full: {full:?}, {stop:?}: {tried} of {steps} steps of undo, all continued and repaired again"
+        "{layout:?}, full: {full:?}, {stop:?}: {tried} of {steps} steps of undo, all continued and \
+         repaired again"
     );
     assert!(
         steps > 40 && tried > steps / thinned(&pristine) - 1,
@@ -274,7 +280,8 @@ fn a_full_disk_where_nothing_may_be_freed_is_refused_and_stays_as_it_is() {
     }
 }
 
-/// Replaced files keep owner, mode and attributes; new ones take a sibling's SELinux label, else the folder's.
+/// Replaced files keep owner, mode and attributes; new ones take a sibling's SELinux label, else
+/// the folder's.
 #[test]
 fn attributes_are_kept_and_labels_found() {
     let folder = scratch();

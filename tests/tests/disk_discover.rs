@@ -1,4 +1,5 @@
-//! From disks to guests: partitions, roots, fstab, and every way in which people name the wrong thing.
+//! From disks to guests: partitions, roots, fstab, and every way in which people name the wrong
+//! thing.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
@@ -125,7 +126,8 @@ fn block_devices_by_the_kernels_names() -> Result<()> {
     Ok(())
 }
 
-/// Two partitions: the root, whose fstab is `fstab`, and one labelled `var` that holds the folder `log`.
+/// Two partitions: the root, whose fstab is `fstab`, and one labelled `var` that holds the folder
+/// `log`.
 fn with_var(path: &Path, table: Table, fstab: &str) -> Result<Disk> {
     let disk = DiskBuilder::new(120 * MIB)
         .table(table)
@@ -257,7 +259,8 @@ fn what_fstab_asks_for_and_is_not_there_is_said() -> Result<()> {
         PARTLABEL=evil\\033[2J /srv ext4 defaults 0 2\n\
         /nowhere /bound none bind 0 0\n\
         LABEL=x /y ext4 noauto 0 0\n\
-        tmpfs /tmp tmpfs defaults 0 0\n10.0.0.1:/x /nfs nfs4 _netdev 0 0\nproc /proc proc defaults 0 0\n\
+        tmpfs /tmp tmpfs defaults 0 0\n10.0.0.1:/x /nfs nfs4 _netdev 0 0\n\
+        proc /proc proc defaults 0 0\n\
         lonely\n";
     let guest = only(&with_var(
         &folder.path().join("disk.img"),
@@ -272,7 +275,8 @@ fn what_fstab_asks_for_and_is_not_there_is_said() -> Result<()> {
         "fstab line 3: /dev/sdb1 on /backup was not found: that disk was not given",
         "fstab line 4: /dev/mapper/vg-etcd on /var/lib/etcd was not found on the disks given",
         "fstab line 5: LABEL=my var on /etc/hostname has a mount point that is no folder",
-        "fstab line 6: UUID=22222222-2222-4222-8222-222222222222 on /a/b/c has a mount point that does not exist",
+        "fstab line 6: UUID=22222222-2222-4222-8222-222222222222 on /a/b/c has a mount point that \
+         does not exist",
         "fstab line 7: PARTLABEL=evil\\u{1b}[2J on /srv was not found",
         "fstab line 8: /nowhere on /bound binds what is not there",
     ];
@@ -306,7 +310,8 @@ fn mount_points_may_be_links_or_missing_and_binds_lead_to_the_real_file() -> Res
         "/data/var"
     );
     assert_eq!(text(&guest, "/srv/logs/syslog")?, "on the other partition");
-    // The writer must end up on the partition that holds the file, not on the folder that is hidden below the bind mount.
+    // The writer must end up on the partition that holds the file, not on the folder that is hidden
+    // below the bind mount.
     let real = guest.resolve(&GuestPath::new("/srv/logs/new"));
     assert!(matches!(real, Err(TreeError::NotFound(_))));
     let real = guest.resolve_parent(&GuestPath::new("/srv/logs/new"))?;
@@ -453,7 +458,8 @@ fn a_dirty_file_system_is_replayed_for_root_and_refused_to_others() -> Result<()
         assert_eq!(disk.sha256()?, hash, "looking changed the image");
 
         let binary = folder.path().join("rescue");
-        // By cp: a descriptor of our own, open for writing and inherited by another test's child, would make it "text busy".
+        // By cp: a descriptor of our own, open for writing and inherited by another test's child,
+        // would make it "text busy".
         Cmd::new("cp")
             .arg(tests::programs::faulty_binary())
             .arg(&binary)
@@ -476,7 +482,8 @@ fn a_dirty_file_system_is_replayed_for_root_and_refused_to_others() -> Result<()
     Ok(())
 }
 
-/// Stops the file system as a power cut would, its journal written (`FS_IOC_SHUTDOWN`, EXT4_GOING_FLAGS_LOGFLUSH).
+/// Stops the file system as a power cut would, its journal written (`FS_IOC_SHUTDOWN`,
+/// EXT4_GOING_FLAGS_LOGFLUSH).
 fn shut_down(folder: &Path) -> Result<()> {
     Cmd::new("xfs_io")
         .args(["-x", "-c", "shutdown -f"])
@@ -557,7 +564,8 @@ fn the_wrong_thing_is_answered_with_one_clear_line() -> Result<()> {
     saw(&at("zeros"), "nothing that is recognised")?;
     fs::write(at("text"), "hello")?;
     saw(&at("text"), "no Linux system")?;
-    let descriptor = "# Disk DescriptorFile\nversion=1\ncreateType=\"vmfs\"\nRW 20971520 VMFS \"node1-flat.vmdk\"\n";
+    let descriptor = "# Disk DescriptorFile\nversion=1\ncreateType=\"vmfs\"\n\
+        RW 20971520 VMFS \"node1-flat.vmdk\"\n";
     fs::write(at("node1.vmdk"), descriptor)?;
     saw(&at("node1.vmdk"), "node1-flat.vmdk cannot be found")?;
 
@@ -640,7 +648,8 @@ fn folders() -> Result<()> {
     fs::write(folder.path().join("file"), "")?;
     saw(&folder.path().join("file"), "is no folder")?;
 
-    let fstab = "LABEL=my\\040var /var ext4 defaults 0 2\nUUID=44444444-4444-4444-8444-444444444444 /data ext4 defaults 0 2\n\
+    let fstab = "LABEL=my\\040var /var ext4 defaults 0 2\n\
+        UUID=44444444-4444-4444-8444-444444444444 /data ext4 defaults 0 2\n\
         /var/log /logs none bind 0 0\n";
     let disk = with_var(&folder.path().join("disk.img"), Table::Gpt, fstab)?;
     disk.mounted(|at| {

@@ -1,4 +1,5 @@
-//! ext2, ext3 and ext4 as we read them against the kernel's own mount of the same image: every attribute, every byte.
+//! ext2, ext3 and ext4 as we read them against the kernel's own mount of the same image: every
+//! attribute, every byte.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -91,7 +92,8 @@ fn populate(root: &Path) -> Result<()> {
     let pattern: Vec<u8> = (0..6 * MIB).map(|at| (at / 511) as u8).collect();
     fs::write(root.join("large"), &pattern)?;
 
-    // Every second block of two files in turn: many extents, several levels of them or of indirect blocks.
+    // Every second block of two files in turn: many extents, several levels of them or of indirect
+    // blocks.
     let (one, other) = (
         File::create(root.join("torn1"))?,
         File::create(root.join("torn2"))?,
@@ -129,7 +131,8 @@ fn populate(root: &Path) -> Result<()> {
     )?;
     fs::set_permissions(root.join("nothing"), fs::Permissions::from_mode(0o4711))?;
     std::os::unix::fs::chown(root.join("nothing"), Some(100_000), Some(70_000))?;
-    // Times that ext4-view calls damage: before 1970 and after 2038, on a file and on a folder above others.
+    // Times that ext4-view calls damage: before 1970 and after 2038, on a file and on a folder
+    // above others.
     fs::create_dir_all(root.join("odd/below"))?;
     fs::write(root.join("odd/below/file"), &pattern[..50_000])?;
     std::os::unix::fs::symlink("l".repeat(70), root.join("odd/link"))?;

@@ -49,7 +49,8 @@ fn node<'a>(all: &'a Value, name: &str) -> Result<(usize, &'a Value)> {
     found.with_context(|| format!("no node {name}: {nodes:?}"))
 }
 
-/// Machines cloned from one template, each with a /var of its own on another disk whose UUID is the same: journald's folder tells whose each is.
+/// Machines cloned from one template, each with a /var of its own on another disk whose UUID is the
+/// same: journald's folder tells whose each is.
 #[test]
 fn clones_find_their_own_data_disks_by_their_machine_id() -> Result<()> {
     let folder = tempfile::tempdir()?;
@@ -127,7 +128,8 @@ fn clones_find_their_own_data_disks_by_their_machine_id() -> Result<()> {
     Ok(())
 }
 
-/// A volume group over two disks, a disk with nothing on it, a file that is no disk and one that is not there: all are named, none is in the way.
+/// A volume group over two disks, a disk with nothing on it, a file that is no disk and one that is
+/// not there: all are named, none is in the way.
 #[test]
 fn what_cannot_be_read_is_named_beside_what_can() -> Result<()> {
     let folder = tempfile::tempdir()?;

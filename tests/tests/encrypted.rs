@@ -1,4 +1,5 @@
-//! LUKS volumes made by the real cryptsetup, which encrypts a file in place without device-mapper; read without it as well.
+//! LUKS volumes made by the real cryptsetup, which encrypts a file in place without device-mapper;
+//! read without it as well.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, symlink};
@@ -186,7 +187,8 @@ fn luks_of_both_versions_is_read_byte_by_byte() -> Result<()> {
     Ok(())
 }
 
-/// As Debian's installer lays it out: a volume group in an encrypted partition, and /var encrypted by itself on another disk.
+/// As Debian's installer lays it out: a volume group in an encrypted partition, and /var encrypted
+/// by itself on another disk.
 #[test]
 fn a_system_on_lvm_in_luks_is_found_with_its_crypttab() -> Result<()> {
     let folder = Folder::new()?;
@@ -374,7 +376,8 @@ fn damaged_and_crafted_headers() -> Result<()> {
         let error = damage(pieces)?.unwrap_err();
         ensure!(format!("{error:#}").contains("checksum"), "{error:#}");
     }
-    // Version 1 has no checksum: every field may be anything. Nothing panics, nothing takes for ever.
+    // Version 1 has no checksum: every field may be anything. Nothing panics, nothing takes for
+    // ever.
     cryptsetup(&["convert", "--type", "luks1"])
         .arg(&good)
         .ok()?;
@@ -401,7 +404,8 @@ fn damaged_and_crafted_headers() -> Result<()> {
     Ok(())
 }
 
-/// Changes the JSON of both headers of LUKS2, and makes their checksums right again, as whoever can write to the disk may.
+/// Changes the JSON of both headers of LUKS2, and makes their checksums right again, as whoever can
+/// write to the disk may.
 fn craft(image: &Path, change: impl Fn(&mut Value)) -> Result<()> {
     let file = File::options().read(true).write(true).open(image)?;
     let mut length = [0; 8];
@@ -461,7 +465,11 @@ fn the_work_of_a_header_is_bounded() -> Result<()> {
     let plain = fs::read(&good)?;
     folder.encrypt(&good, &CHEAP)?;
     let bad = folder.at("bad");
-    let argon2 = |memory: u64, rounds: u64| json!({ "type": "argon2id", "memory": memory, "time": rounds, "cpus": 4 });
+    let argon2 = |memory: u64, rounds: u64| {
+        json!({
+            "type": "argon2id", "memory": memory, "time": rounds, "cpus": 4
+        })
+    };
     let salt = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
     let with_salt = |mut kdf: Value| {
         kdf["salt"] = json!(salt);
@@ -503,7 +511,8 @@ fn the_work_of_a_header_is_bounded() -> Result<()> {
     })?;
     ensure!(decrypted(&bad)?[..plain.len()] == plain, "the cheaper slot");
 
-    // Version 1: the iterations of the digest and of the slot, in a header without a checksum. In a process that does not know the key yet.
+    // Version 1: the iterations of the digest and of the slot, in a header without a checksum. In a
+    // process that does not know the key yet.
     cryptsetup(&["convert", "--type", "luks1"])
         .arg(&good)
         .ok()?;

@@ -1,4 +1,5 @@
-//! `rescue etcd nodes`: a real node's own Node object and Lease, and nodes that only real etcd's log holds, each with the disk that is its.
+//! `rescue etcd nodes`: a real node's own Node object and Lease, and nodes that only real etcd's
+//! log holds, each with the disk that is its.
 
 use std::fs;
 use std::path::Path;
@@ -29,8 +30,10 @@ fn a_real_node_is_listed_with_its_lease_and_disk() -> Result<()> {
         "{answer}"
     );
     let expected = json!({
-        "name": "k8s-master01", "roles": [], "internal_ips": ["10.0.2.15"], "hostname": "k8s-master01", "kubelet_version": "v1.20.2",
-        "machine_id": "48ac18b487514229975ebcbf998b9997", "pod_cidrs": ["10.244.0.0/24"], "unschedulable": false,
+        "name": "k8s-master01", "roles": [], "internal_ips": ["10.0.2.15"],
+        "hostname": "k8s-master01", "kubelet_version": "v1.20.2",
+        "machine_id": "48ac18b487514229975ebcbf998b9997", "pod_cidrs": ["10.244.0.0/24"],
+        "unschedulable": false,
         "last_heartbeat": "2023-02-23T08:07:25Z", "disks": [folder.path()],
     });
     assert_eq!(*node, expected);
@@ -47,7 +50,11 @@ fn node(name: &str, machine_id: &str) -> String {
     let labels = json!({"node-role.kubernetes.io/worker": ""});
     let status = json!({"addresses": [{"type": "InternalIP", "address": "10.0.0.7"}],
         "nodeInfo": {"machineID": machine_id, "kubeletVersion": "v1.29.3"}});
-    json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": name, "labels": labels}, "spec": {}, "status": status}).to_string()
+    json!({
+        "kind": "Node", "apiVersion": "v1", "metadata": {"name": name, "labels": labels},
+        "spec": {}, "status": status
+    })
+    .to_string()
 }
 
 fn machine(root: &Path, name: &str, machine_id: &str) -> Result<()> {
@@ -153,7 +160,8 @@ fn a_machine_that_only_runs_etcd_is_called_so() -> Result<()> {
         without.contains("a Linux system without Kubernetes"),
         "{without}"
     );
-    let environment = "ETCD_DATA_DIR=/var/lib/etcd\nETCD_NAME=db1\nETCD_INITIAL_ADVERTISE_PEER_URLS=http://10.0.0.1:2380\n";
+    let environment = "ETCD_DATA_DIR=/var/lib/etcd\nETCD_NAME=db1\n\
+        ETCD_INITIAL_ADVERTISE_PEER_URLS=http://10.0.0.1:2380\n";
     fs::write(folder.path().join("etc/etcd.env"), environment)?;
     let with = role()?;
     ensure!(

@@ -1,5 +1,5 @@
-//! The crash tests stop a repair at every call that the program counts. Here the kernel counts: strace sees every system call that can
-//! change a guest, and there are no others.
+//! The crash tests stop a repair at every call that the program counts. Here the kernel counts:
+//! strace sees every system call that can change a guest, and there are no others.
 
 #![cfg(feature = "faulty")]
 
@@ -10,7 +10,8 @@ use std::process::{Command, Output};
 
 use tests::small_guest::{Full, Images, scratch};
 
-/// System calls that change a file system, and the name that the program counts each by; `None`: it must make none of these.
+/// System calls that change a file system, and the name that the program counts each by; `None`: it
+/// must make none of these.
 const CHANGING: [(&str, Option<&str>); 36] = [
     ("ioctl", Some("clone")),
     ("write", Some("write")),
@@ -72,7 +73,8 @@ fn counted_by_the_kernel(trace: &str) -> Counts {
         let Some((call, arguments)) = line.split_once('(') else {
             continue;
         };
-        // The list of calls itself, and the image as a whole, which is synchronised when all is done.
+        // The list of calls itself, and the image as a whole, which is synchronised when all is
+        // done.
         if arguments.contains("/calls") || arguments.contains(".img>)") {
             continue;
         }
@@ -141,8 +143,8 @@ fn every_call_of_a_repair_of_several_nodes_is_counted_too() {
     }
 }
 
-/// Runs `driver` under strace; what it counts must be what the kernel saw, but for one `syncfs` of each of so many file systems, which
-/// are synchronised once more to be unmounted.
+/// Runs `driver` under strace; what it counts must be what the kernel saw, but for one `syncfs` of
+/// each of so many file systems, which are synchronised once more to be unmounted.
 fn compare(
     folder: &Path,
     verb: &str,

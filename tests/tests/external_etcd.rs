@@ -1,5 +1,6 @@
-//! Nodes that only run etcd, laid out as kubeadm's "Set up a High Availability etcd Cluster with kubeadm" has it: a kubelet that belongs to no
-//! cluster runs etcd's static pod, and the key of etcd's CA is on the first host alone.
+//! Nodes that only run etcd, laid out as kubeadm's "Set up a High Availability etcd Cluster with
+//! kubeadm" has it: a kubelet that belongs to no cluster runs etcd's static pod, and the key of
+//! etcd's CA is on the first host alone.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,12 +27,15 @@ const LEAVES: [&str; 4] = [
 ];
 
 /// The page's drop-ins: since 1.22 with a config file, before with flags.
-const WITH_CONFIG: &str = "[Service]\nEnvironment=\"KUBELET_CONFIG_ARGS=--config=/etc/systemd/system/kubelet.service.d/kubelet.conf\"\n\
+const WITH_CONFIG: &str = "[Service]\n\
+    Environment=\"KUBELET_CONFIG_ARGS=--config=/etc/systemd/system/kubelet.service.d/kubelet.conf\"\n\
     ExecStart=\nExecStart=/usr/bin/kubelet $KUBELET_CONFIG_ARGS\nRestart=always\n";
-const WITH_FLAGS: &str = "[Service]\nExecStart=\nExecStart=/usr/bin/kubelet --address=127.0.0.1 --pod-manifest-path=/etc/kubernetes/manifests \
-    --cgroup-driver=systemd\nRestart=always\n";
-const CONFIG: &str = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nauthentication:\n  anonymous:\n    enabled: false\n  \
-    webhook:\n    enabled: false\nauthorization:\n  mode: AlwaysAllow\ncgroupDriver: systemd\naddress: 127.0.0.1\n\
+const WITH_FLAGS: &str = "[Service]\nExecStart=\nExecStart=/usr/bin/kubelet --address=127.0.0.1 \
+    --pod-manifest-path=/etc/kubernetes/manifests --cgroup-driver=systemd\nRestart=always\n";
+const CONFIG: &str = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\
+    authentication:\n  anonymous:\n    enabled: false\n  \
+    webhook:\n    enabled: false\nauthorization:\n  mode: AlwaysAllow\ncgroupDriver: systemd\n\
+    address: 127.0.0.1\n\
     staticPodPath: /etc/kubernetes/manifests\n";
 
 struct Host(tempfile::TempDir);
@@ -235,7 +239,8 @@ fn the_others_borrow_the_key_of_the_first() -> Result<()> {
     Ok(())
 }
 
-/// A worker that carries an etcd member as well, by hand: its kubelet is judged as a worker's, its member's certificates as a member's.
+/// A worker that carries an etcd member as well, by hand: its kubelet is judged as a worker's, its
+/// member's certificates as a member's.
 #[test]
 fn a_worker_with_a_member_on_it_stays_a_worker() -> Result<()> {
     let host = Host::new(WITH_CONFIG, true)?;

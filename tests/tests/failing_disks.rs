@@ -1,7 +1,9 @@
-//! A disk that fails or fills up in the middle: every system call that changes the guest fails in turn, once or from then on. What the
-//! program says must be what happened, and the next repair, or undo, must put everything right.
+//! A disk that fails or fills up in the middle: every system call that changes the guest fails in
+//! turn, once or from then on. What the program says must be what happened, and the next repair, or
+//! undo, must put everything right.
 //!
-//! Every [`THINNED`]th call is tried; with `RESCUE_EXHAUSTIVE=1` all are. docs/crash-safety.md has the results.
+//! Every [`THINNED`]th call is tried; with `RESCUE_EXHAUSTIVE=1` all are. docs/crash-safety.md has
+//! the results.
 
 #![cfg(feature = "faulty")]
 
@@ -95,7 +97,8 @@ fn count_calls(start: &Images, verb: &str) -> usize {
         .count()
 }
 
-/// Lets each call of `verb` fail in turn, on copies of `start`. Returns how many were tried and how many there are.
+/// Lets each call of `verb` fail in turn, on copies of `start`. Returns how many were tried and how
+/// many there are.
 fn at_every_call(
     start: &Images,
     verb: &str,
@@ -235,7 +238,8 @@ fn survives(layout: &[(&'static str, &'static str)], failure: Failure, salt: usi
         },
     );
     println!(
-        "{layout:?}, {failure:?}: {tried} of {calls} calls of a repair failed, all recovered and undone"
+        "{layout:?}, {failure:?}: {tried} of {calls} calls of a repair failed, all recovered and \
+         undone"
     );
     assert!(
         calls > 120 && tried > calls / THINNED - 1,
@@ -295,7 +299,8 @@ fn survives(layout: &[(&'static str, &'static str)], failure: Failure, salt: usi
         },
     );
     println!(
-        "{layout:?}, {failure:?}: {tried} of {calls} calls of an undo failed, all continued and repaired again"
+        "{layout:?}, {failure:?}: {tried} of {calls} calls of an undo failed, all continued and \
+         repaired again"
     );
     assert!(
         calls > 40 && tried > calls / THINNED - 1,
@@ -323,8 +328,9 @@ fn the_disk_becomes_full() {
     survives(&[("/", "ext4")], ENOSPC, 3);
 }
 
-/// Real file systems with little room left, from none to enough: the repair is made, or refused with the guest as it was. Once as it
-/// is, once without the look at the free space, so that the file system really gets full in the middle of staging.
+/// Real file systems with little room left, from none to enough: the repair is made, or refused
+/// with the guest as it was. Once as it is, once without the look at the free space, so that the
+/// file system really gets full in the middle of staging.
 #[test]
 fn a_little_room_is_enough_or_nothing_happens() {
     let mut outcomes = [0, 0];

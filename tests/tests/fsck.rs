@@ -1,4 +1,5 @@
-//! `rescue fsck`, and the look at the file systems before every repair: what the checkers find, what is mended, and what is not touched.
+//! `rescue fsck`, and the look at the file systems before every repair: what the checkers find,
+//! what is mended, and what is not touched.
 
 #![cfg(feature = "faulty")]
 
@@ -237,7 +238,8 @@ fn an_xfs_is_mended_after_its_log_is_replayed_never_without_it() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let image = bare(folder.path(), 320 * MIB, MAKE_XFS)?;
     shell(
-        "m=$(mktemp -d); mount -o loop \"$1\" $m; echo >$m/one; stat -c %i $m/one >\"$1.inode\"; umount $m",
+        "m=$(mktemp -d); mount -o loop \"$1\" $m; echo >$m/one; stat -c %i $m/one >\"$1.inode\"; \
+         umount $m",
         &image,
     )?;
     // A count of links that is wrong: neither mounting nor the log cares.

@@ -1,5 +1,6 @@
-//! A guest made by an enemy: whatever lies where a file is expected, looking at it ends in time, in little memory, without a crash, and shows
-//! nothing that a terminal would obey or a reader be misled by.
+//! A guest made by an enemy: whatever lies where a file is expected, looking at it ends in time, in
+//! little memory, without a crash, and shows nothing that a terminal would obey or a reader be
+//! misled by.
 
 #![cfg(feature = "faulty")]
 
@@ -36,7 +37,10 @@ fn look(root: &Path, words: &str) -> Result<Ran> {
 
 fn misleads(character: char) -> bool {
     (character.is_control() && !matches!(character, '\n' | '\t'))
-        || matches!(character, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(
+            character,
+            '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
 }
 
 /// Makes a control plane, lets `spoil` change it, and looks at it in every way that reads files.
@@ -222,7 +226,8 @@ fn folders_in_folders_in_folders() -> Result<()> {
             "home",
         ] {
             let script = format!(
-                "mkdir -p {folder} && cd {folder} && python3 -c \"import os\nfor i in range(4096):\n os.mkdir('d'); os.chdir('d')\nopen('f.log.1','w')\""
+                "mkdir -p {folder} && cd {folder} && python3 -c \"import os\n\
+                 for i in range(4096):\n os.mkdir('d'); os.chdir('d')\nopen('f.log.1','w')\""
             );
             Cmd::new("sh").args(["-ec", &script]).dir(root).ok()?;
         }
@@ -297,8 +302,10 @@ fn a_long_passwd_units_that_include_each_other_and_an_fstab_over_our_own_paths()
         for n in 0..500 {
             let next = (n + 1) % 500;
             let text = format!(
-                "[Service]\nEnvironmentFile=/etc/systemd/system/kubelet.service.d/{next}.conf\nEnvironmentFile=/dev/zero\n\
-                 EnvironmentFile=/proc/self/environ\nEnvironment=\"A{n}=$A{next}\"\nExecStart=\nExecStart=/usr/bin/kubelet $A{n} ${{A{next}}}\n"
+                "[Service]\nEnvironmentFile=/etc/systemd/system/kubelet.service.d/{next}.conf\n\
+                 EnvironmentFile=/dev/zero\n\
+                 EnvironmentFile=/proc/self/environ\nEnvironment=\"A{n}=$A{next}\"\nExecStart=\n\
+                 ExecStart=/usr/bin/kubelet $A{n} ${{A{next}}}\n"
             );
             fs::write(units.join(format!("{n}.conf")), text)?;
         }
@@ -315,7 +322,10 @@ fn a_long_passwd_units_that_include_each_other_and_an_fstab_over_our_own_paths()
         ] {
             fstab.push_str(&format!("/dev/sda1 {at} ext4 defaults 0 0\n"));
         }
-        fstab.push_str("/etc /var/lib/rescue none bind 0 0\n/ /var none bind 0 0\n/var /var/var none bind 0 0\n");
+        fstab.push_str(
+            "/etc /var/lib/rescue none bind 0 0\n/ /var none bind 0 0\n\
+             /var /var/var none bind 0 0\n",
+        );
         fstab.extend((0..1000).map(|n| format!("/a{n} /a{} none bind 0 0\n", (n + 1) % 1000)));
         fs::write(root.join("etc/fstab"), fstab)?;
         Ok(())
@@ -336,7 +346,8 @@ fn a_long_passwd_units_that_include_each_other_and_an_fstab_over_our_own_paths()
     Ok(())
 }
 
-/// `RESCUE_TINY_FILES=1000000` (or ten times that) is for an afternoon; the results are in docs/measurements.md.
+/// `RESCUE_TINY_FILES=1000000` (or ten times that) is for an afternoon; the results are in
+/// docs/measurements.md.
 #[test]
 fn very_many_tiny_files() -> Result<()> {
     let count: u32 = std::env::var("RESCUE_TINY_FILES")

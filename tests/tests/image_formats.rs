@@ -1,5 +1,5 @@
-//! Disk images made by the real qemu-img, read by ourselves: every byte as qemu-img itself reads it. Then damaged ones, and those that
-//! name files that are nobody's business.
+//! Disk images made by the real qemu-img, read by ourselves: every byte as qemu-img itself reads
+//! it. Then damaged ones, and those that name files that are nobody's business.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -171,7 +171,8 @@ fn qcow2_in_every_form() -> Result<()> {
     Ok(())
 }
 
-/// Written to in places: compressed and plain clusters, zeros, holes that show the file below, parts of clusters.
+/// Written to in places: compressed and plain clusters, zeros, holes that show the file below,
+/// parts of clusters.
 #[test]
 fn qcow2_with_files_below() -> Result<()> {
     let folder = Folder::new()?;
@@ -281,15 +282,18 @@ fn vmdk_in_several_extents() -> Result<()> {
     Ok(())
 }
 
-/// As VMware's own tools write it when a disk is cut into pieces within one file, and in another order than in the file.
+/// As VMware's own tools write it when a disk is cut into pieces within one file, and in another
+/// order than in the file.
 #[test]
 fn vmdk_with_several_extents_in_one_file() -> Result<()> {
     let folder = Folder::new()?;
     let half = 9 * MIB / 2 / 512;
     let text = format!(
-        "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"twoGbMaxExtentFlat\"\n\
+        "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n\
+         createType=\"twoGbMaxExtentFlat\"\n\
          RW {half} FLAT \"disk.raw\" {half}\nRW {half} FLAT \"disk.raw\" 0\n\
-         ddb.geometry.cylinders = \"9\"\nddb.geometry.heads = \"16\"\nddb.geometry.sectors = \"63\"\nddb.adapterType = \"ide\"\n"
+         ddb.geometry.cylinders = \"9\"\nddb.geometry.heads = \"16\"\n\
+         ddb.geometry.sectors = \"63\"\nddb.adapterType = \"ide\"\n"
     );
     fs::write(folder.at("pieces.vmdk"), text)?;
     let disk = folder.compare("pieces.vmdk")?;
@@ -337,7 +341,8 @@ fn what_is_not_read_is_named() -> Result<()> {
         refusal.saw.contains("snapshot") && refusal.saw.contains("base.vmdk"),
         "{refusal}"
     );
-    let esxi = "# Disk DescriptorFile\nparentCID=12345678\nparentFileNameHint=\"node1.vmdk\"\ncreateType=\"seSparse\"\n\
+    let esxi = "# Disk DescriptorFile\nparentCID=12345678\nparentFileNameHint=\"node1.vmdk\"\n\
+        createType=\"seSparse\"\n\
         RW 2048 SESPARSE \"node1-000002-sesparse.vmdk\"\n";
     fs::write(folder.at("node1-000002.vmdk"), esxi)?;
     assert!(
@@ -493,7 +498,8 @@ fn a_circle_of_files_below_ends() -> Result<()> {
     Ok(())
 }
 
-/// Sizes and offsets of a crafted header. Each is refused when it is opened, or when what it leads to is read.
+/// Sizes and offsets of a crafted header. Each is refused when it is opened, or when what it leads
+/// to is read.
 #[test]
 fn crafted_qcow2_headers_are_refused() -> Result<()> {
     let folder = Folder::new()?;
@@ -624,7 +630,8 @@ fn noise_in_the_tables_does_no_harm() -> Result<()> {
         for _ in 0..40 {
             let mut bad = good.clone();
             for _ in 0..=random.below(6) {
-                // The header, and what is not noise in the tables: the more often, the further it gets.
+                // The header, and what is not noise in the tables: the more often, the further it
+                // gets.
                 let within =
                     [104, 512, 4096, 300_000, good.len() as u64][usize::try_from(random.below(5))?];
                 let at = usize::try_from(random.below(within.min(good.len() as u64)))?;

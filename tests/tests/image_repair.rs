@@ -1,5 +1,6 @@
-//! Image files written to: qcow2 through QEMU's own storage daemon, flat VMDK as it is. After every repair, also one that was killed, the
-//! image passes `qemu-img check`, and what is below it keeps every byte.
+//! Image files written to: qcow2 through QEMU's own storage daemon, flat VMDK as it is. After every
+//! repair, also one that was killed, the image passes `qemu-img check`, and what is below it keeps
+//! every byte.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -131,7 +132,8 @@ impl Node {
     }
 }
 
-/// The processes that belong to the daemon of an image: itself and what holds it, by the first word of their command lines.
+/// The processes that belong to the daemon of an image: itself and what holds it, by the first word
+/// of their command lines.
 fn daemons(image: &Path) -> Result<Vec<(i32, String)>> {
     let name = image.canonicalize()?.to_string_lossy().into_owned();
     let mut found = Vec::new();
@@ -208,7 +210,8 @@ fn a_qcow2_over_another_is_repaired_and_the_repair_taken_back() -> Result<()> {
     Ok(())
 }
 
-/// `kill -9` at several points of a repair: the daemon outlives it, closes the image, and the next run completes what was begun.
+/// `kill -9` at several points of a repair: the daemon outlives it, closes the image, and the next
+/// run completes what was begun.
 #[test]
 fn a_repair_of_a_qcow2_that_was_killed_is_completed_by_the_next() -> Result<()> {
     let node = Node::new()?;
@@ -231,7 +234,8 @@ fn a_repair_of_a_qcow2_that_was_killed_is_completed_by_the_next() -> Result<()> 
     Ok(())
 }
 
-/// `kill -9` of the daemon itself, as when memory runs out: a power cut to the guest, and nothing is left behind on this machine.
+/// `kill -9` of the daemon itself, as when memory runs out: a power cut to the guest, and nothing
+/// is left behind on this machine.
 #[test]
 fn a_daemon_that_is_killed_leaves_nothing_behind() -> Result<()> {
     let node = Node::new()?;

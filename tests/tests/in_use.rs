@@ -87,7 +87,8 @@ impl Image {
         WritableGuest::open_with("the disk", &[file_system], &OpenOptions { between_looks })
     }
 
-    /// Opens the image (or a device), which must be refused for a reason that has all these words; the bytes stay as they are.
+    /// Opens the image (or a device), which must be refused for a reason that has all these words;
+    /// the bytes stay as they are.
     #[track_caller]
     fn assert_refused_at(&self, path: &Path, block_device: bool, words: &[&str]) {
         let before = rescue::base::hash::sha256_hex(&fs::read(self.path()).unwrap());
@@ -347,7 +348,8 @@ fn a_disk_that_moves_by_itself_is_refused() {
     });
 }
 
-/// The head of the journal of a file system that is really in use moves with every commit, and rests when nobody writes.
+/// The head of the journal of a file system that is really in use moves with every commit, and
+/// rests when nobody writes.
 #[test]
 fn the_journal_head_moves_with_every_commit() {
     for kind in ["ext4", "xfs"] {
@@ -477,8 +479,8 @@ fn a_loop_device_over_a_partition_is_refused() {
     open_second(&image, disk.device()).unwrap().close().unwrap();
 }
 
-/// QEMU's own programs beside a machine: each takes the locks of a running machine, in its own way. (A storage daemon that holds a qcow2 image is
-/// waited for: it could be that of a killed run.)
+/// QEMU's own programs beside a machine: each takes the locks of a running machine, in its own way.
+/// (A storage daemon that holds a qcow2 image is waited for: it could be that of a killed run.)
 #[test]
 fn images_that_qemus_programs_serve_are_refused() {
     for (format, program) in [("raw", "nbd"), ("qcow2", "nbd"), ("raw", "daemon")] {

@@ -1,5 +1,7 @@
-//! Three control planes' disks in one machine that boots from the ISO, and nobody there: `rescue.auto=repair rescue.all-nodes` brings their etcd back,
-//! on ext4, btrfs and XFS by the ISO's own kernel, as one change. Real etcd judges what is on the disks then; undo puts every byte back.
+//! Three control planes' disks in one machine that boots from the ISO, and nobody there:
+//! `rescue.auto=repair rescue.all-nodes` brings their etcd back, on ext4, btrfs and XFS by the
+//! ISO's own kernel, as one change. Real etcd judges what is on the disks then; undo puts every
+//! byte back.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -41,9 +43,10 @@ fn cluster() -> Result<Cluster> {
             format!("LABEL={} / auto defaults 0 1\n", member.name),
         )?;
         let manifest = format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: etcd, namespace: kube-system}}\nspec:\n  containers:\n  - name: etcd\n    \
-             image: k8s.gcr.io/etcd:3.4.13-0\n    command: [etcd, --data-dir=/var/lib/etcd, --name={}, \
-             --initial-advertise-peer-urls={}]\n",
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: etcd, namespace: kube-system}}\nspec:\n  \
+             containers:\n  - name: etcd\n    \
+             image: k8s.gcr.io/etcd:3.4.13-0\n    command: [etcd, --data-dir=/var/lib/etcd, \
+             --name={}, --initial-advertise-peer-urls={}]\n",
             member.name,
             member.peer_url()
         );
@@ -73,7 +76,8 @@ fn disk(path: &Path, kind: FileSystem, name: &str, root: &Path) -> Result<Disk> 
 
 /// Everything of a guest that a repair may change, and every byte of etcd's.
 fn state(root: &Path) -> Result<(BTreeMap<PathBuf, State>, String)> {
-    let list = "find . -printf '%p %y %m %u %s\\n' | sort; find . -type f -print0 | sort -z | xargs -0 -r sha256sum";
+    let list = "find . -printf '%p %y %m %u %s\\n' | sort; find . -type f -print0 | sort -z | \
+        xargs -0 -r sha256sum";
     let etcd = Cmd::new("sh")
         .args(["-c", list])
         .dir(root.join("var/lib/etcd"))
@@ -82,7 +86,8 @@ fn state(root: &Path) -> Result<(BTreeMap<PathBuf, State>, String)> {
     Ok((snapshot(root)?, etcd))
 }
 
-/// What the disks hold in the members' places, and real etcd on it: all keys, on all three, and new writes.
+/// What the disks hold in the members' places, and real etcd on it: all keys, on all three, and new
+/// writes.
 fn judge(cluster: &mut Cluster, disks: &[Disk], held: &(Vec<etcd::Key>, i64)) -> Result<()> {
     for (disk, member) in disks.iter().zip(&cluster.members) {
         disk.assert_clean()?;

@@ -1,4 +1,5 @@
-//! The ISO as a machine sees it: firmwares, media, controllers, consoles, and what happens when something of ours dies.
+//! The ISO as a machine sees it: firmwares, media, controllers, consoles, and what happens when
+//! something of ours dies.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -14,8 +15,9 @@ use tests::qemu::{BOOT, Controller, Firmware, Machine, Medium, Vm, iso};
 const ANSWER: Duration = Duration::from_secs(60);
 /// What the product promises to work with, in MiB.
 const LITTLE_MEMORY: u32 = 256;
-/// … and under UEFI, where firmware, GRUB and the kernel's own loader hold memory side by side before the kernel runs: Debian's 6.1 and
-/// 6.12 both stop with "Failed to decompress kernel" at 256 under OVMF, and start at 288.
+/// … and under UEFI, where firmware, GRUB and the kernel's own loader hold memory side by side
+/// before the kernel runs: Debian's 6.1 and 6.12 both stop with "Failed to decompress kernel" at
+/// 256 under OVMF, and start at 288.
 const LITTLE_MEMORY_UEFI: u32 = 320;
 
 const MENU: &str = "rescue> ";
@@ -72,7 +74,8 @@ fn under_bios_with_little_memory_it_finds_disks_on_every_controller_and_survives
     );
     ensure!(said.contains("Secure Boot: no"), "{said}");
 
-    // An end of the session that nobody planned: Ctrl-\ kills it. A shell, and from there the menu again.
+    // An end of the session that nobody planned: Ctrl-\ kills it. A shell, and from there the menu
+    // again.
     machine.send("\x1c")?;
     machine.expect("ended unexpectedly", ANSWER)?;
     machine.expect(SHELL, ANSWER)?;
@@ -114,7 +117,8 @@ fn under_bios_with_little_memory_it_finds_disks_on_every_controller_and_survives
     Ok(())
 }
 
-/// Programs with their libraries, and the kernel's side of LUKS, mirrors and btrfs, in little memory.
+/// Programs with their libraries, and the kernel's side of LUKS, mirrors and btrfs, in little
+/// memory.
 fn brings_checkers_and_ciphers(machine: &mut Machine) -> Result<()> {
     let said = shell(
         machine,
@@ -130,7 +134,8 @@ fn brings_checkers_and_ciphers(machine: &mut Machine) -> Result<()> {
         "modules are missing:\n{said}"
     );
     // The key derivation with the least work; the cipher is cryptsetup's own default.
-    let format = "echo -n pass | cryptsetup -q luksFormat --pbkdf-force-iterations 1000 --pbkdf pbkdf2 /dev/vda -";
+    let format = "echo -n pass | cryptsetup -q luksFormat --pbkdf-force-iterations 1000 --pbkdf \
+        pbkdf2 /dev/vda -";
     let open =
         "echo -n pass | cryptsetup open --key-file - /dev/vda secret && ls -l /dev/mapper/secret";
     let said = shell(

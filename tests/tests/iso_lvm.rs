@@ -1,5 +1,6 @@
-//! Logical volumes repaired by the kernel's device-mapper, in the ISO: the outage's own machine beside a copy of its disk, a volume in stripes over
-//! two disks, and runs that are killed at the worst moment.
+//! Logical volumes repaired by the kernel's device-mapper, in the ISO: the outage's own machine
+//! beside a copy of its disk, a volume in stripes over two disks, and runs that are killed at the
+//! worst moment.
 
 use std::path::Path;
 use std::time::Duration;
@@ -47,7 +48,8 @@ fn the_outages_machine_beside_its_clone_and_a_striped_volume_killed_at_the_worst
     })?;
     let before = clone.sha256()?;
 
-    // A control plane on a volume in stripes over two whole disks, in a group that is called `centos`, too.
+    // A control plane on a volume in stripes over two whole disks, in a group that is called
+    // `centos`, too.
     let striped = [at("stripe0.img"), at("stripe1.img")];
     let file_system = at("file-system.img");
     let bare = |path: &Path| -> Result<Disk> {

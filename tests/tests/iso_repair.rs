@@ -31,7 +31,8 @@ fn machine(iso: &Path, disks: &[&Path]) -> Vm {
 }
 
 fn assert_healthy(disk: &Disk) -> Result<()> {
-    // A cut after the last change leaves nothing to repair, only a journal for the next boot to replay: this is that boot.
+    // A cut after the last change leaves nothing to repair, only a journal for the next boot to
+    // replay: this is that boot.
     disk.mounted(|_| Ok(()))?;
     disk.assert_clean()?;
     let judgement = judge::disk(disk)?;
@@ -126,7 +127,8 @@ fn a_full_and_expired_control_plane_is_repaired_unattended_and_survives_five_pow
     Ok(())
 }
 
-/// Makes another machine of a copy: its own name, machine-id and no node of the first one's cluster.
+/// Makes another machine of a copy: its own name, machine-id and no node of the first one's
+/// cluster.
 fn into_another_machine(root: &Path) -> Result<()> {
     std::fs::write(root.join("etc/hostname"), "another-machine\n")?;
     std::fs::write(
@@ -139,7 +141,8 @@ fn into_another_machine(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Boots both disks with an unattended repair and expects it to be refused with `words`, and both disks to stay as they are.
+/// Boots both disks with an unattended repair and expects it to be refused with `words`, and both
+/// disks to stay as they are.
 fn refused_unattended(disks: [&Disk; 2], words: &str) -> Result<()> {
     let before = disks
         .iter()

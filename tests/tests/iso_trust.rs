@@ -1,5 +1,5 @@
-//! A control plane's disk and a worker's that says it is one, in a machine that boots from the ISO with nobody there: both are repaired as what they
-//! are, and no key crosses.
+//! A control plane's disk and a worker's that says it is one, in a machine that boots from the ISO
+//! with nobody there: both are repaired as what they are, and no key crosses.
 
 use std::fs;
 use std::time::Duration;
@@ -15,7 +15,8 @@ use tests::worker::{Authority, CURRENT, worker};
 /// How long one command may take in an emulated machine.
 const ANSWER: Duration = Duration::from_secs(400);
 
-/// A line of each key of the control plane as PEM has it, but for the kubelet's serving key, which the worker was made with, too.
+/// A line of each key of the control plane as PEM has it, but for the kubelet's serving key, which
+/// the worker was made with, too.
 fn key_lines() -> Result<Vec<String>> {
     let folder = tempfile::tempdir()?;
     unpack_small_control_plane(folder.path())?;

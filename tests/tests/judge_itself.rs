@@ -1,4 +1,5 @@
-//! The second opinion must be able to say yes as well as no: the node's leaves renewed with openssl satisfy it.
+//! The second opinion must be able to say yes as well as no: the node's leaves renewed with openssl
+//! satisfy it.
 
 use anyhow::Result;
 use tests::{Cmd, fixtures, judge, programs};

@@ -1,7 +1,9 @@
-//! Members that are replaced on file systems without room for the new one beside the old one: both are kept in a folder of this machine
-//! meanwhile. Stopped at every step, by killing the process and by cutting the power of all disks; without that folder, and with a changed one.
+//! Members that are replaced on file systems without room for the new one beside the old one: both
+//! are kept in a folder of this machine meanwhile. Stopped at every step, by killing the process
+//! and by cutting the power of all disks; without that folder, and with a changed one.
 //!
-//! Every n-th step is tried; with `RESCUE_EXHAUSTIVE=1` all are. docs/crash-safety.md has the results.
+//! Every n-th step is tried; with `RESCUE_EXHAUSTIVE=1` all are. docs/crash-safety.md has the
+//! results.
 
 #![cfg(feature = "faulty")]
 
@@ -283,7 +285,8 @@ fn survives(count: usize, full: usize, power: &str, thinned: usize) {
             );
         }
         println!(
-            "{count} nodes, power {power:?}: {tried} of {total} steps of {verb}, all safe, recovered and undone"
+            "{count} nodes, power {power:?}: {tried} of {total} steps of {verb}, all safe, \
+             recovered and undone"
         );
         assert!(
             total > 60 && tried >= total / thinned,
@@ -307,7 +310,8 @@ fn power_cut_of_three_of_which_one_is_full() {
     survives(3, 2, "late", 29);
 }
 
-/// Cut off with the fence in place: without the folder, or with a changed one, nothing is done, and the fence stands.
+/// Cut off with the fence in place: without the folder, or with a changed one, nothing is done, and
+/// the fence stands.
 #[test]
 fn without_what_is_kept_nothing_is_done() {
     let folder = scratch();

@@ -1,5 +1,6 @@
-//! What kubeadm's configuration in etcd adds where certificates are lost: the names that a real node's API server wrote there, values that only
-//! real etcd's log holds, and what is said where etcd is no help. Judged by openssl.
+//! What kubeadm's configuration in etcd adds where certificates are lost: the names that a real
+//! node's API server wrote there, values that only real etcd's log holds, and what is said where
+//! etcd is no help. Judged by openssl.
 
 mod pki_support;
 
@@ -74,7 +75,8 @@ fn a_real_node_gets_back_the_names_that_only_etcd_knows() -> Result<()> {
     for words in [
         "IP:172.20.5.10 (kubeadm-config in etcd, apiServer.certSANs)",
         "DNS:k8s-vip.example.internal (kubeadm-config in etcd, controlPlaneEndpoint)",
-        "server https://k8s-vip.example.internal:6443 (kubeadm-config in etcd, controlPlaneEndpoint)",
+        "server https://k8s-vip.example.internal:6443 (kubeadm-config in etcd, \
+         controlPlaneEndpoint)",
     ] {
         ensure!(plan.contains(words), "{words} is not in\n{plan}");
     }
@@ -128,7 +130,8 @@ fn an_address_that_no_flag_says_comes_from_the_node_s_own_pods() -> Result<()> {
             .ok()?;
     }
     let plan = said(root)?;
-    let source = "IP:10.0.2.15 (/registry/pods/kube-system/kube-apiserver-k8s-master01 in etcd, kubeadm.kubernetes.io/kube-apiserver.advertise-address.endpoint)";
+    let source = "IP:10.0.2.15 (/registry/pods/kube-system/kube-apiserver-k8s-master01 in etcd, \
+        kubeadm.kubernetes.io/kube-apiserver.advertise-address.endpoint)";
     ensure!(plan.contains(source), "{plan}");
     Ok(())
 }
@@ -208,8 +211,9 @@ fn what_only_the_log_holds_counts_and_what_is_encrypted_does_not() -> Result<()>
         KEY,
         &kubeadm_config("kind: ClusterConfiguration\napiServer: {certSANs: [old.example.org]}\n"),
     )?;
-    let configuration = "kind: ClusterConfiguration\napiServer: {certSANs: [new.example.org, 'a b']}\ncontrolPlaneEndpoint: '10.9.9.9'\n\
-                         etcd: {local: {serverCertSANs: [etcd.example.org], peerCertSANs: [192.0.2.7]}}\n";
+    let configuration = "kind: ClusterConfiguration\napiServer: {certSANs: [new.example.org, 'a \
+        b']}\ncontrolPlaneEndpoint: '10.9.9.9'\n\
+        etcd: {local: {serverCertSANs: [etcd.example.org], peerCertSANs: [192.0.2.7]}}\n";
     cluster.put(KEY, &kubeadm_config(configuration))?;
     // Within the 100 ms after which etcd writes its database.
     cluster.kill()?;
@@ -253,8 +257,10 @@ fn said_of_both(one: &Path, other: &Path) -> Result<String> {
 #[test]
 fn another_control_plane_s_etcd_tells_what_the_own_one_cannot() -> Result<()> {
     const NAMES: [&str; 2] = [
-        "DNS:k8s-vip.example.internal (kubeadm-config in the etcd of k8s-master01, controlPlaneEndpoint)",
-        "server https://k8s-vip.example.internal:6443 (kubeadm-config in the etcd of k8s-master01, controlPlaneEndpoint)",
+        "DNS:k8s-vip.example.internal (kubeadm-config in the etcd of k8s-master01, \
+         controlPlaneEndpoint)",
+        "server https://k8s-vip.example.internal:6443 (kubeadm-config in the etcd of k8s-master01, \
+         controlPlaneEndpoint)",
     ];
     let whole = tempfile::tempdir()?;
     fixtures::unpack_control_plane(whole.path())?;

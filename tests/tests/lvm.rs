@@ -1,4 +1,5 @@
-//! LVM2 made by lvm2 itself, read without device-mapper. Where a volume's bytes go is asked of lvm2, never of our own reader.
+//! LVM2 made by lvm2 itself, read without device-mapper. Where a volume's bytes go is asked of
+//! lvm2, never of our own reader.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -228,13 +229,15 @@ fn a_centos_node_is_repaired_and_a_copy_beside_it_is_left_alone() -> Result<()> 
     let before = clone.sha256()?;
     let (first, second) = (node.path.to_string_lossy(), clone.path.to_string_lossy());
 
-    // Every UUID and every name is there twice: nobody is there to say which is meant, so neither is touched.
+    // Every UUID and every name is there twice: nobody is there to say which is meant, so neither
+    // is touched.
     let refused = rescue(["repair", "--yes", &first, &second]).run()?;
     ensure!(
         refused.code == 3 && refused.stderr.contains("are copies of one system"),
         "{refused:?}"
     );
-    // Killed while it changes files: the kernel unmounts what is left in order, so that nothing is in the log, and the next run goes on.
+    // Killed while it changes files: the kernel unmounts what is left in order, so that nothing is
+    // in the log, and the next run goes on.
     let killed = rescue_faulty(60, ["repair", "--yes", "--node", &first, &second, &first]).run()?;
     ensure!(killed.stderr.contains("abort at point 60"), "{killed:?}");
     node.assert_clean()?;

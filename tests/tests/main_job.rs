@@ -1,5 +1,5 @@
-//! The main job on the helper path, end to end: a full disk of an expired control plane, inspected, repaired, judged by real
-//! programs, and undone.
+//! The main job on the helper path, end to end: a full disk of an expired control plane, inspected,
+//! repaired, judged by real programs, and undone.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

@@ -1,5 +1,6 @@
-//! A node whose fstab names a disk that was not given: what lies below its mount point now is not what the node sees once it has
-//! booted. Nothing is written there, and no remedy follows from what is seen there.
+//! A node whose fstab names a disk that was not given: what lies below its mount point now is not
+//! what the node sees once it has booted. Nothing is written there, and no remedy follows from what
+//! is seen there.
 
 use std::fs;
 use std::path::Path;

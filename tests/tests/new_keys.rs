@@ -1,5 +1,6 @@
-//! Who gets a new key: the administrator's own copies of admin.conf and nobody else's, and files that are closed to others whatever
-//! the old ones were. On folders, with real `chmod` and `setfacl`; needs root.
+//! Who gets a new key: the administrator's own copies of admin.conf and nobody else's, and files
+//! that are closed to others whatever the old ones were. On folders, with real `chmod` and
+//! `setfacl`; needs root.
 
 mod pki_support;
 
@@ -70,11 +71,12 @@ fn take_back(root: &Path) -> Result<()> {
     writable.close()
 }
 
-/// Every name with inode, attributes, access list and content, but for the store of runs. Folders without their times: names came and
-/// went in them.
+/// Every name with inode, attributes, access list and content, but for the store of runs. Folders
+/// without their times: names came and went in them.
 fn state(root: &Path) -> Result<String> {
-    let script = "find . -path ./var/lib/rescue -prune -o -type d -printf '%p %i %m %U %G\\n' -o -printf '%p %i %m %U %G %s %T@ %l\\n' | sort; \
-                  getfacl -R -n -p etc home root srv .kube; find etc home root srv .kube -type f | sort | xargs sha256sum";
+    let script = "find . -path ./var/lib/rescue -prune -o -type d -printf '%p %i %m %U %G\\n' -o \
+        -printf '%p %i %m %U %G %s %T@ %l\\n' | sort; getfacl -R -n -p etc home root srv .kube; \
+        find etc home root srv .kube -type f | sort | xargs sha256sum";
     Ok(Cmd::new("sh").args(["-c", script]).dir(root).run()?.stdout)
 }
 
@@ -287,7 +289,8 @@ fn links_strangers_files_and_folders_of_the_system_get_no_key() -> Result<()> {
     }
     cluster.write(
         "etc/passwd",
-        "a:x:1:1::/:/bin/sh\nb:x:2:2::/etc:/bin/sh\nc:x:3:3::/home/../srv/eve:/bin/sh\nd:x:4:4::relative:/bin/sh\n",
+        "a:x:1:1::/:/bin/sh\nb:x:2:2::/etc:/bin/sh\nc:x:3:3::/home/../srv/eve:/bin/sh\n\
+         d:x:4:4::relative:/bin/sh\n",
     )?;
     let untouched = ["home", "srv", ".kube", "etc/.kube"];
     let script = format!(
@@ -414,10 +417,12 @@ fn copies_that_others_can_read_are_closed() -> Result<()> {
     }
     let remarks: Vec<&String> = plan.steps.iter().flat_map(|step| &step.remarks).collect();
     for line in [
-        "/home/wide/.kube/config: mode 0644 becomes 0600: everybody on this node could read the key",
+        "/home/wide/.kube/config: mode 0644 becomes 0600: everybody on this node could read the \
+         key",
         "/home/group/.kube/config: mode 0640 becomes 0600: its group could read the key",
         "/home/all/.kube/config: mode 0777 becomes 0600: everybody on this node could read the key",
-        "/home/setuid/.kube/config: mode 4755 becomes 0600: everybody on this node could read the key",
+        "/home/setuid/.kube/config: mode 4755 becomes 0600: everybody on this node could read the \
+         key",
         "/home/list/.kube/config: mode 0640 becomes 0600",
         "/home/list/.kube/config: its access list is dropped: it let user 1001 read the key",
     ] {
@@ -444,7 +449,8 @@ fn copies_that_others_can_read_are_closed() -> Result<()> {
     Ok(())
 }
 
-/// apiserver.key, admin.conf and the kubelet's file, each replaced where the old one was open in many ways.
+/// apiserver.key, admin.conf and the kubelet's file, each replaced where the old one was open in
+/// many ways.
 #[test]
 fn new_keys_do_not_inherit_what_opened_the_old_ones() -> Result<()> {
     let cluster = Cluster::control_plane(P256, "/CN=kubernetes", CA, 3650, "1")?;

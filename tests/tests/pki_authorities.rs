@@ -1,4 +1,5 @@
-//! CAs that are over: signed anew with their own keys, and exchanged wherever the disk holds a copy. OpenSSL made them and judges them.
+//! CAs that are over: signed anew with their own keys, and exchanged wherever the disk holds a
+//! copy. OpenSSL made them and judges them.
 
 mod pki_support;
 
@@ -123,7 +124,8 @@ fn refused(cluster: &Cluster, title: &str, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// OpenSSL accepts `leaf` with the root `ca` at `at`; strict about nothing but what it checks by itself.
+/// OpenSSL accepts `leaf` with the root `ca` at `at`; strict about nothing but what it checks by
+/// itself.
 fn verify_at(ca: &Path, leaf: &Path, at: OffsetDateTime) -> Result<()> {
     let at = at.unix_timestamp().to_string();
     Cmd::new("openssl")
@@ -150,9 +152,12 @@ fn kept(pem: &str) -> Result<String> {
 }
 
 const CA_WITH_SAN: &str = "keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign\n\
-    basicConstraints=critical,CA:TRUE,pathlen:2\nsubjectKeyIdentifier=hash\nsubjectAltName=DNS:kubernetes\nnsComment=made by hand\n";
-const CA_CFSSL: &str = "keyUsage=critical,keyCertSign,cRLSign\nbasicConstraints=critical,CA:TRUE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n";
-const CA_EASYRSA: &str = "basicConstraints=CA:TRUE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid:always,issuer:always\n";
+    basicConstraints=critical,CA:TRUE,pathlen:2\nsubjectKeyIdentifier=hash\n\
+    subjectAltName=DNS:kubernetes\nnsComment=made by hand\n";
+const CA_CFSSL: &str = "keyUsage=critical,keyCertSign,cRLSign\nbasicConstraints=critical,CA:TRUE\n\
+    subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n";
+const CA_EASYRSA: &str = "basicConstraints=CA:TRUE\nsubjectKeyIdentifier=hash\n\
+    authorityKeyIdentifier=keyid:always,issuer:always\n";
 
 #[test]
 fn any_ca_is_renewed_with_its_own_key_and_what_it_signed_stays_good() -> Result<()> {
@@ -181,7 +186,8 @@ fn any_ca_is_renewed_with_its_own_key_and_what_it_signed_stays_good() -> Result<
         ("easyrsa", P256, "/CN=kubernetes", CA_EASYRSA, "4711"),
     ] {
         let cluster = Cluster::control_plane(key, subject, extensions, 20, serial)?;
-        // As the makers of such CAs sign leaves; OpenSSL by itself would name issuer and serial number of a CA without identifier.
+        // As the makers of such CAs sign leaves; OpenSSL by itself would name issuer and serial
+        // number of a CA without identifier.
         let with_issuer = match extensions {
             CA_EASYRSA => "authorityKeyIdentifier=keyid,issuer:always\n",
             CA_WITHOUT_SKI => "authorityKeyIdentifier=none\n",
@@ -378,9 +384,12 @@ fn two_clusters(ca: &str, other: &str, user: &str) -> String {
     let both = base64(format!("{other}{ca}").as_bytes());
     let (ca, other) = (base64(ca.as_bytes()), base64(other.as_bytes()));
     format!(
-        "# mine\nclusters:\n- name: work # here\n  cluster:\n    certificate-authority-data: \"{ca}\"\n    server: https://vip:6443\n\
-         - name: else\n  cluster:\n    certificate-authority-data: {other}\n- name: bundle\n  cluster:\n    certificate-authority-data: {both}\n\
-         contexts:\n- context: {{cluster: work, user: me}}\n  name: c\ncurrent-context: c\nusers:\n- name: me\n  user:\n{user}"
+        "# mine\nclusters:\n- name: work # here\n  cluster:\n    \
+         certificate-authority-data: \"{ca}\"\n    server: https://vip:6443\n\
+         - name: else\n  cluster:\n    certificate-authority-data: {other}\n- name: bundle\n  \
+         cluster:\n    certificate-authority-data: {both}\n\
+         contexts:\n- context: {{cluster: work, user: me}}\n  name: c\ncurrent-context: c\nusers:\n\
+         - name: me\n  user:\n{user}"
     )
 }
 
@@ -510,7 +519,8 @@ fn without_the_flag_nothing_happens_and_the_line_to_type_is_told() -> Result<()>
         "{}",
         told(&findings)
     );
-    // Within a year of its end it may be renewed too; with more than a year left the flag changes nothing.
+    // Within a year of its end it may be renewed too; with more than a year left the flag changes
+    // nothing.
     let young = Cluster::control_plane(P256, "/CN=kubernetes", CA, 300, "1")?;
     ensure!(planned(&young, &renewing(), &[])?.1.steps.len() == 1);
     let good = Cluster::control_plane(P256, "/CN=kubernetes", CA, 3650, "1")?;
@@ -709,7 +719,8 @@ fn sibling(of: &Cluster, with_key: bool) -> Result<Cluster> {
         )?;
         cluster.write(
             "var/lib/kubelet/config.yaml",
-            "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nauthentication:\n  x509:\n    clientCAFile: /etc/kubernetes/pki/ca.crt\n",
+            "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\
+             authentication:\n  x509:\n    clientCAFile: /etc/kubernetes/pki/ca.crt\n",
         )?;
     }
     Ok(cluster)
@@ -742,7 +753,8 @@ fn all_nodes_of_a_cluster_get_the_same_certificate() -> Result<()> {
         &[peer(&second, &settings)?, peer(&worker, &settings)?],
     )?;
     let new = fs::read_to_string(first.pki("ca.crt"))?;
-    // A day later, in another run: the certificate that is there already is taken, not one more made.
+    // A day later, in another run: the certificate that is there already is taken, not one more
+    // made.
     let day_after = Settings {
         now: settings.now + Duration::days(1),
         ..renewing()

@@ -29,7 +29,8 @@ fn finding<'a>(findings: &'a [Finding], words: &str) -> Result<&'a Finding> {
     found.with_context(|| format!("no finding says {words:?}:\n{}", told(findings)))
 }
 
-/// Built by hand: etcd serves, meets its peers and lets the API server in with one and the same certificate.
+/// Built by hand: etcd serves, meets its peers and lets the API server in with one and the same
+/// certificate.
 #[test]
 fn one_certificate_for_three_purposes_stays_good_for_all() -> Result<()> {
     let cluster = Cluster::new()?;
@@ -98,7 +99,8 @@ fn one_certificate_for_three_purposes_stays_good_for_all() -> Result<()> {
     )
 }
 
-/// kubespray's etcd: openssl's names for the CA's key, and a member's certificate that no kubeadm knows of.
+/// kubespray's etcd: openssl's names for the CA's key, and a member's certificate that no kubeadm
+/// knows of.
 #[test]
 fn the_key_of_kubesprays_etcd_ca_is_found_and_its_member_is_not_forgotten() -> Result<()> {
     let cluster = Cluster::new()?;
@@ -167,7 +169,8 @@ fn the_key_of_kubesprays_etcd_ca_is_found_and_its_member_is_not_forgotten() -> R
     Ok(())
 }
 
-/// `serverTLSBootstrap`: the kubelet asks the cluster for what it serves with, and kubeadm's cluster approves no such request.
+/// `serverTLSBootstrap`: the kubelet asks the cluster for what it serves with, and kubeadm's
+/// cluster approves no such request.
 #[test]
 fn what_a_kubelet_asks_the_cluster_for_is_named_and_its_old_pair_is_nobodys() -> Result<()> {
     let cluster = Cluster::control_plane(P256, "/CN=kubernetes", CA, 3650, "1")?;
@@ -196,8 +199,13 @@ fn what_a_kubelet_asks_the_cluster_for_is_named_and_its_old_pair_is_nobodys() ->
             "var/lib/kubelet/config.yaml",
             format!("kind: KubeletConfiguration\n{config}"),
         )?;
-        cluster
-            .write("etc/systemd/system/kubelet.service", format!("[Service]\nExecStart=/usr/bin/kubelet --config=/var/lib/kubelet/config.yaml --kubeconfig=/etc/kubernetes/kubelet.conf {flag}\n"))?;
+        cluster.write(
+            "etc/systemd/system/kubelet.service",
+            format!(
+                "[Service]\nExecStart=/usr/bin/kubelet --config=/var/lib/kubelet/config.yaml \
+                 --kubeconfig=/etc/kubernetes/kubelet.conf {flag}\n"
+            ),
+        )?;
         let guest = cluster.guest()?;
         let found = pki_support::inspect(&guest, &later())?;
         let serving = finding(&found, "kubelet serving certificate expired")?;
@@ -241,7 +249,8 @@ fn what_a_kubelet_asks_the_cluster_for_is_named_and_its_old_pair_is_nobodys() ->
     Ok(())
 }
 
-/// A power cut may leave any first part of a file. Base64 that ends after whole words is no error by itself.
+/// A power cut may leave any first part of a file. Base64 that ends after whole words is no error
+/// by itself.
 #[test]
 fn a_kubeconfig_that_was_cut_off_anywhere_is_written_anew() -> Result<()> {
     let cluster = Cluster::control_plane(P256, "/CN=kubernetes", CA, 3650, "1")?;
@@ -438,7 +447,8 @@ fn a_byte_order_mark_is_named_and_no_name_is_lost() -> Result<()> {
     Ok(())
 }
 
-/// Whoever is asked whether a certificate shall be made anew sees all its names, each with where it was found.
+/// Whoever is asked whether a certificate shall be made anew sees all its names, each with where it
+/// was found.
 #[test]
 fn no_name_of_a_certificate_made_anew_is_folded_away() -> Result<()> {
     let cluster = Cluster::control_plane(P256, "/CN=kubernetes", CA, 3650, "1")?;

@@ -1,4 +1,5 @@
-//! Renewals on clusters whose certificates openssl made: kinds of keys, odd names, odd CAs, and everything that must be refused.
+//! Renewals on clusters whose certificates openssl made: kinds of keys, odd names, odd CAs, and
+//! everything that must be refused.
 
 mod pki_support;
 
@@ -160,7 +161,8 @@ fn a_ca_without_key_identifier_with_serial_0_and_utf8_subject() -> Result<()> {
 #[test]
 fn odd_subjects_and_all_kinds_of_names_keep_their_bytes() -> Result<()> {
     let cluster = Cluster::control_plane(P256, "/CN=kubernetes", CA, 3650, "1")?;
-    let names = "subjectAltName=critical,DNS:node1,DNS:*.example.org,IP:10.0.0.1,IP:::1,email:a@b.c,URI:spiffe://x/y\n";
+    let names = "subjectAltName=critical,DNS:node1,DNS:*.example.org,IP:10.0.0.1,IP:::1,\
+        email:a@b.c,URI:spiffe://x/y\n";
     for (subject, kept) in [
         (
             "/O=system:masters/O=second/CN=kube-apiserver-kubelet-client",
@@ -213,7 +215,8 @@ fn usages_come_from_the_profile_and_the_difference_is_told() -> Result<()> {
         ],
     )?;
     // Made by hand, without clientAuth and with a forbidden key usage.
-    let by_hand = "keyUsage=digitalSignature,cRLSign\nextendedKeyUsage=serverAuth\nsubjectAltName=DNS:localhost\n";
+    let by_hand = "keyUsage=digitalSignature,cRLSign\nextendedKeyUsage=serverAuth\n\
+        subjectAltName=DNS:localhost\n";
     cluster.leaf("etcd/server", "etcd/ca", P256, "/CN=node1", by_hand)?;
     let (findings, _, after) = planned(&cluster, &later())?;
     let found = finding(&findings, "etcd-server")?;
@@ -428,7 +431,8 @@ fn broken_pairs_are_made_whole() -> Result<()> {
     let cluster = make()?;
     fs::remove_file(cluster.pki("apiserver.key"))?;
     mended(&cluster, "apiserver has no usable key")?;
-    // The CA was made anew under the same name: the leaf is worth nothing to those who trust the new one.
+    // The CA was made anew under the same name: the leaf is worth nothing to those who trust the
+    // new one.
     let cluster = make()?;
     cluster.ca("ca", P256, "/CN=kubernetes", CA, 3650, "2")?;
     mended(&cluster, "apiserver was issued by another authority")?;
@@ -479,7 +483,8 @@ fn shared_keys_keep_their_bytes() -> Result<()> {
             "--client-ca-file=/etc/kubernetes/pki/ca.crt",
             "--tls-cert-file=/etc/kubernetes/pki/apiserver.crt",
             "--tls-private-key-file=/etc/kubernetes/pki/apiserver.key",
-            // As clusters before kubeadm had it: every service account's token is signed with this key.
+            // As clusters before kubeadm had it: every service account's token is signed with this
+            // key.
             "--service-account-key-file=/etc/kubernetes/pki/apiserver.key",
         ],
     )?;
@@ -718,7 +723,8 @@ fn kubelets_of_every_age_get_a_new_certificate() -> Result<()> {
     let pair = old.client("ca", RSA, NODE)?;
     old.write("var/lib/kubelet/pki/kubelet-client.crt", &pair.0)?;
     old.write("var/lib/kubelet/pki/kubelet-client.key", &pair.1)?;
-    let body = "    client-certificate: /var/lib/kubelet/pki/kubelet-client.crt\n    client-key: /var/lib/kubelet/pki/kubelet-client.key\n";
+    let body = "    client-certificate: /var/lib/kubelet/pki/kubelet-client.crt\n    \
+        client-key: /var/lib/kubelet/pki/kubelet-client.key\n";
     old.write(
         "etc/kubernetes/kubelet.conf",
         old.kubeconfig("default-auth", body)?,
@@ -962,7 +968,8 @@ fn links_are_followed_inside_the_guest_only() -> Result<()> {
         "/var/lib/kubelet/pki/kubelet-client-1.pem",
     )?;
     cluster.write("data/kubelet/config.yaml", "kind: KubeletConfiguration\n")?;
-    // kubespray's pki -> ssl, absolute; the kubelet's folder on a data disk, relative and too far up; both have a twin outside.
+    // kubespray's pki -> ssl, absolute; the kubelet's folder on a data disk, relative and too far
+    // up; both have a twin outside.
     let outside = tempfile::tempdir()?;
     for (link, target, twin) in [
         (
@@ -1004,7 +1011,8 @@ fn links_are_followed_inside_the_guest_only() -> Result<()> {
             "something was written outside the guest"
         );
     }
-    // The guest sees an absolute target below its own path, although the folder is really elsewhere.
+    // The guest sees an absolute target below its own path, although the folder is really
+    // elsewhere.
     let link = fs::read_link(
         cluster
             .root()
@@ -1079,7 +1087,8 @@ fn a_worker_is_judged_by_its_own_files() -> Result<()> {
     // Its kubelet exits without the file that its config names.
     worker.write(
         "var/lib/kubelet/config.yaml",
-        "kind: KubeletConfiguration\nauthentication:\n  x509:\n    clientCAFile: /etc/kubernetes/ssl/ca.crt\n",
+        "kind: KubeletConfiguration\nauthentication:\n  x509:\n    \
+         clientCAFile: /etc/kubernetes/ssl/ca.crt\n",
     )?;
     fs::remove_file(worker.pki("ca.crt"))?;
     let findings = planned(&worker, &soon())?.0;

@@ -1,4 +1,5 @@
-//! The certificates of a real node: renewed in a copy of its files, then judged by openssl and by Debian's etcd.
+//! The certificates of a real node: renewed in a copy of its files, then judged by openssl and by
+//! Debian's etcd.
 
 mod pki_support;
 
@@ -116,7 +117,8 @@ fn every_certificate_is_renewed_and_real_programs_accept_them() -> Result<()> {
         );
     }
 
-    // The kubelet: a new dated file, the link, the old file still there, and kubelet.conf untouched because it led there.
+    // The kubelet: a new dated file, the link, the old file still there, and kubelet.conf untouched
+    // because it led there.
     let link = fs::read_link(root.join("var/lib/kubelet/pki/kubelet-client-current.pem"))?;
     assert!(
         link.starts_with("/var/lib/kubelet/pki/"),
@@ -205,7 +207,8 @@ fn extensions_stand_in_gos_order() -> Result<()> {
 #[test]
 fn looking_changes_nothing() -> Result<()> {
     let node = node()?;
-    // Size, owner, mode, content and inode change times of everything: even a write that restores a file would show.
+    // Size, owner, mode, content and inode change times of everything: even a write that restores a
+    // file would show.
     let listing = |root: &Path| {
         Cmd::new("find")
             .arg(root)

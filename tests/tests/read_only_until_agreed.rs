@@ -1,4 +1,5 @@
-//! Block devices that may be written to are read-only until the user has agreed, and as they were afterwards, however the program ends.
+//! Block devices that may be written to are read-only until the user has agreed, and as they were
+//! afterwards, however the program ends.
 
 use std::fs;
 use std::io::{Read as _, Write as _};

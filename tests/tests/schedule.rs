@@ -1,4 +1,5 @@
-//! `rescue certs schedule`: the timer judged by systemd and by running what it runs, the log rotation judged by logrotate.
+//! `rescue certs schedule`: the timer judged by systemd and by running what it runs, the log
+//! rotation judged by logrotate.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -52,13 +53,15 @@ fn install_kubeadm(root: &Path, version: &str) -> Result<()> {
         .open(root.join("var/lib/dpkg/status"))?
         .write_all(package.as_bytes())?;
     let called = format!(
-        "#!/bin/sh\nif [ \"$1\" = version ]; then echo v{version}; exit; fi\necho \"kubeadm $*\" >>/calls\n\
+        "#!/bin/sh\nif [ \"$1\" = version ]; then echo v{version}; exit; fi\n\
+         echo \"kubeadm $*\" >>/calls\n\
          case \"$*\" in *renew*) echo renewed >>/etc/kubernetes/admin.conf ;; esac\n"
     );
     program(root, "usr/bin/kubeadm", &called)
 }
 
-/// A crictl that knows one container of each static pod, and starts it anew when it is stopped, as the kubelet would.
+/// A crictl that knows one container of each static pod, and starts it anew when it is stopped, as
+/// the kubelet would.
 const CRICTL: &str = r#"#!/bin/sh
 case "$*" in
 *" ps "*)
@@ -388,15 +391,37 @@ fn the_log_that_filled_the_disk_is_rotated_from_now_on() -> Result<()> {
         let log = root.join("var/log");
         fs::write(log.join("vmware-vmsvc-root.log"), vec![b'x'; 21 << 20])?;
         fs::write(log.join("vmware-vmsvc-root.1.log"), vec![b'x'; 21 << 20])?;
-        // logrotate of this machine, with the guest's own configuration and state, in the guest's place.
-        let rotate = "mount --rbind /usr \"$1/usr\"; for f in bin lib lib64 sbin; do [ -e \"$1/$f\" ] || ln -s usr/$f \"$1/$f\"; done; \
-                      mount -t tmpfs t \"$1/var/lib\"; chown -R 0:0 \"$1/etc/logrotate.d\"; chroot \"$1\" /usr/sbin/logrotate -d /etc/logrotate.conf 2>&1; \
-                      umount \"$1/var/lib\"; umount -l \"$1/usr\"";
-        let ran = Cmd::new("sh").args(["-c", rotate, "rotate", text(root)]).ok()?;
-        ensure!(!ran.stdout.contains("duplicate log entry") && !ran.stdout.contains("error:"), "{}", ran.transcript());
-        ensure!(ran.stdout.contains("considering log /var/log/vmware-vmsvc-root.log"), "{}", ran.transcript());
-        ensure!(!ran.stdout.contains("considering log /var/log/vmware-vmsvc-root.1.log"), "{}", ran.transcript());
-        let ours = ran.stdout.split("considering log /var/log/vmware-vmsvc-root.log").nth(1).unwrap_or_default();
+        // logrotate of this machine, with the guest's own configuration and state, in the guest's
+        // place.
+        let rotate = "mount --rbind /usr \"$1/usr\"; for f in bin lib lib64 sbin; do [ -e \
+            \"$1/$f\" ] || ln -s usr/$f \"$1/$f\"; done; mount -t tmpfs t \"$1/var/lib\"; chown -R \
+            0:0 \"$1/etc/logrotate.d\"; chroot \"$1\" /usr/sbin/logrotate -d /etc/logrotate.conf \
+            2>&1; umount \"$1/var/lib\"; umount -l \"$1/usr\"";
+        let ran = Cmd::new("sh")
+            .args(["-c", rotate, "rotate", text(root)])
+            .ok()?;
+        ensure!(
+            !ran.stdout.contains("duplicate log entry") && !ran.stdout.contains("error:"),
+            "{}",
+            ran.transcript()
+        );
+        ensure!(
+            ran.stdout
+                .contains("considering log /var/log/vmware-vmsvc-root.log"),
+            "{}",
+            ran.transcript()
+        );
+        ensure!(
+            !ran.stdout
+                .contains("considering log /var/log/vmware-vmsvc-root.1.log"),
+            "{}",
+            ran.transcript()
+        );
+        let ours = ran
+            .stdout
+            .split("considering log /var/log/vmware-vmsvc-root.log")
+            .nth(1)
+            .unwrap_or_default();
         ensure!(ours.contains("log needs rotating"), "{}", ran.transcript());
         Ok(())
     })?;

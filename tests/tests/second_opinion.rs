@@ -1,10 +1,12 @@
-//! A repaired disk before a court that shares no code with Rescue: openssl, the kernel, and Debian's etcd on the disk's own data.
+//! A repaired disk before a court that shares no code with Rescue: openssl, the kernel, and
+//! Debian's etcd on the disk's own data.
 
 use anyhow::Result;
 use tests::disk::{DiskBuilder, FileSystem, MIB, Partition, Table};
 use tests::{fill, fixtures, judge, rescue};
 
-/// A dead control plane: bytes or inodes used up, certificates expired. Repaired, judged, judged again after undo.
+/// A dead control plane: bytes or inodes used up, certificates expired. Repaired, judged, judged
+/// again after undo.
 fn comes_back(builder: DiskBuilder, fill: fn(&std::path::Path) -> Result<()>) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("disk.img");

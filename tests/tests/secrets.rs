@@ -1,5 +1,5 @@
-//! No key in any output: everything that rescue prints about a real node, healthy and damaged, is searched for the words of every
-//! private key that was on it before, between and after.
+//! No key in any output: everything that rescue prints about a real node, healthy and damaged, is
+//! searched for the words of every private key that was on it before, between and after.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,7 +12,8 @@ use tests::{fixtures, rescue};
 /// Shorter words occur by chance.
 const TELLING: usize = 20;
 
-/// The words of the private keys in a file: lines of PEM bodies, as they stand and as a kubeconfig carries them.
+/// The words of the private keys in a file: lines of PEM bodies, as they stand and as a kubeconfig
+/// carries them.
 fn words_of(text: &str, words: &mut BTreeSet<String>) {
     for block in text
         .split("-----BEGIN ")
@@ -161,7 +162,8 @@ fn no_key_is_ever_told() -> Result<()> {
 
 #[test]
 fn the_search_knows_every_form() {
-    let pem = "-----BEGIN RSA PRIVATE KEY-----\nMIIEowIBAAKCAQEAlx1dAAAAAAAAAAAAAAAA\nshort\n-----END RSA PRIVATE KEY-----\n";
+    let pem = "-----BEGIN RSA PRIVATE KEY-----\nMIIEowIBAAKCAQEAlx1dAAAAAAAAAAAAAAAA\nshort\n\
+        -----END RSA PRIVATE KEY-----\n";
     let data = base64::engine::general_purpose::STANDARD.encode(pem);
     let mut words = BTreeSet::new();
     words_of(

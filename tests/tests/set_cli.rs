@@ -1,5 +1,5 @@
-//! Repairs of several nodes as one, cut off, as the command line meets them: completed or discarded with all disks, refused with some,
-//! listed, undone on all.
+//! Repairs of several nodes as one, cut off, as the command line meets them: completed or discarded
+//! with all disks, refused with some, listed, undone on all.
 
 #![cfg(feature = "faulty")]
 

@@ -1,8 +1,11 @@
-//! A repair of several nodes as one, stopped at every single step. The disks as they are then never hold two clusters (a new member on one
-//! of them, an old one that nobody fenced on another) and never lack a member, which etcd would start empty; the next repair completes it;
-//! undo puts everything back, byte for byte. By killing the process, and by cutting the power of all disks at once.
+//! A repair of several nodes as one, stopped at every single step. The disks as they are then never
+//! hold two clusters (a new member on one of them, an old one that nobody fenced on another) and
+//! never lack a member, which etcd would start empty; the next repair completes it; undo puts
+//! everything back, byte for byte. By killing the process, and by cutting the power of all disks at
+//! once.
 //!
-//! Every [`THINNED`]th step is tried; with `RESCUE_EXHAUSTIVE=1` all are. docs/crash-safety.md has the results.
+//! Every [`THINNED`]th step is tried; with `RESCUE_EXHAUSTIVE=1` all are. docs/crash-safety.md has
+//! the results.
 
 #![cfg(feature = "faulty")]
 
@@ -305,7 +308,8 @@ fn stopped(start: &Nodes, folder: &Path, verb: &str, step: usize, power: Option<
     nodes
 }
 
-/// The prepared nodes; a set that is done lies on disks, or is made again in folders: copying those gives other inodes.
+/// The prepared nodes; a set that is done lies on disks, or is made again in folders: copying those
+/// gives other inodes.
 struct Start {
     kind: &'static str,
     count: usize,
@@ -419,7 +423,8 @@ fn survives(kind: &'static str, count: usize, power: Option<&str>, thinned: usiz
             }
         });
         println!(
-            "{count} on {kind}, {power:?}: {tried} of {total} steps of {verb}, all safe, recovered and undone"
+            "{count} on {kind}, {power:?}: {tried} of {total} steps of {verb}, all safe, recovered \
+             and undone"
         );
         assert!(
             total > 15 * count && tried >= total / thinned,
@@ -489,7 +494,8 @@ fn two_of_three_are_refused_and_stay_as_they_are() {
     }
 }
 
-/// Calls that fail instead: what is said is so. Exit code 3: nothing is changed on any of the nodes.
+/// Calls that fail instead: what is said is so. Exit code 3: nothing is changed on any of the
+/// nodes.
 #[test]
 fn failing_calls_are_told_truly() {
     let start = Start::new("folder", 2);

@@ -1,5 +1,5 @@
-//! What the control planes of a cluster share: compared between folders whose keys openssl made, brought back from another node, or
-//! refused.
+//! What the control planes of a cluster share: compared between folders whose keys openssl made,
+//! brought back from another node, or refused.
 
 mod pki_support;
 
@@ -309,9 +309,10 @@ fn of_an_odd_pair_the_wrong_half_is_replaced() -> Result<()> {
     );
     key(P256, &one.pki("front-proxy-ca.key"))?;
     let (_, plan) = look(&[&one, &two])?;
-    ensure!(
-        matches!(written(&plan).as_slice(), [(name, bytes, _)] if name == "front-proxy-ca.key" && *bytes == right)
-    );
+    ensure!(matches!(
+        written(&plan).as_slice(),
+        [(name, bytes, _)] if name == "front-proxy-ca.key" && *bytes == right
+    ));
     fs::write(one.pki("front-proxy-ca.key"), &right)?;
     let stranger = Cluster::new()?;
     own_keys(&stranger)?;
@@ -320,9 +321,10 @@ fn of_an_odd_pair_the_wrong_half_is_replaced() -> Result<()> {
         one.pki("front-proxy-ca.crt"),
     )?;
     let (_, plan) = look(&[&one, &two])?;
-    ensure!(
-        matches!(written(&plan).as_slice(), [(name, bytes, _)] if name == "front-proxy-ca.crt" && *bytes == certificate)
-    );
+    ensure!(matches!(
+        written(&plan).as_slice(),
+        [(name, bytes, _)] if name == "front-proxy-ca.crt" && *bytes == certificate
+    ));
     fs::copy(stranger.pki("ca.key"), one.pki("front-proxy-ca.key"))?;
     let (nodes, plan) = look(&[&one, &two])?;
     ensure!(
@@ -341,7 +343,8 @@ fn of_an_odd_pair_the_wrong_half_is_replaced() -> Result<()> {
 #[test]
 fn drift_is_told_from_every_side_and_nothing_is_overwritten() -> Result<()> {
     let (one, two) = pair()?;
-    // Somebody made all of master03's keys anew; only etcd's list of members still says where it belongs.
+    // Somebody made all of master03's keys anew; only etcd's list of members still says where it
+    // belongs.
     let three = node(
         "master03",
         3,
@@ -488,16 +491,18 @@ fn keys_that_do_not_belong_together() -> Result<()> {
         told(&nodes[0].findings)
     );
     let (_, plan) = look(&[&one, &two])?;
-    ensure!(
-        matches!(written(&plan).as_slice(), [(name, bytes, _)] if name == "sa.pub" && *bytes == public)
-    );
+    ensure!(matches!(
+        written(&plan).as_slice(),
+        [(name, bytes, _)] if name == "sa.pub" && *bytes == public
+    ));
     // The private key is.
     fs::write(one.pki("sa.pub"), &public)?;
     fs::copy(stranger.pki("sa.key"), one.pki("sa.key"))?;
     let (_, plan) = look(&[&one, &two])?;
-    ensure!(
-        matches!(written(&plan).as_slice(), [(name, bytes, _)] if name == "sa.key" && *bytes == private)
-    );
+    ensure!(matches!(
+        written(&plan).as_slice(),
+        [(name, bytes, _)] if name == "sa.key" && *bytes == private
+    ));
     Ok(())
 }
 
@@ -531,16 +536,19 @@ fn several_public_keys_while_a_key_is_being_replaced() -> Result<()> {
         told(&nodes[0].findings)
     );
     let (_, plan) = look(&[&one, &two])?;
-    ensure!(
-        matches!(written(&plan).as_slice(), [(name, bytes, _)] if name == "sa-old.pub" && *bytes == old)
-    );
-    // With the current one lost as well, that one is known from the private key, the earlier one is not.
+    ensure!(matches!(
+        written(&plan).as_slice(),
+        [(name, bytes, _)] if name == "sa-old.pub" && *bytes == old
+    ));
+    // With the current one lost as well, that one is known from the private key, the earlier one is
+    // not.
     let public = fs::read(one.pki("sa.pub"))?;
     fs::write(one.pki("sa.pub"), "")?;
     let (_, plan) = look(&[&one])?;
-    ensure!(
-        matches!(written(&plan).as_slice(), [(name, bytes, _)] if name == "sa.pub" && *bytes == public)
-    );
+    ensure!(matches!(
+        written(&plan).as_slice(),
+        [(name, bytes, _)] if name == "sa.pub" && *bytes == public
+    ));
     Ok(())
 }
 
@@ -607,7 +615,8 @@ fn api_flag(cluster: &Cluster, flag: &str) -> Result<()> {
 #[test]
 fn secrets_must_be_encrypted_alike() -> Result<()> {
     let (one, two) = pair()?;
-    let config = "kind: EncryptionConfiguration\nresources:\n- resources: [secrets]\n  providers:\n  - aescbc: {keys: [{name: k, secret: SECRETSECRET}]}\n";
+    let config = "kind: EncryptionConfiguration\nresources:\n- resources: [secrets]\n  \
+        providers:\n  - aescbc: {keys: [{name: k, secret: SECRETSECRET}]}\n";
     api_flag(
         &one,
         "--encryption-provider-config=/etc/kubernetes/enc.yaml",
@@ -703,7 +712,10 @@ fn the_key_of_a_ca_that_is_over_still_comes_back() -> Result<()> {
     let nodes = session.inspect()?.nodes;
     let plan = session.plan(&nodes[0]);
     ensure!(
-        matches!(written(&plan).as_slice(), [(name, bytes, _)] if name == "ca.key" && *bytes == key),
+        matches!(
+            written(&plan).as_slice(),
+            [(name, bytes, _)] if name == "ca.key" && *bytes == key
+        ),
         "{}",
         told(&nodes[0].findings)
     );

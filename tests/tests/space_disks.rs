@@ -124,7 +124,8 @@ fn a_walk_counts_what_du_counts_on_the_kernel_s_mount() -> Result<()> {
     Ok(())
 }
 
-/// Logs on a partition of their own, without a free block: only that partition is freed, and what the plan says is what comes.
+/// Logs on a partition of their own, without a free block: only that partition is freed, and what
+/// the plan says is what comes.
 #[test]
 fn a_full_partition_of_logs_is_freed_by_itself() -> Result<()> {
     let folder = tempfile::tempdir()?;
@@ -155,7 +156,8 @@ fn a_full_partition_of_logs_is_freed_by_itself() -> Result<()> {
         fill::last_block(root)
     })
     .or_else(|error| {
-        // `last_block` makes sure that the root is full; here it is the logs' partition that must be.
+        // `last_block` makes sure that the root is full; here it is the logs' partition that must
+        // be.
         ensure!(format!("{error:#}").contains("still free"), "{error:#}");
         Ok::<_, anyhow::Error>(())
     })?;

@@ -1,5 +1,5 @@
-//! Several programs for one disk: never two at a time, and whatever the race comes to, the guest is repaired once and whole. And a disk
-//! that moves to another machine takes its undo along.
+//! Several programs for one disk: never two at a time, and whatever the race comes to, the guest is
+//! repaired once and whole. And a disk that moves to another machine takes its undo along.
 
 #![cfg(feature = "faulty")]
 
@@ -111,8 +111,8 @@ fn one_folder() {
     assert!(refused > 0, "nobody was ever in the way of another");
 }
 
-/// The whole program, on a copy of the disk under another name, as on another machine: it lists the runs, takes one back, and gives up
-/// what is kept of it.
+/// The whole program, on a copy of the disk under another name, as on another machine: it lists the
+/// runs, takes one back, and gives up what is kept of it.
 #[test]
 fn a_copied_disk_is_undone_and_pruned() {
     let folder = scratch();

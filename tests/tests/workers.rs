@@ -1,4 +1,5 @@
-//! Nodes whose disk has no CA key: signed with another disk's in one run, by request and answer, or from a bundle.
+//! Nodes whose disk has no CA key: signed with another disk's in one run, by request and answer, or
+//! from a bundle.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -41,8 +42,8 @@ fn contains(ran: &Ran, wanted: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The kubelet of this disk has a certificate for this node that openssl verifies with the disk's own CA, its key beside it, in a
-/// private file behind an absolute link, and nothing else in it.
+/// The kubelet of this disk has a certificate for this node that openssl verifies with the disk's
+/// own CA, its key beside it, in a private file behind an absolute link, and nothing else in it.
 fn is_mended(disk: &Disk, name: &str) -> Result<()> {
     disk.assert_clean()?;
     disk.mounted_read_only(|root| {
@@ -225,7 +226,8 @@ fn a_disk_that_only_lends_its_ca_is_not_written_to() -> Result<()> {
     let repaired = rescue(&both)?;
     ensure!(repaired.code == 1, "{}", repaired.transcript());
     let report = repaired.json()?;
-    // The stranger's own serving pair is over too; that takes no CA, so it may be mended. Nothing is signed for it.
+    // The stranger's own serving pair is over too; that takes no CA, so it may be mended. Nothing
+    // is signed for it.
     let runs = report["receipt"]["runs"].as_array().context("runs")?;
     let signed = runs
         .iter()

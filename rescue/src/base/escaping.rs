@@ -4,8 +4,9 @@ use std::fmt::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-/// Whether a character of a guest may not be shown as it is: it would move the cursor, or show something else than what is there (Trojan Source,
-/// CVE-2021-42574: what turns the direction of writing, and what is not seen at all).
+/// Whether a character of a guest may not be shown as it is: it would move the cursor, or show
+/// something else than what is there (Trojan Source, CVE-2021-42574: what turns the direction of
+/// writing, and what is not seen at all).
 pub fn misleads(character: char) -> bool {
     let invisible = matches!(character, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
         | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}');
@@ -43,7 +44,8 @@ pub fn key(key: &[u8]) -> String {
     shown
 }
 
-/// Writes a path of a guest: what [`misleads`] is escaped, and bytes that are no UTF-8 are written as `\\xNN`.
+/// Writes a path of a guest: what [`misleads`] is escaped, and bytes that are no UTF-8 are written
+/// as `\\xNN`.
 ///
 /// # Errors
 /// Those of `f`.

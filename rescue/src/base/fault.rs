@@ -1,13 +1,19 @@
-//! Faults for the tests, with the feature `fault-injection`; without it this is nothing. Every system call that changes a guest goes
-//! through [`call`] (a test counts them with strace), so each can be the last one before the power goes, or fail:
+//! Faults for the tests, with the feature `fault-injection`; without it this is nothing. Every
+//! system call that changes a guest goes through [`call`] (a test counts them with strace), so each
+//! can be the last one before the power goes, or fail:
 //!
-//! - `RESCUE_ABORT_AT=N` aborts the process (no unwinding, no clean-up) right after the N-th call, or phase, that succeeded.
-//! - `RESCUE_FAIL_AT=N` lets the N-th call fail, `N+` that one and all after it, with `RESCUE_FAIL_WITH=EIO` or `ENOSPC`. A disk that
-//!   stays full still gives names and attributes back: there only calls that need room fail.
-//! - `RESCUE_COUNT_CALLS=FILE` writes down there, one a line, every call that is made and every point that is reached.
-//! - `RESCUE_SKIP_SPACE_CHECK=1` begins although there may be too little room, so that the disk gets full in the middle.
+//! - `RESCUE_ABORT_AT=N` aborts the process (no unwinding, no clean-up) right after the N-th call,
+//!   or phase, that succeeded.
+//! - `RESCUE_FAIL_AT=N` lets the N-th call fail, `N+` that one and all after it, with
+//!   `RESCUE_FAIL_WITH=EIO` or `ENOSPC`. A disk that stays full still gives names and attributes
+//!   back: there only calls that need room fail.
+//! - `RESCUE_COUNT_CALLS=FILE` writes down there, one a line, every call that is made and every
+//!   point that is reached.
+//! - `RESCUE_SKIP_SPACE_CHECK=1` begins although there may be too little room, so that the disk
+//!   gets full in the middle.
 //!
-//! With the feature, writing is done in at least two calls, so that a file that is only half written is among the states.
+//! With the feature, writing is done in at least two calls, so that a file that is only half
+//! written is among the states.
 
 #[cfg(not(feature = "fault-injection"))]
 use rustix::io::Errno;
@@ -19,7 +25,8 @@ pub fn call<T>(_name: &'static str, make: impl FnOnce() -> Result<T, Errno>) -> 
     make()
 }
 
-/// Marks the end of a phase: a place where a power cut is to be tried, though no call is made there.
+/// Marks the end of a phase: a place where a power cut is to be tried, though no call is made
+/// there.
 #[cfg(not(feature = "fault-injection"))]
 pub fn point(_name: &str) {}
 
@@ -60,8 +67,8 @@ mod injected {
 
     static BEFORE_ABORT: OnceLock<fn()> = OnceLock::new();
 
-    /// What happens right before the abort: the tests cut the power of the file systems there, so that only what was synchronised
-    /// survives. The first call counts.
+    /// What happens right before the abort: the tests cut the power of the file systems there, so
+    /// that only what was synchronised survives. The first call counts.
     pub fn before_abort(hook: fn()) {
         let _ = BEFORE_ABORT.set(hook);
     }

@@ -1,5 +1,5 @@
-//! What every room may use: refusals, the trait that shows progress, words for people, YAML, escaping, fault points for tests, and the
-//! calls into the kernel.
+//! What every room may use: refusals, the trait that shows progress, words for people, YAML,
+//! escaping, fault points for tests, and the calls into the kernel.
 
 pub mod escaping;
 pub mod fault;

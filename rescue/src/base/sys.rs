@@ -41,8 +41,9 @@ pub(crate) struct LoopConfig {
     pub reserved: [u64; 8],
 }
 
-/// The bare requests. Numbers from <linux/loop.h>, which defines them without the _IO macros, and <linux/btrfs.h>, whose structures
-/// are taken as bytes: all their fields are little-endian at fixed places.
+/// The bare requests. Numbers from <linux/loop.h>, which defines them without the _IO macros,
+/// and <linux/btrfs.h>, whose structures are taken as bytes: all their fields are little-endian at
+/// fixed places.
 mod request {
     nix::ioctl_none_bad!(loop_ctl_get_free, 0x4c82);
     nix::ioctl_write_ptr_bad!(loop_configure, 0x4c0a, super::LoopConfig);
@@ -56,16 +57,19 @@ mod request {
     nix::ioctl_read_bad!(blkroget, nix::request_code_none!(0x12, 94), libc::c_int);
 }
 
-/// `BTRFS_IOC_TREE_SEARCH`: `page` is a `struct btrfs_ioctl_search_args` (104 bytes of key, then room for items).
+/// `BTRFS_IOC_TREE_SEARCH`: `page` is a `struct btrfs_ioctl_search_args` (104 bytes of key, then
+/// room for items).
 pub(crate) fn btrfs_tree_search(
     folder: BorrowedFd<'_>,
     page: &mut [u8; 4096],
 ) -> Result<(), Errno> {
-    // SAFETY: `page` is alive and as long as the structure, which has no pointers in it; other file systems answer ENOTTY.
+    // SAFETY: `page` is alive and as long as the structure, which has no pointers in it; other file
+    // systems answer ENOTTY.
     unsafe { request::btrfs_tree_search(folder.as_raw_fd(), page) }.map(drop)
 }
 
-/// `BTRFS_IOC_INO_LOOKUP`: the path of folder `inode` inside subvolume `tree`, with a slash at its end, empty for its root.
+/// `BTRFS_IOC_INO_LOOKUP`: the path of folder `inode` inside subvolume `tree`, with a slash at its
+/// end, empty for its root.
 pub(crate) fn btrfs_folder_path(
     folder: BorrowedFd<'_>,
     tree: u64,
@@ -155,24 +159,26 @@ pub(crate) fn loop_ctl_get_free(control: BorrowedFd<'_>) -> Result<u32, Errno> {
     u32::try_from(number).map_err(|_| Errno::ERANGE)
 }
 
-/// Sets up a free loop device over `file` in one step (`LOOP_CONFIGURE`, Linux 5.8). `config.fd` is filled in here.
+/// Sets up a free loop device over `file` in one step (`LOOP_CONFIGURE`, Linux 5.8). `config.fd` is
+/// filled in here.
 pub(crate) fn loop_configure(
     device: BorrowedFd<'_>,
     file: BorrowedFd<'_>,
     mut config: LoopConfig,
 ) -> Result<(), Errno> {
     config.fd = u32::try_from(file.as_raw_fd()).map_err(|_| Errno::EBADF)?;
-    // SAFETY: `config` is a live `struct loop_config` that the kernel only reads; both descriptors are open for the whole call,
-    // and the kernel takes its own reference to `file`.
+    // SAFETY: `config` is a live `struct loop_config` that the kernel only reads; both descriptors
+    // are open for the whole call, and the kernel takes its own reference to `file`.
     unsafe { request::loop_configure(device.as_raw_fd(), &raw const config) }?;
     Ok(())
 }
 
-/// Bytes of `struct dm_ioctl` of <linux/dm-ioctl.h>, with which every message to and from device-mapper begins.
+/// Bytes of `struct dm_ioctl` of <linux/dm-ioctl.h>, with which every message to and from
+/// device-mapper begins.
 pub(crate) const DM_HEADER: usize = 312;
 
-/// Sends a command (`DM_…_CMD`) to device-mapper; `message` is a `struct dm_ioctl` with what follows it, and holds the answer afterwards.
-/// Its `data_size` is filled in here.
+/// Sends a command (`DM_…_CMD`) to device-mapper; `message` is a `struct dm_ioctl` with what
+/// follows it, and holds the answer afterwards. Its `data_size` is filled in here.
 pub(crate) fn device_mapper(
     control: BorrowedFd<'_>,
     command: u8,
@@ -185,17 +191,20 @@ pub(crate) fn device_mapper(
         .ok_or(Errno::EINVAL)?;
     size.copy_from_slice(&length.to_ne_bytes());
     let request = nix::request_code_readwrite!(0xfd, command, DM_HEADER);
-    // SAFETY: the kernel reads and writes at most `data_size` bytes of the message, which is its length; it copies them, so that they need
-    // no alignment. A descriptor of another kind answers ENOTTY.
+    // SAFETY: the kernel reads and writes at most `data_size` bytes of the message, which is its
+    // length; it copies them, so that they need no alignment. A descriptor of another kind answers
+    // ENOTTY.
     Errno::result(unsafe { libc::ioctl(control.as_raw_fd(), request, message.as_mut_ptr()) })
         .map(drop)
 }
 
-/// Gives the calling thread a descriptor table of its own that holds `kept` and the standard streams and nothing else, and
-/// returns this table's own copy of `kept`. Threads started from here share the new table; all others keep theirs.
+/// Gives the calling thread a descriptor table of its own that holds `kept` and the standard
+/// streams and nothing else, and returns this table's own copy of `kept`. Threads started from here
+/// share the new table; all others keep theirs.
 ///
-/// For a thread that serves the rest of the process through the kernel: when the process is killed while another thread waits
-/// inside the kernel for an answer, this table still dies with the serving thread, and the kernel gives up waiting.
+/// For a thread that serves the rest of the process through the kernel: when the process is killed
+/// while another thread waits inside the kernel for an answer, this table still dies with the
+/// serving thread, and the kernel gives up waiting.
 pub(crate) fn private_descriptors(kept: RawFd) -> Result<OwnedFd, Errno> {
     let number = u32::try_from(kept).map_err(|_| Errno::EBADF)?;
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES)?;
@@ -206,23 +215,25 @@ pub(crate) fn private_descriptors(kept: RawFd) -> Result<OwnedFd, Errno> {
     close_range(number + 1, u32::MAX)?;
     // SAFETY: F_GETFD takes no argument and fails where the number is not open.
     Errno::result(unsafe { libc::fcntl(kept, libc::F_GETFD) })?;
-    // SAFETY: the descriptor is open, as just seen, in a table that only this thread can change, and as that table's own copy it has
-    // no owner yet.
+    // SAFETY: the descriptor is open, as just seen, in a table that only this thread can change,
+    // and as that table's own copy it has no owner yet.
     Ok(unsafe { OwnedFd::from_raw_fd(kept) })
 }
 
 /// Only for the table made by [`private_descriptors`].
 fn close_range(first: u32, last: u32) -> Result<(), Errno> {
-    // SAFETY: the calling thread's table is its own since unshare(CLONE_FILES), so every number in it is a mere copy: whoever owns
-    // such a number owns it in another table, where it stays open.
+    // SAFETY: the calling thread's table is its own since unshare(CLONE_FILES), so every number in
+    // it is a mere copy: whoever owns such a number owns it in another table, where it stays open.
     Errno::result(unsafe { libc::close_range(first, last, 0) }).map(drop)
 }
 
-/// Takes a write lease on the file and gives it back at once. The kernel grants one only while no other descriptor of the file is
-/// open (`EAGAIN` otherwise; `EINVAL` where the file system has no leases).
+/// Takes a write lease on the file and gives it back at once. The kernel grants one only while no
+/// other descriptor of the file is open (`EAGAIN` otherwise; `EINVAL` where the file system has no
+/// leases).
 pub(crate) fn write_lease_is_free(file: BorrowedFd<'_>) -> Result<(), Errno> {
-    // SAFETY: installs "ignore" for one signal; no handler code is involved. Without it somebody who opens the file in the moment
-    // between the two calls below would have the kernel end us with SIGIO.
+    // SAFETY: installs "ignore" for one signal; no handler code is involved. Without it somebody
+    // who opens the file in the moment between the two calls below would have the kernel end us
+    // with SIGIO.
     unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
     // SAFETY: both calls take an integer and no memory; the descriptor is open for the whole call.
     Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) })?;
@@ -233,7 +244,8 @@ pub(crate) fn write_lease_is_free(file: BorrowedFd<'_>) -> Result<(), Errno> {
 
 /// Rust ignores SIGPIPE; a command in a pipe should die of it quietly, as others do.
 pub fn restore_default_sigpipe() {
-    // SAFETY: installs the default disposition for one signal before any thread is started; no handler code is involved.
+    // SAFETY: installs the default disposition for one signal before any thread is started; no
+    // handler code is involved.
     unsafe {
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
     }
@@ -248,7 +260,8 @@ struct MountAttr {
     user_namespace: u64,
 }
 
-/// Sets and clears `MOUNT_ATTR_*` of a mount whose root is open (`mount_setattr`, Linux 5.12). Clearing comes first.
+/// Sets and clears `MOUNT_ATTR_*` of a mount whose root is open (`mount_setattr`, Linux 5.12).
+/// Clearing comes first.
 pub(crate) fn set_mount_attributes(
     root: BorrowedFd<'_>,
     set: u32,
@@ -261,7 +274,8 @@ pub(crate) fn set_mount_attributes(
         user_namespace: 0,
     };
     let size = size_of::<MountAttr>();
-    // SAFETY: the path is an empty C string, `attributes` is a live `struct mount_attr` of the size given, and the kernel only reads them.
+    // SAFETY: the path is an empty C string, `attributes` is a live `struct mount_attr` of the size
+    // given, and the kernel only reads them.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -275,8 +289,8 @@ pub(crate) fn set_mount_attributes(
     Errno::result(result).map(drop)
 }
 
-/// Has the kernel begin to write a range of a file to the disk, without waiting for it (`sync_file_range`). A hint: file systems that cannot
-/// do it leave everything to fsync.
+/// Has the kernel begin to write a range of a file to the disk, without waiting for it
+/// (`sync_file_range`). A hint: file systems that cannot do it leave everything to fsync.
 pub(crate) fn begin_writing(file: BorrowedFd<'_>, offset: u64, length: u64) {
     let (Ok(offset), Ok(length)) = (
         libc::off64_t::try_from(offset),

@@ -21,7 +21,8 @@ pub fn bytes(bytes: u64) -> String {
     format!("{value:.1} {unit}")
 }
 
-/// A share: `9.8 %`, `100 %`; `-` of nothing. Rounded down: 9.96 % must not look like the 10 % that it misses.
+/// A share: `9.8 %`, `100 %`; `-` of nothing. Rounded down: 9.96 % must not look like the 10 % that
+/// it misses.
 pub fn percent(part: u64, whole: u64) -> String {
     if whole == 0 {
         return "-".to_owned();

@@ -1,4 +1,5 @@
-//! Has the kernel begin to write what was written to a large file, so that little is left to wait for when it is synchronised.
+//! Has the kernel begin to write what was written to a large file, so that little is left to wait
+//! for when it is synchronised.
 
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;

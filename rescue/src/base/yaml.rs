@@ -1,15 +1,18 @@
-//! The one seam to serde_yaml, which is archived: reading YAML into JSON values. Edits happen in place, elsewhere.
+//! The one seam to serde_yaml, which is archived: reading YAML into JSON values. Edits happen in
+//! place, elsewhere.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-/// Longest file that is parsed, in bytes. A parsed file takes some 30 times its length of memory, and the API server itself takes no object
-/// of more than 1.5 MiB; manifests and kubeconfigs are a few KiB. The ISO has to do it in 256 MiB.
+/// Longest file that is parsed, in bytes. A parsed file takes some 30 times its length of memory,
+/// and the API server itself takes no object of more than 1.5 MiB; manifests and kubeconfigs are a
+/// few KiB. The ISO has to do it in 256 MiB.
 const LONGEST: usize = 512 << 10;
-/// Most `[` and `{` that may be open at once: serde_yaml gives up at 128, but only after libyaml has read everything, in a time that grows with
-/// the square of it.
+/// Most `[` and `{` that may be open at once: serde_yaml gives up at 128, but only after libyaml
+/// has read everything, in a time that grows with the square of it.
 const DEEPEST: usize = 128;
-/// With anchors, a file can unfold to a multiple of itself ("billion laughs"): then it must be short and name few of them.
+/// With anchors, a file can unfold to a multiple of itself ("billion laughs"): then it must be
+/// short and name few of them.
 const LONGEST_WITH_ANCHORS: usize = 16 << 10;
 const MOST_ALIASES: usize = 64;
 
@@ -121,7 +124,8 @@ mod tests {
             parse(laughs(3).as_bytes()).unwrap()["a2"][0][0],
             serde_json::json!(["lol", "lol"])
         );
-        let script = "run: |\n  [ -e /x ] && ls *log & { true; }\n  case a in *b) ;; esac\nschedule: '* * * * *'\n";
+        let script = "run: |\n  [ -e /x ] && ls *log & { true; }\n  case a in *b) ;; esac\n\
+            schedule: '* * * * *'\n";
         assert!(parse(script.as_bytes()).is_ok());
         let annotation = format!(
             "a: '{}'",

@@ -48,8 +48,8 @@ impl Draft {
         self.push(change)
     }
 
-    /// As [`Draft::write`]; a new file gets the owner of `like`, else of its folder (kubespray's are not root's), and a missing folder
-    /// is made.
+    /// As [`Draft::write`]; a new file gets the owner of `like`, else of its folder (kubespray's
+    /// are not root's), and a missing folder is made.
     ///
     /// # Errors
     /// As [`Draft::push`].

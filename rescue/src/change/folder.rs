@@ -20,7 +20,8 @@ pub trait SinkFile: Write + Seek + Send {}
 
 impl<T: Write + Seek + Send> SinkFile for T {}
 
-/// Takes what a [`BuildFolder`] makes. Paths are relative to the new folder and have no `..`; parents are made first.
+/// Takes what a [`BuildFolder`] makes. Paths are relative to the new folder and have no `..`;
+/// parents are made first.
 pub trait FolderSink {
     /// Makes a folder with these permission bits.
     ///
@@ -34,16 +35,18 @@ pub trait FolderSink {
     /// What the disk says, with the path.
     fn file(&mut self, path: &Path, mode: u32) -> Result<Box<dyn SinkFile + '_>>;
 
-    /// Copies a file of a guest, this one or another, shared by the file system where it can (reflink). Never a hard link: etcd writes
-    /// its database in place, and the original is the backup.
+    /// Copies a file of a guest, this one or another, shared by the file system where it can
+    /// (reflink). Never a hard link: etcd writes its database in place, and the original is the
+    /// backup.
     ///
     /// # Errors
     /// What either disk says, with the path.
     fn copy(&mut self, path: &Path, from: &Guest, source: &GuestPath) -> Result<()>;
 }
 
-/// The guests that a folder is built from. A recipe names them and never keeps one: before a disk is written to, all that was opened of it
-/// for reading is closed, and the recipe then reads through what is open for writing.
+/// The guests that a folder is built from. A recipe names them and never keeps one: before a disk
+/// is written to, all that was opened of it for reading is closed, and the recipe then reads
+/// through what is open for writing.
 #[derive(Debug, Clone, Default)]
 pub struct Sources<'a>(Vec<&'a Guest>);
 
@@ -65,10 +68,12 @@ impl<'a> Sources<'a> {
     }
 }
 
-/// Makes the contents of a folder: a recipe, which is planned, shown and then carried out. It must give the same every time. Paths in
-/// guests are to be those where the files really are (a [`crate::guest::RealPath`]): a guest that is open for writing knows no bind mounts.
+/// Makes the contents of a folder: a recipe, which is planned, shown and then carried out. It must
+/// give the same every time. Paths in guests are to be those where the files really are (a
+/// [`crate::guest::RealPath`]): a guest that is open for writing knows no bind mounts.
 pub trait BuildFolder: fmt::Debug {
-    /// Writes everything into `sink`, the top folder itself apart. Nothing buffers between it and the disk.
+    /// Writes everything into `sink`, the top folder itself apart. Nothing buffers between it and
+    /// the disk.
     ///
     /// # Errors
     /// What cannot be read or written.
@@ -77,8 +82,9 @@ pub trait BuildFolder: fmt::Debug {
     /// Bytes that it takes at most, for the check of free space.
     fn bytes(&self) -> u64;
 
-    /// Reads back what was built, which is `folder` in `guest`; called before anything is committed. This is the proof of the plan: a
-    /// planned tree cannot show gigabytes that nobody has written yet.
+    /// Reads back what was built, which is `folder` in `guest`; called before anything is
+    /// committed. This is the proof of the plan: a planned tree cannot show gigabytes that nobody
+    /// has written yet.
     ///
     /// # Errors
     /// What is wrong with it. Then nothing is changed.

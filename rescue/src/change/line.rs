@@ -5,8 +5,8 @@ use anyhow::{Context as _, Result, ensure};
 use super::Change;
 use crate::guest::{Guest, Origin};
 
-/// Replaces the line `at`, which must read `old` (without its line feed), by `new`. Owner, mode and everything else of the
-/// file stay.
+/// Replaces the line `at`, which must read `old` (without its line feed), by `new`. Owner, mode and
+/// everything else of the file stay.
 ///
 /// # Errors
 /// Where the file cannot be read, or the line is another one by now.

@@ -1,5 +1,6 @@
-//! The closed set of primitives that a repair is made of. Only these are journaled, applied, verified and undone; each names
-//! what it expects to find and is refused when the guest holds something else.
+//! The closed set of primitives that a repair is made of. Only these are journaled, applied,
+//! verified and undone; each names what it expects to find and is refused when the guest holds
+//! something else.
 
 mod draft;
 pub mod folder;
@@ -30,7 +31,8 @@ pub struct Content {
 }
 
 impl Content {
-    /// Wraps the bytes. They are secret where a private key is found in them, so that no writer of keys can forget to say so.
+    /// Wraps the bytes. They are secret where a private key is found in them, so that no writer of
+    /// keys can forget to say so.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
         let bytes = bytes.into();
         Self {
@@ -79,7 +81,8 @@ fn hash_of(tree: &dyn Tree, path: &Path, size: u64) -> TreeResult<String> {
     Ok(hex(&hasher.finalize()))
 }
 
-/// Shows a regular file of `size` bytes piece by piece, each with its place; the visitor may change its own copy.
+/// Shows a regular file of `size` bytes piece by piece, each with its place; the visitor may change
+/// its own copy.
 pub(super) fn each_chunk(
     tree: &dyn Tree,
     path: &Path,
@@ -199,11 +202,12 @@ impl PartialEq for Recipe {
 
 impl Eq for Recipe {}
 
-/// Owner and mode of what a change leaves behind. Extended attributes (`security.selinux`, ACLs) are copied from the file that
-/// is replaced, else `security.selinux` alone from a sibling in the same folder, else from the folder.
+/// Owner and mode of what a change leaves behind. Extended attributes (`security.selinux`, ACLs)
+/// are copied from the file that is replaced, else `security.selinux` alone from a sibling in the
+/// same folder, else from the folder.
 ///
-/// Where the content is [secret](Content::is_secret), [`secret`] takes away what would open it to others: bits of the mode, the
-/// access list.
+/// Where the content is [secret](Content::is_secret), [`secret`] takes away what would open it to
+/// others: bits of the mode, the access list.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Attributes {
@@ -234,8 +238,8 @@ pub enum Change {
         /// What is there before.
         expect: Expect,
     },
-    /// Replace a regular file, which may be of any size, by a copy of its first `size` bytes in which some are others. Owner, mode and
-    /// all else stay.
+    /// Replace a regular file, which may be of any size, by a copy of its first `size` bytes in
+    /// which some are others. Owner, mode and all else stay.
     Patch {
         /// Where.
         path: RealPath,
@@ -271,7 +275,8 @@ pub enum Change {
         /// Owner and mode; `Keep` means 0755 and the parent's owner.
         attributes: Attributes,
     },
-    /// Put a folder that is made anew in the place of what is there, with one exchange of the two names. The old one is kept whole.
+    /// Put a folder that is made anew in the place of what is there, with one exchange of the two
+    /// names. The old one is kept whole.
     ReplaceFolder {
         /// Where.
         path: RealPath,
@@ -280,8 +285,8 @@ pub enum Change {
         /// What is there before: a folder, a fence or nothing.
         expect: Expect,
     },
-    /// Put a file in the place of a folder, with one exchange of the two names: who would make the folder anew where it is missing (etcd
-    /// starts a new, empty member) then stops instead.
+    /// Put a file in the place of a folder, with one exchange of the two names: who would make the
+    /// folder anew where it is missing (etcd starts a new, empty member) then stops instead.
     Fence {
         /// Where.
         path: RealPath,
@@ -306,7 +311,8 @@ impl Change {
         }
     }
 
-    /// Writes `content` where `path` leads (through links), keeping owner and mode; a new file gets `mode` and root's ownership.
+    /// Writes `content` where `path` leads (through links), keeping owner and mode; a new file gets
+    /// `mode` and root's ownership.
     pub fn write(
         guest: &Guest,
         path: &GuestPath,
@@ -335,7 +341,8 @@ impl Change {
         })
     }
 
-    /// Cuts the file at `path` to its first `size` bytes and writes `edits` into it; reads it once from end to end.
+    /// Cuts the file at `path` to its first `size` bytes and writes `edits` into it; reads it once
+    /// from end to end.
     pub fn patch(guest: &Guest, path: &GuestPath, edits: Vec<Edit>, size: u64) -> TreeResult<Self> {
         let real = guest.resolve(path)?;
         let tree = guest.tree();
@@ -392,10 +399,12 @@ impl Change {
         Ok(Self::Remove { path: real, expect })
     }
 
-    /// Puts what `build` makes where `path` leads (through links). Reads what is there once from end to end.
+    /// Puts what `build` makes where `path` leads (through links). Reads what is there once from
+    /// end to end.
     ///
     /// # Errors
-    /// What cannot be read; [`TreeError::Unsupported`] where another file system is mounted in it, or would be at boot.
+    /// What cannot be read; [`TreeError::Unsupported`] where another file system is mounted in it,
+    /// or would be at boot.
     pub fn replace_folder(
         guest: &Guest,
         path: &GuestPath,
@@ -422,8 +431,8 @@ impl Change {
         })
     }
 
-    /// The folders that are missing on the way to `path`, outermost first, then nothing. `..` in the missing part is refused
-    /// by the resolver.
+    /// The folders that are missing on the way to `path`, outermost first, then nothing. `..` in
+    /// the missing part is refused by the resolver.
     pub fn make_dirs(guest: &Guest, path: &GuestPath, mode: u32) -> TreeResult<Vec<Self>> {
         let mut missing: Vec<&OsStr> = Vec::new();
         let mut there = path.as_path();
@@ -479,7 +488,8 @@ fn whole(guest: &Guest, path: &GuestPath) -> TreeResult<(RealPath, Expect)> {
         .find(|at| at.as_path().starts_with(real.as_path()))
     {
         let reason = format!(
-            "{inside} is a mount point, and what is mounted there cannot be exchanged with the folder"
+            "{inside} is a mount point, and what is mounted there cannot be exchanged with the \
+             folder"
         );
         return Err(TreeError::Unsupported {
             path: real.as_path().to_path_buf(),
@@ -501,8 +511,9 @@ fn whole(guest: &Guest, path: &GuestPath) -> TreeResult<(RealPath, Expect)> {
 pub enum Freeing {
     /// Unlink it.
     Delete,
-    /// Keep the inode and the last so many bytes, cut at the start of a line; never more than half of the file, because the
-    /// tail is copied over the beginning and an interruption must leave one of the two whole.
+    /// Keep the inode and the last so many bytes, cut at the start of a line; never more than half
+    /// of the file, because the tail is copied over the beginning and an interruption must leave
+    /// one of the two whole.
     KeepTail(u64),
 }
 

@@ -33,7 +33,8 @@ enum Entry {
     Folder {
         meta: Meta,
     },
-    /// A folder that is made anew only when the plan is carried out: what will be in it cannot be shown.
+    /// A folder that is made anew only when the plan is carried out: what will be in it cannot be
+    /// shown.
     Built {
         meta: Meta,
     },
@@ -58,7 +59,8 @@ impl std::fmt::Debug for Planned {
 }
 
 impl Planned {
-    /// Nothing planned yet; `now` (seconds since 1970) becomes the modification time of planned files.
+    /// Nothing planned yet; `now` (seconds since 1970) becomes the modification time of planned
+    /// files.
     pub fn over(base: Rc<dyn Tree>, now: i64) -> Self {
         Self {
             base,

@@ -1,8 +1,9 @@
-//! What a file with a secret in it (a private key, a kubeconfig with a key) may be like. A new key replaces an old file, whose mode and
-//! access list somebody may have opened to everybody; the new file must not be born open.
+//! What a file with a secret in it (a private key, a kubeconfig with a key) may be like. A new key
+//! replaces an old file, whose mode and access list somebody may have opened to everybody; the new
+//! file must not be born open.
 //!
-//! Owner, group and SELinux label stay. This is the only place with the rule: staging ([`crate::repair::stage`]) and planned trees ask it for
-//! the mode, the plan for what it says.
+//! Owner, group and SELinux label stay. This is the only place with the rule: staging
+//! ([`crate::repair::stage`]) and planned trees ask it for the mode, the plan for what it says.
 
 use std::path::Path;
 
@@ -31,16 +32,18 @@ pub fn holds_private_key(bytes: &[u8]) -> bool {
 
 /// Mode of a new secret file where the one that it replaces, or the writer, has `mode`.
 ///
-/// Left of it are reading and writing by the owner, and reading by the group: 0640 with the group of etcd's user is meant so. A file that
-/// all others could use too was opened without such a thought, so the group keeps it only where it is not root's own.
-/// `list`: the old access list. With one, the group's bits of the mode are the list's mask, and the list has the group's own.
+/// Left of it are reading and writing by the owner, and reading by the group: 0640 with the group
+/// of etcd's user is meant so. A file that all others could use too was opened without such a
+/// thought, so the group keeps it only where it is not root's own. `list`: the old access list.
+/// With one, the group's bits of the mode are the list's mask, and the list has the group's own.
 pub fn mode(mode: u32, gid: u32, list: Option<&AccessList>) -> u32 {
     let group = list.map_or(mode, |list| list.owning_group() << 3) & GROUP_READ;
     let is_meant = mode & OTHERS == 0 || gid != 0;
     (mode & OWNER) | if is_meant { group } else { 0 }
 }
 
-/// What a change takes away from the file that it replaces, one line for each thing, and whether others can replace it in turn.
+/// What a change takes away from the file that it replaces, one line for each thing, and whether
+/// others can replace it in turn.
 pub fn remarks(guest: &Guest, change: &Change) -> Vec<String> {
     let Change::Write {
         path,
@@ -134,8 +137,8 @@ fn open_folder(guest: &Guest, folder: &Path) -> Option<String> {
     is_open.then(|| {
         let folder = GuestPath::new(folder);
         format!(
-            "{folder} stays open to everybody (mode {:04o}): whoever is on this node can replace what is in it; after boot: \
-             chmod o-w {folder}",
+            "{folder} stays open to everybody (mode {:04o}): whoever is on this node can replace \
+             what is in it; after boot: chmod o-w {folder}",
             meta.mode
         )
     })

@@ -1,4 +1,5 @@
-//! What a whole folder holds, as one hash: names, kinds, modes, owners, sizes and every byte. Equal means that nobody has written to it.
+//! What a whole folder holds, as one hash: names, kinds, modes, owners, sizes and every byte. Equal
+//! means that nobody has written to it.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -10,14 +11,17 @@ use super::each_chunk;
 use crate::base::hash::hex;
 use crate::tree::{FileKind, Meta, Tree, TreeError, TreeResult};
 
-/// Deeper and larger than any folder that is replaced as a whole: an etcd member has three levels and some dozen files.
+/// Deeper and larger than any folder that is replaced as a whole: an etcd member has three levels
+/// and some dozen files.
 const DEEPEST: usize = 16;
 const MOST: usize = 10_000;
 
-/// SHA-256 of the folder at `path` with all that is in it, in lower-case hexadecimal. Times do not count.
+/// SHA-256 of the folder at `path` with all that is in it, in lower-case hexadecimal. Times do not
+/// count.
 ///
 /// # Errors
-/// What the tree says; [`TreeError::Unsupported`] where something in it is neither file, folder nor link, or there is too much of it.
+/// What the tree says; [`TreeError::Unsupported`] where something in it is neither file, folder nor
+/// link, or there is too much of it.
 pub fn of(tree: &dyn Tree, path: &Path) -> TreeResult<String> {
     let meta = tree.lstat(path)?;
     if meta.kind != FileKind::Directory {

@@ -1,9 +1,11 @@
-//! admin-kubeconfig: the copies of admin.conf that people use as ~/.kube/config. They expire with it and nothing renews them.
-//! Only the entries of this cluster's own administrator are refreshed; everything else in the files stays.
+//! admin-kubeconfig: the copies of admin.conf that people use as ~/.kube/config. They expire with
+//! it and nothing renews them. Only the entries of this cluster's own administrator are refreshed;
+//! everything else in the files stays.
 //!
-//! Anybody on the node can write a ~/.kube/config with the administrator's certificate in it: a certificate is public. Only who has
-//! the private key that fits it is an administrator already, so only such an entry gets the new key; and only in a file that is that
-//! person's own, which afterwards only its owner can read.
+//! Anybody on the node can write a ~/.kube/config with the administrator's certificate in it: a
+//! certificate is public. Only who has the private key that fits it is an administrator already, so
+//! only such an entry gets the new key; and only in a file that is that person's own, which
+//! afterwards only its owner can read.
 
 use anyhow::{Context as _, bail};
 use std::collections::BTreeSet;
@@ -49,8 +51,8 @@ const FOREIGN: Mode = Mode::note(
 /// See the module.
 pub const CHECK: Check = Check {
     id: ID,
-    about: "expired copies of admin.conf in /root/.kube/config and people's homes; refreshes the administrator's entry, where its private \
-         key is there too, and nothing else",
+    about: "expired copies of admin.conf in /root/.kube/config and people's homes; refreshes the \
+        administrator's entry, where its private key is there too, and nothing else",
     modes: &[DAMAGED, EXPIRED, FOREIGN],
     roles: &[],
     after: &["certificates"],
@@ -277,13 +279,16 @@ fn stale(file: &PersonalConfig, users: &[(&User, Standing)]) -> Option<Finding> 
         finding = Some(match (&file.refused, *mendable) {
             (Some(why), _) => found
                 .with_advice(format!(
-                    "Left as it is, because {why}: a new key written there could reach somebody else."
+                    "Left as it is, because {why}: a new key written there could reach somebody \
+                     else."
                 ))
                 .with_advice(by_hand(source)),
-            (None, true) => found.with_remedy(RefreshKubeconfig::new(file, user, source, certificate)),
-            (None, false) => {
-                found.with_advice(format!("Not mended: {source} is no better, and it cannot be renewed on this node."))
+            (None, true) => {
+                found.with_remedy(RefreshKubeconfig::new(file, user, source, certificate))
             }
+            (None, false) => found.with_advice(format!(
+                "Not mended: {source} is no better, and it cannot be renewed on this node."
+            )),
         });
     }
     let becomes_unreadable = file.refused.is_none() && file.meta.uid != file.home_uid;
@@ -299,8 +304,8 @@ fn stale(file: &PersonalConfig, users: &[(&User, Standing)]) -> Option<Finding> 
 /// What an administrator types to get the new key all the same.
 fn by_hand(source: &GuestPath) -> String {
     format!(
-        "If this person is an administrator, let them type after boot: sudo cp {source} ~/.kube/config; \
-         sudo chown $(id -u):$(id -g) ~/.kube/config; chmod 600 ~/.kube/config"
+        "If this person is an administrator, let them type after boot: sudo cp {source} \
+         ~/.kube/config; sudo chown $(id -u):$(id -g) ~/.kube/config; chmod 600 ~/.kube/config"
     )
 }
 
@@ -313,8 +318,8 @@ fn of_root(file: &PersonalConfig) -> String {
         ..
     } = file;
     format!(
-        "It belongs to user {}, and the home folder to user {home_uid}: afterwards that person cannot read it. \
-         Where they should, type after boot: sudo chown {home_uid} {path}",
+        "It belongs to user {}, and the home folder to user {home_uid}: afterwards that person \
+         cannot read it. Where they should, type after boot: sudo chown {home_uid} {path}",
         meta.uid
     )
 }
@@ -448,8 +453,11 @@ impl Remedy for RefreshKubeconfig {
 
     fn details(&self) -> Vec<String> {
         vec![
-            "its private key fits its certificate: whoever uses the file is an administrator already".to_owned(),
-            "the owner stays, and so do all other users, clusters and contexts in it; only the owner can read it afterwards"
+            "its private key fits its certificate: whoever uses the file is an administrator \
+             already"
+                .to_owned(),
+            "the owner stays, and so do all other users, clusters and contexts in it; only the \
+             owner can read it afterwards"
                 .to_owned(),
         ]
     }
@@ -476,7 +484,8 @@ impl Remedy for RefreshKubeconfig {
             .next()
             .context("no certificate")?;
         if leaf.not_after <= self.old.not_after || leaf.not_after < context.settings.now {
-            // Certificates skipped, or not mendable here: the finding stays, the rest of the plan does not suffer.
+            // Certificates skipped, or not mendable here: the finding stays, the rest of the plan
+            // does not suffer.
             context.ui.note(&format!(
                 "{} is not renewed, so {} stays as it is",
                 self.source, self.path

@@ -26,7 +26,8 @@ impl Bench {
         Self { settings, ..self }
     }
 
-    /// What the check says of a guest. Every finding names a mode of the check and is no worse than it.
+    /// What the check says of a guest. Every finding names a mode of the check and is no worse than
+    /// it.
     pub fn found_in(&self, guest: &Guest) -> Vec<Finding> {
         self.look(guest, &|context| {
             if !self.check.is_for(context) {
@@ -74,8 +75,8 @@ impl Bench {
         guest.with_tree(Rc::new(planned))
     }
 
-    /// The guest after all remedies of all findings. Asserts that there are some, and that afterwards nothing is found that
-    /// counts.
+    /// The guest after all remedies of all findings. Asserts that there are some, and that
+    /// afterwards nothing is found that counts.
     pub fn mended(&self, tree: MemoryTree) -> Guest {
         let mut guest = tree.into_guest();
         let found = self.found_in(&guest);
@@ -104,7 +105,8 @@ impl Bench {
     }
 }
 
-/// A control plane as kubeadm's packages leave it: the kubelet's unit, its drop-in, its config, and one static pod.
+/// A control plane as kubeadm's packages leave it: the kubelet's unit, its drop-in, its config, and
+/// one static pod.
 pub fn control_plane() -> MemoryTree {
     const UNIT: &str = "/usr/lib/systemd/system/kubelet.service";
     MemoryTree::new()

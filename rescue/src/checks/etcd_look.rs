@@ -1,4 +1,5 @@
-//! etcd: whether the member on this node will start again, read from its log, snapshots and database.
+//! etcd: whether the member on this node will start again, read from its log, snapshots and
+//! database.
 
 use crate::etcd::read::troubles::{check_pages, holder};
 use std::rc::Rc;
@@ -39,7 +40,8 @@ const RUNNING: Mode = Mode::note(
 /// See the module.
 pub const CHECK: Check = Check {
     id: ID,
-    about: "an etcd member: whether its log, snapshots and database let it start; mends in place what loses nothing",
+    about: "an etcd member: whether its log, snapshots and database let it start; mends in place \
+        what loses nothing",
     modes: &[STOPS, BREAKS, MOVED, STARTS, RUNNING],
     roles: &[],
     after: &[],
@@ -76,7 +78,8 @@ fn run(context: &Context<'_>) -> anyhow::Result<Vec<Finding>> {
     })
 }
 
-/// etcd inside another program is not mended here: that program keeps its own record of who belongs to the cluster.
+/// etcd inside another program is not mended here: that program keeps its own record of who belongs
+/// to the cluster.
 fn left_to(finding: Finding, embedding: Embedding) -> Finding {
     if finding.severity == Severity::Note {
         return finding;
@@ -130,13 +133,24 @@ fn missed(moved: &Moved, place: &Place) -> Finding {
         "etcd: the other members look for this one at {known}, where it does not listen any more"
     );
     Finding::new(MOVED, title)
-        .with_evidence(&place.data_dir, format!("member {:x} is known at {known}, and is started at {own}", moved.id))
-        .with_advice(
-            "`rescue repair` with the disks of all members takes this one in at its new address; its certificates must name that, too.",
+        .with_evidence(
+            &place.data_dir,
+            format!(
+                "member {:x} is known at {known}, and is started at {own}",
+                moved.id
+            ),
         )
-        .with_advice("Or give the machine its old address back, in its network and in etcd's manifest or service.")
+        .with_advice(
+            "`rescue repair` with the disks of all members takes this one in at its new address; \
+             its certificates must name that, too.",
+        )
+        .with_advice(
+            "Or give the machine its old address back, in its network and in etcd's manifest or \
+             service.",
+        )
         .with_advice(format!(
-            "Or, once a majority of the members runs: `etcdctl member update {:x} --peer-urls={own}`.",
+            "Or, once a majority of the members runs: `etcdctl member update {:x} \
+             --peer-urls={own}`.",
             moved.id
         ))
 }
@@ -187,7 +201,8 @@ impl Remedy for MendEtcd {
         self.mend.details()
     }
 
-    /// Worked out against the member as it is when this is prepared: an earlier remedy may have mended it, or changed what mends it.
+    /// Worked out against the member as it is when this is prepared: an earlier remedy may have
+    /// mended it, or changed what mends it.
     fn prepare(&self, context: &Context<'_>) -> anyhow::Result<Prepared> {
         let guest = context.guest;
         let data = MemberData::read(guest, &self.place);
@@ -238,8 +253,9 @@ fn finding(problem: &Problem, guest: &Guest) -> Finding {
     if mode == STOPS {
         finding = finding.with_advice(COPY_FIRST);
         finding = finding.with_advice(
-            "Next: `rescue repair` with the disks of all control planes shows what can be made of them together; `rescue etcd status` with the \
-             same disks says which one holds the newest writes.",
+            "Next: `rescue repair` with the disks of all control planes shows what can be made of \
+             them together; `rescue etcd status` with the same disks says which one holds the \
+             newest writes.",
         );
         for missing in &guest.unresolved {
             finding = finding.with_advice(format!(
@@ -309,7 +325,8 @@ mod tests {
         assert_eq!(findings[0].severity, Severity::Note);
         assert_eq!(
             findings[0].title,
-            "etcd: master01, the only member, revision 2, database 16.0 KiB, last entry 8 of term 2; it will start"
+            "etcd: master01, the only member, revision 2, database 16.0 KiB, last entry 8 of term \
+             2; it will start"
         );
     }
 

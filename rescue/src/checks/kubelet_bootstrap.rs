@@ -1,8 +1,9 @@
 //! kubelet-bootstrap: the kubelet is told to bootstrap from a kubeconfig that is not there.
 //!
-//! kubeadm removes bootstrap-kubelet.conf once a node has joined and leaves `--bootstrap-kubeconfig` in the kubelet's flags. That
-//! does no harm until the kubelet's client certificate becomes unusable: then the kubelet dies at start with "unable to load
-//! bootstrap kubeconfig", and the static pods of a control plane never start. The rule is the kubelet's own
+//! kubeadm removes bootstrap-kubelet.conf once a node has joined and leaves
+//! `--bootstrap-kubeconfig` in the kubelet's flags. That does no harm until the kubelet's client
+//! certificate becomes unusable: then the kubelet dies at start with "unable to load bootstrap
+//! kubeconfig", and the static pods of a control plane never start. The rule is the kubelet's own
 //! (pkg/kubelet/certificate/bootstrap/bootstrap.go, isClientConfigStillValid).
 
 use anyhow::{Context as _, Result};
@@ -25,7 +26,8 @@ const FLAG: &str = "--bootstrap-kubeconfig";
 
 const MISSING: Mode = Mode::stops_boot(
     "kubelet-bootstrap.missing",
-    "the kubelet has no usable client certificate and wants to bootstrap from a file that is missing",
+    "the kubelet has no usable client certificate and wants to bootstrap from a file that is \
+     missing",
 );
 const HARMLESS: Mode = Mode::note(
     "kubelet-bootstrap.harmless",
@@ -35,8 +37,8 @@ const HARMLESS: Mode = Mode::note(
 /// See the module.
 pub const CHECK: Check = Check {
     id: "kubelet-bootstrap",
-    about: "a --bootstrap-kubeconfig that points to a missing file while the kubelet's client certificate is \
-            unusable; takes the flag out by a drop-in where nothing better helps",
+    about: "a --bootstrap-kubeconfig that points to a missing file while the kubelet's client \
+        certificate is unusable; takes the flag out by a drop-in where nothing better helps",
     modes: &[MISSING, HARMLESS],
     roles: &[Role::ControlPlane, Role::Worker],
     after: &["certificates"],
@@ -76,7 +78,8 @@ fn bootstrap_finding(context: &Context<'_>) -> Option<Finding> {
         ),
         None => Finding::new(
             HARMLESS,
-            "the kubelet's --bootstrap-kubeconfig points to a file that is not there; harmless while its certificate is usable",
+            "the kubelet's --bootstrap-kubeconfig points to a file that is not there; harmless \
+             while its certificate is usable",
         ),
     };
     finding.evidence.push(flag);
@@ -91,12 +94,13 @@ fn with_policy(mut finding: Finding, context: &Context<'_>, stops: bool) -> Find
     let worker = node.role.value == Some(Role::Worker);
     if stops {
         finding = finding.with_advice(if worker {
-            "What cures it is a new client certificate for the kubelet. A worker has no CA key: the disk of a \
-             control plane lends one (check certificates says how). Without any such disk: `kubeadm token create` on a running control \
-             plane and a new bootstrap-kubelet.conf, or joining the node again."
+            "What cures it is a new client certificate for the kubelet. A worker has no CA key: \
+             the disk of a control plane lends one (check certificates says how). Without any such \
+             disk: `kubeadm token create` on a running control plane and a new \
+             bootstrap-kubelet.conf, or joining the node again."
         } else {
-            "What cures it is renewing the kubelet's client certificate (check certificates); the flag is taken out only if that \
-             certificate stays unusable."
+            "What cures it is renewing the kubelet's client certificate (check certificates); the \
+             flag is taken out only if that certificate stays unusable."
         });
     }
     match settings.patch_kubelet {
@@ -106,8 +110,8 @@ fn with_policy(mut finding: Finding, context: &Context<'_>, stops: bool) -> Find
         }
         PatchKubelet::Needed if worker => {
             return finding.with_advice(
-                "The flag is left alone on a worker, because a kubelet without it can never bootstrap again; --patch-kubelet always \
-                 takes it out nevertheless.",
+                "The flag is left alone on a worker, because a kubelet without it can never \
+                 bootstrap again; --patch-kubelet always takes it out nevertheless.",
             );
         }
         _ => {}
@@ -118,7 +122,8 @@ fn with_policy(mut finding: Finding, context: &Context<'_>, stops: bool) -> Find
     };
     if finding.evidence.iter().any(hidden) {
         return finding.with_advice(
-            "The flag is left alone: what the kubelet will find at the next boot cannot be seen from here.",
+            "The flag is left alone: what the kubelet will find at the next boot cannot be seen \
+             from here.",
         );
     }
     let kubeconfig = node
@@ -131,8 +136,8 @@ fn with_policy(mut finding: Finding, context: &Context<'_>, stops: bool) -> Find
         && settings.patch_kubelet == PatchKubelet::Needed
     {
         return finding.with_advice(format!(
-            "The flag is left alone: without {gone} the kubelet does not start with or without it, and a node that is joined again \
-             needs it."
+            "The flag is left alone: without {gone} the kubelet does not start with or without it, \
+             and a node that is joined again needs it."
         ));
     }
     let Some(unit) = &node.kubelet.unit else {
@@ -146,8 +151,8 @@ fn with_policy(mut finding: Finding, context: &Context<'_>, stops: bool) -> Find
     }
 }
 
-/// Why the kubelet will not use the client certificate in its kubeconfig; `None` when it will. Issuer, names and NotBefore are not
-/// looked at, as the kubelet does not look at them either.
+/// Why the kubelet will not use the client certificate in its kubeconfig; `None` when it will.
+/// Issuer, names and NotBefore are not looked at, as the kubelet does not look at them either.
 pub fn unusable_client(guest: &Guest, path: &GuestPath, now: OffsetDateTime) -> Option<Evidence> {
     let fault = |saw: String| Some(Evidence::new(path, saw));
     if !guest.exists(path) {
@@ -253,8 +258,10 @@ fn edit(
 }
 
 /// Stands in the drop-in, for whoever finds it.
-const NOTE: &str = "Written by rescue: the kubelet's client certificate was unusable and bootstrap-kubelet.conf is gone, so the kubelet\n\
-                    would not start with --bootstrap-kubeconfig. Remove this file once the kubelet has a valid certificate again.";
+const NOTE: &str = "Written by rescue: the kubelet's client certificate was unusable and \
+    bootstrap-kubelet.conf is gone, so the kubelet\n\
+    would not start with --bootstrap-kubeconfig. Remove this file once the kubelet has a valid \
+    certificate again.";
 
 /// Takes the flag out of the kubelet's command line.
 #[derive(Debug)]
@@ -307,7 +314,11 @@ impl Remedy for TakeFlagOut {
 
     fn details(&self) -> Vec<String> {
         let mut lines = self.reasons.clone();
-        lines.push("the kubelet then starts with the certificate it has, and can never bootstrap again until this is taken back".to_owned());
+        lines.push(
+            "the kubelet then starts with the certificate it has, and can never bootstrap again \
+             until this is taken back"
+                .to_owned(),
+        );
         lines
     }
 
@@ -350,16 +361,19 @@ mod tests {
 
     const BOOTSTRAP: &str = "--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf";
     const KUBEADM: &str = "[Service]\n\
-        Environment=\"KUBELET_KUBECONFIG_ARGS=--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf --kubeconfig=/etc/kubernetes/kubelet.conf\"\n\
+        Environment=\"KUBELET_KUBECONFIG_ARGS=--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf \
+        --kubeconfig=/etc/kubernetes/kubelet.conf\"\n\
         Environment=\"KUBELET_CONFIG_ARGS=--config=/var/lib/kubelet/config.yaml\"\n\
         EnvironmentFile=-/var/lib/kubelet/kubeadm-flags.env\n\
         EnvironmentFile=-/etc/default/kubelet\n\
         ExecStart=\n\
-        ExecStart=/usr/bin/kubelet $KUBELET_KUBECONFIG_ARGS $KUBELET_CONFIG_ARGS $KUBELET_KUBEADM_ARGS $KUBELET_EXTRA_ARGS\n";
+        ExecStart=/usr/bin/kubelet $KUBELET_KUBECONFIG_ARGS $KUBELET_CONFIG_ARGS \
+        $KUBELET_KUBEADM_ARGS $KUBELET_EXTRA_ARGS\n";
     const KUBECONFIG: &str = "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
         clusters: [{name: k, cluster: {server: 'https://10.0.0.1:6443'}}]\n\
         contexts: [{name: c, context: {cluster: k, user: u}}]\n\
-        users: [{name: u, user: {client-certificate: /var/lib/kubelet/pki/current.pem, client-key: /var/lib/kubelet/pki/current.pem}}]\n";
+        users: [{name: u, user: {client-certificate: /var/lib/kubelet/pki/current.pem, client-key: \
+        /var/lib/kubelet/pki/current.pem}}]\n";
     const DROP_IN: &str = "/etc/systemd/system/kubelet.service.d/90-rescue.conf";
 
     /// A self-signed certificate with its key, valid to 1 January of `year`.
@@ -377,16 +391,26 @@ mod tests {
     /// A control plane as the legacy DEB packages leave it, its certificate valid to `year`.
     fn node(year: i32) -> MemoryTree {
         MemoryTree::new()
-            .file("/usr/lib/systemd/system/kubelet.service", "[Service]\nExecStart=/usr/bin/kubelet\n")
-            .file("/usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf", KUBEADM)
+            .file(
+                "/usr/lib/systemd/system/kubelet.service",
+                "[Service]\nExecStart=/usr/bin/kubelet\n",
+            )
+            .file(
+                "/usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf",
+                KUBEADM,
+            )
             .file(
                 "/var/lib/kubelet/kubeadm-flags.env",
                 "KUBELET_KUBEADM_ARGS=\"--a='b c' --pod-infra-container-image=p:3.2\"\n",
             )
-            .file("/var/lib/kubelet/config.yaml", "staticPodPath: /etc/kubernetes/manifests\n")
+            .file(
+                "/var/lib/kubelet/config.yaml",
+                "staticPodPath: /etc/kubernetes/manifests\n",
+            )
             .file(
                 "/etc/kubernetes/manifests/kube-apiserver.yaml",
-                "kind: Pod\nmetadata: {name: kube-apiserver}\nspec: {containers: [{command: [kube-apiserver]}]}\n",
+                "kind: Pod\nmetadata: {name: kube-apiserver}\n\
+                 spec: {containers: [{command: [kube-apiserver]}]}\n",
             )
             .file("/etc/kubernetes/kubelet.conf", KUBECONFIG)
             .file("/var/lib/kubelet/pki/current.pem", pem(year))
@@ -418,7 +442,8 @@ mod tests {
         bench(settings).found_in(guest)
     }
 
-    /// Finds, prepares and applies; gives back the guest as planned, and checks that only the flag went.
+    /// Finds, prepares and applies; gives back the guest as planned, and checks that only the flag
+    /// went.
     fn mend(tree: MemoryTree, settings: &Settings) -> Guest {
         let guest = tree.into_guest();
         let before = Unit::load(&guest, "kubelet.service")
@@ -549,7 +574,8 @@ mod tests {
             use base64::Engine as _;
             let data = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
             let users = format!(
-                "users: [{{name: u, user: {{client-certificate-data: {}, client-key-data: {}}}}}]\n",
+                "users: [{{name: u, user: {{client-certificate-data: {}, client-key-data: \
+                 {}}}}}]\n",
                 data(certificate),
                 data(key)
             );
@@ -587,7 +613,8 @@ mod tests {
 
     #[test]
     fn beats_an_environment_file_with_another() {
-        let file = "KUBELET_KUBECONFIG_ARGS=\"--kubeconfig=/etc/kubernetes/kubelet.conf --x='a\\\"b\\$c' --bootstrap-kubeconfig=/gone\"\n";
+        let file = "KUBELET_KUBECONFIG_ARGS=\"--kubeconfig=/etc/kubernetes/kubelet.conf \
+            --x='a\\\"b\\$c' --bootstrap-kubeconfig=/gone\"\n";
         let planned = mend(node(2020).file("/etc/default/kubelet", file), &settings());
         assert!(
             text(&planned, DROP_IN)
@@ -598,8 +625,18 @@ mod tests {
         let kubespray = node(2020)
             .without("/usr/lib/systemd/system/kubelet.service.d")
             .without("/usr/lib/systemd/system/kubelet.service")
-            .file("/etc/systemd/system/kubelet.service", "[Service]\nEnvironmentFile=-/etc/kubernetes/kubelet.env\nExecStart=/usr/local/bin/kubelet $KUBE_LOGTOSTDERR \\\n\t\t$KUBELET_ARGS\n")
-            .file("/etc/kubernetes/kubelet.env", "KUBE_LOGTOSTDERR=\"--v=2\"\nKUBELET_ARGS=\"--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf \\\n--config=/var/lib/kubelet/config.yaml \\\n--kubeconfig=/etc/kubernetes/kubelet.conf \"\n");
+            .file(
+                "/etc/systemd/system/kubelet.service",
+                "[Service]\nEnvironmentFile=-/etc/kubernetes/kubelet.env\n\
+                 ExecStart=/usr/local/bin/kubelet $KUBE_LOGTOSTDERR \\\n\t\t$KUBELET_ARGS\n",
+            )
+            .file(
+                "/etc/kubernetes/kubelet.env",
+                "KUBE_LOGTOSTDERR=\"--v=2\"\n\
+                 KUBELET_ARGS=\"--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf \\\n\
+                 --config=/var/lib/kubelet/config.yaml \\\n\
+                 --kubeconfig=/etc/kubernetes/kubelet.conf \"\n",
+            );
         mend(kubespray.clone(), &settings());
         let planned = mend(
             kubespray,
@@ -624,7 +661,8 @@ mod tests {
         };
         let planned = mend(
             literal(
-                "-/usr/bin/kubelet '--a=%n $$x' --bootstrap-kubeconfig=/gone \\\n --kubeconfig=/etc/kubernetes/kubelet.conf \\q",
+                "-/usr/bin/kubelet '--a=%n $$x' --bootstrap-kubeconfig=/gone \\\n \
+                 --kubeconfig=/etc/kubernetes/kubelet.conf \\q",
             ),
             &settings(),
         );
@@ -636,13 +674,15 @@ mod tests {
         );
         mend(
             literal(
-                "/usr/bin/kubelet --bootstrap-kubeconfig ${B} --kubeconfig=/etc/kubernetes/kubelet.conf",
+                "/usr/bin/kubelet --bootstrap-kubeconfig ${B} \
+                 --kubeconfig=/etc/kubernetes/kubelet.conf",
             ),
             &settings(),
         );
         mend(
             literal(
-                "/usr/bin/kubelet --kubeconfig=/etc/kubernetes/kubelet.conf --bootstrap-kubeconfig /gone",
+                "/usr/bin/kubelet --kubeconfig=/etc/kubernetes/kubelet.conf --bootstrap-kubeconfig \
+                 /gone",
             ),
             &Settings {
                 in_place: true,
@@ -692,7 +732,8 @@ mod tests {
 
     #[test]
     fn a_shell_around_it_is_left_alone() {
-        let unit = "[Service]\nExecStart=/bin/sh -c 'exec /usr/bin/kubelet --bootstrap-kubeconfig=/gone --kubeconfig=/etc/kubernetes/kubelet.conf'\n";
+        let unit = "[Service]\nExecStart=/bin/sh -c 'exec /usr/bin/kubelet \
+            --bootstrap-kubeconfig=/gone --kubeconfig=/etc/kubernetes/kubelet.conf'\n";
         let tree = node(2020)
             .without("/usr/lib/systemd/system/kubelet.service.d")
             .file("/usr/lib/systemd/system/kubelet.service", unit);

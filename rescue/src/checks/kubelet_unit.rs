@@ -31,8 +31,8 @@ const FOLDERS: [&str; 2] = ["/etc/systemd/system", "/usr/lib/systemd/system"];
 /// See the module.
 pub const CHECK: Check = Check {
     id: "kubelet-unit",
-    about: "the kubelet's unit: not started at boot, masked, missing, refused by systemd, or without \
-            the kubelet's configuration",
+    about: "the kubelet's unit: not started at boot, masked, missing, refused by systemd, or \
+        without the kubelet's configuration",
     modes: &[
         MASKED,
         REFUSED,
@@ -68,12 +68,15 @@ pub(super) fn fault(guest: &Guest, node: &Node) -> Option<Finding> {
             .as_ref()
             .map_or_else(|| "kubelet.service".to_owned(), GuestPath::to_string);
         return Some(
-            Finding::new(MASKED, "kubelet.service is masked: systemd refuses to start it")
-                .with_evidence(path, "empty, or a link to /dev/null")
-                .with_advice(format!(
-                    "If nobody masked it on purpose, remove {at} (after a power cut an empty unit file looks like a mask), or run \
-                     `systemctl unmask kubelet` on the node."
-                )),
+            Finding::new(
+                MASKED,
+                "kubelet.service is masked: systemd refuses to start it",
+            )
+            .with_evidence(path, "empty, or a link to /dev/null")
+            .with_advice(format!(
+                "If nobody masked it on purpose, remove {at} (after a power cut an empty unit file \
+                 looks like a mask), or run `systemctl unmask kubelet` on the node."
+            )),
         );
     }
     if let Some(refusal) = unit.refusals.first() {
@@ -86,8 +89,9 @@ pub(super) fn fault(guest: &Guest, node: &Node) -> Option<Finding> {
     bare_command(guest, node, unit)
 }
 
-/// A kubelet without `--config` and `--pod-manifest-path` runs no static pod, and without `--kubeconfig` it knows no cluster. The usual cause is a
-/// drop-in that a power cut left empty: it then hides the package's of the same name.
+/// A kubelet without `--config` and `--pod-manifest-path` runs no static pod, and without
+/// `--kubeconfig` it knows no cluster. The usual cause is a drop-in that a power cut left empty: it
+/// then hides the package's of the same name.
 fn bare_command(guest: &Guest, node: &Node, unit: &Unit) -> Option<Finding> {
     let command = unit.command()?;
     let argv = unit.argv();
@@ -107,9 +111,13 @@ fn bare_command(guest: &Guest, node: &Node, unit: &Unit) -> Option<Finding> {
     }
     let mut finding = Finding::new(
         BARE,
-        "the kubelet is started without its configuration: it runs none of the control plane's static pods",
+        "the kubelet is started without its configuration: it runs none of the control plane's \
+         static pods",
     )
-    .with_evidence(&command.origin, "starts it without --config, --pod-manifest-path and --kubeconfig");
+    .with_evidence(
+        &command.origin,
+        "starts it without --config, --pod-manifest-path and --kubeconfig",
+    );
     let empty = |path: &&GuestPath| {
         guest
             .read(path)
@@ -119,13 +127,16 @@ fn bare_command(guest: &Guest, node: &Node, unit: &Unit) -> Option<Finding> {
         finding = finding
             .with_evidence(
                 drop_in,
-                "empty: it adds nothing, and hides a file of the same name in /usr/lib/systemd/system",
+                "empty: it adds nothing, and hides a file of the same name in \
+                 /usr/lib/systemd/system",
             )
-            .with_advice(format!("If nobody emptied {drop_in} on purpose (a power cut does that), remove it."));
+            .with_advice(format!(
+                "If nobody emptied {drop_in} on purpose (a power cut does that), remove it."
+            ));
     }
     Some(finding.with_advice(
-        "kubeadm's packages bring the flags in kubelet.service.d/10-kubeadm.conf: install the kubeadm package of the node's version \
-         again, or write that drop-in by hand.",
+        "kubeadm's packages bring the flags in kubelet.service.d/10-kubeadm.conf: install the \
+         kubeadm package of the node's version again, or write that drop-in by hand.",
     ))
 }
 
@@ -143,10 +154,16 @@ fn no_unit(guest: &Guest) -> Finding {
         )
         .with_advice(format!("{}. Give that disk too.", missing.why));
     }
-    // Image-based systems mount /usr by a kernel argument, or bring the kubelet in an image that is laid over it at boot.
+    // Image-based systems mount /usr by a kernel argument, or bring the kubelet in an image that is
+    // laid over it at boot.
     if !guest.exists(&units) {
-        return unseen("kubelet.service cannot be looked for: nothing is in /usr/lib/systemd/system, and fstab does not say where /usr is")
-            .with_advice("If this system has its /usr on a partition of its own, look at the unit there.");
+        return unseen(
+            "kubelet.service cannot be looked for: nothing is in /usr/lib/systemd/system, and \
+             fstab does not say where /usr is",
+        )
+        .with_advice(
+            "If this system has its /usr on a partition of its own, look at the unit there.",
+        );
     }
     if let Some(image) = extension(guest) {
         return Finding::new(

@@ -27,8 +27,9 @@ pub mod verdict;
 
 use crate::finding::Check;
 
-/// All checks, in the order in which their remedies must be prepared: space first, then what certificates are signed with, the
-/// certificates, and the kubelet's flags only after them, because a mended certificate makes patching needless.
+/// All checks, in the order in which their remedies must be prepared: space first, then what
+/// certificates are signed with, the certificates, and the kubelet's flags only after them, because
+/// a mended certificate makes patching needless.
 pub const CATALOGUE: &[Check] = &[
     disk_full::CHECK,
     claimed_role::CHECK,

@@ -1,6 +1,7 @@
-//! service-account-keys: `sa.key`, with which every token of a pod is signed, and `sa.pub`, with which the API server verifies them.
-//! The public key is worked out from the private one; a lost private key comes from another control plane's disk or not at all:
-//! a new one would end every token in the cluster.
+//! service-account-keys: `sa.key`, with which every token of a pod is signed, and `sa.pub`, with
+//! which the API server verifies them. The public key is worked out from the private one; a lost
+//! private key comes from another control plane's disk or not at all: a new one would end every
+//! token in the cluster.
 
 use super::shared_keys::{Sibling, best_permitted, copy, siblings};
 use crate::base::severity::Severity;
@@ -14,11 +15,13 @@ use crate::pki::service_account::{KeyFile, ServiceAccounts, SigningKey, Trouble,
 
 const ID: &str = "service-account-keys";
 
-const LOST: &str = "Every token of a pod was signed with it. With a new key none of them is accepted any more: controllers, CNI, CoreDNS and \
-     every pod that talks to the API stay locked out until their tokens are made anew. So it is never made anew here.";
+const LOST: &str = "Every token of a pod was signed with it. With a new key none of them is \
+    accepted any more: controllers, CNI, CoreDNS and every pod that talks to the API stay locked \
+    out until their tokens are made anew. So it is never made anew here.";
 
-const RESTORE: &str = "Bring it back from a backup of /etc/kubernetes/pki, or give the disk of another control plane of this cluster in the same \
-     run: all of them hold the same one, and it is copied from there.";
+const RESTORE: &str = "Bring it back from a backup of /etc/kubernetes/pki, or give the disk of \
+    another control plane of this cluster in the same run: all of them hold the same one, and it \
+    is copied from there.";
 
 const LOST_KEY: Mode = Mode::stops_boot(
     "service-account-keys.lost",
@@ -32,8 +35,8 @@ const MISMATCH: Mode = Mode::will_break(
 /// See the module.
 pub const CHECK: Check = Check {
     id: ID,
-    about: "lost, damaged or mismatched sa.key and sa.pub; writes sa.pub anew from sa.key, copies sa.key from another control plane \
-         of the run, and never makes a new one",
+    about: "lost, damaged or mismatched sa.key and sa.pub; writes sa.pub anew from sa.key, copies \
+        sa.key from another control plane of the run, and never makes a new one",
     modes: &[LOST_KEY, MISMATCH],
     roles: &[Role::ControlPlane],
     after: &["shared-keys"],
@@ -149,7 +152,8 @@ impl Judge<'_> {
         };
         if self.keys.verifying.iter().any(|file| file.keys.is_ok()) {
             return Err(format!(
-                "The sa.key of {} does not belong to the public key on this node, so it is not copied: restore this node's own from a backup.",
+                "The sa.key of {} does not belong to the public key on this node, so it is not \
+                 copied: restore this node's own from a backup.",
                 names()
             ));
         }
@@ -165,7 +169,8 @@ impl Judge<'_> {
         }
         if !first.sibling.kinship.by_key {
             return Err(format!(
-                "{} has one, but nothing on the two disks proves that they are of one cluster. If they are, copy it yourself.",
+                "{} has one, but nothing on the two disks proves that they are of one cluster. If \
+                 they are, copy it yourself.",
                 names()
             ));
         }
@@ -242,14 +247,22 @@ impl Judge<'_> {
         }
         Some(match self.same_file_elsewhere(file) {
             Some((sibling, content)) => {
-                let files = vec![SharedFile { path: file.file.path.clone(), content, is_secret: true }];
-                let proof = format!("one cluster: {}; the API server there names the same file", sibling.kinship.words);
+                let files = vec![SharedFile {
+                    path: file.file.path.clone(),
+                    content,
+                    is_secret: true,
+                }];
+                let proof = format!(
+                    "one cluster: {}; the API server there names the same file",
+                    sibling.kinship.words
+                );
                 copy(finding, &sibling.peer, files, proof, &sibling.permit)
             }
             None => finding.with_advice(
-                "Refused: it is not the public half of the key that signs now, but of an earlier one, which cannot be known from this disk. \
-                 Restore the file, or take its --service-account-key-file out of the API server's manifest: tokens signed with the \
-                 earlier key are then rejected.",
+                "Refused: it is not the public half of the key that signs now, but of an earlier \
+                 one, which cannot be known from this disk. Restore the file, or take its \
+                 --service-account-key-file out of the API server's manifest: tokens signed with \
+                 the earlier key are then rejected.",
             ),
         })
     }
@@ -316,11 +329,13 @@ impl Judge<'_> {
         Some(
             finding
                 .with_advice(
-                    "Tokens that this control plane issues are rejected by its own API server: pods started from now on cannot talk to it.",
+                    "Tokens that this control plane issues are rejected by its own API server: \
+                     pods started from now on cannot talk to it.",
                 )
                 .with_advice(format!(
-                    "Refused: which of the two is the cluster's cannot be seen here, and the wrong choice locks out every pod. {RESTORE} If \
-                     {} is certainly the right one, delete {public}: it is then written anew from it.",
+                    "Refused: which of the two is the cluster's cannot be seen here, and the wrong \
+                     choice locks out every pod. {RESTORE} If {} is certainly the right one, \
+                     delete {public}: it is then written anew from it.",
                     file.path
                 )),
         )

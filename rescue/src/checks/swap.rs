@@ -1,7 +1,8 @@
 //! swap: swap that the next boot switches on while the kubelet refuses to run with it.
 //!
-//! The kubelet's own rule: with `failSwapOn`, its default, it reads /proc/swaps at its start and exits with "running with swap on is
-//! not supported" where a device stands in it (NewContainerManager in pkg/kubelet/cm/container_manager_linux.go).
+//! The kubelet's own rule: with `failSwapOn`, its default, it reads /proc/swaps at its start and
+//! exits with "running with swap on is not supported" where a device stands in it
+//! (NewContainerManager in pkg/kubelet/cm/container_manager_linux.go).
 
 use std::rc::Rc;
 

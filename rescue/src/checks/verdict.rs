@@ -19,7 +19,8 @@ pub struct Verdict {
     pub stops_boot: usize,
     /// Number of findings of a node that comes up, and of which something fails now or soon.
     pub will_break: usize,
-    /// Number of failure modes that were looked for: those of the checks that were asked for and are for this role.
+    /// Number of failure modes that were looked for: those of the checks that were asked for and
+    /// are for this role.
     pub looked_for: usize,
     /// What could not be seen, one plain sentence without a full stop each.
     pub unseen: Vec<String>,

@@ -1,5 +1,6 @@
-//! Integers and short texts out of on-disk structures. Nothing here can run past the end of its input: a field that is not
-//! there reads as zero, and the parser's own checks (magic numbers, bounds) decide what that means.
+//! Integers and short texts out of on-disk structures. Nothing here can run past the end of its
+//! input: a field that is not there reads as zero, and the parser's own checks (magic numbers,
+//! bounds) decide what that means.
 
 use crate::base::escaping::escape;
 
@@ -55,7 +56,8 @@ pub(super) fn text(bytes: &[u8], at: usize, width: usize) -> Option<String> {
     (!text.is_empty()).then(|| escape(&text))
 }
 
-/// Sixteen bytes as a UUID in the usual form (`8-4-4-4-12`, lower case); `None` when all are zero or not there.
+/// Sixteen bytes as a UUID in the usual form (`8-4-4-4-12`, lower case); `None` when all are zero
+/// or not there.
 pub(super) fn uuid(bytes: &[u8], at: usize) -> Option<String> {
     let raw = at.checked_add(16).and_then(|end| bytes.get(at..end))?;
     if raw.iter().all(|byte| *byte == 0) {

@@ -1,8 +1,10 @@
-//! Device-mapper, spoken to by its own ioctls: block devices over pieces of others, with names that are ours alone. Nobody else's volume
-//! group of the same name, and no copy of this disk, ever meets them.
+//! Device-mapper, spoken to by its own ioctls: block devices over pieces of others, with names that
+//! are ours alone. Nobody else's volume group of the same name, and no copy of this disk, ever
+//! meets them.
 //!
-//! A device is marked for removal as soon as it is open, so that it goes with its last user, which a `kill -9` makes soon. One that was
-//! killed in the moment before is found by its name and removed by the next run ([`remove_stale`]).
+//! A device is marked for removal as soon as it is open, so that it goes with its last user, which
+//! a `kill -9` makes soon. One that was killed in the moment before is found by its name and
+//! removed by the next run ([`remove_stale`]).
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -44,8 +46,8 @@ const VERSION: [u32; 3] = [4, 27, 0];
 const DEFERRED_REMOVE: u32 = 1 << 17;
 /// The kernel wipes its copy of the table.
 const SECURE_DATA: u32 = 1 << 15;
-/// libdevmapper's `DM_UDEV_DISABLE_{DM,SUBSYSTEM,DISK,OTHER}_RULES_FLAG`, above the cookie: udev looks into our devices no more than into any
-/// file of ours.
+/// libdevmapper's `DM_UDEV_DISABLE_{DM,SUBSYSTEM,DISK,OTHER}_RULES_FLAG`, above the cookie: udev
+/// looks into our devices no more than into any file of ours.
 const LEAVE_ALONE: u32 = 0xf << 16;
 const SECTOR: u64 = 512;
 const CRYPT: &str = "crypt";
@@ -75,7 +77,8 @@ struct Target {
     parameters: String,
 }
 
-/// A device of ours. It is gone when this is dropped and nothing is mounted from it any more, and when the process dies.
+/// A device of ours. It is gone when this is dropped and nothing is mounted from it any more, and
+/// when the process dies.
 #[derive(Debug)]
 pub struct MappedDevice {
     /// `None` only while dropping.
@@ -184,7 +187,8 @@ impl DeviceMapper {
     fn remove(&self, device: &str, name: &str, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         loop {
-            // That it has no such name any more can mean that the kernel is still taking it down, and holds what is below it.
+            // That it has no such name any more can mean that the kernel is still taking it down,
+            // and holds what is below it.
             let is_nameless = matches!(
                 self.send(DM_DEV_REMOVE, &mut Message::new(name, "")),
                 Ok(()) | Err(Errno::ENXIO)
@@ -208,15 +212,17 @@ fn is_shown(block: &Path, device: &str, name: &str) -> bool {
             .map_or(true, |shown| shown.trim() == name)
 }
 
-/// Removes a device that a run of ours left behind when it was killed, by its folder in `/sys/block` (`dm-3`) and its name; whether it is gone. The
-/// caller holds the lock on the disk below, which every living run would hold.
+/// Removes a device that a run of ours left behind when it was killed, by its folder in
+/// `/sys/block` (`dm-3`) and its name; whether it is gone. The caller holds the lock on the disk
+/// below, which every living run would hold.
 pub fn remove_stale(device: &str, name: &str) -> bool {
     let mapper = DeviceMapper::open().ok().flatten();
     mapper.is_some_and(|mapper| mapper.remove(device, name, RELEASE_TIMEOUT))
 }
 
 impl MappedDevice {
-    /// A path that opens this device, for as long as this lives: `/dev/dm-3`, or our own descriptor where /dev has no such node.
+    /// A path that opens this device, for as long as this lives: `/dev/dm-3`, or our own descriptor
+    /// where /dev has no such node.
     pub fn path(&self) -> PathBuf {
         let node = node(self.minor);
         match &self.device {
@@ -278,7 +284,8 @@ fn node(minor: u32) -> PathBuf {
     PathBuf::from(format!("/dev/dm-{minor}"))
 }
 
-/// Opens the device, over a passing node of our own where nobody (no devtmpfs, no udev) has made one.
+/// Opens the device, over a passing node of our own where nobody (no devtmpfs, no udev) has made
+/// one.
 fn open_device(minor: u32) -> anyhow::Result<OwnedFd> {
     let path = node(minor);
     let shown = format!("/sys/block/dm-{minor}/dev");
@@ -323,7 +330,8 @@ fn unique() -> Result<String, rustix::io::Errno> {
     }))
 }
 
-/// Table lines as Documentation/admin-guide/device-mapper/{linear,striped}.rst have them; `None` where something is not in whole sectors.
+/// Table lines as Documentation/admin-guide/device-mapper/{linear,striped}.rst have them; `None`
+/// where something is not in whole sectors.
 fn targets(layout: &Layout, numbers: &[(u32, u32)]) -> Option<Vec<Target>> {
     let sectors = |bytes: u64| bytes.is_multiple_of(SECTOR).then_some(bytes / SECTOR);
     let mut targets = Vec::new();
@@ -361,8 +369,9 @@ fn targets(layout: &Layout, numbers: &[(u32, u32)]) -> Option<Vec<Target>> {
     Some(targets)
 }
 
-/// The table line of Documentation/admin-guide/device-mapper/dm-crypt.rst. Without `iv_large_sectors`, as LUKS2 has it: vectors count sectors of
-/// 512 bytes whatever the unit of encryption is.
+/// The table line of Documentation/admin-guide/device-mapper/dm-crypt.rst. Without
+/// `iv_large_sectors`, as LUKS2 has it: vectors count sectors of 512 bytes whatever the unit of
+/// encryption is.
 fn crypt_target(crypt: &Crypt, (major, minor): (u32, u32)) -> Option<Target> {
     let sectors = |bytes: u64| bytes.is_multiple_of(SECTOR).then_some(bytes / SECTOR);
     let mut parameters = format!("{} ", crypt.cipher);
@@ -428,7 +437,8 @@ impl Message {
         number & 0xff | number >> 12 & !0xff
     }
 
-    /// Adds a `struct dm_target_spec` with its parameters; `next` is the way from one to the next, in multiples of 8.
+    /// Adds a `struct dm_target_spec` with its parameters; `next` is the way from one to the next,
+    /// in multiples of 8.
     fn add(&mut self, target: &Target) {
         const SPEC: usize = 40;
         let length = (SPEC + target.parameters.len() + 1).next_multiple_of(8);

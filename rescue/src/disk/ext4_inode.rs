@@ -1,8 +1,9 @@
 //! Inodes, folders and block maps of ext2, ext3 and ext4, read straight from the disk.
 //!
-//! The crate `ext4-view` reads contents and checks every checksum on the way, but tells no inode numbers, link counts or
-//! allocated blocks, refuses files whose times lie before 1970 or after 2038, and seeks by walking a file from its beginning.
-//! This reader supplies what is missing. Layouts: the kernel's fs/ext4/ext4.h and ext4_extents.h.
+//! The crate `ext4-view` reads contents and checks every checksum on the way, but tells no inode
+//! numbers, link counts or allocated blocks, refuses files whose times lie before 1970 or after
+//! 2038, and seeks by walking a file from its beginning. This reader supplies what is missing.
+//! Layouts: the kernel's fs/ext4/ext4.h and ext4_extents.h.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -76,10 +77,12 @@ pub(super) struct Inode {
     pub links: u64,
     /// `st_blocks`: allocated space in units of 512 bytes.
     pub sectors: u64,
-    /// `ext4-view` calls such a file damaged, the kernel does not: a time outside 1970 to 2038, or a checksum of 16 bits.
+    /// `ext4-view` calls such a file damaged, the kernel does not: a time outside 1970 to 2038, or
+    /// a checksum of 16 bits.
     pub is_odd: bool,
     flags: u32,
-    /// Where the checksums of its own blocks start from: over file system seed, inode number, generation.
+    /// Where the checksums of its own blocks start from: over file system seed, inode number,
+    /// generation.
     checksum_seed: u32,
     /// `i_block`: the extent tree's root or the block map.
     map: [u8; 60],
@@ -185,7 +188,8 @@ impl Inodes {
         self.parse(number, &self.raw(number)?)
     }
 
-    /// The access list of inode `number` as ext4 stores it. The kernel looks into the inode first (`ext4_xattr_get`).
+    /// The access list of inode `number` as ext4 stores it. The kernel looks into the inode first
+    /// (`ext4_xattr_get`).
     pub fn access_list(&self, number: u32) -> Result<Option<Vec<u8>>> {
         let raw = self.raw(number)?;
         let damaged = |reason: &'static str| InodeError::Corrupt(reason.to_owned());
@@ -228,7 +232,8 @@ impl Inodes {
         Ok(raw)
     }
 
-    /// Checksum over file system seed, inode number, generation and the inode with its two checksum fields as zeros.
+    /// Checksum over file system seed, inode number, generation and the inode with its two checksum
+    /// fields as zeros.
     fn check(&self, number: u32, raw: &[u8]) -> Result<()> {
         if self.superblock.ro_compat & ext_super::RO_COMPAT_METADATA_CSUM == 0 {
             return Ok(());
@@ -301,7 +306,8 @@ impl Inodes {
         })
     }
 
-    /// `ext4_inode_blocks`: 32 bits of sectors; 48 with huge_file, and then in blocks where the inode's flag says so.
+    /// `ext4_inode_blocks`: 32 bits of sectors; 48 with huge_file, and then in blocks where the
+    /// inode's flag says so.
     fn sectors(&self, raw: &[u8], flags: u32) -> u64 {
         let low = u64::from(le32(raw, 0x1c));
         if self.superblock.ro_compat & ext_super::RO_COMPAT_HUGE_FILE == 0 {
@@ -445,7 +451,8 @@ impl Inodes {
         }
     }
 
-    /// An extent block's checksum stands behind the room for its entries (`ext4_extent_block_csum`).
+    /// An extent block's checksum stands behind the room for its entries
+    /// (`ext4_extent_block_csum`).
     fn has_right_checksum(&self, inode: &Inode, node: &[u8]) -> bool {
         if self.superblock.ro_compat & ext_super::RO_COMPAT_METADATA_CSUM == 0 {
             return true;
@@ -520,7 +527,8 @@ impl Inodes {
         Ok(raw)
     }
 
-    /// All names of a folder but `.` and `..`. The nodes of a hash tree look like unused entries and are skipped as such.
+    /// All names of a folder but `.` and `..`. The nodes of a hash tree look like unused entries
+    /// and are skipped as such.
     pub fn folder(&self, inode: &Inode) -> Result<Folder> {
         if inode.is_encrypted() {
             return Err(InodeError::Unsupported("the folder is encrypted (fscrypt)"));
@@ -586,8 +594,8 @@ impl Inodes {
     }
 }
 
-/// Whether the journal holds an error (`s_errno`): the kernel met one, stopped the journal, and would mark the file system at
-/// the next mount. What cannot be read says nothing here.
+/// Whether the journal holds an error (`s_errno`): the kernel met one, stopped the journal, and
+/// would mark the file system at the next mount. What cannot be read says nothing here.
 pub(super) fn journal_has_error(bytes: Arc<dyn ReadAt>, superblock: &ExtSuper) -> bool {
     const MAGIC: u32 = 0xc03b_3998;
     let head = superblock.journal_inode().and_then(|number| {
@@ -612,8 +620,8 @@ fn has_wide_checksum(raw: &[u8]) -> bool {
     raw.len() > 128 && le16(raw, 0x80) >= 4
 }
 
-/// Modification time, and whether any time is one that `ext4-view` cannot take. The extra field of each time holds two more
-/// bits of seconds and the nanoseconds (`ext4_decode_extra_time`).
+/// Modification time, and whether any time is one that `ext4-view` cannot take. The extra field of
+/// each time holds two more bits of seconds and the nanoseconds (`ext4_decode_extra_time`).
 fn times(raw: &[u8]) -> (i64, bool) {
     let extra_size = if raw.len() > 128 {
         usize::from(le16(raw, 0x80))
@@ -634,14 +642,16 @@ fn times(raw: &[u8]) -> (i64, bool) {
         le32(raw, at) > i32::MAX as u32 || le32(raw, extra_at) >> 2 >= 1_000_000_000
     };
     let times = [(0x8, 0x8c), (0xc, 0x84), (0x10, 0x88), (0x90, 0x94)];
-    // Inodes of 128 bytes end before the extra fields; le32 reads those as zero, and creation time is not there at all.
+    // Inodes of 128 bytes end before the extra fields; le32 reads those as zero, and creation time
+    // is not there at all.
     (
         seconds(0x10, extra(0x88)),
         times.iter().any(|(at, extra_at)| odd(*at, *extra_at)),
     )
 }
 
-/// A small read cache over a file system: a walk reads neighbouring inodes and folder blocks again and again.
+/// A small read cache over a file system: a walk reads neighbouring inodes and folder blocks again
+/// and again.
 pub(super) struct Cached {
     below: Arc<dyn ReadAt>,
     chunks: RefCell<Chunks>,

@@ -1,8 +1,9 @@
 //! The file tree of a clean ext2, ext3 or ext4: no root rights, no mount, nothing written.
 //!
-//! Folder listings come from the crate `ext4-view`; attributes, inode numbers and contents from [`super::ext4_inode`]. Both check every
-//! checksum. The crate's own reading of contents panics where a block of the map is damaged (version 1.0: `seek_to` passes over
-//! errors, `read_bytes` then expects a block), and takes block 0 for a table where ext2 and ext3 have a large hole.
+//! Folder listings come from the crate `ext4-view`; attributes, inode numbers and contents from
+//! [`super::ext4_inode`]. Both check every checksum. The crate's own reading of contents panics
+//! where a block of the map is damaged (version 1.0: `seek_to` passes over errors, `read_bytes`
+//! then expects a block), and takes block 0 for a table where ext2 and ext3 have a large hole.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -67,10 +68,12 @@ impl Ext4Read for Source {
 }
 
 impl Ext4Tree {
-    /// Opens the file system that fills `bytes`, whose superblock is `superblock` and has no journal to replay.
+    /// Opens the file system that fills `bytes`, whose superblock is `superblock` and has no
+    /// journal to replay.
     ///
     /// # Errors
-    /// [`TreeError::Unsupported`] for features that only the kernel can read; the caller then mounts it.
+    /// [`TreeError::Unsupported`] for features that only the kernel can read; the caller then
+    /// mounts it.
     pub fn open(bytes: Arc<dyn ReadAt>, superblock: &ExtSuper) -> TreeResult<Self> {
         let root = Path::new("/");
         let usage_source = Arc::clone(&bytes);
@@ -304,7 +307,8 @@ impl Tree for Ext4Tree {
                 reason,
             });
         }
-        // Not by `ext4-view`: it calls a target damaged that no path could be (a part longer than 255 bytes), and the kernel does not.
+        // Not by `ext4-view`: it calls a target damaged that no path could be (a part longer than
+        // 255 bytes), and the kernel does not.
         let target = self
             .inodes
             .link_target(&inode)
@@ -451,7 +455,8 @@ mod tests {
         seen
     }
 
-    /// Bytes that are not file contents are where a crafted image differs; every mutation is of the first 700 KiB or so.
+    /// Bytes that are not file contents are where a crafted image differs; every mutation is of the
+    /// first 700 KiB or so.
     #[test]
     fn noise_never_panics() {
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
@@ -495,7 +500,8 @@ mod tests {
         }
     }
 
-    /// mke2fs copies access lists: a short one into a large inode, a long one (or any of a small inode) into a block of its own.
+    /// mke2fs copies access lists: a short one into a large inode, a long one (or any of a small
+    /// inode) into a block of its own.
     #[test]
     fn access_lists_are_read_where_ext4_keeps_them() {
         let folder = tempfile::tempdir().unwrap();
@@ -576,7 +582,8 @@ mod tests {
         let clean = image(&["-t", "ext4", "-O", "^metadata_csum"]);
         let tree = open(clean.clone()).unwrap();
         let number = tree.lstat(Path::new("/a/b/large")).unwrap().ino.unwrap();
-        // The size of every inode in the table that has the large file's size becomes gigantic: holes, not memory.
+        // The size of every inode in the table that has the large file's size becomes gigantic:
+        // holes, not memory.
         let mut crafted = clean;
         let size = 300_000u32.to_le_bytes();
         let at = crafted

@@ -1,7 +1,8 @@
 //! Extended attributes of ext2, ext3 and ext4 inodes. Layout: the kernel's fs/ext4/xattr.h.
 //!
-//! A large inode holds attributes behind its fields (`i_extra_isize`); one block (`i_file_acl`) holds what does not fit, and all of
-//! a small inode's. Entries grow from the front, values from the end.
+//! A large inode holds attributes behind its fields (`i_extra_isize`); one block (`i_file_acl`)
+//! holds what does not fit, and all of a small inode's. Entries grow from the front, values from
+//! the end.
 
 use super::bytes::{le16, le32};
 
@@ -11,10 +12,12 @@ const MAGIC: u32 = 0xea02_0000;
 const BLOCK_HEADER: usize = 32;
 /// `struct ext4_xattr_entry` without the name.
 const ENTRY: usize = 16;
-/// Fields of every inode (`EXT4_GOOD_OLD_INODE_SIZE`); what `i_extra_isize` counts comes after them.
+/// Fields of every inode (`EXT4_GOOD_OLD_INODE_SIZE`); what `i_extra_isize` counts comes after
+/// them.
 const OLD_INODE: usize = 128;
 
-/// `EXT4_XATTR_INDEX_POSIX_ACL_ACCESS`: the attribute `system.posix_acl_access`, whose own name is empty.
+/// `EXT4_XATTR_INDEX_POSIX_ACL_ACCESS`: the attribute `system.posix_acl_access`, whose own name is
+/// empty.
 pub(super) const POSIX_ACL_ACCESS: u8 = 2;
 
 /// The block that holds more attributes of the inode; 0 for none.

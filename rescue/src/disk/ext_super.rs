@@ -40,7 +40,8 @@ const STATE_ERRORS: u16 = 0x2;
 /// Group descriptors read at most, in bytes: a file system of 128 TiB has 64 MiB of them.
 const MAX_DESCRIPTORS: u64 = 64 << 20;
 
-/// What a superblock says. Counts are as stored; [`ExtSuper::parse`] has checked that they fit together.
+/// What a superblock says. Counts are as stored; [`ExtSuper::parse`] has checked that they fit
+/// together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExtSuper {
     /// `ext2`, `ext3` or `ext4`, by its features.
@@ -67,9 +68,11 @@ pub struct ExtSuper {
     pub descriptor_size: u16,
     /// First block of group 0: 1 with blocks of 1 KiB, else 0.
     pub first_data_block: u32,
-    /// The journal waits to be replayed: what the blocks say now is not what the next boot will see.
+    /// The journal waits to be replayed: what the blocks say now is not what the next boot will
+    /// see.
     pub needs_replay: bool,
-    /// The kernel met an inconsistency, or an ext2 was not unmounted: `e2fsck` has to look before anybody writes.
+    /// The kernel met an inconsistency, or an ext2 was not unmounted: `e2fsck` has to look before
+    /// anybody writes.
     pub has_errors: bool,
     /// The newest time in the superblock (mount, write, check, error), seconds since 1970.
     pub newest_time: i64,
@@ -192,7 +195,8 @@ impl ExtSuper {
             groups,
             descriptor_size,
             first_data_block,
-            // Orphans (files unlinked while open) are freed at the next mount, so they are part of the replay.
+            // Orphans (files unlinked while open) are freed at the next mount, so they are part of
+            // the replay.
             needs_replay: incompat & INCOMPAT_RECOVER != 0
                 || ro_compat & RO_COMPAT_ORPHAN_PRESENT != 0
                 || le32(raw, 0xe8) != 0,
@@ -225,16 +229,18 @@ impl ExtSuper {
         self.incompat & INCOMPAT_JOURNAL_DEV != 0
     }
 
-    /// Byte offset of the group descriptor table: the block after the one that holds the superblock. (With blocks of 1 KiB that
-    /// is block 2, also where bigalloc counts data blocks from 0.)
+    /// Byte offset of the group descriptor table: the block after the one that holds the
+    /// superblock. (With blocks of 1 KiB that is block 2, also where bigalloc counts data blocks
+    /// from 0.)
     pub(super) fn descriptors_at(&self) -> u64 {
         let block_size = u64::from(self.block_size);
         (OFFSET / block_size + 1) * block_size
     }
 
-    /// Bytes and inodes as the kernel's `statfs` would report them (fs/ext4/super.c, `ext4_statfs`): free counts are the sums
-    /// over the group descriptors; the superblock's own are only brought up to date now and then.
-    /// `journal_length` is the size in bytes of the journal's inode.
+    /// Bytes and inodes as the kernel's `statfs` would report them (fs/ext4/super.c,
+    /// `ext4_statfs`): free counts are the sums over the group descriptors; the superblock's own
+    /// are only brought up to date now and then. `journal_length` is the size in bytes of the
+    /// journal's inode.
     pub(super) fn usage(&self, bytes: &dyn ReadAt, journal_length: u64) -> Result<Usage> {
         let descriptors = self.read_descriptors(bytes)?;
         let wide = self.incompat & INCOMPAT_64BIT != 0;
@@ -283,7 +289,8 @@ impl ExtSuper {
         Ok(descriptors)
     }
 
-    /// What the kernel sets aside for itself (`ext4_set_resv_clusters`): 2 %, at most 4096 clusters, with extents only.
+    /// What the kernel sets aside for itself (`ext4_set_resv_clusters`): 2 %, at most 4096
+    /// clusters, with extents only.
     fn emergency_blocks(&self) -> u64 {
         if self.incompat & INCOMPAT_EXTENTS == 0 {
             return 0;
@@ -346,7 +353,8 @@ fn is_power_of(mut number: u32, root: u32) -> bool {
     number == 1
 }
 
-/// Mount, write and check times, each with 8 more bits for the years after 2106, and the last error's.
+/// Mount, write and check times, each with 8 more bits for the years after 2106, and the last
+/// error's.
 fn newest_time(raw: &[u8]) -> i64 {
     [(0x2c, 0x275), (0x30, 0x274), (0x40, 0x277), (0x1cc, 0x279)]
         .iter()

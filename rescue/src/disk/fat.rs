@@ -1,5 +1,5 @@
-//! The boot sector of a FAT file system, which the EFI system partition is: only its size and, on FAT32, how much is free. Fields from
-//! Microsoft's "FAT32 File System Specification" 1.03.
+//! The boot sector of a FAT file system, which the EFI system partition is: only its size and, on
+//! FAT32, how much is free. Fields from Microsoft's "FAT32 File System Specification" 1.03.
 
 use super::bytes::{has, le16, le32};
 

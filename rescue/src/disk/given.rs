@@ -1,8 +1,8 @@
-//! What the user said about the disks beside their names: how image files are to be read, which files they may name, what opens encrypted
-//! volumes, where to put what does not fit into memory.
+//! What the user said about the disks beside their names: how image files are to be read, which
+//! files they may name, what opens encrypted volumes, where to put what does not fit into memory.
 //!
-//! One value for the whole process, set once before the first disk is opened: whatever opens a disk again later (after a repair, for
-//! `undo`) must read it in the same way.
+//! One value for the whole process, set once before the first disk is opened: whatever opens a disk
+//! again later (after a repair, for `undo`) must read it in the same way.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;

@@ -1,5 +1,6 @@
-//! The GUID partition table (UEFI specification 2.10, chapter 5). The crate `gpt` checks a header; its reader of entries panics on any size
-//! other than 128 bytes, believes any count, and never turns to the backup when the primary *table* is bad, so entries are read here.
+//! The GUID partition table (UEFI specification 2.10, chapter 5). The crate `gpt` checks a header;
+//! its reader of entries panics on any size other than 128 bytes, believes any count, and never
+//! turns to the backup when the primary *table* is bad, so entries are read here.
 
 use std::io::{Error, ErrorKind, Read, Seek, SeekFrom};
 use std::sync::Arc;
@@ -40,7 +41,8 @@ const NO_FILE_SYSTEM: [&str; 3] = [
 const UNUSED: &str = "00000000-0000-0000-0000-000000000000";
 const EFI_SYSTEM: &str = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b";
 
-/// Reads the table of a disk whose first sector announces one; from the backup where the primary is damaged.
+/// Reads the table of a disk whose first sector announces one; from the backup where the primary is
+/// damaged.
 pub fn read(disk: &Arc<dyn ReadAt>, boot_sector: &BootSector) -> Result<Table, TableError> {
     let primary = match read_at(disk, 1) {
         Ok(table) => return Ok(table),
@@ -64,16 +66,17 @@ pub fn read(disk: &Arc<dyn ReadAt>, boot_sector: &BootSector) -> Result<Table, T
     }
     if let Some(size) = other_sector_size(disk)? {
         damaged.push_str(&format!(
-            "; it was written for sectors of {size} bytes, and here they have {}: attach the disk with its own sector size \
-             (losetup --sector-size {size}), or name the image file itself",
+            "; it was written for sectors of {size} bytes, and here they have {}: attach the disk \
+             with its own sector size (losetup --sector-size {size}), or name the image file \
+             itself",
             disk.sector_size()
         ));
     }
     Err(TableError::Damaged(damaged))
 }
 
-/// Where a backup may be, in sectors: at the end, where it belongs; and on a disk that was enlarged, where its end was, as the primary
-/// header or the protective MBR tells.
+/// Where a backup may be, in sectors: at the end, where it belongs; and on a disk that was
+/// enlarged, where its end was, as the primary header or the protective MBR tells.
 fn backups(
     disk: &Arc<dyn ReadAt>,
     boot_sector: &BootSector,
@@ -109,8 +112,9 @@ fn other_sector_size(disk: &Arc<dyn ReadAt>) -> Result<Option<u64>, Error> {
     Ok(None)
 }
 
-/// A disk whose first sector was overwritten may still have its GPT. One that was formatted as a whole afterwards may, too:
-/// there the file system counts, so this is asked only where nothing else is recognised.
+/// A disk whose first sector was overwritten may still have its GPT. One that was formatted as a
+/// whole afterwards may, too: there the file system counts, so this is asked only where nothing
+/// else is recognised.
 pub(super) fn read_without_boot_sector(disk: &Arc<dyn ReadAt>) -> Result<Table, TableError> {
     let empty = Table {
         partitions: Vec::new(),

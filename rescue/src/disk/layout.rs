@@ -1,5 +1,5 @@
-//! How something is laid out over several runs of bytes: pure numbers, no I/O. The same layout is read through in user space
-//! ([`Laid`]) and given to the kernel as a device-mapper table.
+//! How something is laid out over several runs of bytes: pure numbers, no I/O. The same layout is
+//! read through in user space ([`Laid`]) and given to the kernel as a device-mapper table.
 
 use std::io::{Error, ErrorKind};
 use std::sync::Arc;
@@ -63,7 +63,8 @@ impl Layout {
                 let there = lengths.get(area.below).copied().unwrap_or(0);
                 if area.offset.checked_add(each).is_none_or(|end| end > there) {
                     return Err(
-                        "it reaches past the end of a physical volume; the disk may have been cut off",
+                        "it reaches past the end of a physical volume; the disk may have been cut \
+                         off",
                     );
                 }
             }
@@ -101,7 +102,8 @@ impl Layout {
         used
     }
 
-    /// The same layout over the runs that it uses alone: their numbers before, and the layout with new numbers.
+    /// The same layout over the runs that it uses alone: their numbers before, and the layout with
+    /// new numbers.
     pub fn compact(mut self) -> (Vec<usize>, Self) {
         let used = self.used();
         for area in self

@@ -45,7 +45,8 @@ impl Default for LoopOptions {
     }
 }
 
-/// A loop device of ours. It is gone when this is dropped and nothing is mounted from it any more, and when the process dies.
+/// A loop device of ours. It is gone when this is dropped and nothing is mounted from it any more,
+/// and when the process dies.
 #[derive(Debug)]
 pub struct LoopDevice {
     device: OwnedFd,
@@ -53,7 +54,8 @@ pub struct LoopDevice {
 }
 
 impl LoopDevice {
-    /// Shows (a part of) an open file, which must be open for writing unless `options.read_only`. Needs root.
+    /// Shows (a part of) an open file, which must be open for writing unless `options.read_only`.
+    /// Needs root.
     pub fn attach(file: BorrowedFd<'_>, options: &LoopOptions) -> anyhow::Result<Self> {
         let control = open_control()?;
         for _ in 0..RACE_RETRIES {
@@ -70,7 +72,8 @@ impl LoopDevice {
             }
         }
         anyhow::bail!(
-            "setting up a loop device: other programs took every free one, {RACE_RETRIES} times in a row"
+            "setting up a loop device: other programs took every free one, {RACE_RETRIES} times in \
+             a row"
         )
     }
 
@@ -85,7 +88,8 @@ impl LoopDevice {
             .with_context(|| format!("showing {} as a block device", image.display()))
     }
 
-    /// A path that opens this device, for as long as this lives: `/dev/loop3`, or our own descriptor where /dev has no such node.
+    /// A path that opens this device, for as long as this lives: `/dev/loop3`, or our own
+    /// descriptor where /dev has no such node.
     pub fn path(&self) -> PathBuf {
         let node = node(self.number);
         if node.exists() {
@@ -125,7 +129,8 @@ fn node(number: u32) -> PathBuf {
     PathBuf::from(format!("/dev/loop{number}"))
 }
 
-/// Opens the device, over a passing node of our own where nobody (no devtmpfs, no udev) has made one.
+/// Opens the device, over a passing node of our own where nobody (no devtmpfs, no udev) has made
+/// one.
 fn open_device(number: u32, read_only: bool) -> anyhow::Result<OwnedFd> {
     let flags = OFlags::CLOEXEC
         | if read_only {

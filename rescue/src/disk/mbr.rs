@@ -1,4 +1,5 @@
-//! The DOS partition table: four primary entries, and logical partitions as a chain inside an extended one.
+//! The DOS partition table: four primary entries, and logical partitions as a chain inside an
+//! extended one.
 
 use std::collections::HashSet;
 
@@ -38,8 +39,9 @@ impl Entry {
 }
 
 impl BootSector {
-    /// `None` where the first sector is no partition table. File systems put `55 aa` there too (FAT, NTFS, a boot loader
-    /// inside ext4), so the entries must make sense as the kernel checks them.
+    /// `None` where the first sector is no partition table. File systems put `55 aa` there too
+    /// (FAT, NTFS, a boot loader inside ext4), so the entries must make sense as the kernel checks
+    /// them.
     pub fn read(disk: &dyn ReadAt) -> std::io::Result<Option<Self>> {
         let mut sector = [0; 512];
         if disk.len() < sector.len() as u64 {
@@ -63,7 +65,8 @@ impl BootSector {
         })
     }
 
-    /// The last sector that it guards: where the disk ended when the GPT was made. `None` where it does not say.
+    /// The last sector that it guards: where the disk ended when the GPT was made. `None` where it
+    /// does not say.
     pub fn protected_end(&self) -> Option<u64> {
         // 0xffffffff stands for "too large to say".
         let guard = self
@@ -79,7 +82,8 @@ impl BootSector {
     }
 }
 
-/// FAT and NTFS begin with a jump and carry their name; their boot code may look like partition entries.
+/// FAT and NTFS begin with a jump and carry their name; their boot code may look like partition
+/// entries.
 fn looks_like_file_system(sector: &[u8]) -> bool {
     [
         (3, b"NTFS    ".as_slice()),
@@ -91,7 +95,8 @@ fn looks_like_file_system(sector: &[u8]) -> bool {
     .any(|(at, magic)| has(sector, *at, magic))
 }
 
-/// The four entries of a table sector; `None` when a boot indicator is neither 0 nor 0x80, as in the kernel.
+/// The four entries of a table sector; `None` when a boot indicator is neither 0 nor 0x80, as in
+/// the kernel.
 fn entries(sector: &[u8]) -> Option<Vec<Entry>> {
     let mut entries = Vec::with_capacity(4);
     for raw in sector.get(TABLE_AT..SIGNATURE_AT)?.chunks_exact(ENTRY_SIZE) {
@@ -150,8 +155,8 @@ pub fn read(disk: &dyn ReadAt, boot_sector: &BootSector) -> Result<Table, TableE
     Ok(table)
 }
 
-/// Follows the chain of extended boot records: each holds one partition (relative to itself) and a link to the next (relative
-/// to the extended partition).
+/// Follows the chain of extended boot records: each holds one partition (relative to itself) and a
+/// link to the next (relative to the extended partition).
 fn logical(
     disk: &dyn ReadAt,
     extended: &Entry,
@@ -163,7 +168,11 @@ fn logical(
     let mut record = extended.start;
     for _ in 0..MAX_LOGICAL {
         if !seen.insert(record) {
-            notes.push("the chain of logical partitions runs in a circle; those before the circle were read".into());
+            notes.push(
+                "the chain of logical partitions runs in a circle; those before the circle were \
+                 read"
+                    .into(),
+            );
             return Ok(found);
         }
         let mut sector = [0; 512];
@@ -185,7 +194,8 @@ fn logical(
             .enumerate()
             .filter(|(_, entry)| entry.is_used() && !entry.is_extended())
         {
-            // The third and fourth entries may be garbage (msdos.c of the kernel): they count only inside the extended partition.
+            // The third and fourth entries may be garbage (msdos.c of the kernel): they count only
+            // inside the extended partition.
             let end = record + entry.start + entry.sectors;
             if index < 2 || end <= extended.start + extended.sectors {
                 found.push((record + entry.start, *entry));

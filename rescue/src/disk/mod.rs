@@ -47,8 +47,9 @@ pub enum Source {
     Root(PathBuf),
 }
 
-/// The seam at the bottom: a run of bytes that can be read at any offset. Devices, image files, partitions (and later logical
-/// volumes, image formats, LUKS) stack on it; everything above reads through it.
+/// The seam at the bottom: a run of bytes that can be read at any offset. Devices, image files,
+/// partitions (and later logical volumes, image formats, LUKS) stack on it; everything above reads
+/// through it.
 pub trait ReadAt: Send + Sync {
     /// Length in bytes.
     fn len(&self) -> u64;

@@ -1,4 +1,5 @@
-//! What is mounted where in this thread's mount namespace, from /proc/thread-self/mountinfo (format: proc_pid_mountinfo(5)).
+//! What is mounted where in this thread's mount namespace, from /proc/thread-self/mountinfo
+//! (format: proc_pid_mountinfo(5)).
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -94,13 +95,15 @@ pub(crate) fn unescape(field: &[u8]) -> Vec<u8> {
 }
 
 impl Mount {
-    /// Whether it keeps files on a disk of this machine. Networks, memory and layers of containers do not.
+    /// Whether it keeps files on a disk of this machine. Networks, memory and layers of containers
+    /// do not.
     pub fn is_on_disk(&self) -> bool {
         const ON_DISK: [&str; 7] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs"];
         ON_DISK.contains(&self.kind.as_str())
     }
 
-    /// Whether it is one of the kernel's own, as a chroot has them below the guest's root: nothing in it is the guest's.
+    /// Whether it is one of the kernel's own, as a chroot has them below the guest's root: nothing
+    /// in it is the guest's.
     pub fn is_pseudo(&self) -> bool {
         const PSEUDO: [&str; 20] = [
             "autofs",

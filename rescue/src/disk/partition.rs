@@ -25,7 +25,8 @@ pub struct Partition {
 /// What the partition table says is inside; what really is there is the probe's to say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PartitionKind {
-    /// Boot loader code or space that never holds a file system: BIOS boot, PReP, Microsoft reserved.
+    /// Boot loader code or space that never holds a file system: BIOS boot, PReP, Microsoft
+    /// reserved.
     NoFileSystem,
     /// The EFI system partition.
     EfiSystem,
@@ -36,7 +37,8 @@ pub enum PartitionKind {
 /// How a disk is divided.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
-    /// The partitions, by number. Empty: the disk has no table and may hold one file system as a whole.
+    /// The partitions, by number. Empty: the disk has no table and may hold one file system as a
+    /// whole.
     pub partitions: Vec<Partition>,
     /// What is odd about the table, one plain sentence each.
     pub notes: Vec<String>,
@@ -378,7 +380,8 @@ mod tests {
     fn the_backup_of_a_disk_that_was_enlarged() {
         let good = Image::new(64 * MIB, 512, GPT).spans();
         for grow in [512, 10 * MIB] {
-            // The primary header is there, but for its table; then the whole of it is gone, and only the protective MBR tells.
+            // The primary header is there, but for its table; then the whole of it is gone, and
+            // only the protective MBR tells.
             for damage in [(1024 + 300, 1), (512, 92)] {
                 let image = Image::new(64 * MIB, 512, GPT);
                 File::options()
@@ -466,7 +469,8 @@ mod tests {
 
     const MBR: &str = "label: dos\nlabel-id: 0xdeadbeef\n\
         start=1MiB, size=10MiB, type=83\nstart=12MiB, size=40MiB, type=5\n\
-        start=13MiB, size=5MiB, type=83\nstart=20MiB, size=6MiB, type=82\nstart=30MiB, size=7MiB, type=83\n";
+        start=13MiB, size=5MiB, type=83\nstart=20MiB, size=6MiB, type=82\n\
+        start=30MiB, size=7MiB, type=83\n";
 
     #[test]
     fn mbr_with_logical_partitions() {
@@ -527,7 +531,8 @@ mod tests {
     #[test]
     fn a_circle_of_logical_partitions_ends() {
         let image = Image::new(64 * MIB, 512, MBR);
-        // The last link of the chain, from sector 30 MiB - 1 MiB or where sfdisk put it, back to the first.
+        // The last link of the chain, from sector 30 MiB - 1 MiB or where sfdisk put it, back to
+        // the first.
         let records: Vec<u64> = (12 * 2048..64 * 2048)
             .filter(|sector| image.read(sector * 512 + 510, 2) == [0x55, 0xaa])
             .collect();

@@ -1,5 +1,5 @@
-//! What is in a run of bytes: file systems, containers around them, image formats. By magic numbers and a few fields each;
-//! offsets as in libblkid's probes.
+//! What is in a run of bytes: file systems, containers around them, image formats. By magic numbers
+//! and a few fields each; offsets as in libblkid's probes.
 
 use std::io::Result;
 
@@ -131,8 +131,8 @@ fn plain(content: Content) -> Option<Probe> {
 /// Looks at the beginning and the end of `bytes`. `None`: nothing recognised.
 pub fn probe(bytes: &dyn ReadAt) -> Result<Option<Probe>> {
     let head = read_up_to(bytes, 0, 0x1_1000)?;
-    // Containers first: a RAID member with its metadata at the end looks like the file system inside, but must not be
-    // written to alone.
+    // Containers first: a RAID member with its metadata at the end looks like the file system
+    // inside, but must not be written to alone.
     Ok(at_end(bytes)?
         .or_else(|| containers(&head))
         .or_else(|| file_systems(&head))
@@ -146,7 +146,8 @@ fn read_up_to(bytes: &dyn ReadAt, offset: u64, length: usize) -> Result<Vec<u8>>
     Ok(buffer)
 }
 
-/// Linux RAID 0.90 and 1.0 keep their superblock near the end, VHD its footer and VMDK streams a copy.
+/// Linux RAID 0.90 and 1.0 keep their superblock near the end, VHD its footer and VMDK streams a
+/// copy.
 fn at_end(bytes: &dyn ReadAt) -> Result<Option<Probe>> {
     const MD_MAGIC: u32 = 0xa92b_4efc;
     let length = bytes.len();
@@ -243,8 +244,9 @@ fn bcache(head: &[u8]) -> Option<Probe> {
     })
 }
 
-/// Uberblocks stand 1 KiB apart from 128 KiB into each label; the name/value list of the label begins at 16 KiB and opens
-/// with its encoding (XDR, big endian) and the flag for unique names, then names "version".
+/// Uberblocks stand 1 KiB apart from 128 KiB into each label; the name/value list of the label
+/// begins at 16 KiB and opens with its encoding (XDR, big endian) and the flag for unique names,
+/// then names "version".
 fn zfs(head: &[u8]) -> Option<Probe> {
     let list = head.get(0x4000..0x4100)?;
     let is_label =
@@ -311,7 +313,8 @@ fn ext(head: &[u8]) -> Option<Probe> {
     })
 }
 
-/// Swap signs the end of its first page; the page size is the guest's. A suspended system replaces the signature.
+/// Swap signs the end of its first page; the page size is the guest's. A suspended system replaces
+/// the signature.
 fn swap(head: &[u8]) -> Option<Probe> {
     [4096, 8192, 16384, 65536]
         .into_iter()
@@ -395,7 +398,8 @@ fn iso9660(head: &[u8]) -> Option<Probe> {
     })
 }
 
-/// `RW 20971520 FLAT "node1-flat.vmdk" 0` (ESXi: `VMFS`): the disk itself is the raw file named there.
+/// `RW 20971520 FLAT "node1-flat.vmdk" 0` (ESXi: `VMFS`): the disk itself is the raw file named
+/// there.
 fn vmdk_descriptor(head: &[u8]) -> Option<Content> {
     let text = String::from_utf8_lossy(head.get(..head.len().min(20 << 10))?);
     if !text.contains("# Disk DescriptorFile") {

@@ -1,6 +1,8 @@
-//! Linux software RAID: the superblocks of mdadm, versions 0.90, 1.0, 1.1 and 1.2. After the kernel's include/uapi/linux/raid/md_p.h.
+//! Linux software RAID: the superblocks of mdadm, versions 0.90, 1.0, 1.1 and 1.2. After the
+//! kernel's include/uapi/linux/raid/md_p.h.
 //!
-//! A mirror's leg holds the whole file system, so that one of them is enough for reading. Other levels are only named.
+//! A mirror's leg holds the whole file system, so that one of them is enough for reading. Other
+//! levels are only named.
 
 use super::ReadAt;
 use super::bytes::{has, le16, le32, le64, text, uuid};
@@ -233,7 +235,8 @@ mod tests {
         disk
     }
 
-    /// The same with a superblock of version 0.90, in the last 64 KiB, which is made of words alone (`mdp_super_t`).
+    /// The same with a superblock of version 0.90, in the last 64 KiB, which is made of words alone
+    /// (`mdp_super_t`).
     fn old_leg() -> (usize, Vec<u8>) {
         const WORDS: [(usize, u32); 26] = [
             (0, 0xa92b_4efc),
@@ -253,7 +256,8 @@ mod tests {
             (34, 2),
             (35, 2),
             (39, 42),
-            // Disk 0, disk 1, and the last one, which says that this is disk 1: number, major, minor, place, state.
+            // Disk 0, disk 1, and the last one, which says that this is disk 1: number, major,
+            // minor, place, state.
             (128, 0),
             (131, 0),
             (132, 6),

@@ -41,10 +41,12 @@ impl std::fmt::Debug for Disk {
 }
 
 impl Disk {
-    /// Opens `path` without writing to it, and without changing its access time where the kernel allows that.
+    /// Opens `path` without writing to it, and without changing its access time where the kernel
+    /// allows that.
     ///
     /// # Errors
-    /// A [`Refusal`] for what cannot be a disk: nothing there, a folder, an empty file, a device of another kind.
+    /// A [`Refusal`] for what cannot be a disk: nothing there, a folder, an empty file, a device of
+    /// another kind.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let shown = shown(path);
         let metadata = match std::fs::metadata(path) {
@@ -175,8 +177,9 @@ fn open_without_access_time(path: &Path) -> std::io::Result<File> {
     }
 }
 
-/// An image file does not say how large its disk's sectors were. A GPT does, by where its header stands; an MBR counts in
-/// sectors, so the right size is the one with which its partitions hold something.
+/// An image file does not say how large its disk's sectors were. A GPT does, by where its header
+/// stands; an MBR counts in sectors, so the right size is the one with which its partitions hold
+/// something.
 fn sector_size_of_image(disk: &Arc<dyn ReadAt>) -> u32 {
     let length = disk.len();
     let header_at = |offset: u64, lba: u64| {
@@ -243,11 +246,13 @@ pub(super) struct FileBytes {
 }
 
 impl FileBytes {
-    /// Opens it for reading, without changing its access time where the kernel allows that. As if its sectors had 512 bytes.
+    /// Opens it for reading, without changing its access time where the kernel allows that. As if
+    /// its sectors had 512 bytes.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let shown = shown(path);
         let mut file = open_without_access_time(path).map_err(|error| not_opened(&shown, error))?;
-        // The end of a block device is its size (BLKGETSIZE64 says the same), that of a file its length.
+        // The end of a block device is its size (BLKGETSIZE64 says the same), that of a file its
+        // length.
         let length = file
             .seek(SeekFrom::End(0))
             .with_context(|| format!("asking for the size of {shown}"))?;

@@ -1,5 +1,6 @@
-//! What is put together from pieces of disks before a file system appears: a logical volume over its physical volumes, and whatever
-//! else comes between. Only names and numbers: `disk` reads through them, `repair` makes block devices of them.
+//! What is put together from pieces of disks before a file system appears: a logical volume over
+//! its physical volumes, and whatever else comes between. Only names and numbers: `disk` reads
+//! through them, `repair` makes block devices of them.
 
 use std::path::Path;
 
@@ -17,8 +18,9 @@ pub struct Stack {
     pub layer: Layer,
 }
 
-/// Kinds of layers. A new kind needs an arm where it is read for the last look before writing (`repair::look`) and one where it
-/// becomes a block device (`repair::write_device`); the compiler names both.
+/// Kinds of layers. A new kind needs an arm where it is read for the last look before writing
+/// (`repair::look`) and one where it becomes a block device (`repair::write_device`); the compiler
+/// names both.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Layer {
     /// A logical volume of LVM2, linear or striped.
@@ -50,7 +52,8 @@ pub struct Mirror {
 }
 
 impl Backing {
-    /// The devices and image files at the bottom, each once, and whether it is a block device; none for a folder.
+    /// The devices and image files at the bottom, each once, and whether it is a block device; none
+    /// for a folder.
     pub fn disks(&self) -> Vec<(&Path, bool)> {
         let mut disks = Vec::new();
         self.collect_disks(&mut disks);

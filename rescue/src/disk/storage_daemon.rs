@@ -1,9 +1,11 @@
-//! qcow2 images written to by QEMU itself: its storage daemon shows the disk in one as a plain file, by FUSE, and the repair writes there
-//! as to a raw image.
+//! qcow2 images written to by QEMU itself: its storage daemon shows the disk in one as a plain
+//! file, by FUSE, and the repair writes there as to a raw image.
 //!
-//! Two processes of a session of their own hold it: the daemon, and a shell that waits for the end of this program. If that comes early
-//! (`kill -9`), the kernel unmounts the guest's file systems first, the daemon still answers, and only when nobody has the file open any more
-//! does it end, and close the image properly. Both live in a mount namespace of their own: nothing is left mounted.
+//! Two processes of a session of their own hold it: the daemon, and a shell that waits for the end
+//! of this program. If that comes early (`kill -9`), the kernel unmounts the guest's file systems
+//! first, the daemon still answers, and only when nobody has the file open any more does it end,
+//! and close the image properly. Both live in a mount namespace of their own: nothing is left
+//! mounted.
 
 use std::fs::File;
 use std::os::unix::process::CommandExt as _;
@@ -22,8 +24,9 @@ const PROGRAM: &str = "qemu-storage-daemon";
 const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 
-/// `$1`: the folder with the file to show the disk as; then the daemon's own words. The read ends with this program, however that ends.
-/// The last `umount` is for a daemon that was killed: its mount stays, dead, and would keep the folder.
+/// `$1`: the folder with the file to show the disk as; then the daemon's own words. The read ends
+/// with this program, however that ends. The last `umount` is for a daemon that was killed: its
+/// mount stays, dead, and would keep the folder.
 const HOLD: &str = r#"
 folder=$1
 shift
@@ -49,8 +52,8 @@ pub struct StorageDaemon {
 }
 
 impl StorageDaemon {
-    /// Has the daemon open `image` for writing, and what is below it for reading; gives the disk of `length` bytes as an open file.
-    /// Whoever holds that file must drop it before this.
+    /// Has the daemon open `image` for writing, and what is below it for reading; gives the disk of
+    /// `length` bytes as an open file. Whoever holds that file must drop it before this.
     ///
     /// # Errors
     /// A [`Refusal`] when there is no daemon, or it cannot open the image.
@@ -61,7 +64,8 @@ impl StorageDaemon {
         let disk = folder.join("disk");
         File::create(&disk).context("making the file to show the disk as")?;
         let export = serde_json::json!({
-            "type": "fuse", "id": "disk", "node-name": "disk", "mountpoint": disk.to_str(), "writable": true,
+            "type": "fuse", "id": "disk", "node-name": "disk", "mountpoint": disk.to_str(),
+            "writable": true,
         });
         let mut command = Command::new("unshare");
         command
@@ -159,7 +163,8 @@ impl StorageDaemon {
         let image = crate::base::shell::quoted(&self.image);
         anyhow::ensure!(
             status.is_some_and(|status| status.success()),
-            "QEMU's storage daemon did not close {image} ({}); check it with `qemu-img check {image}`",
+            "QEMU's storage daemon did not close {image} ({}); check it with `qemu-img check \
+             {image}`",
             status.map_or_else(|| "it still runs".to_owned(), |status| status.to_string())
         );
         Ok(())
@@ -187,7 +192,8 @@ impl Drop for StorageDaemon {
     }
 }
 
-/// What the daemon is to open, spelt out file by file: it must not follow the header's own words to other files, nor guess formats.
+/// What the daemon is to open, spelt out file by file: it must not follow the header's own words to
+/// other files, nor guess formats.
 fn node(image: &Path, backing: &[(PathBuf, Format)]) -> Result<String> {
     let mut below = serde_json::Value::Null;
     for (path, format) in backing.iter().rev() {
@@ -208,7 +214,9 @@ fn layer(path: &Path, format: Format, below: serde_json::Value) -> Result<serde_
     let file = serde_json::json!({ "driver": "file", "filename": path });
     Ok(match format {
         Format::Qcow2 => {
-            serde_json::json!({ "driver": "qcow2", "read-only": true, "file": file, "backing": below })
+            serde_json::json!({
+                "driver": "qcow2", "read-only": true, "file": file, "backing": below
+            })
         }
         _ => serde_json::json!({ "driver": "raw", "read-only": true, "file": file }),
     })
@@ -221,7 +229,8 @@ pub fn require(image: &Path) -> Result<()> {
         return Ok(());
     }
     let next = format!(
-        "apt-get install qemu-system-common (it has it on Debian and Ubuntu) and run this again, or {}",
+        "apt-get install qemu-system-common (it has it on Debian and Ubuntu) and run this again, \
+         or {}",
         by_converting(image)
     );
     Err(Refusal::new(
@@ -238,6 +247,7 @@ pub fn require(image: &Path) -> Result<()> {
 fn by_converting(image: &Path) -> String {
     let image = crate::base::shell::quoted(image);
     format!(
-        "qemu-img convert -O raw {image} {image}.raw, then rescue repair {image}.raw, then qemu-img convert -O qcow2 {image}.raw {image}.repaired"
+        "qemu-img convert -O raw {image} {image}.raw, then rescue repair {image}.raw, then \
+         qemu-img convert -O qcow2 {image}.raw {image}.repaired"
     )
 }

@@ -1,4 +1,5 @@
-//! The pieces of a disk: what each partition (or the disk as a whole) holds, and how its files are opened.
+//! The pieces of a disk: what each partition (or the disk as a whole) holds, and how its files are
+//! opened.
 
 pub mod encrypted;
 pub mod logical;
@@ -219,13 +220,15 @@ impl Volume {
         }
     }
 
-    /// Whether `e2fsck` has to look at it before anybody writes: the superblock or the journal says so.
+    /// Whether `e2fsck` has to look at it before anybody writes: the superblock or the journal says
+    /// so.
     pub fn has_errors(&self) -> bool {
         self.ext()
             .is_some_and(|superblock| superblock.is_flagged(Arc::clone(&self.bytes)))
     }
 
-    /// Opens its files: a clean ext in user space, everything else by the kernel over a throw-away layer.
+    /// Opens its files: a clean ext in user space, everything else by the kernel over a throw-away
+    /// layer.
     pub fn open(&self) -> Result<Opened> {
         let kind = self
             .file_system()
@@ -267,7 +270,8 @@ impl Volume {
             let source = shown(self.backing.first_path());
             return Err(Refusal::new(
                 format!("{} ({kind}) {why}", self.name),
-                "the kernel has to replay its journal into memory to show what the next boot will see, and that takes root",
+                "the kernel has to replay its journal into memory to show what the next boot will \
+                 see, and that takes root",
                 format!("run the same command as root, for instance sudo rescue inspect {source}"),
             )
             .into());

@@ -17,8 +17,8 @@ pub struct Check {
     pub roles: &'static [Role],
     /// Identifiers of the checks whose remedies must be prepared before its own.
     pub after: &'static [&'static str],
-    /// Looks, and never writes. A file that cannot be read is a finding, not an error, unless nothing can be said
-    /// without it.
+    /// Looks, and never writes. A file that cannot be read is a finding, not an error, unless
+    /// nothing can be said without it.
     pub run: fn(&Context<'_>) -> anyhow::Result<Vec<Finding>>,
 }
 

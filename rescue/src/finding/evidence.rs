@@ -9,7 +9,8 @@ use crate::systemd;
 /// A place and what was seen there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Evidence {
-    /// The file and line; `None` for what is in no file of the node: a fact about another node, a whole file system.
+    /// The file and line; `None` for what is in no file of the node: a fact about another node, a
+    /// whole file system.
     pub at: Option<Origin>,
     /// What was seen, quoted where it is short.
     pub saw: String,
@@ -30,7 +31,8 @@ impl Evidence {
     }
 }
 
-/// As documented in docs/json.md: `path` with its line, `line` once more as a number where there is one, `saw`.
+/// As documented in docs/json.md: `path` with its line, `line` once more as a number where there is
+/// one, `saw`.
 impl Serialize for Evidence {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let line = self.at.as_ref().and_then(|at| at.line);

@@ -10,7 +10,8 @@ use crate::etcd::read::member::MemberData;
 use crate::etcd::read::status::Found;
 use crate::pki::inventory::Inventory;
 
-/// What has been read of one state of a guest: of the disk as it is, or as it will be after some remedies.
+/// What has been read of one state of a guest: of the disk as it is, or as it will be after some
+/// remedies.
 #[derive(Default)]
 pub struct Facts {
     inventory: OnceCell<Rc<Inventory>>,

@@ -1,4 +1,5 @@
-//! What a check says, and what mends it: the words that the catalogue, the plan and the reports share.
+//! What a check says, and what mends it: the words that the catalogue, the plan and the reports
+//! share.
 
 mod check;
 mod evidence;

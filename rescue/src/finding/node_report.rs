@@ -34,8 +34,8 @@ pub struct NodeReport {
     pub peers: Vec<Rc<Peer>>,
     /// What its disk proves to the others.
     pub party: Party,
-    /// Whether a systemd service starts an etcd member here, without Kubernetes: an external etcd, of kubespray's or of
-    /// one's own. Looked for only on systems without Kubernetes.
+    /// Whether a systemd service starts an etcd member here, without Kubernetes: an external etcd,
+    /// of kubespray's or of one's own. Looked for only on systems without Kubernetes.
     pub is_external_etcd: bool,
 }
 
@@ -62,7 +62,8 @@ impl NodeReport {
         self.node.name(&self.guest.source)
     }
 
-    /// Whether something is left that counts for the exit code: a finding, or a repair that was cut off.
+    /// Whether something is left that counts for the exit code: a finding, or a repair that was cut
+    /// off.
     pub fn needs_repair(&self) -> bool {
         self.findings.iter().any(counts) || self.unfinished_run().is_some()
     }

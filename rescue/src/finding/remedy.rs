@@ -5,12 +5,14 @@ use std::fmt;
 use super::Context;
 use crate::change::Prepared;
 
-/// What would mend a finding: the intent, printable and cheap. Turned into changes only when a plan is made.
+/// What would mend a finding: the intent, printable and cheap. Turned into changes only when a plan
+/// is made.
 pub trait Remedy: fmt::Debug {
     /// Stable name for JSON: `renew-certificate`.
     fn kind(&self) -> &'static str;
 
-    /// One line for the plan, beginning with a verb: "renew apiserver.crt (expired 2024-02-23), valid to 2027-11-23".
+    /// One line for the plan, beginning with a verb: "renew apiserver.crt (expired 2024-02-23),
+    /// valid to 2027-11-23".
     fn summary(&self) -> String;
 
     /// Further lines for the plan (tables of candidates, SAN sources); may be empty.
@@ -23,12 +25,14 @@ pub trait Remedy: fmt::Debug {
         true
     }
 
-    /// Whether all of the details should be seen before it is agreed to: names that were put together, each with its source.
+    /// Whether all of the details should be seen before it is agreed to: names that were put
+    /// together, each with its source.
     fn must_be_read(&self) -> bool {
         false
     }
 
-    /// True for what is only done in passing, when something that counts is mended too: no disk is written for it alone.
+    /// True for what is only done in passing, when something that counts is mended too: no disk is
+    /// written for it alone.
     fn is_incidental(&self) -> bool {
         false
     }
@@ -38,6 +42,7 @@ pub trait Remedy: fmt::Debug {
         serde_json::Map::new()
     }
 
-    /// Works it out against the guest as it will be after everything planned before. Keys are made here.
+    /// Works it out against the guest as it will be after everything planned before. Keys are made
+    /// here.
     fn prepare(&self, context: &Context<'_>) -> anyhow::Result<Prepared>;
 }

@@ -1,4 +1,5 @@
-//! The checkers: which program looks at which file system, what its exit code means, and how it is told to mend.
+//! The checkers: which program looks at which file system, what its exit code means, and how it is
+//! told to mend.
 
 use std::path::PathBuf;
 
@@ -76,7 +77,8 @@ impl Checker {
     pub fn install(&self) -> String {
         let [debian, red_hat, suse] = self.packages;
         format!(
-            "apt-get install {debian} (dnf install {red_hat}, zypper install {suse}), or use the rescue ISO, which carries it"
+            "apt-get install {debian} (dnf install {red_hat}, zypper install {suse}), or use the \
+             rescue ISO, which carries it"
         )
     }
 
@@ -91,8 +93,9 @@ impl Checker {
     }
 }
 
-/// Bits: 1 corrected, 4 errors left, 8 operational error, 16 usage, 32 cancelled, 128 library error. 8 also where it does not know a
-/// feature, or finds no superblock at all; 12 where the damage is such that it gives up.
+/// Bits: 1 corrected, 4 errors left, 8 operational error, 16 usage, 32 cancelled, 128 library
+/// error. 8 also where it does not know a feature, or finds no superblock at all; 12 where the
+/// damage is such that it gives up.
 fn judge_e2fsck(code: i32, said: &[String]) -> Judgement {
     match code {
         0 => Judgement::Clean,
@@ -119,7 +122,8 @@ fn judge_xfs(code: i32, said: &[String]) -> Judgement {
     }
 }
 
-/// 1 where it found errors; an unreadable tree ends it with 1 as well, a missing device or an unknown feature too.
+/// 1 where it found errors; an unreadable tree ends it with 1 as well, a missing device or an
+/// unknown feature too.
 fn judge_btrfs(code: i32, said: &[String]) -> Judgement {
     match code {
         0 => Judgement::Clean,

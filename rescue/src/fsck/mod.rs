@@ -1,8 +1,10 @@
-//! Whether a file system is sound, by the checker that its makers wrote for it, without writing to the disk.
+//! Whether a file system is sound, by the checker that its makers wrote for it, without writing to
+//! the disk.
 //!
-//! A checker that looks at a file system with a dirty journal sees damage where there is none: what the journal holds is missing. So it is
-//! shown the file system as the kernel leaves it after replaying the journal, on a throw-away layer in memory; the disk keeps every byte. What
-//! is clean on disk is shown as it is.
+//! A checker that looks at a file system with a dirty journal sees damage where there is none: what
+//! the journal holds is missing. So it is shown the file system as the kernel leaves it after
+//! replaying the journal, on a throw-away layer in memory; the disk keeps every byte. What is clean
+//! on disk is shown as it is.
 
 mod checker;
 mod run;
@@ -185,7 +187,8 @@ impl Checkable {
             Content::Ext(superblock) => (superblock.kind, superblock.needs_replay),
             // e2fsck looks for the copies of the superblock by itself.
             Content::DamagedExt(_) => ("ext4", false),
-            // Only the kernel can say whether an XFS log is clean; replaying a clean one does nothing.
+            // Only the kernel can say whether an XFS log is clean; replaying a clean one does
+            // nothing.
             Content::Xfs(_) => ("xfs", true),
             Content::Btrfs(superblock) => ("btrfs", superblock.has_log),
             _ => return None,
@@ -245,7 +248,8 @@ pub fn look(found: &Checkable, ui: &dyn Ui) -> Result<Verdict> {
 /// The file system as the next boot will find it.
 fn shown(found: &Checkable, journal: &mut Journal) -> Result<ThrowAway> {
     let doing = || format!("showing {} to the checker", found.device);
-    // `btrfs check` and the kernel look for a file system's devices by its UUID: a copy that is attached too must not be taken for one.
+    // `btrfs check` and the kernel look for a file system's devices by its UUID: a copy that is
+    // attached too must not be taken for one.
     let bytes = match found.kind {
         "btrfs" => btrfs::UnderOwnUuid::over(Arc::clone(&found.bytes)).with_context(doing)?,
         _ => Arc::clone(&found.bytes),
@@ -271,7 +275,8 @@ fn condition(checker: &Checker, ran: &Ran, unreadable: Option<String>) -> Condit
     let not_checked = |why: String| Condition::NotChecked { why, next: None };
     if let Some(reason) = unreadable {
         return not_checked(format!(
-            "the disk cannot be read {reason}; copy what can be read (ddrescue) and work on the copy"
+            "the disk cannot be read {reason}; copy what can be read (ddrescue) and work on the \
+             copy"
         ));
     }
     match checker.judge(ran.code, &ran.said) {

@@ -1,4 +1,5 @@
-//! Runs a checker: nothing to read from, its words kept within bounds, no control character of a guest let through.
+//! Runs a checker: nothing to read from, its words kept within bounds, no control character of a
+//! guest let through.
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
@@ -11,7 +12,8 @@ use anyhow::{Context, Result};
 use crate::base::escaping::escape;
 use crate::base::ui::Ui;
 
-/// A badly damaged file system has a line for every inode. The first say what is wrong, the last how it ended.
+/// A badly damaged file system has a line for every inode. The first say what is wrong, the last
+/// how it ended.
 const FIRST_LINES: usize = 60;
 const LAST_LINES: usize = 20;
 /// Longest line that is kept, in bytes.
@@ -80,8 +82,8 @@ fn for_others(device: &Path) -> PathBuf {
     }
 }
 
-/// The next line that is not empty, its first [`LINE`] bytes; the rest of it is read and forgotten. Progress on one line (`\r`) counts as
-/// lines.
+/// The next line that is not empty, its first [`LINE`] bytes; the rest of it is read and forgotten.
+/// Progress on one line (`\r`) counts as lines.
 fn line(reader: &mut impl BufRead) -> std::io::Result<Option<String>> {
     loop {
         let mut bytes = Vec::new();

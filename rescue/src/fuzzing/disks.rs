@@ -68,8 +68,8 @@ struct Patched {
 }
 
 impl Patched {
-    /// The first byte picks the base, the second the sector size and whether checksums are put right; then changes follow: three
-    /// bytes of offset, one of length, the bytes.
+    /// The first byte picks the base, the second the sector size and whether checksums are put
+    /// right; then changes follow: three bytes of offset, one of length, the bytes.
     fn parse(data: &[u8], bases: &[Base]) -> Option<(Self, bool)> {
         let (&which, rest) = data.split_first()?;
         let (&flags, mut rest) = rest.split_first()?;
@@ -234,7 +234,8 @@ fn look(bytes: &dyn ReadAt) {
     }
 }
 
-/// LVM's checksum, written down here once more so that a mistake in ours does not hide itself (lvm2, lib/misc/crc.c).
+/// LVM's checksum, written down here once more so that a mistake in ours does not hide itself
+/// (lvm2, lib/misc/crc.c).
 fn lvm_checksum(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0xf597_a6cf, |sum, byte| {
         (0..8).fold(sum ^ u32::from(*byte), |sum: u32, _| {
@@ -259,7 +260,8 @@ pub fn lvm_disk(data: &[u8]) {
     volumes(vec![disk]);
 }
 
-/// The metadata text alone, on a physical volume whose checksums are right; two of them after a separator.
+/// The metadata text alone, on a physical volume whose checksums are right; two of them after a
+/// separator.
 pub fn lvm_text(data: &[u8]) {
     let [first, second] = super::parts(data);
     let disks: Vec<Patched> = [first, second]

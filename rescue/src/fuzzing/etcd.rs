@@ -1,4 +1,5 @@
-//! etcd's files: its log, snapshots, database and messages, and what a salvage makes of a damaged database.
+//! etcd's files: its log, snapshots, database and messages, and what a salvage makes of a damaged
+//! database.
 
 use std::io::Cursor;
 use std::ops::ControlFlow;
@@ -46,8 +47,8 @@ fn patch(bytes: &mut [u8], changes: &[u8]) {
     }
 }
 
-/// Records with right checksums: a kind, a length, that many bytes; or (flag 1) the bytes of a file as they are. Flag 2 takes the rest for a
-/// second file from the middle on.
+/// Records with right checksums: a kind, a length, that many bytes; or (flag 1) the bytes of a file
+/// as they are. Flag 2 takes the rest for a second file from the middle on.
 pub fn etcd_log(data: &[u8]) {
     let (flags, rest) = flags(data);
     let file = |rest: &[u8], crc: u32| -> (Vec<u8>, u32) {
@@ -123,7 +124,8 @@ pub fn etcd_log(data: &[u8]) {
     }
 }
 
-/// A snapshot's file as it is, or (flag 1) what is behind its checksum, or (flag 2) the store in it alone.
+/// A snapshot's file as it is, or (flag 1) what is behind its checksum, or (flag 2) the store in it
+/// alone.
 pub fn etcd_snap(data: &[u8]) {
     let (flags, rest) = flags(data);
     if flags & 2 != 0 {
@@ -182,7 +184,8 @@ pub fn etcd_messages(data: &[u8]) {
         .for_each(|kind| kubernetes_object(&in_protobuf(kind, data)));
 }
 
-/// As the API server keeps it: runtime.Unknown {1: TypeMeta {1: apiVersion, 2: kind}, 2: raw} behind its mark.
+/// As the API server keeps it: runtime.Unknown {1: TypeMeta {1: apiVersion, 2: kind}, 2: raw}
+/// behind its mark.
 fn in_protobuf(kind: &str, raw: &[u8]) -> Vec<u8> {
     let (mut meta, mut object) = (Vec::new(), b"k8s\0".to_vec());
     put_bytes(&mut meta, 1, b"v1");
@@ -213,7 +216,8 @@ fn kubernetes_object(value: &[u8]) {
     let _ = kubernetes::is_encrypted(value);
 }
 
-/// 600 writes to 200 keys, some of them deletions, and a page's worth of history beside it that was freed.
+/// 600 writes to 200 keys, some of them deletions, and a page's worth of history beside it that was
+/// freed.
 fn base() -> &'static [u8] {
     static BASE: OnceLock<Vec<u8>> = OnceLock::new();
     BASE.get_or_init(|| {
@@ -248,8 +252,8 @@ fn base() -> &'static [u8] {
     })
 }
 
-/// The base with changes, or (flag 1) the bytes as they are. Flag 2 puts the checksums of the metas right, flag 4 takes the metas away, flag 8
-/// cuts the file at the first change.
+/// The base with changes, or (flag 1) the bytes as they are. Flag 2 puts the checksums of the metas
+/// right, flag 4 takes the metas away, flag 8 cuts the file at the first change.
 fn database(data: &[u8]) -> Vec<u8> {
     let (flags, rest) = flags(data);
     let mut bytes = if flags & 1 != 0 {

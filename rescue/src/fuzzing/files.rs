@@ -8,7 +8,8 @@ use crate::pki::x509::certificate::Certificate;
 use crate::pki::x509::key::PrivateKey;
 use crate::pki::x509::pem;
 
-/// A user's name, then a kubeconfig: what is edited holds the new credentials, and everything else as it was.
+/// A user's name, then a kubeconfig: what is edited holds the new credentials, and everything else
+/// as it was.
 pub fn kubeconfig_edits(data: &[u8]) {
     let [text, name] = super::parts(data);
     let path = GuestPath::new("/etc/kubernetes/admin.conf");

@@ -1,4 +1,5 @@
-//! Files that say how the guest is put together: fstab, units with their drop-ins and environment files.
+//! Files that say how the guest is put together: fstab, units with their drop-ins and environment
+//! files.
 
 use crate::change::Planned;
 use crate::guest::Guest;
@@ -19,8 +20,8 @@ pub fn fstab(data: &[u8]) {
     }
 }
 
-/// A unit file, two drop-ins, an environment file. Where the program says that a flag can be taken away, it must be gone afterwards
-/// and nothing else with it.
+/// A unit file, two drop-ins, an environment file. Where the program says that a flag can be taken
+/// away, it must be gone afterwards and nothing else with it.
 pub fn units(data: &[u8]) {
     const FLAG: &str = "--bootstrap-kubeconfig";
     let [unit, drop_in, second, environment] = super::parts(data);

@@ -1,7 +1,9 @@
-//! What is fuzzed: every reader of bytes that a guest may have crafted, one function for each target of `fuzz/`. Built for the fuzzer
-//! (feature `fuzzing`) and for the test that replays seeds and earlier findings; never a part of the program.
+//! What is fuzzed: every reader of bytes that a guest may have crafted, one function for each
+//! target of `fuzz/`. Built for the fuzzer (feature `fuzzing`) and for the test that replays seeds
+//! and earlier findings; never a part of the program.
 //!
-//! A target takes any bytes. It must return soon, with little memory and without a panic, and what it says must hold.
+//! A target takes any bytes. It must return soon, with little memory and without a panic, and what
+//! it says must hold.
 
 mod disks;
 mod etcd;
@@ -80,7 +82,8 @@ mod tests {
         }
     }
 
-    /// The same for the disks that say what they are not. `RESCUE_MUTATIONS` says how many pairs, in hundreds.
+    /// The same for the disks that say what they are not. `RESCUE_MUTATIONS` says how many pairs,
+    /// in hundreds.
     #[test]
     fn shuffled_facts_of_two_disks() {
         let rounds: u64 = std::env::var("RESCUE_MUTATIONS")
@@ -102,8 +105,8 @@ mod tests {
         }
     }
 
-    /// A little of what the fuzzer does, for etcd's files: seeds with some bytes changed, the same on every run. `RESCUE_MUTATIONS` says how many
-    /// of each.
+    /// A little of what the fuzzer does, for etcd's files: seeds with some bytes changed, the same
+    /// on every run. `RESCUE_MUTATIONS` says how many of each.
     #[test]
     fn changed_seeds_of_etcd() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");

@@ -36,7 +36,8 @@ pub fn journal(data: &[u8]) {
     );
 }
 
-/// A guest with a crafted record: whatever it says, nothing outside the guest changes, nor a file that it does not name.
+/// A guest with a crafted record: whatever it says, nothing outside the guest changes, nor a file
+/// that it does not name.
 pub fn hostile_runs(data: &[u8]) {
     let Some((flags, record)) = data.split_first() else {
         return;
@@ -90,7 +91,8 @@ impl Sandbox {
         }
     }
 
-    /// Links lead out of the guest wherever a record may point: by name, through a folder, in the stores.
+    /// Links lead out of the guest wherever a record may point: by name, through a folder, in the
+    /// stores.
     fn populate(&self, flags: u8, record: &[u8]) {
         let at = |path: &str| self.0.join(path);
         let run = format!("guest/var/lib/rescue/runs/{RUN}");

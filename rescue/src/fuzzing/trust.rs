@@ -1,4 +1,5 @@
-//! Two disks made of shuffled true and forged facts: whatever they say of themselves, nothing crosses between them without its proof.
+//! Two disks made of shuffled true and forged facts: whatever they say of themselves, nothing
+//! crosses between them without its proof.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -157,7 +158,8 @@ impl Choices<'_> {
 /// A disk, and what is true of it.
 struct Disk {
     guest: Guest,
-    /// By CA: whether its private key, or a control plane's leaf of it with its key, is on the disk.
+    /// By CA: whether its private key, or a control plane's leaf of it with its key, is on the
+    /// disk.
     is_control_plane: [bool; 2],
     /// Whether the CA's private key is on the disk.
     has_ca_key: [bool; 2],
@@ -266,12 +268,13 @@ fn disk(choices: &mut Choices<'_>, number: usize) -> Disk {
 fn manifests(tree: MemoryTree) -> MemoryTree {
     let pod = |name: &str, flags: &str| {
         format!(
-            "kind: Pod\nmetadata: {{name: {name}}}\nspec: {{containers: [{{command: [{name}, {flags}]}}]}}\n"
+            "kind: Pod\nmetadata: {{name: {name}}}\nspec: {{containers: [{{command: [{name}, \
+             {flags}]}}]}}\n"
         )
     };
     let api = format!(
-        "--client-ca-file={PKI}/ca.crt, --service-account-key-file={PKI}/sa.pub, --service-account-signing-key-file={PKI}/sa.key, \
-         --advertise-address=10.0.0.1"
+        "--client-ca-file={PKI}/ca.crt, --service-account-key-file={PKI}/sa.pub, \
+         --service-account-signing-key-file={PKI}/sa.key, --advertise-address=10.0.0.1"
     );
     let manager = format!(
         "--cluster-signing-cert-file={PKI}/ca.crt, --cluster-signing-key-file={PKI}/ca.key"
@@ -297,8 +300,10 @@ fn frame(trusts: usize, user: &str, credentials: &str) -> String {
         .map(|ca| base64(&ca.certificate))
         .unwrap_or_default();
     format!(
-        "apiVersion: v1\nkind: Config\nclusters:\n- name: c\n  cluster:\n    certificate-authority-data: {ca}\n    server: https://10.0.0.1:6443\n\
-         contexts:\n- name: x\n  context: {{cluster: c, user: {user}}}\ncurrent-context: x\nusers:\n- name: {user}\n  user:\n{credentials}"
+        "apiVersion: v1\nkind: Config\nclusters:\n- name: c\n  cluster:\n    \
+         certificate-authority-data: {ca}\n    server: https://10.0.0.1:6443\n\
+         contexts:\n- name: x\n  context: {{cluster: c, user: {user}}}\ncurrent-context: x\n\
+         users:\n- name: {user}\n  user:\n{credentials}"
     )
 }
 
@@ -378,7 +383,8 @@ pub fn trust(data: &[u8]) {
     }
 }
 
-/// What is written to the receiver: no key of the donor's, and no certificate that only the donor's CA key can have made, unless proved.
+/// What is written to the receiver: no key of the donor's, and no certificate that only the donor's
+/// CA key can have made, unless proved.
 fn judge(text: &str, path: &str, [receiver, donor]: [&Disk; 2], is_permitted: bool) {
     let has = |key: &String| text.contains(key.as_str()) || text.contains(&base64(key));
     let stolen = donor
@@ -418,7 +424,8 @@ fn judge(text: &str, path: &str, [receiver, donor]: [&Disk; 2], is_permitted: bo
     }
 }
 
-/// Some disks with etcd members of shuffled true and forged claims: who gives history to whom keeps the rules.
+/// Some disks with etcd members of shuffled true and forged claims: who gives history to whom keeps
+/// the rules.
 ///
 /// # Panics
 /// Where a rule is broken.

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use crate::tree::{DirEntry, Meta, Tree, TreeError, TreeResult};
 
-/// A tree whose sources are closed: nothing can be read from it. A disk must be closed before it is mounted for writing, because
-/// a descriptor on a disk does not see what is written through its partition.
+/// A tree whose sources are closed: nothing can be read from it. A disk must be closed before it is
+/// mounted for writing, because a descriptor on a disk does not see what is written through its
+/// partition.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ClosedTree;
 

@@ -28,7 +28,8 @@ pub struct Discovery {
     pub guests: Vec<Guest>,
     /// Everything recognised that belongs to no guest.
     pub leftovers: Vec<Leftover>,
-    /// The disks, in the order given; from [`look_over`] only, as the next two: they keep disks open.
+    /// The disks, in the order given; from [`look_over`] only, as the next two: they keep disks
+    /// open.
     pub disks: Vec<Disk>,
     /// Every piece of them, logical volumes after the partitions.
     pub volumes: Vec<Volume>,
@@ -38,12 +39,13 @@ pub struct Discovery {
     pub swaps: Vec<(String, usize)>,
 }
 
-/// Opens all sources read-only and finds the guests on them. Disks are looked at together: a guest's /var may be on another
-/// disk than its root. Everything stays open (and, where the kernel replays a journal, mounted) as long as the guests live.
+/// Opens all sources read-only and finds the guests on them. Disks are looked at together: a
+/// guest's /var may be on another disk than its root. Everything stays open (and, where the kernel
+/// replays a journal, mounted) as long as the guests live.
 ///
 /// # Errors
-/// [`Refusal`]s for what people get wrong: no such disk, a folder that is no root, nothing but Windows, a dirty file system
-/// without root rights.
+/// [`Refusal`]s for what people get wrong: no such disk, a folder that is no root, nothing but
+/// Windows, a dirty file system without root rights.
 pub fn discover(sources: &[Source]) -> Result<Discovery> {
     let mut discovery = Discovery::default();
     let mut disks: Vec<Disk> = Vec::new();
@@ -70,8 +72,9 @@ pub fn discover(sources: &[Source]) -> Result<Discovery> {
     Ok(discovery)
 }
 
-/// As [`discover`], for a look at all that is there: a disk that cannot be opened, a file system that takes root or memory that is not there,
-/// and no system at all are leftovers, not refusals. Disks of `closed` are named and not looked into, for the reason given.
+/// As [`discover`], for a look at all that is there: a disk that cannot be opened, a file system
+/// that takes root or memory that is not there, and no system at all are leftovers, not refusals.
+/// Disks of `closed` are named and not looked into, for the reason given.
 ///
 /// # Errors
 /// I/O errors only.
@@ -192,7 +195,8 @@ impl Disks {
             }
         }
         all.mirrors()?;
-        // Debian's installer puts a volume group into an encrypted partition, others encrypt logical volumes.
+        // Debian's installer puts a volume group into an encrypted partition, others encrypt
+        // logical volumes.
         all.encrypted()?;
         all.logical_volumes()?;
         all.encrypted()?;
@@ -361,7 +365,8 @@ impl Disks {
         Refusal::new(
             format!("no Linux system was found on {}", names.join(", ")),
             format!("what is there: {seen}"),
-            "name the disk that holds the node's root file system; lsblk -f shows the disks of this machine",
+            "name the disk that holds the node's root file system; lsblk -f shows the disks of \
+             this machine",
         )
     }
 
@@ -449,8 +454,8 @@ impl Disks {
         found.used = true;
         let name = &found.volume.name;
         let Some(opened) = &found.opened else {
-            // The EFI system partition is mounted by every UEFI guest and never needed; nothing that is repaired can lie on a FAT, which
-            // keeps neither owners nor links.
+            // The EFI system partition is mounted by every UEFI guest and never needed; nothing
+            // that is repaired can lie on a FAT, which keeps neither owners nor links.
             let content = found.volume.probe.as_ref().map(|probe| &probe.content);
             if found.volume.partition_kind != PartitionKind::EfiSystem
                 && !matches!(content, Some(Content::Vfat(_)))
@@ -518,7 +523,8 @@ impl Disks {
                 partitions.push(index);
             }
         }
-        // Swap may be found without fstab (systemd's GPT generator), so the root's whole disk counts.
+        // Swap may be found without fstab (systemd's GPT generator), so the root's whole disk
+        // counts.
         for (index, found) in self.volumes.iter_mut().enumerate() {
             let Some(Content::Swap { suspended }) =
                 found.volume.probe.as_ref().map(|probe| &probe.content)
@@ -562,7 +568,8 @@ fn crypt_names(crypttab: &str) -> Vec<(String, String)> {
 fn old_xfs(volume: &Volume) -> &'static str {
     match volume.probe.as_ref().map(|probe| &probe.content) {
         Some(Content::Xfs(superblock)) if superblock.version < 5 => {
-            "; it is XFS version 4, which takes a kernel with CONFIG_XFS_SUPPORT_V4: boot the machine from the rescue ISO, whose kernel has it"
+            "; it is XFS version 4, which takes a kernel with CONFIG_XFS_SUPPORT_V4: boot the \
+             machine from the rescue ISO, whose kernel has it"
         }
         _ => "",
     }
@@ -625,7 +632,8 @@ struct Lookup {
     root_is_logical: bool,
     /// The guest's /etc/machine-id, which journald names its folder after.
     machine_id: Option<String>,
-    /// The guest's /etc/crypttab: names in /dev/mapper, and the UUIDs of the LUKS headers that they decrypt.
+    /// The guest's /etc/crypttab: names in /dev/mapper, and the UUIDs of the LUKS headers that they
+    /// decrypt.
     crypt_names: Vec<(String, String)>,
 }
 
@@ -774,7 +782,8 @@ impl Lookup {
         }
     }
 
-    /// Whether a file system has the journal of the root's machine; where depends on what is mounted: /var, /var/log or the journal's own.
+    /// Whether a file system has the journal of the root's machine; where depends on what is
+    /// mounted: /var, /var/log or the journal's own.
     fn is_ours(&self, found: &Found) -> bool {
         let (Some(id), Some(opened)) = (&self.machine_id, &found.opened) else {
             return false;
@@ -788,7 +797,8 @@ impl Lookup {
         })
     }
 
-    /// The one that fits: on the root's own disk if there (a copy of the disk may lie beside it), else on the others.
+    /// The one that fits: on the root's own disk if there (a copy of the disk may lie beside it),
+    /// else on the others.
     fn pick(&self, volumes: &[Found], fits: impl Fn(&Volume) -> bool) -> Result<usize, NotFound> {
         let all = |on: &dyn Fn(usize) -> bool| -> Vec<usize> {
             let fitting = volumes
@@ -904,8 +914,8 @@ impl Assembly {
         });
     }
 
-    /// Subvolumes inside those that are mounted: folders like any other for the guest, but file systems of their own for who writes
-    /// to them, because no rename leads from one into another.
+    /// Subvolumes inside those that are mounted: folders like any other for the guest, but file
+    /// systems of their own for who writes to them, because no rename leads from one into another.
     fn nest(&mut self) {
         for outer in self.subvolumes.clone() {
             let Some(all) = outer.opened.subvolumes.clone() else {
@@ -984,7 +994,8 @@ impl Assembly {
         entries
     }
 
-    /// Where a mount point really is: links are followed inside the guest; one that is missing is made at boot by systemd.
+    /// Where a mount point really is: links are followed inside the guest; one that is missing is
+    /// made at boot by systemd.
     fn mount_point(&self, wanted: &Path) -> Result<RealPath, String> {
         if !wanted.is_absolute() {
             return Err("has no mount point".into());
@@ -1003,7 +1014,8 @@ impl Assembly {
         }
     }
 
-    /// A line of fstab whose file system is not there: `why` ends the sentence that begins with the line.
+    /// A line of fstab whose file system is not there: `why` ends the sentence that begins with the
+    /// line.
     fn note_missing(&mut self, entry: &Entry, why: &str) {
         let why = format!("{} {why}", entry.shown());
         let at = self
@@ -1019,7 +1031,8 @@ impl Assembly {
         self.unresolved.push(why);
     }
 
-    /// Notes what is mounted over the folders that matter and is on no disk: a memory file system, a network share.
+    /// Notes what is mounted over the folders that matter and is on no disk: a memory file system,
+    /// a network share.
     fn note_hidden(&mut self, entries: &[Entry]) {
         const MATTERS: [&str; 4] = [
             "/etc/kubernetes",

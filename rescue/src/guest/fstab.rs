@@ -1,4 +1,5 @@
-//! The guest's own fstab: which file systems it mounts where. Parsing only; finding the devices is [`super::discover`]'s.
+//! The guest's own fstab: which file systems it mounts where. Parsing only; finding the devices is
+//! [`super::discover`]'s.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -34,7 +35,8 @@ pub(crate) enum Spec {
     PartUuid(String),
     /// `PARTLABEL=`, `/dev/disk/by-partlabel/`.
     PartLabel(String),
-    /// A disk or partition by the kernel's name: `sda` is disk 0, `/dev/vdb3` partition 3 of disk 1.
+    /// A disk or partition by the kernel's name: `sda` is disk 0, `/dev/vdb3` partition 3 of
+    /// disk 1.
     Device {
         /// Which disk, from 0.
         disk: usize,
@@ -79,7 +81,8 @@ pub(crate) enum Role {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NotUnderstood(pub usize);
 
-/// Splits fstab as libmount does: blank and `#` lines are skipped, fields are separated by blanks, `\040` is an octal escape.
+/// Splits fstab as libmount does: blank and `#` lines are skipped, fields are separated by blanks,
+/// `\040` is an octal escape.
 pub(crate) fn parse(bytes: &[u8]) -> Vec<Result<Entry, NotUnderstood>> {
     let lines = bytes.split(|byte| *byte == b'\n').enumerate();
     lines
@@ -187,7 +190,8 @@ fn udev_unescape(name: &str) -> String {
     String::from_utf8_lossy(&plain).into_owned()
 }
 
-/// `scsi-36000c29…-part2`, `pci-0000:03:00.0-scsi-0:0:0:0-part1`; device-mapper names have no partition.
+/// `scsi-36000c29…-part2`, `pci-0000:03:00.0-scsi-0:0:0:0-part1`; device-mapper names have no
+/// partition.
 fn named_disk(name: &str) -> Spec {
     if let Some(uuid) = name.strip_prefix("dm-uuid-LVM-") {
         return Spec::MapperUuid(uuid.to_owned());

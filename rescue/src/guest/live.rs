@@ -1,4 +1,5 @@
-//! The system that is running, seen as a guest (`--root /`). Its tree follows the mounts that are there, not fstab.
+//! The system that is running, seen as a guest (`--root /`). Its tree follows the mounts that are
+//! there, not fstab.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,8 +13,9 @@ use crate::base::refusal::Refusal;
 use crate::disk::mountinfo::{self, Mount};
 use crate::tree::{FolderTree, MemoryTree};
 
-/// Below these, what is mounted is not the node's own: the kernel's file systems, pods' volumes, layers of containers. A volume may be
-/// on a network that does not answer, so it is not even looked at.
+/// Below these, what is mounted is not the node's own: the kernel's file systems, pods' volumes,
+/// layers of containers. A volume may be on a network that does not answer, so it is not even
+/// looked at.
 const NOT_OURS: [&str; 10] = [
     "/proc",
     "/sys",
@@ -30,8 +32,8 @@ const NOT_OURS: [&str; 10] = [
 /// Opens the running system.
 ///
 /// # Errors
-/// [`Refusal`]s where `/` is not the root of a system that boots from a disk (a chroot, a container, a rescue system), and for
-/// anybody but root.
+/// [`Refusal`]s where `/` is not the root of a system that boots from a disk (a chroot, a
+/// container, a rescue system), and for anybody but root.
 pub(super) fn guest() -> Result<Guest> {
     refuse_without_root()?;
     refuse_chroot()?;
@@ -129,8 +131,8 @@ fn is_ours(mount: &Mount) -> bool {
     mount.is_on_disk() && !NOT_OURS.iter().any(|folder| below(folder))
 }
 
-/// Where the files of a bind mount are seen without it: below the mount that shows most of the same file system, if nothing else
-/// is mounted over them there.
+/// Where the files of a bind mount are seen without it: below the mount that shows most of the same
+/// file system, if nothing else is mounted over them there.
 fn alias(mount: &Mount, root: &Mount, below: &[Mount]) -> Option<PathBuf> {
     let all = || std::iter::once(root).chain(below);
     let shows_it = |other: &&Mount| {
@@ -165,7 +167,8 @@ fn refuse_without_root() -> Result<(), Refusal> {
     ))
 }
 
-/// In a chroot, `/` is not what the running system calls so, and what is mounted where, and who has files open, cannot be known.
+/// In a chroot, `/` is not what the running system calls so, and what is mounted where, and who has
+/// files open, cannot be known.
 fn refuse_chroot() -> Result<()> {
     let identity =
         |path: &str| std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
@@ -185,7 +188,8 @@ fn refuse_chroot() -> Result<()> {
             };
             Err(Refusal::new(
                 format!("the root of process 1 cannot be seen ({error})"),
-                "without /proc nobody knows whether / is the running system, nor who has which files open",
+                "without /proc nobody knows whether / is the running system, nor who has which \
+                 files open",
                 next,
             )
             .into())
@@ -193,7 +197,8 @@ fn refuse_chroot() -> Result<()> {
     }
 }
 
-/// The signs that container engines leave (systemd's container interface, Docker's and Podman's files).
+/// The signs that container engines leave (systemd's container interface, Docker's and Podman's
+/// files).
 fn refuse_container(root: &Path) -> Result<(), Refusal> {
     let environment = std::fs::read(root.join("proc/1/environ")).unwrap_or_default();
     let by_variable = environment
@@ -230,7 +235,8 @@ fn no_disk() -> Refusal {
     Refusal::new(
         "/ is not on a disk's file system",
         "what is changed on a live or layered system is lost when it is switched off",
-        "name the node's disk (lsblk shows the disks of this machine), or run this on the node itself",
+        "name the node's disk (lsblk shows the disks of this machine), or run this on the node \
+         itself",
     )
 }
 

@@ -1,4 +1,5 @@
-//! What was found out about a file by reading all of it: once for a guest as it was opened, however many ask.
+//! What was found out about a file by reading all of it: once for a guest as it was opened, however
+//! many ask.
 
 use std::any::{Any, TypeId};
 use std::cell::RefCell;
@@ -16,8 +17,8 @@ type Answers = BTreeMap<(TypeId, PathBuf), Rc<dyn Any>>;
 pub(super) struct Memo(Rc<RefCell<Answers>>);
 
 impl Guest {
-    /// What `find_out` says of the file at `path`, which is asked once for each kind of answer. Of a system that is running every time: its files
-    /// change.
+    /// What `find_out` says of the file at `path`, which is asked once for each kind of answer. Of
+    /// a system that is running every time: its files change.
     pub fn once<T: 'static>(&self, path: &RealPath, find_out: impl FnOnce() -> T) -> Rc<T> {
         let key = (TypeId::of::<T>(), path.as_path().to_owned());
         let known = self.memo.0.borrow().get(&key).map(Rc::clone);

@@ -27,7 +27,8 @@ impl std::fmt::Debug for Mounted {
 #[derive(Debug)]
 pub struct MergedTree {
     mounts: Vec<Mounted>,
-    /// Indexes by mount point where there are many: a running node has a mount for each volume of each pod.
+    /// Indexes by mount point where there are many: a running node has a mount for each volume of
+    /// each pod.
     by_mount_point: Option<HashMap<PathBuf, usize>>,
 }
 

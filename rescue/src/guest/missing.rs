@@ -1,5 +1,5 @@
-//! Mount points whose file system is not among the sources. What lies in such a folder is not what the node sees once it has booted,
-//! and whatever is written there is hidden from it.
+//! Mount points whose file system is not among the sources. What lies in such a folder is not what
+//! the node sees once it has booted, and whatever is written there is hidden from it.
 
 use std::path::Path;
 

@@ -25,10 +25,12 @@ use std::rc::Rc;
 use crate::disk::Backing;
 use crate::tree::{DirEntry, FileKind, Meta, Tree, TreeError, TreeResult, Usage};
 
-/// How many symbolic links one path may pass through before it counts as a loop; the kernel's own bound (MAXSYMLINKS).
+/// How many symbolic links one path may pass through before it counts as a loop; the kernel's own
+/// bound (MAXSYMLINKS).
 const MAX_SYMLINKS: usize = 40;
 
-/// The largest file read whole by default: far above any manifest, certificate or unit, far below a rescue system's memory.
+/// The largest file read whole by default: far above any manifest, certificate or unit, far below a
+/// rescue system's memory.
 pub const READ_LIMIT: u64 = 16 << 20;
 
 /// One file system of the guest: where it is mounted, what it is, where its bytes are.
@@ -48,8 +50,8 @@ pub struct FileSystem {
     pub backing: Backing,
     /// btrfs: which of its subvolumes this is. Those of one backing share their bytes.
     pub subvolume: Option<SubvolumeName>,
-    /// ext4: the error flag of superblock (`EXT4_ERROR_FS`) or journal is set, or an ext2 was not unmounted: the file system needs
-    /// e2fsck before anybody writes to it.
+    /// ext4: the error flag of superblock (`EXT4_ERROR_FS`) or journal is set, or an ext2 was not
+    /// unmounted: the file system needs e2fsck before anybody writes to it.
     pub has_errors: bool,
 }
 
@@ -60,23 +62,28 @@ pub struct Guest {
     pub source: String,
     /// File systems, root first, then by mount point.
     pub file_systems: Vec<FileSystem>,
-    /// What the guest's fstab asks for that was not found on the sources given, one plain sentence each.
+    /// What the guest's fstab asks for that was not found on the sources given, one plain sentence
+    /// each.
     pub unresolved: Vec<String>,
     /// The mount points of those that are file systems on a disk.
     pub missing: Vec<Missing>,
-    /// Set where the system hibernated: a sentence that says where its memory is kept. Nobody may write to its disks.
+    /// Set where the system hibernated: a sentence that says where its memory is kept. Nobody may
+    /// write to its disks.
     pub suspended: Option<String>,
     /// The newest times that the file systems themselves know: evidence of what the clock was.
     pub time_marks: Vec<TimeMark>,
-    /// Whether it is the system that is running (`--root /`): its processes have files open, and read others only when they start.
+    /// Whether it is the system that is running (`--root /`): its processes have files open, and
+    /// read others only when they start.
     pub live: bool,
     tree: Rc<dyn Tree>,
-    /// Bind mounts: what is asked for below the first path really is below the second. Both free of symbolic links.
+    /// Bind mounts: what is asked for below the first path really is below the second. Both free of
+    /// symbolic links.
     binds: Vec<(PathBuf, PathBuf)>,
     memo: memo::Memo,
 }
 
-/// A time that a file system's superblock holds: its last mount, write or check, whichever is newest.
+/// A time that a file system's superblock holds: its last mount, write or check, whichever is
+/// newest.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct TimeMark {
     /// How people name the device.
@@ -115,8 +122,8 @@ impl Guest {
         }
     }
 
-    /// The same guest with bind mounts. They are resolved like links, so that a [`RealPath`] always names the file where it
-    /// really is: on the file system that holds it.
+    /// The same guest with bind mounts. They are resolved like links, so that a [`RealPath`] always
+    /// names the file where it really is: on the file system that holds it.
     pub(super) fn with_binds(self, binds: Vec<(PathBuf, PathBuf)>) -> Self {
         Self { binds, ..self }
     }
@@ -130,7 +137,8 @@ impl Guest {
         }
     }
 
-    /// The same guest with its sources closed: its file systems can still be named and mounted, nothing can be read.
+    /// The same guest with its sources closed: its file systems can still be named and mounted,
+    /// nothing can be read.
     pub fn close(self) -> Self {
         Self {
             tree: Rc::new(closed::ClosedTree),
@@ -144,13 +152,15 @@ impl Guest {
         Rc::clone(&self.tree)
     }
 
-    /// Resolves every symbolic link of `path` inside the guest, the last one included. An absolute link means the guest's root;
-    /// `..` never climbs above it. A path whose last component is missing is [`TreeError::NotFound`].
+    /// Resolves every symbolic link of `path` inside the guest, the last one included. An absolute
+    /// link means the guest's root; `..` never climbs above it. A path whose last component is
+    /// missing is [`TreeError::NotFound`].
     pub fn resolve(&self, path: &GuestPath) -> TreeResult<RealPath> {
         self.walk(path, true)
     }
 
-    /// Like [`Guest::resolve`], but the last component is left as it is: a link, or a file that is not there yet.
+    /// Like [`Guest::resolve`], but the last component is left as it is: a link, or a file that is
+    /// not there yet.
     pub fn resolve_parent(&self, path: &GuestPath) -> TreeResult<RealPath> {
         self.walk(path, false)
     }
@@ -215,7 +225,8 @@ impl Guest {
         self.tree.lstat(self.resolve_parent(path)?.as_path())
     }
 
-    /// Whether something is there after following links; errors other than "not found" count as there.
+    /// Whether something is there after following links; errors other than "not found" count as
+    /// there.
     pub fn exists(&self, path: &GuestPath) -> bool {
         !matches!(
             self.stat(path),
@@ -223,12 +234,14 @@ impl Guest {
         )
     }
 
-    /// The whole regular file, at most [`READ_LIMIT`] bytes; FIFOs and devices are refused by the tree.
+    /// The whole regular file, at most [`READ_LIMIT`] bytes; FIFOs and devices are refused by the
+    /// tree.
     pub fn read(&self, path: &GuestPath) -> TreeResult<Vec<u8>> {
         self.tree.read(self.resolve(path)?.as_path(), READ_LIMIT)
     }
 
-    /// The whole file as text; invalid UTF-8 is replaced, as people's configs sometimes carry Latin-1 comments.
+    /// The whole file as text; invalid UTF-8 is replaced, as people's configs sometimes carry
+    /// Latin-1 comments.
     pub fn read_text(&self, path: &GuestPath) -> TreeResult<String> {
         Ok(String::from_utf8_lossy(&self.read(path)?).into_owned())
     }
@@ -254,8 +267,9 @@ impl Guest {
         self.tree.read_link(self.resolve_parent(path)?.as_path())
     }
 
-    /// Those of [`Guest::file_systems`] that have their bytes in common with the `index`th, itself included, in their order:
-    /// subvolumes of one btrfs. What is free on one of them is free on all, and must be counted once.
+    /// Those of [`Guest::file_systems`] that have their bytes in common with the `index`th, itself
+    /// included, in their order: subvolumes of one btrfs. What is free on one of them is free on
+    /// all, and must be counted once.
     pub fn sharing_bytes(&self, index: usize) -> Vec<usize> {
         let Some(this) = self.file_systems.get(index) else {
             return Vec::new();

@@ -80,7 +80,8 @@ impl serde::Serialize for GuestPath {
     }
 }
 
-/// A path inside the guest that the resolver found free of symbolic links. Writers check that again.
+/// A path inside the guest that the resolver found free of symbolic links. Writers check that
+/// again.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RealPath(PathBuf);
 
@@ -141,7 +142,8 @@ mod tests {
             GuestPath::new("/a\x1b[2J\nb").to_string(),
             "/a\\u{1b}[2J\\nb"
         );
-        // Shown as it is, this would read "fdp.exe": what comes after is written from right to left.
+        // Shown as it is, this would read "fdp.exe": what comes after is written from right to
+        // left.
         assert_eq!(
             GuestPath::new("/\u{202e}exe.pdf\u{200b}").to_string(),
             "/\\u{202e}exe.pdf\\u{200b}"

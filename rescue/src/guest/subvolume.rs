@@ -12,7 +12,8 @@ pub struct SubvolumeName {
     pub id: u64,
     /// Its path from the top level, without a leading slash; empty for the top level itself.
     pub path: PathBuf,
-    /// How many snapshots of it there are: each keeps what it shares with them when it is deleted here.
+    /// How many snapshots of it there are: each keeps what it shares with them when it is deleted
+    /// here.
     pub snapshots: usize,
 }
 

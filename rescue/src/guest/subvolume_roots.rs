@@ -1,8 +1,9 @@
 //! Which subvolumes of a btrfs a guest mounts, and which of them it boots from.
 //!
-//! Snapshots of a root look like roots: snapper keeps them in `.snapshots/N/snapshot` (SUSE boots from one of them), timeshift in
-//! `timeshift-btrfs`, and the layers of container images look like roots, too. Two roots are refused unattended, so they must not be
-//! mistaken for any. The guest itself says which is the one: its fstab names the subvolume, or it is the default one.
+//! Snapshots of a root look like roots: snapper keeps them in `.snapshots/N/snapshot` (SUSE boots
+//! from one of them), timeshift in `timeshift-btrfs`, and the layers of container images look like
+//! roots, too. Two roots are refused unattended, so they must not be mistaken for any. The guest
+//! itself says which is the one: its fstab names the subvolume, or it is the default one.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -15,8 +16,8 @@ use crate::disk::btrfs::{Subvolume, Subvolumes};
 use crate::disk::volume::Opened;
 use crate::tree::{Tree, TreeError};
 
-/// Folders whose subvolumes are no part of the running system: snapshots, and the stores of container runtimes, which make one for
-/// each layer of an image.
+/// Folders whose subvolumes are no part of the running system: snapshots, and the stores of
+/// container runtimes, which make one for each layer of an image.
 const APART: [&str; 6] = [
     ".snapshots",
     "timeshift-btrfs",
@@ -29,7 +30,8 @@ const APART: [&str; 6] = [
 /// So many nested subvolumes are part of a guest at most.
 const MAX_NESTED: usize = 64;
 
-/// One file system that may be a guest's root: the whole of what was opened, or one subvolume of it.
+/// One file system that may be a guest's root: the whole of what was opened, or one subvolume of
+/// it.
 pub(super) type RootOf = Option<u64>;
 
 impl Opened {
@@ -138,7 +140,8 @@ fn chosen(candidates: &[Candidate<'_>], subvolumes: &Subvolumes) -> Vec<u64> {
     }
 }
 
-/// Whether `path` leads through such a folder, below its first `within` components or in the last of them.
+/// Whether `path` leads through such a folder, below its first `within` components or in the last
+/// of them.
 fn is_apart(path: &Path, within: usize) -> bool {
     APART.iter().any(|apart| {
         let (wanted, parts): (Vec<&OsStr>, Vec<&OsStr>) =
@@ -148,8 +151,8 @@ fn is_apart(path: &Path, within: usize) -> bool {
     })
 }
 
-/// The subvolume that a line of fstab mounts (`subvol=`, `subvolid=`, else the default one); `Err` says why there is none, as the
-/// end of a sentence that begins with the line.
+/// The subvolume that a line of fstab mounts (`subvol=`, `subvolid=`, else the default one); `Err`
+/// says why there is none, as the end of a sentence that begins with the line.
 pub(super) fn asked_for<'a>(
     line: &Entry,
     subvolumes: &'a Subvolumes,
@@ -190,7 +193,8 @@ pub(super) fn asked_for<'a>(
     });
     match (by_path.transpose()?, by_id.transpose()?) {
         (Some(path), Some(id)) if path.id != id.id => Err(format!(
-            "names the subvolume /{} and the number {}, which is another one's: the guest's kernel refuses to mount it",
+            "names the subvolume /{} and the number {}, which is another one's: the guest's kernel \
+             refuses to mount it",
             crate::disk::shown(&path.path),
             id.id
         )),
@@ -201,8 +205,9 @@ pub(super) fn asked_for<'a>(
     }
 }
 
-/// The subvolumes inside `outer` that are folders of it like any other for the guest, parents first, with their paths in it:
-/// systemd makes /var and its like so. Snapshots, read-only ones and the stores of container runtimes are left out.
+/// The subvolumes inside `outer` that are folders of it like any other for the guest, parents
+/// first, with their paths in it: systemd makes /var and its like so. Snapshots, read-only ones and
+/// the stores of container runtimes are left out.
 pub(super) fn nested<'a>(
     outer: &Subvolume,
     subvolumes: &'a Subvolumes,

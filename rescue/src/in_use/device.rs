@@ -1,4 +1,5 @@
-//! Block devices: mounts in any namespace, swap, device-mapper and RAID above it, exclusive openers, other writers.
+//! Block devices: mounts in any namespace, swap, device-mapper and RAID above it, exclusive
+//! openers, other writers.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -121,7 +122,8 @@ pub fn is_disk(path: &Path) -> bool {
     of_node(path).is_ok_and(|device| !device.is_partition())
 }
 
-/// What tells the disk under a number from another one that has the number later: its sequence number (Linux 5.15), and its length in bytes.
+/// What tells the disk under a number from another one that has the number later: its sequence
+/// number (Linux 5.15), and its length in bytes.
 pub fn generation(path: &Path) -> Result<String> {
     let disk = family(path)?
         .into_iter()
@@ -137,8 +139,8 @@ pub fn node_of(path: &Path, offset: u64, length: u64) -> Result<Option<PathBuf>>
     if offset == 0 && length == itself.length {
         return Ok(Some(path.to_path_buf()));
     }
-    // A partition that the kernel knows must be used through its node, even when the file system on it is shorter: writing the
-    // same bytes through two devices would let the caches disagree.
+    // A partition that the kernel knows must be used through its node, even when the file system on
+    // it is shorter: writing the same bytes through two devices would let the caches disagree.
     let from = itself.offset.saturating_add(offset);
     let found = family(path)?.into_iter().find(|device| {
         device.is_partition()
@@ -159,7 +161,8 @@ pub fn refuse_in_use(path: &Path) -> Result<()> {
             return Err(Refusal::new(
                 format!("{} is read-only", device.node().display()),
                 "nothing can be repaired on it",
-                "attach it writable (`blockdev --setrw` where only this system set it so), then run this again",
+                "attach it writable (`blockdev --setrw` where only this system set it so), then \
+                 run this again",
             )
             .into());
         }
@@ -240,7 +243,8 @@ fn is_mounted(device: &Device, mount_point: &str, whose: &str) -> Refusal {
                 node.display()
             ),
             "a system cannot be repaired from itself",
-            "attach the broken machine's disk to this one, or boot the rescue ISO, and name that disk",
+            "attach the broken machine's disk to this one, or boot the rescue ISO, and name that \
+             disk",
         );
     }
     Refusal::new(
@@ -250,7 +254,8 @@ fn is_mounted(device: &Device, mount_point: &str, whose: &str) -> Refusal {
     )
 }
 
-/// The device as a whole cannot be opened exclusively while it or a partition of it is claimed by anything in the kernel.
+/// The device as a whole cannot be opened exclusively while it or a partition of it is claimed by
+/// anything in the kernel.
 fn refuse_exclusively_open(devices: &[Device]) -> Result<()> {
     for node in devices
         .iter()
@@ -266,7 +271,8 @@ fn refuse_exclusively_open(devices: &[Device]) -> Result<()> {
             Err(Errno::BUSY) => {
                 return Err(used(
                     format!(
-                        "{} is in use by the kernel or by another program that claims it for itself",
+                        "{} is in use by the kernel or by another program that claims it for \
+                         itself",
                         node.display()
                     ),
                     format!(
@@ -275,7 +281,8 @@ fn refuse_exclusively_open(devices: &[Device]) -> Result<()> {
                     ),
                 ));
             }
-            // An extended partition is too short to be opened, a CD without a medium cannot be: neither is in use.
+            // An extended partition is too short to be opened, a CD without a medium cannot be:
+            // neither is in use.
             Err(Errno::NXIO | Errno::NOMEDIUM | Errno::NODEV) => {}
             Err(error) => return Err(error).with_context(|| format!("opening {}", node.display())),
         }
@@ -300,7 +307,8 @@ fn is_number(number: u64, text: &str) -> bool {
     ) == text
 }
 
-/// Where a device is mounted in any mount namespace that can be seen from here, and whose that is (empty: ours).
+/// Where a device is mounted in any mount namespace that can be seen from here, and whose that is
+/// (empty: ours).
 fn mounted(device: &Device) -> Option<(String, String)> {
     let mut namespaces = BTreeSet::new();
     let mut processes = vec!["self".to_owned(), "1".to_owned()];
@@ -334,8 +342,8 @@ fn mounted(device: &Device) -> Option<(String, String)> {
     None
 }
 
-/// Third field: device number, fifth: mount point, the second after ` - `: source (proc_pid_mountinfo(5)). btrfs has a number of its
-/// own, so the source counts too.
+/// Third field: device number, fifth: mount point, the second after ` - `: source
+/// (proc_pid_mountinfo(5)). btrfs has a number of its own, so the source counts too.
 fn find_mount(table: &str, device: &Device) -> Option<String> {
     let node = device.node();
     table.lines().find_map(|line| {

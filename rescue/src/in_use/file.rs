@@ -11,8 +11,9 @@ use nix::fcntl::{FcntlArg, fcntl};
 use super::{holders, openers};
 use crate::base::refusal::Refusal;
 
-/// QEMU's image locks: a byte for each permission held and for each one not shared (block/file-posix.c: RAW_LOCK_PERM_BASE 100,
-/// RAW_LOCK_SHARED_BASE 200; include/block/block-common.h: BLK_PERM_ALL is four bits).
+/// QEMU's image locks: a byte for each permission held and for each one not shared
+/// (block/file-posix.c: RAW_LOCK_PERM_BASE 100, RAW_LOCK_SHARED_BASE 200;
+/// include/block/block-common.h: BLK_PERM_ALL is four bits).
 const QEMU_BYTES: [i64; 2] = [100, 200];
 const QEMU_BYTES_EACH: i64 = 4;
 

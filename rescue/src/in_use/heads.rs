@@ -1,5 +1,6 @@
-//! A file system that moves by itself: two looks at its superblock and at the head of its journal, a moment apart. It is the only
-//! way to see that another host has the disk (a shared LUN, a machine that is running after all).
+//! A file system that moves by itself: two looks at its superblock and at the head of its journal,
+//! a moment apart. It is the only way to see that another host has the disk (a shared LUN, a
+//! machine that is running after all).
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
@@ -11,7 +12,8 @@ use anyhow::{Context, Result};
 use crate::base::hash::sha256_hex;
 use crate::disk::ReadAt;
 
-/// How much of an ext4 journal is looked at, from its tail on: the head, where the next commit goes, is not far.
+/// How much of an ext4 journal is looked at, from its tail on: the head, where the next commit
+/// goes, is not far.
 const JOURNAL_WINDOW: u64 = 32 << 20;
 
 /// What was seen at one look; two looks of a file system at rest are equal.
@@ -90,7 +92,8 @@ impl Look<'_> {
         Ok(bytes)
     }
 
-    /// ext2/3/4: the superblock; if it says that a journal is in use, the journal's superblock and its log from the tail on.
+    /// ext2/3/4: the superblock; if it says that a journal is in use, the journal's superblock and
+    /// its log from the tail on.
     fn ext(&self) -> Result<Vec<String>> {
         let superblock = self.read(1024, 1024)?;
         let mut seen = vec![sha256_hex(&superblock)];
@@ -125,7 +128,8 @@ impl Look<'_> {
         Ok(sha256_hex(&bytes))
     }
 
-    /// XFS: the superblock, and where the log's cycle number changes, which is its head (the next block to be written).
+    /// XFS: the superblock, and where the log's cycle number changes, which is its head (the next
+    /// block to be written).
     fn xfs(&self) -> Result<Vec<String>> {
         let superblock = self.read(0, 512)?;
         let mut seen = vec![sha256_hex(&superblock)];
@@ -133,7 +137,8 @@ impl Look<'_> {
         if let Some((start, blocks)) = xfs_log(&superblock) {
             let first = self.xfs_cycle(start, 0)?;
             let (mut low, mut high) = (0, blocks);
-            // Blocks before the head carry the cycle of block 0, those from the head on the one before.
+            // Blocks before the head carry the cycle of block 0, those from the head on the one
+            // before.
             while high - low > 1 {
                 let middle = low + (high - low) / 2;
                 if self.xfs_cycle(start, middle)? == first {
@@ -155,7 +160,8 @@ impl Look<'_> {
         )])
     }
 
-    /// The cycle of one 512-byte block of the log: its first word, or the second in a record's header.
+    /// The cycle of one 512-byte block of the log: its first word, or the second in a record's
+    /// header.
     fn xfs_cycle(&self, start: u64, block: u64) -> Result<u32> {
         const RECORD_MAGIC: u32 = 0xfeed_babe;
         let bytes = self.read(start + block * 512, 8)?;
@@ -168,8 +174,9 @@ impl Look<'_> {
     }
 }
 
-/// (first block, length in blocks) of the journal's extents, from the copy of its inode in the superblock (`s_jnl_blocks`), when that is
-/// an extent tree of one level. Otherwise none: the superblock alone has to do.
+/// (first block, length in blocks) of the journal's extents, from the copy of its inode in the
+/// superblock (`s_jnl_blocks`), when that is an extent tree of one level. Otherwise none: the
+/// superblock alone has to do.
 fn journal_extents(superblock: &[u8]) -> Vec<(u64, u32)> {
     const EXTENTS_MAGIC: u16 = 0xf30a;
     let Some(node) = superblock.get(0x10c..0x10c + 60) else {
@@ -222,7 +229,8 @@ fn be32(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-/// Whether the ext2/3/4 superblock says that errors were found (`EXT2_ERROR_FS`, bit 1 of `s_state`).
+/// Whether the ext2/3/4 superblock says that errors were found (`EXT2_ERROR_FS`, bit 1 of
+/// `s_state`).
 pub fn has_error_flag(bytes: &dyn ReadAt) -> Result<bool> {
     let superblock = Look { bytes }
         .read(1024, 1024)

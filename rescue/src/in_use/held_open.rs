@@ -1,5 +1,5 @@
-//! Files that processes of this machine have open or mapped. Freeing such a file gives back nothing until the process ends, and takes
-//! the file from under it.
+//! Files that processes of this machine have open or mapped. Freeing such a file gives back nothing
+//! until the process ends, and takes the file from under it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -25,18 +25,20 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Which files were open at one moment, by device number and inode: their names differ from container to container.
+/// Which files were open at one moment, by device number and inode: their names differ from
+/// container to container.
 #[derive(Debug, Default)]
 pub struct HeldOpen {
     files: HashMap<(u64, u64), Holder>,
 }
 
-/// Of each mount of a namespace by its id: whether its file system may wait for an answer from a network or another process.
+/// Of each mount of a namespace by its id: whether its file system may wait for an answer from a
+/// network or another process.
 type Remote = HashMap<u64, bool>;
 
 impl HeldOpen {
-    /// Looks at all processes but this one. Processes that end meanwhile, and those that cannot be looked into, are left out: ask
-    /// [`is_open_elsewhere`] before something is destroyed.
+    /// Looks at all processes but this one. Processes that end meanwhile, and those that cannot be
+    /// looked into, are left out: ask [`is_open_elsewhere`] before something is destroyed.
     pub fn scan() -> Self {
         let mut held = Self::default();
         let mut namespaces: HashMap<PathBuf, Remote> = HashMap::new();
@@ -136,7 +138,8 @@ fn remote_mounts(folder: &Path) -> Remote {
     text.lines().filter_map(of_line).collect()
 }
 
-/// Files mapped into memory whose descriptor may be closed: journald's journals, databases, programs.
+/// Files mapped into memory whose descriptor may be closed: journald's journals, databases,
+/// programs.
 fn mapped(folder: &Path) -> Vec<(u64, u64)> {
     let maps = fs::read(folder.join("maps")).unwrap_or_default();
     let mut files: Vec<(u64, u64)> = String::from_utf8_lossy(&maps)
@@ -148,7 +151,8 @@ fn mapped(folder: &Path) -> Vec<(u64, u64)> {
     files
 }
 
-/// `7f…-7f… r--s 00000000 08:01 1234    /var/log/journal/…`: device numbers are hexadecimal; inode 0 is no file (proc_pid_maps(5)).
+/// `7f…-7f… r--s 00000000 08:01 1234    /var/log/journal/…`: device numbers are hexadecimal; inode
+/// 0 is no file (proc_pid_maps(5)).
 fn mapped_file(line: &str) -> Option<(u64, u64)> {
     let mut fields = line.split_ascii_whitespace().skip(3);
     let (major, minor) = fields.next()?.split_once(':')?;
@@ -157,8 +161,8 @@ fn mapped_file(line: &str) -> Option<(u64, u64)> {
     (inode != 0).then_some((makedev(number(major)?, number(minor)?), inode))
 }
 
-/// Asks the kernel whether the file is open anywhere else, in whatever process or container: only then is a write lease refused.
-/// `None` where the file system has no leases.
+/// Asks the kernel whether the file is open anywhere else, in whatever process or container: only
+/// then is a write lease refused. `None` where the file system has no leases.
 pub fn is_open_elsewhere(file: BorrowedFd<'_>) -> Option<bool> {
     match crate::base::sys::write_lease_is_free(file)
         .map_err(|errno| Errno::from_raw_os_error(errno as i32))
@@ -204,7 +208,8 @@ mod tests {
 
     #[test]
     fn reads_maps() {
-        let line = "7f1c2a000000-7f1c2a800000 r--s 00000000 fe:10 263201                     /var/log/journal/x/system.journal";
+        let line = "7f1c2a000000-7f1c2a800000 r--s 00000000 fe:10 263201                     \
+            /var/log/journal/x/system.journal";
         assert_eq!(mapped_file(line), Some((makedev(0xfe, 0x10), 263_201)));
         assert_eq!(
             mapped_file("7ffc9b1d6000-7ffc9b1f7000 rw-p 00000000 00:00 0      [stack]"),

@@ -1,5 +1,5 @@
-//! What the kernel has put on top of a block device: volume groups that this machine activated by itself, RAID, encryption, and what a run
-//! of ours left when it was killed.
+//! What the kernel has put on top of a block device: volume groups that this machine activated by
+//! itself, RAID, encryption, and what a run of ours left when it was killed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -47,7 +47,8 @@ impl Holder {
         self.uuid.starts_with(UUID_PREFIX)
     }
 
-    /// Name and UUID of the volume group (libdm's `LVM-` and both UUIDs without dashes; a dash within a name is doubled).
+    /// Name and UUID of the volume group (libdm's `LVM-` and both UUIDs without dashes; a dash
+    /// within a name is doubled).
     fn group(&self) -> Option<(String, &str)> {
         let uuid = self.uuid.strip_prefix("LVM-")?.get(..32)?;
         let apart = self.name.replace("--", "\0");
@@ -71,8 +72,9 @@ pub fn held_by(sysfs: &Path) -> Option<String> {
         })
 }
 
-/// Refuses a device, by its folder in sysfs and its node, when another one is made of it. What a killed run of ours left is removed: the
-/// lock on the disk, which the caller has, is held by every run that lives.
+/// Refuses a device, by its folder in sysfs and its node, when another one is made of it. What a
+/// killed run of ours left is removed: the lock on the disk, which the caller has, is held by every
+/// run that lives.
 pub fn refuse_held(sysfs: &Path, node: &Path) -> Result<()> {
     for holder in holders(sysfs) {
         if holder.is_ours() && device_mapper::remove_stale(&holder.device, &holder.name) {
@@ -84,7 +86,8 @@ pub fn refuse_held(sysfs: &Path, node: &Path) -> Result<()> {
                 deactivate(&group, uuid, &all_groups())
             ),
             None => format!(
-                "deactivate {} (mdadm --stop, dmsetup remove, cryptsetup close), then run this again",
+                "deactivate {} (mdadm --stop, dmsetup remove, cryptsetup close), then run this \
+                 again",
                 escape(&holder.device)
             ),
         };

@@ -12,7 +12,8 @@ use crate::disk::Disk;
 use crate::disk::image::{Layout, qcow2};
 use crate::disk::storage_daemon::{self, StorageDaemon};
 
-/// A daemon of a run that was killed a moment ago still closes its image; so long is waited for that.
+/// A daemon of a run that was killed a moment ago still closes its image; so long is waited for
+/// that.
 const LAST_RUN: Duration = Duration::from_secs(10);
 
 /// The file to be claimed, and how the disk in it is written to.
@@ -62,7 +63,8 @@ pub fn target(path: &Path) -> Result<Target> {
     }
 }
 
-/// Looks whether anybody uses the image, and has the daemon open it. QEMU's own locks keep all others out from then on.
+/// Looks whether anybody uses the image, and has the daemon open it. QEMU's own locks keep all
+/// others out from then on.
 pub fn open(path: &Path, layout: &qcow2::Layout, length: u64) -> Result<(StorageDaemon, File)> {
     let looked_at = File::options().read(true).write(true).open(path);
     let looked_at = looked_at.with_context(|| format!("opening {} for writing", path.display()))?;
@@ -95,8 +97,12 @@ fn wait_for_last_run(path: &Path) {
 fn needs_check(path: &Path, why: &str) -> anyhow::Error {
     Refusal::new(
         format!("the qcow2 image {} {why}", path.display()),
-        "clusters that are in use could be given away once more; its own checker mends that, on a copy if there is room for one",
-        format!("qemu-img check -r all {}, then run this again", crate::base::shell::quoted(path)),
+        "clusters that are in use could be given away once more; its own checker mends that, on a \
+         copy if there is room for one",
+        format!(
+            "qemu-img check -r all {}, then run this again",
+            crate::base::shell::quoted(path)
+        ),
     )
     .into()
 }
@@ -109,11 +115,14 @@ fn read_only(path: &Path, form: &str) -> anyhow::Error {
         "-O vmdk"
     };
     Refusal::new(
-        format!("{path} is a VMDK image of the kind {form}, which can be inspected here, but not be written to"),
+        format!(
+            "{path} is a VMDK image of the kind {form}, which can be inspected here, but not be \
+             written to"
+        ),
         "nothing was changed",
         format!(
-            "qemu-img convert -f vmdk -O raw {path} {path}.raw, then rescue repair {path}.raw, then \
-             qemu-img convert -f raw {back} {path}.raw {path}.repaired"
+            "qemu-img convert -f vmdk -O raw {path} {path}.raw, then rescue repair {path}.raw, \
+             then qemu-img convert -f raw {back} {path}.raw {path}.repaired"
         ),
     )
     .into()

@@ -1,11 +1,15 @@
-//! The process that sets block devices read-only and takes that away again when the one that started it says so or ends, also by `kill -9`.
+//! The process that sets block devices read-only and takes that away again when the one that
+//! started it says so or ends, also by `kill -9`.
 //!
-//! It is this program under the name [`PROGRAM`]: `rescue-keeper DEVICE…`. It answers one line when it has done what it can, takes the number
-//! of a device per line on its standard input, answers each, and ends with its input.
+//! It is this program under the name [`PROGRAM`]: `rescue-keeper DEVICE…`. It answers one line when
+//! it has done what it can, takes the number of a device per line on its standard input, answers
+//! each, and ends with its input.
 //!
-//! A device is only touched when nothing on this machine uses it, and held exclusively from before the flag is set until after it is gone:
-//! nothing can mount it, or build anything on it, that the flag would then hurt. What holds it needs to be seen: not in a PID namespace
-//! that hides processes of the machine. Should this process be killed as well, a record in /run tells the next run that the flag was ours.
+//! A device is only touched when nothing on this machine uses it, and held exclusively from before
+//! the flag is set until after it is gone: nothing can mount it, or build anything on it, that the
+//! flag would then hurt. What holds it needs to be seen: not in a PID namespace that hides
+//! processes of the machine. Should this process be killed as well, a record in /run tells the next
+//! run that the flag was ours.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, Write};
@@ -26,7 +30,8 @@ pub const PROGRAM: &str = "rescue-keeper";
 /// One record for each device: gone with the machine's memory, as the flags are.
 const RECORDS: &str = "/run/rescue";
 
-/// `PROC_PID_INIT_INO` of <linux/proc_ns.h>: the namespace in which all processes of the machine are seen.
+/// `PROC_PID_INIT_INO` of <linux/proc_ns.h>: the namespace in which all processes of the machine
+/// are seen.
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 
 /// The keeper, if that is what this process is.
@@ -44,7 +49,8 @@ pub(super) fn may_be_used() -> bool {
 }
 
 fn keep(devices: Vec<PathBuf>) -> ExitCode {
-    // Ctrl-C and a closed terminal are for the one that started this; its end is all that counts here.
+    // Ctrl-C and a closed terminal are for the one that started this; its end is all that counts
+    // here.
     let _ = nix::unistd::setsid();
     let _ = SigSet::all().thread_block();
     let mut flags: Vec<Option<Flag>> = devices.iter().map(|path| Flag::set(path)).collect();
@@ -180,7 +186,8 @@ fn record_of(device: &Path) -> Option<PathBuf> {
     )))
 }
 
-/// Makes the device at `path`, its disk and its partitions writable again where a keeper set the flag and was killed.
+/// Makes the device at `path`, its disk and its partitions writable again where a keeper set the
+/// flag and was killed.
 pub(super) fn take_away_stale(path: &Path) {
     for node in device::nodes(path).unwrap_or_default() {
         let _ = take_away_one(&node);

@@ -1,5 +1,5 @@
-//! Whether anybody else uses a disk. Writing beside a mounted file system, a running machine or another host destroys it, so any
-//! sign of use is a refusal that says who, and what to type.
+//! Whether anybody else uses a disk. Writing beside a mounted file system, a running machine or
+//! another host destroys it, so any sign of use is a refusal that says who, and what to type.
 
 mod device;
 mod file;
@@ -49,7 +49,8 @@ struct Shown {
 }
 
 impl Claim {
-    /// Locks the disk against other runs of this program (and, for images, against QEMU) and looks for everybody else.
+    /// Locks the disk against other runs of this program (and, for images, against QEMU) and looks
+    /// for everybody else.
     ///
     /// # Errors
     /// [`Refusal`] (by downcast) when somebody uses it.
@@ -69,7 +70,8 @@ impl Claim {
         if block_device {
             read_only::give_back(&path);
         }
-        // A device open for writing could not be mounted on kernels that guard mounted devices (CONFIG_BLK_DEV_WRITE_MOUNTED=n).
+        // A device open for writing could not be mounted on kernels that guard mounted devices
+        // (CONFIG_BLK_DEV_WRITE_MOUNTED=n).
         let write = !block_device;
         let file = File::options()
             .read(true)
@@ -125,7 +127,8 @@ impl Claim {
             .map_err(|error| cannot_write(&self.path, error))
     }
 
-    /// The block device node for a range of it, where the kernel has one: the partition, or the device as a whole.
+    /// The block device node for a range of it, where the kernel has one: the partition, or the
+    /// device as a whole.
     pub fn node_of(&self, offset: u64, length: u64) -> Result<Option<PathBuf>> {
         if self.block_device {
             device::node_of(&self.path, offset, length)
@@ -134,8 +137,8 @@ impl Claim {
         }
     }
 
-    /// Synchronises the disk and drops what is cached of it, so that the next look sees what was written through a partition; has an image
-    /// closed by whoever wrote to it.
+    /// Synchronises the disk and drops what is cached of it, so that the next look sees what was
+    /// written through a partition; has an image closed by whoever wrote to it.
     pub fn close(self) -> Result<()> {
         rustix::fs::fsync(self.file())
             .with_context(|| format!("synchronising {}", self.path.display()))?;

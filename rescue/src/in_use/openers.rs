@@ -14,8 +14,8 @@ pub struct Opener {
     pub path: PathBuf,
 }
 
-/// The first other process that has one of `paths` open for writing. Goes by the names in /proc, never by opening or stating
-/// them, because a descriptor on a dead network share would hang us.
+/// The first other process that has one of `paths` open for writing. Goes by the names in /proc,
+/// never by opening or stating them, because a descriptor on a dead network share would hang us.
 pub fn writing(paths: &[PathBuf]) -> Option<Opener> {
     let own = std::process::id();
     let processes = fs::read_dir("/proc").ok()?.flatten();

@@ -1,8 +1,11 @@
-//! The disks that were named are read-only in the kernel (BLKROSET) until the user has agreed to write to them.
+//! The disks that were named are read-only in the kernel (BLKROSET) until the user has agreed to
+//! write to them.
 //!
-//! A process of our own, the [keeper](super::keeper), sets the flag and takes it away again, however we end. It is asked for by the commands that
-//! may write; a [claim](super::Claim) on a disk, the point from which on it may be written to, gives that disk back first. Commands that only look
-//! leave the flag alone: they open disks for reading, and many of them may look at one disk at the same time.
+//! A process of our own, the [keeper](super::keeper), sets the flag and takes it away again,
+//! however we end. It is asked for by the commands that may write; a [claim](super::Claim) on a
+//! disk, the point from which on it may be written to, gives that disk back first. Commands that
+//! only look leave the flag alone: they open disks for reading, and many of them may look at one
+//! disk at the same time.
 
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
@@ -32,9 +35,11 @@ struct Keeper {
     kept: Vec<Option<PathBuf>>,
 }
 
-/// Sets the block devices among `sources` read-only where that is safe; all others stay as they are.
+/// Sets the block devices among `sources` read-only where that is safe; all others stay as they
+/// are.
 ///
-/// A failure is none for the caller: the flag is a second lock on a door that we do not open anyway.
+/// A failure is none for the caller: the flag is a second lock on a door that we do not open
+/// anyway.
 pub fn protect<'a>(sources: impl IntoIterator<Item = &'a Source>) {
     let mut devices: Vec<PathBuf> = sources.into_iter().filter_map(block_device).collect();
     devices.sort();

@@ -1,7 +1,10 @@
-//! VMware's locks beside a virtual disk, where they are files. VMFS keeps its locks inside itself, and shows them as `EBUSY` on the disk's file.
+//! VMware's locks beside a virtual disk, where they are files. VMFS keeps its locks inside itself,
+//! and shows them as `EBUSY` on the disk's file.
 //!
-//! - ESXi on NFS: `.lck-` and the number of the locked file (its inode), for every open file of a running machine, in the machine's folder.
-//! - Workstation, Player, Fusion: the folder `NAME.vmdk.lck` (or `NAME.vmx.lck`) with a file in it for each process that holds the lock.
+//! - ESXi on NFS: `.lck-` and the number of the locked file (its inode), for every open file of a
+//!   running machine, in the machine's folder.
+//! - Workstation, Player, Fusion: the folder `NAME.vmdk.lck` (or `NAME.vmx.lck`) with a file in it
+//!   for each process that holds the lock.
 
 use std::fs;
 use std::path::Path;
@@ -22,11 +25,11 @@ pub fn refuse_locked(disk: &Path) -> Result<(), Refusal> {
     let moved = crate::base::shell::quoted(&folder.join(lock.trim_start_matches('.')));
     Err(Refusal::new(
         format!("VMware's lock {lock} lies beside {}", disk.display()),
-        "the machine whose disk this is is running, or the host that ran it died without taking the lock away; writing to the disk of a \
-         running machine destroys it",
+        "the machine whose disk this is is running, or the host that ran it died without taking \
+         the lock away; writing to the disk of a running machine destroys it",
         format!(
-            "look whether the machine is on (also on other hosts), and power it off; if it is off everywhere, move the lock away (mv {} {moved}.old), \
-             then run this again",
+            "look whether the machine is on (also on other hosts), and power it off; if it is off \
+             everywhere, move the lock away (mv {} {moved}.old), then run this again",
             crate::base::shell::quoted(&folder.join(&lock))
         ),
     ))

@@ -1,4 +1,5 @@
-//! A kubeconfig written from nothing, byte for byte as kubeadm writes it (client-go's clientcmd.Write: keys sorted, block style).
+//! A kubeconfig written from nothing, byte for byte as kubeadm writes it (client-go's
+//! clientcmd.Write: keys sorted, block style).
 
 use anyhow::{Result, bail};
 use base64::Engine as _;
@@ -68,7 +69,8 @@ pub fn create(parts: Parts<'_>) -> Result<String> {
     let text = format!(
         "apiVersion: v1\n\
          clusters:\n\
-         - cluster:\n    certificate-authority-data: {authority}\n    server: {server}\n  name: {cluster}\n\
+         - cluster:\n    certificate-authority-data: {authority}\n    server: {server}\n  \
+         name: {cluster}\n\
          contexts:\n\
          - context:\n    cluster: {cluster}\n    user: {user}\n  name: {context}\n\
          current-context: {context}\n\

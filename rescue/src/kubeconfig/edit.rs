@@ -1,5 +1,6 @@
-//! Replacing one user's certificate and key in a kubeconfig's own text: every other byte stays, comments, order, quotes and line
-//! ends included. What cannot be edited so is refused, and the result is compared with what was meant before it is used.
+//! Replacing one user's certificate and key in a kubeconfig's own text: every other byte stays,
+//! comments, order, quotes and line ends included. What cannot be edited so is refused, and the
+//! result is compared with what was meant before it is used.
 
 use anyhow::{Context, Result, anyhow, bail};
 use base64::Engine as _;
@@ -81,8 +82,8 @@ pub fn replace_authority(text: &[u8], cluster: &str, certificates: &[u8]) -> Res
     )
 }
 
-/// `text` with the certificate and key of the user called `user` replaced. Keys of the other form (`…-data` beside a file) go,
-/// because clientcmd refuses both together.
+/// `text` with the certificate and key of the user called `user` replaced. Keys of the other form
+/// (`…-data` beside a file) go, because clientcmd refuses both together.
 pub fn replace_credentials(
     text: &[u8],
     user: &str,
@@ -122,7 +123,8 @@ fn replace(
     let after = yaml::parse(text.as_bytes()).context("checking the edited file")?;
     if after != meant {
         bail!(
-            "the file is written in a way that cannot be edited safely; its {} entry for {name:?} must be edited by hand",
+            "the file is written in a way that cannot be edited safely; its {} entry for {name:?} \
+             must be edited by hand",
             section.item
         );
     }
@@ -640,8 +642,9 @@ contexts: []
 
     #[test]
     fn replaces_the_ca_of_one_cluster() {
-        let text = "clusters:\n- cluster: {server: https://a, certificate-authority-data: T0xE}\n  name: a\n\
-                    - name: b # mine\n  cluster:\n    certificate-authority-data: \"T0xE\"\n";
+        let text = "clusters:\n- cluster: {server: https://a, certificate-authority-data: T0xE}\n  \
+            name: a\n\
+            - name: b # mine\n  cluster:\n    certificate-authority-data: \"T0xE\"\n";
         let new = |name| {
             replace_authority(text.as_bytes(), name, b"new")
                 .map(|new| String::from_utf8(new).unwrap())
@@ -678,16 +681,20 @@ contexts: []
 
     #[test]
     fn edits_flow_style() {
-        let flow = "{users: [{name: admin, user: {client-certificate-data: QQ==, client-key-data: \"QQ==\"}}], x: 1}\n";
+        let flow = "{users: [{name: admin, user: {client-certificate-data: QQ==, client-key-data: \
+            \"QQ==\"}}], x: 1}\n";
         assert_eq!(
             inline(flow).unwrap(),
-            "{users: [{name: admin, user: {client-certificate-data: bmV3IGNlcnRpZmljYXRl, client-key-data: \"bmV3IGtleQ==\"}}], x: 1}\n"
+            "{users: [{name: admin, user: {client-certificate-data: bmV3IGNlcnRpZmljYXRl, \
+             client-key-data: \"bmV3IGtleQ==\"}}], x: 1}\n"
         );
-        let json = "{\"users\":[{\"name\":\"admin\",\"user\":{\"client-certificate-data\":\"QQ==\",\"client-certificate\":\"/a\",\"client-key\":\"/b\"}}]}";
+        let json = "{\"users\":[{\"name\":\"admin\",\"user\":{\"client-certificate-data\":\"QQ==\",\
+            \"client-certificate\":\"/a\",\"client-key\":\"/b\"}}]}";
         let new = files(json).unwrap();
         assert!(!new.contains("-data"), "{new}");
         serde_json::from_str::<Value>(&new).unwrap();
-        let json = "{\"users\":[{\"name\":\"admin\",\"user\":{\"client-certificate-data\":\"QQ==\",\"client-key-data\":\"QQ==\"}}]}";
+        let json = "{\"users\":[{\"name\":\"admin\",\"user\":{\"client-certificate-data\":\"QQ==\",\
+            \"client-key-data\":\"QQ==\"}}]}";
         serde_json::from_str::<Value>(&files(json).unwrap()).unwrap();
         assert!(
             files("{users: [{name: admin, user: {}}]}")
@@ -726,16 +733,21 @@ contexts: []
             .replace("# head", "# Zertifikat für Übung ☂");
         let new = inline(&text).unwrap();
         assert!(
-            new.contains("client-certificate-data: bmV3IGNlcnRpZmljYXRl\n    client-key-data: 'bmV3IGtleQ=='\n"),
+            new.contains(
+                "client-certificate-data: bmV3IGNlcnRpZmljYXRl\n    \
+                 client-key-data: 'bmV3IGtleQ=='\n"
+            ),
             "{new}"
         );
         assert!(new.starts_with("# Zertifikat für Übung ☂\n"));
     }
 
-    /// Whatever the bytes, there is an answer, and an edited file means what was asked for (checked inside).
+    /// Whatever the bytes, there is an answer, and an edited file means what was asked for (checked
+    /// inside).
     #[test]
     fn survives_damaged_files() {
-        let flow = "{users: [{name: admin, user: {client-certificate-data: QQ==, 'client-key': \"/b\"}}], x: [1, {y: 2}]}\n";
+        let flow = "{users: [{name: admin, user: {client-certificate-data: QQ==, 'client-key': \
+            \"/b\"}}], x: [1, {y: 2}]}\n";
         let mut edited = 0;
         for text in [BLOCK, flow] {
             for (at, _) in text.char_indices() {

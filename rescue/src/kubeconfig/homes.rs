@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use crate::guest::{Guest, GuestPath, RealPath};
 use crate::tree::{FileKind, Meta, TreeResult};
 
-/// Folders that are the system's with all below them: /etc/passwd names some as homes of services, and what lies in them is no person's.
+/// Folders that are the system's with all below them: /etc/passwd names some as homes of services,
+/// and what lies in them is no person's.
 const SYSTEM: [&str; 14] = [
     "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/run", "/sbin", "/sys",
     "/tmp", "/usr", "/var/tmp",
@@ -27,11 +28,13 @@ pub struct PersonalConfig {
     pub meta: Meta,
     /// User ID of the home folder's owner.
     pub home_uid: u32,
-    /// Why no credentials may be written there, in words that follow "because"; `None` where they may.
+    /// Why no credentials may be written there, in words that follow "because"; `None` where they
+    /// may.
     pub refused: Option<String>,
 }
 
-/// The kubeconfigs of everybody who has one, those that may be written first. Two names of one home folder count once.
+/// The kubeconfigs of everybody who has one, those that may be written first. Two names of one home
+/// folder count once.
 pub fn personal_configs(guest: &Guest) -> Vec<PersonalConfig> {
     let all = homes(guest)
         .into_iter()
@@ -58,8 +61,8 @@ fn personal_config(guest: &Guest, home: &GuestPath) -> TreeResult<PersonalConfig
     })
 }
 
-/// The owner of a home folder decides what its names lead to. A key must not follow: neither out of the folder nor into another
-/// person's file.
+/// The owner of a home folder decides what its names lead to. A key must not follow: neither out of
+/// the folder nor into another person's file.
 fn refusal(
     guest: &Guest,
     home: &GuestPath,

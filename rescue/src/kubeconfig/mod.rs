@@ -173,14 +173,16 @@ impl Kubeconfig {
     }
 }
 
-/// Whether nothing would be lost with the file: it is not there, is not YAML, or has at most one user and one cluster, as kubeadm
-/// writes it. A file that cannot be read for another reason (a folder, a loop of links) is not lost.
+/// Whether nothing would be lost with the file: it is not there, is not YAML, or has at most one
+/// user and one cluster, as kubeadm writes it. A file that cannot be read for another reason (a
+/// folder, a loop of links) is not lost.
 pub fn is_lost(guest: &Guest, path: &GuestPath) -> bool {
     let bytes = match guest.read(path) {
         Ok(bytes) => bytes,
         Err(error) => return error.is_not_found(),
     };
-    // A slip of somebody who edited it by hand: what it holds beside kubeadm's own entry can still be read by a person.
+    // A slip of somebody who edited it by hand: what it holds beside kubeadm's own entry can still
+    // be read by a person.
     if bytes.windows(7).filter(|word| word == b"server:").count() > 1 {
         return false;
     }
@@ -222,7 +224,8 @@ fn text(value: &Value, key: &str) -> String {
 }
 
 fn material(body: &Value, key: &str, folder: &GuestPath) -> Result<Material> {
-    // Inline data wins over a file in client-go, but both together are refused earlier, see `User::both_specified`.
+    // Inline data wins over a file in client-go, but both together are refused earlier, see
+    // `User::both_specified`.
     let data = text(body, &format!("{key}-data"));
     if !data.is_empty() {
         // Go's decoder skips line ends, which block scalars bring with them.

@@ -1,6 +1,7 @@
 //! Loads the drivers of the devices that are there, as udev would.
 //!
-//! Devices come in chains (bus, host, disk): each loaded driver may show new ones, so the walk is repeated until nothing new comes.
+//! Devices come in chains (bus, host, disk): each loaded driver may show new ones, so the walk is
+//! repeated until nothing new comes.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,7 +9,8 @@ use std::path::Path;
 
 use super::modules::Modules;
 
-/// Not asked for by any device, but needed to look at disks. Loaded first, so that a missing one is seen early.
+/// Not asked for by any device, but needed to look at disks. Loaded first, so that a missing one is
+/// seen early.
 const ALWAYS: &[&str] = &[
     "loop",
     "fuse",

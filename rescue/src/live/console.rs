@@ -1,4 +1,5 @@
-//! Joins all consoles (screen, serial line) to one pseudo terminal: every one of them shows everything, and input comes from any.
+//! Joins all consoles (screen, serial line) to one pseudo terminal: every one of them shows
+//! everything, and input comes from any.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -28,7 +29,8 @@ pub const EXIT_REBOOT: u8 = 92;
 /// … or a shell.
 pub const EXIT_SHELL: u8 = 93;
 
-/// A console that takes no more (a serial line with nobody at the other end) loses its oldest output beyond this.
+/// A console that takes no more (a serial line with nobody at the other end) loses its oldest
+/// output beyond this.
 const MAX_BACKLOG: usize = 1 << 20;
 /// How long the last words may take before the machine stops. At 9600 baud this is about 14 KiB.
 const FAREWELL: Duration = Duration::from_secs(15);
@@ -68,7 +70,10 @@ pub fn run() -> Result<ExitCode> {
             }
         };
         if next == role::SHELL {
-            desk.tell("This is a shell. `rescue --help` says what can be done; `exit` goes to the menu.\n");
+            desk.tell(
+                "This is a shell. `rescue --help` says what can be done; `exit` goes to the \
+                 menu.\n",
+            );
         }
     }
 }
@@ -226,7 +231,8 @@ impl Desk {
     /// Stops the machine once everything is said; gives what to do when that fails.
     fn stop(&mut self, how: Stop) -> &'static str {
         self.flush(FAREWELL);
-        // What the driver holds must leave the machine too; a line with nobody there may not hold us up.
+        // What the driver holds must leave the machine too; a line with nobody there may not hold
+        // us up.
         let files: Vec<File> = self
             .consoles
             .iter()

@@ -21,7 +21,8 @@ pub struct Found {
     pub problems: Vec<String>,
 }
 
-/// Loads drivers and waits until no more disks come; `changed` is told of every change. Without any disk it waits up to `limit`.
+/// Loads drivers and waits until no more disks come; `changed` is told of every change. Without any
+/// disk it waits up to `limit`.
 pub fn wait(limit: Duration, mut changed: impl FnMut(&[Attached])) -> anyhow::Result<Found> {
     let mut coldplug = Coldplug::new()?;
     let start = Instant::now();

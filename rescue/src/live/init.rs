@@ -19,7 +19,8 @@ use super::{console, role};
 /// After so many deaths of the console process each console gets a plain shell instead.
 const CONSOLE_DEATHS: u32 = 3;
 
-/// File systems of the running system: source and type, target, flags, options. /dev first, so that messages have somewhere to go.
+/// File systems of the running system: source and type, target, flags, options. /dev first, so that
+/// messages have somewhere to go.
 const MOUNTS: &[(&str, &str, MountFlags, &str)] = &[
     ("devtmpfs", "/dev", MountFlags::NOSUID, "mode=0755"),
     ("proc", "/proc", SAFE, ""),

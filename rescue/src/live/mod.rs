@@ -7,8 +7,9 @@
 //!  respawns        are one
 //! ```
 //!
-//! Each arrow is a child process of the same binary: whatever dies, its parent goes on, and the last of them does next to nothing. A dead session
-//! leaves a shell, a dead console is started again, and PID 1 never ends, because the kernel would panic.
+//! Each arrow is a child process of the same binary: whatever dies, its parent goes on, and the
+//! last of them does next to nothing. A dead session leaves a shell, a dead console is started
+//! again, and PID 1 never ends, because the kernel would panic.
 
 mod coldplug;
 mod console;
@@ -24,7 +25,8 @@ mod session;
 
 use std::process::ExitCode;
 
-/// Runs what this process is in the ISO: PID 1, the kernel's modprobe, or one of PID 1's helpers. `None` for the ordinary command.
+/// Runs what this process is in the ISO: PID 1, the kernel's modprobe, or one of PID 1's helpers.
+/// `None` for the ordinary command.
 ///
 /// PID 1 alone is not enough to be init: the first process of a container is PID 1 too.
 pub fn dispatch() -> Option<ExitCode> {

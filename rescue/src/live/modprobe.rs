@@ -1,4 +1,5 @@
-//! `/sbin/modprobe`: the kernel calls it as `modprobe -q -- fs-xfs` when it wants a module; people may too.
+//! `/sbin/modprobe`: the kernel calls it as `modprobe -q -- fs-xfs` when it wants a module; people
+//! may too.
 
 use std::process::ExitCode;
 

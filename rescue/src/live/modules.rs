@@ -25,7 +25,8 @@ pub struct Modules {
     parameters: BTreeMap<String, Vec<String>>,
 }
 
-/// Parameters that we always give. Hosts scan their buses before loading ends, so that no disk comes late.
+/// Parameters that we always give. Hosts scan their buses before loading ends, so that no disk
+/// comes late.
 const PARAMETERS: &[(&str, &str)] = &[("scsi_mod", "scan=sync")];
 
 /// Modules already live do not come again.
@@ -104,7 +105,8 @@ impl Modules {
         modules
     }
 
-    /// The modules that a name or an alias (a device's modalias, `fs-xfs`, `crypto-crc32c`) stands for.
+    /// The modules that a name or an alias (a device's modalias, `fs-xfs`, `crypto-crc32c`) stands
+    /// for.
     pub fn resolve(&self, wanted: &str) -> Vec<String> {
         let name = canonical(wanted);
         if self.files.contains_key(&name) || self.builtin.contains(&name) {
@@ -201,12 +203,16 @@ mod tests {
 
     fn sample() -> Modules {
         Modules::parse(
-            "kernel/drivers/scsi/virtio_scsi.ko: kernel/drivers/scsi/scsi_mod.ko kernel/drivers/scsi/scsi_common.ko\n\
-             kernel/drivers/scsi/scsi_mod.ko: kernel/drivers/scsi/scsi_common.ko\nkernel/drivers/scsi/scsi_common.ko:\n\
-             kernel/fs/xfs/xfs.ko:\nkernel/crypto/crc32c_generic.ko:\nkernel/arch/x86/crypto/crc32c-intel.ko:\n",
+            "kernel/drivers/scsi/virtio_scsi.ko: kernel/drivers/scsi/scsi_mod.ko \
+             kernel/drivers/scsi/scsi_common.ko\n\
+             kernel/drivers/scsi/scsi_mod.ko: kernel/drivers/scsi/scsi_common.ko\n\
+             kernel/drivers/scsi/scsi_common.ko:\n\
+             kernel/fs/xfs/xfs.ko:\nkernel/crypto/crc32c_generic.ko:\n\
+             kernel/arch/x86/crypto/crc32c-intel.ko:\n",
             "kernel/fs/fuse/fuse.ko\n",
             "softdep xfs pre: crypto-crc32c post: other\n",
-            "alias fs-xfs xfs\nalias crypto-crc32c crc32c_intel\nalias crypto-crc32c crc32c_generic\n\
+            "alias fs-xfs xfs\nalias crypto-crc32c crc32c_intel\n\
+             alias crypto-crc32c crc32c_generic\n\
              alias virtio:d00000008v* virtio_scsi\n",
             "BOOT_IMAGE=/boot/vmlinuz quiet rescue.auto=repair scsi_mod.max_luns=8 virtio-scsi.x=1",
         )

@@ -1,4 +1,5 @@
-//! Settings from the kernel's command line: `rescue.auto=repair`, `rescue.now=2024-01-01T00:00:00Z`, ….
+//! Settings from the kernel's command line: `rescue.auto=repair`,
+//! `rescue.now=2024-01-01T00:00:00Z`, ….
 
 use std::time::Duration;
 
@@ -31,13 +32,15 @@ pub struct Options {
     pub auto: Option<Auto>,
     /// `rescue.after=poweroff|reboot|shell`, power off when it is not said.
     pub after: After,
-    /// `rescue.all-nodes`: an unattended repair of several systems is meant, each on disks of its own.
+    /// `rescue.all-nodes`: an unattended repair of several systems is meant, each on disks of its
+    /// own.
     pub all_nodes: bool,
     /// `rescue.wait=SECONDS`: how long to wait for a first disk.
     pub wait: Duration,
     /// Flags of the command line and their values, in the order given; see [`Options::flags_for`].
     flags: Vec<(&'static Flag, Option<String>)>,
-    /// What could not be understood, one sentence each. An unattended run refuses to guess what was meant.
+    /// What could not be understood, one sentence each. An unattended run refuses to guess what was
+    /// meant.
     pub problems: Vec<String>,
 }
 
@@ -54,7 +57,8 @@ impl Default for Options {
     }
 }
 
-/// A kernel argument that is a flag of the command line by the same name: `rescue.days=30` is `--days 30`.
+/// A kernel argument that is a flag of the command line by the same name: `rescue.days=30` is
+/// `--days 30`.
 #[derive(Debug, PartialEq, Eq)]
 struct Flag {
     name: &'static str,
@@ -256,8 +260,9 @@ mod tests {
     #[test]
     fn reads_settings_among_the_kernels_own() {
         let options = Options::parse(
-            "BOOT_IMAGE=/boot/vmlinuz quiet console=ttyS0 rescue.all-nodes rescue.auto=inspect rescue.after=reboot rescue.days=30 \
-             rescue.only=disk-full,certificates rescue.wait=5 rescue.in-place rescue.days=90 rescue.auto=repair\n",
+            "BOOT_IMAGE=/boot/vmlinuz quiet console=ttyS0 rescue.all-nodes rescue.auto=inspect \
+             rescue.after=reboot rescue.days=30 rescue.only=disk-full,certificates rescue.wait=5 \
+             rescue.in-place rescue.days=90 rescue.auto=repair\n",
         );
         assert_eq!(options.auto, Some(Auto::Repair));
         assert!(options.all_nodes);
@@ -307,7 +312,8 @@ mod tests {
     #[test]
     fn says_what_it_does_not_understand() {
         let options = Options::parse(
-            "rescue.auto=repiar rescue.colour=blue rescue.wait=soon rescue.in-place=maybe rescue.days=",
+            "rescue.auto=repiar rescue.colour=blue rescue.wait=soon rescue.in-place=maybe \
+             rescue.days=",
         );
         assert_eq!(options.auto, None);
         assert_eq!(options.problems.len(), 5, "{:?}", options.problems);

@@ -1,10 +1,12 @@
-//! Shell patterns as modules.alias uses them: `*`, `?` and `[a-z]`; `-` and `_` are the same, as for modprobe.
+//! Shell patterns as modules.alias uses them: `*`, `?` and `[a-z]`; `-` and `_` are the same, as
+//! for modprobe.
 
 /// Whether `text` matches the whole of `pattern`.
 pub fn matches(pattern: &str, text: &str) -> bool {
     let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
     let (mut p, mut t) = (0, 0);
-    // Where to go on when a guess about the last `*` was wrong: just after the star, and one byte further in the text.
+    // Where to go on when a guess about the last `*` was wrong: just after the star, and one byte
+    // further in the text.
     let mut retry: Option<(usize, usize)> = None;
     loop {
         match pattern.get(p) {

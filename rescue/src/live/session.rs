@@ -1,7 +1,9 @@
-//! What a person at the console sees: disks, findings, menu; or, unattended, the receipt and the end.
+//! What a person at the console sees: disks, findings, menu; or, unattended, the receipt and the
+//! end.
 //!
-//! The work itself is the ordinary command, run as a child: what is mended from the ISO is mended by the same code and flags as on a helper VM,
-//! and nothing that happens to it takes the menu along.
+//! The work itself is the ordinary command, run as a child: what is mended from the ISO is mended
+//! by the same code and flags as on a helper VM, and nothing that happens to it takes the menu
+//! along.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -24,7 +26,8 @@ const REFUSED: i32 = 3;
 /// … that failed part-way.
 const PART_WAY: i32 = 4;
 
-/// Runs until the person (or `rescue.after`) wants a shell or the machine stopped; the exit code says which.
+/// Runs until the person (or `rescue.after`) wants a shell or the machine stopped; the exit code
+/// says which.
 pub fn run(unattended_allowed: bool) -> Result<ExitCode> {
     own_the_terminal()?;
     let options = Options::parse(
@@ -67,7 +70,8 @@ fn after(after: After) -> ExitCode {
     })
 }
 
-/// Ctrl-C ends what runs and not the menu; Ctrl-Z is off, for nothing here could wake a stopped command.
+/// Ctrl-C ends what runs and not the menu; Ctrl-Z is off, for nothing here could wake a stopped
+/// command.
 fn own_the_terminal() -> Result<()> {
     let mut signals = SigSet::empty();
     for signal in [
@@ -178,7 +182,8 @@ fn explain_no_disk(options: &Options) {
         println!("  {controller}");
     }
     println!(
-        "Next: attach the node's disk; a controller without a driver needs another type in the VM's settings."
+        "Next: attach the node's disk; a controller without a driver needs another type in the \
+         VM's settings."
     );
 }
 

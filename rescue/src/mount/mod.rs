@@ -1,7 +1,8 @@
 //! Mounting a guest's file system with this kernel, seen by nobody else.
 //!
-//! A mount made here is *detached*: it belongs to no mount namespace and has no mount point, so no other process sees it, nothing is
-//! left in a folder, and the kernel unmounts it when the last descriptor is closed, which a `kill -9` does too.
+//! A mount made here is *detached*: it belongs to no mount namespace and has no mount point, so no
+//! other process sees it, nothing is left in a folder, and the kernel unmounts it when the last
+//! descriptor is closed, which a `kill -9` does too.
 
 mod superblock;
 
@@ -31,13 +32,15 @@ const ALWAYS: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV
 /// Whether a file system is mounted to be written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Read-only for us. The kernel itself still replays the journal where the device lets it write.
+    /// Read-only for us. The kernel itself still replays the journal where the device lets it
+    /// write.
     ReadOnly,
     /// For writing.
     ReadWrite,
 }
 
-/// One file system, mounted for us alone: always `nodev,nosuid,noexec,noatime`. Dropping it unmounts it.
+/// One file system, mounted for us alone: always `nodev,nosuid,noexec,noatime`. Dropping it
+/// unmounts it.
 #[derive(Debug)]
 pub struct Mount {
     root: OwnedFd,
@@ -45,7 +48,8 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Mounts the file system of the given kind (`ext2`, `ext3`, `ext4`, `xfs`, `btrfs`) on a block device. Needs root.
+    /// Mounts the file system of the given kind (`ext2`, `ext3`, `ext4`, `xfs`, `btrfs`) on a block
+    /// device. Needs root.
     pub fn new(device: &Path, kind: &str, access: Access) -> anyhow::Result<Self> {
         let root = mount_detached(device, kind, access)
             .with_context(|| format!("mounting {}", device.display()))?;
@@ -60,14 +64,16 @@ impl Mount {
         PathBuf::from(format!("/proc/self/fd/{}", self.root.as_raw_fd()))
     }
 
-    /// Makes a file system that was mounted for writing read-only: what was to be written is, and nothing more will be.
+    /// Makes a file system that was mounted for writing read-only: what was to be written is, and
+    /// nothing more will be.
     pub fn make_read_only(&self) -> anyhow::Result<()> {
         reconfigure_read_only(&self.root)
             .with_context(|| format!("making {} read-only", self.device.display()))
     }
 
-    /// Writes everything out and unmounts. Unlike dropping, this tells of write errors, and returns only once the kernel has let go of
-    /// the device: everything opened below it must be closed before.
+    /// Writes everything out and unmounts. Unlike dropping, this tells of write errors, and returns
+    /// only once the kernel has let go of the device: everything opened below it must be closed
+    /// before.
     pub fn unmount(self) -> anyhow::Result<()> {
         let Self { root, device } = self;
         sync(&root).with_context(|| format!("writing out {}", device.display()))?;
@@ -75,7 +81,8 @@ impl Mount {
         wait_released(&device)
     }
 
-    /// The root folder's descriptor (`O_PATH`), which is the mount: without it the file system is unmounted.
+    /// The root folder's descriptor (`O_PATH`), which is the mount: without it the file system is
+    /// unmounted.
     pub fn into_root(self) -> OwnedFd {
         self.root
     }
@@ -87,15 +94,17 @@ impl AsFd for Mount {
     }
 }
 
-/// Mounts a block device (or our own loop device, see [`crate::disk::loop_device::LoopDevice::path`]) for writing. The caller has made
-/// sure that nobody else uses the disk.
+/// Mounts a block device (or our own loop device, see
+/// [`crate::disk::loop_device::LoopDevice::path`]) for writing. The caller has made sure that
+/// nobody else uses the disk.
 pub fn mount_writable(device: &Path, kind: &str) -> anyhow::Result<Mount> {
     Mount::new(device, kind, Access::ReadWrite)
 }
 
-/// The folder that is open as `folder` once more, through a mount of our own that is read-only and moves no access times, not even those
-/// of symbolic links (which `O_NOATIME` cannot do). What is mounted below the folder is not part of it. `None` where that is not allowed
-/// (not root) or not possible (before Linux 5.12).
+/// The folder that is open as `folder` once more, through a mount of our own that is read-only and
+/// moves no access times, not even those of symbolic links (which `O_NOATIME` cannot do). What is
+/// mounted below the folder is not part of it. `None` where that is not allowed (not root) or not
+/// possible (before Linux 5.12).
 pub(crate) fn read_only_view(folder: BorrowedFd<'_>) -> Option<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -203,8 +212,9 @@ fn reconfigure_read_only(root: &OwnedFd) -> Result<(), Errno> {
 /// What the guest's own superblock may not decide for the machine that repairs it.
 fn options(driver: &str) -> &'static [(&'static str, Option<&'static str>)] {
     match driver {
-        // A superblock can ask for a kernel panic when the file system is found damaged, and for discards. Inode tables are not
-        // zeroed in the background: the guest's own next mount does that.
+        // A superblock can ask for a kernel panic when the file system is found damaged, and for
+        // discards. Inode tables are not zeroed in the background: the guest's own next mount does
+        // that.
         "ext4" => &[
             ("errors", Some("remount-ro")),
             ("nodiscard", None),
@@ -212,8 +222,8 @@ fn options(driver: &str) -> &'static [(&'static str, Option<&'static str>)] {
         ],
         // Clones of one disk carry the same UUID.
         "xfs" => &[("nouuid", None)],
-        // The top level, which holds all subvolumes, whatever the guest's default is. A rebalancing that was cut off is the guest's
-        // to go on with.
+        // The top level, which holds all subvolumes, whatever the guest's default is. A rebalancing
+        // that was cut off is the guest's to go on with.
         "btrfs" => &[
             ("subvolid", Some("5")),
             ("skip_balance", None),
@@ -276,7 +286,8 @@ fn refused_by_kernel(context: BorrowedFd<'_>, driver: &str, errno: Errno) -> any
     }
 }
 
-/// The lines that the kernel has for this attempt (see fsopen(2)); printable characters only, a guest may have a say in them.
+/// The lines that the kernel has for this attempt (see fsopen(2)); printable characters only, a
+/// guest may have a say in them.
 fn kernel_log(context: BorrowedFd<'_>) -> Vec<String> {
     let mut lines = Vec::new();
     let mut buffer = [0; 1024];
@@ -302,7 +313,8 @@ fn sync(root: &OwnedFd) -> Result<(), Errno> {
     rustix::fs::syncfs(&folder)
 }
 
-/// A mounted block device cannot be opened exclusively, so being able to means that it is unmounted.
+/// A mounted block device cannot be opened exclusively, so being able to means that it is
+/// unmounted.
 fn wait_released(device: &Path) -> anyhow::Result<()> {
     let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
     let is_device = rustix::fs::stat(device)

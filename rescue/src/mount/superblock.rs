@@ -1,4 +1,5 @@
-//! What an ext4 superblock may not make the kernel do. A superblock is the guest's, and the kernel obeys it.
+//! What an ext4 superblock may not make the kernel do. A superblock is the guest's, and the kernel
+//! obeys it.
 
 use crate::base::refusal::Refusal;
 
@@ -16,8 +17,9 @@ const MOUNT_OPTIONS_LENGTH: usize = 64;
 
 const HAS_JOURNAL: u32 = 4;
 
-/// Refuses what leads out of the disk: a journal on another device, which the kernel would look up by its number on *this* machine and
-/// write to. Whether it is an ext4 at all is for the kernel to say.
+/// Refuses what leads out of the disk: a journal on another device, which the kernel would look up
+/// by its number on *this* machine and write to. Whether it is an ext4 at all is for the kernel to
+/// say.
 pub(super) fn check(superblock: &[u8; LENGTH]) -> Result<(), Refusal> {
     if superblock[MAGIC..MAGIC + 2] != [0x53, 0xef] {
         return Ok(());
@@ -49,8 +51,10 @@ fn number(superblock: &[u8; LENGTH], at: usize) -> u32 {
 fn refusal(saw: &str) -> Refusal {
     Refusal::new(
         format!("the file system cannot stand alone: {saw}"),
-        "a journal outside the disk is not supported, and on this machine its device number may be someone else's disk",
-        "boot this guest, or mount it by hand with both its devices, and then: rescue inspect FOLDER",
+        "a journal outside the disk is not supported, and on this machine its device number may be \
+         someone else's disk",
+        "boot this guest, or mount it by hand with both its devices, and then: rescue inspect \
+         FOLDER",
     )
 }
 

@@ -4,7 +4,8 @@ use super::{Fact, Kubelet, StaticPod};
 use crate::base::yaml;
 use crate::guest::{Guest, GuestPath};
 
-/// From the API server's flags, else from the other manifests, else from the kubelet's config, else kubeadm's default.
+/// From the API server's flags, else from the other manifests, else from the kubelet's config, else
+/// kubeadm's default.
 pub(super) fn find(guest: &Guest, pods: &[StaticPod], kubelet: &Kubelet) -> Fact<GuestPath> {
     from_manifests(pods)
         .or_else(|| from_kubelet(kubelet))

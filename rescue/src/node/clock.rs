@@ -1,4 +1,5 @@
-//! When the node was last alive, by the times on its disk, and whether the rescuer's clock can be right.
+//! When the node was last alive, by the times on its disk, and whether the rescuer's clock can be
+//! right.
 
 use std::path::Path;
 
@@ -14,8 +15,9 @@ use crate::tree::FileKind;
 /// Files looked at per folder. Only names are listed beyond that.
 const MAX_FILES: usize = 1000;
 
-/// A time counts when so many other times lie within [`NEAR`] of it. A node that is alive writes many files; a single file with a
-/// time in the far future (a wrong clock for one moment, a copy from elsewhere, a crafted disk) is not enough.
+/// A time counts when so many other times lie within [`NEAR`] of it. A node that is alive writes
+/// many files; a single file with a time in the far future (a wrong clock for one moment, a copy
+/// from elsewhere, a crafted disk) is not enough.
 const WITNESSES: usize = 2;
 
 /// How near other times must be.
@@ -88,8 +90,9 @@ pub(super) fn evidence(
     })
 }
 
-/// Refuses a rescue clock that is more than a day behind the disk, unless the time was given by the user: certificates made by it
-/// would not be valid yet when the node boots, and expired ones would look good.
+/// Refuses a rescue clock that is more than a day behind the disk, unless the time was given by the
+/// user: certificates made by it would not be valid yet when the node boots, and expired ones would
+/// look good.
 pub fn clock_refusal(
     now: OffsetDateTime,
     evidence: &ClockEvidence,
@@ -109,18 +112,26 @@ pub fn clock_refusal(
             evidence.source,
             show(evidence.newest)
         ),
-        "a clock behind the disk is wrong: expired certificates would pass for valid ones and new ones would carry wrong dates",
-        "set the clock, or give the true time yourself, for example --now $(date -u +%Y-%m-%dT%H:%M:%SZ) from a machine whose clock is right",
+        "a clock behind the disk is wrong: expired certificates would pass for valid ones and new \
+         ones would carry wrong dates",
+        "set the clock, or give the true time yourself, for example --now $(date -u \
+         +%Y-%m-%dT%H:%M:%SZ) from a machine whose clock is right",
     ))
 }
 
-/// The newest time with enough others near it. With few times at all, or none borne out, the middle one counts.
+/// The newest time with enough others near it. With few times at all, or none borne out, the middle
+/// one counts.
 fn newest_borne_out(mut seen: Vec<Seen>) -> Option<Seen> {
     seen.sort_by_key(|seen| seen.at);
     let near = NEAR.whole_seconds();
     let borne_out = (WITNESSES..seen.len()).rev().find(|&index| {
-        let witness = index.checked_sub(WITNESSES).and_then(|index| seen.get(index));
-        matches!((seen.get(index), witness), (Some(newest), Some(witness)) if newest.at - witness.at <= near)
+        let witness = index
+            .checked_sub(WITNESSES)
+            .and_then(|index| seen.get(index));
+        matches!(
+            (seen.get(index), witness),
+            (Some(newest), Some(witness)) if newest.at - witness.at <= near
+        )
     });
     let index = borne_out.unwrap_or(seen.len() / 2);
     (index < seen.len()).then(|| seen.swap_remove(index))

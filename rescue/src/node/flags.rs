@@ -1,7 +1,7 @@
 //! Command-line flags as Kubernetes' components read them (spf13/pflag).
 
-/// Flags of a command line without its program: `--name=value`, `--name value`, and bare `--name`, whose value is `true`.
-/// The names keep their dashes. What follows a lone `--` is no flag.
+/// Flags of a command line without its program: `--name=value`, `--name value`, and bare `--name`,
+/// whose value is `true`. The names keep their dashes. What follows a lone `--` is no flag.
 pub fn parse(words: &[String]) -> Vec<(String, String)> {
     let mut flags = Vec::new();
     let mut words = words.iter().peekable();

@@ -67,9 +67,11 @@ pub enum Role {
     ControlPlane,
     /// kubeadm worker: joined, no API server.
     Worker,
-    /// An etcd member of kubeadm's and nothing else: a static pod run by a kubelet that belongs to no cluster.
+    /// An etcd member of kubeadm's and nothing else: a static pod run by a kubelet that belongs to
+    /// no cluster.
     Etcd,
-    /// k3s, RKE2, MicroK8s, OpenShift …: recognised by name; what they do by themselves is in the node's `distribution`.
+    /// k3s, RKE2, MicroK8s, OpenShift …: recognised by name; what they do by themselves is in the
+    /// node's `distribution`.
     OtherDistribution,
     /// A Linux system without Kubernetes.
     NotKubernetes,
@@ -97,7 +99,8 @@ impl std::fmt::Display for Version {
 pub struct Kubelet {
     /// The unit and its effective drop-ins; `None` when there is no kubelet.service.
     pub unit: Option<Unit>,
-    /// Flags of the effective command line, `--name` to value, in order; a bare flag has the value `true`.
+    /// Flags of the effective command line, `--name` to value, in order; a bare flag has the value
+    /// `true`.
     pub flags: Vec<(String, String)>,
     /// `--config`, usually /var/lib/kubelet/config.yaml.
     pub config_path: Fact<GuestPath>,
@@ -175,11 +178,13 @@ pub struct Node {
     pub kubelet: Kubelet,
     /// Newest time on the disk.
     pub clock: Option<ClockEvidence>,
-    /// Why its claim to be a control plane is not believed in this run; its role is that of a worker then.
+    /// Why its claim to be a control plane is not believed in this run; its role is that of a
+    /// worker then.
     pub doubt: Option<Doubt>,
 }
 
-/// A disk says that it is a control plane, and holds none of the keys that only control planes have.
+/// A disk says that it is a control plane, and holds none of the keys that only control planes
+/// have.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Doubt {
     /// Where it says so.
@@ -227,8 +232,8 @@ impl Node {
         Self::read_keeping(guest, None)
     }
 
-    /// Reads them again on the same guest with planned changes. Version and clock evidence stay: no remedy changes them, and they
-    /// are dear to read (a whole binary, many folders).
+    /// Reads them again on the same guest with planned changes. Version and clock evidence stay: no
+    /// remedy changes them, and they are dear to read (a whole binary, many folders).
     #[must_use]
     pub fn read_again(&self, guest: &Guest) -> Self {
         Self::read_keeping(guest, Some(self))

@@ -6,8 +6,8 @@ use super::{Fact, Kubelet};
 use crate::guest::{Guest, GuestPath};
 use crate::kubeconfig::{Kubeconfig, Material};
 
-/// The name in the kubelet's client certificate, else `--hostname-override`, else the host name in lower case, as the kubelet
-/// itself takes it.
+/// The name in the kubelet's client certificate, else `--hostname-override`, else the host name in
+/// lower case, as the kubelet itself takes it.
 pub(super) fn find(guest: &Guest, kubelet: &Kubelet, hostname: &Fact<String>) -> Fact<String> {
     if let Some(fact) = from_certificate(guest, kubelet) {
         return fact;

@@ -41,8 +41,8 @@ fn dpkg(guest: &Guest, package: &str) -> Option<(String, String)> {
     Some((field("Version")?, path.to_string()))
 }
 
-/// A header in the database holds name, version and release one after the other, each ended by a NUL. Pages freed by an upgrade
-/// still hold old headers, so the highest version counts.
+/// A header in the database holds name, version and release one after the other, each ended by a
+/// NUL. Pages freed by an upgrade still hold old headers, so the highest version counts.
 fn rpm(guest: &Guest, package: &str) -> Option<(String, String)> {
     let needle: Vec<u8> = [b"\0", package.as_bytes(), b"\0"].concat();
     RPM_DATABASES.iter().map(GuestPath::new).find_map(|path| {

@@ -24,7 +24,8 @@ const DISTRIBUTIONS: [Distribution; 9] = [
             "/var/lib/rancher/rke2/server",
             "/var/lib/rancher/rke2/agent",
         ],
-        does: "it renews its certificates by itself whenever it starts and they are expired or close to it: just boot it",
+        does: "it renews its certificates by itself whenever it starts and they are expired or \
+            close to it: just boot it",
     },
     Distribution {
         name: "k3s",
@@ -36,7 +37,8 @@ const DISTRIBUTIONS: [Distribution; 9] = [
             "/var/lib/rancher/k3s/server",
             "/var/lib/rancher/k3s/agent",
         ],
-        does: "it renews its certificates by itself whenever it starts and they are expired or close to it: just boot it",
+        does: "it renews its certificates by itself whenever it starts and they are expired or \
+            close to it: just boot it",
     },
     Distribution {
         name: "MicroK8s",
@@ -58,18 +60,20 @@ const DISTRIBUTIONS: [Distribution; 9] = [
             "/etc/machine-config-daemon",
             "/etc/kubernetes/static-pod-resources",
         ],
-        does: "its control plane recovers from expired certificates by itself after boot; pending node requests then need \
-               `oc adm certificate approve`",
+        does: "its control plane recovers from expired certificates by itself after boot; pending \
+            node requests then need `oc adm certificate approve`",
     },
     Distribution {
         name: "Talos",
         signs: &["/etc/talos", "/system/state/config.yaml"],
-        does: "its machine configuration holds the CAs and it issues certificates at every boot: just boot it",
+        does: "its machine configuration holds the CAs and it issues certificates at every boot: \
+            just boot it",
     },
     Distribution {
         name: "RKE1",
         signs: &["/opt/rke", "/etc/kubernetes/ssl/kube-apiserver.pem"],
-        does: "its certificates are renewed from outside by `rke cert rotate` with the cluster's own configuration",
+        does: "its certificates are renewed from outside by `rke cert rotate` with the cluster's \
+            own configuration",
     },
     Distribution {
         name: "kubeasz",
@@ -77,7 +81,8 @@ const DISTRIBUTIONS: [Distribution; 9] = [
             "/etc/kubernetes/kubelet.kubeconfig",
             "/etc/systemd/system/kube-apiserver.service",
         ],
-        does: "its components are systemd services with certificates made for decades; renew them with kubeasz itself",
+        does: "its components are systemd services with certificates made for decades; renew them \
+            with kubeasz itself",
     },
     Distribution {
         name: "a cluster without kubeadm",
@@ -85,7 +90,8 @@ const DISTRIBUTIONS: [Distribution; 9] = [
             "/usr/lib/systemd/system/kube-apiserver.service",
             "/etc/kubernetes/apiserver",
         ],
-        does: "its control plane runs as systemd services; this program knows kubeadm's static pods only",
+        does: "its control plane runs as systemd services; this program knows kubeadm's static \
+            pods only",
     },
 ];
 
@@ -100,7 +106,8 @@ pub(super) fn find(
     let kubeadm = kubeadm_role(guest, pods, manifests, certificates, kubelet);
     let other = distribution(guest);
     match (kubeadm, other) {
-        // OpenShift has an API server manifest too, so it is asked first; for the others kubeadm's own manifest decides.
+        // OpenShift has an API server manifest too, so it is asked first; for the others kubeadm's
+        // own manifest decides.
         (_, Some(("OpenShift", fact))) => (
             Fact::known(Role::OtherDistribution, fact.source.clone()),
             fact,
@@ -169,8 +176,8 @@ fn kubeadm_role(
         .map(|path| Fact::known(Role::Worker, format!("{path}, and no API server manifest")))
 }
 
-/// What shows that the node only runs etcd, as "Set up a High Availability etcd Cluster with kubeadm" has it: etcd's manifest, and a kubelet that
-/// is started without any kubeconfig.
+/// What shows that the node only runs etcd, as "Set up a High Availability etcd Cluster with
+/// kubeadm" has it: etcd's manifest, and a kubelet that is started without any kubeconfig.
 fn etcd_alone(pods: &[StaticPod], manifests: &[GuestPath], kubelet: &Kubelet) -> Option<String> {
     if kubelet.kubeconfig.value.is_some() || kubelet.bootstrap_kubeconfig.value.is_some() {
         return None;

@@ -5,7 +5,8 @@ use crate::base::yaml;
 use crate::guest::{Guest, GuestPath};
 use crate::systemd::Unit;
 
-/// By the kubelet's endpoint (flag, config, kubeadm's instance config since 1.32), else by the units that are installed.
+/// By the kubelet's endpoint (flag, config, kubeadm's instance config since 1.32), else by the
+/// units that are installed.
 pub(super) fn find(guest: &Guest, kubelet: &Kubelet) -> Fact<String> {
     if let Some((endpoint, source)) = endpoint(guest, kubelet)
         && let Some(name) = by_endpoint(&endpoint)

@@ -16,7 +16,8 @@ const MAX_FILES: usize = 500;
 /// A manifest is a few KiB.
 const MAX_MANIFEST: u64 = 1 << 20;
 
-/// The kubelet's folder: `--pod-manifest-path`, `staticPodPath`, else kubeadm's default if it is there.
+/// The kubelet's folder: `--pod-manifest-path`, `staticPodPath`, else kubeadm's default if it is
+/// there.
 pub(super) fn folder(guest: &Guest, kubelet: &Kubelet) -> Fact<GuestPath> {
     if let Some(path) = kubelet.flag("--pod-manifest-path") {
         return Fact::known(GuestPath::new(path), "kubelet's --pod-manifest-path");
@@ -85,8 +86,8 @@ impl Manifest {
 /// Files of one pod: same name, same namespace. The kubelet runs one of them.
 #[derive(Debug, Clone, Copy)]
 pub struct SamePod<'a> {
-    /// The file whose pod the kubelet runs: the last in byte order (listConfig and extractFromDir in
-    /// pkg/kubelet/config/file.go sort the names; the last pod of one full name stays).
+    /// The file whose pod the kubelet runs: the last in byte order (listConfig and extractFromDir
+    /// in pkg/kubelet/config/file.go sort the names; the last pod of one full name stays).
     pub runs: &'a Manifest,
     /// The file that is meant: `runs`, but for a copy that was left beside the true one.
     pub meant: &'a Manifest,
@@ -155,7 +156,8 @@ pub(super) fn names(guest: &Guest, folder: &GuestPath) -> Vec<GuestPath> {
         .collect()
 }
 
-/// Reads one manifest from anywhere; `None` for what the kubelet passes over in silence: folders, sockets, devices.
+/// Reads one manifest from anywhere; `None` for what the kubelet passes over in silence: folders,
+/// sockets, devices.
 pub fn read_one(guest: &Guest, path: GuestPath) -> Option<Manifest> {
     let damaged = |path: GuestPath, damage: &str| Manifest {
         path,

@@ -3,19 +3,31 @@
 use super::*;
 use crate::tree::MemoryTree;
 
-const APISERVER: &str = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: kube-apiserver\nspec:\n  containers:\n  - command:\n    - kube-apiserver\n    - --client-ca-file=/etc/kubernetes/ssl/ca.crt\n    image: registry:5000/kube-apiserver:v1.20.2\n";
+const APISERVER: &str = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: kube-apiserver\nspec:\n  \
+    containers:\n  - command:\n    - kube-apiserver\n    \
+    - --client-ca-file=/etc/kubernetes/ssl/ca.crt\n    \
+    image: registry:5000/kube-apiserver:v1.20.2\n";
 
 fn control_plane() -> MemoryTree {
     MemoryTree::new()
-        .file("/usr/lib/os-release", "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nID=debian\n")
+        .file(
+            "/usr/lib/os-release",
+            "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nID=debian\n",
+        )
         .link("/etc/os-release", "../usr/lib/os-release")
         .file("/etc/hostname", "Master-1\n")
         .file("/etc/machine-id", "48ac18b487514229975ebcbf998b9997\n")
         .file("/etc/kubernetes/manifests/kube-apiserver.yaml", APISERVER)
-        .file("/etc/kubernetes/manifests/.hidden.yaml", APISERVER.replace("ssl", "hidden"))
+        .file(
+            "/etc/kubernetes/manifests/.hidden.yaml",
+            APISERVER.replace("ssl", "hidden"),
+        )
         .file(
             "/usr/lib/systemd/system/kubelet.service",
-            "[Service]\nEnvironment=A=--bootstrap-kubeconfig=/boot.conf\nExecStart=/usr/bin/kubelet $A --kubeconfig /k.conf \\\n --config=/c.yaml --container-runtime-endpoint=unix:///run/containerd/containerd.sock\n",
+            "[Service]\nEnvironment=A=--bootstrap-kubeconfig=/boot.conf\n\
+             ExecStart=/usr/bin/kubelet $A --kubeconfig /k.conf \\\n \
+             --config=/c.yaml \
+             --container-runtime-endpoint=unix:///run/containerd/containerd.sock\n",
         )
         .file("/c.yaml", "staticPodPath: /etc/kubernetes/manifests\n")
 }
@@ -86,7 +98,8 @@ fn of_two_manifests_the_last_counts_unless_it_is_a_copy() {
 
 #[test]
 fn versions_by_package_and_binary() {
-    let dpkg = "Package: kubeadm\nStatus: install ok installed\nVersion: 1.9.0-00\n\nPackage: kubelet\nStatus: hold ok installed\nVersion: 1.18.20-00\n";
+    let dpkg = "Package: kubeadm\nStatus: install ok installed\nVersion: 1.9.0-00\n\n\
+        Package: kubelet\nStatus: hold ok installed\nVersion: 1.18.20-00\n";
     let node = read(control_plane().file("/var/lib/dpkg/status", dpkg));
     assert_eq!(
         node.kubelet_version,

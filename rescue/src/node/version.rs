@@ -88,8 +88,9 @@ fn binary_path(guest: &Guest, unit: Option<&Unit>) -> Option<GuestPath> {
         .find(|path| guest.exists(path))
 }
 
-/// Go's linker puts `-X …gitVersion=v1.20.2` into the binary as a text that ends with a NUL, which no other text in a Go program
-/// does; newer ones also carry the whole `-X` in their build information. Several different ones mean "unknown".
+/// Go's linker puts `-X …gitVersion=v1.20.2` into the binary as a text that ends with a NUL, which
+/// no other text in a Go program does; newer ones also carry the whole `-X` in their build
+/// information. Several different ones mean "unknown".
 pub(super) fn from_binary(guest: &Guest, path: &GuestPath) -> Option<Version> {
     let real = guest.resolve(path).ok()?;
     let tree = guest.tree();
@@ -147,7 +148,8 @@ fn positions<'a>(haystack: &'a [u8], needle: &'a [u8]) -> impl Iterator<Item = u
         .map(|(at, _)| at)
 }
 
-/// Shows a file of `size` bytes in overlapping windows to `look` until that returns `false`. A file that cannot be read ends.
+/// Shows a file of `size` bytes in overlapping windows to `look` until that returns `false`. A file
+/// that cannot be read ends.
 pub(super) fn scan(tree: &dyn Tree, path: &Path, size: u64, mut look: impl FnMut(&[u8]) -> bool) {
     let mut window: Vec<u8> = Vec::new();
     let mut offset = 0_u64;

@@ -1,8 +1,10 @@
-//! Where a disk keeps copies of its CA certificates: pki, kubeconfigs, bundles, trust stores. Go checks the dates of roots too, so a
-//! CA that was renewed in one place only is expired in all others.
+//! Where a disk keeps copies of its CA certificates: pki, kubeconfigs, bundles, trust stores. Go
+//! checks the dates of roots too, so a CA that was renewed in one place only is expired in all
+//! others.
 //!
-//! Searched are the files that manifests, the kubelet's flags and config, and kubeconfigs name, and a bounded number of files
-//! in the folders of [`FOLDERS`]. The volumes of pods (/var/lib/kubelet/pods) are left out: the kubelet fills them from the cluster.
+//! Searched are the files that manifests, the kubelet's flags and config, and kubeconfigs name, and
+//! a bounded number of files in the folders of [`FOLDERS`]. The volumes of pods
+//! (/var/lib/kubelet/pods) are left out: the kubelet fills them from the cluster.
 
 use anyhow::{Context as _, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -106,7 +108,8 @@ pub fn find(guest: &Guest, node: &Node) -> Vec<CopyFile> {
     found
 }
 
-/// Files that manifests and the kubelet name. Directories and files of other kinds are sorted out by their contents.
+/// Files that manifests and the kubelet name. Directories and files of other kinds are sorted out
+/// by their contents.
 fn named(node: &Node) -> Vec<GuestPath> {
     let flags = node
         .static_pods
@@ -136,7 +139,8 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// A file that something refers to is in use whatever it is called; so are the files that it refers to in turn.
+    /// A file that something refers to is in use whatever it is called; so are the files that it
+    /// refers to in turn.
     fn named(&mut self, path: &GuestPath, depth: usize) {
         let Ok(real) = self.guest.resolve(path) else {
             return;
@@ -305,8 +309,8 @@ fn kubeconfig(bytes: &[u8], path: &GuestPath) -> Option<Kubeconfig> {
         .flatten()
 }
 
-/// The bytes of the file at `path` with every other certificate of `new`'s authority exchanged for `new`, all else as it is. `None`
-/// where there is none.
+/// The bytes of the file at `path` with every other certificate of `new`'s authority exchanged for
+/// `new`, all else as it is. `None` where there is none.
 pub fn with_successor(
     bytes: &[u8],
     path: &GuestPath,

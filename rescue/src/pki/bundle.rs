@@ -1,5 +1,6 @@
-//! Keys and certificates for many workers in one file, which travels encrypted with a passphrase (the age format, version 1, with its
-//! scrypt recipient: <https://age-encryption.org/v1>; `age -d` opens it too).
+//! Keys and certificates for many workers in one file, which travels encrypted with a passphrase
+//! (the age format, version 1, with its scrypt recipient: <https://age-encryption.org/v1>; `age -d`
+//! opens it too).
 
 use age::secrecy::SecretString;
 use age::{DecryptError, scrypt};
@@ -12,10 +13,12 @@ use super::inventory::Signer;
 use super::x509::key::{Algorithm, PrivateKey, generate_all};
 use crate::base::ui::Progress;
 
-/// scrypt's N as a power of two: 128 MiB and some tenths of a second per guess. Fixed rather than measured, as the crate would: the
-/// machine that opens a bundle may be much slower, with much less memory, than the one that made it.
+/// scrypt's N as a power of two: 128 MiB and some tenths of a second per guess. Fixed rather than
+/// measured, as the crate would: the machine that opens a bundle may be much slower, with much less
+/// memory, than the one that made it.
 const WORK_FACTOR: u8 = 17;
-/// What is still opened: 256 MiB, as the `age` program makes them. A file that asks for more would take the rescue system's memory.
+/// What is still opened: 256 MiB, as the `age` program makes them. A file that asks for more would
+/// take the rescue system's memory.
 const MOST_WORK: u8 = 18;
 
 /// Why a bundle could not be opened.
@@ -59,7 +62,8 @@ fn entry(
     now: OffsetDateTime,
     days: u32,
 ) -> Result<Entry> {
-    // keyEncipherment means nothing for an EC key; only kubelets before 1.27 asked for it all the same.
+    // keyEncipherment means nothing for an EC key; only kubelets before 1.27 asked for it all the
+    // same.
     let order = Order {
         node,
         public_key_info: &key.public_key_info(),

@@ -1,5 +1,6 @@
-//! The private keys on a node that are, or will be, its kubelet's: the one it authenticates with, and the one that was made for a
-//! certificate request. A certificate that expired nearly always has a good key still beside it.
+//! The private keys on a node that are, or will be, its kubelet's: the one it authenticates with,
+//! and the one that was made for a certificate request. A certificate that expired nearly always
+//! has a good key still beside it.
 
 use anyhow::Result;
 use std::fmt;
@@ -13,7 +14,8 @@ use crate::change::Change;
 use crate::guest::{Guest, GuestPath};
 use crate::kubeconfig::{Kubeconfig, Material};
 
-/// Where a key waits for its certificate, beside the kubelet's own; the kubelet knows no file of this name.
+/// Where a key waits for its certificate, beside the kubelet's own; the kubelet knows no file of
+/// this name.
 const REQUESTED: &str = "kubelet-client-requested.key";
 
 /// The file in which a new key waits for its certificate.
@@ -75,8 +77,8 @@ pub fn all(guest: &Guest, client: &KubeletClient) -> Vec<ClientKey> {
     found
 }
 
-/// The one to request a certificate for: what the kubelet authenticates with where that belongs to its certificate, else one that
-/// was made for a request before.
+/// The one to request a certificate for: what the kubelet authenticates with where that belongs to
+/// its certificate, else one that was made for a request before.
 pub fn usable(guest: &Guest, client: &KubeletClient) -> Option<ClientKey> {
     let fits = |certificate: &Certificate, key: &ClientKey| certificate.matches(&key.key);
     let certificate = client.certificate.as_ref();

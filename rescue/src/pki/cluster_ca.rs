@@ -1,5 +1,6 @@
-//! Which cluster a node belongs to, by the CA that it trusts, and which other node of the run holds that CA's key. Names prove
-//! nothing here: every kubeadm cluster's CA is called `kubernetes`, so CAs are compared by public key and raw subject.
+//! Which cluster a node belongs to, by the CA that it trusts, and which other node of the run holds
+//! that CA's key. Names prove nothing here: every kubeadm cluster's CA is called `kubernetes`, so
+//! CAs are compared by public key and raw subject.
 
 use std::rc::Rc;
 
@@ -16,8 +17,9 @@ use crate::kubeconfig::Kubeconfig;
 /// Digits of a public key's hash that people are shown; enough to tell two CAs apart.
 const SHOWN: usize = 16;
 
-/// The hash of a certificate's SubjectPublicKeyInfo, as `kubeadm join --discovery-token-ca-cert-hash` takes it: `sha256:` and 64
-/// hexadecimal digits. It stays when a CA is renewed with its own key.
+/// The hash of a certificate's SubjectPublicKeyInfo, as
+/// `kubeadm join --discovery-token-ca-cert-hash` takes it: `sha256:` and 64 hexadecimal digits. It
+/// stays when a CA is renewed with its own key.
 pub fn public_key_hash(certificate: &Certificate) -> String {
     hash_of(&certificate.public_key_info)
 }
@@ -47,8 +49,8 @@ pub fn all_shown<'a>(certificates: impl IntoIterator<Item = &'a Certificate>) ->
     }
 }
 
-/// What a node takes for its cluster's CA: what kubelet.conf trusts, which is what the kubelet joined with; where that says
-/// nothing, the CA file. Empty where neither can be read.
+/// What a node takes for its cluster's CA: what kubelet.conf trusts, which is what the kubelet
+/// joined with; where that says nothing, the CA file. Empty where neither can be read.
 pub fn cluster_authorities(guest: &Guest, inventory: &Inventory) -> Vec<Certificate> {
     let config = inventory.kubelet.as_ref().map(|client| &client.kubeconfig);
     let trusted = config
@@ -66,7 +68,8 @@ pub fn cluster_authorities(guest: &Guest, inventory: &Inventory) -> Vec<Certific
         .unwrap_or_default()
 }
 
-/// Whether two certificates are the same CA: the same key under the same name, whatever their dates.
+/// Whether two certificates are the same CA: the same key under the same name, whatever their
+/// dates.
 pub fn is_same(one: &Certificate, other: &Certificate) -> bool {
     one.public_key_info == other.public_key_info && one.subject_raw == other.subject_raw
 }
@@ -108,7 +111,8 @@ pub fn no_key(peers: &[Rc<Peer>], sources: &str) -> Refusal {
         saw.join("; "),
         "nothing can be signed with what is there",
         format!(
-            "give --ca the disk of a control plane that has its CA key; rescue inspect {sources} says more about this one"
+            "give --ca the disk of a control plane that has its CA key; rescue inspect {sources} \
+             says more about this one"
         ),
     )
 }

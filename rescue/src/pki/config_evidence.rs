@@ -1,8 +1,9 @@
-//! What is still on the disk about the values of a lost kubeconfig: its server, the name of its cluster, whom it stood for. Each
-//! value comes with where it was found.
+//! What is still on the disk about the values of a lost kubeconfig: its server, the name of its
+//! cluster, whom it stood for. Each value comes with where it was found.
 //!
-//! kubeadm's rules (phases/kubeconfig/kubeconfig.go): administrators and kubelets are sent to the control plane's endpoint, and from
-//! 1.19.1 on controller manager and scheduler to this node's own API server.
+//! kubeadm's rules (phases/kubeconfig/kubeconfig.go): administrators and kubelets are sent to the
+//! control plane's endpoint, and from 1.19.1 on controller manager and scheduler to this node's own
+//! API server.
 
 use std::rc::Rc;
 
@@ -176,7 +177,8 @@ impl<'a> ConfigEvidence<'a> {
         }
     }
 
-    /// A certificate of this cluster for `common_name` in another kubeconfig: its subject says which groups it had.
+    /// A certificate of this cluster for `common_name` in another kubeconfig: its subject says
+    /// which groups it had.
     pub fn client(&self, common_name: &str) -> Option<Found<&Certificate>> {
         self.witnesses.iter().find_map(|witness| {
             let client = witness.client.as_ref()?;
@@ -185,8 +187,9 @@ impl<'a> ConfigEvidence<'a> {
         })
     }
 
-    /// The group of the administrator. Who is in a group that the cluster does not bind is locked out, so kubeadm 1.29's new one is
-    /// taken only where something on the disk shows that the cluster has it.
+    /// The group of the administrator. Who is in a group that the cluster does not bind is locked
+    /// out, so kubeadm 1.29's new one is taken only where something on the disk shows that the
+    /// cluster has it.
     pub fn administrators(&self) -> Found<&'static str> {
         const MASTERS: &str = "system:masters";
         const BOUND: &str = "kubeadm:cluster-admins";
@@ -271,7 +274,8 @@ impl<'a> ConfigEvidence<'a> {
     }
 }
 
-/// Kubeconfigs that may be there, best witnesses first, and whether kubeadm gives them the local endpoint.
+/// Kubeconfigs that may be there, best witnesses first, and whether kubeadm gives them the local
+/// endpoint.
 fn paths(guest: &Guest, node: &Node) -> Vec<(GuestPath, bool)> {
     let folder = GuestPath::new("/etc/kubernetes");
     let mut paths: Vec<(GuestPath, bool)> = ["admin.conf", "super-admin.conf"]

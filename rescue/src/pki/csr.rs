@@ -1,5 +1,6 @@
-//! Certificate signing requests (PKCS#10) for a kubelet's client certificate, and for nothing else: what asks for more is refused, as
-//! the API server's signer `kubernetes.io/kube-apiserver-client-kubelet` refuses it (pkg/apis/certificates/helpers.go,
+//! Certificate signing requests (PKCS#10) for a kubelet's client certificate, and for nothing else:
+//! what asks for more is refused, as the API server's signer
+//! `kubernetes.io/kube-apiserver-client-kubelet` refuses it (pkg/apis/certificates/helpers.go,
 //! ValidateKubeletClientCSR).
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -21,7 +22,8 @@ pub const NODES: &str = "system:nodes";
 
 const LABEL: &str = "CERTIFICATE REQUEST";
 
-/// A request that is signed with its own key and asks for nothing but a kubelet's client certificate.
+/// A request that is signed with its own key and asks for nothing but a kubelet's client
+/// certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeRequest {
     /// The node's name.
@@ -51,8 +53,8 @@ pub fn make(node: &str, key: &PrivateKey) -> Result<String> {
     Ok(pem::encode(LABEL, &request))
 }
 
-/// Reads a request and proves it: one request, signed with the key that it names, group `system:nodes` and the name of a node as
-/// its only names, no extensions that would say more.
+/// Reads a request and proves it: one request, signed with the key that it names, group
+/// `system:nodes` and the name of a node as its only names, no extensions that would say more.
 pub fn read(text: &[u8]) -> Result<NodeRequest> {
     let blocks = pem::blocks(text);
     let [block] = blocks.as_slice() else {
@@ -95,7 +97,8 @@ pub fn read(text: &[u8]) -> Result<NodeRequest> {
         .is_some()
     {
         bail!(
-            "it asks for extensions or carries attributes; a kubelet's client certificate takes none"
+            "it asks for extensions or carries attributes; a kubelet's client certificate takes \
+             none"
         );
     }
     let node = node_name(&request)?;
@@ -106,8 +109,8 @@ pub fn read(text: &[u8]) -> Result<NodeRequest> {
     })
 }
 
-/// Exactly the organization `system:nodes` and the common name of a node. Any other organization is a group that RBAC looks at:
-/// `system:masters` would make an administrator.
+/// Exactly the organization `system:nodes` and the common name of a node. Any other organization is
+/// a group that RBAC looks at: `system:masters` would make an administrator.
 fn node_name(request: &X509CertificationRequest<'_>) -> Result<String> {
     let name = &request.certification_request_info.subject;
     let shown = printable(&name.to_string());
@@ -151,7 +154,8 @@ mod tests {
             for at in (0..der.len()).step_by(3) {
                 let mut damaged = der.clone();
                 damaged[at] ^= 1;
-                // Only what the signature covers is ever used; the algorithm's name beside it is spelled leniently.
+                // Only what the signature covers is ever used; the algorithm's name beside it is
+                // spelled leniently.
                 let again = read(pem::encode(LABEL, &damaged).as_bytes());
                 assert!(
                     again.is_err() || again.is_ok_and(|again| again == request),

@@ -1,5 +1,5 @@
-//! What travels between a worker and the place where the CA's key is: requests there, certificates back. Neither holds a secret;
-//! only a bundle does, and that travels encrypted.
+//! What travels between a worker and the place where the CA's key is: requests there, certificates
+//! back. Neither holds a secret; only a bundle does, and that travels encrypted.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -38,7 +38,8 @@ impl CaName {
         }
     }
 
-    /// For people, shortened as [`cluster_ca::shown`]. It comes from a file: nothing in it may control a terminal.
+    /// For people, shortened as [`cluster_ca::shown`]. It comes from a file: nothing in it may
+    /// control a terminal.
     pub fn shown(&self) -> String {
         let hash: String = self.public_key.chars().take("sha256:".len() + 16).collect();
         printable(&format!("{} ({hash}…)", self.subject))
@@ -66,7 +67,8 @@ pub struct RequestFile {
     pub ca: Vec<CaName>,
     /// PKCS#10 in PEM.
     pub csr: String,
-    /// The certificate that the cluster's CA signed for this node and this key before, in PEM: it proves the name. None with a new key.
+    /// The certificate that the cluster's CA signed for this node and this key before, in PEM: it
+    /// proves the name. None with a new key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<String>,
 }
@@ -118,7 +120,8 @@ pub const SIGNED: &str = "signed-certificates";
 pub const BUNDLE: &str = "certificate-bundle";
 
 impl RequestFile {
-    /// A request for this node, signed with `key`. `key_encipherment`: kubelets before 1.27 ask for it, and all do for RSA keys.
+    /// A request for this node, signed with `key`. `key_encipherment`: kubelets before 1.27 ask for
+    /// it, and all do for RSA keys.
     pub fn new(
         node: &str,
         key: &PrivateKey,
@@ -148,8 +151,8 @@ impl RequestFile {
         self
     }
 
-    /// Whether it brings a certificate that `ca` signed for this node and the key of the request. That the key is there, the request's own
-    /// signature proves.
+    /// Whether it brings a certificate that `ca` signed for this node and the key of the request.
+    /// That the key is there, the request's own signature proves.
     pub fn proves_its_name(&self, request: &csr::NodeRequest, ca: &Certificate) -> bool {
         let old = self
             .certificate

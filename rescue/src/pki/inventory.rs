@@ -1,4 +1,5 @@
-//! Every certificate that a kubeadm node carries, and what is wrong with each. Looks only; nothing here mends.
+//! Every certificate that a kubeadm node carries, and what is wrong with each. Looks only; nothing
+//! here mends.
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -22,8 +23,9 @@ use crate::kubeconfig::{Kubeconfig, Material};
 use crate::node::Node;
 use crate::tree::TreeError;
 
-/// What counts as "expires soon": 30 days, or a tenth of the lifetime where that is less (a signer may issue for a day only).
-/// Long enough to boot the node and let its own renewal run, short enough not to touch what kubeadm just renewed.
+/// What counts as "expires soon": 30 days, or a tenth of the lifetime where that is less (a signer
+/// may issue for a day only). Long enough to boot the node and let its own renewal run, short
+/// enough not to touch what kubeadm just renewed.
 const SOON: Duration = Duration::days(30);
 
 /// kubeadm's own folder for kubeconfigs.
@@ -238,7 +240,8 @@ pub struct AuthorityState {
     pub certificates: Vec<Certificate>,
     /// What components trust beside it (client CA bundles).
     pub trusted: Vec<Certificate>,
-    /// Certificate and key that belong together, even where dates or usages forbid to sign with them.
+    /// Certificate and key that belong together, even where dates or usages forbid to sign with
+    /// them.
     pub pair: Option<Signer>,
     /// With what to sign, or why not.
     pub signer: Result<Signer, Blocked>,
@@ -302,7 +305,8 @@ pub struct Inventory {
     pub leaves: Vec<Leaf>,
     /// The kubelet's client certificate; `None` where there is no kubelet.
     pub kubelet: Option<KubeletClient>,
-    /// The kubelet's self-signed serving certificate, with its path; nothing in a stock kubeadm cluster verifies it.
+    /// The kubelet's self-signed serving certificate, with its path; nothing in a stock kubeadm
+    /// cluster verifies it.
     pub kubelet_serving: Option<(GuestPath, Certificate)>,
     /// What etcd says of the cluster, once somebody asked.
     pub(super) kept: OnceCell<Kept>,
@@ -341,8 +345,8 @@ impl Inventory {
 }
 
 impl Inventory {
-    /// With the names that the user asked for: `NAME` for the API server, `LEAF=NAME` for another. What does not parse is left out;
-    /// the command line has refused it.
+    /// With the names that the user asked for: `NAME` for the API server, `LEAF=NAME` for another.
+    /// What does not parse is left out; the command line has refused it.
     #[must_use]
     pub fn with_asked_names(mut self, asked: &[String]) -> Self {
         for (leaf, name) in asked.iter().filter_map(|asked| Name::asked(asked)) {
@@ -473,7 +477,8 @@ impl Reader<'_> {
             .map(GuestPath::new)
     }
 
-    /// The manifest's path, unless it exists only inside the container: then the default, if that is there.
+    /// The manifest's path, unless it exists only inside the container: then the default, if that
+    /// is there.
     fn first_there(&self, flags: &[Option<GuestPath>], default: GuestPath) -> GuestPath {
         let flagged = flags.iter().flatten().next().cloned();
         match flagged {
@@ -547,7 +552,8 @@ impl Reader<'_> {
         })
     }
 
-    /// `ca.key` beside `ca.crt`, as kubeadm calls it; `ca-key.pem` beside `ca.pem` where that is there: kubespray's and cfssl's.
+    /// `ca.key` beside `ca.crt`, as kubeadm calls it; `ca-key.pem` beside `ca.pem` where that is
+    /// there: kubespray's and cfssl's.
     fn key_beside(&self, certificate: &GuestPath) -> GuestPath {
         let path = certificate.as_path();
         let kubeadms = GuestPath::new(path.with_extension("key"));
@@ -662,15 +668,18 @@ impl Reader<'_> {
             .collect()
     }
 
-    /// One file named twice (scheduler and controller manager sharing a kubeconfig, one certificate for all that etcd does) is one
-    /// certificate.
+    /// One file named twice (scheduler and controller manager sharing a kubeconfig, one certificate
+    /// for all that etcd does) is one certificate.
     fn is_one_file(&self, one: &Leaf, other: &Leaf) -> bool {
         let (Some(one), Some(other)) = (&one.place, &other.place) else {
             return false;
         };
         let (one, other) = (one.path(), other.path());
         one == other
-            || matches!((self.guest.resolve(one), self.guest.resolve(other)), (Ok(one), Ok(other)) if one == other)
+            || matches!(
+                (self.guest.resolve(one), self.guest.resolve(other)),
+                (Ok(one), Ok(other)) if one == other
+            )
     }
 
     fn file_leaf(&self, profile: &Profile) -> Option<Leaf> {
@@ -684,7 +693,8 @@ impl Reader<'_> {
             certificate = self.first_there(&[flagged], certificate);
             key = self.first_there(&[self.flag(flags.pod, flags.key)], key);
         }
-        // Without a manifest that names it, a leaf that is not there is not missing: external etcd has none of etcd's.
+        // Without a manifest that names it, a leaf that is not there is not missing: external etcd
+        // has none of etcd's.
         if !named
             && !self.is_made_by_kubeadm(profile)
             && !self.guest.exists(&certificate)
@@ -790,7 +800,8 @@ impl Reader<'_> {
     ) -> Option<Leaf> {
         let default = GuestPath::new(KUBERNETES_DIR).join(profile.name);
         let flagged = profile.pod.and_then(|pod| self.flag(pod, "--kubeconfig"));
-        // No manifest names admin.conf, but kubeadm makes one wherever it makes the controller manager's.
+        // No manifest names admin.conf, but kubeadm makes one wherever it makes the controller
+        // manager's.
         let is_kubeadms = || {
             self.flag("kube-controller-manager", "--kubeconfig")
                 .is_some()
@@ -920,7 +931,8 @@ impl Reader<'_> {
                     .certificates
                     .iter()
                     .any(|ca| ca.subject_raw == certificate.issuer_raw);
-                // A serving certificate from a company's own CA is somebody's decision; clients trust that CA, not ours.
+                // A serving certificate from a company's own CA is somebody's decision; clients
+                // trust that CA, not ours.
                 if leaf.name == "apiserver" && !same_name {
                     leaf.foreign = Some(format!("it was issued by {}", certificate.issuer));
                 }
@@ -941,8 +953,8 @@ impl Reader<'_> {
     }
 }
 
-/// Go's x509 takes a certificate without any extended key usage for one that may do everything, `kubeadm certs renew` does not
-/// ("must specify at least one ExtKeyUsage").
+/// Go's x509 takes a certificate without any extended key usage for one that may do everything,
+/// `kubeadm certs renew` does not ("must specify at least one ExtKeyUsage").
 fn usage_problem(certificate: &Certificate, usages: &[Usage], path: &GuestPath) -> Option<Problem> {
     const ANY: &str = "2.5.29.37.0";
     let had = certificate
@@ -990,7 +1002,8 @@ fn name_problems(
     missing.iter().map(problem).collect()
 }
 
-/// A kubeconfig that neither trusts this cluster's CA nor was issued by it belongs to another cluster.
+/// A kubeconfig that neither trusts this cluster's CA nor was issued by it belongs to another
+/// cluster.
 fn foreign_config(
     guest: &Guest,
     config: &Kubeconfig,
@@ -1071,8 +1084,8 @@ pub(super) fn key_problem(
     })
 }
 
-/// Keys that more than one thing uses keep their bytes: replacing one would break the other. The service accounts' key is the
-/// worst of them: every token in the cluster is signed with it.
+/// Keys that more than one thing uses keep their bytes: replacing one would break the other. The
+/// service accounts' key is the worst of them: every token in the cluster is signed with it.
 fn share_keys(guest: &Guest, node: &Node, leaves: &mut [Leaf]) {
     let mut users: BTreeMap<RealPath, Vec<String>> = BTreeMap::new();
     let real_key = |leaf: &Leaf| match &leaf.place {

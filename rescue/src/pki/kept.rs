@@ -1,8 +1,11 @@
-//! What the cluster itself keeps about its names: kubeadm's configuration, read from the etcd member on this disk, else from that of another
-//! node of the run ([`super::lent`]). It is looked for only where a certificate or kubeconfig is lost, because one pass over the whole
-//! database is needed (etcd's keys are in the order of their revisions). It comes after what the node's own files say.
+//! What the cluster itself keeps about its names: kubeadm's configuration, read from the etcd
+//! member on this disk, else from that of another node of the run ([`super::lent`]). It is looked
+//! for only where a certificate or kubeconfig is lost, because one pass over the whole database is
+//! needed (etcd's keys are in the order of their revisions). It comes after what the node's own
+//! files say.
 //!
-//! Source: kubeadm's phases/uploadconfig (ConfigMap `kube-system/kubeadm-config`), and apis/kubeadm/v1beta1 to v1beta4.
+//! Source: kubeadm's phases/uploadconfig (ConfigMap `kube-system/kubeadm-config`), and
+//! apis/kubeadm/v1beta1 to v1beta4.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -46,7 +49,8 @@ pub struct Kept {
     pub documents: Vec<Value>,
     /// Whether the group that kubeadm from 1.29 on gives administrators is bound.
     pub binds_cluster_admins: bool,
-    /// This node's address, by what its API server or etcd was started with, else by its Node object; and where that stands.
+    /// This node's address, by what its API server or etcd was started with, else by its Node
+    /// object; and where that stands.
     pub address: Option<(IpAddr, String)>,
     /// Why there are no documents; `None` too where there is no etcd on this disk.
     pub why_not: Option<String>,
@@ -74,7 +78,8 @@ impl Kept {
         }
     }
 
-    /// What these values, of the etcd called `place`, say of a node. `None` where they do not show that it is of the node's cluster.
+    /// What these values, of the etcd called `place`, say of a node. `None` where they do not show
+    /// that it is of the node's cluster.
     pub(super) fn of(
         values: &Values,
         prefix: &str,
@@ -94,8 +99,8 @@ impl Kept {
         format!("kubeadm-config in {},", self.place)
     }
 
-    /// The control plane's endpoint, `host:port`, as kubeadm's GetControlPlaneEndpoint makes it: without a port of its own that of the
-    /// API server.
+    /// The control plane's endpoint, `host:port`, as kubeadm's GetControlPlaneEndpoint makes it:
+    /// without a port of its own that of the API server.
     pub fn endpoint(&self, port: u16) -> Option<String> {
         let of = |document| yaml::text_at(document, &["controlPlaneEndpoint"]);
         let endpoint = self
@@ -127,7 +132,8 @@ pub(super) fn prefix(node: &Node) -> &str {
     flag.unwrap_or(PREFIX).trim_end_matches('/')
 }
 
-/// The values of some keys in the etcd member on a node's disk, log included. `None` where there is none; else why they cannot be read.
+/// The values of some keys in the etcd member on a node's disk, log included. `None` where there is
+/// none; else why they cannot be read.
 pub(super) fn values(
     guest: &Guest,
     node: &Node,
@@ -249,7 +255,8 @@ impl Keys {
         }
     }
 
-    /// Annotations as kubeadm's GetAPIEndpoint and etcd's getRawEtcdEndpointsFromPodAnnotation read them from 1.22 on, then the Node's InternalIP.
+    /// Annotations as kubeadm's GetAPIEndpoint and etcd's getRawEtcdEndpointsFromPodAnnotation read
+    /// them from 1.22 on, then the Node's InternalIP.
     fn address(&self, values: &Values, place: &str) -> Option<(IpAddr, String)> {
         let value = |key: &String| values.get(key.as_bytes()).map(Vec::as_slice);
         let usable = |name: Option<Name>| match name {
@@ -292,7 +299,8 @@ fn documents(map: &BTreeMap<String, String>) -> Vec<Value> {
         .collect()
 }
 
-/// Whether the client CA that the API server wrote down is this node's; `None` where there is nothing to compare.
+/// Whether the client CA that the API server wrote down is this node's; `None` where there is
+/// nothing to compare.
 fn trusts_the_same(
     map: &BTreeMap<String, String>,
     authorities: &BTreeMap<Authority, AuthorityState>,
@@ -305,7 +313,8 @@ fn trusts_the_same(
 }
 
 impl Inventory {
-    /// What etcd says of the cluster: the one on this disk, else another node's of the run; read the first time that somebody asks.
+    /// What etcd says of the cluster: the one on this disk, else another node's of the run; read
+    /// the first time that somebody asks.
     pub fn kept(&self, guest: &Guest, node: &Node) -> &Kept {
         self.kept.get_or_init(|| {
             let own = Kept::read(guest, node, &self.authorities);
@@ -320,7 +329,8 @@ impl Inventory {
         })
     }
 
-    /// With what the etcd of other nodes of the run says, where they prove to be control planes of this node's cluster.
+    /// With what the etcd of other nodes of the run says, where they prove to be control planes of
+    /// this node's cluster.
     #[must_use]
     pub fn with_lent(mut self, party: &Party, peers: &[Rc<Peer>]) -> Self {
         let lenders = peers
@@ -333,7 +343,8 @@ impl Inventory {
         self
     }
 
-    /// With the names that kubeadm's configuration in etcd adds, where a server's certificate is lost.
+    /// With the names that kubeadm's configuration in etcd adds, where a server's certificate is
+    /// lost.
     #[must_use]
     pub fn with_kept_names(mut self, guest: &Guest, node: &Node) -> Self {
         let is_server = |name: &str| SERVERS.contains(&name);

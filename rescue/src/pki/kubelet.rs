@@ -1,5 +1,6 @@
-//! The kubelet's client certificate. Sources for the rules: client-go's util/certificate/certificate_store.go, the kubelet's
-//! buildKubeletClientConfig and bootstrap.isClientConfigStillValid, unchanged from 1.13 to 1.33.
+//! The kubelet's client certificate. Sources for the rules: client-go's
+//! util/certificate/certificate_store.go, the kubelet's buildKubeletClientConfig and
+//! bootstrap.isClientConfigStillValid, unchanged from 1.13 to 1.33.
 
 use time::OffsetDateTime;
 
@@ -35,7 +36,8 @@ pub struct KubeletClient {
     pub certificate_path: Option<GuestPath>,
     /// What is wrong, worst first.
     pub problems: Vec<Problem>,
-    /// Whether certificate and key of the kubeconfig both are `kubelet-client-current.pem` already, and nothing else.
+    /// Whether certificate and key of the kubeconfig both are `kubelet-client-current.pem` already,
+    /// and nothing else.
     pub points_to_current: bool,
     /// The node's name, or why it cannot be known.
     pub node_name: Result<String, String>,
@@ -92,7 +94,8 @@ fn cert_dir(node: &Node) -> GuestPath {
         .unwrap_or_else(|| GuestPath::new("/var/lib/kubelet/pki"))
 }
 
-/// Reads it; `None` where there is no kubelet, or one that authenticates by other means or not at all.
+/// Reads it; `None` where there is no kubelet, or one that authenticates by other means or not at
+/// all.
 pub fn read(
     guest: &Guest,
     node: &Node,
@@ -258,8 +261,9 @@ impl KubeletClient {
         all
     }
 
-    /// What is in `kubelet-client-current.pem`, which the kubelet's store loads before it asks the kubeconfig. Damage there is
-    /// fatal to it; an expired one beside a good inline certificate is not.
+    /// What is in `kubelet-client-current.pem`, which the kubelet's store loads before it asks the
+    /// kubeconfig. Damage there is fatal to it; an expired one beside a good inline certificate is
+    /// not.
     fn read_store(&mut self, guest: &Guest) -> Option<Certificate> {
         let current = self.current();
         let meta = guest.lstat(&current).ok()?;
@@ -299,7 +303,8 @@ impl KubeletClient {
         authority: Option<&AuthorityState>,
         config: Option<&Kubeconfig>,
     ) {
-        // isClientConfigStillValid takes any expired certificate in the data for the leaf's own end, an appended CA too.
+        // isClientConfigStillValid takes any expired certificate in the data for the leaf's own
+        // end, an appended CA too.
         let expired = self.chain.iter().filter(|other| other.not_after < now);
         let expired: Vec<Problem> = expired
             .filter_map(|other| dates(other, self.path(), now))
@@ -334,7 +339,8 @@ impl KubeletClient {
         }
     }
 
-    /// The old certificate knows best; a kubeconfig of kubeadm's names the node too. Where neither says it, the node's own facts.
+    /// The old certificate knows best; a kubeconfig of kubeadm's names the node too. Where neither
+    /// says it, the node's own facts.
     fn name(
         &mut self,
         node: &Node,
@@ -360,13 +366,16 @@ impl KubeletClient {
         let known = match (certified, user) {
             (Some(certified), Some(user)) if certified != user => {
                 return Err(format!(
-                    "the certificate is for node {certified:?}, its user in the kubeconfig for {user:?}"
+                    "the certificate is for node {certified:?}, its user in the kubeconfig for \
+                     {user:?}"
                 ));
             }
             (Some(name), _) | (None, Some(name)) => name,
             (None, None) => {
                 let name = fact.filter(|name| is_node_name(name)).ok_or_else(|| {
-                    "neither the old certificate nor the kubeconfig nor the node's settings say its name".to_owned()
+                    "neither the old certificate nor the kubeconfig nor the node's settings say \
+                     its name"
+                        .to_owned()
                 })?;
                 self.remarks.push(format!(
                     "the node's name {name:?} is taken from {}",

@@ -1,6 +1,8 @@
-//! The pair that the kubelet serves with where nothing else is configured: `kubelet.crt` and `kubelet.key`. Sources for the rules:
-//! InitializeTLS in cmd/kubelet/app/server.go, CanReadCertAndKey in client-go's util/cert/io.go. The kubelet makes the pair when
-//! neither file is there, insists on both when one is, and exits when they cannot be loaded. It never looks at the dates.
+//! The pair that the kubelet serves with where nothing else is configured: `kubelet.crt` and
+//! `kubelet.key`. Sources for the rules: InitializeTLS in cmd/kubelet/app/server.go,
+//! CanReadCertAndKey in client-go's util/cert/io.go. The kubelet makes the pair when neither file
+//! is there, insists on both when one is, and exits when they cannot be loaded. It never looks at
+//! the dates.
 
 use serde_json::Value;
 
@@ -10,8 +12,8 @@ use crate::base::yaml;
 use crate::guest::{Guest, GuestPath};
 use crate::node::Node;
 
-/// Whether the kubelet has its serving certificate signed by the cluster, in `kubelet-server-current.pem`: `serverTLSBootstrap` in
-/// its config, or the flag, which wins.
+/// Whether the kubelet has its serving certificate signed by the cluster, in
+/// `kubelet-server-current.pem`: `serverTLSBootstrap` in its config, or the flag, which wins.
 pub fn asks_the_cluster(node: &Node) -> bool {
     match node.kubelet.flag("--rotate-server-certificates") {
         Some(value) => value != "false",
@@ -45,7 +47,8 @@ pub struct OwnPair {
 }
 
 impl OwnPair {
-    /// `None` where the kubelet does not use it: its config or flags name another pair, or it asks the cluster for one.
+    /// `None` where the kubelet does not use it: its config or flags name another pair, or it asks
+    /// the cluster for one.
     pub fn of(node: &Node) -> Option<Self> {
         let kubelet = &node.kubelet;
         let named = |flag: &str, key: &str| {

@@ -1,5 +1,6 @@
-//! What the etcd of another node of the same run says of the cluster: for a worker, and for a control plane whose own etcd is lost. A few values are
-//! read while that node's disk is open, and only where some node of the run has lost something and its own etcd does not help.
+//! What the etcd of another node of the same run says of the cluster: for a worker, and for a
+//! control plane whose own etcd is lost. A few values are read while that node's disk is open, and
+//! only where some node of the run has lost something and its own etcd does not help.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,7 +25,8 @@ pub struct Lent {
 }
 
 impl Lent {
-    /// Reads what is of use to the nodes of these names; `None` where this node has no etcd that can be read.
+    /// Reads what is of use to the nodes of these names; `None` where this node has no etcd that
+    /// can be read.
     pub fn read(guest: &Guest, node: &Node, nodes: &[String]) -> Option<Self> {
         let prefix = prefix(node).to_owned();
         let values = values(guest, node, keys_for(&prefix, nodes))?.ok()?;
@@ -47,7 +49,8 @@ impl Lent {
         &self.place
     }
 
-    /// What it says of a node. `None` where it has no configuration of kubeadm, or is not shown to be of the node's cluster.
+    /// What it says of a node. `None` where it has no configuration of kubeadm, or is not shown to
+    /// be of the node's cluster.
     pub fn kept(
         &self,
         node: &Node,

@@ -1,5 +1,5 @@
-//! The inventory as a product of its own: every certificate of a node as one row that says all about it, and what lies beside
-//! them unused.
+//! The inventory as a product of its own: every certificate of a node as one row that says all
+//! about it, and what lies beside them unused.
 
 use std::collections::BTreeSet;
 use time::OffsetDateTime;
@@ -19,8 +19,8 @@ pub(super) const KUBESPRAY_ETCD: &str = "/etc/ssl/etcd/ssl";
 const SYSTEM_BUNDLES: [&str; 4] = ["/etc/ssl/certs", "/etc/pki", "/usr/share", "/usr/lib"];
 
 /// What to know about `kubelet-server-current.pem`.
-const ASKED_FOR: &str = "serverTLSBootstrap: the kubelet asks the cluster for it, and somebody must approve each request (kubectl get csr, \
-                         kubectl certificate approve NAME)";
+const ASKED_FOR: &str = "serverTLSBootstrap: the kubelet asks the cluster for it, and somebody \
+    must approve each request (kubectl get csr, kubectl certificate approve NAME)";
 
 /// What a row is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -57,7 +57,8 @@ pub enum Manager {
 /// One certificate.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Row {
-    /// As `kubeadm certs check-expiration` calls it; the file's name for what kubeadm does not know.
+    /// As `kubeadm certs check-expiration` calls it; the file's name for what kubeadm does not
+    /// know.
     pub name: String,
     /// What it is.
     pub kind: Kind,
@@ -170,7 +171,8 @@ impl Listing {
     }
 }
 
-/// Leaves that something on the node uses and that are none of kubeadm's or the kubelet's: of kubespray's etcd, of a network plugin.
+/// Leaves that something on the node uses and that are none of kubeadm's or the kubelet's: of
+/// kubespray's etcd, of a network plugin.
 pub fn others_in_use(guest: &Guest, node: &Node, now: OffsetDateTime) -> Vec<Row> {
     let Listing { rows, .. } = Listing::of_rows(guest, node, now).1;
     rows.into_iter()
@@ -324,7 +326,9 @@ impl Lister<'_> {
                 used_by: self.references.users(self.guest, path),
                 managed_by: Manager::Kubelet,
                 remark: Some(
-                    "the kubelet's own, made once and never renewed by it; stock clusters do not verify it".to_owned(),
+                    "the kubelet's own, made once and never renewed by it; stock clusters do not \
+                     verify it"
+                        .to_owned(),
                 ),
                 ..Row::new("kubelet.crt", Kind::KubeletServing, path.to_string())
             };
@@ -426,7 +430,8 @@ impl Lister<'_> {
             return None;
         }
         let all = Certificate::all_from_pem(&strays::read_small(self.guest, path)?).ok()?;
-        // Of a bundle, what ends first; a leaf's chain ends later than the leaf where it was made with care.
+        // Of a bundle, what ends first; a leaf's chain ends later than the leaf where it was made
+        // with care.
         let certificate = match all.first() {
             Some(first) if !first.is_ca => first,
             _ => all.iter().min_by_key(|certificate| certificate.not_after)?,

@@ -1,5 +1,6 @@
-//! Which nodes of a run belong to one cluster. Two clusters may lie on the table at once, so a likeness is not enough: either a
-//! key that only one cluster has is on both disks, or the nodes name each other.
+//! Which nodes of a run belong to one cluster. Two clusters may lie on the table at once, so a
+//! likeness is not enough: either a key that only one cluster has is on both disks, or the nodes
+//! name each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -131,8 +132,8 @@ impl Membership {
     }
 }
 
-/// Why `one` and `other` are of one cluster; `None` where nothing proves it. `all` are the nodes of the run: where two of them
-/// have the same name, names prove nothing.
+/// Why `one` and `other` are of one cluster; `None` where nothing proves it. `all` are the nodes of
+/// the run: where two of them have the same name, names prove nothing.
 pub fn kinship(one: &Peer, other: &Peer, all: &[&Peer]) -> Option<Kinship> {
     if let Some(words) = by_key(one, other) {
         return Some(Kinship {
@@ -230,8 +231,9 @@ mod tests {
             .file(
                 "/etc/kubernetes/manifests/etcd.yaml",
                 format!(
-                    "kind: Pod\nmetadata: {{name: etcd}}\nspec: {{containers: [{{command: [etcd, --name={name}, \
-                     --initial-advertise-peer-urls={url}, '--initial-cluster={members}']}}]}}\n"
+                    "kind: Pod\nmetadata: {{name: etcd}}\nspec: {{containers: [{{command: [etcd, \
+                     --name={name}, --initial-advertise-peer-urls={url}, \
+                     '--initial-cluster={members}']}}]}}\n"
                 ),
             )
             .into_guest();

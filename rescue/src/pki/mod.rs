@@ -1,4 +1,5 @@
-//! Certificates: reading them, saying what is wrong with them, issuing new ones with the CA keys on the disk.
+//! Certificates: reading them, saying what is wrong with them, issuing new ones with the CA keys on
+//! the disk.
 
 pub mod authority_copies;
 pub mod bundle;

@@ -1,5 +1,6 @@
-//! The names that a serving certificate must carry, worked out from what its users on this disk call the server, and the further
-//! ones that kubeadm puts in. Source: kubeadm's util/pkiutil GetAPIServerAltNames and getAltNames (etcd), the same from 1.11 on.
+//! The names that a serving certificate must carry, worked out from what its users on this disk
+//! call the server, and the further ones that kubeadm puts in. Source: kubeadm's util/pkiutil
+//! GetAPIServerAltNames and getAltNames (etcd), the same from 1.11 on.
 
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -266,7 +267,8 @@ impl<'a> Names<'a> {
         for flag in ["--advertise-client-urls", "--listen-client-urls"] {
             self.urls(&mut needed, "etcd", flag, |_, _| true);
         }
-        // The API server of a node may know all members; the others' names are no concern of this certificate.
+        // The API server of a node may know all members; the others' names are no concern of this
+        // certificate.
         self.urls(&mut needed, "kube-apiserver", "--etcd-servers", own);
         self.listed(&mut needed, &["etcd", "local", "serverCertSANs"]);
         needed
@@ -382,7 +384,8 @@ impl<'a> Names<'a> {
             })
     }
 
-    /// The first address of the first service network, as kubeadm's GetAPIServerVirtualIP; else where it was looked for.
+    /// The first address of the first service network, as kubeadm's GetAPIServerVirtualIP; else
+    /// where it was looked for.
     fn service_address(&self) -> (Option<IpAddr>, String) {
         let flag = "--service-cluster-ip-range";
         let flagged = ["kube-apiserver", "kube-controller-manager"]
@@ -402,7 +405,8 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// kubernetes.default.svc.DOMAIN. The issuer of service account tokens names it, and whoever checks them asks it there.
+    /// kubernetes.default.svc.DOMAIN. The issuer of service account tokens names it, and whoever
+    /// checks them asks it there.
     fn cluster_domain(&self, needed: &mut Needed) {
         if let Some((issuer, source)) = self.flag("kube-apiserver", "--service-account-issuer")
             && let Some(Name::Dns(host)) = Name::of_url(issuer)
@@ -448,7 +452,8 @@ impl<'a> Names<'a> {
         found
     }
 
-    /// `None` where the client checks no name, or trusts another CA than this cluster's: then another certificate is served there.
+    /// `None` where the client checks no name, or trusts another CA than this cluster's: then
+    /// another certificate is served there.
     fn server(&self, path: &GuestPath) -> Option<Name> {
         let config = Kubeconfig::parse(&self.guest.read(path).ok()?, path).ok()?;
         let cluster = config.current_cluster()?;

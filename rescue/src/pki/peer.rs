@@ -1,5 +1,5 @@
-//! What the other nodes of the same run hold: their CAs, with which a worker's certificate can be signed, and the keys that all
-//! control planes of a cluster share.
+//! What the other nodes of the same run hold: their CAs, with which a worker's certificate can be
+//! signed, and the keys that all control planes of a cluster share.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -30,7 +30,8 @@ pub struct Peer {
     pub role: Option<Role>,
     /// Its CAs.
     pub authorities: BTreeMap<Authority, AuthorityState>,
-    /// The files of those CAs whose key is here and belongs to the certificate, byte for byte; over or not.
+    /// The files of those CAs whose key is here and belongs to the certificate, byte for byte; over
+    /// or not.
     pub authority_files: BTreeMap<Authority, AuthorityFiles>,
     /// The keys of the service accounts.
     pub service_accounts: ServiceAccounts,
@@ -42,7 +43,8 @@ pub struct Peer {
     pub lent: Option<Rc<Lent>>,
     /// Whether it has lost something of which etcd may know the names.
     pub may_need_lent: bool,
-    /// Names of control planes that its etcd knows; read only where kubelets of other nodes are signed for without their disks.
+    /// Names of control planes that its etcd knows; read only where kubelets of other nodes are
+    /// signed for without their disks.
     pub control_planes: BTreeSet<String>,
     /// What it proves, and what it merely says.
     pub party: Party,

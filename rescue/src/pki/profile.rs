@@ -1,5 +1,6 @@
-//! kubeadm's leaves as data: where each is, who signs it, what it is for. Source: kubeadm's phases/certs/certlist.go,
-//! phases/kubeconfig and phases/controlplane/manifests.go, which did not change in these points from 1.11 to 1.33.
+//! kubeadm's leaves as data: where each is, who signs it, what it is for. Source: kubeadm's
+//! phases/certs/certlist.go, phases/kubeconfig and phases/controlplane/manifests.go, which did not
+//! change in these points from 1.11 to 1.33.
 
 use crate::base::severity::Severity;
 
@@ -95,7 +96,8 @@ pub struct Profile {
     pub base: &'static str,
     /// Who signs it.
     pub authority: Authority,
-    /// The common name that its peers insist on, or `None` where it is free (etcd's carry the node's name).
+    /// The common name that its peers insist on, or `None` where it is free (etcd's carry the
+    /// node's name).
     pub common_name: Option<&'static str>,
     /// Extended key usages.
     pub usages: &'static [Usage],

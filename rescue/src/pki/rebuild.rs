@@ -1,5 +1,5 @@
-//! What a lost leaf said, put together from what is left on the disk: its subject, its names, its kind of key.
-//! Source for the subjects: kubeadm's phases/certs/certlist.go before and after 1.29.
+//! What a lost leaf said, put together from what is left on the disk: its subject, its names, its
+//! kind of key. Source for the subjects: kubeadm's phases/certs/certlist.go before and after 1.29.
 
 use std::fmt;
 
@@ -15,7 +15,8 @@ use crate::node::{Node, Version};
 /// The group that RBAC grants everything without any binding.
 const MASTERS: &str = "system:masters";
 
-/// What kubeadm from 1.29 on puts in its place; it needs a ClusterRoleBinding of that name in the cluster.
+/// What kubeadm from 1.29 on puts in its place; it needs a ClusterRoleBinding of that name in the
+/// cluster.
 const CLUSTER_ADMINS: &str = "kubeadm:cluster-admins";
 
 /// kubeadm 1.29 changed the organizations of clients.
@@ -79,7 +80,8 @@ pub fn blueprint(
     }
     let identity = from.identity().ok_or_else(|| {
         vec![
-            "Not mended: whom the lost certificate stood for is said nowhere on this disk. Restore it from a backup."
+            "Not mended: whom the lost certificate stood for is said nowhere on this disk. Restore \
+             it from a backup."
                 .to_owned(),
         ]
     })?;
@@ -127,7 +129,8 @@ impl Evidence<'_> {
             ", and kubeadm-config in etcd did not,"
         };
         let lost = format!(
-            "names that only the lost certificate carried{elsewhere} are lost: add them with --san {}NAME",
+            "names that only the lost certificate carried{elsewhere} are lost: add them with --san \
+             {}NAME",
             prefix(self.leaf.name)
         );
         let why = kept
@@ -144,8 +147,8 @@ impl Evidence<'_> {
             "NAME"
         };
         format!(
-            "Not mended: {} must be in the new certificate and is not known (looked at {}). Say it with --san {}{value}, or restore {} \
-             from a backup.",
+            "Not mended: {} must be in the new certificate and is not known (looked at {}). Say it \
+             with --san {}{value}, or restore {} from a backup.",
             unknown.what,
             unknown.looked,
             prefix(self.leaf.name),
@@ -220,8 +223,8 @@ impl Evidence<'_> {
         }
     }
 
-    /// Whoever is in a group that the cluster does not bind is locked out, so the new group is taken only where another certificate
-    /// shows that the cluster has it.
+    /// Whoever is in a group that the cluster does not bind is locked out, so the new group is
+    /// taken only where another certificate shows that the cluster has it.
     fn administrators(&self, version: Option<Version>) -> (&'static str, String) {
         let admin = self.good("admin.conf");
         let has = |group: &str| {
@@ -255,7 +258,8 @@ impl Evidence<'_> {
             _ => (
                 MASTERS,
                 format!(
-                    "nothing on this disk shows that the cluster has the binding {CLUSTER_ADMINS} of kubeadm 1.29 and later"
+                    "nothing on this disk shows that the cluster has the binding {CLUSTER_ADMINS} \
+                     of kubeadm 1.29 and later"
                 ),
             ),
         }

@@ -1,5 +1,6 @@
-//! Which file of the node is named by whom: the static pods' flags and probes, the kubelet, kubeconfigs, etcd outside of
-//! Kubernetes, the network plugin. What nobody names is not in use, whatever it is called.
+//! Which file of the node is named by whom: the static pods' flags and probes, the kubelet,
+//! kubeconfigs, etcd outside of Kubernetes, the network plugin. What nobody names is not in use,
+//! whatever it is called.
 
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -230,7 +231,8 @@ impl References {
         }
     }
 
-    /// An etcd that is a service of the machine: its unit's flags, and the files with its environment.
+    /// An etcd that is a service of the machine: its unit's flags, and the files with its
+    /// environment.
     fn etcd_service(&mut self, guest: &Guest) {
         if let Some(unit) = Unit::load(guest, "etcd.service") {
             for word in unit.argv() {
@@ -297,7 +299,8 @@ impl References {
     }
 }
 
-/// The files in a flag's value. Lists are comma-separated; `--tls-sni-cert-key` is `certificate,key:names`.
+/// The files in a flag's value. Lists are comma-separated; `--tls-sni-cert-key` is
+/// `certificate,key:names`.
 fn paths_in(flag: &str, value: &str) -> Vec<GuestPath> {
     let words = value.split(',').filter(|word| word.starts_with('/'));
     let file = |word: &str| match flag {
@@ -335,14 +338,16 @@ mod tests {
             .file("/etc/kubernetes/ssl/apiserver-etcd-client.crt", "x")
             .file(
                 "/etc/kubernetes/manifests/kube-apiserver.yaml",
-                "kind: Pod\nmetadata: {name: kube-apiserver}\nspec: {containers: [{command: [kube-apiserver, \
+                "kind: Pod\nmetadata: {name: kube-apiserver}\n\
+                 spec: {containers: [{command: [kube-apiserver, \
                  --etcd-certfile=/etc/kubernetes/pki/apiserver-etcd-client.crt]}]}\n",
             )
             .file(
                 "/etc/cni/net.d/10-calico.conflist",
                 r#"{"plugins": [{"type": "calico", "etcd_cert_file": "/etc/kubernetes/ssl/apiserver-etcd-client.crt"}]}"#,
             )
-            .file("/etc/etcd.env", "# ETCD_KEY_FILE=/etc/kubernetes/ssl/apiserver-etcd-client.crt\nETCD_CERT_FILE=\"/etc/kubernetes/ssl/apiserver-etcd-client.crt\"\n")
+            .file("/etc/etcd.env", "# ETCD_KEY_FILE=/etc/kubernetes/ssl/apiserver-etcd-client.crt\n\
+                ETCD_CERT_FILE=\"/etc/kubernetes/ssl/apiserver-etcd-client.crt\"\n")
             .into_guest();
         let expected = [
             "etcd.env ETCD_CERT_FILE",
@@ -366,8 +371,9 @@ mod tests {
             .file("/pki/sni.key", "x")
             .file(
                 "/etc/kubernetes/manifests/etcd.yaml",
-                "kind: Pod\nmetadata: {name: etcd}\nspec: {containers: [{command: [etcd, '--tls-sni-cert-key=/pki/sni.crt,/pki/sni.key:*.a.b'], \
-                 livenessProbe: {exec: {command: [/bin/sh, -ec, 'etcdctl --cert=/pki/health.crt get foo']}}}]}\n",
+                "kind: Pod\nmetadata: {name: etcd}\nspec: {containers: [{command: [etcd, \
+                 '--tls-sni-cert-key=/pki/sni.crt,/pki/sni.key:*.a.b'], livenessProbe: {exec: \
+                 {command: [/bin/sh, -ec, 'etcdctl --cert=/pki/health.crt get foo']}}}]}\n",
             )
             .into_guest();
         assert_eq!(

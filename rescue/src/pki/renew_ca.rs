@@ -1,6 +1,7 @@
-//! Signing a CA anew with its own key: same key, same name and same extensions byte for byte, another serial number, a later end.
-//! What the old one signed stays valid: its signatures are by the same key, and Go, like OpenSSL, knows an issuer by its subject's bytes
-//! and its key identifier.
+//! Signing a CA anew with its own key: same key, same name and same extensions byte for byte,
+//! another serial number, a later end. What the old one signed stays valid: its signatures are by
+//! the same key, and Go, like OpenSSL, knows an issuer by its subject's bytes and its key
+//! identifier.
 
 use anyhow::{Context as _, Result, bail};
 use der::asn1::BitStringRef;
@@ -19,9 +20,10 @@ pub fn end(now: OffsetDateTime, days: u32) -> Option<OffsetDateTime> {
         .filter(|end| end.year() <= 9999)
 }
 
-/// Whether the serial number has to stay: a CA whose own key identifier names issuer and serial number (easyrsa and openssl with
-/// `authorityKeyIdentifier=issuer:always`) comes from a tool that writes them into leaves too, and OpenSSL refuses a leaf whose
-/// issuer has another serial number. kubeadm and cfssl never write them.
+/// Whether the serial number has to stay: a CA whose own key identifier names issuer and serial
+/// number (easyrsa and openssl with `authorityKeyIdentifier=issuer:always`) comes from a tool that
+/// writes them into leaves too, and OpenSSL refuses a leaf whose issuer has another serial number.
+/// kubeadm and cfssl never write them.
 pub fn keeps_serial(old: &Certificate) -> bool {
     names_serial(old).unwrap_or(false)
 }
@@ -163,7 +165,8 @@ fn to_be_signed(
 fn names_serial(certificate: &Certificate) -> Result<bool> {
     const AUTHORITY_KEY_IDENTIFIER: &[u8] = &[0x55, 0x1d, 0x23];
     let all = parts_of(certificate)?.extensions;
-    // `[3] EXPLICIT SEQUENCE OF SEQUENCE { oid, critical?, value }`; the identifiers before it are never there in a CA of ours.
+    // `[3] EXPLICIT SEQUENCE OF SEQUENCE { oid, critical?, value }`; the identifiers before it are
+    // never there in a CA of ours.
     let list = elements(&wrap(Tag::Sequence, &[&all])?)?;
     let Some((_, extensions)) = list.last() else {
         return Ok(false);

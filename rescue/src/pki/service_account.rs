@@ -1,5 +1,5 @@
-//! The key pair that signs and verifies every service account's token. It has no certificate and no end, and it is never made
-//! anew: every token in the cluster would stop being accepted.
+//! The key pair that signs and verifies every service account's token. It has no certificate and no
+//! end, and it is never made anew: every token in the cluster would stop being accepted.
 
 use anyhow::{Context as _, Result};
 use std::rc::Rc;
@@ -213,8 +213,8 @@ fn read<T>(
     Ok((parsed, Content::new(bytes)))
 }
 
-/// The bits of every public key in a PEM file. As the API server reads it (client-go's keyutil.ParsePublicKeysPEM): public
-/// keys, certificates and private keys count.
+/// The bits of every public key in a PEM file. As the API server reads it (client-go's
+/// keyutil.ParsePublicKeysPEM): public keys, certificates and private keys count.
 pub fn public_keys(bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
     let keys: Vec<Vec<u8>> = pem::blocks(bytes).iter().filter_map(public_key).collect();
     (!keys.is_empty())
@@ -274,8 +274,10 @@ mod tests {
         let guest = MemoryTree::new()
             .file(
                 "/etc/kubernetes/manifests/a.yaml",
-                "kind: Pod\nmetadata: {name: kube-apiserver}\nspec: {containers: [{command: [kube-apiserver, \
-                 --service-account-key-file=/k/new.pub, --service-account-key-file=/k/old.pub, --client-ca-file=/k/ca.crt]}]}\n",
+                "kind: Pod\nmetadata: {name: kube-apiserver}\n\
+                 spec: {containers: [{command: [kube-apiserver, \
+                 --service-account-key-file=/k/new.pub, --service-account-key-file=/k/old.pub, \
+                 --client-ca-file=/k/ca.crt]}]}\n",
             )
             .file("/k/sa.key", "garbage")
             .into_guest();

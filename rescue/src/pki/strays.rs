@@ -1,5 +1,6 @@
-//! Files among the certificates that nothing on the node names: backups, leftovers of scripts, earlier certificates. Told by what
-//! they hold, not by what they are called; keys are recognised and never shown.
+//! Files among the certificates that nothing on the node names: backups, leftovers of scripts,
+//! earlier certificates. Told by what they hold, not by what they are called; keys are recognised
+//! and never shown.
 
 use std::collections::BTreeSet;
 use time::OffsetDateTime;
@@ -116,8 +117,8 @@ impl Search<'_> {
         }
     }
 
-    /// Beside pki/ lie the kubeconfigs, their backups, and backups of the whole folder. Other files there are nobody's
-    /// certificates.
+    /// Beside pki/ lie the kubeconfigs, their backups, and backups of the whole folder. Other files
+    /// there are nobody's certificates.
     fn kubernetes(&mut self) {
         let folder = GuestPath::new("/etc/kubernetes");
         for entry in self.guest.read_dir(&folder).unwrap_or_default() {

@@ -1,5 +1,6 @@
-//! Runs the checks one after the other on a tree that already holds what earlier remedies will have done, and proves the result:
-//! on the planned tree the same checks must be silent, or the plan says what will be left.
+//! Runs the checks one after the other on a tree that already holds what earlier remedies will have
+//! done, and proves the result: on the planned tree the same checks must be silent, or the plan
+//! says what will be left.
 
 mod draft;
 pub mod etcd;
@@ -27,7 +28,8 @@ pub struct Step {
     pub remedy: Rc<dyn Remedy>,
     /// Number of files it changes or frees.
     pub files: usize,
-    /// What it takes away from files that will hold a secret, one line each; see [`secret::remarks`].
+    /// What it takes away from files that will hold a secret, one line each; see
+    /// [`secret::remarks`].
     pub remarks: Vec<String>,
 }
 
@@ -74,7 +76,8 @@ pub fn selected_checks(settings: &Settings) -> Vec<Check> {
     CATALOGUE.iter().filter(is_asked).copied().collect()
 }
 
-/// All findings of the selected checks, worst first. A check that fails becomes a finding of its own.
+/// All findings of the selected checks, worst first. A check that fails becomes a finding of its
+/// own.
 pub fn findings(context: &Context<'_>) -> Vec<Finding> {
     findings_of(context, &selected_checks(context.settings))
 }
@@ -106,7 +109,8 @@ fn unchecked(check: &Check, error: &anyhow::Error) -> Finding {
         .with_evidence("", format!("{error:#}"))
 }
 
-/// Says of evidence below a mount point without its file system that the node will see something else there.
+/// Says of evidence below a mount point without its file system that the node will see something
+/// else there.
 fn with_doubts(mut finding: Finding, guest: &Guest) -> Finding {
     let mut doubts: Vec<String> = Vec::new();
     for at in finding.evidence.iter().filter_map(|seen| seen.at.as_ref()) {

@@ -1,4 +1,5 @@
-//! A plan that spans several nodes: shown once, with what it promises and what may be lost, and asked for once.
+//! A plan that spans several nodes: shown once, with what it promises and what may be lost, and
+//! asked for once.
 
 use anyhow::Result;
 
@@ -46,9 +47,11 @@ pub struct SetWishes {
     pub unproven: bool,
 }
 
-/// Looks at all nodes at once, and plans for those that belong together. Nothing where they need nothing together; an error, mostly a
-/// [`crate::base::refusal::Refusal`], where something must be done and cannot be. One that cannot be done says nothing against the others.
+/// Looks at all nodes at once, and plans for those that belong together. Nothing where they need
+/// nothing together; an error, mostly a [`crate::base::refusal::Refusal`], where something must be
+/// done and cannot be. One that cannot be done says nothing against the others.
 pub type Planner = fn(&[NodeReport], &SetWishes, &dyn Ui) -> Vec<Result<SetPlan>>;
 
-/// Those that `rescue repair` asks, each with the check whose remedies it replaces on the nodes that it changes.
+/// Those that `rescue repair` asks, each with the check whose remedies it replaces on the nodes
+/// that it changes.
 pub const PLANNERS: &[(&str, Planner)] = &[("etcd", crate::plan::etcd::plan_sets)];

@@ -1,5 +1,6 @@
-//! The look that every repair takes before its first write. A machine whose memory went bad has written nonsense into its file systems, and
-//! the journal has no say in that; writing to such a file system makes it worse.
+//! The look that every repair takes before its first write. A machine whose memory went bad has
+//! written nonsense into its file systems, and the journal has no say in that; writing to such a
+//! file system makes it worse.
 
 use crate::base::shell;
 use std::sync::Arc;
@@ -13,8 +14,8 @@ use crate::disk::{ReadAt, probe};
 use crate::fsck::{Checkable, Condition, Journal, Verdict, look};
 use crate::guest::FileSystem;
 
-/// Checks each file system once, as its disks hold it now, and refuses the first damaged one. What cannot be checked is said, and is no
-/// refusal: most helpers lack one checker or another.
+/// Checks each file system once, as its disks hold it now, and refuses the first damaged one. What
+/// cannot be checked is said, and is no refusal: most helpers lack one checker or another.
 pub fn refuse_damaged(file_systems: &[(&FileSystem, Arc<dyn ReadAt>)], ui: &dyn Ui) -> Result<()> {
     let mut seen: Vec<&Backing> = Vec::new();
     for (file_system, bytes) in file_systems {
@@ -84,8 +85,8 @@ fn refusal(checkable: &Checkable, verdict: &Verdict) -> Refusal {
         saw,
         "writing to a damaged file system damages it further",
         format!(
-            "`rescue fsck {}` shows the damage, and mends after asking what can be mended without loss; then run this again (--no-fsck \
-             goes on without this look)",
+            "`rescue fsck {}` shows the damage, and mends after asking what can be mended without \
+             loss; then run this again (--no-fsck goes on without this look)",
             shell::quoted(checkable.backing.first_path())
         ),
     )

@@ -1,6 +1,7 @@
-//! The one confined writer. Every operation names a [`RealPath`]; its parent folder is opened beneath the mount that holds it,
-//! with the kernel refusing symbolic links, magic links, `..` out of the mount and crossings into other mounts (openat2), and
-//! the operation then works on one name inside that folder. A hostile guest has no link to lead it outside.
+//! The one confined writer. Every operation names a [`RealPath`]; its parent folder is opened
+//! beneath the mount that holds it, with the kernel refusing symbolic links, magic links, `..` out
+//! of the mount and crossings into other mounts (openat2), and the operation then works on one name
+//! inside that folder. A hostile guest has no link to lead it outside.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -27,7 +28,8 @@ const CONFINED: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_XDEV);
 
-/// Without `O_NOFOLLOW`, which would make a link in the last place look like any other file (ENOTDIR); NO_SYMLINKS says ELOOP.
+/// Without `O_NOFOLLOW`, which would make a link in the last place look like any other file
+/// (ENOTDIR); NO_SYMLINKS says ELOOP.
 const FOLDER: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC);
@@ -57,11 +59,13 @@ pub struct Confined {
 }
 
 impl Confined {
-    /// A mount table: (mount point inside the guest, open folder, file system kind). One of them must be `/`.
+    /// A mount table: (mount point inside the guest, open folder, file system kind). One of them
+    /// must be `/`.
     pub fn new(mounts: Vec<(RealPath, BorrowedFd<'_>, String)>) -> Result<Self> {
         let mut table = Vec::with_capacity(mounts.len());
         for (point, root, kind) in mounts {
-            // The folder may have come as a path-only descriptor (a detached mount); synchronising needs a real one.
+            // The folder may have come as a path-only descriptor (a detached mount); synchronising
+            // needs a real one.
             let root = rustix::fs::openat(root, ".", FOLDER, Mode::empty())
                 .with_context(|| format!("opening the file system for {point}"))?;
             let device = rustix::fs::fstat(&root)
@@ -114,7 +118,8 @@ impl Confined {
         ))
     }
 
-    /// Whether `path` lies in a folder that was mounted by others (`--root`), who may have its files open.
+    /// Whether `path` lies in a folder that was mounted by others (`--root`), who may have its
+    /// files open.
     pub(super) fn is_shared(&self, path: &RealPath) -> Result<bool> {
         Ok(self.mount_of(path.as_path())?.0.kind == "folder")
     }
@@ -177,8 +182,8 @@ impl Confined {
         }
     }
 
-    /// Space of the file system that holds `path`. `bytes_available` is what root can write: on ext2/3/4 the reserved
-    /// blocks count, elsewhere the reserve is the file system's own.
+    /// Space of the file system that holds `path`. `bytes_available` is what root can write: on
+    /// ext2/3/4 the reserved blocks count, elsewhere the reserve is the file system's own.
     pub fn usage(&self, path: &RealPath) -> Result<Usage> {
         let (mount, _) = self.mount_of(path.as_path())?;
         let stat = rustix::fs::fstatvfs(&mount.root)
@@ -197,8 +202,8 @@ impl Confined {
         })
     }
 
-    /// Bytes that the file system counts as free and gives to nobody: ext4 sets aside 2 % of its clusters, at most 4096, for its own extents
-    /// (`ext4_calculate_resv_clusters`).
+    /// Bytes that the file system counts as free and gives to nobody: ext4 sets aside 2 % of its
+    /// clusters, at most 4096, for its own extents (`ext4_calculate_resv_clusters`).
     pub(super) fn set_aside(&self, path: &RealPath) -> Result<u64> {
         let (mount, _) = self.mount_of(path.as_path())?;
         let stat = rustix::fs::fstatvfs(&mount.root)
@@ -237,14 +242,16 @@ impl Confined {
         }
     }
 
-    /// Whether an open folder of this machine is on a file system of the guest, or below a folder that was given as the guest.
+    /// Whether an open folder of this machine is on a file system of the guest, or below a folder
+    /// that was given as the guest.
     pub(super) fn holds(&self, folder: BorrowedFd<'_>) -> io::Result<bool> {
         let device = rustix::fs::fstat(folder)?.st_dev;
         let machine = rustix::fs::stat("/")?;
         for mount in &self.mounts {
             let root = rustix::fs::fstat(&mount.root)?;
             let is_machine = (root.st_dev, root.st_ino) == (machine.st_dev, machine.st_ino);
-            // A plain folder shares its file system with this machine; one where something is mounted does not.
+            // A plain folder shares its file system with this machine; one where something is
+            // mounted does not.
             let is_mounted =
                 mount.kind != "folder" || is_machine || is_mount_root(mount.root.as_fd())?;
             if (is_mounted && root.st_dev == device) || (!is_machine && is_below(folder, &root)?) {
@@ -254,8 +261,8 @@ impl Confined {
         Ok(false)
     }
 
-    /// Removes a folder of ours with everything in it, bottom up. Links are removed, never followed; so is what has the folder's name and is
-    /// none.
+    /// Removes a folder of ours with everything in it, bottom up. Links are removed, never
+    /// followed; so is what has the folder's name and is none.
     pub fn remove_tree(&self, folder: &RealPath) -> Result<()> {
         let place = match self.place(folder) {
             Ok(place) => place,
@@ -350,7 +357,8 @@ impl Place {
         &self.name
     }
 
-    /// Attributes of the name itself; `None` when nothing is there. A different file system mounted over it is an error.
+    /// Attributes of the name itself; `None` when nothing is there. A different file system mounted
+    /// over it is an error.
     pub fn lstat(&self) -> io::Result<Option<Stat>> {
         match rustix::fs::statat(&self.folder, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if stat.st_dev == self.device => Ok(Some(stat)),
@@ -524,7 +532,8 @@ impl Place {
             rustix::fs::renameat_with(&self.folder, &self.name, &other.folder, &other.name, flags)
         });
         match renamed {
-            // Folders given with --root may lie on a file system without this flag (NFS, 9p): look first instead.
+            // Folders given with --root may lie on a file system without this flag (NFS, 9p): look
+            // first instead.
             Err(Errno::INVAL | Errno::NOSYS) if other.lstat()?.is_none() => self.rename_over(other),
             renamed => renamed.with_context(|| format!("moving {self} to {other}")),
         }
@@ -568,7 +577,8 @@ impl Place {
             .with_context(|| format!("synchronising the folder of {self}"))
     }
 
-    /// A path that the kernel follows to the name itself, for the calls that have no `at` form (extended attributes).
+    /// A path that the kernel follows to the name itself, for the calls that have no `at` form
+    /// (extended attributes).
     pub(super) fn proc_path(&self) -> PathBuf {
         use std::os::fd::AsRawFd;
         Path::new("/proc/self/fd")

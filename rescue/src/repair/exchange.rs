@@ -1,8 +1,11 @@
-//! Steps that replace a whole folder: made and taken back by exchanging two names, so that neither is ever missing.
+//! Steps that replace a whole folder: made and taken back by exchanging two names, so that neither
+//! is ever missing.
 //!
-//! Making step N: `staged/N` and the place are exchanged, then `staged/N`, which is the old one now, is renamed to `backup/N`. Taking it back:
-//! `backup/N` and the place are exchanged. Whatever an interruption leaves is told by what is where: a folder is known by its inode number,
-//! a file (a fence) by what it says. Whether somebody wrote into a folder meanwhile is told by the hash of all that is in it.
+//! Making step N: `staged/N` and the place are exchanged, then `staged/N`, which is the old one
+//! now, is renamed to `backup/N`. Taking it back: `backup/N` and the place are exchanged. Whatever
+//! an interruption leaves is told by what is where: a folder is known by its inode number, a file
+//! (a fence) by what it says. Whether somebody wrote into a folder meanwhile is told by the hash of
+//! all that is in it.
 
 use anyhow::{Context as _, Result};
 
@@ -85,7 +88,8 @@ pub(super) fn make(
             return Ok(Made::Now);
         }
         staged.exchange(&place)?;
-        // Another step of this run may stand on this one on another disk: it must be there before that begins.
+        // Another step of this run may stand on this one on another disk: it must be there before
+        // that begins.
         place.sync_folder()?;
         staged.sync_folder()?;
     }
@@ -125,8 +129,8 @@ pub(super) enum Back {
     Not(Option<State>),
 }
 
-/// Finds out what taking back a step takes. With `over` a later step of the same run put something in this place, and that is taken back
-/// first: what is there now says nothing.
+/// Finds out what taking back a step takes. With `over` a later step of the same run put something
+/// in this place, and that is taken back first: what is there now says nothing.
 pub(super) fn back(
     confined: &Confined,
     store: &Store<'_>,
@@ -166,7 +170,8 @@ pub(super) fn back(
     }
 }
 
-/// Takes back a step by exchanging the old one, which is at `old`, with what the run put in its place.
+/// Takes back a step by exchanging the old one, which is at `old`, with what the run put in its
+/// place.
 pub(super) fn restore(confined: &Confined, path: &RealPath, old: &Place) -> Result<()> {
     let place = confined
         .place(path)

@@ -1,4 +1,5 @@
-//! Whole folders replaced, fenced and put back, on a folder of this machine. The crash tests do the same on disks.
+//! Whole folders replaced, fenced and put back, on a folder of this machine. The crash tests do the
+//! same on disks.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -437,7 +438,8 @@ fn a_folder_on_another_file_system_is_exchanged_there() {
     assert_eq!(all(data.path()), before);
 }
 
-/// Owner, label and other attributes come from the old file of the same name, else from its neighbour.
+/// Owner, label and other attributes come from the old file of the same name, else from its
+/// neighbour.
 #[test]
 fn what_is_new_looks_like_what_was_there() {
     let root = guest_folder();

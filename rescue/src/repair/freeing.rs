@@ -1,7 +1,8 @@
-//! Freeing space: the only part of a repair without an undo, so it comes first, does little, and looks twice.
+//! Freeing space: the only part of a repair without an undo, so it comes first, does little, and
+//! looks twice.
 //!
-//! It must work with no byte and no inode free: removing a name needs neither, and keeping a tail overwrites blocks that the
-//! file already has.
+//! It must work with no byte and no inode free: removing a name needs neither, and keeping a tail
+//! overwrites blocks that the file already has.
 
 use std::fmt::Display;
 use std::os::fd::{AsFd, OwnedFd};
@@ -31,7 +32,8 @@ pub struct Freeings {
     pub freed: Vec<Freed>,
     /// Files left alone, one sentence each that says why.
     pub left_alone: Vec<String>,
-    /// Whether one of those is no longer what it was: its beginning is overwritten, but it could not be cut.
+    /// Whether one of those is no longer what it was: its beginning is overwritten, but it could
+    /// not be cut.
     pub begun: bool,
 }
 
@@ -53,8 +55,8 @@ enum Outcome {
     LeftAlone(String),
 }
 
-/// Frees what it can; a file that cannot be freed is reported, never an error, because the others may be enough. What is given back
-/// can be used again only once the file systems are synchronised.
+/// Frees what it can; a file that cannot be freed is reported, never an error, because the others
+/// may be enough. What is given back can be used again only once the file systems are synchronised.
 pub fn free(confined: &Confined, actions: &[FreeAction], ui: &dyn Ui) -> Freeings {
     let mut report = Freeings::default();
     if actions.is_empty() {
@@ -66,7 +68,8 @@ pub fn free(confined: &Confined, actions: &[FreeAction], ui: &dyn Ui) -> Freeing
     for action in actions {
         progress.message(&action.path.to_string());
         match free_one(confined, action, &mut others) {
-            // A file with holes or shared blocks needs space to be cut; the files after it may provide that.
+            // A file with holes or shared blocks needs space to be cut; the files after it may
+            // provide that.
             Err(error) if is_out_of_space(&error) => again.push(action),
             outcome => report.add(action, outcome),
         }
@@ -184,8 +187,9 @@ fn delete(place: &Place, stat: &Stat) -> Result<u64> {
 
 /// Keeps the inode with its owner, mode, attributes and times, and the end of the file.
 ///
-/// The tail is copied over the beginning, then the file is cut. At most half of the file is kept, so the two never overlap: an
-/// interruption leaves the tail at the end of the file untouched, and doing it again gives the same result.
+/// The tail is copied over the beginning, then the file is cut. At most half of the file is kept,
+/// so the two never overlap: an interruption leaves the tail at the end of the file untouched, and
+/// doing it again gives the same result.
 fn keep_tail(place: &Place, before: &Stat, keep: u64) -> Result<u64> {
     let file = place.open_file_for_truncation()?;
     let size = u64::try_from(before.st_size).unwrap_or(0);
@@ -219,8 +223,8 @@ fn keep_times(file: &OwnedFd, place: &Place, before: &Stat) -> Result<()> {
         .with_context(|| format!("keeping the times of {place}"))
 }
 
-/// Where the tail of at most `keep` bytes begins: after the first line break in it, unless a line break is right before it or
-/// no line ends in reach (a binary file).
+/// Where the tail of at most `keep` bytes begins: after the first line break in it, unless a line
+/// break is right before it or no line ends in reach (a binary file).
 fn line_start(file: &OwnedFd, what: &dyn Display, size: u64, keep: u64) -> Result<u64> {
     let start = size - keep;
     let Some(from) = start.checked_sub(1) else {

@@ -14,16 +14,19 @@
 //!     backup/N                  what step N replaced: a hard link to the original inode, or the original folder itself
 //! ```
 //!
-//! `<store>` is `var/lib/rescue/runs` on the file system that holds it (so the store is the run's own folder) and `.rescue` on any
-//! other: staging and backup lie on the file system of the file they belong to, because only then a backup can be the original
-//! inode, a change is one rename, and no copy of a private key ever lies beside the file it is meant for.
+//! `<store>` is `var/lib/rescue/runs` on the file system that holds it (so the store is the run's
+//! own folder) and `.rescue` on any other: staging and backup lie on the file system of the file
+//! they belong to, because only then a backup can be the original inode, a change is one rename,
+//! and no copy of a private key ever lies beside the file it is meant for.
 //!
-//! A whole folder (an etcd member) is replaced by exchanging `staged/N` and the folder, two names at once; then the old one, now
-//! `staged/N`, is renamed to `backup/N`. Which of the two is where is told by their inode numbers. Where a step before it in the same run put
-//! a file in that place (a fence), that file is what the step replaces.
+//! A whole folder (an etcd member) is replaced by exchanging `staged/N` and the folder, two names
+//! at once; then the old one, now `staged/N`, is renamed to `backup/N`. Which of the two is where
+//! is told by their inode numbers. Where a step before it in the same run put a file in that place
+//! (a fence), that file is what the step replaces.
 //!
-//! A record never holds a file's bytes: hashes, names and attributes only. It is one JSON object, written under a temporary
-//! name, synchronised and renamed, so it is there whole or not at all. Readers refuse a `format` they do not know.
+//! A record never holds a file's bytes: hashes, names and attributes only. It is one JSON object,
+//! written under a temporary name, synchronised and renamed, so it is there whole or not at all.
+//! Readers refuse a `format` they do not know.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -40,8 +43,8 @@ use crate::guest::{GuestPath, RealPath};
 /// The format that this program writes.
 pub const FORMAT: &str = "rescue-run/1";
 
-/// The format of a record with a folder that is kept on the machine that rescue ran on: a version that does not know of it would take what is
-/// not there yet for what is done.
+/// The format of a record with a folder that is kept on the machine that rescue ran on: a version
+/// that does not know of it would take what is not there yet for what is done.
 pub const FORMAT_KEPT: &str = "rescue-run/2";
 
 /// Where runs live, inside the guest.
@@ -279,7 +282,8 @@ pub struct Finished {
     pub format: String,
     /// When, RFC 3339.
     pub finished: String,
-    /// Steps (counted from 0) that were left alone because the guest had changed meanwhile; only after an interruption.
+    /// Steps (counted from 0) that were left alone because the guest had changed meanwhile; only
+    /// after an interruption.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_alone: Vec<usize>,
 }
@@ -294,7 +298,8 @@ impl StoredPath {
         &self.0
     }
 
-    /// As a path that the confined writer takes; a record that was tampered with must not name anything else.
+    /// As a path that the confined writer takes; a record that was tampered with must not name
+    /// anything else.
     pub fn to_real(&self) -> Result<RealPath> {
         let mut components = self.0.components();
         let rooted = components.next() == Some(Component::RootDir);

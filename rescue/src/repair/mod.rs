@@ -1,4 +1,5 @@
-//! From findings to a mended disk: plan, prepare (remedy to changes), transaction (journal, backup, apply), undo.
+//! From findings to a mended disk: plan, prepare (remedy to changes), transaction (journal, backup,
+//! apply), undo.
 
 pub mod before_writing;
 pub mod confined;

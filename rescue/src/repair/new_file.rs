@@ -1,4 +1,5 @@
-//! A file of a folder that is being built, on the guest or beside it: every call that writes can be made to fail.
+//! A file of a folder that is being built, on the guest or beside it: every call that writes can be
+//! made to fail.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
@@ -57,7 +58,8 @@ impl Seek for NewFile {
     }
 }
 
-/// Makes `place`, which must not be there, from the `size` bytes of a guest's file. Zeros become holes.
+/// Makes `place`, which must not be there, from the `size` bytes of a guest's file. Zeros become
+/// holes.
 pub(super) fn copy_into(place: &Place, from: &Guest, source: &RealPath, size: u64) -> Result<()> {
     let file = place.create(b"")?;
     let mut at = 0;

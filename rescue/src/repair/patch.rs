@@ -1,5 +1,5 @@
-//! Staging a copy of a large file in which some bytes are others: nothing of it is held in memory, and where the file system can share
-//! blocks between files the copy takes no space.
+//! Staging a copy of a large file in which some bytes are others: nothing of it is held in memory,
+//! and where the file system can share blocks between files the copy takes no space.
 
 use std::os::fd::OwnedFd;
 

@@ -1,8 +1,10 @@
-//! Mending a file system with its own checker: the one thing beside the transaction that writes to a disk, after asking, under the same claim.
+//! Mending a file system with its own checker: the one thing beside the transaction that writes to
+//! a disk, after asking, under the same claim.
 //!
-//! Only what loses nothing is done: `e2fsck -p` mends what it is sure of and stops at the rest; `e2fsck -y` only where the user asked for
-//! exactly that. An XFS log is replayed by mounting it, never thrown away (`xfs_repair -L`). `btrfs check --repair` is never run: its own
-//! manual says not to.
+//! Only what loses nothing is done: `e2fsck -p` mends what it is sure of and stops at the rest;
+//! `e2fsck -y` only where the user asked for exactly that. An XFS log is replayed by mounting it,
+//! never thrown away (`xfs_repair -L`). `btrfs check --repair` is never run: its own manual says
+//! not to.
 
 use crate::base::shell;
 use std::time::Duration;
@@ -23,7 +25,8 @@ const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 pub enum Extent {
     /// What the checker is sure of.
     Safe,
-    /// ext only: every question is answered with yes, and what cannot be placed is moved to lost+found or cut.
+    /// ext only: every question is answered with yes, and what cannot be placed is moved to
+    /// lost+found or cut.
     AnswerYes,
 }
 
@@ -36,7 +39,8 @@ pub struct Preened {
     pub ran: Ran,
 }
 
-/// The line that mending a file system will run, for the question that is asked before; a [`Refusal`] where nothing may be run.
+/// The line that mending a file system will run, for the question that is asked before; a
+/// [`Refusal`] where nothing may be run.
 pub fn line(found: &Checkable, verdict: &Verdict, extent: Extent) -> Result<String, Refusal> {
     match (found.kind, &verdict.journal) {
         ("btrfs", _) => Err(btrfs(found)),
@@ -56,7 +60,8 @@ fn e2fsck_words(extent: Extent) -> &'static [&'static str] {
 /// Runs the checker on the disk itself. The caller has shown [`line`] and asked.
 ///
 /// # Errors
-/// [`Refusal`]s before anything is written: somebody uses the disk, or nothing may be run. Everything else may have written.
+/// [`Refusal`]s before anything is written: somebody uses the disk, or nothing may be run.
+/// Everything else may have written.
 pub fn preen(found: &Checkable, verdict: &Verdict, extent: Extent, ui: &dyn Ui) -> Result<Preened> {
     let line = line(found, verdict, extent)?;
     crate::mount::require_root("mending a file system")?;
@@ -102,8 +107,12 @@ fn refuse_moving(claims: &Claims, found: &Checkable) -> Result<()> {
         return Ok(());
     }
     Err(Refusal::new(
-        format!("{} changed while nobody on this machine writes to it", found.device),
-        "the machine it belongs to is running, or another host has the disk: two writers would destroy it",
+        format!(
+            "{} changed while nobody on this machine writes to it",
+            found.device
+        ),
+        "the machine it belongs to is running, or another host has the disk: two writers would \
+         destroy it",
         "power that machine off and detach the disk from other hosts, then run this again",
     )
     .into())
@@ -115,9 +124,11 @@ fn dirty_log(found: &Checkable, why: &str) -> Refusal {
             "the log of {} (xfs) cannot be replayed: {why}",
             found.device
         ),
-        "only mounting it brings back what the log holds; xfs_repair -L would throw that away, and Rescue never does it",
+        "only mounting it brings back what the log holds; xfs_repair -L would throw that away, and \
+         Rescue never does it",
         format!(
-            "mount it on a machine with a newer kernel, or copy the disk first and decide on the copy yourself (`rescue fsck {}` shows the damage)",
+            "mount it on a machine with a newer kernel, or copy the disk first and decide on the \
+             copy yourself (`rescue fsck {}` shows the damage)",
             shell::quoted(found.backing.first_path())
         ),
     )
@@ -127,7 +138,8 @@ fn btrfs(found: &Checkable) -> Refusal {
     Refusal::new(
         format!("{} (btrfs) is damaged", found.device),
         "btrfs check --repair is known to make things worse and is never run by Rescue",
-        "copy what can still be read (`mount -o ro,rescue=all`, or `btrfs restore`), and ask the btrfs developers before --repair",
+        "copy what can still be read (`mount -o ro,rescue=all`, or `btrfs restore`), and ask the \
+         btrfs developers before --repair",
     )
 }
 

@@ -1,8 +1,10 @@
-//! Old runs do not pile up on a guest: a repair gives up the oldest finished ones beyond a bound, and the user all but the newest.
-//! Never the newest that can still be undone, unless the user says so, and never one that is not finished.
+//! Old runs do not pile up on a guest: a repair gives up the oldest finished ones beyond a bound,
+//! and the user all but the newest. Never the newest that can still be undone, unless the user says
+//! so, and never one that is not finished.
 //!
-//! A whole folder that was replaced (an etcd member) may be larger than any bound, and the run that replaced it keeps all that is left of it.
-//! The newest such run of each folder goes only when the user says so, and does not count.
+//! A whole folder that was replaced (an etcd member) may be larger than any bound, and the run that
+//! replaced it keeps all that is left of it. The newest such run of each folder goes only when the
+//! user says so, and does not count.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

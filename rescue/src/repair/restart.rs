@@ -1,4 +1,5 @@
-//! What has to be restarted on a running node before it uses the files that a repair changed. Said, never done.
+//! What has to be restarted on a running node before it uses the files that a repair changed. Said,
+//! never done.
 
 use crate::base::shell;
 use std::collections::BTreeSet;
@@ -113,8 +114,9 @@ impl Restart {
 }
 
 impl PodRestart {
-    /// The way kubeadm's documentation gives: the kubelet looks at its folder every 20 seconds (fileCheckFrequency), and ends the pod
-    /// when its manifest is gone. The other folder is on the same file system, so that no half manifest is ever seen.
+    /// The way kubeadm's documentation gives: the kubelet looks at its folder every 20 seconds
+    /// (fileCheckFrequency), and ends the pod when its manifest is gone. The other folder is on the
+    /// same file system, so that no half manifest is ever seen.
     fn to_type(&self) -> String {
         let path = GuestPath::new(&self.manifest);
         let (folder, name) = (
@@ -182,8 +184,9 @@ fn changed_at(guest: &Guest, path: &GuestPath, changed: &BTreeSet<String>) -> Op
     changed.contains(&real).then_some(real)
 }
 
-/// The kubelet reads its kubeconfig, config and flags when it starts. It looks at its client certificate's file at start too, and after
-/// that only at those it got itself (certificate_manager.go).
+/// The kubelet reads its kubeconfig, config and flags when it starts. It looks at its client
+/// certificate's file at start too, and after that only at those it got itself
+/// (certificate_manager.go).
 fn restart_kubelet(guest: &Guest, node: &Node, changed: &BTreeSet<String>) -> bool {
     let kubelet = &node.kubelet;
     let files = [
@@ -223,11 +226,12 @@ mod tests {
     use super::*;
     use crate::tree::MemoryTree;
 
-    const APISERVER: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: kube-apiserver}\nspec: {containers: [{command: \
-                             [kube-apiserver, --tls-cert-file=/etc/kubernetes/pki/apiserver.crt, \
-                             --etcd-certfile=/etc/kubernetes/pki/apiserver-etcd-client.crt]}]}\n";
-    const ETCD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: etcd}\nspec: {containers: [{command: [etcd, \
-                        --cert-file=/etc/kubernetes/pki/etcd/server.crt]}]}\n";
+    const APISERVER: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: kube-apiserver}\n\
+        spec: {containers: [{command: [kube-apiserver, \
+        --tls-cert-file=/etc/kubernetes/pki/apiserver.crt, \
+        --etcd-certfile=/etc/kubernetes/pki/apiserver-etcd-client.crt]}]}\n";
+    const ETCD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: etcd}\n\
+        spec: {containers: [{command: [etcd, --cert-file=/etc/kubernetes/pki/etcd/server.crt]}]}\n";
 
     fn after(paths: &[&str]) -> Restart {
         let guest = MemoryTree::new()
@@ -264,8 +268,8 @@ mod tests {
         );
         assert_eq!(
             restart.commands[0],
-            "mv /etc/kubernetes/manifests/etcd.yaml /etc/kubernetes/etcd.yaml.restarting && sleep 25; mv \
-             /etc/kubernetes/etcd.yaml.restarting /etc/kubernetes/manifests/etcd.yaml"
+            "mv /etc/kubernetes/manifests/etcd.yaml /etc/kubernetes/etcd.yaml.restarting && sleep \
+             25; mv /etc/kubernetes/etcd.yaml.restarting /etc/kubernetes/manifests/etcd.yaml"
         );
         assert!(restart.services.is_empty() && !restart.daemon_reload);
     }

@@ -130,7 +130,8 @@ fn summary(guest: &Guest, folder: &RealPath, id: String) -> RunSummary {
     RunSummary { together, ..found }
 }
 
-/// The old folders that are still there: beside the record, or on the file system that they belong to.
+/// The old folders that are still there: beside the record, or on the file system that they belong
+/// to.
 fn kept(guest: &Guest, folder: &RealPath, journal: &Journal) -> Vec<Kept> {
     let steps = journal
         .steps

@@ -1,7 +1,8 @@
 //! Several guests changed as one: the members of one etcd cluster.
 //!
-//! Never may two of the disks hold members that together are a majority of two different clusters, and never may a disk be without its member
-//! (etcd would start an empty one), wherever the process is killed and whichever of the machines is booted then. So:
+//! Never may two of the disks hold members that together are a majority of two different clusters,
+//! and never may a disk be without its member (etcd would start an empty one), wherever the process
+//! is killed and whichever of the machines is booted then. So:
 //!
 //! 1. Every guest is enlisted: `set.json` in its run's folder names all guests.
 //! 2. Every guest stages all of its changes; each new folder is read back.
@@ -9,11 +10,12 @@
 //! 4. Every guest puts its fences in place: all steps before the barrier.
 //! 5. Every guest makes the rest: a new member takes a fence's place.
 //!
-//! Each phase ends on all guests, synchronised, before the next begins on any. So one guest that has made a step proves that all have
-//! committed, and one that is past its barrier proves that all are fenced. An undo goes the same way back: fences everywhere, then what was
-//! there before.
+//! Each phase ends on all guests, synchronised, before the next begins on any. So one guest that
+//! has made a step proves that all have committed, and one that is past its barrier proves that all
+//! are fenced. An undo goes the same way back: fences everywhere, then what was there before.
 //!
-//! Half a set says nothing about the other half: with some of the guests missing nothing is done at all, and they are named.
+//! Half a set says nothing about the other half: with some of the guests missing nothing is done at
+//! all, and they are named.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -47,7 +49,8 @@ pub struct Part<'a> {
     pub changes: Vec<Change>,
 }
 
-/// By what a guest is known again: machines made from one template share some of it, copies of one disk all of it.
+/// By what a guest is known again: machines made from one template share some of it, copies of one
+/// disk all of it.
 fn identity(guest: &Guest) -> String {
     let text = |path: &str| {
         guest
@@ -95,9 +98,11 @@ fn missing(id: &str, names: &[String], others: &[&str]) -> Refusal {
             names.join(", "),
             others.join(", ")
         ),
-        "how far it came is known only from all of their disks, and half of it could leave two clusters where one was",
+        "how far it came is known only from all of their disks, and half of it could leave two \
+         clusters where one was",
         format!(
-            "give the disks of {} too, in one command; one that is lost for good, and will never boot again, is named with --declare-dead NAME",
+            "give the disks of {} too, in one command; one that is lost for good, and will never \
+             boot again, is named with --declare-dead NAME",
             others.join(" and ")
         ),
     )
@@ -132,11 +137,13 @@ struct Planned<'a> {
     elsewhere: u64,
 }
 
-/// Changes several guests as one. Earlier sets of the same guests that were cut off are finished first. `sources` are further guests that
-/// the new folders are made from and that are only read. What was done to each guest, in the order of `parts`.
+/// Changes several guests as one. Earlier sets of the same guests that were cut off are finished
+/// first. `sources` are further guests that the new folders are made from and that are only read.
+/// What was done to each guest, in the order of `parts`.
 ///
 /// # Errors
-/// [`Refusal`] (by downcast) when nothing was changed; [`TransactionError`] when something was, or is on record.
+/// [`Refusal`] (by downcast) when nothing was changed; [`TransactionError`] when something was, or
+/// is on record.
 pub fn apply(
     parts: Vec<Part<'_>>,
     sources: &[&Guest],
@@ -334,7 +341,8 @@ fn enlist(store: &Store<'_>, info: &RunInfo, set: Option<SetRecord>) -> Result<(
     }
 }
 
-/// Nobody has gone on to the fences: takes everything back. No commit record may outlive what says that the others were enlisted.
+/// Nobody has gone on to the fences: takes everything back. No commit record may outlive what says
+/// that the others were enlisted.
 fn take_back(planned: &[Planned<'_>], info: &RunInfo, cause: anyhow::Error) -> anyhow::Error {
     let places: Vec<&Place<'_>> = planned.iter().map(|part| &part.place).collect();
     let kept = || {
@@ -389,8 +397,9 @@ fn stopped<'a>(
 ) -> TransactionError {
     let names: Vec<&str> = names.collect();
     let next = format!(
-        "mend the cause and run the same repair again with the disks of {}, which completes it; or `rescue undo --run {id}` with the same \
-         disks, which puts everything back. Boot none of them before",
+        "mend the cause and run the same repair again with the disks of {}, which completes it; or \
+         `rescue undo --run {id}` with the same disks, which puts everything back. Boot none of \
+         them before",
         names.join(", ")
     );
     TransactionError {
@@ -464,7 +473,8 @@ struct Gathered<'a> {
 }
 
 impl Gathered<'_> {
-    /// Those that are not here; and whether any is here that never came as far as to record the set.
+    /// Those that are not here; and whether any is here that never came as far as to record the
+    /// set.
     fn missing(&self, identities: &BTreeSet<String>) -> (Vec<String>, bool) {
         let names = self.set.names();
         let absent = (0..names.len()).filter(|n| !self.members.contains_key(n));
@@ -558,7 +568,8 @@ fn gather<'a>(guests: &[&'a WritableGuest]) -> Result<Vec<Gathered<'a>>> {
                         "two of the disks say that they are {name} in run {}",
                         gathered.id
                     ),
-                    "one of them is a copy of the other, and which is to be repaired cannot be guessed",
+                    "one of them is a copy of the other, and which is to be repaired cannot be \
+                     guessed",
                     "give only one of the two",
                 )
             );
@@ -567,15 +578,18 @@ fn gather<'a>(guests: &[&'a WritableGuest]) -> Result<Vec<Gathered<'a>>> {
     Ok(sets.into_values().collect())
 }
 
-/// Finishes every set of these guests that was cut off, then whatever else was cut off on each of them.
+/// Finishes every set of these guests that was cut off, then whatever else was cut off on each of
+/// them.
 ///
 /// # Errors
-/// [`Refusal`] (by downcast) where guests of such a set are missing; [`TransactionError`] and [`UndoError`] where it could not be finished.
+/// [`Refusal`] (by downcast) where guests of such a set are missing; [`TransactionError`] and
+/// [`UndoError`] where it could not be finished.
 pub fn recover(guests: &[&WritableGuest], ui: &dyn Ui) -> Result<Recovered> {
     recover_without(guests, &[], ui)
 }
 
-/// The same without the guests of these names, which are lost and will never boot again: what they would have done does not count.
+/// The same without the guests of these names, which are lost and will never boot again: what they
+/// would have done does not count.
 ///
 /// # Errors
 /// As of [`recover`].
@@ -664,11 +678,12 @@ fn recover_one(
     Ok(())
 }
 
-/// Undoes a run of several guests on all of them: the one named, or the newest of each, which must be the same. What was done on each, by
-/// its name.
+/// Undoes a run of several guests on all of them: the one named, or the newest of each, which must
+/// be the same. What was done on each, by its name.
 ///
 /// # Errors
-/// [`Refusal`] (by downcast) when nothing was changed: no such run, guests missing, files changed since. [`UndoError`] after that.
+/// [`Refusal`] (by downcast) when nothing was changed: no such run, guests missing, files changed
+/// since. [`UndoError`] after that.
 pub fn undo(guests: &[&WritableGuest], run: &str, ui: &dyn Ui) -> Result<Vec<(String, Undone)>> {
     undo_without(guests, &[], run, ui)
 }
@@ -702,9 +717,10 @@ pub fn undo_without(
     if any_unrecorded || any(Reached::Begun) {
         return Err(Refusal::new(
             format!("run {run} is not on record on all of its nodes"),
-            "it was never committed on all of them, and changed nothing; or it was removed from one with `rescue runs --prune`, and the old \
-             files with it",
-            "`rescue runs` with the same disks lists what is there; `rescue repair` removes what was never committed",
+            "it was never committed on all of them, and changed nothing; or it was removed from \
+             one with `rescue runs --prune`, and the old files with it",
+            "`rescue runs` with the same disks lists what is there; `rescue repair` removes what \
+             was never committed",
         )
         .into());
     }
@@ -782,16 +798,21 @@ fn put_all_back(set: &Gathered<'_>, ui: &dyn Ui) -> Result<Vec<(String, Undone)>
         .collect())
 }
 
-/// An undo was cut off, and then one of the nodes was started as it was. It can go on only without that one: what it holds belongs to the
-/// cluster that the others are leaving.
+/// An undo was cut off, and then one of the nodes was started as it was. It can go on only without
+/// that one: what it holds belongs to the cluster that the others are leaving.
 fn has_run_since(id: &str, name: &str, why: anyhow::Error) -> anyhow::Error {
     match why.downcast::<Refusal>() {
         Ok(Refusal { saw, .. }) => Refusal::new(
             format!("the undo of run {id} was cut off, and {name} was started since: {saw}"),
-            format!("what {name} wrote belongs to the cluster that the others are leaving; both must never run at the same time"),
             format!(
-                "boot none of them; copy etcd's folder on {name} away; then, to give up what it wrote: `rescue undo --run {id} --declare-dead {name}` with \
-                 the disks of all others, without its own. Before {name} boots again, empty its etcd folder, and let it join anew"
+                "what {name} wrote belongs to the cluster that the others are leaving; both must \
+                 never run at the same time"
+            ),
+            format!(
+                "boot none of them; copy etcd's folder on {name} away; then, to give up what it \
+                 wrote: `rescue undo --run {id} --declare-dead {name}` with the disks of all \
+                 others, without its own. Before {name} boots again, empty its etcd folder, and \
+                 let it join anew"
             ),
         )
         .into(),

@@ -252,12 +252,14 @@ fn without_a_lost_guest_the_others_are_put_back_or_completed() {
             .all(|disk| disk.log() == format!("the log of {}", disk.0))
     );
 
-    // Committed, and nobody has begun: whether the lost one had committed is not known, so it is discarded.
+    // Committed, and nobody has begun: whether the lost one had committed is not known, so it is
+    // discarded.
     for disk in &disks[..2] {
         for record in ["undone.json", "undo.json", "done.json"] {
             fs::remove_file(disk.record(record)).unwrap();
         }
-        let why = "the members of this cluster are being replaced together, and this one has not been yet";
+        let why = "the members of this cluster are being replaced together, and this one has not \
+            been yet";
         fs::create_dir_all(disk.record("staged")).unwrap();
         fs::write(
             disk.record("staged/0"),
@@ -283,7 +285,8 @@ fn a_set_that_one_guest_never_committed_is_discarded_on_all() {
         fs::remove_file(disk.record("undone.json")).unwrap();
         fs::remove_file(disk.record("undo.json")).unwrap();
         fs::remove_file(disk.record("done.json")).unwrap();
-        // As right after staging: nothing is made. One guest has no commit record, another was never enlisted.
+        // As right after staging: nothing is made. One guest has no commit record, another was
+        // never enlisted.
         fs::create_dir_all(disk.record("staged")).unwrap();
         fs::write(disk.record("staged/0"), "").unwrap();
         if n == 1 {

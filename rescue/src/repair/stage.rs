@@ -1,5 +1,6 @@
-//! Everything before the commit record: what the changes come to, whether they can all be made, and the staging of what they
-//! need. A crash or an error up to here leaves the guest as it was, with a folder of ours to be removed.
+//! Everything before the commit record: what the changes come to, whether they can all be made, and
+//! the staging of what they need. A crash or an error up to here leaves the guest as it was, with a
+//! folder of ours to be removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -26,7 +27,8 @@ use crate::guest::{Guest, GuestPath, RealPath};
 use crate::in_use::held_open::HeldOpen;
 use crate::tree::{AccessList, Usage};
 
-/// Room for the record, our folders and what the file system itself needs for new names: an inode chunk of XFS is 32 KiB.
+/// Room for the record, our folders and what the file system itself needs for new names: an inode
+/// chunk of XFS is 32 KiB.
 const SLACK_BYTES: u64 = 256 << 10;
 /// Inodes for our folders and records.
 const SLACK_INODES: u64 = 16;
@@ -131,7 +133,8 @@ impl Goal {
     }
 }
 
-/// Several changes to one name become one, at the place of the first: every step of the record then stands alone.
+/// Several changes to one name become one, at the place of the first: every step of the record then
+/// stands alone.
 ///
 /// Only a fence and the folder that replaces it stay two: other disks are changed between them.
 pub(super) fn goals(changes: Vec<Change>, run: &str) -> Result<Vec<Goal>> {
@@ -215,7 +218,8 @@ pub(super) fn goals(changes: Vec<Change>, run: &str) -> Result<Vec<Goal>> {
         match (expect, &goal.outcome) {
             _ if outcome.is_exchange() || goal.outcome.is_exchange() => {
                 bail!(
-                    "the plan contradicts itself about {path}: it is replaced as a whole, and changed"
+                    "the plan contradicts itself about {path}: it is replaced as a whole, and \
+                     changed"
                 )
             }
             // The original's bytes are staged, not those of another remedy.
@@ -255,13 +259,16 @@ pub(super) fn goals(changes: Vec<Change>, run: &str) -> Result<Vec<Goal>> {
 /// What the file says that stands where a folder was.
 pub(super) fn fence(why: &str, run: &str) -> Content {
     Content::new(format!(
-        "rescue moved the folder of this name away, and put this file here so that nothing starts from it or makes a new one.\n\
+        "rescue moved the folder of this name away, and put this file here so that nothing starts \
+         from it or makes a new one.\n\
          Why: {why}\n\
-         Run: {run}. The folder is kept; `rescue undo --run {run}` with all disks of that run puts it back.\n"
+         Run: {run}. The folder is kept; `rescue undo --run {run}` with all disks of that run puts \
+         it back.\n"
     ))
 }
 
-/// Checks that every goal can be reached, and drops the folders that are there already. Changes nothing.
+/// Checks that every goal can be reached, and drops the folders that are there already. Changes
+/// nothing.
 pub(super) fn preflight(confined: &Confined, goals: &mut Vec<Goal>) -> Result<()> {
     let mut made: BTreeSet<RealPath> = BTreeSet::new();
     let mut there = BTreeSet::new();
@@ -402,8 +409,12 @@ fn refuse_open_below(confined: &Confined, folder: &RealPath, held: &HeldOpen) ->
         if let Some(holder) = held.holder(stat.st_dev, stat.st_ino) {
             return Err(Refusal::new(
                 format!("{holder} has {path} open"),
-                format!("{folder} is to be replaced as a whole, and whoever uses it would go on with the old one"),
-                "stop it (etcd: move its static pod's manifest away), or power the node off, then run this again",
+                format!(
+                    "{folder} is to be replaced as a whole, and whoever uses it would go on with \
+                     the old one"
+                ),
+                "stop it (etcd: move its static pod's manifest away), or power the node off, then \
+                 run this again",
             )
             .into());
         }
@@ -424,7 +435,8 @@ fn refuse_mounted_inside(confined: &Confined, folder: &RealPath) -> Result<()> {
     Err(Refusal::new(
         format!("a file system of its own is mounted at {inside} in the guest"),
         format!("{folder} is exchanged as a whole, and what is mounted in it cannot go with it"),
-        "have that folder on the file system around it, or build the new one with --output DIR and put it in place by hand",
+        "have that folder on the file system around it, or build the new one with --output DIR and \
+         put it in place by hand",
     )
     .into())
 }
@@ -465,7 +477,8 @@ fn needs(
     Ok(needs)
 }
 
-/// The first file system that has too little room, by its mount point; `is_exact`: without what only seems to be free.
+/// The first file system that has too little room, by its mount point; `is_exact`: without what
+/// only seems to be free.
 pub(super) fn short_of_space(
     confined: &Confined,
     store: &Store<'_>,
@@ -504,7 +517,8 @@ pub(super) fn refuse_without_space(
     if fault::skips_space_check() {
         return Ok(());
     }
-    // Small things fit into what the file system holds back; a whole folder would run out of it half-way.
+    // Small things fit into what the file system holds back; a whole folder would run out of it
+    // half-way.
     let builds = goals
         .iter()
         .any(|goal| matches!(goal.outcome, Outcome::Built { .. }) && !goal.elsewhere);
@@ -543,7 +557,8 @@ pub(super) fn refuse_without_space(
         true => (
             "the old folder is kept whole until it is known that the new one is good",
             format!(
-                "add --keep-in DIR, a folder of this machine with {} free, where both are kept meanwhile; or {free}{OR_ELSEWHERE}",
+                "add --keep-in DIR, a folder of this machine with {} free, where both are kept \
+                 meanwhile; or {free}{OR_ELSEWHERE}",
                 units::bytes(super::kept::needed(confined, goals)?)
             ),
         ),
@@ -566,8 +581,8 @@ pub(super) struct Stage<'a> {
     pub ui: &'a dyn Ui,
 }
 
-/// Stages everything in the run's stores: what is to be put in place, ready for one rename each, and the backups. All of it is
-/// synchronised. Returns the steps of the record.
+/// Stages everything in the run's stores: what is to be put in place, ready for one rename each,
+/// and the backups. All of it is synchronised. Returns the steps of the record.
 pub(super) fn stage(on: &Stage<'_>, goals: &[Goal], id: &str) -> Result<Vec<Step>> {
     let Stage {
         confined, store, ..
@@ -641,7 +656,8 @@ pub(super) fn stage(on: &Stage<'_>, goals: &[Goal], id: &str) -> Result<Vec<Step
     Ok(steps)
 }
 
-/// Folders given with --root may lie on a file system that cannot exchange two names; every one that we mount can.
+/// Folders given with --root may lie on a file system that cannot exchange two names; every one
+/// that we mount can.
 fn refuse_without_exchange(confined: &Confined, staged: &RealPath, path: &RealPath) -> Result<()> {
     if !confined.is_shared(path)? {
         return Ok(());
@@ -737,7 +753,8 @@ fn stage_one(
     if matches!(goal.outcome, Outcome::Link { .. }) {
         return Ok(());
     }
-    // After the attributes: an ACL's mask is the group's permission bits. Until then the file is 0600.
+    // After the attributes: an ACL's mask is the group's permission bits. Until then the file
+    // is 0600.
     let (mode, no_flags) = (Mode::from_raw_mode(mode), rustix::fs::AtFlags::empty());
     fault::call("chmod", || {
         rustix::fs::chmodat(staged.folder(), staged.name(), mode, no_flags)

@@ -1,4 +1,5 @@
-//! A folder that is built in the store, to be put in place as a whole: owners, labels and other attributes as in the folder it replaces.
+//! A folder that is built in the store, to be put in place as a whole: owners, labels and other
+//! attributes as in the folder it replaces.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -63,8 +64,8 @@ impl<'a> StagedFolder<'a> {
         open(self.confined, &join(&self.top, below))
     }
 
-    /// Gives everything its owner, attributes and mode, and synchronises it, the top folder's own last; `mode` is the top's where there is
-    /// no old one.
+    /// Gives everything its owner, attributes and mode, and synchronises it, the top folder's own
+    /// last; `mode` is the top's where there is no old one.
     pub fn finish(self, mode: u32) -> Result<()> {
         let owner = self.owner_of_old()?;
         // Longest first: a folder is synchronised after all that is in it.
@@ -96,7 +97,8 @@ impl<'a> StagedFolder<'a> {
             .map_or((0, 0), |stat| (stat.st_uid, stat.st_gid)))
     }
 
-    /// What a new file takes its attributes from: the old one of the same name, else one of the old ones beside it, else the folder.
+    /// What a new file takes its attributes from: the old one of the same name, else one of the old
+    /// ones beside it, else the folder.
     fn old_at(&self, below: &Path) -> Result<Option<Place>> {
         let Some(old) = &self.old else {
             return Ok(None);
@@ -148,8 +150,8 @@ fn join(top: &RealPath, below: &Path) -> RealPath {
         .fold(top.clone(), |path, name| path.child(name))
 }
 
-/// Owner, attributes, mode, and all of it to the disk. Where `old` is not the `same` file it gives its label only: an ACL is of the one
-/// file that somebody gave it to.
+/// Owner, attributes, mode, and all of it to the disk. Where `old` is not the `same` file it gives
+/// its label only: an ACL is of the one file that somebody gave it to.
 fn dress(
     confined: &Confined,
     place: &Place,

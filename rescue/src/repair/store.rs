@@ -126,10 +126,12 @@ impl<'a> Store<'a> {
         self.runs.child(id.as_ref())
     }
 
-    /// The folders in the runs folder. A FIFO, a device, a socket or a file there is no run, and is left alone unopened.
+    /// The folders in the runs folder. A FIFO, a device, a socket or a file there is no run, and is
+    /// left alone unopened.
     ///
     /// # Errors
-    /// [`Refusal`] (by downcast) for a link: a run may have been moved to where it leads, and could be unfinished.
+    /// [`Refusal`] (by downcast) for a link: a run may have been moved to where it leads, and could
+    /// be unfinished.
     pub fn ids(&self) -> Result<Vec<String>> {
         let mut ids = Vec::new();
         for id in run_ids(self.confined.names(&self.runs)?) {
@@ -209,7 +211,8 @@ impl<'a> Store<'a> {
         Ok(())
     }
 
-    /// Removes a run that was never committed. Its own folder goes last, so that an interruption is noticed.
+    /// Removes a run that was never committed. Its own folder goes last, so that an interruption is
+    /// noticed.
     pub fn discard(&self, id: &str) -> Result<()> {
         self.remove_staged(id)?;
         self.remove_backups(id)?;
@@ -246,8 +249,9 @@ impl<'a> Store<'a> {
         Ok(())
     }
 
-    /// Takes back a run that is not to be committed after all. Its record goes first, in case it is in place although its folder
-    /// could not be synchronised: a record without what it stages would be completed with nothing.
+    /// Takes back a run that is not to be committed after all. Its record goes first, in case it is
+    /// in place although its folder could not be synchronised: a record without what it stages
+    /// would be completed with nothing.
     pub fn take_back(&self, id: &str) -> Result<()> {
         if self.confined.lstat(&self.run(id))?.is_none() {
             return Ok(());
@@ -259,7 +263,8 @@ impl<'a> Store<'a> {
     /// Whether a run has a record of that name.
     ///
     /// # Errors
-    /// [`Refusal`] (by downcast) where something else than a file has the name: how far the run came is not known then.
+    /// [`Refusal`] (by downcast) where something else than a file has the name: how far the run
+    /// came is not known then.
     pub fn has_record(&self, id: &str, name: &str) -> Result<bool> {
         let record = self.run(id).child(name.as_ref());
         match self.confined.lstat(&record)? {
@@ -284,7 +289,8 @@ impl<'a> Store<'a> {
         Ok(Some(journal))
     }
 
-    /// What a committed run staged and keeps lies in folders; through anything else neither completing it nor its undo can go.
+    /// What a committed run staged and keeps lies in folders; through anything else neither
+    /// completing it nor its undo can go.
     fn refuse_strange_folders(&self, id: &str) -> Result<()> {
         for mount_point in self.confined.mount_points() {
             let folders = [
@@ -305,7 +311,8 @@ impl<'a> Store<'a> {
         Ok(())
     }
 
-    /// The guests that are changed together with this one, committed or not; `None` where it is alone.
+    /// The guests that are changed together with this one, committed or not; `None` where it is
+    /// alone.
     pub fn set(&self, id: &str) -> Result<Option<SetRecord>> {
         if !self.has_record(id, SET)? {
             return Ok(None);
@@ -390,21 +397,22 @@ fn not_of_rescue(path: &RealPath, stat: &Stat, belongs: &str) -> Refusal {
         format!("{path} in the guest is {there}, and {belongs} of rescue's own belongs there"),
         "no rescue made it, so nothing is written beside it and no record is read through it",
         format!(
-            "with the node's file systems mounted below /mnt, look at it (`ls -ld /mnt{at}`), move it away (`mv /mnt{at} /mnt/root/`), umount \
-             them, and run this again"
+            "with the node's file systems mounted below /mnt, look at it (`ls -ld /mnt{at}`), move \
+             it away (`mv /mnt{at} /mnt/root/`), umount them, and run this again"
         ),
     )
 }
 
-/// A node without it is no node: its /var is on a disk that was not given, and a record below its empty mount point would be lost
-/// from sight at the next boot.
+/// A node without it is no node: its /var is on a disk that was not given, and a record below its
+/// empty mount point would be lost from sight at the next boot.
 fn no_var_lib(error: TreeError) -> anyhow::Error {
     if !error.is_not_found() {
         return anyhow::Error::new(error).context("looking for /var/lib in the guest");
     }
     Refusal::new(
         "there is no /var/lib in the guest",
-        "its /var is probably on a disk that was not given, and the record of this repair belongs there",
+        "its /var is probably on a disk that was not given, and the record of this repair belongs \
+         there",
         "give that disk too, then run this again",
     )
     .into()

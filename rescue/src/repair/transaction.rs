@@ -1,8 +1,8 @@
 //! The transaction: frees, stages, commits, changes, and finishes what an earlier run left.
 //!
-//! Before the commit record a crash means discard, after it roll forward. Every step is one rename (or one unlink) inside one
-//! file system, so it has either happened or not, and which of the two can be seen: what was staged is gone from the store when it
-//! is in place.
+//! Before the commit record a crash means discard, after it roll forward. Every step is one rename
+//! (or one unlink) inside one file system, so it has either happened or not, and which of the two
+//! can be seen: what was staged is gone from the store when it is in place.
 
 use std::fmt;
 use std::ops::Range;
@@ -57,7 +57,8 @@ impl RunInfo {
 /// A name for a run: the time and two random bytes, `20261123-024149-a1b2`.
 pub fn new_run_id(now: OffsetDateTime) -> String {
     let mut random = [0; 2];
-    // Without randomness (early boot) the time alone has to do; a name that is taken is refused later.
+    // Without randomness (early boot) the time alone has to do; a name that is taken is refused
+    // later.
     let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::NONBLOCK);
     format!(
         "{:04}{:02}{:02}-{:02}{:02}{:02}-{}",
@@ -84,7 +85,8 @@ pub struct Applied {
     pub changes: usize,
     /// Old runs that gave way so that runs take a bounded space, one sentence each.
     pub pruned: Vec<String>,
-    /// Folders on the machine that rescue runs on where what did not fit beside the new folder is kept.
+    /// Folders on the machine that rescue runs on where what did not fit beside the new folder is
+    /// kept.
     pub elsewhere: Vec<String>,
 }
 
@@ -153,7 +155,8 @@ impl fmt::Display for TransactionError {
 
 impl std::error::Error for TransactionError {}
 
-/// Applies what all remedies come to, as one transaction. An unfinished earlier run is finished first.
+/// Applies what all remedies come to, as one transaction. An unfinished earlier run is finished
+/// first.
 ///
 /// # Errors
 /// [`Refusal`] (by downcast) when nothing was changed; [`TransactionError`] when something was.
@@ -174,7 +177,8 @@ pub fn apply(
     );
 
     let mut goals = stage::goals(prepared.changes, &info.id)?;
-    // Once before freeing, because that has no undo: what is refused anyway should be refused with the logs still there.
+    // Once before freeing, because that has no undo: what is refused anyway should be refused with
+    // the logs still there.
     stage::preflight(confined, &mut goals)?;
     fault::point("phase: checked");
     let freed = freeing::free(confined, &prepared.free, ui);
@@ -328,8 +332,8 @@ fn not_committed(
 
 fn complete_or_undo(run: &str) -> String {
     format!(
-        "mend the cause and run the same repair again, which completes it; or `rescue undo --run {run}` with the same disks, which \
-         puts everything back"
+        "mend the cause and run the same repair again, which completes it; or `rescue undo --run \
+         {run}` with the same disks, which puts everything back"
     )
 }
 
@@ -356,7 +360,8 @@ pub(super) enum Drift {
     IsLeftAlone,
 }
 
-/// Makes all changes of a committed run that are not made yet, and marks it done. Returns what was left alone.
+/// Makes all changes of a committed run that are not made yet, and marks it done. Returns what was
+/// left alone.
 fn roll_forward(
     confined: &Confined,
     store: &Store<'_>,
@@ -373,7 +378,8 @@ fn roll_forward(
     Ok(sentences)
 }
 
-/// Makes those of the steps that are not made yet. Returns what was left alone, and which step that is.
+/// Makes those of the steps that are not made yet. Returns what was left alone, and which step that
+/// is.
 pub(super) fn make_steps(
     confined: &Confined,
     store: &Store<'_>,
@@ -392,7 +398,8 @@ pub(super) fn make_steps(
         .filter(|(n, _)| steps.contains(n))
     {
         progress.message(&step.path.to_string());
-        // On the way from the plan nobody else was here; after an interruption the guest may have been used.
+        // On the way from the plan nobody else was here; after an interruption the guest may have
+        // been used.
         let look = if drift == Drift::Now {
             Look::Inode
         } else {
@@ -490,7 +497,8 @@ fn make_step(
     if step.before == State::Absent {
         staged.rename_to_free_name(&place)?;
     } else {
-        // The same bytes in another inode would leave undo with a backup that is not what was replaced.
+        // The same bytes in another inode would leave undo with a backup that is not what was
+        // replaced.
         if !backup.is_some_and(|backup| same_inode(&place, &backup).unwrap_or(false)) {
             return Ok(Made::Not(now));
         }
@@ -524,8 +532,8 @@ pub(super) fn same_inode(a: &Place, b: &Place) -> Result<bool> {
     Ok(matches!((a, b), (Some(a), Some(b)) if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)))
 }
 
-/// Finishes what an interruption left: discards what was not committed, completes what was, continues an undo. Does not write
-/// when there is nothing to recover.
+/// Finishes what an interruption left: discards what was not committed, completes what was,
+/// continues an undo. Does not write when there is nothing to recover.
 pub fn recover(guest: &WritableGuest, ui: &dyn Ui) -> Result<Recovered> {
     let confined = guest.confined();
     let store = Store::of(guest)?;
@@ -572,7 +580,8 @@ pub fn recover(guest: &WritableGuest, ui: &dyn Ui) -> Result<Recovered> {
     Ok(recovered)
 }
 
-/// Half a set is neither completed nor taken back on its own: only all of its guests together tell how far it came.
+/// Half a set is neither completed nor taken back on its own: only all of its guests together tell
+/// how far it came.
 fn refuse_part_of_set(store: &Store<'_>, id: &str) -> Result<()> {
     let set = match store.set(id) {
         Ok(Some(set)) => set,
@@ -1006,7 +1015,8 @@ mod tests {
                     let refusal = error
                         .downcast_ref::<Refusal>()
                         .unwrap_or_else(|| panic!("{name}, {what}: {error:#}"));
-                    // An empty record is as good as a full one that says that an undo has begun, or is complete.
+                    // An empty record is as good as a full one that says that an undo has begun, or
+                    // is complete.
                     let named = [
                         format!("runs/one/{name}"),
                         "/etc/old".into(),

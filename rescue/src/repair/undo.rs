@@ -1,5 +1,5 @@
-//! Undo: puts back the original inodes, backwards through the record of a run. Refuses when files changed since; says what has no
-//! undo.
+//! Undo: puts back the original inodes, backwards through the record of a run. Refuses when files
+//! changed since; says what has no undo.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -36,11 +36,12 @@ pub struct Undone {
     pub elsewhere: Vec<String>,
 }
 
-/// Undoes a run: the newest that is not undone, or the one named. A half-way run is undone as it is. An interrupted undo of the same
-/// run is continued.
+/// Undoes a run: the newest that is not undone, or the one named. A half-way run is undone as it
+/// is. An interrupted undo of the same run is continued.
 ///
 /// # Errors
-/// [`Refusal`] (by downcast) when nothing was changed: no such run, a later run changed the same files, files changed since.
+/// [`Refusal`] (by downcast) when nothing was changed: no such run, a later run changed the same
+/// files, files changed since.
 pub fn undo(guest: &WritableGuest, run: Option<&str>, ui: &dyn Ui) -> Result<Undone> {
     let confined = guest.confined();
     let store = Store::of(guest)?;
@@ -61,8 +62,9 @@ pub fn undo(guest: &WritableGuest, run: Option<&str>, ui: &dyn Ui) -> Result<Und
 /// Writes down that an undo has begun.
 pub(super) fn begin(store: &Store<'_>, journal: &Journal) -> Result<()> {
     if let Err(error) = store.write_record(&journal.id, UNDO, &finished_now(Vec::new())) {
-        // On a full disk a finished run can be undone without saying so first: an interruption leaves it finished in name, and
-        // undoing it again continues. A half-way run could be rolled forward instead, so there the record must be.
+        // On a full disk a finished run can be undone without saying so first: an interruption
+        // leaves it finished in name, and undoing it again continues. A half-way run could be
+        // rolled forward instead, so there the record must be.
         let full = matches!(
             error.downcast_ref(),
             Some(&(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT))
@@ -77,7 +79,8 @@ pub(super) fn begin(store: &Store<'_>, journal: &Journal) -> Result<()> {
 
 /// An undo that could not be written down.
 fn not_begun(store: &Store<'_>, journal: &Journal, cause: anyhow::Error) -> anyhow::Error {
-    // In place although its folder could not be synchronised, it would let the next repair go on with the undo.
+    // In place although its folder could not be synchronised, it would let the next repair go on
+    // with the undo.
     if let Err(left) = store.remove_record(&journal.id, UNDO) {
         let cause = cause.context(format!(
             "taking back the record of this undo failed ({left:#})"
@@ -121,8 +124,8 @@ impl std::fmt::Display for UndoError {
         } = self;
         write!(
             f,
-            "the undo of run {run} stopped after {done} of {total} steps: {cause:#}. Next: mend the cause, then run the same undo \
-             again, which continues it"
+            "the undo of run {run} stopped after {done} of {total} steps: {cause:#}. Next: mend \
+             the cause, then run the same undo again, which continues it"
         )
     }
 }
@@ -345,7 +348,8 @@ fn need(
     }
 }
 
-/// Undoes all steps, last first, and marks the run undone. Can be interrupted anywhere and done again.
+/// Undoes all steps, last first, and marks the run undone. Can be interrupted anywhere and done
+/// again.
 ///
 /// # Errors
 /// [`UndoError`] (by downcast).
@@ -397,8 +401,8 @@ fn put_all_back(
     Ok(undone)
 }
 
-/// Undoes those of the steps that are made, last first. Returns which of them leave a whole folder in the store, because it cannot be put
-/// back.
+/// Undoes those of the steps that are made, last first. Returns which of them leave a whole folder
+/// in the store, because it cannot be put back.
 pub(super) fn put_steps_back(
     confined: &Confined,
     store: &Store<'_>,
@@ -441,7 +445,8 @@ pub(super) fn put_steps_back(
     Ok(kept)
 }
 
-/// Removes what an undone run does not need any more: all but whole folders that could not be put back.
+/// Removes what an undone run does not need any more: all but whole folders that could not be put
+/// back.
 pub(super) fn tidy(store: &Store<'_>, id: &str) -> Result<()> {
     if store
         .finished(id, UNDONE)?
@@ -453,7 +458,8 @@ pub(super) fn tidy(store: &Store<'_>, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Marks a run undone and removes what is not needed any more: where a whole folder could not be put back, it is still needed.
+/// Marks a run undone and removes what is not needed any more: where a whole folder could not be
+/// put back, it is still needed.
 pub(super) fn finish(
     confined: &Confined,
     store: &Store<'_>,
@@ -467,7 +473,8 @@ pub(super) fn finish(
         return confined.sync_all();
     }
     if let Err(error) = store.write_record(id, UNDONE, &finished_now(Vec::new())) {
-        // On a full disk the backups' folders have to go first; they are empty but for what was not needed.
+        // On a full disk the backups' folders have to go first; they are empty but for what was not
+        // needed.
         store.remove_staged(id)?;
         store
             .write_record(id, UNDONE, &finished_now(Vec::new()))

@@ -1,5 +1,6 @@
-//! What a guest's file system lies on, made a block device that the kernel can mount for writing: the kernel's own partition node, a loop
-//! device, a device-mapper device over either. All of it goes with the process, however that ends.
+//! What a guest's file system lies on, made a block device that the kernel can mount for writing:
+//! the kernel's own partition node, a loop device, a device-mapper device over either. All of it
+//! goes with the process, however that ends.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -25,8 +26,8 @@ use crate::in_use::{Claim, Uncached};
 /// The disks that are ours to write to, by the path in their backings.
 pub(super) type Claims = BTreeMap<PathBuf, Claim>;
 
-/// Claims each disk once, however many file systems are on it, and before any of them is opened: our own mounts must not be taken for
-/// somebody else's.
+/// Claims each disk once, however many file systems are on it, and before any of them is opened:
+/// our own mounts must not be taken for somebody else's.
 pub(super) fn claim_disks(file_systems: &[FileSystem]) -> Result<Claims> {
     claim_below(file_systems.iter().map(|file_system| &file_system.backing))
 }
@@ -290,10 +291,12 @@ fn one_leg(mirror: &Mirror) -> Refusal {
     };
     Refusal::new(
         format!("the file system is on a mirror of Linux's software RAID ({legs})"),
-        "written to through one leg alone, its legs would differ, and either could win at the next boot; nothing was changed",
+        "written to through one leg alone, its legs would differ, and either could win at the next \
+         boot; nothing was changed",
         format!(
-            "boot the machine{all} from the rescue ISO (or attach its disks to a helper): `mdadm --assemble --scan`, `cat /proc/mdstat` for the \
-             array's name (md127 where nothing gives it another), then rescue repair /dev/md127, then `mdadm --stop /dev/md127`"
+            "boot the machine{all} from the rescue ISO (or attach its disks to a helper): `mdadm \
+             --assemble --scan`, `cat /proc/mdstat` for the array's name (md127 where nothing \
+             gives it another), then rescue repair /dev/md127, then `mdadm --stop /dev/md127`"
         ),
     )
 }
@@ -310,7 +313,8 @@ fn in_pieces(name: &LogicalName) -> Refusal {
     let (group, volume) = (&name.group, &name.volume);
     Refusal::new(
         format!(
-            "the logical volume {group}/{volume} lies in several pieces, and this system's kernel has no device-mapper"
+            "the logical volume {group}/{volume} lies in several pieces, and this system's kernel \
+             has no device-mapper"
         ),
         "only device-mapper can put them together for writing; nothing was changed",
         "`modprobe dm_mod`, then run this again; or boot the rescue ISO, or use another helper",
@@ -323,7 +327,8 @@ fn read_only(name: &LogicalName) -> Refusal {
         format!("the logical volume {group}/{volume} is set read-only in its own metadata"),
         "the node itself could not write to it either; nothing was changed",
         format!(
-            "on a helper VM: `lvchange -p rw {group}/{volume}` and `vgchange -an {group}`, then run this again"
+            "on a helper VM: `lvchange -p rw {group}/{volume}` and `vgchange -an {group}`, then \
+             run this again"
         ),
     )
 }

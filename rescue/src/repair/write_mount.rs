@@ -1,4 +1,5 @@
-//! A guest opened for writing: its file systems mounted by the kernel, seen by nobody else, and locked against everybody else.
+//! A guest opened for writing: its file systems mounted by the kernel, seen by nobody else, and
+//! locked against everybody else.
 
 use crate::base::shell;
 use std::os::fd::{AsFd, OwnedFd};
@@ -38,11 +39,12 @@ impl Default for OpenOptions {
     }
 }
 
-/// A guest that can be written to. Dropping it unmounts what was mounted for it; [`WritableGuest::close`] says whether that
-/// went well.
+/// A guest that can be written to. Dropping it unmounts what was mounted for it;
+/// [`WritableGuest::close`] says whether that went well.
 #[derive(Debug)]
 pub struct WritableGuest {
-    // The order of the fields is the order of taking down: files before mounts, mounts before their devices, locks last.
+    // The order of the fields is the order of taking down: files before mounts, mounts before their
+    // devices, locks last.
     guest: Guest,
     confined: Rc<Confined>,
     mounts: Vec<Mount>,
@@ -63,11 +65,12 @@ impl WritableGuest {
         self.keep_in.clone()
     }
 
-    /// Opens the file systems of a guest for writing, after checking that nobody else uses them. Every "no" is a [`Refusal`] (by
-    /// downcast).
+    /// Opens the file systems of a guest for writing, after checking that nobody else uses them.
+    /// Every "no" is a [`Refusal`] (by downcast).
     ///
-    /// Take `source` and `file_systems` from the [`Guest`], then drop the guest and all its trees before calling: what was read
-    /// through a whole device is not what is written through its partition, and a layer over an image must not outlive its bytes.
+    /// Take `source` and `file_systems` from the [`Guest`], then drop the guest and all its trees
+    /// before calling: what was read through a whole device is not what is written through its
+    /// partition, and a layer over an image must not outlive its bytes.
     pub fn open(source: &str, file_systems: &[FileSystem]) -> Result<Self> {
         Self::open_with(source, file_systems, &OpenOptions::default())
     }
@@ -81,7 +84,8 @@ impl WritableGuest {
         Self::open_after(source, file_systems, options, |_| Ok(()))
     }
 
-    /// As [`WritableGuest::open`], after a look at each file system with its checker ([`crate::repair::before_writing::refuse_damaged`]).
+    /// As [`WritableGuest::open`], after a look at each file system with its checker
+    /// ([`crate::repair::before_writing::refuse_damaged`]).
     pub fn open_checked(source: &str, file_systems: &[FileSystem], ui: &dyn Ui) -> Result<Self> {
         let check = |looks: &[(&FileSystem, Arc<dyn ReadAt>)]| {
             crate::repair::before_writing::refuse_damaged(looks, ui)
@@ -89,7 +93,8 @@ impl WritableGuest {
         Self::open_after(source, file_systems, &OpenOptions::default(), check)
     }
 
-    /// `check` is given the bytes of each file system, once all disks are claimed and before anything is mounted.
+    /// `check` is given the bytes of each file system, once all disks are claimed and before
+    /// anything is mounted.
     fn open_after(
         source: &str,
         file_systems: &[FileSystem],
@@ -160,8 +165,8 @@ impl WritableGuest {
         })
     }
 
-    /// The guest's files as they are now, through the same mounts. Clones of it and of its tree must be dropped before
-    /// [`WritableGuest::close`].
+    /// The guest's files as they are now, through the same mounts. Clones of it and of its tree
+    /// must be dropped before [`WritableGuest::close`].
     pub fn guest(&self) -> &Guest {
         &self.guest
     }
@@ -171,7 +176,8 @@ impl WritableGuest {
         &self.confined
     }
 
-    /// Synchronises, unmounts, and forgets what is cached of the disks, so that they can be read again.
+    /// Synchronises, unmounts, and forgets what is cached of the disks, so that they can be read
+    /// again.
     pub fn close(self) -> Result<()> {
         let Self {
             guest,
@@ -233,7 +239,8 @@ fn refuse_damaged(file_systems: &[FileSystem], claims: &Claims) -> Result<()> {
             format!("{} says of itself that it has errors", file_system.device),
             "writing to a damaged file system damages it further; it needs a check first",
             format!(
-                "`rescue fsck {}`, which mends after asking what can be mended without loss, then run this again",
+                "`rescue fsck {}`, which mends after asking what can be mended without loss, then \
+                 run this again",
                 shell::quoted(file_system.backing.first_path())
             ),
         )
@@ -258,8 +265,12 @@ fn refuse_moving(file_systems: &[FileSystem], claims: &Claims, pause: Duration) 
     for (file_system, bytes, seen) in first {
         if in_use::head(bytes.as_ref(), &file_system.kind)? != seen {
             return Err(Refusal::new(
-                format!("{} changed while nobody on this machine writes to it", file_system.device),
-                "the machine it belongs to is running, or another host has the disk: two writers would destroy it",
+                format!(
+                    "{} changed while nobody on this machine writes to it",
+                    file_system.device
+                ),
+                "the machine it belongs to is running, or another host has the disk: two writers \
+                 would destroy it",
                 "power that machine off and detach the disk from other hosts, then run this again",
             )
             .into());
@@ -292,8 +303,8 @@ fn is_open(mounts: &[(&FileSystem, Mount)], backing: &Backing) -> bool {
         .any(|(there, _)| there.backing == *backing && there.subvolume.is_some())
 }
 
-/// The folders of all subvolumes, below the one mount of their file system. To the writer each is a file system of its own: neither
-/// a rename nor a hard link leads from one into another.
+/// The folders of all subvolumes, below the one mount of their file system. To the writer each is a
+/// file system of its own: neither a rename nor a hard link leads from one into another.
 fn open_subvolumes<'a>(
     file_systems: &'a [FileSystem],
     mounts: &[(&FileSystem, Mount)],
@@ -320,7 +331,8 @@ fn open_folder(folder: &Path) -> Result<OwnedFd> {
         .with_context(|| format!("opening the folder {}", folder.display()))
 }
 
-/// One repair at a time. The lock is on the guest's root folder itself: it needs no inode on a full disk, and dies with us.
+/// One repair at a time. The lock is on the guest's root folder itself: it needs no inode on a full
+/// disk, and dies with us.
 fn lock(confined: &Confined, source: &str) -> Result<()> {
     for root in confined.roots() {
         match rustix::fs::flock(root, FlockOperation::NonBlockingLockExclusive) {

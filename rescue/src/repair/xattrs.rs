@@ -33,7 +33,8 @@ pub enum List {
     LeaveOut,
 }
 
-/// Copies all attributes of the name at `from` (a link's own, not its target's) to the name at `to`.
+/// Copies all attributes of the name at `from` (a link's own, not its target's) to the name at
+/// `to`.
 pub fn copy(from: &Place, to: &Place, list: List) -> Result<()> {
     let (source, target) = (from.proc_path(), to.proc_path());
     for name in names(from)? {
@@ -67,8 +68,9 @@ pub fn access_list(place: &Place) -> Result<Option<Vec<u8>>, Errno> {
     get(place, ACCESS)
 }
 
-/// Takes the access lists away that a new folder got from the one around it, its own and the one for files in it: what is staged there
-/// must not get them either, because it is moved to where other rules hold.
+/// Takes the access lists away that a new folder got from the one around it, its own and the one
+/// for files in it: what is staged there must not get them either, because it is moved to where
+/// other rules hold.
 pub fn drop_lists(folder: &Place) -> Result<()> {
     for name in [DEFAULT, ACCESS] {
         let has_it = get(folder, name)
@@ -161,7 +163,8 @@ pub fn copy_label(from: &Place, to: &Place) -> Result<()> {
     .with_context(|| format!("labelling {to}"))
 }
 
-/// Gives a new file the label of its kind's first labelled sibling in the folder where it will be, else the folder's own.
+/// Gives a new file the label of its kind's first labelled sibling in the folder where it will be,
+/// else the folder's own.
 pub fn label_new(confined: &Confined, future: &RealPath, staged: &Place) -> Result<()> {
     let Some(label) = label_for(confined, future, staged)? else {
         return Ok(());

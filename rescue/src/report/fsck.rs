@@ -116,7 +116,8 @@ pub fn json(entries: &[Entry], notes: &[Leftover]) -> Value {
             object["after"] = json!(entry.after);
             object["mended"] = match &entry.mended {
                 Some(preened) => json!({
-                    "command": preened.line, "exit_code": preened.ran.code, "said": preened.ran.said,
+                    "command": preened.line, "exit_code": preened.ran.code,
+                    "said": preened.ran.said,
                     "seconds": preened.ran.took.as_secs_f64(),
                 }),
                 None => Value::Null,

@@ -1,4 +1,5 @@
-//! Which log filled the disk: what earlier runs freed, and what the check of full disks would free now.
+//! Which log filled the disk: what earlier runs freed, and what the check of full disks would free
+//! now.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -104,7 +105,8 @@ fn family_of(path: &str) -> Option<(Family, String)> {
     let own = |sentence| Some((Family::OwnWriter(sentence), path.to_owned()));
     if below.starts_with("pods/") || below.starts_with("containers/") {
         return own(
-            "container logs, which the kubelet rotates (containerLogMaxSize and containerLogMaxFiles in its config)",
+            "container logs, which the kubelet rotates (containerLogMaxSize and \
+             containerLogMaxFiles in its config)",
         );
     }
     if below.starts_with("journal/") {
@@ -114,7 +116,8 @@ fn family_of(path: &str) -> Option<(Family, String)> {
     }
     if below.starts_with("audit/") {
         return own(
-            "the audit log, which auditd rotates (max_log_file and num_logs in /etc/audit/auditd.conf)",
+            "the audit log, which auditd rotates (max_log_file and num_logs in \
+             /etc/audit/auditd.conf)",
         );
     }
     let file = Path::new(path).file_name()?.to_str()?;

@@ -1,4 +1,5 @@
-//! A logrotate rule for one log, unless a rule is there already: logrotate takes no two rules for one file ("duplicate log entry").
+//! A logrotate rule for one log, unless a rule is there already: logrotate takes no two rules for
+//! one file ("duplicate log entry").
 
 use super::culprit::{Culprit, Family};
 use super::files::{MARK, NewFile};
@@ -81,14 +82,16 @@ pub fn rule_for(guest: &Guest, culprit: &Culprit) -> Result<NewFile, String> {
         Some((other, file))
     }) {
         return Err(format!(
-            "{}:{} rotates {file} already; logrotate takes no second rule for it, so change that one (for example `maxsize 20M`)",
+            "{}:{} rotates {file} already; logrotate takes no second rule for it, so change that \
+             one (for example `maxsize 20M`)",
             other.file, other.line
         ));
     }
     let size = units::bytes(culprit.bytes);
     // copytruncate, because nobody tells these programs to open their log anew.
     let text = format!(
-        "# {MARK}\n# This log filled the disk ({size} of it were freed).\n{pattern} {{\n    size 20M\n    rotate 3\n    compress\n    \
+        "# {MARK}\n# This log filled the disk ({size} of it were freed).\n{pattern} {{\n    \
+         size 20M\n    rotate 3\n    compress\n    \
          missingok\n    notifempty\n    copytruncate\n}}\n"
     );
     Ok(NewFile::text(&path, text, 0o644))
@@ -131,7 +134,8 @@ fn patterns(guest: &Guest, main: &str) -> Vec<Pattern> {
     all
 }
 
-/// Words before a `{` that begin like a path; what stands between braces is of no interest but for its end, which a script may hide.
+/// Words before a `{` that begin like a path; what stands between braces is of no interest but for
+/// its end, which a script may hide.
 fn parse(text: &str, file: &str) -> Vec<Pattern> {
     const SCRIPTS: [&str; 5] = [
         "prerotate",
@@ -193,8 +197,9 @@ mod tests {
     use crate::tree::MemoryTree;
 
     const DEBIAN: &str = "weekly\nrotate 4\ninclude /etc/logrotate.d\n";
-    const RSYSLOG: &str = "/var/log/syslog\n/var/log/mail.log\n{\n\trotate 4\n\tpostrotate\n\t\t/usr/lib/x { }\n\tendscript\n}\n\
-                           \"/var/log/a b.log\" /var/log/*.err { weekly }\n# /var/log/no {\n/var/log/last {\n}\n";
+    const RSYSLOG: &str = "/var/log/syslog\n/var/log/mail.log\n{\n\trotate 4\n\tpostrotate\n\
+        \t\t/usr/lib/x { }\n\tendscript\n}\n\
+        \"/var/log/a b.log\" /var/log/*.err { weekly }\n# /var/log/no {\n/var/log/last {\n}\n";
 
     fn culprit(pattern: &str, samples: &[&str]) -> Culprit {
         let family = Family::Log {

@@ -1,5 +1,6 @@
-//! `rescue certs schedule`: what keeps the outage from happening again. A systemd timer that renews kubeadm's certificates, and a
-//! logrotate rule for the log that filled the disk; planned, asked, written and undone like a repair.
+//! `rescue certs schedule`: what keeps the outage from happening again. A systemd timer that renews
+//! kubeadm's certificates, and a logrotate rule for the log that filled the disk; planned, asked,
+//! written and undone like a repair.
 //!
 //! ```text
 //! timer     kubeadm's path, version and sub-command, and the units     culprit    which log filled the disk
@@ -36,7 +37,8 @@ pub enum DesiredState {
 /// Works out what has to be written to the node. Notes are in [`Plan::left`].
 ///
 /// # Errors
-/// A [`Refusal`] (by downcast) where the timer makes no sense or would not work, or where a file of somebody else is in the way.
+/// A [`Refusal`] (by downcast) where the timer makes no sense or would not work, or where a file of
+/// somebody else is in the way.
 pub fn plan(context: &Context<'_>, desired: DesiredState) -> Result<Plan> {
     if desired == DesiredState::All {
         for file in timer_to_add(context)?.iter().flat_map(Timer::files) {
@@ -69,8 +71,8 @@ const REMARK: Mode = Mode::note("schedule.remark", "what is not added, and why")
 const fn asked_for(run: fn(&Context<'_>) -> Result<Vec<Finding>>) -> Check {
     Check {
         id: "schedule",
-        about: "whether something renews kubeadm's certificates before they end, and rotates the log that filled \
-                the disk",
+        about: "whether something renews kubeadm's certificates before they end, and rotates the \
+            log that filled the disk",
         modes: &[RENEWAL, ROTATION, INSTALLED, REMARK],
         roles: &[],
         after: &[],
@@ -138,7 +140,8 @@ fn ends_before_first_run(context: &Context<'_>) -> Option<Finding> {
     let first = leaves.min().filter(|first| *first - now < FIRST_RUN)?;
     let when = if first < now { "ended" } else { "ends" };
     Some(note(format!(
-        "a certificate {when} on {}, perhaps before the timer's first run: `rescue repair` renews it now",
+        "a certificate {when} on {}, perhaps before the timer's first run: `rescue repair` renews \
+         it now",
         units::time(first)
     )))
 }

@@ -97,7 +97,8 @@ impl Timer {
     /// Works it out.
     ///
     /// # Errors
-    /// A refusal where the certificates are not kubeadm's to renew, or nothing on the node can renew or restart them.
+    /// A refusal where the certificates are not kubeadm's to renew, or nothing on the node can
+    /// renew or restart them.
     pub fn for_node(context: &Context<'_>) -> Result<Self, Refusal> {
         let (guest, node) = (context.guest, context.node);
         refuse_others(node)?;
@@ -144,7 +145,8 @@ impl Timer {
             .map(|version| format!(" {version}"))
             .unwrap_or_default();
         format!(
-            "add a timer that runs `kubeadm {} renew all` (kubeadm{version}) on the {}. of every month and restarts the static pods",
+            "add a timer that runs `kubeadm {} renew all` (kubeadm{version}) on the {}. of every \
+             month and restarts the static pods",
             if self.is_alpha() {
                 "alpha certs"
             } else {
@@ -158,20 +160,22 @@ impl Timer {
     pub fn details(&self) -> Vec<String> {
         let kubelet = match self.kubelet_rotates {
             true => {
-                "The kubelet's own client certificate is not part of it: the kubelet renews that by itself (rotateCertificates)."
+                "The kubelet's own client certificate is not part of it: the kubelet renews that \
+                 by itself (rotateCertificates)."
             }
             false => {
-                "The kubelet's own client certificate is not part of it, and rotateCertificates is off on this node: set it in the \
-                 kubelet's config, or that one ends after a year."
+                "The kubelet's own client certificate is not part of it, and rotateCertificates is \
+                 off on this node: set it in the kubelet's config, or that one ends after a year."
             }
         };
         let mut lines = vec![
             format!(
-                "At 03:{:02} or up to 4 hours later, so that the control planes of one cluster do not restart at once; what was \
-                 missed while the node was off is made up for.",
+                "At 03:{:02} or up to 4 hours later, so that the control planes of one cluster do \
+                 not restart at once; what was missed while the node was off is made up for.",
                 self.minute
             ),
-            "etcd, API server, controller manager and scheduler are restarted one after the other; the kubelet starts them again."
+            "etcd, API server, controller manager and scheduler are restarted one after the other; \
+             the kubelet starts them again."
                 .to_owned(),
             "/root/.kube/config is refreshed where it is a copy of admin.conf.".to_owned(),
             kubelet.to_owned(),
@@ -204,8 +208,8 @@ impl Timer {
             .replace("@STOP@", &self.tool.stop())
     }
 
-    /// The sub-command left "alpha" in 1.20. The program is asked, where it is not known to be past that: an upgrade of kubeadm must
-    /// not break the timer.
+    /// The sub-command left "alpha" in 1.20. The program is asked, where it is not known to be past
+    /// that: an upgrade of kubeadm must not break the timer.
     fn renew(&self) -> String {
         let kubeadm = &self.kubeadm.path;
         let folder = self
@@ -221,7 +225,8 @@ impl Timer {
             return format!("{kubeadm} certs renew all{folder}");
         }
         format!(
-            "case $({kubeadm} version -o short) in\n    v1.?.* | v1.1?.*) {kubeadm} alpha certs renew all{folder} ;;\n    \
+            "case $({kubeadm} version -o short) in\n    \
+             v1.?.* | v1.1?.*) {kubeadm} alpha certs renew all{folder} ;;\n    \
              *) {kubeadm} certs renew all{folder} ;;\nesac"
         )
     }
@@ -229,8 +234,10 @@ impl Timer {
     fn timer(&self) -> String {
         let Self { day, minute, .. } = self;
         format!(
-            "# {MARK}\n[Unit]\nDescription=Renew the certificates of this Kubernetes control plane every month\n\n[Timer]\n\
-             # Another day on each node, by its name.\nOnCalendar=*-*-{day:02} 03:{minute:02}:00\nRandomizedDelaySec=4h\n\
+            "# {MARK}\n[Unit]\nDescription=Renew the certificates of this Kubernetes control plane \
+             every month\n\n[Timer]\n\
+             # Another day on each node, by its name.\nOnCalendar=*-*-{day:02} 03:{minute:02}:00\n\
+             RandomizedDelaySec=4h\n\
              Persistent=true\n\n[Install]\nWantedBy=timers.target\n"
         )
     }
@@ -245,8 +252,10 @@ const CERTS_SINCE: Version = Version {
 
 fn service() -> String {
     format!(
-        "# {MARK}\n[Unit]\nDescription=Renew the certificates of this Kubernetes control plane and restart its static pods\n\
-         Documentation=https://kubernetes.io/docs/tasks/administer-cluster/kubeadm/kubeadm-certs/\nAfter=kubelet.service\n\n\
+        "# {MARK}\n[Unit]\nDescription=Renew the certificates of this Kubernetes control plane and \
+         restart its static pods\n\
+         Documentation=https://kubernetes.io/docs/tasks/administer-cluster/kubeadm/kubeadm-certs/\n\
+         After=kubelet.service\n\n\
          [Service]\nType=oneshot\nExecStart={SCRIPT}\nTimeoutStartSec=30min\n"
     )
 }
@@ -256,14 +265,15 @@ fn refuse_others(node: &Node) -> Result<(), Refusal> {
         Some(Role::ControlPlane) => Ok(()),
         Some(Role::Worker) => Err(Refusal::new(
             "this node is a worker",
-            "kubeadm renews nothing on a worker: the kubelet's certificate is its only one, and the kubelet renews that by itself",
+            "kubeadm renews nothing on a worker: the kubelet's certificate is its only one, and \
+             the kubelet renews that by itself",
             "run this for the control planes; --logs-only adds just the log rotation",
         )),
         Some(Role::Etcd) => Err(Refusal::new(
             "this node runs only an etcd member",
             "`kubeadm certs renew all` would stop at the certificates that it does not have",
-            "kubeadm certs renew etcd-server (and etcd-peer, etcd-healthcheck-client) from a timer of your own; --logs-only adds just the log \
-             rotation",
+            "kubeadm certs renew etcd-server (and etcd-peer, etcd-healthcheck-client) from a timer \
+             of your own; --logs-only adds just the log rotation",
         )),
         _ => Err(Refusal::new(
             "this node is no kubeadm control plane",
@@ -277,7 +287,8 @@ fn no_kubeadm() -> Refusal {
     Refusal::new(
         "there is no kubeadm on this node (/usr/bin, /usr/local/bin, /opt/bin)",
         "nothing on it could renew the certificates",
-        "install the kubeadm of the cluster's version on it, then run this again; --logs-only adds just the log rotation",
+        "install the kubeadm of the cluster's version on it, then run this again; --logs-only adds \
+         just the log rotation",
     )
 }
 

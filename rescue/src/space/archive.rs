@@ -22,7 +22,8 @@ const CHUNK: usize = 64 << 10;
 /// Bytes read from the guest at a time.
 const READ: usize = 1 << 20;
 
-/// What the first unpacked bytes of a gzip file are. A damaged one (cut by a full disk) is judged by what can be unpacked.
+/// What the first unpacked bytes of a gzip file are. A damaged one (cut by a full disk) is judged
+/// by what can be unpacked.
 pub fn peek_gzip(tree: &dyn Tree, path: &Path) -> Result<Kind, TreeError> {
     let mut source = TreeReader::new(tree, path, 2 * PEEK as u64);
     let mut head = Vec::new();
@@ -294,7 +295,8 @@ mod tests {
 
     #[test]
     fn an_archive_of_logs_made_by_tar() {
-        let make = "mkdir -p var/log/app; for i in 1 2 3; do echo x > var/log/app/app.log.$i; done; echo y > var/log/syslog;";
+        let make = "mkdir -p var/log/app; for i in 1 2 3; do echo x > var/log/app/app.log.$i; \
+            done; echo y > var/log/syslog;";
         assert_eq!(
             archive(&format!("{make} tar czf x.tar.gz var")),
             Archive::Logs(4)
@@ -328,7 +330,8 @@ mod tests {
             "mkdir log; ln -s a log/b.log; tar czf x.tar.gz log",
             "mkdir log; tar czf x.tar.gz log",
             "echo hello | gzip > x.tar.gz",
-            "mkdir log; head -c 100000 /dev/urandom > log/a.log; tar cz log | head -c 5000 > x.tar.gz",
+            "mkdir log; head -c 100000 /dev/urandom > log/a.log; tar cz log | head -c 5000 > \
+             x.tar.gz",
         ] {
             assert!(matches!(archive(line), Archive::Other(_)), "{line}");
         }
@@ -339,11 +342,13 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         run(
             base.path(),
-            "yes 'Feb 23 08:01:02 h x: y' | head -n 200000 | gzip > log.gz; head -c 2000 log.gz > cut.gz",
+            "yes 'Feb 23 08:01:02 h x: y' | head -n 200000 | gzip > log.gz; head -c 2000 log.gz > \
+             cut.gz",
         );
         run(
             base.path(),
-            "printf 'SQLite format 3\\0aaaaaaaaaaaaaaa' | gzip > db.gz; printf '' | gzip > empty.gz",
+            "printf 'SQLite format 3\\0aaaaaaaaaaaaaaa' | gzip > db.gz; printf '' | gzip > \
+             empty.gz",
         );
         run(base.path(), "printf '\\037\\213\\010garbage' > bad.gz");
         let tree = FolderTree::open(base.path()).unwrap();

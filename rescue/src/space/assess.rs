@@ -9,8 +9,9 @@ use crate::tree::Usage;
 use super::eviction::{Eviction, Measured, file_system_holding, measure, percent_of};
 use crate::base::units;
 
-/// Below this (a quarter of it where neither `/` nor etcd lives) nothing that starts at boot can be relied on to start: journald, the container runtime's databases, the kubelet's
-/// state. It is also one of etcd's WAL files (64,000,000 bytes), which etcd sets aside before it serves.
+/// Below this (a quarter of it where neither `/` nor etcd lives) nothing that starts at boot can be
+/// relied on to start: journald, the container runtime's databases, the kubelet's state. It is also
+/// one of etcd's WAL files (64,000,000 bytes), which etcd sets aside before it serves.
 pub const LEAST_BYTES: u64 = 64 << 20;
 
 /// As [`LEAST_BYTES`], in inodes: a pod's start makes a few hundred files.
@@ -255,12 +256,13 @@ fn judge(
             ),
             (false, Part::Imagefs) => (
                 Severity::WillBreak,
-                "the kubelet taints the node with disk pressure, removes images that nobody runs yet, and evicts pods",
+                "the kubelet taints the node with disk pressure, removes images that nobody runs \
+                 yet, and evicts pods",
             ),
             (false, _) => (
                 Severity::StopsBoot,
-                "the kubelet taints the node with disk pressure, refuses new pods and evicts those it has, in older \
-                 versions even the static pods of the control plane",
+                "the kubelet taints the node with disk pressure, refuses new pods and evicts those \
+                 it has, in older versions even the static pods of the control plane",
             ),
         };
         seen.push((
@@ -378,7 +380,8 @@ mod tests {
             Some(Severity::WillBreak)
         );
         assert_eq!(severity(usage(10 * GIB, 50_000), &ALL), None);
-        // A root apart from the kubelet's file system only needs room to write; below the target is worth a note.
+        // A root apart from the kubelet's file system only needs room to write; below the target is
+        // worth a note.
         assert_eq!(
             severity(usage(GIB, 50_000), &[Part::Root]),
             Some(Severity::Note)

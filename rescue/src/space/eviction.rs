@@ -1,7 +1,8 @@
 //! The kubelet's own limits: below them it evicts pods, taints the node and removes images.
 //!
-//! Rules as in kubernetes `pkg/kubelet/eviction`: `--eviction-hard` replaces `evictionHard` of the config file, which replaces
-//! the defaults as a whole (a signal that is not named has no limit) unless `mergeDefaultEvictionSettings` is set.
+//! Rules as in kubernetes `pkg/kubelet/eviction`: `--eviction-hard` replaces `evictionHard` of the
+//! config file, which replaces the defaults as a whole (a signal that is not named has no limit)
+//! unless `mergeDefaultEvictionSettings` is set.
 
 use std::fmt;
 
@@ -111,23 +112,27 @@ impl fmt::Display for Threshold {
 pub struct Eviction {
     /// Hard ones first.
     pub thresholds: Vec<Threshold>,
-    /// `imageGCHighThresholdPercent`: above so much use the kubelet removes images nobody runs. 100 switches it off.
+    /// `imageGCHighThresholdPercent`: above so much use the kubelet removes images nobody runs. 100
+    /// switches it off.
     pub image_gc_high_percent: f64,
-    /// What was written but cannot be understood, one sentence each; the kubelet refuses to start on such a value.
+    /// What was written but cannot be understood, one sentence each; the kubelet refuses to start
+    /// on such a value.
     pub malformed: Vec<String>,
 }
 
 /// `imageGCHighThresholdPercent` where the config does not say (kubelet config v1beta1 defaults).
 const IMAGE_GC_HIGH_DEFAULT: f64 = 85.0;
 
-/// kubernetes `pkg/kubelet/eviction/defaults_linux.go`; `imagefs.inodesFree` came with 1.31, where it repeats what `nodefs` says.
+/// kubernetes `pkg/kubelet/eviction/defaults_linux.go`; `imagefs.inodesFree` came with 1.31, where
+/// it repeats what `nodefs` says.
 const DEFAULTS: [(Signal, &str); 3] = [
     (Signal::NodefsAvailable, "10%"),
     (Signal::NodefsInodesFree, "5%"),
     (Signal::ImagefsAvailable, "15%"),
 ];
 
-/// k3s and RKE2 start their kubelet with these (`--eviction-hard=imagefs.available<5%,nodefs.available<5%`).
+/// k3s and RKE2 start their kubelet with these
+/// (`--eviction-hard=imagefs.available<5%,nodefs.available<5%`).
 const K3S_DEFAULTS: [(Signal, &str); 2] = [
     (Signal::NodefsAvailable, "5%"),
     (Signal::ImagefsAvailable, "5%"),
@@ -163,7 +168,8 @@ impl Eviction {
         }
     }
 
-    /// From the two flags and the parsed config (`Null` where there is none); `config_path` is for people.
+    /// From the two flags and the parsed config (`Null` where there is none); `config_path` is for
+    /// people.
     fn of_kubelet(
         hard_flag: Option<&str>,
         soft_flag: Option<&str>,
@@ -298,7 +304,8 @@ fn parse_limit(text: &str) -> Option<Limit> {
     parse_quantity(text).map(Limit::Amount)
 }
 
-/// A Kubernetes resource quantity of at least zero, rounded up to whole units (apimachinery `resource.ParseQuantity`).
+/// A Kubernetes resource quantity of at least zero, rounded up to whole units (apimachinery
+/// `resource.ParseQuantity`).
 fn parse_quantity(text: &str) -> Option<u64> {
     const SUFFIXES: [(&str, f64); 14] = [
         ("Ki", 1024.0),
@@ -319,7 +326,8 @@ fn parse_quantity(text: &str) -> Option<u64> {
     let (number, factor) = SUFFIXES
         .iter()
         .find_map(|(suffix, factor)| text.strip_suffix(suffix).map(|number| (number, *factor)))
-        // "E" is exa at the end and an exponent before digits, which the float parser takes care of.
+        // "E" is exa at the end and an exponent before digits, which the float parser takes care
+        // of.
         .or_else(|| text.strip_suffix('E').map(|number| (number, 1e18)))
         .unwrap_or((text, 1.0));
     if !number
@@ -356,7 +364,8 @@ impl Measured {
     }
 }
 
-/// Where each runtime keeps images unless its config says otherwise; the first that exists where the runtime is not known.
+/// Where each runtime keeps images unless its config says otherwise; the first that exists where
+/// the runtime is not known.
 const IMAGE_ROOTS: [(&str, &str); 5] = [
     ("containerd", "/var/lib/containerd"),
     ("docker", "/var/lib/docker"),
@@ -415,8 +424,8 @@ fn containerd_root(guest: &Guest) -> Option<GuestPath> {
     )
 }
 
-/// CRI-O's own `root` in [crio], else `graphroot` of containers/storage (crio.conf(5), containers-storage.conf(5)). Both names stand in one
-/// table of their file only.
+/// CRI-O's own `root` in [crio], else `graphroot` of containers/storage (crio.conf(5),
+/// containers-storage.conf(5)). Both names stand in one table of their file only.
 fn crio_root(guest: &Guest) -> Option<GuestPath> {
     let own =
         text_of(guest, "/etc/crio/crio.conf").and_then(|text| toml_path(text.lines(), "root"));
@@ -466,7 +475,8 @@ pub fn file_system_holding(guest: &Guest, path: &GuestPath) -> Option<usize> {
     guest.sharing_bytes(index).first().copied()
 }
 
-/// How much of `usage` the signal measures: (free, total). `None` where the file system has no fixed number of inodes.
+/// How much of `usage` the signal measures: (free, total). `None` where the file system has no
+/// fixed number of inodes.
 pub fn measure(signal: Signal, usage: &Usage) -> Option<(u64, u64)> {
     match signal.counts_inodes() {
         true => (usage.inodes_total > 0).then_some((usage.inodes_free, usage.inodes_total)),
@@ -519,7 +529,9 @@ mod tests {
 
     #[test]
     fn merging_keeps_the_defaults_that_are_not_named() {
-        let config = serde_json::json!({"evictionHard": {"nodefs.available": "5%"}, "mergeDefaultEvictionSettings": true});
+        let config = serde_json::json!({
+            "evictionHard": {"nodefs.available": "5%"}, "mergeDefaultEvictionSettings": true
+        });
         let eviction = Eviction::of_kubelet(None, None, &config, "x");
         assert_eq!(
             shown(&eviction),
@@ -534,7 +546,8 @@ mod tests {
     #[test]
     fn the_flag_wins_and_zero_per_cent_is_no_limit() {
         let config = serde_json::json!({"evictionHard": {"nodefs.available": "1Gi"}});
-        let flag = "\"memory.available<5%,nodefs.available<2.5%,nodefs.inodesFree<0%,imagefs.available<500M\"";
+        let flag = "\"memory.available<5%,nodefs.available<2.5%,nodefs.inodesFree<0%,\
+            imagefs.available<500M\"";
         let eviction = Eviction::of_kubelet(Some(flag), None, &config, "x");
         assert_eq!(
             shown(&eviction),
@@ -546,10 +559,14 @@ mod tests {
     #[test]
     fn each_runtime_says_where_its_images_are() {
         let crio = crate::tree::MemoryTree::new()
-            .file("/etc/crio/crio.conf", "[crio]\n# root = \"/commented\"\n[crio.api]\n")
+            .file(
+                "/etc/crio/crio.conf",
+                "[crio]\n# root = \"/commented\"\n[crio.api]\n",
+            )
             .file(
                 "/etc/containers/storage.conf",
-                "[storage]\ndriver = \"overlay\"\nrunroot = \"/run/x\"\ngraphroot = \"/data/images\"\n",
+                "[storage]\ndriver = \"overlay\"\nrunroot = \"/run/x\"\n\
+                 graphroot = \"/data/images\"\n",
             );
         assert_eq!(
             crio_root(&crio.into_guest()),

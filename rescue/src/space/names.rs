@@ -1,4 +1,5 @@
-//! What a file's name says: rotation, compression, and words that mean "not a log". A name alone never condemns a file.
+//! What a file's name says: rotation, compression, and words that mean "not a log". A name alone
+//! never condemns a file.
 
 /// Endings of compressed files, as logrotate, savelog and journald's helpers write them.
 const COMPRESSED: [&str; 5] = [".gz", ".xz", ".zst", ".bz2", ".lz4"];
@@ -23,8 +24,8 @@ pub fn without_compression(name: &str) -> (&str, bool) {
     }
 }
 
-/// Recognises `syslog.1`, `syslog.2.gz`, `messages-20230219`, `vmware-network.3.log`, `x.log.old`, `0.log.20230223-080102.gz`,
-/// `audit-2023-02-19T08-01-02.123.log`, `dnf.log.gz`. Numbers with
+/// Recognises `syslog.1`, `syslog.2.gz`, `messages-20230219`, `vmware-network.3.log`, `x.log.old`,
+/// `0.log.20230223-080102.gz`, `audit-2023-02-19T08-01-02.123.log`, `dnf.log.gz`. Numbers with
 /// leading zeros are not logrotate's: `mysql-bin.000123` is no rotation.
 pub fn rotated(name: &str) -> Option<Rotated> {
     let (plain, compressed) = without_compression(name);
@@ -74,7 +75,8 @@ fn dated(name: &str) -> Option<String> {
     cut('.').or_else(|| cut('-'))
 }
 
-/// lumberjack, which rotates the API server's audit log and those of many programs in Go: `audit-2023-02-19T08-01-02.123.log`.
+/// lumberjack, which rotates the API server's audit log and those of many programs in Go:
+/// `audit-2023-02-19T08-01-02.123.log`.
 fn timed(name: &str) -> Option<String> {
     const SHAPE: &str = "-0000-00-00T00-00-00.000";
     let (rest, ending) = match name.strip_suffix(".log") {
@@ -207,7 +209,8 @@ const NOT_LOGS: [&str; 52] = [
     "snapshot",
 ];
 
-/// The piece of `name` that means a database, a dump, a key or a backup. A log about backups (`backup.log`) is a log.
+/// The piece of `name` that means a database, a dump, a key or a backup. A log about backups
+/// (`backup.log`) is a log.
 pub fn looks_precious(name: &str) -> Option<&'static str> {
     let lower = name.to_ascii_lowercase();
     let found = NOT_LOGS

@@ -1,4 +1,5 @@
-//! What is never freed, whatever a rule says. Rules only reach into a few folders; this is the second wall.
+//! What is never freed, whatever a rule says. Rules only reach into a few folders; this is the
+//! second wall.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -83,7 +84,8 @@ pub const FILES: [(&str, &str); 7] = [
     ("lastlog2.db", "who logged in last"),
 ];
 
-/// Pieces of a path that mean a store of data, wherever it is mounted or linked: (consecutive names, why).
+/// Pieces of a path that mean a store of data, wherever it is mounted or linked: (consecutive
+/// names, why).
 pub const STORES: [(&[&str], &str); 6] = [
     (&["member", "wal"], "etcd's write-ahead log"),
     (&["member", "snap"], "etcd's data"),
@@ -96,7 +98,8 @@ pub const STORES: [(&[&str], &str); 6] = [
     (&["pki"], "certificates and keys"),
 ];
 
-/// The never-list of one guest: the fixed one, where its links lead, and the folders its own settings name.
+/// The never-list of one guest: the fixed one, where its links lead, and the folders its own
+/// settings name.
 #[derive(Debug, Clone)]
 pub struct Never {
     folders: Vec<(PathBuf, String)>,
@@ -131,7 +134,8 @@ impl Never {
         Self { folders }
     }
 
-    /// Why nothing at `path` (free of symbolic links) may go; `None` where the list does not know it.
+    /// Why nothing at `path` (free of symbolic links) may go; `None` where the list does not know
+    /// it.
     pub fn forbids(&self, path: &Path) -> Option<String> {
         let folder = self
             .folders
@@ -158,7 +162,8 @@ impl Never {
             .map(|(_, why)| format!("it is part of {why}"))
     }
 
-    /// Whether `folder` holds, or lies in, something of the list: a place that no rule may be led to by a link.
+    /// Whether `folder` holds, or lies in, something of the list: a place that no rule may be led
+    /// to by a link.
     pub fn touches(&self, folder: &Path) -> bool {
         self.forbids(folder).is_some()
             || self

@@ -19,7 +19,8 @@ use super::sniff::journal_boot_id;
 use super::usage::after_freeing;
 use super::walk::{Visitor, allocated};
 
-/// Files that rules may mean, kept while walking; about 50 MiB of memory at most. More than that is only counted.
+/// Files that rules may mean, kept while walking; about 50 MiB of memory at most. More than that is
+/// only counted.
 const MAX_PROSPECTS: usize = 200_000;
 
 /// Files left alone that are named.
@@ -148,7 +149,8 @@ impl Collector {
                     continue;
                 };
                 let real = real.as_path().to_path_buf();
-                // A link may lead logs to a data disk, and a hostile one to /etc: the never-list decides.
+                // A link may lead logs to a data disk, and a hostile one to /etc: the never-list
+                // decides.
                 if real != Path::new(place) && rule.class != Class::Show && never.touches(&real) {
                     if refused.insert(*place) {
                         let why = format!(
@@ -375,7 +377,8 @@ impl Chosen<'_> {
     }
 }
 
-/// A little more than the goal: the repair itself writes its journal, backups and new files to the same disk.
+/// A little more than the goal: the repair itself writes its journal, backups and new files to the
+/// same disk.
 fn with_margin(goal: Goal, usage: &Usage) -> Goal {
     let bytes = goal
         .bytes

@@ -1,4 +1,5 @@
-//! What may go: one table, least valuable first. A rule names places and names; what a file really is decides ([`Wants`]).
+//! What may go: one table, least valuable first. A rule names places and names; what a file really
+//! is decides ([`Wants`]).
 
 use std::path::Path;
 
@@ -229,7 +230,8 @@ pub const RULES: &[Rule] = &[
         wants: Wants::LogText,
         rank: 200,
         newest: Newest::Goes,
-        why: "logs of open-vm-tools, which repeats the same lines every 30 seconds; the last lines stay",
+        why: "logs of open-vm-tools, which repeats the same lines every 30 seconds; the last lines \
+            stay",
     },
     Rule {
         id: "container-logs",
@@ -253,7 +255,8 @@ pub const RULES: &[Rule] = &[
         places: &["/var/log"],
         depth: (0, 0),
         except: &[],
-        names: "syslog, messages, kern.log, daemon.log, auth.log, secure, user.log, debug, maillog, cron",
+        names: "syslog, messages, kern.log, daemon.log, auth.log, secure, user.log, debug, \
+            maillog, cron",
         matches: |name| SYSTEM_LOGS.contains(&name),
         wants: Wants::LogText,
         rank: 550,
@@ -372,7 +375,8 @@ const SYSTEM_LOGS: &[&str] = &[
 ];
 
 impl Rule {
-    /// Whether a file `depth` folders below a place may be meant; `first` is the first of these folders.
+    /// Whether a file `depth` folders below a place may be meant; `first` is the first of these
+    /// folders.
     pub fn reaches(&self, depth: usize, first: Option<&str>) -> bool {
         (self.depth.0..=self.depth.1).contains(&depth)
             && !first.is_some_and(|first| self.except.contains(&first))

@@ -1,5 +1,5 @@
-//! What a file really is, by its first and last bytes. Only what is recognised as worthless may go, so everything that is not
-//! recognised is [`Kind::Unknown`] and stays.
+//! What a file really is, by its first and last bytes. Only what is recognised as worthless may go,
+//! so everything that is not recognised is [`Kind::Unknown`] and stays.
 
 use std::path::Path;
 
@@ -11,7 +11,8 @@ const SAMPLE: usize = 16 << 10;
 /// Samples taken in between when both ends are nothing but NUL bytes.
 const MIDDLE_SAMPLES: u64 = 32;
 
-/// The largest share of lines without a time that still makes a log: stack traces run over many lines.
+/// The largest share of lines without a time that still makes a log: stack traces run over many
+/// lines.
 const STAMPED_PERCENT: usize = 20;
 
 /// The content of a file.
@@ -118,7 +119,8 @@ fn is_nul(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
 }
 
-/// From the first and last bytes of a file of `size` bytes; `tail` is empty where `head` is all of it.
+/// From the first and last bytes of a file of `size` bytes; `tail` is empty where `head` is all of
+/// it.
 pub fn kind(head: &[u8], tail: &[u8], size: u64) -> Kind {
     if head.is_empty() {
         return if size == 0 {
@@ -229,7 +231,8 @@ fn le32(bytes: &[u8], at: usize) -> Option<u32> {
         .map(u32::from_le_bytes)
 }
 
-/// Page 0 of a tablespace: page number 0, type FSP_HDR (8), a checksum before and a space number behind.
+/// Page 0 of a tablespace: page number 0, type FSP_HDR (8), a checksum before and a space number
+/// behind.
 fn innodb(head: &[u8]) -> Option<&'static str> {
     let page_number = be32(head, 4)?;
     let page_type = head.get(24..26)?;
@@ -237,7 +240,8 @@ fn innodb(head: &[u8]) -> Option<&'static str> {
     first_page.then_some("InnoDB")
 }
 
-/// A WAL segment's page header: magic 0xD0nn or 0xD1nn, then flags with the long-header bit in the first page.
+/// A WAL segment's page header: magic 0xD0nn or 0xD1nn, then flags with the long-header bit in the
+/// first page.
 fn postgres(head: &[u8]) -> Option<&'static str> {
     let magic = u16::from_le_bytes(head.get(0..2)?.try_into().ok()?);
     let info = u16::from_le_bytes(head.get(2..4)?.try_into().ok()?);
@@ -248,7 +252,8 @@ fn postgres(head: &[u8]) -> Option<&'static str> {
         .then_some("PostgreSQL write-ahead log")
 }
 
-/// The first record of an etcd WAL file: a short frame whose record has type 4 (crc) in field 1 and a crc in field 2.
+/// The first record of an etcd WAL file: a short frame whose record has type 4 (crc) in field 1 and
+/// a crc in field 2.
 fn etcd_wal(head: &[u8]) -> Option<&'static str> {
     let frame = u64::from_le_bytes(head.get(0..8)?.try_into().ok()?);
     let length = frame & ((1 << 56) - 1);
@@ -385,7 +390,8 @@ fn is_text(sample: &[u8]) -> bool {
             _ => odd += 1,
         }
     }
-    // Bytes above 0x7f must be UTF-8 or rare (Latin-1): a compressed or encrypted stream has half of its bytes there.
+    // Bytes above 0x7f must be UTF-8 or rare (Latin-1): a compressed or encrypted stream has half
+    // of its bytes there.
     let nul = sample.iter().filter(|byte| **byte == 0).count();
     let high = sample.iter().filter(|byte| **byte >= 0x80).count();
     // Cutting a sample splits at most one character at each end.
@@ -425,7 +431,8 @@ fn is_stamped(sample: &[u8]) -> bool {
     !lines.is_empty() && stamped * 100 >= lines.len() * STAMPED_PERCENT
 }
 
-/// How an event of the API server's audit log begins; its times stand at its end, often thousands of bytes behind.
+/// How an event of the API server's audit log begins; its times stand at its end, often thousands
+/// of bytes behind.
 const AUDIT_EVENT: &[u8] = b"{\"kind\":\"Event\",\"apiVersion\":\"audit.k8s.io/";
 
 /// `08:01:02`, `2023-02-23T08`, `[   12.345678]`, `audit(1677139200.123:45)`, `I0223 08:01`.
@@ -473,14 +480,18 @@ mod tests {
 
     #[test]
     fn log_lines_of_many_programs() {
-        let audit = "{\"kind\":\"Event\",\"apiVersion\":\"audit.k8s.io/v1\",\"level\":\"Metadata\",\"auditID\":\"0c5c1c5e-1d0e-4a44-8a3c-1c2d3e4f5a6b\",\
-            \"stage\":\"ResponseComplete\",\"requestURI\":\"/api/v1/namespaces/kube-system/endpoints/kube-scheduler?timeout=10s\",\"verb\":\"get\",\
+        let audit = "{\"kind\":\"Event\",\"apiVersion\":\"audit.k8s.io/v1\",\"level\":\"Metadata\",\
+            \"auditID\":\"0c5c1c5e-1d0e-4a44-8a3c-1c2d3e4f5a6b\",\
+            \"stage\":\"ResponseComplete\",\
+            \"requestURI\":\"/api/v1/namespaces/kube-system/endpoints/kube-scheduler?timeout=10s\",\
+            \"verb\":\"get\",\
             \"requestReceivedTimestamp\":\"2023-02-23T08:01:02.123456Z\"}\n";
         let logs: [&str; 10] = [
             audit,
             "Feb 23 08:01:02 master01 kubelet[812]: I0223 08:01:02.1 server.go:1] hello\n",
             "2023-02-23T08:01:02.123456+00:00 host sshd[1]: Accepted\n",
-            "[2023-02-23T08:01:02.123Z] [ warning] [guestinfo] GetDiskInfo: ERROR: Partition name buffer too small\n",
+            "[2023-02-23T08:01:02.123Z] [ warning] [guestinfo] GetDiskInfo: ERROR: Partition name \
+             buffer too small\n",
             "type=SYSCALL msg=audit(1677139200.123:45): arch=c000003e\n",
             "[    0.000000] Linux version 5.10.0\n[    1.000000] x\n",
             "10.0.0.1 - - [23/Feb/2023:08:01:02 +0000] \"GET / HTTP/1.1\" 200\n",

@@ -8,17 +8,19 @@ use crate::tree::Usage;
 
 use super::eviction::percent_of;
 
-/// ext4 keeps 5 % of its blocks for root unless told otherwise (mke2fs(8), `-m`). It counts all blocks, `statfs` those without
-/// the file system's own, so a little more.
+/// ext4 keeps 5 % of its blocks for root unless told otherwise (mke2fs(8), `-m`). It counts all
+/// blocks, `statfs` those without the file system's own, so a little more.
 const EXT_RESERVED_PERCENT: f64 = 5.5;
 
 /// And 2 % of its blocks, at most 4096, for its own delayed work (ext4_calculate_resv_clusters).
 const EXT_HIDDEN_PERCENT: f64 = 2.0;
 const EXT_HIDDEN_MOST: u64 = 4096 * 4096;
 
-/// Bytes that only root may write. They refill first: the kubelet sees nothing of what is freed until they are whole.
+/// Bytes that only root may write. They refill first: the kubelet sees nothing of what is freed
+/// until they are whole.
 ///
-/// `statfs` shows the reserve only while it is whole; on a disk filled by root it is taken to be mke2fs's default.
+/// `statfs` shows the reserve only while it is whole; on a disk filled by root it is taken to be
+/// mke2fs's default.
 pub fn reserved(fs: &FileSystem) -> u64 {
     let usage = &fs.usage;
     let seen = usage.bytes_free.saturating_sub(usage.bytes_available);
@@ -55,8 +57,8 @@ pub fn after_freeing(fs: &FileSystem, bytes: u64, inodes: u64) -> Usage {
     }
 }
 
-/// The usage of each of `guest.file_systems`, in their order, after `actions`. `guest` is the system before them: whether an
-/// inode becomes free depends on how many names it has there.
+/// The usage of each of `guest.file_systems`, in their order, after `actions`. `guest` is the
+/// system before them: whether an inode becomes free depends on how many names it has there.
 pub fn usage_after(guest: &Guest, actions: &[FreeAction]) -> Vec<Usage> {
     let tree = guest.tree();
     let mut freed: HashMap<usize, (u64, u64)> = HashMap::new();

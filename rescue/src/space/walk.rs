@@ -1,4 +1,5 @@
-//! One walk over one file system: every inode once, allocated blocks as `du -x` counts them, bounded memory.
+//! One walk over one file system: every inode once, allocated blocks as `du -x` counts them,
+//! bounded memory.
 
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -8,8 +9,8 @@ use crate::base::ui::Progress;
 use crate::guest::{Guest, GuestPath};
 use crate::tree::{FileKind, Meta, Tree, TreeError};
 
-/// Inode numbers of hard-linked files that are remembered, so that each is counted once: 4 M take about 64 MiB. Past it every
-/// name counts.
+/// Inode numbers of hard-linked files that are remembered, so that each is counted once: 4 M take
+/// about 64 MiB. Past it every name counts.
 const MAX_LINKED_INODES: usize = 4 << 20;
 
 /// Unreadable folders and files that are named; the rest is counted.
@@ -21,7 +22,8 @@ const LARGEST_FILES: usize = 10;
 /// A folder is named when it holds at least this share of what is in use, in per cent.
 const ROW_PERCENT: u64 = 1;
 
-/// Inode number of the root folder of every subvolume of a btrfs (`BTRFS_FIRST_FREE_OBJECTID`), and of no other folder.
+/// Inode number of the root folder of every subvolume of a btrfs (`BTRFS_FIRST_FREE_OBJECTID`), and
+/// of no other folder.
 const SUBVOLUME_ROOT: u64 = 256;
 
 /// How often progress is shown, in files.
@@ -95,9 +97,9 @@ pub fn allocated(meta: &Meta) -> u64 {
     })
 }
 
-/// Walks the file system `guest.file_systems[index]` within itself, all of its subvolumes that the guest mounts included; what else
-/// is mounted below it is left out. `known` names
-/// folders that become one row each, however little they hold.
+/// Walks the file system `guest.file_systems[index]` within itself, all of its subvolumes that the
+/// guest mounts included; what else is mounted below it is left out. `known` names folders that
+/// become one row each, however little they hold.
 pub fn walk(
     guest: &Guest,
     index: usize,
@@ -125,7 +127,8 @@ pub fn walk(
             .collect(),
         row_bytes: (used_bytes / 100 * ROW_PERCENT).max(1 << 20),
         row_inodes: (used_inodes / 100 * ROW_PERCENT).max(1000),
-        // No file system has more folders than inodes; a damaged or crafted one may show the same folder again and again.
+        // No file system has more folders than inodes; a damaged or crafted one may show the same
+        // folder again and again.
         folders_left: if usage.inodes_total > 0 {
             usage.inodes_total.saturating_add(1)
         } else {
@@ -197,7 +200,8 @@ struct Walker<'a> {
 }
 
 impl Walker<'_> {
-    /// Depth first with a stack of its own: a guest's folders may be nested deeper than a thread's stack is large.
+    /// Depth first with a stack of its own: a guest's folders may be nested deeper than a thread's
+    /// stack is large.
     fn run(&mut self, start: PathBuf) {
         let mut path = start;
         let mut stack: Vec<Frame> = Vec::new();
@@ -230,7 +234,8 @@ impl Walker<'_> {
             Ok(_) => return None,
             Err(error) => return self.unreadable(path, &error),
         };
-        // A subvolume of its own that is not part of the guest's mount table: a snapshot, a layer of an image.
+        // A subvolume of its own that is not part of the guest's mount table: a snapshot, a layer
+        // of an image.
         if self.is_btrfs && !stack.is_empty() && meta.ino == Some(SUBVOLUME_ROOT) {
             return None;
         }

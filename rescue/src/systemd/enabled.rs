@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use super::search::{Found, UNIT_PATH, is_null, locate};
 use crate::guest::{Guest, GuestPath};
 
-/// The links in `*.wants` and `*.requires` folders that pull a unit in, the highest folder first (systemd.unit(5)). A link that
-/// leads to /dev/null pulls nothing in. Empty: no installed unit starts it, as after `systemctl disable`.
+/// The links in `*.wants` and `*.requires` folders that pull a unit in, the highest folder first
+/// (systemd.unit(5)). A link that leads to /dev/null pulls nothing in. Empty: no installed unit
+/// starts it, as after `systemctl disable`.
 pub fn pulled_in_by(guest: &Guest, name: &str) -> Vec<GuestPath> {
     let mut links = Vec::new();
     let mut seen = BTreeSet::new();

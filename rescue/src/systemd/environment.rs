@@ -1,5 +1,5 @@
-//! Variables: the `EnvironmentFile=` format (systemd's src/basic/env-file.c) and their expansion in `ExecStart=`
-//! (src/basic/env-util.c).
+//! Variables: the `EnvironmentFile=` format (systemd's src/basic/env-file.c) and their expansion in
+//! `ExecStart=` (src/basic/env-util.c).
 
 use super::words::{self, Rules};
 
@@ -48,8 +48,8 @@ enum State {
     CommentEscape,
 }
 
-/// Reads an environment file; assignments to names that are not valid are left out, as systemd does. An error means that
-/// systemd refuses the whole file.
+/// Reads an environment file; assignments to names that are not valid are left out, as systemd
+/// does. An error means that systemd refuses the whole file.
 pub fn parse_file(bytes: &[u8]) -> Result<Vec<FileVariable>, &'static str> {
     if bytes.contains(&0) {
         return Err("it holds NUL bytes");
@@ -151,7 +151,8 @@ impl Reader {
                 state
             }
             State::DoubleEscape => {
-                // As in a shell: the backslash stays except before the few characters that need one.
+                // As in a shell: the backslash stays except before the few characters that need
+                // one.
                 match byte {
                     b'"' | b'\\' | b'`' | b'$' => self.value.push(byte),
                     b'\n' => {}
@@ -189,8 +190,9 @@ impl Reader {
     }
 }
 
-/// Most bytes of arguments that the kernel lets a program start with: a quarter of the usual stack limit of 8 MiB (execve(2)). A command line that
-/// unfolds to more cannot be started, and is not unfolded any further.
+/// Most bytes of arguments that the kernel lets a program start with: a quarter of the usual stack
+/// limit of 8 MiB (execve(2)). A command line that unfolds to more cannot be started, and is not
+/// unfolded any further.
 pub const LONGEST_ARGUMENTS: usize = 2 << 20;
 
 /// The variable that a whole word of a command line names (`$FOO`), which is then split up.
@@ -199,7 +201,8 @@ pub fn whole_word(word: &str) -> Option<&str> {
         .filter(|rest| !rest.starts_with(['{', '$']))
 }
 
-/// What one word of a command line becomes: any number of words for `$FOO`, else one with each `${FOO}` replaced and `$$` made `$`.
+/// What one word of a command line becomes: any number of words for `$FOO`, else one with each
+/// `${FOO}` replaced and `$$` made `$`.
 pub fn expand<'a>(word: &str, get: impl Fn(&str) -> Option<&'a str>) -> Vec<String> {
     if let Some(name) = whole_word(word) {
         let value = get(name).unwrap_or_default();
@@ -239,7 +242,8 @@ fn replace<'a>(word: &str, get: impl Fn(&str) -> Option<&'a str>) -> String {
     out
 }
 
-/// `{NAME}` at the start, and what follows. A colon is syntax that commands do not have: no replacement then.
+/// `{NAME}` at the start, and what follows. A colon is syntax that commands do not have: no
+/// replacement then.
 fn braced(text: &str) -> Option<(&str, &str)> {
     let (name, after) = text.strip_prefix('{')?.split_once('}')?;
     (!name.contains(':')).then_some((name, after))
@@ -272,7 +276,8 @@ mod tests {
 
     #[test]
     fn reads_kubesprays_file() {
-        let text = "# Upstream\nKUBELET_ADDRESS=\"--node-ip=10.0.0.1\"\n\nKUBELET_ARGS=\"--bootstrap-kubeconfig=/a \\\n--config=/b \\\n \"\nLAST='x y' # kept\n";
+        let text = "# Upstream\nKUBELET_ADDRESS=\"--node-ip=10.0.0.1\"\n\n\
+            KUBELET_ARGS=\"--bootstrap-kubeconfig=/a \\\n--config=/b \\\n \"\nLAST='x y' # kept\n";
         let variables = parse_file(text.as_bytes()).expect("accepted");
         assert_eq!(
             variables[1].value,

@@ -1,4 +1,5 @@
-//! `ExecStart=`: commands as systemd's `config_parse_exec()` (src/core/load-fragment.c) takes them apart.
+//! `ExecStart=`: commands as systemd's `config_parse_exec()` (src/core/load-fragment.c) takes them
+//! apart.
 
 use super::environment;
 use super::specifiers::Specifiers;

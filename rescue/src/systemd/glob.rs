@@ -1,4 +1,5 @@
-//! glob(3) as `EnvironmentFile=` uses it: `*`, `?` and `[…]` within names, sorted, hidden files only by a literal dot.
+//! glob(3) as `EnvironmentFile=` uses it: `*`, `?` and `[…]` within names, sorted, hidden files
+//! only by a literal dot.
 
 use crate::guest::{Guest, GuestPath};
 
@@ -53,7 +54,8 @@ pub fn matches_path(pattern: &str, path: &str) -> bool {
             .all(|(pattern, name)| hidden_fits(pattern, name) && matches_name(pattern, name))
 }
 
-/// Wildcard match with one backtracking point, so that no pattern takes more than the product of both lengths.
+/// Wildcard match with one backtracking point, so that no pattern takes more than the product of
+/// both lengths.
 fn matches_name(pattern: &[char], name: &[char]) -> bool {
     let (mut at, mut seen) = (0, 0);
     let mut star: Option<(usize, usize)> = None;

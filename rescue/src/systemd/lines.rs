@@ -131,7 +131,8 @@ fn ends_escaped(line: &[u8]) -> bool {
     line.iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 1
 }
 
-/// Lines as `read_line()` cuts them: `\n`, `\r` and NUL end a line, each at most once per end (so `\r\n` is one end).
+/// Lines as `read_line()` cuts them: `\n`, `\r` and NUL end a line, each at most once per end (so
+/// `\r\n` is one end).
 fn raw_lines(bytes: &[u8]) -> impl Iterator<Item = Range<usize>> {
     let mut start = 0;
     std::iter::from_fn(move || {
@@ -179,7 +180,8 @@ mod tests {
 
     #[test]
     fn joins_lines_over_comments() {
-        let text = "[Service]\nExecStart=/bin/a \\\n# a comment\n  ; another\n   b\\\nc\nType=simple\r\n\r\nUser = root\n";
+        let text = "[Service]\nExecStart=/bin/a \\\n# a comment\n  ; another\n   b\\\nc\n\
+            Type=simple\r\n\r\nUser = root\n";
         assert_eq!(
             values(text),
             [

@@ -1,7 +1,8 @@
 //! Unit files and drop-ins by systemd's own rules: what a unit will start on the next boot.
 //!
-//! The rules are those of systemd 252; they have been the same since 2017 (systemd 232) unless a comment says otherwise.
-//! `tests/tests/systemd_verdict.rs` compares the result with a real systemd.
+//! The rules are those of systemd 252; they have been the same since 2017 (systemd 232) unless a
+//! comment says otherwise. `tests/tests/systemd_verdict.rs` compares the result with a real
+//! systemd.
 
 mod enabled;
 pub mod environment;
@@ -36,7 +37,8 @@ pub struct Unit {
     pub fragment: Option<GuestPath>,
     /// Whether it is masked: an empty file, or a link to /dev/null. systemd refuses to start it.
     pub masked: bool,
-    /// Drop-ins in the order in which they are applied. Empty ones stand here too: they hide others of the same name.
+    /// Drop-ins in the order in which they are applied. Empty ones stand here too: they hide others
+    /// of the same name.
     pub drop_ins: Vec<GuestPath>,
     /// Every variable with its effective value, in the order of its first assignment.
     pub environment: Vec<Variable>,
@@ -46,7 +48,8 @@ pub struct Unit {
     pub environment_files: Vec<EnvironmentFile>,
     /// Why systemd will not start it, besides being masked or missing.
     pub refusals: Vec<String>,
-    /// What could not be followed exactly on a powered-off disk: specifiers that only the running system knows, unreadable files.
+    /// What could not be followed exactly on a powered-off disk: specifiers that only the running
+    /// system knows, unreadable files.
     pub uncertain: Vec<String>,
     kind: String,
     unset: Vec<String>,
@@ -86,7 +89,8 @@ struct Setting {
 }
 
 impl Unit {
-    /// Loads `name` (`kubelet.service`) with its drop-ins. `None` when there is no file of that name.
+    /// Loads `name` (`kubelet.service`) with its drop-ins. `None` when there is no file of that
+    /// name.
     pub fn load(guest: &Guest, name: &str) -> Option<Self> {
         let located = search::locate(guest, name);
         let mut unit = Self {
@@ -145,7 +149,8 @@ impl Unit {
         self.expanded().into_iter().map(|(_, word)| word).collect()
     }
 
-    /// [`Unit::argv`], each word with the index of the template in [`Unit::command`] it was made from.
+    /// [`Unit::argv`], each word with the index of the template in [`Unit::command`] it was made
+    /// from.
     pub fn expanded(&self) -> Vec<(usize, String)> {
         self.command()
             .map(|command| {
@@ -154,7 +159,8 @@ impl Unit {
             .unwrap_or_default()
     }
 
-    /// [`Unit::argv`], each word with where it stands: the variable's assignment where a variable brought it, else `ExecStart=`.
+    /// [`Unit::argv`], each word with where it stands: the variable's assignment where a variable
+    /// brought it, else `ExecStart=`.
     pub fn argv_with_origins(&self) -> Vec<(String, &Origin)> {
         let Some(command) = self.command() else {
             return Vec::new();

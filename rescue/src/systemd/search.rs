@@ -1,5 +1,5 @@
-//! Which files make up a unit: systemd's search path, aliases, masking and drop-in folders (systemd.unit(5), "UNIT FILE LOAD
-//! PATH"; src/shared/unit-file.c, src/basic/conf-files.c).
+//! Which files make up a unit: systemd's search path, aliases, masking and drop-in folders
+//! (systemd.unit(5), "UNIT FILE LOAD PATH"; src/shared/unit-file.c, src/basic/conf-files.c).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use crate::guest::{Guest, GuestPath};
 use crate::tree::FileKind;
 
-/// Folders with units, highest priority first. Those under /run are empty on a powered-off system and left out.
+/// Folders with units, highest priority first. Those under /run are empty on a powered-off system
+/// and left out.
 pub const UNIT_PATH: [&str; 6] = [
     "/etc/systemd/system.control",
     "/etc/systemd/system",
@@ -65,8 +66,9 @@ pub fn locate(guest: &Guest, name: &str) -> Located {
     Located { id, names, found }
 }
 
-/// Drop-ins of a unit known by `names`, in the order in which they are applied. Per file name the highest folder wins; then the
-/// names are sorted. An empty file or a link to /dev/null stands in the list, and hides those of the same name below it.
+/// Drop-ins of a unit known by `names`, in the order in which they are applied. Per file name the
+/// highest folder wins; then the names are sorted. An empty file or a link to /dev/null stands in
+/// the list, and hides those of the same name below it.
 pub fn drop_ins(guest: &Guest, names: &[String]) -> Vec<GuestPath> {
     let mut by_name: BTreeMap<std::ffi::OsString, GuestPath> = BTreeMap::new();
     for folder in drop_in_folders(names) {
@@ -90,7 +92,8 @@ pub fn drop_ins(guest: &Guest, names: &[String]) -> Vec<GuestPath> {
     by_name.into_values().collect()
 }
 
-/// Folder names to look for, most specific first: `a-b@c.service.d`, `a-b@.service.d`, `a-.service.d`, `service.d`.
+/// Folder names to look for, most specific first: `a-b@c.service.d`, `a-b@.service.d`,
+/// `a-.service.d`, `service.d`.
 fn drop_in_folders(names: &[String]) -> Vec<String> {
     let mut folders = Vec::new();
     for name in names {
@@ -166,7 +169,8 @@ fn linked(guest: &Guest, path: GuestPath, name: &str) -> Option<Entry> {
     }))
 }
 
-/// Whether the link at `path` leads to /dev/null, possibly over other links. The guest's /dev is empty while it is off.
+/// Whether the link at `path` leads to /dev/null, possibly over other links. The guest's /dev is
+/// empty while it is off.
 pub fn is_null(guest: &Guest, path: &GuestPath) -> bool {
     let mut path = path.clone();
     for _ in 0..MAX_ALIASES {
@@ -241,7 +245,10 @@ fn aliases(guest: &Guest, id: &str) -> Vec<String> {
                 && name != id
                 && !names.iter().any(|known| known == name)
                 && alias_target(guest, &folder.join(name)).as_deref() == Some(id)
-                && matches!(crate::systemd::search::entry(guest, name), Some(Entry::Alias(target)) if target == id)
+                && matches!(
+                    crate::systemd::search::entry(guest, name),
+                    Some(Entry::Alias(target)) if target == id
+                )
             {
                 names.push(name.to_owned());
             }

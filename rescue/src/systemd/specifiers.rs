@@ -1,4 +1,5 @@
-//! `%` specifiers in unit files (systemd.unit(5), "SPECIFIERS"), as far as a powered-off disk can answer them.
+//! `%` specifiers in unit files (systemd.unit(5), "SPECIFIERS"), as far as a powered-off disk can
+//! answer them.
 
 use crate::guest::{Guest, GuestPath};
 
@@ -50,8 +51,9 @@ impl Specifiers {
         }
     }
 
-    /// Replaces specifiers in `text`. Those that only the running system knows (`%b`, `%v` …) stay as they are and are named
-    /// in `unresolved`. A letter or digit that is no specifier is an error, as in systemd; before anything else `%` is plain.
+    /// Replaces specifiers in `text`. Those that only the running system knows (`%b`, `%v` …) stay
+    /// as they are and are named in `unresolved`. A letter or digit that is no specifier is an
+    /// error, as in systemd; before anything else `%` is plain.
     pub fn resolve(
         &self,
         text: &str,
@@ -199,7 +201,8 @@ mod tests {
                 .resolve("%n %N %p %i %I %j %m %H %l %o %w %% %- 5%", &mut unresolved)
                 .as_deref(),
             Ok(
-                "kube-let@a-b\\x2dc.service kube-let@a-b\\x2dc kube-let a-b\\x2dc a/b-c let 0123 node1.example node1 debian 12 % %- 5%"
+                "kube-let@a-b\\x2dc.service kube-let@a-b\\x2dc kube-let a-b\\x2dc a/b-c let 0123 \
+                 node1.example node1 debian 12 % %- 5%"
             )
         );
         assert_eq!(

@@ -114,7 +114,8 @@ fn a_masked_unit_and_no_unit() {
     assert!(Unit::load(&MemoryTree::new().into_guest(), "kubelet.service").is_none());
 }
 
-/// Bytes from a crafted disk must never make the loader panic; every prefix and many mutations of real files are tried.
+/// Bytes from a crafted disk must never make the loader panic; every prefix and many mutations of
+/// real files are tried.
 #[test]
 fn no_input_makes_it_panic() {
     let mut seed = 0x9e37_79b9_7f4a_7c15_u64;

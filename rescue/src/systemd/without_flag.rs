@@ -1,5 +1,6 @@
-//! Taking one flag out of the command line of a unit: beside the vendor's files by a drop-in that overrides no more than what carries
-//! the flag, or in the vendor's own line. Either is proved by loading the unit again with the change in place.
+//! Taking one flag out of the command line of a unit: beside the vendor's files by a drop-in that
+//! overrides no more than what carries the flag, or in the vendor's own line. Either is proved by
+//! loading the unit again with the change in place.
 
 use std::rc::Rc;
 
@@ -11,7 +12,8 @@ use crate::guest::{Guest, GuestPath};
 /// Folder for what an administrator lays over the vendor's units.
 const ADMINISTRATOR: &str = "/etc/systemd/system";
 
-/// Names to try for the drop-in: the first wins over everything that packages bring, the second also over other people's `99-…`.
+/// Names to try for the drop-in: the first wins over everything that packages bring, the second
+/// also over other people's `99-…`.
 const NAMES: [&str; 2] = ["90-rescue", "zz-90-rescue"];
 
 /// Why it cannot be done; one plain sentence without a full stop.
@@ -211,8 +213,9 @@ impl<'a> Parts<'a> {
                 Via::EnvironmentFile => {
                     overrides.push_str(&format!("{name}=\"{}\"\n", quote_environment_file(value)));
                     reasons.push(format!(
-                        "{name} is set by an environment file ({origin}), which beats every Environment=, so it is overridden by \
-                         another environment file, {environment_file}"
+                        "{name} is set by an environment file ({origin}), which beats every \
+                         Environment=, so it is overridden by another environment file, \
+                         {environment_file}"
                     ));
                 }
             }
@@ -224,7 +227,8 @@ impl<'a> Parts<'a> {
                 .map(|command| command.origin.to_string())
                 .unwrap_or_default();
             reasons.push(format!(
-                "ExecStart= is reset and given again without the flag, which stands in it literally ({origin})"
+                "ExecStart= is reset and given again without the flag, which stands in it \
+                 literally ({origin})"
             ));
         }
         let mut files = Vec::new();
@@ -245,7 +249,8 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// The drop-in and its environment file; the latter does not end in `.conf`, so systemd does not take it for a drop-in.
+/// The drop-in and its environment file; the latter does not end in `.conf`, so systemd does not
+/// take it for a drop-in.
 fn drop_in_files(unit: &str, name: &str) -> [GuestPath; 2] {
     let folder = GuestPath::new(ADMINISTRATOR).join(format!("{unit}.d"));
     [
@@ -291,7 +296,8 @@ fn value_template(expanded: &[(usize, String)], position: usize) -> Result<usize
     }
 }
 
-/// A variable's value without the flag; everything else keeps its spelling. `None` where a bare flag has no value in it.
+/// A variable's value without the flag; everything else keeps its spelling. `None` where a bare
+/// flag has no value in it.
 fn cut_words(value: &str, flag: &str) -> Option<String> {
     let words = words::split(value, words::Rules::EXPANSION).ok()?;
     let mut spans = Vec::new();
@@ -365,7 +371,8 @@ fn quote_environment_file(value: &str) -> String {
         })
 }
 
-/// Cuts the flag with its value out of lines `first` to `last` (counted from 1). `None` where it is not spelled out there.
+/// Cuts the flag with its value out of lines `first` to `last` (counted from 1). `None` where it is
+/// not spelled out there.
 fn cut_from_lines(text: &str, first: usize, last: usize, flag: &str) -> Option<String> {
     let range = lines::byte_range(text.as_bytes(), first, last)?;
     let (before, rest) = text.split_at_checked(range.start)?;
@@ -424,7 +431,8 @@ fn without_files(guest: &Guest, files: &[GuestPath]) -> Result<Guest, Impossible
     Ok(guest.with_tree(Rc::new(planned)))
 }
 
-/// Loads the unit with the edit in place: the flag must be gone, and every other word must be the same.
+/// Loads the unit with the edit in place: the flag must be gone, and every other word must be the
+/// same.
 fn prove(guest: &Guest, before: &Unit, flag: &str, edit: &Edit) -> Result<(), Impossible> {
     let mut planned = Planned::over(guest.tree(), 0);
     for change in edit

@@ -1,10 +1,12 @@
-//! Splitting text into words, by the rules of systemd's `extract_first_word()` (src/basic/extract-word.c) and unescaping by
-//! `cunescape_one()` (src/basic/escape.c).
+//! Splitting text into words, by the rules of systemd's `extract_first_word()`
+//! (src/basic/extract-word.c) and unescaping by `cunescape_one()` (src/basic/escape.c).
 
-/// What systemd's callers ask of `extract_first_word()`. Quotes are always removed here, as in all settings read by this program.
+/// What systemd's callers ask of `extract_first_word()`. Quotes are always removed here, as in all
+/// settings read by this program.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rules {
-    /// `EXTRACT_CUNESCAPE`: `\n`, `\x41`, `\u00e9` … are C escapes. Without it a backslash just keeps the next character.
+    /// `EXTRACT_CUNESCAPE`: `\n`, `\x41`, `\u00e9` … are C escapes. Without it a backslash just
+    /// keeps the next character.
     pub c_escapes: bool,
     /// `EXTRACT_UNESCAPE_RELAX`: an unknown escape stays as it is written.
     pub keep_unknown_escapes: bool,

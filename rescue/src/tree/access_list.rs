@@ -1,6 +1,7 @@
 //! A file's POSIX access list (`setfacl`): who else than owner, group and others may use it.
 //!
-//! Layouts: include/uapi/linux/posix_acl_xattr.h (what `getxattr` gives) and fs/ext4/acl.h (what ext4 stores).
+//! Layouts: include/uapi/linux/posix_acl_xattr.h (what `getxattr` gives) and fs/ext4/acl.h (what
+//! ext4 stores).
 
 use std::fmt;
 
@@ -86,7 +87,8 @@ impl AccessList {
         rest.is_empty().then_some(Self { entries })
     }
 
-    /// Whom the list gives something, each with the permissions that are left after the mask (read 4, write 2, execute 1).
+    /// Whom the list gives something, each with the permissions that are left after the mask (read
+    /// 4, write 2, execute 1).
     pub fn named(&self) -> Vec<(Named, u32)> {
         let effective = |entry: &Entry| entry.permissions & self.mask();
         let named = self.entries.iter().filter_map(|entry| match entry.tag {
@@ -97,7 +99,8 @@ impl AccessList {
         named.filter(|(_, permissions)| *permissions != 0).collect()
     }
 
-    /// What the owning group may do (read 4, write 2, execute 1). The mode cannot tell: its group bits are the mask.
+    /// What the owning group may do (read 4, write 2, execute 1). The mode cannot tell: its group
+    /// bits are the mask.
     pub fn owning_group(&self) -> u32 {
         let group = self
             .entries

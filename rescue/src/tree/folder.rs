@@ -15,13 +15,15 @@ use super::access_list::{self, AccessList};
 use super::{DirEntry, FileKind, Meta, Tree, TreeError, TreeResult, Usage};
 use crate::base::refusal::Refusal;
 
-/// Nothing below the folder may lead out of it: no `..` above it, no link of any kind, no other file system.
+/// Nothing below the folder may lead out of it: no `..` above it, no link of any kind, no other
+/// file system.
 const CONFINED: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_XDEV);
 
-/// How often a look-up is tried again when the kernel cannot rule out a rename beside it (`EAGAIN`, see openat2(2)).
+/// How often a look-up is tried again when the kernel cannot rule out a rename beside it (`EAGAIN`,
+/// see openat2(2)).
 const RACE_RETRIES: usize = 16;
 
 /// The kernel's bound on the value of one extended attribute (`XATTR_SIZE_MAX`).
@@ -30,18 +32,20 @@ const LARGEST_LIST: usize = 64 << 10;
 /// Room that is made for bytes before they come.
 const READ_AT_ONCE: usize = 1 << 20;
 
-/// The files of one file system below a folder. Every path is resolved by the kernel beneath the folder (openat2), so that
-/// a hostile tree can lead nowhere else; device nodes, FIFOs and sockets are never opened, and access times stay as they
-/// are wherever the kernel lets us (owner or root).
+/// The files of one file system below a folder. Every path is resolved by the kernel beneath the
+/// folder (openat2), so that a hostile tree can lead nowhere else; device nodes, FIFOs and sockets
+/// are never opened, and access times stay as they are wherever the kernel lets us (owner or root).
 ///
-/// What is mounted below the folder is not part of this tree: compose one tree per file system, see [`crate::guest::MergedTree`].
+/// What is mounted below the folder is not part of this tree: compose one tree per file system, see
+/// [`crate::guest::MergedTree`].
 #[derive(Debug)]
 pub struct FolderTree {
     root: OwnedFd,
 }
 
 impl FolderTree {
-    /// Opens the folder. Links in `folder` itself are followed: it is the user's own path, not the guest's.
+    /// Opens the folder. Links in `folder` itself are followed: it is the user's own path, not the
+    /// guest's.
     pub fn open(folder: &Path) -> anyhow::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(folder, flags, Mode::empty())
@@ -50,14 +54,16 @@ impl FolderTree {
         Self::beneath(view.unwrap_or(root))
     }
 
-    /// The tree below a folder that is already open (`O_PATH` is enough), such as the root of a detached mount.
+    /// The tree below a folder that is already open (`O_PATH` is enough), such as the root of a
+    /// detached mount.
     pub fn beneath(root: OwnedFd) -> anyhow::Result<Self> {
         let tree = Self { root };
         match tree.open_at(Path::new("/"), OFlags::PATH) {
             Ok(_) => Ok(tree),
             Err(Errno::NOSYS) => Err(Refusal::new(
                 "this system's kernel has no openat2 (older than Linux 5.6)",
-                "a folder of a foreign system cannot be read here without the risk of being led out of it",
+                "a folder of a foreign system cannot be read here without the risk of being led \
+                 out of it",
                 "boot the rescue ISO instead, or use a helper with a newer kernel",
             )
             .into()),
@@ -100,7 +106,8 @@ impl FolderTree {
         }
     }
 
-    /// Opening a device node or FIFO can have effects of its own, so the kind is looked at before and after.
+    /// Opening a device node or FIFO can have effects of its own, so the kind is looked at before
+    /// and after.
     fn open_regular(&self, path: &Path) -> TreeResult<File> {
         expect_regular(path, &self.look(path)?.1)?;
         let file = self
@@ -137,7 +144,8 @@ impl Tree for FolderTree {
     fn access_list(&self, path: &Path) -> TreeResult<Option<AccessList>> {
         let (handle, stat) = self.look(path)?;
         expect_regular(path, &stat)?;
-        // A descriptor that names a file has no attributes of its own to ask for; the kernel's link to the file has.
+        // A descriptor that names a file has no attributes of its own to ask for; the kernel's link
+        // to the file has.
         let at = format!("/proc/self/fd/{}", handle.as_raw_fd());
         let mut value = Vec::with_capacity(LARGEST_LIST);
         match rustix::fs::getxattr(
@@ -206,7 +214,8 @@ fn damaged_list(path: &Path) -> TreeError {
     }
 }
 
-/// `/etc/hosts` as the kernel wants it beneath the root: `etc/hosts`. `..` is kept: the kernel refuses it where it climbs.
+/// `/etc/hosts` as the kernel wants it beneath the root: `etc/hosts`. `..` is kept: the kernel
+/// refuses it where it climbs.
 fn below(path: &Path) -> PathBuf {
     let relative: PathBuf = path
         .components()

@@ -56,7 +56,8 @@ pub struct DirEntry {
     pub kind: FileKind,
 }
 
-/// Why a tree could not answer. "Not there", "broken" and "not readable" are different news for the user.
+/// Why a tree could not answer. "Not there", "broken" and "not readable" are different news for the
+/// user.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TreeError {
@@ -149,13 +150,14 @@ impl std::fmt::Display for GuestDisplay<'_> {
 /// Result of looking into a tree.
 pub type TreeResult<T> = Result<T, TreeError>;
 
-/// A read-only file tree. Paths are absolute and free of symbolic links in all but the last component; nothing here follows
-/// a link, nothing here writes.
+/// A read-only file tree. Paths are absolute and free of symbolic links in all but the last
+/// component; nothing here follows a link, nothing here writes.
 pub trait Tree {
     /// Attributes of `path` itself.
     fn lstat(&self, path: &Path) -> TreeResult<Meta>;
 
-    /// The POSIX access list of a regular file; `None` where it has none, or the file system keeps none.
+    /// The POSIX access list of a regular file; `None` where it has none, or the file system keeps
+    /// none.
     fn access_list(&self, _path: &Path) -> TreeResult<Option<AccessList>> {
         Ok(None)
     }
@@ -163,8 +165,8 @@ pub trait Tree {
     /// Up to `length` bytes of a regular file from `offset`; short only at the end of the file.
     fn read_range(&self, path: &Path, offset: u64, length: usize) -> TreeResult<Vec<u8>>;
 
-    /// A regular file held open for reading much of it, by another thread too; `None` where files can only be read through the tree. Whoever
-    /// holds it keeps its file system in use.
+    /// A regular file held open for reading much of it, by another thread too; `None` where files
+    /// can only be read through the tree. Whoever holds it keeps its file system in use.
     fn hold(&self, _path: &Path) -> TreeResult<Option<std::fs::File>> {
         Ok(None)
     }
@@ -200,7 +202,8 @@ pub struct Usage {
     pub bytes_total: u64,
     /// Bytes free, reserved blocks included (`f_bfree`).
     pub bytes_free: u64,
-    /// Bytes an unprivileged process can still write (`f_bavail`); the kubelet calls this "available".
+    /// Bytes an unprivileged process can still write (`f_bavail`); the kubelet calls this
+    /// "available".
     pub bytes_available: u64,
     /// Number of inodes; 0 where the file system has no fixed number.
     pub inodes_total: u64,

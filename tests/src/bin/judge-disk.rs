@@ -1,5 +1,5 @@
-//! Prints what openssl, etcd and the kernel say of a control plane's disk: one row per line, name and value divided by a tab. Exit code 0
-//! when nothing is left to mend, 1 otherwise.
+//! Prints what openssl, etcd and the kernel say of a control plane's disk: one row per line, name
+//! and value divided by a tab. Exit code 0 when nothing is left to mend, 1 otherwise.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,4 +1,5 @@
-//! Makes the disk of the outage with the tests' own builder, for the demo, the measurements, and trying things by hand.
+//! Makes the disk of the outage with the tests' own builder, for the demo, the measurements, and
+//! trying things by hand.
 
 use std::path::PathBuf;
 
@@ -7,8 +8,8 @@ use argh::FromArgs;
 use tests::disk::{DiskBuilder, FileSystem, GIB, MIB, Partition, Table};
 use tests::{fill, fixtures};
 
-/// Makes the image of a dead kubeadm control plane: a real node's files, certificates that expired in 2024, and a root file system
-/// filled with logs until root gets "No space left on device".
+/// Makes the image of a dead kubeadm control plane: a real node's files, certificates that expired
+/// in 2024, and a root file system filled with logs until root gets "No space left on device".
 #[derive(FromArgs)]
 struct Arguments {
     /// the image to write; replaced when it exists

@@ -1,5 +1,6 @@
-//! Stands in for the kubelet in tests: appends a line to /run/verdict/argv with its unit (the last part of its cgroup), its invocation
-//! and its argv, each argument as hexadecimal digits after a colon.
+//! Stands in for the kubelet in tests: appends a line to /run/verdict/argv with its unit (the last
+//! part of its cgroup), its invocation and its argv, each argument as hexadecimal digits after a
+//! colon.
 
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;

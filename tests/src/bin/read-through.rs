@@ -1,6 +1,7 @@
-//! How fast a root file system is read through what it lies on, for scripts/bench: the same file system on a plain partition and in a logical
-//! volume, in turn, in one process. Prints `SOURCE RAW FILE` each: the best in MiB/s, which other work on the machine disturbs least, of reading the volume's bytes in order, and of reading one file of
-//! it through the guest's tree.
+//! How fast a root file system is read through what it lies on, for scripts/bench: the same file
+//! system on a plain partition and in a logical volume, in turn, in one process. Prints
+//! `SOURCE RAW FILE` each: the best in MiB/s, which other work on the machine disturbs least, of
+//! reading the volume's bytes in order, and of reading one file of it through the guest's tree.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;

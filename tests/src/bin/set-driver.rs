@@ -1,11 +1,15 @@
-//! Runs one transaction over several guests, in a process of its own that the crash tests can abort at any point.
+//! Runs one transaction over several guests, in a process of its own that the crash tests can abort
+//! at any point.
 //!
 //! `set-driver VERB KIND NAME=PATH...`: KIND is `ext4` (PATH is an image) or `folder`; VERB one of:
-//! - `apply`: finishes what was cut off, then replaces the member of all guests but the last, which is fenced (a single guest is replaced)
+//! - `apply`: finishes what was cut off, then replaces the member of all guests but the last, which
+//!   is fenced (a single guest is replaced)
 //! - `undo`: takes the newest run back on all of them
-//! - `look`: prints what each guest's member is (`old`, `new`, `fence`, `missing`), then every file of it, a line each
+//! - `look`: prints what each guest's member is (`old`, `new`, `fence`, `missing`), then every file
+//!   of it, a line each
 //!
-//! With `KEEP_IN` set, what does not fit is kept in that folder; a new member says that it takes `MEMBER_BYTES`.
+//! With `KEEP_IN` set, what does not fit is kept in that folder; a new member says that it takes
+//! `MEMBER_BYTES`.
 //!
 //! Exit codes and environment as of `transaction-driver`.
 

@@ -1,4 +1,5 @@
-//! Runs one transaction on images, in a process of its own that the crash tests can abort at any point.
+//! Runs one transaction on images, in a process of its own that the crash tests can abort at any
+//! point.
 //!
 //! `transaction-driver VERB MOUNT_POINT=KIND=IMAGE...`, VERB one of:
 //! - `apply`: recovers, plans what is still to be done of [`plan`], applies it
@@ -6,9 +7,10 @@
 //! - `runs`: prints the runs' states
 //! - `dump`: prints every file with its attributes, one line each, from a read-only mount
 //!
-//! Exit codes: 0 done, 3 refused, 4 stopped part-way, 5 anything else. With `CUT_POWER` set, an abort cuts the power of the file
-//! systems first: what was not synchronised is lost. `CUT_POWER=late` lets their journals commit right before, so that names and
-//! sizes are there but no bytes that nobody synchronised. With `FREE_NOTHING` set, `apply` frees nothing.
+//! Exit codes: 0 done, 3 refused, 4 stopped part-way, 5 anything else. With `CUT_POWER` set, an
+//! abort cuts the power of the file systems first: what was not synchronised is lost.
+//! `CUT_POWER=late` lets their journals commit right before, so that names and sizes are there but
+//! no bytes that nobody synchronised. With `FREE_NOTHING` set, `apply` frees nothing.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -130,7 +132,8 @@ fn file_system(argument: &str) -> Result<FileSystem> {
     })
 }
 
-/// Everything a repair can do: freeing, replacing, creating, links, folders, removing. Only what is not done yet.
+/// Everything a repair can do: freeing, replacing, creating, links, folders, removing. Only what is
+/// not done yet.
 fn plan(guest: &Guest) -> Result<Prepared> {
     let mut prepared = Prepared::default();
     let may_free = std::env::var_os("FREE_NOTHING").is_none();
@@ -177,8 +180,10 @@ fn plan(guest: &Guest) -> Result<Prepared> {
     }
     let current = GuestPath::new("/var/lib/kubelet/pki/kubelet-client-current.pem");
     let link = Change::symlink(guest, &current, "kubelet-client-2026.pem")?;
-    if !matches!(&link, Change::Symlink { target, expect: Expect::Symlink { target: now }, .. } if target == now)
-    {
+    if !matches!(
+        &link,
+        Change::Symlink { target, expect: Expect::Symlink { target: now }, .. } if target == now
+    ) {
         prepared.changes.push(link);
     }
     let folder = GuestPath::new("/etc/systemd/system/kubelet.service.d");

@@ -1,4 +1,5 @@
-//! What somebody with root on a machine can write: an etcd log with right checksums that names another cluster, and certificates.
+//! What somebody with root on a machine can write: an etcd log with right checksums that names
+//! another cluster, and certificates.
 
 use std::fs;
 use std::path::{Path, PathBuf};

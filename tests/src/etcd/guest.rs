@@ -1,4 +1,5 @@
-//! What kubeadm leaves of etcd on a control plane: the few files of a guest that a member's data folder belongs to.
+//! What kubeadm leaves of etcd on a control plane: the few files of a guest that a member's data
+//! folder belongs to.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,8 +11,8 @@ use super::{Cluster, Member};
 /// Where the guest has its member, as kubeadm's manifest says it.
 pub const DATA_DIR: &str = "var/lib/etcd";
 
-/// Makes the guest of a member of this name in a folder; `flags` are those that etcd's manifest has beside name and data folder. The data folder
-/// is left to the caller.
+/// Makes the guest of a member of this name in a folder; `flags` are those that etcd's manifest has
+/// beside name and data folder. The data folder is left to the caller.
 pub fn make(root: &Path, name: &str, flags: &[String]) -> Result<()> {
     for folder in ["bin", "var/lib", "etc/kubernetes/manifests"] {
         fs::create_dir_all(root.join(folder))?;
@@ -33,7 +34,8 @@ pub fn make(root: &Path, name: &str, flags: &[String]) -> Result<()> {
         .map(|flag| format!("    - {flag}\n"))
         .collect();
     let pod = format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: etcd, namespace: kube-system}}\nspec:\n  containers:\n  - name: etcd\n    \
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: etcd, namespace: kube-system}}\nspec:\n  \
+         containers:\n  - name: etcd\n    \
          image: k8s.gcr.io/etcd:3.4.13-0\n    command:\n{lines}"
     );
     Ok(fs::write(
@@ -62,7 +64,8 @@ pub fn root_of(data_dir: &Path) -> &Path {
         .unwrap_or(data_dir)
 }
 
-/// Makes a guest around the data folder of each member of a cluster that [`Cluster::prepare`] was given [`place`] for. `flags`: further ones.
+/// Makes a guest around the data folder of each member of a cluster that [`Cluster::prepare`] was
+/// given [`place`] for. `flags`: further ones.
 pub fn make_all(cluster: &Cluster, flags: &[String]) -> Result<Vec<PathBuf>> {
     let make_one = |member: &Member| {
         let root = root_of(&member.data_dir);

@@ -1,7 +1,8 @@
-//! Real consumers judge a repaired node: etcd 3.4 and kube-apiserver 1.20.2 start with the flags of the node's own static pods on its own data,
-//! and kubectl 1.20.2 asks with each kubeconfig.
+//! Real consumers judge a repaired node: etcd 3.4 and kube-apiserver 1.20.2 start with the flags of
+//! the node's own static pods on its own data, and kubectl 1.20.2 asks with each kubeconfig.
 //!
-//! Runs only where `RESCUE_KUBERNETES` names a folder with `kube-apiserver` and `kubectl` (`scripts/test --with-kubernetes`); they take minutes to build.
+//! Runs only where `RESCUE_KUBERNETES` names a folder with `kube-apiserver` and `kubectl`
+//! (`scripts/test --with-kubernetes`); they take minutes to build.
 
 mod outage;
 
@@ -33,7 +34,8 @@ fn real_programs() -> Option<PathBuf> {
     let folder = std::env::var_os("RESCUE_KUBERNETES").map(PathBuf::from);
     if folder.is_none() {
         eprintln!(
-            "NOTE: not judged by a real API server: set RESCUE_KUBERNETES (scripts/test --with-kubernetes)"
+            "NOTE: not judged by a real API server: set RESCUE_KUBERNETES (scripts/test \
+             --with-kubernetes)"
         );
     }
     folder
@@ -135,7 +137,8 @@ fn serves(root: &Path, programs: &Path) -> Result<()> {
         granted(&answers, &format!("{config} nodes"), &node)?;
         granted(&answers, &format!("{config} marker"), MARKER_WORD)?;
     }
-    // What is forbidden names who asked: the API server's own word on whom the certificate made of its bearer.
+    // What is forbidden names who asked: the API server's own word on whom the certificate made of
+    // its bearer.
     granted(
         &answers,
         "controller-manager accounts",
@@ -242,7 +245,8 @@ fn authorities_renewed() -> Result<()> {
     serves(node.path(), &programs)
 }
 
-/// Signs each CA anew with its own key, name and key identifier, to end the day after tomorrow: as after nearly ten years.
+/// Signs each CA anew with its own key, name and key identifier, to end the day after tomorrow: as
+/// after nearly ten years.
 fn shorten_authorities(root: &Path) -> Result<()> {
     for name in ["ca", "front-proxy-ca", "etcd/ca"] {
         let base = root.join("etc/kubernetes/pki").join(name);
@@ -250,7 +254,8 @@ fn shorten_authorities(root: &Path) -> Result<()> {
         let extensions = root.join("tmp/ca.ext");
         fs::write(
             &extensions,
-            "keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign\nbasicConstraints=critical,CA:TRUE\nsubjectKeyIdentifier=hash\n",
+            "keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign\n\
+             basicConstraints=critical,CA:TRUE\nsubjectKeyIdentifier=hash\n",
         )?;
         let request = root.join("tmp/ca.csr");
         let convert = Cmd::new("openssl")

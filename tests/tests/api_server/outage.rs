@@ -1,5 +1,6 @@
-//! The outage's case: three masters, a member of etcd broken, its API server down. One command with the three disks; then all members
-//! serve, and an API server on each lists the same objects as before.
+//! The outage's case: three masters, a member of etcd broken, its API server down. One command with
+//! the three disks; then all members serve, and an API server on each lists the same objects as
+//! before.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -121,7 +122,8 @@ impl ApiServer {
             .env("KUBECONFIG", "/dev/null")
     }
 
-    /// Every object of the kinds that are made here: kind, namespace and name, UID, resource version, contents.
+    /// Every object of the kinds that are made here: kind, namespace and name, UID, resource
+    /// version, contents.
     fn objects(&self) -> Result<Vec<String>> {
         let kinds = "namespaces,configmaps,secrets,deployments,clusterroles";
         let list = self
@@ -187,8 +189,8 @@ fn fill(server: &ApiServer) -> Result<()> {
         .map(|_| ())
 }
 
-/// The outage: the power fails while objects are written, and the second master's disk comes back without its database's last pages and
-/// with a hole in its log.
+/// The outage: the power fails while objects are written, and the second master's disk comes back
+/// without its database's last pages and with a hole in its log.
 fn break_member(data_dir: &Path) -> Result<()> {
     let db = files::database(data_dir);
     files::cut(&db, fs::metadata(&db)?.len() / 3)?;

@@ -1,5 +1,6 @@
-//! Every file of a control plane's pki and its kubeconfigs × everything that a power cut, a careless copy or a calendar does to it. Each case ends in a
-//! working tree, judged by openssl, or in a refusal that names the file and changes nothing.
+//! Every file of a control plane's pki and its kubeconfigs × everything that a power cut, a
+//! careless copy or a calendar does to it. Each case ends in a working tree, judged by openssl, or
+//! in a refusal that names the file and changes nothing.
 
 #[path = "../pki_support/mod.rs"]
 mod pki_support;

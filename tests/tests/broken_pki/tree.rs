@@ -16,8 +16,13 @@ use time::{Duration, OffsetDateTime};
 /// How long the tree's leaves live.
 pub const LEAF_DAYS: u32 = 900;
 
-const API: &str = "keyUsage=critical,digitalSignature,keyEncipherment\nextendedKeyUsage=serverAuth\nsubjectAltName=DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local,DNS:node1,DNS:vip,IP:10.96.0.1,IP:10.0.0.5\n";
-const ETCD: &str = "keyUsage=critical,digitalSignature,keyEncipherment\nextendedKeyUsage=serverAuth,clientAuth\nsubjectAltName=DNS:localhost,DNS:node1,IP:10.0.0.5,IP:127.0.0.1,IP:::1\n";
+const API: &str = "keyUsage=critical,digitalSignature,keyEncipherment\n\
+    extendedKeyUsage=serverAuth\n\
+    subjectAltName=DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,\
+    DNS:kubernetes.default.svc.cluster.local,DNS:node1,DNS:vip,IP:10.96.0.1,IP:10.0.0.5\n";
+const ETCD: &str = "keyUsage=critical,digitalSignature,keyEncipherment\n\
+    extendedKeyUsage=serverAuth,clientAuth\n\
+    subjectAltName=DNS:localhost,DNS:node1,IP:10.0.0.5,IP:127.0.0.1,IP:::1\n";
 
 /// One certificate of kubeadm with its key.
 pub struct Pair {
@@ -100,7 +105,8 @@ pub const PKI: [Pair; 10] = [
 /// kubelet.conf, the one kubeconfig whose certificate moves to files of its own.
 pub const KUBELET: &str = "kubelet.conf";
 
-/// The kubeconfigs by file name, with the client certificate in each; users are called as their common names.
+/// The kubeconfigs by file name, with the client certificate in each; users are called as their
+/// common names.
 pub const CONFIGS: [Pair; 4] = [
     leaf(
         "admin.conf",
@@ -149,7 +155,8 @@ pub struct File {
 }
 
 impl File {
-    /// Whether a changed path is this file, the other half of its pair, or what the kubelet keeps for it.
+    /// Whether a changed path is this file, the other half of its pair, or what the kubelet keeps
+    /// for it.
     pub fn belongs_to(&self, path: &str) -> bool {
         path == self.path
             || path
@@ -220,7 +227,8 @@ impl Tree {
         manifests(&cluster)?;
         cluster.write(
             "var/lib/kubelet/config.yaml",
-            "kind: KubeletConfiguration\nclusterDomain: cluster.local\nstaticPodPath: /etc/kubernetes/manifests\n",
+            "kind: KubeletConfiguration\nclusterDomain: cluster.local\n\
+             staticPodPath: /etc/kubernetes/manifests\n",
         )?;
         for config in &CONFIGS {
             let pair = client(&cluster, config.subject)?;
@@ -251,8 +259,8 @@ impl Tree {
         }
     }
 
-    /// Another folder with the same files; in memory where the machine has such a place, because hundreds of repairs wait for
-    /// thousands of writes to reach a disk otherwise.
+    /// Another folder with the same files; in memory where the machine has such a place, because
+    /// hundreds of repairs wait for thousands of writes to reach a disk otherwise.
     pub fn copy(&self) -> Result<Self> {
         let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())?;
         Cmd::new("cp")
@@ -267,8 +275,9 @@ impl Tree {
         })
     }
 
-    /// Makes the file's certificate anew for its old key (a CA's for another one where it is not dated otherwise), valid for these
-    /// days from now, and puts it to `to`. `stranger`: signed by another CA of the same name.
+    /// Makes the file's certificate anew for its old key (a CA's for another one where it is not
+    /// dated otherwise), valid for these days from now, and puts it to `to`. `stranger`: signed by
+    /// another CA of the same name.
     pub fn certify(
         &self,
         file: &File,
@@ -285,7 +294,8 @@ impl Tree {
             _ => beside(&self.root().join(&file.path)),
         };
         let subject_key = at("subject.key");
-        // Undated, the damage is the key: another one than beside the certificate, except where the signer is what is wrong.
+        // Undated, the damage is the key: another one than beside the certificate, except where the
+        // signer is what is wrong.
         if (from, until) == usual && !stranger {
             key(P256, &subject_key)?;
         } else {
@@ -336,7 +346,8 @@ impl Tree {
         Ok(to)
     }
 
-    /// Insists that a leaf says what the healthy tree's says, that openssl verifies it, and that its key is its own.
+    /// Insists that a leaf says what the healthy tree's says, that openssl verifies it, and that
+    /// its key is its own.
     pub fn same_identity(&self, root: &Path, leaf: &Pair) -> Result<()> {
         self.same_identity_at(root, leaf, self.now)
     }
@@ -347,7 +358,8 @@ impl Tree {
         let read = |root: &Path, extension: &str| fs::read_to_string(file(root, extension));
         let (old, new) = (read(self.root(), "crt")?, read(root, "crt")?);
         let ca = format!("etc/kubernetes/pki/{}.crt", leaf.ca.context("a leaf")?);
-        // Byte for byte what the healthy tree has was judged there, by `the_healthy_tree_is_left_alone`.
+        // Byte for byte what the healthy tree has was judged there, by
+        // `the_healthy_tree_is_left_alone`.
         let key = read(root, "key")?;
         let same = old == new && read(self.root(), "key")? == key;
         if same
@@ -360,7 +372,8 @@ impl Tree {
         judge(leaf.name, &root.join(ca), (&old, &new), &key, at)
     }
 
-    /// The same of a kubeconfig's client: also that it leads to the same server, trusts the same CA, and calls all things as before.
+    /// The same of a kubeconfig's client: also that it leads to the same server, trusts the same
+    /// CA, and calls all things as before.
     pub fn same_client(&self, root: &Path, config: &Pair) -> Result<()> {
         let path = config_path(config.name);
         if fs::read(self.root().join(&path))? == fs::read(root.join(&path))? && root != self.root()
@@ -409,7 +422,8 @@ struct Config {
 }
 
 impl Config {
-    /// Read line by line, by no code of the program's; a file that it leads to is taken for what is in it.
+    /// Read line by line, by no code of the program's; a file that it leads to is taken for what is
+    /// in it.
     fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path)?;
         let value = |key: &str| {
@@ -511,14 +525,17 @@ struct Signing<'a> {
     until: i64,
 }
 
-/// `openssl ca`, the one way to date a certificate freely in every version; the result is `made.crt`.
+/// `openssl ca`, the one way to date a certificate freely in every version; the result is
+/// `made.crt`.
 fn sign(signing: &Signing<'_>) -> Result<()> {
     let at = |name: &str| signing.work.join(name);
     let shown = |path: &Path| path.display().to_string();
     fs::write(at("index"), "")?;
     fs::write(at("ext"), signing.pair.extensions)?;
     let config = format!(
-        "[ca]\ndefault_ca=d\n[d]\ndatabase={}\nnew_certs_dir={}\nrand_serial=yes\ndefault_md=sha256\npolicy=p\nunique_subject=no\n[p]\norganizationName=optional\ncommonName=supplied\n[req]\ndistinguished_name=dn\n[dn]\n",
+        "[ca]\ndefault_ca=d\n[d]\ndatabase={}\nnew_certs_dir={}\nrand_serial=yes\n\
+         default_md=sha256\npolicy=p\nunique_subject=no\n[p]\norganizationName=optional\n\
+         commonName=supplied\n[req]\ndistinguished_name=dn\n[dn]\n",
         shown(&at("index")),
         shown(signing.work)
     );
@@ -658,7 +675,8 @@ fn manifests(cluster: &Cluster) -> Result<()> {
     )?;
     cluster.write(
         "etc/systemd/system/kubelet.service",
-        "[Service]\nExecStart=/usr/bin/kubelet --config=/var/lib/kubelet/config.yaml --kubeconfig=/etc/kubernetes/kubelet.conf\n",
+        "[Service]\nExecStart=/usr/bin/kubelet --config=/var/lib/kubelet/config.yaml \
+         --kubeconfig=/etc/kubernetes/kubelet.conf\n",
     )
 }
 

@@ -1,7 +1,9 @@
-//! Rescue against the original: what real kubeadm 1.20.2 makes of a node, and what it says of it, compared with ours field by field.
+//! Rescue against the original: what real kubeadm 1.20.2 makes of a node, and what it says of it,
+//! compared with ours field by field.
 //!
-//! kubeadm's side was recorded (tests/fixtures/kubeadm-1.20.2); with `RESCUE_KUBERNETES` naming a folder that holds the real program
-//! (`scripts/test --with-kubernetes`) it is made anew in the same run. The results are written down in docs/compliance.md.
+//! kubeadm's side was recorded (tests/fixtures/kubeadm-1.20.2); with `RESCUE_KUBERNETES` naming a
+//! folder that holds the real program (`scripts/test --with-kubernetes`) it is made anew in the
+//! same run. The results are written down in docs/compliance.md.
 
 mod expiration;
 #[path = "../pki_support/mod.rs"]

@@ -1,9 +1,10 @@
-//! The forms that kubeadm 1.18, 1.25, 1.29 and 1.31 give to their certificates, made by openssl from the table below: renewed, and rebuilt
-//! where they are lost, they must have the same form.
+//! The forms that kubeadm 1.18, 1.25, 1.29 and 1.31 give to their certificates, made by openssl
+//! from the table below: renewed, and rebuilt where they are lost, they must have the same form.
 //!
-//! Source of the table: certlist.go and pkiutil/pki_helpers.go of each version (key identifiers of CAs came with Go 1.15, basicConstraints
-//! of leaves with 1.21, DNS names in CAs with 1.22, `kubeadm:cluster-admins` and etcd's clients without organization with 1.29, P-256
-//! also in kubeconfigs and NotBefore apart from the CA's with 1.31).
+//! Source of the table: certlist.go and pkiutil/pki_helpers.go of each version (key identifiers of
+//! CAs came with Go 1.15, basicConstraints of leaves with 1.21, DNS names in CAs with 1.22,
+//! `kubeadm:cluster-admins` and etcd's clients without organization with 1.29, P-256 also in
+//! kubeconfigs and NotBefore apart from the CA's with 1.31).
 
 use std::fs;
 use std::path::Path;
@@ -22,7 +23,8 @@ struct Version {
     name: &'static str,
     key: &'static [&'static str],
     label: &'static str,
-    /// Whether its CAs have a subject key identifier, so that its leaves have an authority key identifier.
+    /// Whether its CAs have a subject key identifier, so that its leaves have an authority key
+    /// identifier.
     key_identifiers: bool,
     /// Whether its CAs carry their own name as a DNS name.
     names_in_cas: bool,
@@ -178,7 +180,9 @@ impl Version {
                 String::new()
             };
             let extensions = format!(
-                "keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign\nbasicConstraints=critical,CA:TRUE\nsubjectKeyIdentifier={identifier}\nauthorityKeyIdentifier=none\n{names}"
+                "keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign\n\
+                 basicConstraints=critical,CA:TRUE\nsubjectKeyIdentifier={identifier}\n\
+                 authorityKeyIdentifier=none\n{names}"
             );
             self.sign(
                 &node.pki(ca),
@@ -291,11 +295,13 @@ impl Version {
         }
         node.write(
             "var/lib/kubelet/config.yaml",
-            "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nclusterDomain: cluster.local\n",
+            "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\
+             clusterDomain: cluster.local\n",
         )
     }
 
-    /// A pair as this kubeadm writes it: names as Go encodes them (PrintableString), the key in its own PEM type.
+    /// A pair as this kubeadm writes it: names as Go encodes them (PrintableString), the key in its
+    /// own PEM type.
     fn sign(&self, base: &Path, subject: &str, extensions: &str, ca: Option<&Path>) -> Result<()> {
         key(self.key, &path(base, "key"))?;
         let work = tempfile::tempdir()?;
@@ -303,7 +309,8 @@ impl Version {
         fs::write(
             &config,
             format!(
-                "[req]\nstring_mask=default\ndistinguished_name=dn\n[dn]\n[extensions]\n{extensions}"
+                "[req]\nstring_mask=default\ndistinguished_name=dn\n[dn]\n[extensions]\n\
+                 {extensions}"
             ),
         )?;
         let make = Cmd::new("openssl")
@@ -344,7 +351,8 @@ fn path(base: &Path, ending: &str) -> std::path::PathBuf {
     path.into()
 }
 
-/// Repairs the node, four hundred days from now: all leaves are over, and no date is that of its making by chance.
+/// Repairs the node, four hundred days from now: all leaves are over, and no date is that of its
+/// making by chance.
 fn repair(node: &Cluster) -> Result<()> {
     let then = OffsetDateTime::now_utc() + time::Duration::days(400);
     let now = then.replace_nanosecond(0)?.format(&Rfc3339)?;
@@ -372,7 +380,8 @@ fn leaves(version: &Version, node: &Cluster) -> Result<Vec<(&'static str, x509::
     version.rows().iter().map(read).collect()
 }
 
-/// Compares what rescue made with what this kubeadm makes of the table's rows; `NotBefore` is the CA's up to 1.30 and five minutes ago since.
+/// Compares what rescue made with what this kubeadm makes of the table's rows; `NotBefore` is the
+/// CA's up to 1.30 and five minutes ago since.
 fn compare(version: &Version, table: &[(&str, x509::Fields)], node: &Cluster) -> Result<()> {
     for ((name, theirs), row) in table.iter().zip(version.rows()) {
         let ours = x509::fields(&certificate(node.root(), name)?)?;
@@ -440,7 +449,8 @@ fn renewed_and_rebuilt(version: &Version) -> Result<()> {
             "{name} was not renewed: this proves nothing"
         );
     }
-    // The kind of key is as another leaf has it; where none is left, RSA: a P-256 cluster keeps one to tell.
+    // The kind of key is as another leaf has it; where none is left, RSA: a P-256 cluster keeps one
+    // to tell.
     let witness = if version.key == P256 {
         "apiserver-kubelet-client"
     } else {

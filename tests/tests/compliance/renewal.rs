@@ -10,7 +10,8 @@ use tests::{Cmd, programs, x509};
 
 use crate::{CONFIGS, LEAVES, Reference, certificate, node, renew};
 
-/// Every difference that there may be between a leaf of kubeadm 1.20.2 and ours: the field, kubeadm's value, ours.
+/// Every difference that there may be between a leaf of kubeadm 1.20.2 and ours: the field,
+/// kubeadm's value, ours.
 const DELIBERATE: &[(&str, &str, &str)] = &[("basicConstraints", "absent", "critical 3000")];
 
 /// The order in which Go writes extensions.
@@ -152,7 +153,8 @@ fn what_only_rescue_renews() -> Result<()> {
     let theirs = Reference::get()?.renewed()?;
     let ours = node()?;
     renew(ours.path(), &[])?;
-    // The kubelet's certificate is the one that kubeadm leaves expired: inspecting its tree says so, and nothing else.
+    // The kubelet's certificate is the one that kubeadm leaves expired: inspecting its tree says
+    // so, and nothing else.
     let left = programs::rescue(["inspect", "--json", "--root"])
         .arg(theirs.path())
         .run()?

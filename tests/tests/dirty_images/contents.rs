@@ -1,4 +1,5 @@
-//! Everything a file tree holds, to be compared: once as the kernel shows a mounted folder, once as a [`Tree`] does.
+//! Everything a file tree holds, to be compared: once as the kernel shows a mounted folder, once as
+//! a [`Tree`] does.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,8 +21,9 @@ pub struct Entry {
 /// By path.
 pub type Contents = BTreeMap<PathBuf, Entry>;
 
-/// The truth: plain system calls on a folder that the kernel has mounted. All attributes come before the first byte is read: on Linux 6.1
-/// closing a file, even one opened for reading, gives back what XFS had allocated beyond its end.
+/// The truth: plain system calls on a folder that the kernel has mounted. All attributes come
+/// before the first byte is read: on Linux 6.1 closing a file, even one opened for reading, gives
+/// back what XFS had allocated beyond its end.
 pub fn of_folder(root: &Path) -> Result<Contents> {
     let mut contents = Contents::new();
     let mut todo = vec![PathBuf::from("/")];
@@ -117,8 +119,9 @@ pub fn of_tree(tree: &dyn Tree) -> Result<Contents> {
     Ok(contents)
 }
 
-/// Some times are the replay's own, and no two replays agree on them: replaying a fast commit makes, links and unlinks names anew in their
-/// folders, and truncating an orphan (ext4_orphan_cleanup) stamps the file. Times before the replay stay.
+/// Some times are the replay's own, and no two replays agree on them: replaying a fast commit
+/// makes, links and unlinks names anew in their folders, and truncating an orphan
+/// (ext4_orphan_cleanup) stamps the file. Times before the replay stay.
 pub fn forget_times_from(contents: &mut Contents, replay: i64) {
     for entry in contents
         .values_mut()

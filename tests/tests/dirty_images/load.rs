@@ -28,7 +28,8 @@ impl Random {
     }
 
     fn bytes(&mut self, length: usize) -> Vec<u8> {
-        // Half of it repeats, so that equal bytes at wrong places are found and still most blocks differ.
+        // Half of it repeats, so that equal bytes at wrong places are found and still most blocks
+        // differ.
         let word = self.next().to_le_bytes();
         (0..length)
             .map(|at| word[at % 8] ^ (at / 512) as u8)
@@ -43,7 +44,8 @@ pub struct Gauge {
     pub stop: AtomicBool,
 }
 
-/// Works in a folder of its own until the file system is gone or it is told to stop. `shared` is where all writers meet.
+/// Works in a folder of its own until the file system is gone or it is told to stop. `shared` is
+/// where all writers meet.
 pub fn write_until_shut_down(
     own: &Path,
     shared: &Path,

@@ -1,5 +1,5 @@
-//! Disks that lost their power: what the export shows must be what the kernel's own replay on a copy shows, to the byte, and the
-//! image must stay as it is.
+//! Disks that lost their power: what the export shows must be what the kernel's own replay on a
+//! copy shows, to the byte, and the image must stay as it is.
 
 mod contents;
 mod load;
@@ -48,7 +48,8 @@ impl ReadAt for Image {
     }
 }
 
-/// SHA-256 of the bytes that are there and where they are: a hole that was written to counts as a change even when zeroes were written.
+/// SHA-256 of the bytes that are there and where they are: a hole that was written to counts as a
+/// change even when zeroes were written.
 fn digest(path: &Path) -> Result<String> {
     use sha2::Digest as _;
     let file = File::open(path)?;
@@ -133,7 +134,8 @@ fn shut_down_under_load(
     })
 }
 
-/// A file that is deleted but open when the power goes, like a log that was removed under its writer: the replay must free its space.
+/// A file that is deleted but open when the power goes, like a log that was removed under its
+/// writer: the replay must free its space.
 fn delete_open_file(at: &Path) -> Result<File> {
     let path = at.join("deleted");
     std::fs::write(&path, vec![7; 8 << 20])?;
@@ -158,7 +160,8 @@ fn wait_for_writes(gauge: &Gauge, variant: &Variant, at: &Path, device: &Path) -
     Ok(())
 }
 
-/// How many times over the journal (4 MiB where it matters) has been filled, by jbd2's own statistics.
+/// How many times over the journal (4 MiB where it matters) has been filled, by jbd2's own
+/// statistics.
 fn journal_rounds(at: &Path, device: &Path) -> Result<f64> {
     let name = device
         .file_name()
@@ -269,14 +272,16 @@ fn compare_one(folder: &Path, variant: &Variant, shutdown: Shutdown, seed: u64) 
     Ok(ours.len())
 }
 
-/// Waits for the next whole second, so that times before it are not the replay's; gives it in seconds since 1970.
+/// Waits for the next whole second, so that times before it are not the replay's; gives it in
+/// seconds since 1970.
 fn next_second() -> Result<i64> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
     std::thread::sleep(Duration::from_secs(now.as_secs() + 1).saturating_sub(now));
     Ok(now.as_secs() as i64 + 1)
 }
 
-/// In a private namespace with a tmpfs for the images: making them is then bound by the processor, not by this machine's disk.
+/// In a private namespace with a tmpfs for the images: making them is then bound by the processor,
+/// not by this machine's disk.
 fn with_memory_folder<T: Send>(work: impl FnOnce(&Path) -> Result<T> + Send) -> Result<T> {
     in_private_namespace(|| {
         let folder = tempfile::tempdir()?;
@@ -324,7 +329,8 @@ fn the_export_shows_what_the_next_boot_will_see() -> Result<()> {
         .collect();
     if !kernel_mounts_xfs_v4()? {
         println!(
-            "NOTE: this kernel is built without XFS v4 (CONFIG_XFS_SUPPORT_V4): those variants are NOT compared here"
+            "NOTE: this kernel is built without XFS v4 (CONFIG_XFS_SUPPORT_V4): those variants are \
+             NOT compared here"
         );
         variants.retain(|variant| !variant.name.starts_with("xfs v4"));
     }

@@ -1,7 +1,8 @@
-//! The same disks read by guestfish: libguestfs boots a kernel of its own beside them, so that nothing of what is compared here is ours.
+//! The same disks read by guestfish: libguestfs boots a kernel of its own beside them, so that
+//! nothing of what is compared here is ours.
 //!
-//! `RESCUE_GUESTFISH=1` asks for it: one appliance with all disks takes some minutes without KVM. `RESCUE_GUESTFISH=NAME,NAME` takes only these layouts.
-//! docs/disks.md has the results.
+//! `RESCUE_GUESTFISH=1` asks for it: one appliance with all disks takes some minutes without KVM.
+//! `RESCUE_GUESTFISH=NAME,NAME` takes only these layouts. docs/disks.md has the results.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,8 +23,8 @@ use crate::machine::{Machine, Place};
 
 /// What is compared, file by file.
 const FOLDERS: [&str; 2] = ["/etc", "/var/lib/kubelet"];
-/// What guestfish 1.48 in Debian 12 (Linux 6.1) does not read: its kernel follows no backup of a GPT by itself, takes entries of 128 bytes only, and needs
-/// the protective MBR.
+/// What guestfish 1.48 in Debian 12 (Linux 6.1) does not read: its kernel follows no backup of a
+/// GPT by itself, takes entries of 128 bytes only, and needs the protective MBR.
 const NOT_READ: [&str; 4] = [
     "gpt_primary_header_gone",
     "gpt_primary_table_damaged_on_an_enlarged_disk",
@@ -101,7 +102,8 @@ pub fn compare(layouts: Vec<(&'static str, Layout)>) -> Result<()> {
     Ok(())
 }
 
-/// One appliance with the disks of all; gives what it printed. `script` is asked once they have their names.
+/// One appliance with the disks of all; gives what it printed. `script` is asked once they have
+/// their names.
 fn appliance(
     all: &mut [Guested],
     folder: &Path,
@@ -186,7 +188,8 @@ impl Guested {
         Ok(script)
     }
 
-    /// Folders to be summed up, and where the node sees them: what a bind mount shows lies elsewhere.
+    /// Folders to be summed up, and where the node sees them: what a bind mount shows lies
+    /// elsewhere.
     fn folders(&self) -> Vec<(&'static str, &'static str)> {
         let binds = self.layout.mounts.iter().filter_map(|mount| match mount {
             Mount::Bind(from, to) => Some((*from, *to)),

@@ -1,4 +1,5 @@
-//! The layouts: how each disk is divided and formatted, what the guest's fstab says, and what happened to it since.
+//! The layouts: how each disk is divided and formatted, what the guest's fstab says, and what
+//! happened to it since.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, symlink};
@@ -205,7 +206,8 @@ pub fn btrfs_of_ubuntu() -> Layout {
             Mount::Place(0, "/home", "subvol=@home"),
         ],
         subvolumes: Some((0, &["@", "@home", "timeshift-btrfs/snapshots"], None)),
-        fstab: "LABEL=root / btrfs defaults,subvol=@ 0 1\nLABEL=root /home btrfs defaults,subvol=@home 0 2\n",
+        fstab: "LABEL=root / btrfs defaults,subvol=@ 0 1\n\
+            LABEL=root /home btrfs defaults,subvol=@home 0 2\n",
         ..Layout::on(gpt(160).partition(btrfs()))
     }
 }
@@ -287,10 +289,13 @@ pub fn everything_on_its_own() -> Layout {
             Mount::Place(6, "/var/log", ""),
         ],
         // In no order, as people write it.
-        fstab: "LABEL=log /var/log ext4 defaults 0 2\nLABEL=kubelet /var/lib/kubelet ext4 defaults 0 2\n\
-                LABEL=root / ext4 defaults 0 1\nLABEL=etcd /var/lib/etcd ext4 noatime 0 2\nLABEL=lib /var/lib ext4 defaults 0 2\n\
-                LABEL=\"usr\" /usr ext4 defaults 0 2\nLABEL=var /var ext4 defaults 0 2\ntmpfs /tmp tmpfs mode=1777 0 0\n\
-                nas:/export /srv nfs4 _netdev 0 0\noverlay /mnt overlay lowerdir=/usr 0 0\n",
+        fstab: "LABEL=log /var/log ext4 defaults 0 2\nLABEL=kubelet /var/lib/kubelet ext4 defaults \
+            0 2\n\
+            LABEL=root / ext4 defaults 0 1\nLABEL=etcd /var/lib/etcd ext4 noatime 0 2\n\
+            LABEL=lib /var/lib ext4 defaults 0 2\n\
+            LABEL=\"usr\" /usr ext4 defaults 0 2\nLABEL=var /var ext4 defaults 0 2\n\
+            tmpfs /tmp tmpfs mode=1777 0 0\n\
+            nas:/export /srv nfs4 _netdev 0 0\noverlay /mnt overlay lowerdir=/usr 0 0\n",
         ..Layout::on(disk)
     }
 }
@@ -308,9 +313,11 @@ pub fn esp_boot_swap_and_var() -> Layout {
             Mount::Place(4, "/var", ""),
             Mount::Place(1, "/boot", ""),
         ],
-        fstab: "/dev/sda4 / ext4 errors=remount-ro 0 1\n/dev/sda2 /boot ext2 defaults 0 2\nUUID=DEAD-BEEF /boot/efi vfat umask=0077 0 1\n\
-                /dev/sda5 /var ext4 defaults 0 2\nLABEL=swap none swap sw 0 0\nUUID=0-0 /backup ext4 noauto 0 0\n\
-                LABEL=gone /gone ext4 nofail 0 0\n",
+        fstab: "/dev/sda4 / ext4 errors=remount-ro 0 1\n/dev/sda2 /boot ext2 defaults 0 2\n\
+            UUID=DEAD-BEEF /boot/efi vfat umask=0077 0 1\n\
+            /dev/sda5 /var ext4 defaults 0 2\nLABEL=swap none swap sw 0 0\n\
+            UUID=0-0 /backup ext4 noauto 0 0\n\
+            LABEL=gone /gone ext4 nofail 0 0\n",
         arrange: |root| fs::create_dir_all(root.join("boot/efi")).map_err(Into::into),
         damage: |image| {
             let efi = format!("{}@@1M", image.display());
@@ -373,8 +380,10 @@ pub fn a_bind_mount() -> Layout {
             Mount::Bind("/data/kubelet", "/var/lib/kubelet"),
             Mount::Bind("/data/kubernetes", "/etc/kubernetes"),
         ],
-        fstab: "LABEL=root / ext4 defaults 0 1\n/data/kubelet /var/lib/kubelet none bind,x-systemd.requires=/data 0 0\n\
-                LABEL=data /data xfs defaults,nofail 0 2\n/data/kubernetes /etc/kubernetes none rbind 0 0\n",
+        fstab: "LABEL=root / ext4 defaults 0 1\n/data/kubelet /var/lib/kubelet none \
+            bind,x-systemd.requires=/data 0 0\n\
+            LABEL=data /data xfs defaults,nofail 0 2\n/data/kubernetes /etc/kubernetes none rbind \
+            0 0\n",
         arrange: |root| {
             Cmd::new("mv")
                 .args(["var/lib/kubelet", "etc/kubernetes", "data/"])
@@ -403,7 +412,8 @@ pub fn over_our_own_paths() -> Layout {
             Mount::Place(3, "/etc/kubernetes/pki", ""),
         ],
         fstab: "LABEL=root / ext4 defaults 0 1\nLABEL=ours /var/lib/rescue ext4 defaults 0 2\n\
-                LABEL=k8s /etc/kubernetes ext4 defaults 0 2\nLABEL=pki /etc/kubernetes/pki ext4 defaults 0 2\n",
+            LABEL=k8s /etc/kubernetes ext4 defaults 0 2\n\
+            LABEL=pki /etc/kubernetes/pki ext4 defaults 0 2\n",
         ..Layout::on(
             gpt(160)
                 .partition(ext4().size(64 * MIB))
@@ -462,7 +472,8 @@ pub fn gpt_with_hybrid_mbr() -> Layout {
     }
 }
 
-/// No tool makes them, but the specification allows any 128 × 2ⁿ; rewritten here with their checksums.
+/// No tool makes them, but the specification allows any 128 × 2ⁿ; rewritten here with their
+/// checksums.
 pub fn gpt_with_entries_of_256_bytes() -> Layout {
     Layout {
         damage: |image| {
@@ -496,7 +507,8 @@ pub fn gpt_with_entries_of_256_bytes() -> Layout {
 
 const PART: &str = "0a1b2c3d-1111-4222-8333-444455556666";
 
-/// One disk divided by sfdisk as `script` says, its partitions formatted as ext4 of the given labels.
+/// One disk divided by sfdisk as `script` says, its partitions formatted as ext4 of the given
+/// labels.
 fn divided(script: &'static str, labels: &'static [&'static str]) -> Layout {
     Layout::new(Box::new(move |folder| {
         let image = folder.join("disk.img");
@@ -533,19 +545,23 @@ pub fn by_partuuid() -> Layout {
         mounts: ROOT_AND_VAR,
         fstab: FSTAB_BY_PARTUUID,
         ..divided(
-            "label: gpt\nstart=1MiB, size=64MiB, type=L\nstart=65MiB, size=64MiB, type=L, uuid=0A1B2C3D-1111-4222-8333-444455556666\n",
+            "label: gpt\nstart=1MiB, size=64MiB, type=L\n\
+             start=65MiB, size=64MiB, type=L, uuid=0A1B2C3D-1111-4222-8333-444455556666\n",
             &["one", "two"],
         )
     }
 }
-const FSTAB_BY_PARTUUID: &str = "LABEL=one / ext4 defaults 0 1\nPARTUUID=\"0a1b2c3d-1111-4222-8333-444455556666\" /var ext4 defaults 0 2\n";
+const FSTAB_BY_PARTUUID: &str = "LABEL=one / ext4 defaults 0 1\n\
+    PARTUUID=\"0a1b2c3d-1111-4222-8333-444455556666\" /var ext4 defaults 0 2\n";
 
 pub fn by_partuuid_of_an_mbr() -> Layout {
     Layout {
         mounts: ROOT_AND_VAR,
-        fstab: "PARTUUID=DEADBEEF-01 / ext4 defaults 0 1\n/dev/disk/by-partuuid/deadbeef-02 /var ext4 defaults 0 2\n",
+        fstab: "PARTUUID=DEADBEEF-01 / ext4 defaults 0 1\n\
+            /dev/disk/by-partuuid/deadbeef-02 /var ext4 defaults 0 2\n",
         ..divided(
-            "label: dos\nlabel-id: 0xdeadbeef\nstart=1MiB, size=64MiB, type=83\nstart=65MiB, size=64MiB, type=83\n",
+            "label: dos\nlabel-id: 0xdeadbeef\nstart=1MiB, size=64MiB, type=83\n\
+             start=65MiB, size=64MiB, type=83\n",
             &["one", "two"],
         )
     }
@@ -554,9 +570,11 @@ pub fn by_partuuid_of_an_mbr() -> Layout {
 pub fn by_partlabel_with_blanks() -> Layout {
     Layout {
         mounts: ROOT_AND_VAR,
-        fstab: "/dev/disk/by-partlabel/the\\x20root / ext4 defaults 0 1\nPARTLABEL=\"var\\040data\" /var ext4 defaults 0 2\n",
+        fstab: "/dev/disk/by-partlabel/the\\x20root / ext4 defaults 0 1\n\
+            PARTLABEL=\"var\\040data\" /var ext4 defaults 0 2\n",
         ..divided(
-            "label: gpt\nstart=1MiB, size=64MiB, type=L, name=\"the root\"\nstart=65MiB, size=64MiB, type=L, name=\"var data\"\n",
+            "label: gpt\nstart=1MiB, size=64MiB, type=L, name=\"the root\"\n\
+             start=65MiB, size=64MiB, type=L, name=\"var data\"\n",
             &["one", "two"],
         )
     }
@@ -569,7 +587,8 @@ pub fn by_nvme_name() -> Layout {
             Mount::Place(1, "/var", ""),
             Mount::Place(2, "/var/log", ""),
         ],
-        fstab: "/dev/nvme0n1p1 / ext4 defaults 0 1\n/dev/nvme0n1p2 /var ext4 defaults 0 2\n/dev/nvme1n1p1 /var/log ext4 defaults 0 2\n",
+        fstab: "/dev/nvme0n1p1 / ext4 defaults 0 1\n/dev/nvme0n1p2 /var ext4 defaults 0 2\n\
+            /dev/nvme1n1p1 /var/log ext4 defaults 0 2\n",
         ..Layout::disks(vec![
             gpt(128)
                 .partition(ext4().size(48 * MIB))
@@ -592,11 +611,13 @@ pub fn by_path_name() -> Layout {
     }
 }
 
-/// /boot, and a volume group with root in it. The disk is divided by sfdisk, the group made by lvm2 on the partition.
+/// /boot, and a volume group with root in it. The disk is divided by sfdisk, the group made by lvm2
+/// on the partition.
 pub fn lvm_on_mbr_as_centos_makes_it() -> Layout {
     Layout {
         mounts: &[Mount::Place(1, "/", ""), Mount::Place(0, "/boot", "")],
-        fstab: "/dev/mapper/centos-root / xfs defaults 0 0\n/dev/sda1 /boot ext4 defaults 0 0\n/dev/mapper/centos-swap swap swap defaults 0 0\n",
+        fstab: "/dev/mapper/centos-root / xfs defaults 0 0\n/dev/sda1 /boot ext4 defaults 0 0\n\
+            /dev/mapper/centos-swap swap swap defaults 0 0\n",
         ..Layout::new(Box::new(|folder| {
             let boot = part(FileSystem::Ext4, "boot").size(32 * MIB);
             let rest = Partition::unmounted(FileSystem::Nothing);

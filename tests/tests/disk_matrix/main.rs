@@ -1,5 +1,6 @@
-//! One node on many kinds of disks, all made by the real tools: each is opened, inspected, compared file by file with what the kernel
-//! shows of a copy, repaired, checked by fsck, judged by openssl, inspected again and undone.
+//! One node on many kinds of disks, all made by the real tools: each is opened, inspected, compared
+//! file by file with what the kernel shows of a copy, repaired, checked by fsck, judged by openssl,
+//! inspected again and undone.
 
 mod files;
 mod guestfish;

@@ -21,7 +21,8 @@ pub struct Disk<'a> {
 /// One kind.
 pub struct Damage {
     pub name: &'static str,
-    /// Whether bytes that etcd had synchronised are gone without a trace: no reader of this disk can know.
+    /// Whether bytes that etcd had synchronised are gone without a trace: no reader of this disk
+    /// can know.
     pub silent: bool,
     pub make: fn(&Disk<'_>, &mut Rng) -> Result<()>,
 }
@@ -107,7 +108,8 @@ fn halve(path: &Path) -> Result<()> {
     cut(path, fs::metadata(path)?.len() / 2)
 }
 
-/// Offsets of the records of a file of the log and the end of the last: lengths only, as the format's first word has them.
+/// Offsets of the records of a file of the log and the end of the last: lengths only, as the
+/// format's first word has them.
 fn frames(path: &Path) -> Result<Vec<u64>> {
     let bytes = fs::read(path)?;
     let (mut at, mut starts) = (0, vec![0]);

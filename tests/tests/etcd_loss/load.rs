@@ -23,7 +23,8 @@ pub struct Held {
     pub revision: i64,
 }
 
-/// Everything that was acknowledged, and what was asked without an answer: that may have happened or not.
+/// Everything that was acknowledged, and what was asked without an answer: that may have happened
+/// or not.
 #[derive(Debug, Default, Clone)]
 pub struct Book {
     pub acknowledged: BTreeMap<String, Held>,
@@ -170,7 +171,9 @@ impl Client {
         let (mut from, mut all) = ("\0".to_owned(), BTreeMap::new());
         let mut revision = 0;
         loop {
-            let mut ask = json!({"key": STANDARD.encode(&from), "range_end": STANDARD.encode("\0"), "limit": "1000"});
+            let mut ask = json!({
+                "key": STANDARD.encode(&from), "range_end": STANDARD.encode("\0"), "limit": "1000"
+            });
             if revision != 0 {
                 ask["revision"] = json!(i64::to_string(&revision));
             }

@@ -1,8 +1,10 @@
-//! No acknowledged write is lost: three real members under load are killed at random moments, their disks are damaged, `rescue repair`
-//! mends them, and what real etcd then holds is compared with every write that it had acknowledged.
+//! No acknowledged write is lost: three real members under load are killed at random moments, their
+//! disks are damaged, `rescue repair` mends them, and what real etcd then holds is compared with
+//! every write that it had acknowledged.
 //!
-//! 30 rounds by default; `RESCUE_ETCD_ROUNDS=500` for more (from `RESCUE_ETCD_FROM` on, so that several can share the work), with the results kept
-//! in `RESCUE_ETCD_RECORD` (a file of one JSON line per round; rounds that are in it are not made again) and etcd's own ways back beside ours.
+//! 30 rounds by default; `RESCUE_ETCD_ROUNDS=500` for more (from `RESCUE_ETCD_FROM` on, so that
+//! several can share the work), with the results kept in `RESCUE_ETCD_RECORD` (a file of one JSON
+//! line per round; rounds that are in it are not made again) and etcd's own ways back beside ours.
 //! `RESCUE_ETCD_VERSION` (3.4.23, 3.5.16, 3.5.1) takes one version alone.
 
 mod damage;
@@ -28,7 +30,8 @@ fn number(variable: &str, default: u64) -> u64 {
         .unwrap_or(default)
 }
 
-/// 3.4 and 3.5 by turns. 3.5.1 diverges now and then by itself: it is taken only where rounds are recorded, or where it is asked for.
+/// 3.4 and 3.5 by turns. 3.5.1 diverges now and then by itself: it is taken only where rounds are
+/// recorded, or where it is asked for.
 fn versions(recorded: bool) -> Result<Vec<Version>> {
     let mut versions = vec![Version::debian(), Version::newest()?];
     match std::env::var("RESCUE_ETCD_VERSION") {
@@ -43,7 +46,8 @@ fn versions(recorded: bool) -> Result<Vec<Version>> {
     Ok(versions)
 }
 
-/// What etcd loses by itself: kills and starts under load without damage or repair, as many as `RESCUE_ETCD_ALONE` says.
+/// What etcd loses by itself: kills and starts under load without damage or repair, as many as
+/// `RESCUE_ETCD_ALONE` says.
 #[test]
 fn etcd_alone() -> Result<()> {
     let (from, cycles) = (

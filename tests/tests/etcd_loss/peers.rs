@@ -15,7 +15,8 @@ pub struct Lost {
     pub snapshot_restore: Option<usize>,
 }
 
-/// Every key after a way back was gone from one disk, copied to the work folder; `None` where etcd does not start.
+/// Every key after a way back was gone from one disk, copied to the work folder; `None` where etcd
+/// does not start.
 type Way = fn(&Version, &Path, &Path) -> Result<Option<Keys>>;
 type Keys = BTreeMap<String, Held>;
 

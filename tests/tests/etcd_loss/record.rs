@@ -42,15 +42,21 @@ impl Line {
         } = self;
         let damages = damages.join("; ");
         format!(
-            "round {round} (etcd {version}): {damages}: {outcome:?} {guarantee}, {lost} of {acknowledged} lost; {words}; {peers:?}"
+            "round {round} (etcd {version}): {damages}: {outcome:?} {guarantee}, {lost} of \
+             {acknowledged} lost; {words}; {peers:?}"
         )
     }
 
     fn json(&self) -> Value {
         json!({
-            "round": self.round, "etcd": self.version, "damages": self.damages, "acknowledged": self.acknowledged,
-            "outcome": format!("{:?}", self.outcome), "guarantee": self.guarantee, "lost": self.lost, "words": self.words,
-            "peers": self.peers.map(|lost| json!({"force_new_cluster": lost.force_new_cluster, "snapshot_restore": lost.snapshot_restore})),
+            "round": self.round, "etcd": self.version, "damages": self.damages,
+            "acknowledged": self.acknowledged,
+            "outcome": format!("{:?}", self.outcome), "guarantee": self.guarantee,
+            "lost": self.lost, "words": self.words,
+            "peers": self.peers.map(|lost| json!({
+                "force_new_cluster": lost.force_new_cluster,
+                "snapshot_restore": lost.snapshot_restore
+            })),
         })
     }
 }
@@ -140,7 +146,8 @@ impl Record {
                 .map(|line| number(&line["peers"][way]))
                 .sum();
             text.push_str(&format!(
-                "{way}: {} compared, {not} did not start, {losing} lost something, {lost} writes in all\n",
+                "{way}: {} compared, {not} did not start, {losing} lost something, {lost} writes \
+                 in all\n",
                 compared.len()
             ));
         }

@@ -25,12 +25,14 @@ pub enum Outcome {
     Whole,
     /// Some are not, as the plan had said.
     LostAsAnnounced,
-    /// Some are not, although none was to be lost, because disks had dropped synchronised bytes without a trace: no log held them any more.
+    /// Some are not, although none was to be lost, because disks had dropped synchronised bytes
+    /// without a trace: no log held them any more.
     Silent,
     /// Nothing was repaired.
     Refused,
-    /// The members hold different things, and so they do when they are started as they were killed, without damage and repair: etcd 3.5.0 to 3.5.2
-    /// can lose an entry of one member by itself (etcd#13766). Where the undamaged ones agree, it is a fault of ours.
+    /// The members hold different things, and so they do when they are started as they were killed,
+    /// without damage and repair: etcd 3.5.0 to 3.5.2 can lose an entry of one member by itself
+    /// (etcd#13766). Where the undamaged ones agree, it is a fault of ours.
     Diverged,
     /// Some are not, and that is a fault of ours.
     LostMore,
@@ -46,9 +48,11 @@ pub struct State {
     compacted: bool,
 }
 
-/// A new cluster that has been written to and stopped once, so that every disk has an earlier state.
+/// A new cluster that has been written to and stopped once, so that every disk has an earlier
+/// state.
 pub fn start(version: &Version, seed: u64) -> Result<State> {
-    // Short snapshots' distances: the log's beginning is given up soon, as on a cluster of some age.
+    // Short snapshots' distances: the log's beginning is given up soon, as on a cluster of some
+    // age.
     let mut cluster = Cluster::prepare(version, 3, 150, guest::place)?;
     let all: Vec<String> = cluster
         .members
@@ -199,7 +203,8 @@ pub fn run(state: &mut State, number: u64, compare: bool) -> Result<Line> {
             .hear(&member.data_dir)
             .with_context(|| format!("reading what {} holds", member.name))?;
     }
-    // The newest writes are in the log of a disk that nothing was done to; a witness that hears none of them is deaf.
+    // The newest writes are in the log of a disk that nothing was done to; a witness that hears
+    // none of them is deaf.
     let is_whole = chosen.iter().any(Vec::is_empty);
     let of_round = |(key, _): &(&String, &Held)| key.starts_with(&format!("r{number:04}/"));
     let mut written = state.book.acknowledged.iter().filter(of_round);
@@ -354,7 +359,8 @@ fn serve(state: &mut State) -> Result<(BTreeMap<String, Held>, Option<String>)> 
     Ok((now, differ))
 }
 
-/// The control: the members as they were killed, started without damage and repair; in what they differ. The cluster is off afterwards.
+/// The control: the members as they were killed, started without damage and repair; in what they
+/// differ. The cluster is off afterwards.
 fn undamaged(state: &mut State, whole: &[PathBuf]) -> Result<Option<String>> {
     state.cluster.kill()?;
     let swap = |state: &mut State, places: &[PathBuf]| {
@@ -370,7 +376,8 @@ fn undamaged(state: &mut State, whole: &[PathBuf]) -> Result<Option<String>> {
     Ok(served.context("starting the undamaged members")?.1)
 }
 
-/// In what a member differs from `first`, which is what the first holds before the probe was written.
+/// In what a member differs from `first`, which is what the first holds before the probe was
+/// written.
 fn difference(state: &State, first: &BTreeMap<String, Held>, probe: i64) -> Result<Option<String>> {
     for member in &state.cluster.members[1..] {
         let mut theirs = Client::new(&member.client_url()).all()?.0;
@@ -393,14 +400,15 @@ fn difference(state: &State, first: &BTreeMap<String, Held>, probe: i64) -> Resu
             )));
         }
     }
-    // A compaction that a kill interrupts leaves deletions behind on one member and not on the other, before 3.4.26 and 3.5.9: the keys are the
-    // same, the hashes are not.
+    // A compaction that a kill interrupts leaves deletions behind on one member and not on the
+    // other, before 3.4.26 and 3.5.9: the keys are the same, the hashes are not.
     if state.compacted {
         return Ok(None);
     }
     let mut hashes = Vec::new();
     for member in 0..3 {
-        // All of them have applied the probe: a moment ago each answered a read that goes through raft.
+        // All of them have applied the probe: a moment ago each answered a read that goes through
+        // raft.
         hashes.push(state.cluster.hash(member, probe)?);
     }
     Ok(hashes

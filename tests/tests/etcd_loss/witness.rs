@@ -1,5 +1,6 @@
-//! What the disks' logs still held when they were given to `rescue repair`. A write that is lost although one of them held it was there to be
-//! kept: whatever the other disks had dropped, that is a fault of ours.
+//! What the disks' logs still held when they were given to `rescue repair`. A write that is lost
+//! although one of them held it was there to be kept: whatever the other disks had dropped, that is
+//! a fault of ours.
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};

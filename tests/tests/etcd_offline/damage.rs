@@ -1,5 +1,6 @@
-//! Data folders damaged as a power cut damages them: what `rescue etcd status` says of each, real etcd must confirm; and where
-//! `rescue repair` mends it, real etcd must then hold every write that was acknowledged, at its revision.
+//! Data folders damaged as a power cut damages them: what `rescue etcd status` says of each, real
+//! etcd must confirm; and where `rescue repair` mends it, real etcd must then hold every write that
+//! was acknowledged, at its revision.
 
 use std::fs;
 use std::path::{Path, PathBuf};

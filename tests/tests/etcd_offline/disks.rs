@@ -1,4 +1,5 @@
-//! Repairs in place on disk images, the disks of several nodes as one change: real etcd is started on what is on them afterwards.
+//! Repairs in place on disk images, the disks of several nodes as one change: real etcd is started
+//! on what is on them afterwards.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -111,7 +112,8 @@ impl Machines {
         Ok(())
     }
 
-    /// Puts what is on the disks where the members start from; the disks' file systems must be sound.
+    /// Puts what is on the disks where the members start from; the disks' file systems must be
+    /// sound.
     pub fn fetch(&self) -> Result<()> {
         for (disk, member) in self.disks.iter().zip(&self.cluster.members) {
             disk.assert_clean()?;
@@ -179,7 +181,8 @@ fn five_disks_are_rebuilt_as_one() -> Result<()> {
     Ok(())
 }
 
-/// Both meta pages are zeros, so that etcd and bbolt's own tools see no database at all: everything is found again, on the disk itself.
+/// Both meta pages are zeros, so that etcd and bbolt's own tools see no database at all: everything
+/// is found again, on the disk itself.
 #[test]
 fn a_database_is_salvaged_on_its_disk() -> Result<()> {
     for version in etcd::versions_to_damage()? {

@@ -1,4 +1,5 @@
-//! A member is replaced on a disk that has no room for the new folder beside the old one: `--keep-in`.
+//! A member is replaced on a disk that has no room for the new folder beside the old one:
+//! `--keep-in`.
 
 use std::fs;
 use std::path::Path;
@@ -11,8 +12,9 @@ use tests::{FileSystem, rescue_binary};
 use super::disks::{Machines, some_keys};
 use super::members::judge;
 
-/// Left on the disk of the broken member, beside what its new folder needs more than its old one gives back: etcd
-/// grows a database by what its timing asks for, so that members with the same keys differ in size.
+/// Left on the disk of the broken member, beside what its new folder needs more than its old one
+/// gives back: etcd grows a database by what its timing asks for, so that members with the same
+/// keys differ in size.
 const FREE: u64 = 700 << 10;
 
 /// Bytes that the files of a member take on its disk.

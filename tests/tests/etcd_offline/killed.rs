@@ -1,6 +1,7 @@
-//! `rescue repair` of three control planes killed between two of their disks. Real etcd, started on the disks as they are with the flags of
-//! a cluster's first master (which start an empty member where none is), must not start where a fence stands; the next repair
-//! completes it, and real etcd runs on all three with every key; undo puts back what was there.
+//! `rescue repair` of three control planes killed between two of their disks. Real etcd, started on
+//! the disks as they are with the flags of a cluster's first master (which start an empty member
+//! where none is), must not start where a fence stands; the next repair completes it, and real etcd
+//! runs on all three with every key; undo puts back what was there.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -42,7 +43,8 @@ fn repair(subject: &Subject, at: u64, count: &Path) -> Result<Ran> {
         .run()
 }
 
-/// The steps at which the phases end, of a repair that nobody stops: the first guest fenced, all fenced, the first one done.
+/// The steps at which the phases end, of a repair that nobody stops: the first guest fenced, all
+/// fenced, the first one done.
 fn moments(subject: &Subject) -> Result<[u64; 3]> {
     damaged(subject)?;
     let folder = tempfile::tempdir()?;

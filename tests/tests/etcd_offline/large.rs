@@ -1,4 +1,5 @@
-//! Databases of the size that clusters of some age have: damage that no start reads, in the midst of a hundred MiB, is found without being asked for.
+//! Databases of the size that clusters of some age have: damage that no start reads, in the midst
+//! of a hundred MiB, is found without being asked for.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,8 @@ const PAGE: u64 = 4096;
 /// Bytes of each large value.
 const VALUE: usize = 1_200_000;
 
-/// Pages that begin a value of more than a MiB: leaves (bbolt's flag 2) with that many pages of overflow.
+/// Pages that begin a value of more than a MiB: leaves (bbolt's flag 2) with that many pages of
+/// overflow.
 fn heads_of_large_values(db: &Path) -> Result<Vec<u64>> {
     let bytes = fs::read(db)?;
     let word = |page: &[u8], at: usize, length: usize| {

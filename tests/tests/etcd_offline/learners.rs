@@ -1,4 +1,5 @@
-//! Clusters with a learner: after every repair real etcd has it as a learner, with the others' history, and one that never came goes.
+//! Clusters with a learner: after every repair real etcd has it as a learner, with the others'
+//! history, and one that never came goes.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! Entries that one disk alone holds: `rescue repair` gives them to the others, and real etcd must have them when only those start.
+//! Entries that one disk alone holds: `rescue repair` gives them to the others, and real etcd must
+//! have them when only those start.
 
 use std::fs;
 use std::path::PathBuf;
@@ -43,7 +44,8 @@ fn leader(cluster: &Cluster, running: &[usize]) -> Result<usize> {
     anyhow::bail!("nobody leads")
 }
 
-/// Ends all but the leader of those that run, and writes through it: it keeps the entries in its log, which nobody else gets.
+/// Ends all but the leader of those that run, and writes through it: it keeps the entries in its
+/// log, which nobody else gets.
 fn write_alone(cluster: &mut Cluster, running: &[usize], prefix: &str) -> Result<usize> {
     let leader = leader(cluster, running)?;
     for number in running.iter().filter(|number| **number != leader) {
@@ -99,7 +101,8 @@ fn count(cluster: &Cluster, number: usize, prefix: &str) -> Result<usize> {
         .count())
 }
 
-/// Repairs, and starts only those that had not held the entries; at last all, which must be the same.
+/// Repairs, and starts only those that had not held the entries; at last all, which must be the
+/// same.
 fn level(cluster: &mut Cluster, newest: usize, says: &[&str]) -> Result<()> {
     let before = sums(cluster)?;
     let one = Cmd::new(rescue_binary()).args(["repair", "--only", "etcd", "--dry-run", "--root"]);
@@ -308,7 +311,8 @@ fn what_lies_behind_damage_is_taken_over() -> Result<()> {
     Ok(())
 }
 
-/// The only log that is left is damaged before the database's last entry: what follows that is in neither of the two parts that can be read alone.
+/// The only log that is left is damaged before the database's last entry: what follows that is in
+/// neither of the two parts that can be read alone.
 #[test]
 fn a_log_that_is_damaged_before_its_database_goes_on_behind_it() -> Result<()> {
     for version in [Version::debian(), Version::newest()?] {
@@ -364,8 +368,8 @@ fn a_log_that_is_damaged_before_its_database_goes_on_behind_it() -> Result<()> {
     Ok(())
 }
 
-/// An only member answers when an entry is on its own disk. What says behind a damaged one that it was agreed on proves that it was no torn write, and
-/// it is not cut off as one.
+/// An only member answers when an entry is on its own disk. What says behind a damaged one that it
+/// was agreed on proves that it was no torn write, and it is not cut off as one.
 #[test]
 fn an_only_member_s_log_is_not_cut_where_it_was_whole_once() -> Result<()> {
     for version in [Version::debian(), Version::newest()?] {

@@ -1,4 +1,5 @@
-//! `rescue etcd` against real etcd: what it reads of a killed member must be what that member itself says when it runs again.
+//! `rescue etcd` against real etcd: what it reads of a killed member must be what that member
+//! itself says when it runs again.
 
 mod damage;
 mod disks;

@@ -1,5 +1,6 @@
-//! Members removed, moved, cloned and put together anew: real etcd must start on each result with every key at its revision, take writes
-//! that survive a restart, and give the same hash on all members.
+//! Members removed, moved, cloned and put together anew: real etcd must start on each result with
+//! every key at its revision, take writes that survive a restart, and give the same hash on all
+//! members.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -301,7 +302,8 @@ fn one_removed(subject: &mut Subject) -> Result<()> {
     subject.judge(&[best, stays])
 }
 
-/// One new member out of three, whose log is the newest's, and whose database is what `etcdctl snapshot save` wrote long before.
+/// One new member out of three, whose log is the newest's, and whose database is what
+/// `etcdctl snapshot save` wrote long before.
 fn clone_to_one(subject: &mut Subject) -> Result<()> {
     let all = subject.all()?;
     let (guest, data) = &all[Subject::newest(&all)];
@@ -361,7 +363,8 @@ fn clone_to_five(subject: &mut Subject) -> Result<()> {
     judge(&mut five, &[0, 1, 2, 3, 4], &subject.held).with_context(|| five.last_words())
 }
 
-/// All snapshots of all members are gone; each gets one that is made anew, and its log and identity stay.
+/// All snapshots of all members are gone; each gets one that is made anew, and its log and identity
+/// stay.
 fn lost_snapshots(subject: &mut Subject) -> Result<()> {
     for (number, (_, mut data)) in subject.all()?.into_iter().enumerate() {
         let folder = tempfile::tempdir()?;
@@ -377,7 +380,8 @@ fn lost_snapshots(subject: &mut Subject) -> Result<()> {
             fs::remove_file(copy.join(file.path.as_path().strip_prefix("/")?))?;
         }
         let (guest, data) = guest(&copy)?;
-        // With the log's first entry there etcd could do without; this is how it is where the first files are gone.
+        // With the log's first entry there etcd could do without; this is how it is where the first
+        // files are gone.
         let mut base = Base::clone(&*base_of(&guest, &data)?);
         let whole = Base::fresh_start(&data, &base.database)?;
         (base.start, base.from) = whole;
@@ -391,7 +395,8 @@ fn lost_snapshots(subject: &mut Subject) -> Result<()> {
     subject.judge(&[0, 1, 2])
 }
 
-/// The only member's log has lost its end, and the database holds more: the log begins anew behind that, and an older database beside it is refused.
+/// The only member's log has lost its end, and the database holds more: the log begins anew behind
+/// that, and an older database beside it is refused.
 fn shortened(subject: &mut Subject) -> Result<()> {
     let all = subject.all()?;
     let best = Subject::newest(&all);

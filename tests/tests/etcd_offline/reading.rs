@@ -35,7 +35,8 @@ fn keys(data_dir: &Path) -> Result<(Vec<Key>, i64)> {
     Ok((all, answer["revision"].as_i64().context("a revision")?))
 }
 
-/// Something of everything that changes keys: overwriting, deleting, ranges, transactions, leases, compaction.
+/// Something of everything that changes keys: overwriting, deleting, ranges, transactions, leases,
+/// compaction.
 fn work(cluster: &Cluster) -> Result<()> {
     cluster.put_many("/registry/pods/default/p", 150, "one")?;
     cluster.put_many("/registry/pods/default/p", 40, "two")?;
@@ -61,7 +62,8 @@ fn work(cluster: &Cluster) -> Result<()> {
     cluster.ctl(0).args(["put", "kept", "1"]).ok()?;
     cluster.ctl(0).args(["put", "kept", "2"]).ok()?;
     // The last writes are in the log only: the database is written every 100 ms.
-    let script = "mod(\"kept\") > \"0\"\nval(\"kept\") = \"2\"\n\nput kept 3\nput new 1\ndel /registry/pods/default/p3\n\nput kept no\n\n";
+    let script = "mod(\"kept\") > \"0\"\nval(\"kept\") = \"2\"\n\nput kept 3\nput new 1\n\
+        del /registry/pods/default/p3\n\nput kept no\n\n";
     cluster.ctl(0).arg("txn").stdin(script).ok()?;
     cluster
         .ctl(0)
@@ -125,7 +127,8 @@ fn three_killed_members_are_read_as_they_say_themselves() -> Result<()> {
                 version.name
             );
             ensure!(member["name"] == format!("m{}", number + 1), "{member:#}");
-            // What was acknowledged is on two members at least; on each the log holds all of it or a beginning.
+            // What was acknowledged is on two members at least; on each the log holds all of it or
+            // a beginning.
             let (held, at) = keys(folder)?;
             ensure!(
                 at <= revision && (at < revision || held == acknowledged),

@@ -1,4 +1,5 @@
-//! Members made anew from databases: real etcd boots on what is made, and holds what the database held.
+//! Members made anew from databases: real etcd boots on what is made, and holds what the database
+//! held.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -316,7 +317,8 @@ fn what_is_left_of_a_damaged_database_is_salvaged() -> Result<()> {
         ensure!(found.keys == whole, "keys differ");
         ensure!(found.report["revision"] == revision, "{:#}", found.report);
 
-        // Without any current root: everything is still there, on pages that an old root or none leads to.
+        // Without any current root: everything is still there, on pages that an old root or none
+        // leads to.
         for (name, metas_too) in [("roots", false), ("roots-and-metas", true)] {
             let found = run(name, &|db| lose_roots(db, metas_too))?;
             compare(&whole, &found, name)?;
@@ -350,7 +352,8 @@ fn step(state: &mut u64) -> u64 {
     *state >> 33
 }
 
-/// Every key is as it was, or its newest revision is one that is said to be missing; what is there and should not be is said to be uncertain.
+/// Every key is as it was, or its newest revision is one that is said to be missing; what is there
+/// and should not be is said to be uncertain.
 fn compare(whole: &BTreeMap<String, Key>, found: &Salvaged, name: &str) -> Result<()> {
     let mut gaps: Vec<(i64, i64)> = serde_json::from_value(found.report["gaps"].clone())?;
     gaps.extend(serde_json::from_value::<Vec<(i64, i64)>>(
@@ -462,7 +465,8 @@ fn a_rebuild_in_place_asks_for_its_losses_and_can_be_taken_back() -> Result<()> 
     Ok(())
 }
 
-/// Three nodes as one change: all boot as one new cluster, and one undo with all three disks brings all back.
+/// Three nodes as one change: all boot as one new cluster, and one undo with all three disks brings
+/// all back.
 #[test]
 fn three_nodes_are_rebuilt_as_one() -> Result<()> {
     let version = Version::debian();

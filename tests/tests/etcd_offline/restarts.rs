@@ -1,8 +1,10 @@
-//! What etcd makes of a repaired cluster at every later start. etcd replays the changes of the membership that are already in its database
-//! into raft, and its versions judge them by different stores, so a repair that is right at the first start may lose a voter at the second.
-//! No snapshot is taken in between, as in a real cluster (`--snapshot-count` is 10,000 and more).
+//! What etcd makes of a repaired cluster at every later start. etcd replays the changes of the
+//! membership that are already in its database into raft, and its versions judge them by different
+//! stores, so a repair that is right at the first start may lose a voter at the second. No snapshot
+//! is taken in between, as in a real cluster (`--snapshot-count` is 10,000 and more).
 //!
-//! `RESCUE_ETCD=DIR[:DIR…]` names folders with further versions of etcd; of 3.6 there is none in a registry.
+//! `RESCUE_ETCD=DIR[:DIR…]` names folders with further versions of etcd; of 3.6 there is none in a
+//! registry.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -63,7 +65,8 @@ fn lose_log(data_dir: &Path) -> Result<()> {
     Ok(fs::remove_dir_all(data_dir.join("member/wal"))?)
 }
 
-/// The members `numbers` start, all of them vote in the raft of each, and what is written at one start is there at the next.
+/// The members `numbers` start, all of them vote in the raft of each, and what is written at one
+/// start is there at the next.
 fn start_again_and_again(cluster: &mut Cluster, numbers: &[usize]) -> Result<()> {
     for start in 1..=STARTS {
         start_once(cluster, numbers, start)
@@ -108,14 +111,15 @@ fn start_once(cluster: &mut Cluster, numbers: &[usize], start: usize) -> Result<
         .args(["put", &key(start), "written"])
         .ok()?;
     if start % 2 == 1 {
-        // etcd writes its database every 100 ms: the next start finds all entries there, or else a part of them.
+        // etcd writes its database every 100 ms: the next start finds all entries there, or else a
+        // part of them.
         std::thread::sleep(std::time::Duration::from_millis(400));
     }
     cluster.kill()
 }
 
-/// Whichever one of the members is off, the others take writes: with a voter less that raft counts, two of three would be needed that
-/// are always the same two.
+/// Whichever one of the members is off, the others take writes: with a voter less that raft counts,
+/// two of three would be needed that are always the same two.
 fn any_one_may_fail(cluster: &mut Cluster) -> Result<()> {
     let all: Vec<usize> = (0..cluster.members.len()).collect();
     for off in &all {
@@ -175,7 +179,8 @@ fn three_members_rebuilt_stay_three_voters_on_what_is_given() -> Result<()> {
     Version::given()?.iter().try_for_each(three_stay_three)
 }
 
-/// Rebuilt and started once on one version, started again on the next ones, up to those that `RESCUE_ETCD` gives.
+/// Rebuilt and started once on one version, started again on the next ones, up to those that
+/// `RESCUE_ETCD` gives.
 #[test]
 fn three_members_rebuilt_stay_three_voters_after_upgrades() -> Result<()> {
     let mut versions = vec![Version::debian(), Version::newest()?];
@@ -226,8 +231,8 @@ fn one_member_that_is_left_stays_the_voter() -> Result<()> {
     Ok(())
 }
 
-/// A cluster whose members are built anew by these changes: what they are called, and where they are reached, stays. `changes` makes them of
-/// the old members and the new ones.
+/// A cluster whose members are built anew by these changes: what they are called, and where they
+/// are reached, stays. `changes` makes them of the old members and the new ones.
 fn replaced(
     cluster: &Cluster,
     changes: impl Fn(&Base, &[Member]) -> Vec<ConfChange>,
@@ -270,7 +275,8 @@ fn replaced(
 /// Of the new members' IDs.
 const TOKEN: &str = "rescue-restarts";
 
-/// An only member gets a new ID at its old URL: no voter of the old cluster can stay until it is there.
+/// An only member gets a new ID at its old URL: no voter of the old cluster can stay until it is
+/// there.
 #[test]
 fn an_only_member_rebuilt_stays_the_voter() -> Result<()> {
     for version in versions()? {
@@ -283,7 +289,8 @@ fn an_only_member_rebuilt_stays_the_voter() -> Result<()> {
     Ok(())
 }
 
-/// As an earlier rescue did it, which 3.6 does not understand at its second start: the voter that it loses is the last new member.
+/// As an earlier rescue did it, which 3.6 does not understand at its second start: the voter that
+/// it loses is the last new member.
 fn with_update(base: &Base, new: &[Member]) -> Vec<ConfChange> {
     let has_url = |old: &&Member| {
         new.last()
@@ -301,7 +308,8 @@ fn with_update(base: &Base, new: &[Member]) -> Vec<ConfChange> {
     all
 }
 
-/// What has lost a voter, or will lose it after an upgrade, is named by status and inspect, and mended by repair.
+/// What has lost a voter, or will lose it after an upgrade, is named by status and inspect, and
+/// mended by repair.
 fn is_named_and_mended(cluster: &Cluster, says: &str) -> Result<()> {
     let status = rescue_looks(cluster, "etcd status")?;
     ensure!(
@@ -354,7 +362,8 @@ fn rescue_looks(cluster: &Cluster, words: &str) -> Result<Ran> {
         .run()
 }
 
-/// Built by an earlier rescue and started once on 3.4 or 3.5: the voter would be lost after an upgrade to 3.6.
+/// Built by an earlier rescue and started once on 3.4 or 3.5: the voter would be lost after an
+/// upgrade to 3.6.
 #[test]
 fn a_voter_that_an_upgrade_would_lose_is_named_and_kept() -> Result<()> {
     let mut versions = vec![Version::newest()?];
@@ -371,7 +380,8 @@ fn a_voter_that_an_upgrade_would_lose_is_named_and_kept() -> Result<()> {
         start_once(&mut cluster, &[0, 1, 2], 1)?;
         is_named_and_mended(
             &cluster,
-            "after an upgrade to etcd 3.6 its raft has the voters m1, m2, but `member list` shows m1, m2, m3",
+            "after an upgrade to etcd 3.6 its raft has the voters m1, m2, but `member list` shows \
+             m1, m2, m3",
         )?;
         let mut next = vec![Version::newest()?];
         next.extend(Version::given()?);

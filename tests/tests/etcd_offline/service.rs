@@ -1,4 +1,5 @@
-//! The same repairs where systemd starts etcd, as kubespray has it, and what is said where etcd is inside another program.
+//! The same repairs where systemd starts etcd, as kubespray has it, and what is said where etcd is
+//! inside another program.
 
 use std::fs;
 use std::path::PathBuf;
@@ -18,14 +19,17 @@ fn as_services(subject: &Subject) -> Result<()> {
         fs::create_dir_all(root.join("etc/systemd/system"))?;
         let member = &subject.cluster.members[number];
         let environment = format!(
-            "# Environment file for etcd\nETCD_DATA_DIR=/var/lib/etcd\nETCD_INITIAL_ADVERTISE_PEER_URLS={}\nETCD_INITIAL_CLUSTER_STATE=existing\n\
+            "# Environment file for etcd\nETCD_DATA_DIR=/var/lib/etcd\n\
+             ETCD_INITIAL_ADVERTISE_PEER_URLS={}\nETCD_INITIAL_CLUSTER_STATE=existing\n\
              ETCD_INITIAL_CLUSTER_TOKEN=k8s_etcd\nETCD_NAME={}\n",
             member.peer_url(),
             member.name
         );
         fs::write(root.join("etc/etcd.env"), environment)?;
-        let unit = "[Unit]\nDescription=etcd\nAfter=network.target\n\n[Service]\nType=notify\nUser=root\nEnvironmentFile=/etc/etcd.env\n\
-                    ExecStart=/usr/local/bin/etcd\nNotifyAccess=all\nRestart=always\n\n[Install]\nWantedBy=multi-user.target\n";
+        let unit = "[Unit]\nDescription=etcd\nAfter=network.target\n\n[Service]\nType=notify\n\
+            User=root\nEnvironmentFile=/etc/etcd.env\n\
+            ExecStart=/usr/local/bin/etcd\nNotifyAccess=all\nRestart=always\n\n[Install]\n\
+            WantedBy=multi-user.target\n";
         fs::write(root.join("etc/systemd/system/etcd.service"), unit)?;
     }
     Ok(())

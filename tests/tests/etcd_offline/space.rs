@@ -1,4 +1,5 @@
-//! A cluster whose databases are full (NOSPACE), made small offline on all members at once: real etcd must take writes again, for good.
+//! A cluster whose databases are full (NOSPACE), made small offline on all members at once: real
+//! etcd must take writes again, for good.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -65,7 +66,8 @@ fn three_full_members_take_writes_again() -> Result<()> {
     Ok(())
 }
 
-/// `settled`: whether all members were left alone for a moment before they were killed, so that their logs are the same.
+/// `settled`: whether all members were left alone for a moment before they were killed, so that
+/// their logs are the same.
 fn case(version: &Version, settled: bool) -> Result<()> {
     let mut cluster = full(version)?;
     let (keys, revision) = cluster.keys(0)?;

@@ -1,5 +1,5 @@
-//! `rescue repair` with the disks of three control planes, some of them broken: one command, and real etcd must run on all three with every
-//! key at its revision.
+//! `rescue repair` with the disks of three control planes, some of them broken: one command, and
+//! real etcd must run on all three with every key at its revision.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -156,7 +156,8 @@ const CASES: &[(&str, Damage, &str)] = &[
     ),
 ];
 
-/// A value loses what is in its pages. Nothing but another member's database can tell: bbolt has no checksum of a page.
+/// A value loses what is in its pages. Nothing but another member's database can tell: bbolt has no
+/// checksum of a page.
 fn zero_in_value(data_dir: &Path) -> Result<()> {
     let db = files::database(data_dir);
     let bytes = fs::read(&db)?;
@@ -231,7 +232,8 @@ fn large_value_is_whole(cluster: &mut Cluster) -> Result<()> {
     cluster.kill()
 }
 
-/// The records of the last entries that are in the database, too, as a disk loses them that lies about what it has synchronised.
+/// The records of the last entries that are in the database, too, as a disk loses them that lies
+/// about what it has synchronised.
 fn lose_end(data_dir: &Path) -> Result<()> {
     let (guest, data) = super::members::guest(data_dir)?;
     let at = super::members::offset_of(&guest, &data, data.consistent_index() - 3)?;
@@ -326,7 +328,8 @@ pub fn case(subject: &mut Subject, damage: Damage, guarantee: &str) -> Result<()
     large_value_is_whole(&mut subject.cluster)
 }
 
-/// Hashes of databases that were compacted otherwise cannot be compared; what they hold at the revisions that both have can.
+/// Hashes of databases that were compacted otherwise cannot be compared; what they hold at the
+/// revisions that both have can.
 #[test]
 fn a_database_from_before_a_compaction_is_a_witness() -> Result<()> {
     let mut subject = Subject::new(&Version::debian())?;
@@ -442,7 +445,8 @@ fn a_member_leaves_and_its_fence_holds() -> Result<()> {
         && ran.stdout.contains("Now m3: fenced");
     ensure!(ran.code == 0 && told, "{}", ran.transcript());
 
-    // As the first master of a cluster is started: alone in --initial-cluster, and its state is new.
+    // As the first master of a cluster is started: alone in --initial-cluster, and its state is
+    // new.
     let fenced = &subject.cluster.members[2].data_dir;
     for version in Version::all()? {
         let copy = subject.whole.path().join("fenced");
@@ -497,7 +501,8 @@ fn a_member_leaves_and_its_fence_holds() -> Result<()> {
     judge(&mut subject.cluster, &[1], &subject.held).with_context(|| ran.transcript())
 }
 
-/// Machines that came back with another address: first one of three, whose cluster then goes on, then two, which are a majority.
+/// Machines that came back with another address: first one of three, whose cluster then goes on,
+/// then two, which are a majority.
 #[test]
 fn members_with_new_addresses_are_found_again() -> Result<()> {
     for version in etcd::versions_to_damage()? {

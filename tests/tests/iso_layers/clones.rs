@@ -1,5 +1,5 @@
-//! btrfs under the ISO's own kernel: with a disk and its clone attached, which share every UUID, both are looked at, and the one that is meant is
-//! repaired.
+//! btrfs under the ISO's own kernel: with a disk and its clone attached, which share every UUID,
+//! both are looked at, and the one that is meant is repaired.
 
 use std::fs;
 use std::path::Path;

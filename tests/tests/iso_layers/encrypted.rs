@@ -1,5 +1,6 @@
-//! Encrypted control planes repaired by the kernel's dm-crypt, and judged by programs that decrypt by themselves: version 1, where the repair is
-//! undone, by QEMU; version 2 (sectors of 4096 bytes, Argon2, a volume group inside) by cryptsetup.
+//! Encrypted control planes repaired by the kernel's dm-crypt, and judged by programs that decrypt
+//! by themselves: version 1, where the repair is undone, by QEMU; version 2 (sectors of 4096 bytes,
+//! Argon2, a volume group inside) by cryptsetup.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
-//! What only the ISO's kernel can do, in one machine: a repair made elsewhere taken back, encrypted disks written to by dm-crypt, mirrors made and
-//! written to by md, and one of two btrfs that share every UUID.
+//! What only the ISO's kernel can do, in one machine: a repair made elsewhere taken back, encrypted
+//! disks written to by dm-crypt, mirrors made and written to by md, and one of two btrfs that share
+//! every UUID.
 
 mod clones;
 mod encrypted;
@@ -16,7 +17,8 @@ use tests::mounts::Mounted;
 use tests::qemu::{BOOT, Controller, Firmware, Machine, Medium, Vm, iso};
 use tests::{fixtures, judge};
 
-/// Making keys is what a repair spends its time with where every instruction is emulated; other tests do that.
+/// Making keys is what a repair spends its time with where every instruction is emulated; other
+/// tests do that.
 const REPAIR: &str = "rescue repair --yes --skip etcd --reuse-keys";
 /// How long one command may take in an emulated machine.
 const ANSWER: Duration = Duration::from_secs(600);

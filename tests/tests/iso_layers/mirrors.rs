@@ -1,5 +1,6 @@
-//! Mirrors made by mdadm and filled by the kernel's md, with every version of its superblock; read here through one leg. A node on a mirror is
-//! refused on its legs, and repaired as the refusal says.
+//! Mirrors made by mdadm and filled by the kernel's md, with every version of its superblock; read
+//! here through one leg. A node on a mirror is refused on its legs, and repaired as the refusal
+//! says.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;

@@ -1,4 +1,5 @@
-//! Three repairs made on a helper, taken back by the ISO: the newest unattended, the oldest by its name, the last from the menu.
+//! Three repairs made on a helper, taken back by the ISO: the newest unattended, the oldest by its
+//! name, the last from the menu.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -26,7 +26,8 @@ pub const P521: &[&str] = &["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P
 pub const CA: &str = "keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign\n\
     basicConstraints=critical,CA:TRUE\nsubjectKeyIdentifier=hash\n";
 /// Extensions of a CA as kubeadm up to 1.18 made it: no key identifier.
-pub const CA_WITHOUT_SKI: &str = "keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign\nbasicConstraints=critical,CA:TRUE\nsubjectKeyIdentifier=none\n";
+pub const CA_WITHOUT_SKI: &str = "keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign\n\
+    basicConstraints=critical,CA:TRUE\nsubjectKeyIdentifier=none\n";
 /// Extensions of a client.
 pub const CLIENT: &str =
     "keyUsage=critical,digitalSignature,keyEncipherment\nextendedKeyUsage=clientAuth\n";
@@ -59,7 +60,8 @@ pub fn key(kind: &[&str], to: &Path) -> Result<()> {
     Ok(fs::write(to, traditional.stdout)?)
 }
 
-/// Makes a certificate: self-signed with this serial number, or signed by the CA at `signer` (path without `.crt`).
+/// Makes a certificate: self-signed with this serial number, or signed by the CA at `signer` (path
+/// without `.crt`).
 pub fn certificate(wanted: &Wanted<'_>, signer: Option<&Path>, serial: Option<&str>) -> Result<()> {
     let with = |extension: &str| {
         wanted
@@ -188,7 +190,9 @@ impl Cluster {
     pub fn manifest(&self, name: &str, flags: &[&str]) -> Result<()> {
         let flags: String = flags.iter().map(|flag| format!("    - {flag}\n")).collect();
         let text = format!(
-            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: kube-system\nspec:\n  containers:\n  - command:\n    - {name}\n{flags}    image: k8s.gcr.io/{name}:v1.20.2\n    name: {name}\n"
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: kube-system\n\
+             spec:\n  containers:\n  - command:\n    - {name}\n\
+             {flags}    image: k8s.gcr.io/{name}:v1.20.2\n    name: {name}\n"
         );
         self.write(&format!("etc/kubernetes/manifests/{name}.yaml"), text)
     }
@@ -255,7 +259,10 @@ impl Cluster {
     pub fn kubeconfig(&self, user: &str, body: &str) -> Result<String> {
         let ca = base64(&fs::read(self.pki("ca.crt"))?);
         Ok(format!(
-            "apiVersion: v1\nclusters:\n- cluster:\n    certificate-authority-data: {ca}\n    server: https://vip:6443\n  name: kubernetes\ncontexts:\n- context:\n    cluster: kubernetes\n    user: {user}\n  name: c\ncurrent-context: c\nkind: Config\npreferences: {{}}\nusers:\n- name: {user}\n  user:\n{body}"
+            "apiVersion: v1\nclusters:\n- cluster:\n    certificate-authority-data: {ca}\n    \
+             server: https://vip:6443\n  name: kubernetes\ncontexts:\n- context:\n    \
+             cluster: kubernetes\n    user: {user}\n  name: c\ncurrent-context: c\nkind: Config\n\
+             preferences: {{}}\nusers:\n- name: {user}\n  user:\n{body}"
         ))
     }
 

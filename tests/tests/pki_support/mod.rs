@@ -59,7 +59,8 @@ pub fn inspect(guest: &Guest, settings: &Settings) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// What all remedies come to, each worked out on the guest as it is after those before; and the findings they belong to.
+/// What all remedies come to, each worked out on the guest as it is after those before; and the
+/// findings they belong to.
 pub fn plan(guest: &Guest, settings: &Settings) -> Result<(Vec<Finding>, Prepared)> {
     let node = Node::read(guest);
     let (mut all, mut findings) = (Prepared::default(), Vec::new());

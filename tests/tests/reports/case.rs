@@ -16,8 +16,8 @@ pub struct Case {
 }
 
 impl Case {
-    /// A real control plane of 1.20.2, then changed by `script` (bash; `$T` is the tree, `$K` /etc/kubernetes, `$P` its pki,
-    /// `$KP` the kubelet's; `healthy` and more are in lib.sh).
+    /// A real control plane of 1.20.2, then changed by `script` (bash; `$T` is the tree, `$K`
+    /// /etc/kubernetes, `$P` its pki, `$KP` the kubelet's; `healthy` and more are in lib.sh).
     pub fn new(script: &str) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         unpack_small_control_plane(folder.path())?;
@@ -65,8 +65,8 @@ impl Case {
         Ok(findings.iter().filter(is_asked).cloned().collect())
     }
 
-    /// The identifiers of the modes that are found and count for the exit code, in order; but for etcd's, whose data these nodes
-    /// do not have.
+    /// The identifiers of the modes that are found and count for the exit code, in order; but for
+    /// etcd's, whose data these nodes do not have.
     pub fn modes(&self) -> Result<Vec<String>> {
         let counts = |finding: &Value| finding["severity"] != "note" && finding["check"] != "etcd";
         let found = self.findings("")?;
@@ -89,7 +89,8 @@ impl Case {
         Ok(finding.clone())
     }
 
-    /// Asserts that `repair --yes` mends a mode: it is gone afterwards, and `undo` brings the tree back.
+    /// Asserts that `repair --yes` mends a mode: it is gone afterwards, and `undo` brings the tree
+    /// back.
     pub fn mends(&self, mode: &str) -> Result<Ran> {
         let before = self.sums()?;
         let ran = self.rescue(&["repair", "--yes"])?;
@@ -111,8 +112,8 @@ impl Case {
 
     /// What is in every file, and where links lead, without the records of repairs.
     fn sums(&self) -> Result<String> {
-        let script = "cd \"$1\" && find . -path ./var/lib/rescue -prune -o \\( -type f -exec sha256sum {} + \\) -o \
-                      \\( -type l -printf '%p -> %l\\n' \\) | sort";
+        let script = "cd \"$1\" && find . -path ./var/lib/rescue -prune -o \\( -type f -exec \
+            sha256sum {} + \\) -o \\( -type l -printf '%p -> %l\\n' \\) | sort";
         let ran = Cmd::new("bash")
             .args(["-c", script, "sums"])
             .arg(self.root())

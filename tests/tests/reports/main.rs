@@ -1,4 +1,5 @@
-//! Nodes after public reports: what somebody's node had is named, and mended where that is possible.
+//! Nodes after public reports: what somebody's node had is named, and mended where that is
+//! possible.
 
 mod ca_bundle;
 mod case;

@@ -1,4 +1,5 @@
-//! A machine with Debian's systemd as PID 1: it starts the units of all layouts and says what it started.
+//! A machine with Debian's systemd as PID 1: it starts the units of all layouts and says what it
+//! started.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -60,7 +61,11 @@ pub fn run(layouts: &[Layout]) -> Result<BTreeMap<String, Verdict>> {
             "none",
             "-no-reboot",
         ])
-        .args(["-append", "console=ttyS0 quiet panic=-1 rdinit=/usr/lib/systemd/systemd systemd.unit=verdict.target"])
+        .args([
+            "-append",
+            "console=ttyS0 quiet panic=-1 rdinit=/usr/lib/systemd/systemd \
+             systemd.unit=verdict.target",
+        ])
         .arg("-kernel")
         .arg(&kernel)
         .arg("-initrd")
@@ -105,7 +110,8 @@ pub fn run(layouts: &[Layout]) -> Result<BTreeMap<String, Verdict>> {
     parse(&text, layouts)
 }
 
-/// Blocks of properties, one per unit in the order of the batches, then `ARGV unit invocation :hex:hex…` per start.
+/// Blocks of properties, one per unit in the order of the batches, then
+/// `ARGV unit invocation :hex:hex…` per start.
 fn parse(text: &str, layouts: &[Layout]) -> Result<BTreeMap<String, Verdict>> {
     let (wide, own): (Vec<&Layout>, Vec<&Layout>) =
         layouts.iter().partition(|layout| layout.is_wide());
@@ -215,7 +221,8 @@ fn kernel(cache: &Path) -> Result<PathBuf> {
         }
     };
     let temporary = cache.join("vmlinuz.new");
-    let script = "dpkg-deb --fsys-tarfile \"$1\" | tar --extract --to-stdout --wildcards './boot/vmlinuz-*' >\"$2\"";
+    let script = "dpkg-deb --fsys-tarfile \"$1\" | tar --extract --to-stdout --wildcards \
+        './boot/vmlinuz-*' >\"$2\"";
     Cmd::new("sh")
         .args(["-c", script, "sh"])
         .arg(&deb)
@@ -299,7 +306,8 @@ fn packages(cache: &Path) -> Result<PathBuf> {
     download(&debs, &names)?;
     make_base(&root)?;
     for deb in fs::read_dir(&debs)? {
-        let script = "dpkg-deb --fsys-tarfile \"$1\" | tar --extract --keep-directory-symlink --directory \"$2\"";
+        let script = "dpkg-deb --fsys-tarfile \"$1\" | tar --extract --keep-directory-symlink \
+            --directory \"$2\"";
         Cmd::new("sh")
             .args(["-c", script, "sh"])
             .arg(deb?.path())
@@ -337,7 +345,8 @@ fn make_base(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// systemd, systemctl and their libraries, busybox, the program that prints its argv, and the driver.
+/// systemd, systemctl and their libraries, busybox, the program that prints its argv, and the
+/// driver.
 fn build_root(packages: &Path, root: &Path) -> Result<()> {
     make_base(root)?;
     let mut wanted: Vec<PathBuf> = ["usr/lib/systemd/systemd", "usr/bin/systemctl"]
@@ -420,7 +429,8 @@ fn needed(file: &Path) -> Result<Vec<String>> {
         .collect())
 }
 
-/// One batch of files for all layouts that keep to their own names, then one for each that reaches into other units.
+/// One batch of files for all layouts that keep to their own names, then one for each that reaches
+/// into other units.
 fn lay_out(layouts: &[Layout], root: &Path) -> Result<()> {
     let (wide, own): (Vec<&Layout>, Vec<&Layout>) =
         layouts.iter().partition(|layout| layout.is_wide());
@@ -465,7 +475,8 @@ const SYSTEM: [(&str, &str); 9] = [
     ("etc/group", "root:x:0:\n"),
     (
         "etc/systemd/system.conf",
-        "[Manager]\nLogTarget=console\nLogLevel=info\nShowStatus=no\nDefaultStandardOutput=null\nDefaultTimeoutStartSec=30\nDefaultStartLimitIntervalSec=0\n",
+        "[Manager]\nLogTarget=console\nLogLevel=info\nShowStatus=no\nDefaultStandardOutput=null\n\
+         DefaultTimeoutStartSec=30\nDefaultStartLimitIntervalSec=0\n",
     ),
     (
         "usr/lib/systemd/system/sysinit.target",
@@ -485,7 +496,8 @@ const SYSTEM: [(&str, &str); 9] = [
     ),
     (
         "usr/lib/systemd/system/verdict.service",
-        "[Unit]\nDefaultDependencies=no\n[Service]\nType=exec\nStandardOutput=tty\nStandardError=null\nTTYPath=/dev/ttyS1\nExecStart=/usr/bin/driver\n",
+        "[Unit]\nDefaultDependencies=no\n[Service]\nType=exec\nStandardOutput=tty\n\
+         StandardError=null\nTTYPath=/dev/ttyS1\nExecStart=/usr/bin/driver\n",
     ),
     ("usr/bin/driver", DRIVER),
 ];

@@ -1,5 +1,6 @@
-//! The unit loader against a real systemd (PID 1 in QEMU): each layout's unit is started there, its program prints the argv it was
-//! given, and the loader must have said the same, argv for argv. So must it for what a repair lays over each of them.
+//! The unit loader against a real systemd (PID 1 in QEMU): each layout's unit is started there, its
+//! program prints the argv it was given, and the loader must have said the same, argv for argv. So
+//! must it for what a repair lays over each of them.
 
 mod layouts;
 mod machine;

@@ -1,4 +1,5 @@
-//! Disks that share a key, or where there is no TLS: then a member's own list decides. And honest repairs beside them.
+//! Disks that share a key, or where there is no TLS: then a member's own list decides. And honest
+//! repairs beside them.
 
 use std::fs;
 use std::path::{Path, PathBuf};

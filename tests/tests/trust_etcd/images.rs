@@ -72,7 +72,8 @@ fn a_real_control_plane_keeps_its_etcd_beside_a_worker_s_image() -> Result<()> {
         "{}",
         keys.transcript()
     );
-    // Vouched for it counts as a member, and the control plane's history is the newer one all the same.
+    // Vouched for it counts as a member, and the control plane's history is the newer one all the
+    // same.
     let trust = [
         "--trust",
         "worker1",

@@ -1,5 +1,5 @@
-//! A worker's disk beside the only control plane's, whose etcd uses TLS: whatever the worker's disk says, without a private key of the etcd CA
-//! it gives and gets nothing.
+//! A worker's disk beside the only control plane's, whose etcd uses TLS: whatever the worker's disk
+//! says, without a private key of the etcd CA it gives and gets nothing.
 
 use std::fs;
 use std::path::{Path, PathBuf};

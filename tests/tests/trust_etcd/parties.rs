@@ -1,4 +1,5 @@
-//! Guests for these tests: members of one etcd with kubeadm's certificates, and disks that claim to belong to it.
+//! Guests for these tests: members of one etcd with kubeadm's certificates, and disks that claim to
+//! belong to it.
 
 use std::ffi::OsString;
 use std::fs;
@@ -37,7 +38,8 @@ pub fn give_keys(root: &Path, authority: &Authority, name: &str) -> Result<()> {
     authority.leaf(&pki, "peer", &format!("/CN={name}"), MEMBER)
 }
 
-/// Members of one etcd, which is off, each with its guest. Their etcd is started without TLS here, which their data does not show.
+/// Members of one etcd, which is off, each with its guest. Their etcd is started without TLS here,
+/// which their data does not show.
 pub struct Honest {
     pub cluster: Cluster,
     pub authority: Authority,
@@ -92,8 +94,8 @@ fn cluster_id(cluster: &Cluster) -> Result<u64> {
 /// A key that only hostile disks hold.
 pub const FORGED: &str = "/registry/clusterrolebindings/pwned";
 
-/// Members of an etcd of their own, which say to be of the cluster of `honest` and name its first member: `is_learner` as a learner. Their log is
-/// longer. `keeps_id`: with their own cluster's ID.
+/// Members of an etcd of their own, which say to be of the cluster of `honest` and name its first
+/// member: `is_learner` as a learner. Their log is longer. `keeps_id`: with their own cluster's ID.
 pub fn hostile(
     honest: &Honest,
     names: &[&str],

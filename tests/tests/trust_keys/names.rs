@@ -104,7 +104,8 @@ fn another_node_s_name_is_not_signed() -> Result<()> {
     Ok(())
 }
 
-/// An older certificate with its key still says whose disk it is; what the newest says beside it is not signed.
+/// An older certificate with its key still says whose disk it is; what the newest says beside it is
+/// not signed.
 #[test]
 fn a_dated_certificate_proves_the_name_and_no_other() -> Result<()> {
     let master = Node::control_plane()?;
@@ -154,7 +155,8 @@ fn of_two_disks_of_one_name_the_proven_one_is_signed_for_and_of_two_proven_none(
     )?;
     unsigned(&forged, &before, &ran, &[])?;
 
-    // A copy that was given a machine ID of its own: which of the two is to live, a person has to say.
+    // A copy that was given a machine ID of its own: which of the two is to live, a person has to
+    // say.
     let (one, copy) = (Node::worker("worker1")?, Node::worker("worker1")?);
     for path in ["var/lib/kubelet/pki", "etc/kubernetes"] {
         Cmd::new("rm").arg("-rf").arg(copy.at(path)).ok()?;
@@ -235,7 +237,10 @@ fn with_nodes(root: &Path, nodes: &[(&str, &str)]) -> Result<()> {
     cluster.run()?;
     for (name, machine_id) in nodes {
         let status = json!({"nodeInfo": {"machineID": machine_id, "kubeletVersion": "v1.20.2"}});
-        let node = json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": name}, "spec": {}, "status": status});
+        let node = json!({
+            "kind": "Node", "apiVersion": "v1", "metadata": {"name": name}, "spec": {},
+            "status": status
+        });
         cluster.put(&format!("/registry/minions/{name}"), &node.to_string())?;
     }
     cluster.kill()
@@ -401,7 +406,8 @@ fn control_planes_are_signed_for_only_by_name() -> Result<()> {
     Ok(())
 }
 
-/// Where a kubelet.conf is lost, its server comes from control planes that prove themselves, and from nobody else.
+/// Where a kubelet.conf is lost, its server comes from control planes that prove themselves, and
+/// from nobody else.
 #[test]
 fn addresses_are_lent_by_proven_control_planes_alone() -> Result<()> {
     let master = Node::control_plane()?;

@@ -155,7 +155,8 @@ fn what_a_disk_says_of_itself_gets_it_no_key() -> Result<()> {
     Ok(())
 }
 
-/// The words of the finding, the exit code, and that a worker is still mended as the worker that it is.
+/// The words of the finding, the exit code, and that a worker is still mended as the worker that it
+/// is.
 #[test]
 fn a_worker_stays_a_worker_and_is_told_of() -> Result<()> {
     let (attacker, master) = (Node::worker("worker1")?, Node::control_plane()?);
@@ -178,7 +179,8 @@ fn a_worker_stays_a_worker_and_is_told_of() -> Result<()> {
             "taken for a worker",
         ],
     )?;
-    // Alone it is what it says: nothing can cross, and a control plane with a damaged manifest is mended as one.
+    // Alone it is what it says: nothing can cross, and a control plane with a damaged manifest is
+    // mended as one.
     let alone = run(&["inspect", "--json"], &[&attacker], &[])?.json()?;
     ensure!(alone["nodes"][0]["role"] == "control-plane", "{alone}");
     Ok(())
@@ -335,8 +337,8 @@ fn pieces(secrets: &BTreeSet<Vec<u8>>) -> String {
         .collect()
 }
 
-/// A worker's disk that has made itself a CA, in whatever way: its own kubelet.conf trusts it, its leaves are signed with it, and all the
-/// cluster's public certificates lie beside.
+/// A worker's disk that has made itself a CA, in whatever way: its own kubelet.conf trusts it, its
+/// leaves are signed with it, and all the cluster's public certificates lie beside.
 fn with_own_ca(name: &str, keeps_trace: bool) -> Result<Node> {
     let node = Node::worker(name)?;
     node.take(&[MANIFESTS])?;
@@ -405,7 +407,8 @@ fn a_ca_of_one_s_own_making_opens_nothing_beside_a_trusted_disk() -> Result<()> 
     Ok(())
 }
 
-/// The other way round: what the attacker made for itself does not get onto a disk that the user vouches for.
+/// The other way round: what the attacker made for itself does not get onto a disk that the user
+/// vouches for.
 #[test]
 fn a_trusted_disk_takes_nothing_from_one_without_proof() -> Result<()> {
     let (lost, attacker) = (

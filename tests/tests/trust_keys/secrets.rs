@@ -129,7 +129,8 @@ fn a_disk_that_only_signs_is_not_copied_from() -> Result<()> {
     Ok(())
 }
 
-/// Each key that only a control plane has is enough by itself, and without the last one nothing comes.
+/// Each key that only a control plane has is enough by itself, and without the last one nothing
+/// comes.
 #[test]
 fn each_proof_is_enough_and_none_is_not() -> Result<()> {
     const PROOFS: [&str; 3] = [

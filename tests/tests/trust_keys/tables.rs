@@ -1,4 +1,5 @@
-//! The table that the tests lay: a control plane's disk, an attacker's, and what must not cross between them.
+//! The table that the tests lay: a control plane's disk, an attacker's, and what must not cross
+//! between them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -32,7 +33,8 @@ impl Node {
         Ok(Self { folder })
     }
 
-    /// A second control plane of the same cluster: the first one's files under another name, with leaves and a kubelet of its own.
+    /// A second control plane of the same cluster: the first one's files under another name, with
+    /// leaves and a kubelet of its own.
     pub fn second_control_plane() -> Result<Self> {
         let node = Self::control_plane()?;
         node.write("etc/hostname", "k8s-master02\n")?;
@@ -86,7 +88,8 @@ impl Node {
         fs::write(&path, bytes).with_context(|| path.display().to_string())
     }
 
-    /// Takes the files that match from the real control plane's archive: what anybody who once had a look at it may hold.
+    /// Takes the files that match from the real control plane's archive: what anybody who once had
+    /// a look at it may hold.
     pub fn take(&self, patterns: &[&str]) -> Result<()> {
         let tar = Cmd::new("tar")
             .args(["--extract", "--zstd", "--wildcards", "--file"])
@@ -191,7 +194,8 @@ fn collect(folder: &Path, all: &mut BTreeMap<PathBuf, Vec<u8>>) -> Result<()> {
     Ok(())
 }
 
-/// The bytes of every private key in some files: the DER within the PEM, so that no other encoding of the PEM hides it.
+/// The bytes of every private key in some files: the DER within the PEM, so that no other encoding
+/// of the PEM hides it.
 pub fn private_keys(files: &BTreeMap<PathBuf, Vec<u8>>) -> BTreeSet<Vec<u8>> {
     files
         .values()
@@ -276,8 +280,8 @@ pub fn no_key_crossed(
     Ok(())
 }
 
-/// That no key of `secrets` is on the disk, and that nothing which was written since `before` holds a certificate for anybody but the
-/// kubelet of one of `names`.
+/// That no key of `secrets` is on the disk, and that nothing which was written since `before` holds
+/// a certificate for anybody but the kubelet of one of `names`.
 pub fn nothing_crossed(
     node: &Node,
     before: &BTreeMap<PathBuf, Vec<u8>>,

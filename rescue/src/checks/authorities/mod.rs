@@ -1,6 +1,7 @@
-//! authorities: the CAs themselves. One that is over or ends within a year is signed anew with its own key when the user asks for it
-//! (`--renew-ca`), and every copy of it on the disk is exchanged. kubeadm cannot do that. Where a renewed one is at hand already, on
-//! another node of the run or in another file of this disk, it is taken without asking: there must be only one.
+//! authorities: the CAs themselves. One that is over or ends within a year is signed anew with its
+//! own key when the user asks for it (`--renew-ca`), and every copy of it on the disk is exchanged.
+//! kubeadm cannot do that. Where a renewed one is at hand already, on another node of the run or in
+//! another file of this disk, it is taken without asking: there must be only one.
 
 pub mod remedy;
 use std::rc::Rc;
@@ -50,8 +51,8 @@ const BUNDLE: Mode = Mode::will_break(
 /// See the module.
 pub const CHECK: Check = Check {
     id: ID,
-    about: "CAs that are over, end within a year, or cannot sign; with --renew-ca signs them anew with their own keys and exchanges every \
-         copy on the disk",
+    about: "CAs that are over, end within a year, or cannot sign; with --renew-ca signs them anew \
+        with their own keys and exchanges every copy on the disk",
     modes: &[EXPIRED, EXPIRING, UNUSABLE, KEY, OLDER_COPY, BUNDLE],
     roles: &[],
     after: &["shared-keys"],
@@ -111,7 +112,8 @@ impl Judge<'_> {
     /// What has nothing to do with the CA's end.
     fn blocked(&self, state: &AuthorityState, blocked: &Blocked) -> Finding {
         let path = &state.certificate_path;
-        // A CA that nobody accepts stops all TLS of a control plane. A worker's kubelet only needs to be able to read it.
+        // A CA that nobody accepts stops all TLS of a control plane. A worker's kubelet only needs
+        // to be able to read it.
         let full = if self.is_control_plane {
             Severity::StopsBoot
         } else {
@@ -294,7 +296,10 @@ impl Judge<'_> {
         let guest = self.context.guest;
         let successor = Rc::new(successor);
         let own = guest.resolve(&successor.path).ok();
-        let is_own = matches!(&successor.origin, Origin::Found { certificate, .. } if **certificate == successor.old);
+        let is_own = matches!(
+            &successor.origin,
+            Origin::Found { certificate, .. } if **certificate == successor.old
+        );
         if !is_own {
             found = found.with_remedy(RenewAuthority {
                 successor: Rc::clone(&successor),
@@ -329,8 +334,8 @@ impl Judge<'_> {
         found
     }
 
-    /// A later certificate of the same authority that somebody made already, the latest of several; of two that end together always
-    /// the same one, whatever the order of the disks.
+    /// A later certificate of the same authority that somebody made already, the latest of several;
+    /// of two that end together always the same one, whatever the order of the disks.
     fn later(&self, old: &Certificate) -> Option<(&Certificate, String)> {
         let peers = self.context.peers.iter().flat_map(|peer| {
             let at = format!("node {} ({})", peer.name, peer.source);
@@ -375,8 +380,9 @@ impl Judge<'_> {
         let (certificate, key) = (&state.certificate_path, &state.key_path);
         if !old.is_self_signed() {
             return Err(format!(
-                "Not renewed here: {certificate} was issued by {}, not by itself. Only that CA can renew it: have it sign a new certificate \
-                 for the same key and the same subject, put it into {certificate}, and run this again; its copies are then exchanged.",
+                "Not renewed here: {certificate} was issued by {}, not by itself. Only that CA can \
+                 renew it: have it sign a new certificate for the same key and the same subject, \
+                 put it into {certificate}, and run this again; its copies are then exchanged.",
                 old.issuer
             ));
         }
@@ -385,16 +391,19 @@ impl Judge<'_> {
         }
         let Some(ca) = &state.pair else {
             return Err(format!(
-                "Not renewed: its key is not on this node ({key}). Bring the key (copy it to {key}, and take it away afterwards), or have the \
-                 CA renewed where the key is (same key, same subject), put the new certificate into {certificate}, and run this again: its \
-                 copies are then exchanged. The disk of a control plane that has the key may also be given in the same run."
+                "Not renewed: its key is not on this node ({key}). Bring the key (copy it to \
+                 {key}, and take it away afterwards), or have the CA renewed where the key is \
+                 (same key, same subject), put the new certificate into {certificate}, and run \
+                 this again: its copies are then exchanged. The disk of a control plane that has \
+                 the key may also be given in the same run."
             ));
         };
         if !self.context.settings.renew_ca {
             return Err(format!(
-                "kubeadm does not renew CAs. `rescue repair SRC --renew-ca` signs it anew with its own key (same key, same name, a later \
-                 end), so that all it signed stays good, and exchanges every copy on this disk ({} found); every other node needs it too, \
-                 so give all disks in that run.",
+                "kubeadm does not renew CAs. `rescue repair SRC --renew-ca` signs it anew with its \
+                 own key (same key, same name, a later end), so that all it signed stays good, and \
+                 exchanges every copy on this disk ({} found); every other node needs it too, so \
+                 give all disks in that run.",
                 self.copies_of(old)
             ));
         }
@@ -435,20 +444,26 @@ impl Judge<'_> {
         });
         match holder {
             Some(peer) if self.context.settings.renew_ca => {
-                format!("Exchanged here as soon as node {} ({}) is repaired in this run.", peer.name, peer.source)
+                format!(
+                    "Exchanged here as soon as node {} ({}) is repaired in this run.",
+                    peer.name, peer.source
+                )
             }
             Some(peer) => format!(
-                "Its key is on node {} ({}): add --renew-ca to the repair of both, and this node gets the renewed CA too.",
+                "Its key is on node {} ({}): add --renew-ca to the repair of both, and this node \
+                 gets the renewed CA too.",
                 peer.name, peer.source
             ),
-            None => "A worker has no CA key. Give the disk of a control plane of its cluster in the same run, before or after its CA was \
-                     renewed: `rescue repair CONTROL-PLANE WORKER --renew-ca`."
+            None => "A worker has no CA key. Give the disk of a control plane of its cluster in \
+                the same run, before or after its CA was renewed: `rescue repair CONTROL-PLANE \
+                WORKER --renew-ca`."
                 .to_owned(),
         }
     }
 
-    /// kube-controller-manager insists on one certificate in the file that it signs with ("expected 1 certificate, found N":
-    /// pkg/controller/certificates/signer/ca_provider.go), though everybody else reads bundles.
+    /// kube-controller-manager insists on one certificate in the file that it signs with ("expected
+    /// 1 certificate, found N": pkg/controller/certificates/signer/ca_provider.go), though
+    /// everybody else reads bundles.
     fn is_bundle_for_signing(&self, state: &AuthorityState) -> Option<Finding> {
         let pod = self.context.node.static_pod("kube-controller-manager")?;
         let file = pod.flag("--cluster-signing-cert-file")?;
@@ -460,8 +475,8 @@ impl Judge<'_> {
             finding(BUNDLE, state, Severity::WillBreak, &what)
                 .with_evidence(&pod.path, format!("--cluster-signing-cert-file={file}"))
                 .with_advice(format!(
-                    "kube-controller-manager from 1.19 on exits at its start \
-                     (\"expected 1 certificate, found {number}\"): no controller of this node runs.",
+                    "kube-controller-manager from 1.19 on exits at its start (\"expected 1 \
+                     certificate, found {number}\"): no controller of this node runs.",
                 ))
                 .with_advice(signing_file_by_hand(state, &pod.path))
         })

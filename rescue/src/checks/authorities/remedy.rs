@@ -1,4 +1,5 @@
-//! The remedies for a CA that ends: a later certificate of the same authority in every place where the old one stands.
+//! The remedies for a CA that ends: a later certificate of the same authority in every place where
+//! the old one stands.
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Map, Value, json};
@@ -150,7 +151,8 @@ impl Remedy for RenewAuthority {
             }
             Origin::Found { at, .. } => {
                 format!(
-                    "take the renewed CA {} from {at} into {path} (the one there {verb} {old}), valid to {end}",
+                    "take the renewed CA {} from {at} into {path} (the one there {verb} {old}), \
+                     valid to {end}",
                     authority.name()
                 )
             }
@@ -235,20 +237,25 @@ impl Remedy for ReplaceAuthorityCopy {
 pub fn elsewhere(authority: Authority) -> &'static [&'static str] {
     match authority {
         Authority::Cluster => &[
-            "other nodes have their own copies: give all disks in one run; what is repaired later takes the same certificate from here",
-            "follow by themselves after boot: ConfigMaps kube-root-ca.crt and extension-apiserver-authentication, ca.crt in the tokens \
-             of service accounts, and pods' volumes made of them; pods that read the CA only when they start need a restart",
-            "by hand after boot: ConfigMap cluster-info in kube-public (kubeadm join reads it), caBundle of webhooks and of APIServices \
-             that name this CA, kubeconfigs kept on other machines",
+            "other nodes have their own copies: give all disks in one run; what is repaired later \
+             takes the same certificate from here",
+            "follow by themselves after boot: ConfigMaps kube-root-ca.crt and \
+             extension-apiserver-authentication, ca.crt in the tokens of service accounts, and \
+             pods' volumes made of them; pods that read the CA only when they start need a restart",
+            "by hand after boot: ConfigMap cluster-info in kube-public (kubeadm join reads it), \
+             caBundle of webhooks and of APIServices that name this CA, kubeconfigs kept on other \
+             machines",
         ],
         Authority::FrontProxy => &[
             "other control planes have their own copies: give all disks in one run",
-            "follows by itself after boot: ConfigMap extension-apiserver-authentication; aggregated API servers reread it, old ones when \
-             they are restarted",
+            "follows by itself after boot: ConfigMap extension-apiserver-authentication; \
+             aggregated API servers reread it, old ones when they are restarted",
         ],
         Authority::Etcd => &[
-            "other control planes and members of etcd have their own copies: give all disks in one run",
-            "by hand after boot: Secrets and hosts of other clients of etcd (calico with etcd, monitoring, backups)",
+            "other control planes and members of etcd have their own copies: give all disks in one \
+             run",
+            "by hand after boot: Secrets and hosts of other clients of etcd (calico with etcd, \
+             monitoring, backups)",
         ],
     }
 }

@@ -14,7 +14,8 @@ use crate::settings::Settings;
 use crate::typed;
 
 impl Judge<'_> {
-    /// With what to sign a leaf: the key on this node, else the same CA's key on another node of the run.
+    /// With what to sign a leaf: the key on this node, else the same CA's key on another node of
+    /// the run.
     pub(super) fn leaf_signer(&self, authority: Authority) -> Result<Signing<'_>, String> {
         match self.own_signer(authority) {
             Some(signer) => Ok(Signing::own(signer)),
@@ -61,7 +62,8 @@ impl Judge<'_> {
                 self.worker_advice(state)
             }
             (Some(state), Some(Err(blocked @ Blocked::KeyMissing))) => format!(
-                "{}\nWith the disk of a node of this cluster that has the key, which is only read: rescue repair --node {} {} DISK",
+                "{}\nWith the disk of a node of this cluster that has the key, which is only read: \
+                 rescue repair --node {} {} DISK",
                 advice(state, blocked, self.context.settings),
                 shell::quoted(Path::new(&self.context.guest.source)),
                 typed::guest(self.context.guest)
@@ -89,47 +91,55 @@ pub(in crate::checks) fn advice(
     };
     if let Some(line) = pem::cure(why, path) {
         return format!(
-            "Not mended: {path} cannot be used ({why}). Mount the disk (or use the node itself) and type there, with the folder of the mount before the \
-             path: {line}\nThen run this again."
+            "Not mended: {path} cannot be used ({why}). Mount the disk (or use the node itself) \
+             and type there, with the folder of the mount before the path: {line}\n\
+             Then run this again."
         );
     }
     match blocked {
         Blocked::KeyMissing => format!(
-            "Not mended: the key of the CA is not on this node ({key}); this cluster's CA is external, or its key is kept elsewhere. \
-             Bring the key (copy it to {key}, and take it away afterwards), or have the certificate signed where the key is."
+            "Not mended: the key of the CA is not on this node ({key}); this cluster's CA is \
+             external, or its key is kept elsewhere. Bring the key (copy it to {key}, and take it \
+             away afterwards), or have the certificate signed where the key is."
         ),
         Blocked::KeyMismatch => format!(
-            "Not mended: {key} does not match {certificate}, and what it signs would be rejected. Restore the pair from a backup \
-             or copy both from another control-plane node of this cluster."
+            "Not mended: {key} does not match {certificate}, and what it signs would be rejected. \
+             Restore the pair from a backup or copy both from another control-plane node of this \
+             cluster."
         ),
         Blocked::KeyUnreadable(why) => format!(
-            "Not mended: {key} cannot be used ({why}). Restore it from a backup, or give the disk of another \
-             control-plane node of this cluster in the same run: it is copied from there."
+            "Not mended: {key} cannot be used ({why}). Restore it from a backup, or give the disk \
+             of another control-plane node of this cluster in the same run: it is copied from \
+             there."
         ),
         Blocked::Expired(_) if settings.renew_ca && state.pair.is_some() => {
             "Renewed after its CA, in the same plan.".to_owned()
         }
         Blocked::Expired(end) => format!(
-            "Refused: the CA {certificate} itself expired {}, and nothing signed with it is accepted any more. Once that CA is renewed \
-             this is mended with it: see the finding about the CA.",
+            "Refused: the CA {certificate} itself expired {}, and nothing signed with it is \
+             accepted any more. Once that CA is renewed this is mended with it: see the finding \
+             about the CA.",
             date(*end)
         ),
         Blocked::NotYetValid(begin) => format!(
-            "Refused: the CA {certificate} is valid only from {}: one of the clocks is wrong. Say the right time with --now.",
+            "Refused: the CA {certificate} is valid only from {}: one of the clocks is wrong. Say \
+             the right time with --now.",
             units::time(*begin)
         ),
         Blocked::NotAnAuthority => format!(
-            "Not mended: {certificate} is not a CA certificate: it lacks basicConstraints CA:TRUE, or its key usage lacks keyCertSign, \
-             and kubeadm and every TLS client refuse what such a certificate signs. Bring the cluster's real CA from a backup or from \
-             another control-plane node."
+            "Not mended: {certificate} is not a CA certificate: it lacks basicConstraints CA:TRUE, \
+             or its key usage lacks keyCertSign, and kubeadm and every TLS client refuse what such \
+             a certificate signs. Bring the cluster's real CA from a backup or from another \
+             control-plane node."
         ),
         Blocked::CertificateMissing => format!(
-            "Not mended: {certificate} is missing. Restore it from a backup, or give the disk of another \
-             control-plane node of this cluster in the same run: it is copied from there."
+            "Not mended: {certificate} is missing. Restore it from a backup, or give the disk of \
+             another control-plane node of this cluster in the same run: it is copied from there."
         ),
         Blocked::CertificateUnreadable(why) => format!(
-            "Not mended: {certificate} cannot be read ({why}). Restore it from a backup, or give the disk of another \
-             control-plane node of this cluster in the same run: it is copied from there."
+            "Not mended: {certificate} cannot be read ({why}). Restore it from a backup, or give \
+             the disk of another control-plane node of this cluster in the same run: it is copied \
+             from there."
         ),
     }
 }

@@ -10,12 +10,15 @@ use crate::pki::inventory::{Leaf, Place, Signer, trusted_by};
 use crate::pki::profile::Authority;
 
 impl Judge<'_> {
-    /// Whether the certificate in it cannot be read, and all that the file says is what kubeadm would write: cut off within the
-    /// certificate, most of all.
+    /// Whether the certificate in it cannot be read, and all that the file says is what kubeadm
+    /// would write: cut off within the certificate, most of all.
     pub(super) fn is_cut_config(&self, leaf: &Leaf) -> bool {
         let kubeadms = user_of_config(leaf.name);
         leaf.certificate.is_none()
-            && matches!(&leaf.place, Some(Place::Config { user, .. }) if kubeadms == Some(user.as_str()))
+            && matches!(
+                &leaf.place,
+                Some(Place::Config { user, .. }) if kubeadms == Some(user.as_str())
+            )
     }
 
     /// Whether it leads to another cluster: it trusts CAs, and ours is not among them.
@@ -48,21 +51,30 @@ impl Judge<'_> {
         let context = self.context;
         if self.is_of_another_cluster(&path) {
             return finding.with_advice(format!(
-                "Left alone: {path} trusts another cluster's CA. If it belongs to this one, move it away and run this again: it is \
-                 written anew."
+                "Left alone: {path} trusts another cluster's CA. If it belongs to this one, move \
+                 it away and run this again: it is written anew."
             ));
         }
         if !is_lost(context.guest, &path) {
             return finding.with_advice(format!(
-                "Not mended: {path} holds more than kubeadm wrote, and that would be lost with a new one. Mend it by hand (kubectl \
-                 config view --kubeconfig {path}), or move it away and run this again."
+                "Not mended: {path} holds more than kubeadm wrote, and that would be lost with a \
+                 new one. Mend it by hand (kubectl config view --kubeconfig {path}), or move it \
+                 away and run this again."
             ));
         }
         let evidence = ConfigEvidence::read(context.guest, context.node, self.inventory);
-        match RebuildKubeconfig::new(leaf, path.clone(), &evidence, signer, &self.keys, context.settings) {
+        match RebuildKubeconfig::new(
+            leaf,
+            path.clone(),
+            &evidence,
+            signer,
+            &self.keys,
+            context.settings,
+        ) {
             Ok(remedy) => finding.with_remedy(remedy),
             Err(why) => finding.with_advice(format!(
-                "Not mended: {why}. Restore {path} from a backup, or, once the rest of the node runs: kubeadm init phase kubeconfig {}",
+                "Not mended: {why}. Restore {path} from a backup, or, once the rest of the node \
+                 runs: kubeadm init phase kubeconfig {}",
                 leaf.name.trim_end_matches(".conf")
             )),
         }

@@ -1,5 +1,5 @@
-//! Laying down a kubelet's client certificate that was signed elsewhere. Nothing in what was brought is believed: names, issuer,
-//! key and dates are checked against the node itself.
+//! Laying down a kubelet's client certificate that was signed elsewhere. Nothing in what was
+//! brought is believed: names, issuer, key and dates are checked against the node itself.
 
 use anyhow::Result;
 use serde_json::{Map, Value, json};
@@ -144,7 +144,8 @@ impl Recipient<'_> {
             );
             return refuse(
                 saw,
-                "with it this node would speak in another's name, or in none that the API server knows",
+                "with it this node would speak in another's name, or in none that the API server \
+                 knows",
             );
         }
         let signed = self
@@ -159,7 +160,8 @@ impl Recipient<'_> {
             );
             return refuse(
                 saw,
-                "it comes from another cluster (or was changed), and this one's API server would reject it",
+                "it comes from another cluster (or was changed), and this one's API server would \
+                 reject it",
             );
         }
         if certificate.not_after < self.now {
@@ -188,8 +190,8 @@ impl Recipient<'_> {
         Ok(())
     }
 
-    /// A key crosses to this disk, so the disk must prove to be the node that it is for: by a certificate of the same CA for that name, with
-    /// its private key.
+    /// A key crosses to this disk, so the disk must prove to be the node that it is for: by a
+    /// certificate of the same CA for that name, with its private key.
     fn may_have_key(&self, certificate: &Certificate) -> Result<Permit, Refusal> {
         let signers = self
             .own

@@ -37,8 +37,8 @@ impl Judge<'_> {
         finding = with_problems(finding, &client.problems);
         if severity == Severity::StopsBoot {
             finding = finding.with_advice(
-                "The kubelet cannot authenticate with it: it exits at start where it has --bootstrap-kubeconfig, and is rejected by the \
-                 API server otherwise.",
+                "The kubelet cannot authenticate with it: it exits at start where it has \
+                 --bootstrap-kubeconfig, and is rejected by the API server otherwise.",
             );
         }
         if self.is_clock_matter(worst.verdict) {
@@ -46,7 +46,8 @@ impl Judge<'_> {
         }
         if let Some(why) = &client.foreign {
             return Some(finding.with_advice(format!(
-                "Left alone: {why}, so a certificate from here would be rejected. Join the node to its cluster again."
+                "Left alone: {why}, so a certificate from here would be rejected. Join the node to \
+                 its cluster again."
             )));
         }
         if client.user.is_none() && client.config_is_lost && self.store_is_good(client) {
@@ -54,8 +55,8 @@ impl Judge<'_> {
         }
         let no_name = |why: &String| {
             format!(
-                "Not mended: {why}. Put it right there (the user in {}, or the name in /etc/hostname) and run this again, or join the node \
-                 again.",
+                "Not mended: {why}. Put it right there (the user in {}, or the name in \
+                 /etc/hostname) and run this again, or join the node again.",
                 client.kubeconfig
             )
         };
@@ -107,14 +108,16 @@ impl Judge<'_> {
         Some(match remedy {
             Some(remedy) => finding.with_remedy(remedy),
             None => finding.with_advice(format!(
-                "Not mended by this version: {} must first be a kubeconfig whose current-context leads to a user. Restore it from a \
-                 backup, or take another node's and change the node's name in it.",
+                "Not mended by this version: {} must first be a kubeconfig whose current-context \
+                 leads to a user. Restore it from a backup, or take another node's and change the \
+                 node's name in it.",
                 client.kubeconfig
             )),
         })
     }
 
-    /// Whether `kubelet-client-current.pem` can be used as it is: only the file that leads to it is lost.
+    /// Whether `kubelet-client-current.pem` can be used as it is: only the file that leads to it is
+    /// lost.
     fn store_is_good(&self, client: &KubeletClient) -> bool {
         let config = client.kubeconfig.to_string();
         let Some(stored) = &client.certificate else {
@@ -134,11 +137,16 @@ impl Judge<'_> {
         renewal: Option<RenewKubeletClient>,
     ) -> Finding {
         let evidence = ConfigEvidence::read(self.context.guest, self.context.node, self.inventory);
-        match RebuildKubeletConfig::new(client, &evidence, (self.party, self.context.peers), renewal) {
+        match RebuildKubeletConfig::new(
+            client,
+            &evidence,
+            (self.party, self.context.peers),
+            renewal,
+        ) {
             Ok(remedy) => finding.with_remedy(remedy),
             Err(why) => finding.with_advice(format!(
-                "Not mended: {why}. Restore {} from a backup, or run this again with the disk of a control plane of the same cluster \
-                 beside it (--ca CONTROL-PLANE).",
+                "Not mended: {why}. Restore {} from a backup, or run this again with the disk of a \
+                 control plane of the same cluster beside it (--ca CONTROL-PLANE).",
                 client.kubeconfig
             )),
         }

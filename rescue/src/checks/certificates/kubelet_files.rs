@@ -1,5 +1,6 @@
-//! The files that a kubelet authenticates with: a dated file with certificate and key, the link to it, and a kubeconfig that leads
-//! there. Source: client-go's util/certificate/certificate_store.go.
+//! The files that a kubelet authenticates with: a dated file with certificate and key, the link to
+//! it, and a kubeconfig that leads there. Source: client-go's
+//! util/certificate/certificate_store.go.
 
 use anyhow::{Context as _, Result, bail};
 use time::OffsetDateTime;
@@ -22,7 +23,8 @@ pub(super) struct ClientFiles<'a> {
 }
 
 impl ClientFiles<'_> {
-    /// Lays down `pem`: the leaf and its key only, because an expired CA appended there would count as the kubelet's own expiry.
+    /// Lays down `pem`: the leaf and its key only, because an expired CA appended there would count
+    /// as the kubelet's own expiry.
     pub fn lay_down(&self, draft: &mut Draft, pem: String, now: OffsetDateTime) -> Result<()> {
         for change in Change::make_dirs(&draft.guest, self.cert_dir, 0o755)? {
             draft.push(change)?;
@@ -51,8 +53,8 @@ impl ClientFiles<'_> {
         Ok(())
     }
 
-    /// `kubelet-client-2026-11-23-09-30-00.pem`, a second later as long as that name is taken. The kubelet uses local time; only
-    /// uniqueness matters to it.
+    /// `kubelet-client-2026-11-23-09-30-00.pem`, a second later as long as that name is taken. The
+    /// kubelet uses local time; only uniqueness matters to it.
     fn dated_path(&self, guest: &Guest, now: OffsetDateTime) -> Result<GuestPath> {
         let mut at = now.to_offset(time::UtcOffset::UTC);
         for _ in 0..3600 {

@@ -73,10 +73,19 @@ impl Judge<'_> {
             Ok(blueprint) => blueprint,
             Err(advice) => return Some(advice.into_iter().fold(finding, Finding::with_advice)),
         };
-        match RenewCertificate::new(leaf, signer, &self.keys, self.context.settings, blueprint, remarks) {
+        match RenewCertificate::new(
+            leaf,
+            signer,
+            &self.keys,
+            self.context.settings,
+            blueprint,
+            remarks,
+        ) {
             Some(remedy) => Some(finding.with_remedy(remedy)),
             None => Some(finding.with_advice(format!(
-                "Not mended: its names and groups stood only in what is lost. Restore the file from a backup, or, once the rest of the node runs, delete it and run `kubeadm init phase {}` with the cluster's own configuration.",
+                "Not mended: its names and groups stood only in what is lost. Restore the file \
+                 from a backup, or, once the rest of the node runs, delete it and run `kubeadm \
+                 init phase {}` with the cluster's own configuration.",
                 phase(leaf.name)
             ))),
         }
@@ -92,7 +101,8 @@ impl Judge<'_> {
     }
 }
 
-/// Wrong, but not so that anything on the disk fails: no extended key usage at all, or only names that the user asks for.
+/// Wrong, but not so that anything on the disk fails: no extended key usage at all, or only names
+/// that the user asks for.
 fn still_works(leaf: &Leaf) -> bool {
     let Some(certificate) = &leaf.certificate else {
         return false;

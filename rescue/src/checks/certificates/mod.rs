@@ -1,5 +1,6 @@
-//! certificates: every leaf and CA that kubeadm lays down, and the kubelet's own client certificate, which `kubeadm certs renew`
-//! never touches. Expired and broken leaves are made anew with the CA keys on the disk. The CAs themselves: `authorities`.
+//! certificates: every leaf and CA that kubeadm lays down, and the kubelet's own client
+//! certificate, which `kubeadm certs renew` never touches. Expired and broken leaves are made anew
+//! with the CA keys on the disk. The CAs themselves: `authorities`.
 
 pub(super) mod authority;
 mod config;
@@ -61,8 +62,8 @@ const SERVING_ASKED: Mode = Mode::note(
 /// See the module.
 pub const CHECK: Check = Check {
     id: ID,
-    about: "expired, expiring, unreadable or mismatched certificates of kubeadm and of the kubelet; issues new leaves offline with \
-         the CA keys on the disk",
+    about: "expired, expiring, unreadable or mismatched certificates of kubeadm and of the \
+        kubelet; issues new leaves offline with the CA keys on the disk",
     modes: &[
         KUBELET_CLIENT,
         LEAF,
@@ -177,9 +178,11 @@ impl Judge<'_> {
     }
 }
 
-const CLOCK_ADVICE: &str = "Either this rescue system's clock or the one that dated the certificate is wrong. Say the right time with --now to have it renewed.";
+const CLOCK_ADVICE: &str = "Either this rescue system's clock or the one that dated the \
+    certificate is wrong. Say the right time with --now to have it renewed.";
 
-const ENDS_WITH_CA: &str = "A new one would end as soon: its CA ends then. Renew the CA first: `rescue repair SRC --renew-ca`.";
+const ENDS_WITH_CA: &str = "A new one would end as soon: its CA ends then. Renew the CA first: \
+    `rescue repair SRC --renew-ca`.";
 
 /// A certificate that is good but for ending soon gains nothing from a CA that ends with it.
 fn ends_with_ca(worst: Verdict, old: Option<&Certificate>, signer: &Signer) -> bool {

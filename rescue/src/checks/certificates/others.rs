@@ -1,5 +1,6 @@
-//! Certificates in use that are none of kubeadm's or the kubelet's: those of an etcd outside of Kubernetes, of a network plugin. They
-//! are not renewed here, but a node does not come back without them, so nobody shall be told that nothing is left.
+//! Certificates in use that are none of kubeadm's or the kubelet's: those of an etcd outside of
+//! Kubernetes, of a network plugin. They are not renewed here, but a node does not come back
+//! without them, so nobody shall be told that nothing is left.
 
 use super::{Judge, OTHERS, with_problems};
 use crate::base::severity::Severity;
@@ -9,7 +10,8 @@ use crate::pki::listing::{self, Manager, Row};
 
 impl Judge<'_> {
     pub(super) fn others(&self) -> Vec<Finding> {
-        // What lies on a disk that is not believed is kubeadm's or nobody's: the check claimed-role speaks of it.
+        // What lies on a disk that is not believed is kubeadm's or nobody's: the check claimed-role
+        // speaks of it.
         if self.context.node.doubt.is_some() {
             return Vec::new();
         }

@@ -1,4 +1,5 @@
-//! The remedies for lost kubeconfigs: written anew in kubeadm's form, each value with where it was found.
+//! The remedies for lost kubeconfigs: written anew in kubeadm's form, each value with where it was
+//! found.
 
 use anyhow::{Context as _, Result};
 use serde_json::{Map, Value, json};
@@ -245,7 +246,8 @@ impl Remedy for RebuildKubeconfig {
     }
 }
 
-/// A new kubelet.conf that leads to `kubelet-client-current.pem`, with a new certificate there where the old one is no good either.
+/// A new kubelet.conf that leads to `kubelet-client-current.pem`, with a new certificate there
+/// where the old one is no good either.
 #[derive(Debug)]
 pub struct RebuildKubeletConfig {
     target: Target,
@@ -255,7 +257,8 @@ pub struct RebuildKubeletConfig {
 }
 
 impl RebuildKubeletConfig {
-    /// `renewal` brings the certificate, where the one in the store cannot be used. `Err` with what cannot be known.
+    /// `renewal` brings the certificate, where the one in the store cannot be used. `Err` with what
+    /// cannot be known.
     pub fn new(
         client: &KubeletClient,
         evidence: &ConfigEvidence<'_>,

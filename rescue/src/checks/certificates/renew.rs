@@ -64,8 +64,8 @@ enum KeyPlan {
 }
 
 impl RenewCertificate {
-    /// For `leaf`, which must have a place; a lost one needs a blueprint. `None` where its names cannot be known. `remarks`:
-    /// further lines for the plan.
+    /// For `leaf`, which must have a place; a lost one needs a blueprint. `None` where its names
+    /// cannot be known. `remarks`: further lines for the plan.
     pub fn new(
         leaf: &Leaf,
         signer: &Signer,
@@ -75,7 +75,8 @@ impl RenewCertificate {
         remarks: Vec<String>,
     ) -> Option<Self> {
         let now = settings.now;
-        // With another disk's key nothing is signed again that this CA has not signed before: a crafted subject may hold anything.
+        // With another disk's key nothing is signed again that this CA has not signed before: a
+        // crafted subject may hold anything.
         let is_lent = !remarks.is_empty();
         let is_signed =
             |old: &Certificate| old.signed_by(&signer.certificate) == SignatureCheck::Valid;
@@ -222,9 +223,13 @@ impl RenewCertificate {
     /// Says so where the new key is not of the old one's kind.
     fn another_kind(&self) -> String {
         match self.old.as_ref().map(|old| old.algorithm) {
-            Some(Some(old)) if old != self.algorithm => format!(" (the old one was {old}, which nobody makes any more)"),
+            Some(Some(old)) if old != self.algorithm => {
+                format!(" (the old one was {old}, which nobody makes any more)")
+            }
             Some(None) => {
-                " (the old one was of a kind that Kubernetes' certificates are not made with here; this is kubeadm's default)".to_owned()
+                " (the old one was of a kind that Kubernetes' certificates are not made with here; \
+                 this is kubeadm's default)"
+                    .to_owned()
             }
             _ => String::new(),
         }
@@ -457,7 +462,10 @@ fn key_block(bytes: &[u8]) -> Vec<u8> {
 
 fn is_one_file(guest: &Guest, one: &GuestPath, other: &GuestPath) -> bool {
     one == other
-        || matches!((guest.resolve(one), guest.resolve(other)), (Ok(one), Ok(other)) if one == other)
+        || matches!(
+            (guest.resolve(one), guest.resolve(other)),
+            (Ok(one), Ok(other)) if one == other
+        )
 }
 
 /// What the old certificate was allowed to do, where that is not what its users need.
@@ -489,7 +497,8 @@ fn differences(old: &Certificate, usages: &[Usage]) -> Option<String> {
     })
 }
 
-/// A new client certificate for the kubelet: a dated file, the link to it, and a kubeconfig that leads there.
+/// A new client certificate for the kubelet: a dated file, the link to it, and a kubeconfig that
+/// leads there.
 #[derive(Debug)]
 pub struct RenewKubeletClient {
     node_name: String,
@@ -508,7 +517,8 @@ pub struct RenewKubeletClient {
 }
 
 impl RenewKubeletClient {
-    /// `None` where the node's name or the kubeconfig's user is not known. `key_encipherment`: kubelets before 1.27 ask for it.
+    /// `None` where the node's name or the kubeconfig's user is not known. `key_encipherment`:
+    /// kubelets before 1.27 ask for it.
     pub fn new(
         client: &KubeletClient,
         signer: &Signer,
@@ -534,8 +544,9 @@ impl RenewKubeletClient {
         })
     }
 
-    /// The old subject as it stands where the same CA signed it for a kubelet, else the one that the signer of the API server would issue.
-    /// Nothing else is taken over: a crafted subject may hold names that others read out of it and we do not.
+    /// The old subject as it stands where the same CA signed it for a kubelet, else the one that
+    /// the signer of the API server would issue. Nothing else is taken over: a crafted subject may
+    /// hold names that others read out of it and we do not.
     fn subject(&self) -> Result<Vec<u8>> {
         let name = format!("system:node:{}", self.node_name);
         let is_kubelets = |old: &&Certificate| {

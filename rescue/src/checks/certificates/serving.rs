@@ -8,8 +8,8 @@ use crate::pki::kubelet_serving::{OwnPair, asked_for, asks_the_cluster};
 use crate::pki::x509::certificate::{Certificate, printable};
 
 impl Judge<'_> {
-    /// A pair that cannot be loaded ends the kubelet. An expired one does not: nothing verifies it in a stock cluster, and the
-    /// kubelet never renews it.
+    /// A pair that cannot be loaded ends the kubelet. An expired one does not: nothing verifies it
+    /// in a stock cluster, and the kubelet never renews it.
     pub(super) fn serving(&self) -> Option<Finding> {
         if asks_the_cluster(self.context.node) {
             return self.asked_serving();
@@ -17,7 +17,8 @@ impl Judge<'_> {
         self.broken_serving().or_else(|| self.expired_serving())
     }
 
-    /// What the cluster signs the kubelet asks for by itself, as soon as it runs; but kubeadm's cluster approves no such request.
+    /// What the cluster signs the kubelet asks for by itself, as soon as it runs; but kubeadm's
+    /// cluster approves no such request.
     fn asked_serving(&self) -> Option<Finding> {
         let path = asked_for(self.context.node);
         let (title, saw) = match self
@@ -39,13 +40,17 @@ impl Judge<'_> {
             }
         };
         Some(
-            Finding::new(SERVING_ASKED, format!("kubelet serving certificate {title}"))
-                .with_evidence(path, printable(&saw))
-                .with_advice(
-                    "This kubelet has it signed by the cluster (serverTLSBootstrap): it asks for a new one when it starts, and until somebody \
-                     approves that, logs, exec and metrics of this node fail. After boot: kubectl get csr, then kubectl certificate approve \
-                     NAME for the one of this node with the signer kubernetes.io/kubelet-serving.",
-                ),
+            Finding::new(
+                SERVING_ASKED,
+                format!("kubelet serving certificate {title}"),
+            )
+            .with_evidence(path, printable(&saw))
+            .with_advice(
+                "This kubelet has it signed by the cluster (serverTLSBootstrap): it asks for a new \
+                 one when it starts, and until somebody approves that, logs, exec and metrics of \
+                 this node fail. After boot: kubectl get csr, then kubectl certificate approve \
+                 NAME for the one of this node with the signer kubernetes.io/kubelet-serving.",
+            ),
         )
     }
 
@@ -80,7 +85,10 @@ impl Judge<'_> {
         );
         let finding = Finding::new(SERVING_EXPIRED, "kubelet serving certificate expired")
             .with_evidence(path, saw)
-            .with_advice("In a stock kubeadm cluster nothing verifies it, and the kubelet never renews it by itself.");
+            .with_advice(
+                "In a stock kubeadm cluster nothing verifies it, and the kubelet never renews it \
+                 by itself.",
+            );
         Some(finding.with_remedy(RemakeServingPair {
             pair,
             is_only_expired: true,

@@ -7,7 +7,8 @@ use crate::change::{Change, Prepared};
 use crate::finding::{Context, Remedy};
 use crate::pki::kubelet_serving::OwnPair;
 
-/// Takes the pair away, so that the kubelet makes a new one, in its own version's form, when it starts.
+/// Takes the pair away, so that the kubelet makes a new one, in its own version's form, when it
+/// starts.
 #[derive(Debug)]
 pub struct RemakeServingPair {
     /// The pair.
@@ -29,7 +30,11 @@ impl Remedy for RemakeServingPair {
     }
 
     fn details(&self) -> Vec<String> {
-        vec!["self-signed for a year, as the one before: the kubelet does so whenever neither file is there".to_owned()]
+        vec![
+            "self-signed for a year, as the one before: the kubelet does so whenever neither file \
+             is there"
+                .to_owned(),
+        ]
     }
 
     fn is_incidental(&self) -> bool {

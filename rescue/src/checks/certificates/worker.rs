@@ -1,4 +1,5 @@
-//! Nodes without the CA's key: who else in the run has it, whether it may sign for this disk, and what to bring where nobody has.
+//! Nodes without the CA's key: who else in the run has it, whether it may sign for this disk, and
+//! what to bring where nobody has.
 
 use super::Judge;
 use crate::pki::cluster_ca::{self, Found};
@@ -43,7 +44,8 @@ impl Judge<'_> {
     /// The certificates of the CA that this node's leaves must be signed by, as its disk says it.
     fn own_authorities(&self, authority: Authority) -> Vec<Certificate> {
         match self.inventory.authorities.get(&authority) {
-            // What a control plane signs must hold before its own API server and etcd, which read the file.
+            // What a control plane signs must hold before its own API server and etcd, which read
+            // the file.
             Some(state) if self.is_control_plane() || authority == Authority::Etcd => {
                 state.certificates.clone()
             }
@@ -94,7 +96,8 @@ impl Judge<'_> {
         self.first_permitted(authority, permit)
     }
 
-    /// Another node's key that may sign for this one's kubelet, under the name that `client` says. `None` where nobody has one.
+    /// Another node's key that may sign for this one's kubelet, under the name that `client` says.
+    /// `None` where nobody has one.
     ///
     /// # Errors
     /// What this disk does not prove.
@@ -132,7 +135,8 @@ impl Judge<'_> {
         refused.map(|unproven| Err(unproven.advice("signed")))
     }
 
-    /// What the etcd of other control planes that prove to be of the cluster of `ca` has for a node of this name.
+    /// What the etcd of other control planes that prove to be of the cluster of `ca` has for a node
+    /// of this name.
     fn recorded(&self, name: &str, ca: &Certificate) -> Vec<Recorded> {
         let proven = self
             .context
@@ -160,19 +164,24 @@ impl Judge<'_> {
             .collect();
         if !others.is_empty() {
             return format!(
-                "Refused: this node trusts {own}, but {}: that is another cluster, and what it signs would be rejected here.\n\
-                 Next, with the disk of a control plane of its own cluster: rescue repair {worker} --ca CONTROL-PLANE",
+                "Refused: this node trusts {own}, but {}: that is another cluster, and what it \
+                 signs would be rejected here.\n\
+                 Next, with the disk of a control plane of its own cluster: rescue repair {worker} \
+                 --ca CONTROL-PLANE",
                 others.join(", ")
             );
         }
         let key = state.map_or_else(|| "ca.key".to_owned(), |state| state.key_path.to_string());
         format!(
-            "Signing it takes the CA's key, and a worker has none ({key}): it is on the control planes of its cluster, whose CA is {own}.\n\
-             With the disk of one attached here too: rescue repair {worker} --ca CONTROL-PLANE    (only reads that disk; without --ca \
-             both are repaired)\n\
-             With the disks in two places: rescue certs request {worker} -o req.json    (no key leaves this disk; it says what to type there)\n\
-             For many workers at once: rescue certs bundle --ca CONTROL-PLANE --workers NAME,NAME -o bundle.age    (one encrypted file with \
-             new keys), then rescue certs install {worker} bundle.age"
+            "Signing it takes the CA's key, and a worker has none ({key}): it is on the control \
+             planes of its cluster, whose CA is {own}.\n\
+             With the disk of one attached here too: rescue repair {worker} --ca CONTROL-PLANE    \
+             (only reads that disk; without --ca both are repaired)\n\
+             With the disks in two places: rescue certs request {worker} -o req.json    (no key \
+             leaves this disk; it says what to type there)\n\
+             For many workers at once: rescue certs bundle --ca CONTROL-PLANE --workers NAME,NAME \
+             -o bundle.age    (one encrypted file with new keys), then rescue certs install \
+             {worker} bundle.age"
         )
     }
 }

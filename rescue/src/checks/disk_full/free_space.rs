@@ -14,7 +14,8 @@ use crate::base::units;
 use crate::space::plan::{Candidate, Plan};
 use crate::space::rules::Rule;
 
-/// Rows of the table, the files that give back most; the rest is counted, and all of them are in the JSON.
+/// Rows of the table, the files that give back most; the rest is counted, and all of them are in
+/// the JSON.
 const ROWS: usize = 20;
 
 /// Files left alone that the table names.
@@ -43,7 +44,8 @@ pub fn held_by_snapshots(count: usize) -> String {
         format!("{count} snapshots")
     };
     format!(
-        "The btrfs has {snapshots} of what is mounted here: what they share with it becomes free only when they are deleted, too."
+        "The btrfs has {snapshots} of what is mounted here: what they share with it becomes free \
+         only when they are deleted, too."
     )
 }
 
@@ -58,7 +60,8 @@ impl FreeSpace {
             .fold(0, |sum, candidate| sum.saturating_add(candidate.frees))
     }
 
-    /// A row for each file, in the order in which they go; of many files only those that give back most.
+    /// A row for each file, in the order in which they go; of many files only those that give back
+    /// most.
     fn rows(&self) -> Vec<String> {
         if self.candidates().len() <= ROWS + 1 {
             return self
@@ -219,7 +222,8 @@ impl Remedy for FreeSpace {
         }
     }
 
-    /// Nothing is looked for again: what was shown is what is freed. The writer leaves alone a file that changed since.
+    /// Nothing is looked for again: what was shown is what is freed. The writer leaves alone a file
+    /// that changed since.
     fn prepare(&self, _context: &Context<'_>) -> anyhow::Result<Prepared> {
         Ok(Prepared {
             free: self

@@ -1,7 +1,8 @@
 //! disk-full: a file system without the bytes or inodes that the node needs to come back.
 //!
-//! A full disk is what the kubelet evicts for, what etcd stops at, and what journald, containerd and logins fail on. The limits
-//! are the kubelet's own (`space::eviction`); only a file system that is too full is walked.
+//! A full disk is what the kubelet evicts for, what etcd stops at, and what journald, containerd
+//! and logins fail on. The limits are the kubelet's own (`space::eviction`); only a file system
+//! that is too full is walked.
 
 pub mod free_space;
 use crate::base::severity::Severity;
@@ -37,8 +38,9 @@ const LIMITS: Mode = Mode::stops_boot(
 /// See the module.
 pub const CHECK: Check = Check {
     id: ID,
-    about: "file systems without enough bytes or inodes for the kubelet's eviction limits; frees rotated logs, package caches \
-         and old crash dumps, least valuable first, until enough is free",
+    about: "file systems without enough bytes or inodes for the kubelet's eviction limits; frees \
+        rotated logs, package caches and old crash dumps, least valuable first, until enough is \
+        free",
     modes: &[SPACE, LIMITS],
     roles: &[],
     after: &[],
@@ -140,8 +142,8 @@ fn snapshots_hold(finding: Finding, context: &Context<'_>, found: &Assessment) -
     match snapshots(context, found) {
         0 => finding,
         count => finding.with_advice(format!(
-            "{} On the booted node: `snapper list` and `snapper delete`, `timeshift --list`, or `btrfs subvolume list -s /` and `btrfs \
-             subvolume delete`.",
+            "{} On the booted node: `snapper list` and `snapper delete`, `timeshift --list`, or \
+             `btrfs subvolume list -s /` and `btrfs subvolume delete`.",
             held_by_snapshots(count)
         )),
     }
@@ -198,8 +200,8 @@ fn advise(
     let unseen = used.saturating_sub(walked.total.bytes);
     if walked.unreadable_count == 0 && unseen > used / 5 && unseen > 64 << 20 {
         finding = finding.with_advice(format!(
-            "{} are in use without a name that leads to them: deleted files that were still open (gone after the next mount), \
-             snapshots, or files hidden below a mount point.",
+            "{} are in use without a name that leads to them: deleted files that were still open \
+             (gone after the next mount), snapshots, or files hidden below a mount point.",
             units::bytes(unseen)
         ));
     }
@@ -251,9 +253,13 @@ fn advise(
     };
     let images = found.parts.contains(&Part::Imagefs);
     finding.with_advice(format!(
-        "Delete by hand what you can spare of what is listed above (`{look}` shows more), or enlarge the disk in the hypervisor, \
-         then `growpart`, and `resize2fs` or `xfs_growfs`.{}",
-        if images { " Do not delete single files of the container images' folder: that breaks the images." } else { "" }
+        "Delete by hand what you can spare of what is listed above (`{look}` shows more), or \
+         enlarge the disk in the hypervisor, then `growpart`, and `resize2fs` or `xfs_growfs`.{}",
+        if images {
+            " Do not delete single files of the container images' folder: that breaks the images."
+        } else {
+            ""
+        }
     ))
 }
 
@@ -576,7 +582,11 @@ mod tests {
         let logs = base.path().join("var/log");
         std::fs::create_dir_all(&logs).unwrap();
         let made = std::process::Command::new("sh")
-            .args(["-ec", "mkdir log etc; seq 400000 > log/a.log; seq 400000 > etc/x; tar czf backup.tar.gz log; tar czf z.tar.gz log etc"])
+            .args([
+                "-ec",
+                "mkdir log etc; seq 400000 > log/a.log; seq 400000 > etc/x; tar czf backup.tar.gz \
+                 log; tar czf z.tar.gz log etc",
+            ])
             .current_dir(&logs)
             .status()
             .unwrap();

@@ -1,5 +1,6 @@
-//! The remedies for what all control planes of a cluster share: files copied from another one's disk, as `kubeadm join
-//! --control-plane --certificate-key` does, and the service accounts' public key worked out from the private one.
+//! The remedies for what all control planes of a cluster share: files copied from another one's
+//! disk, as `kubeadm join --control-plane --certificate-key` does, and the service accounts' public
+//! key worked out from the private one.
 
 use anyhow::{Context as _, Result};
 use serde_json::{Map, Value, json};
@@ -146,8 +147,8 @@ impl Remedy for DerivePublicKey {
     }
 }
 
-/// Missing folders, then the file where its path leads. Owner and mode of a file that is there stay (of a secret one, what
-/// [`crate::change::secret`] leaves of them).
+/// Missing folders, then the file where its path leads. Owner and mode of a file that is there stay
+/// (of a secret one, what [`crate::change::secret`] leaves of them).
 fn replace(guest: &Guest, file: &SharedFile) -> Result<Vec<Change>> {
     let folder = file.path.parent();
     let mut changes = Change::make_dirs(guest, &folder, 0o755)?;

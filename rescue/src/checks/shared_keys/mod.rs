@@ -1,6 +1,7 @@
-//! shared-keys: what all control planes of a cluster must hold alike (the three CAs, the service accounts' keys), compared between
-//! the disks of one run. A copy that is lost is brought back from another disk, as `kubeadm join --control-plane
-//! --certificate-key` does; copies that differ are reported, never overwritten. Leaves are each node's own and never copied.
+//! shared-keys: what all control planes of a cluster must hold alike (the three CAs, the service
+//! accounts' keys), compared between the disks of one run. A copy that is lost is brought back from
+//! another disk, as `kubeadm join --control-plane --certificate-key` does; copies that differ are
+//! reported, never overwritten. Leaves are each node's own and never copied.
 
 pub mod copy;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,8 +24,9 @@ use crate::pki::x509::key::PrivateKey;
 const ID: &str = "shared-keys";
 
 /// Beside advice to do something by hand with what a disk says of itself.
-const NO_PROOF: &str = "Nothing on these disks proves that they are of one cluster: a disk can say so of itself. Be sure of it before you copy a key \
-     in either direction (kubectl get nodes on a control plane that works, or who made the disk).";
+const NO_PROOF: &str = "Nothing on these disks proves that they are of one cluster: a disk can say \
+    so of itself. Be sure of it before you copy a key in either direction (kubectl get nodes on a \
+    control plane that works, or who made the disk).";
 
 const CA_LOST: Mode = Mode::stops_boot(
     "shared-keys.ca-lost",
@@ -58,8 +60,8 @@ const SERVICE_ACCOUNTS: Mode = Mode::will_break(
 /// See the module.
 pub const CHECK: Check = Check {
     id: ID,
-    about: "with several control planes of one cluster in a run: CAs and service account keys that differ between them; copies lost \
-         CA files from another one's disk",
+    about: "with several control planes of one cluster in a run: CAs and service account keys that \
+        differ between them; copies lost CA files from another one's disk",
     modes: &[
         CA_LOST,
         CA_KEY_LOST,
@@ -147,8 +149,8 @@ impl Holder<'_> {
     }
 }
 
-/// Those whose keys prove that they may give; where there are none, those that the user vouches for; else all. A disk without proof never
-/// competes with one that has it.
+/// Those whose keys prove that they may give; where there are none, those that the user vouches
+/// for; else all. A disk without proof never competes with one that has it.
 pub(super) fn best_permitted<T>(
     all: impl IntoIterator<Item = T>,
     permit: impl Fn(&T) -> &Result<Permit, Unproven>,
@@ -205,7 +207,8 @@ impl Comparison<'_> {
         }
     }
 
-    /// The siblings that have it: those that it may be copied from, where there are any. What another disk holds counts for nothing then.
+    /// The siblings that have it: those that it may be copied from, where there are any. What
+    /// another disk holds counts for nothing then.
     fn holders<'s>(&'s self, authority: Authority) -> Vec<Holder<'s>> {
         let holder = |sibling: &'s Sibling| {
             let files = sibling.peer.authority_files.get(&authority)?;
@@ -263,8 +266,8 @@ impl Comparison<'_> {
         }
         let Some(proof) = proof else {
             return Some(finding.with_advice(format!(
-                "Not copied: nothing that is left on this node was signed by that CA or trusts it. If it is this cluster's, copy it from {from} \
-                 yourself."
+                "Not copied: nothing that is left on this node was signed by that CA or trusts it. \
+                 If it is this cluster's, copy it from {from} yourself."
             )));
         };
         let mut files = vec![certificate_file(state, &holder)];
@@ -289,7 +292,8 @@ impl Comparison<'_> {
         let finding = Finding::new(CA_KEY_LOST, title)
             .with_evidence(&state.key_path, blocked_words(state))
             .with_advice(format!(
-                "Without it no certificate of {} can be renewed on this node. Where it is kept off this node on purpose, --skip {ID}.",
+                "Without it no certificate of {} can be renewed on this node. Where it is kept off \
+                 this node on purpose, --skip {ID}.",
                 state.authority.name()
             ));
         let proof = format!("it is the key of {} on this node", state.certificate_path);
@@ -324,7 +328,8 @@ impl Comparison<'_> {
                 &state.key_path,
             ),
             (false, false) => {
-                let advice = "Not mended: neither of the two belongs to the CA that the other control planes hold.";
+                let advice = "Not mended: neither of the two belongs to the CA that the other \
+                    control planes hold.";
                 return Some(
                     finding(&state.certificate_path, fingerprint_of(state))
                         .with_evidence(
@@ -416,12 +421,22 @@ impl Comparison<'_> {
         );
         Some(
             Finding::new(CA_OLDER, title)
-                .with_evidence(&state.certificate_path, format!("ends {} here", units::time(own.not_after)))
                 .with_evidence(
                     &state.certificate_path,
-                    format!("ends {} on {}", units::time(there.not_after), sibling.peer.shown()),
+                    format!("ends {} here", units::time(own.not_after)),
                 )
-                .with_advice("The key is the same, so both work until the earlier end. Renew it here too before then, with --renew-ca."),
+                .with_evidence(
+                    &state.certificate_path,
+                    format!(
+                        "ends {} on {}",
+                        units::time(there.not_after),
+                        sibling.peer.shown()
+                    ),
+                )
+                .with_advice(
+                    "The key is the same, so both work until the earlier end. Renew it here too \
+                     before then, with --renew-ca.",
+                ),
         )
     }
 
@@ -455,7 +470,9 @@ impl Comparison<'_> {
             finding = finding.with_evidence(path, format!("{}: {there}", sibling.peer.shown()));
         }
         Some(finding.with_advice(
-            "An API server cannot read a Secret that another one encrypted with a key that its own file does not have. Not mended: make the              files alike by hand, with all keys that were ever used in each of them.",
+            "An API server cannot read a Secret that another one encrypted with a key that its own \
+             file does not have. Not mended: make the              files alike by hand, with all \
+             keys that were ever used in each of them.",
         ))
     }
 
@@ -497,12 +514,15 @@ impl Comparison<'_> {
         Some(
             finding
                 .with_advice(
-                    "A token that one API server issues is rejected by the other: pods fail at random, depending on which one answers.",
+                    "A token that one API server issues is rejected by the other: pods fail at \
+                     random, depending on which one answers.",
                 )
                 .with_advice(format!(
-                    "Not mended: which pair signed the tokens that are in use cannot be seen from the disks. Find the control plane whose pods \
-                     worked last; copy sa.key and sa.pub from it to the others (for example from {} to this node, or the other way round), \
-                     or give every API server both public keys (--service-account-key-file twice).",
+                    "Not mended: which pair signed the tokens that are in use cannot be seen from \
+                     the disks. Find the control plane whose pods worked last; copy sa.key and \
+                     sa.pub from it to the others (for example from {} to this node, or the other \
+                     way round), or give every API server both public keys \
+                     (--service-account-key-file twice).",
                     first.peer.shown()
                 )),
         )
@@ -541,13 +561,16 @@ fn blocked_words(state: &AuthorityState) -> String {
 fn means(authority: Authority) -> &'static str {
     match authority {
         Authority::Cluster => {
-            "Components that trust one CA reject what the other signed: kubelets, kubectl and controllers fail against one of the API servers."
+            "Components that trust one CA reject what the other signed: kubelets, kubectl and \
+             controllers fail against one of the API servers."
         }
         Authority::FrontProxy => {
-            "Aggregated API servers (metrics-server) accept requests from one API server and reject the other's."
+            "Aggregated API servers (metrics-server) accept requests from one API server and \
+             reject the other's."
         }
         Authority::Etcd => {
-            "etcd members with different CAs do not accept each other, and the API server does not reach all of them."
+            "etcd members with different CAs do not accept each other, and the API server does not \
+             reach all of them."
         }
     }
 }
@@ -558,40 +581,47 @@ fn witness(state: &AuthorityState) -> String {
     match state.authority {
         Authority::Cluster => format!("The workers' {certificate} shows which CA the cluster uses"),
         Authority::FrontProxy => {
-            "Where the cluster still answers, requestheader-client-ca-file in the ConfigMap kube-system/extension-apiserver-authentication \
-             shows which CA it uses"
+            "Where the cluster still answers, requestheader-client-ca-file in the ConfigMap \
+             kube-system/extension-apiserver-authentication shows which CA it uses"
                 .to_owned()
         }
         Authority::Etcd => {
-            format!("{certificate} of the members that etcd still has a quorum of shows which CA the cluster uses")
+            format!(
+                "{certificate} of the members that etcd still has a quorum of shows which CA the \
+                 cluster uses"
+            )
         }
     }
 }
 
-/// `with_us`: control planes that hold what this one holds, itself included. `camps`: the others, by what they hold.
+/// `with_us`: control planes that hold what this one holds, itself included. `camps`: the others,
+/// by what they hold.
 fn what_to_do(state: &AuthorityState, with_us: usize, camps: &[Vec<&str>]) -> String {
     let (certificate, key) = (&state.certificate_path, &state.key_path);
     let steps = |names: &str| {
         format!(
-            "copy {certificate} and {key} from {names} to the odd one by hand, then repair that one: its leaves must be made anew"
+            "copy {certificate} and {key} from {names} to the odd one by hand, then repair that \
+             one: its leaves must be made anew"
         )
     };
     let largest = camps.iter().max_by_key(|camp| camp.len());
     match largest {
         Some(camp) if camp.len() > with_us => format!(
-            "Not mended: a CA is never overwritten. {} agree, this node is the odd one: if the cluster worked with theirs, {}.",
+            "Not mended: a CA is never overwritten. {} agree, this node is the odd one: if the \
+             cluster worked with theirs, {}.",
             camp.join(", "),
             steps(camp.first().copied().unwrap_or_default())
         ),
         Some(camp) if camp.len() < with_us && camps.len() == 1 => format!(
-            "Not mended: a CA is never overwritten. This node agrees with {} others, {} is the odd one: if the cluster worked with this \
-             one's, {}.",
+            "Not mended: a CA is never overwritten. This node agrees with {} others, {} is the odd \
+             one: if the cluster worked with this one's, {}.",
             with_us - 1,
             camp.join(", "),
             steps("this node")
         ),
         _ => format!(
-            "Not mended: a CA is never overwritten, and the disks do not say which is right. {}; {}.",
+            "Not mended: a CA is never overwritten, and the disks do not say which is right. {}; \
+             {}.",
             witness(state),
             steps("a control plane that has it")
         ),

@@ -1,9 +1,11 @@
 //! Under which UUID the kernel sees a btrfs.
 //!
-//! The kernel knows the devices of a btrfs by its UUID alone, in one table for the whole machine. Two disks cloned from one
-//! template, or the helper's own disk and its copy, have the same: before Linux 6.7 only one of them can be mounted, and a device
-//! with a known UUID may be taken for another's. So a file system that is only looked at is shown under a UUID of its own, made
-//! for the moment, in the throw-away layer; one that is written to keeps its UUID, and is looked at again after mounting.
+//! The kernel knows the devices of a btrfs by its UUID alone, in one table for the whole machine.
+//! Two disks cloned from one template, or the helper's own disk and its copy, have the same: before
+//! Linux 6.7 only one of them can be mounted, and a device with a known UUID may be taken for
+//! another's. So a file system that is only looked at is shown under a UUID of its own, made for
+//! the moment, in the throw-away layer; one that is written to keeps its UUID, and is looked at
+//! again after mounting.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,15 +24,16 @@ use crate::base::sys;
 use crate::disk::ReadAt;
 use crate::disk::bytes::{le64, uuid};
 
-/// The same bytes but for the superblock, which carries another UUID (as `btrfstune -m` makes it: the blocks' own UUID moves to
-/// `metadata_uuid`, Linux 5.0).
+/// The same bytes but for the superblock, which carries another UUID (as `btrfstune -m` makes it:
+/// the blocks' own UUID moves to `metadata_uuid`, Linux 5.0).
 pub struct UnderOwnUuid {
     below: Arc<dyn ReadAt>,
     superblock: Vec<u8>,
 }
 
 impl UnderOwnUuid {
-    /// Over a btrfs. One whose checksum is of a kind that is not computed here keeps its UUID: it is returned as it is.
+    /// Over a btrfs. One whose checksum is of a kind that is not computed here keeps its UUID: it
+    /// is returned as it is.
     pub fn over(below: Arc<dyn ReadAt>) -> Result<Arc<dyn ReadAt>> {
         let mut raw = vec![0; LENGTH];
         below
@@ -49,7 +52,8 @@ impl UnderOwnUuid {
     }
 }
 
-/// `None` where the checksum cannot be made, or was not right before: what is damaged must stay so for the kernel to see.
+/// `None` where the checksum cannot be made, or was not right before: what is damaged must stay so
+/// for the kernel to see.
 fn with_uuid(raw: &[u8], own: &[u8; 16]) -> Option<Vec<u8>> {
     let sum = superblock::checksum(raw)?;
     if raw.get(..sum.len())? != sum.as_slice() || !superblock::is_in_place(raw) {
@@ -102,8 +106,8 @@ impl std::fmt::Debug for UnderOwnUuid {
     }
 }
 
-/// Makes sure that the btrfs mounted at `root` lies on `device` and on nothing else: the kernel goes by UUID, and may know another
-/// disk by the same one.
+/// Makes sure that the btrfs mounted at `root` lies on `device` and on nothing else: the kernel
+/// goes by UUID, and may know another disk by the same one.
 ///
 /// # Errors
 /// [`Refusal`] (by downcast) where it does not.
@@ -118,7 +122,8 @@ pub fn expect_on_device(root: impl AsFd, device: &Path) -> Result<()> {
         .context("asking the kernel for the devices of the btrfs")?;
     let mut others = Vec::new();
     let mut found = 0;
-    // Numbers of devices begin at 1 and are not reused; a file system that was converted or mended has gaps.
+    // Numbers of devices begin at 1 and are not reused; a file system that was converted or mended
+    // has gaps.
     for number in 0..=highest.min(1024) {
         let Ok(path) = sys::btrfs_device_path(root.as_fd(), number) else {
             continue;
@@ -138,14 +143,19 @@ pub fn expect_on_device(root: impl AsFd, device: &Path) -> Result<()> {
         others.join(" and ")
     };
     Err(Refusal::new(
-        format!("the kernel mounted {others} in the place of {}", device.display()),
-        "another disk with the same btrfs UUID is attached to this machine; the wrong one might be written to; nothing was changed",
+        format!(
+            "the kernel mounted {others} in the place of {}",
+            device.display()
+        ),
+        "another disk with the same btrfs UUID is attached to this machine; the wrong one might be \
+         written to; nothing was changed",
         "detach the other disk (or `btrfs device scan --forget`), then run this again",
     )
     .into())
 }
 
-/// Says what it means where the kernel would not mount `device` because it knows another one by the same UUID.
+/// Says what it means where the kernel would not mount `device` because it knows another one by the
+/// same UUID.
 pub fn explain_known(error: anyhow::Error, device: &Path, uuid: Option<&str>) -> anyhow::Error {
     let known = |cause: &(dyn std::error::Error + 'static)| {
         matches!(cause.downcast_ref(), Some(&(Errno::EXIST | Errno::BUSY)))
@@ -154,9 +164,15 @@ pub fn explain_known(error: anyhow::Error, device: &Path, uuid: Option<&str>) ->
         return error;
     }
     Refusal::new(
-        format!("the kernel knows another disk by the btrfs UUID of {}, {}", device.display(), uuid.unwrap_or("unknown")),
-        "this disk and that one are copies of each other, and this kernel can mount only one of them; nothing was changed",
-        "detach or unmount the other disk (`btrfs filesystem show` lists them), or `btrfs device scan --forget`, then run this again",
+        format!(
+            "the kernel knows another disk by the btrfs UUID of {}, {}",
+            device.display(),
+            uuid.unwrap_or("unknown")
+        ),
+        "this disk and that one are copies of each other, and this kernel can mount only one of \
+         them; nothing was changed",
+        "detach or unmount the other disk (`btrfs filesystem show` lists them), or `btrfs device \
+         scan --forget`, then run this again",
     )
     .into()
 }
@@ -189,7 +205,8 @@ pub fn open_subvolume(top_level: impl AsFd, path: &Path, id: u64) -> Result<Owne
     Ok(folder)
 }
 
-/// Makes the kernel forget a device of ours that is unmounted and about to go. What cannot be forgotten is replaced at the next look.
+/// Makes the kernel forget a device of ours that is unmounted and about to go. What cannot be
+/// forgotten is replaced at the next look.
 pub fn forget(device: &Path) {
     if let Ok(control) = std::fs::File::options()
         .read(true)

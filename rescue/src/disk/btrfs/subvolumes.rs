@@ -1,5 +1,5 @@
-//! The subvolumes of a mounted btrfs, as the kernel tells them (`BTRFS_IOC_TREE_SEARCH` over the tree of tree roots; structures
-//! from <uapi/linux/btrfs_tree.h>).
+//! The subvolumes of a mounted btrfs, as the kernel tells them (`BTRFS_IOC_TREE_SEARCH` over the
+//! tree of tree roots; structures from <uapi/linux/btrfs_tree.h>).
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -54,8 +54,8 @@ pub struct Subvolumes {
 }
 
 impl Subvolumes {
-    /// Asks the kernel; `root` is the top level of a mounted btrfs (`O_PATH` is enough). Subvolumes that are being deleted are
-    /// left out.
+    /// Asks the kernel; `root` is the top level of a mounted btrfs (`O_PATH` is enough). Subvolumes
+    /// that are being deleted are left out.
     pub fn read(root: impl AsFd) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::openat(root, ".", flags, Mode::empty())
@@ -140,7 +140,8 @@ impl Roots {
                         .get(at..at + 16)
                         .and_then(|field| field.try_into().ok())
                 };
-                // Without references it is being deleted; before Linux 3.6 the item ended before the UUIDs.
+                // Without references it is being deleted; before Linux 3.6 the item ended before
+                // the UUIDs.
                 if le32(item.data, REFERENCES) == 0 {
                     return;
                 }
@@ -220,22 +221,30 @@ impl Roots {
         if let Some(path) = known.get(&id) {
             return path.clone();
         }
-        let path = self.places.get(&id).filter(|_| depth < MAX_DEPTH).and_then(|(above, at, name)| {
-            let above_path = self.path(*above, folder, known, depth + 1)?;
-            let name = Path::new(std::ffi::OsStr::from_bytes(name));
-            // A crafted name could be a path of its own.
-            let mut parts = name.components();
-            if !matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == name.as_os_str()) {
-                return None;
-            }
-            Some(above_path.join(folder(*above, *at)?).join(name))
-        });
+        let path =
+            self.places
+                .get(&id)
+                .filter(|_| depth < MAX_DEPTH)
+                .and_then(|(above, at, name)| {
+                    let above_path = self.path(*above, folder, known, depth + 1)?;
+                    let name = Path::new(std::ffi::OsStr::from_bytes(name));
+                    // A crafted name could be a path of its own.
+                    let mut parts = name.components();
+                    if !matches!(
+                        (parts.next(), parts.next()),
+                        (Some(Component::Normal(part)), None) if part == name.as_os_str()
+                    ) {
+                        return None;
+                    }
+                    Some(above_path.join(folder(*above, *at)?).join(name))
+                });
         known.insert(id, path.clone());
         path
     }
 }
 
-/// Where a folder lies inside its subvolume; `None` when the kernel cannot tell, or what it says is no plain path.
+/// Where a folder lies inside its subvolume; `None` when the kernel cannot tell, or what it says is
+/// no plain path.
 fn folder_path(root: BorrowedFd<'_>, tree: u64, folder: u64) -> Option<PathBuf> {
     let bytes = sys::btrfs_folder_path(root, tree, folder).ok()?;
     let path = PathBuf::from(std::ffi::OsStr::from_bytes(&bytes));

@@ -1,10 +1,12 @@
-//! The superblock. Offsets are those of `struct btrfs_super_block` in the kernel's <uapi/linux/btrfs_tree.h>.
+//! The superblock. Offsets are those of `struct btrfs_super_block` in the
+//! kernel's <uapi/linux/btrfs_tree.h>.
 
 use sha2::Digest;
 
 use crate::disk::bytes::{has, le16, le32, le64, uuid};
 
-/// Where it stands in the file system, in bytes; its copies at 64 MiB and 256 GiB are read by nobody but tools.
+/// Where it stands in the file system, in bytes; its copies at 64 MiB and 256 GiB are read by
+/// nobody but tools.
 pub const OFFSET: u64 = 0x1_0000;
 /// Its length in bytes; the checksum at its beginning is over the rest.
 pub const LENGTH: usize = 4096;
@@ -22,7 +24,8 @@ const CHECKSUM_KIND: usize = 0xc4;
 const DEVICE_BYTES: usize = 0xc9 + 8;
 pub(super) const METADATA_UUID: usize = 0x23b;
 
-/// `BTRFS_FEATURE_INCOMPAT_METADATA_UUID`: the blocks carry [`METADATA_UUID`], not the UUID that the file system is known by.
+/// `BTRFS_FEATURE_INCOMPAT_METADATA_UUID`: the blocks carry [`METADATA_UUID`], not the UUID that
+/// the file system is known by.
 pub(super) const HAS_METADATA_UUID: u64 = 1 << 10;
 /// `BTRFS_SUPER_FLAG_SEEDING`: others build on it, and it is never written to.
 const SEEDING: u64 = 1 << 32;
@@ -77,7 +80,8 @@ impl BtrfsSuper {
         }
         if self.devices != 1 {
             return Some(format!(
-                "it is one of {} devices of one btrfs, and such a file system is not put together here",
+                "it is one of {} devices of one btrfs, and such a file system is not put together \
+                 here",
                 self.devices
             ));
         }
@@ -85,7 +89,8 @@ impl BtrfsSuper {
     }
 }
 
-/// Checksum of a superblock by the algorithm that it names (`btrfs_csum_type`): CRC-32C and SHA-256; `None` for the others.
+/// Checksum of a superblock by the algorithm that it names (`btrfs_csum_type`): CRC-32C and
+/// SHA-256; `None` for the others.
 pub(super) fn checksum(raw: &[u8]) -> Option<Vec<u8>> {
     let body = raw.get(CHECKSUM_LENGTH..LENGTH)?;
     match le16(raw, CHECKSUM_KIND) {

@@ -1,4 +1,5 @@
-//! A source as a block device under a throw-away layer, for programs that look at a file system from outside: checkers.
+//! A source as a block device under a throw-away layer, for programs that look at a file system
+//! from outside: checkers.
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -12,7 +13,8 @@ use crate::disk::ReadAt;
 use crate::disk::loop_device::{LoopDevice, LoopOptions};
 use crate::mount::{Access, Mount};
 
-/// A block device that shows a source; what is written to it is gone with it. The fields' order is the order of taking down.
+/// A block device that shows a source; what is written to it is gone with it. The fields' order is
+/// the order of taking down.
 #[derive(Debug)]
 pub struct ThrowAway {
     device: LoopDevice,
@@ -35,12 +37,12 @@ impl ThrowAway {
         Ok(Self { device, export })
     }
 
-    /// Shows `source`, a file system of `kind`, as it will be once the kernel has replayed its journal: it is mounted, and unmounted
-    /// again, on the layer.
+    /// Shows `source`, a file system of `kind`, as it will be once the kernel has replayed its
+    /// journal: it is mounted, and unmounted again, on the layer.
     ///
     /// # Errors
-    /// A [`crate::base::refusal::Refusal`] where that takes more memory than the layers may have; else what the kernel said, and then nothing of the attempt
-    /// is left.
+    /// A [`crate::base::refusal::Refusal`] where that takes more memory than the layers may have;
+    /// else what the kernel said, and then nothing of the attempt is left.
     pub fn replayed(source: &Arc<dyn ReadAt>, kind: &str) -> anyhow::Result<Self> {
         let shown = Self::over(source)?;
         let replay =
@@ -56,7 +58,8 @@ impl ThrowAway {
         self.device.path()
     }
 
-    /// The first read of the source that failed, in words: a checker then judges a disk that cannot be read.
+    /// The first read of the source that failed, in words: a checker then judges a disk that cannot
+    /// be read.
     pub fn unreadable(&self) -> Option<String> {
         self.export
             .trouble

@@ -1,5 +1,5 @@
-//! The throw-away copy-on-write layer: what the kernel writes stays in memory (and past its bound in a file, where the user named
-//! one); the source keeps every byte.
+//! The throw-away copy-on-write layer: what the kernel writes stays in memory (and past its bound
+//! in a file, where the user named one); the source keeps every byte.
 
 use std::collections::HashMap;
 use std::io;
@@ -9,10 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::spill::Spill;
 use crate::disk::ReadAt;
 
-/// Grain of the layer in bytes: the usual block size of ext4 and XFS, so that most writes need no read before.
+/// Grain of the layer in bytes: the usual block size of ext4 and XFS, so that most writes need no
+/// read before.
 pub(super) const BLOCK: usize = 4096;
 
-/// What all layers of the process may hold together, in bytes: several dirty file systems of one guest share one memory.
+/// What all layers of the process may hold together, in bytes: several dirty file systems of one
+/// guest share one memory.
 #[derive(Debug)]
 pub(super) struct Budget {
     /// Of memory, in bytes.
@@ -111,7 +113,8 @@ impl Layer {
         Ok(bytes)
     }
 
-    /// How many bytes from `at` can be served in one go: within one block of ours, or until the next block of ours.
+    /// How many bytes from `at` can be served in one go: within one block of ours, or until the
+    /// next block of ours.
     fn run(&self, at: u64, wanted: usize) -> usize {
         let first = at / BLOCK as u64;
         let mut run = (BLOCK - within(at)).min(wanted);
@@ -133,7 +136,8 @@ impl Layer {
             .ok_or_else(|| io::ErrorKind::StorageFull.into())
     }
 
-    /// Keeps `data`. Past the budget, and without a file for more or room in it, nothing more is taken (`StorageFull`).
+    /// Keeps `data`. Past the budget, and without a file for more or room in it, nothing more is
+    /// taken (`StorageFull`).
     pub fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
         if offset
             .checked_add(data.len() as u64)

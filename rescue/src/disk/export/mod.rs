@@ -1,7 +1,9 @@
-//! Any stack of [`ReadAt`] shown to the kernel as a disk, under a throw-away copy-on-write layer in memory.
+//! Any stack of [`ReadAt`] shown to the kernel as a disk, under a throw-away copy-on-write layer in
+//! memory.
 //!
-//! The kernel mounts that disk and replays the journal into the layer, so that we see exactly what the guest's next boot will see,
-//! while the source keeps every byte. From below: the source, the layer, one file served by FUSE, a loop device, the mount.
+//! The kernel mounts that disk and replays the journal into the layer, so that we see exactly what
+//! the guest's next boot will see, while the source keeps every byte. From below: the source, the
+//! layer, one file served by FUSE, a loop device, the mount.
 
 mod device;
 mod layer;
@@ -25,8 +27,9 @@ use crate::disk::export::server::{Export, Trouble};
 use crate::mount::{Access, Mount};
 use crate::tree::{AccessList, DirEntry, FolderTree, Meta, Tree, TreeResult, Usage};
 
-/// All layers together may hold a third of the memory: a journal of 1 GiB, mke2fs's largest, must fit on any helper, and a rescue
-/// system with 256 MiB must survive. What is beyond that goes into the file that the user names for it ([`spill::named`]), made when the first layer is.
+/// All layers together may hold a third of the memory: a journal of 1 GiB, mke2fs's largest, must
+/// fit on any helper, and a rescue system with 256 MiB must survive. What is beyond that goes into
+/// the file that the user names for it ([`spill::named`]), made when the first layer is.
 static BUDGET: OnceLock<Arc<Budget>> = OnceLock::new();
 
 fn budget() -> anyhow::Result<&'static Arc<Budget>> {
@@ -39,11 +42,12 @@ fn budget() -> anyhow::Result<&'static Arc<Budget>> {
     Ok(BUDGET.get_or_init(|| Arc::new(Budget::spilling(memory::available() / 3, spill))))
 }
 
-/// Mounts what `source` holds, a file system of `kind` (`ext2`, `ext3`, `ext4`, `xfs`, `btrfs`), with its journal replayed, and writes nothing
-/// to it. The tree keeps everything alive that it needs and takes it down when it is dropped; both ends must stay in this process.
+/// Mounts what `source` holds, a file system of `kind` (`ext2`, `ext3`, `ext4`, `xfs`, `btrfs`),
+/// with its journal replayed, and writes nothing to it. The tree keeps everything alive that it
+/// needs and takes it down when it is dropped; both ends must stay in this process.
 ///
-/// Needs root; without it the error is a [`Refusal`] that names the line to type. Descriptors that `source` reads from must be open
-/// already.
+/// Needs root; without it the error is a [`Refusal`] that names the line to type. Descriptors that
+/// `source` reads from must be open already.
 pub fn mount_replayed(
     source: Arc<dyn ReadAt>,
     kind: &str,
@@ -58,8 +62,8 @@ fn mount_within(
     budget: &Arc<Budget>,
 ) -> anyhow::Result<(ReplayedTree, Usage)> {
     match replay(&source, kind, Access::ReadWrite, budget) {
-        // Features unknown to this kernel may allow reading all the same. Again with an empty layer: what the failed attempt left
-        // behind is not what the disk holds.
+        // Features unknown to this kernel may allow reading all the same. Again with an empty
+        // layer: what the failed attempt left behind is not what the disk holds.
         Err(error) if !error.is::<Refusal>() => replay(&source, kind, Access::ReadOnly, budget),
         done => done,
     }
@@ -67,8 +71,9 @@ fn mount_within(
 
 /// Replays the journal; nothing is written after that.
 ///
-/// Mounted for writing, although only read: XFS sets blocks aside for its own trees only then, so that a read-only mount shows more
-/// free space than the next boot will have, and ext4's fast commits are not replayed by a read-only mount (`EROFS`, seen with 6.18).
+/// Mounted for writing, although only read: XFS sets blocks aside for its own trees only then, so
+/// that a read-only mount shows more free space than the next boot will have, and ext4's fast
+/// commits are not replayed by a read-only mount (`EROFS`, seen with 6.18).
 fn replay(
     source: &Arc<dyn ReadAt>,
     kind: &str,
@@ -95,7 +100,8 @@ fn mount_exported(
     access: Access,
 ) -> anyhow::Result<(FolderTree, Usage)> {
     let file = export.open()?;
-    // The device may be written to even if the mount may not: without that the kernel replays nothing.
+    // The device may be written to even if the mount may not: without that the kernel replays
+    // nothing.
     let options = LoopOptions {
         sector_size,
         read_only: false,
@@ -112,7 +118,8 @@ fn mount_exported(
     if access == Access::ReadWrite {
         mount.make_read_only()?;
     }
-    // From here on the tree alone holds the mount, the mount the loop device, and the loop device the file: they end with it.
+    // From here on the tree alone holds the mount, the mount the loop device, and the loop device
+    // the file: they end with it.
     Ok((tree, usage))
 }
 
@@ -123,7 +130,8 @@ fn explain(error: anyhow::Error, trouble: &Trouble, budget: &Budget) -> anyhow::
         if budget.spills() {
             return Refusal::new(
                 format!(
-                    "replaying the file system's journal needs more than {mebibytes} MiB of memory and what the file of --spill took"
+                    "replaying the file system's journal needs more than {mebibytes} MiB of memory \
+                     and what the file of --spill took"
                 ),
                 "the file system on which it lies is full",
                 "the same command with --spill FILE on one with more room",
@@ -131,9 +139,13 @@ fn explain(error: anyhow::Error, trouble: &Trouble, budget: &Budget) -> anyhow::
             .into();
         }
         return Refusal::new(
-            format!("replaying the file system's journal needs more than {mebibytes} MiB of memory"),
-            "what the journal changes is kept in memory, a third of it at most, so that the disk keeps every byte",
-            "run this again with --spill FILE, a new file on a file system of this machine with room for the rest, or with more memory",
+            format!(
+                "replaying the file system's journal needs more than {mebibytes} MiB of memory"
+            ),
+            "what the journal changes is kept in memory, a third of it at most, so that the disk \
+             keeps every byte",
+            "run this again with --spill FILE, a new file on a file system of this machine with \
+             room for the rest, or with more memory",
         )
         .into();
     }

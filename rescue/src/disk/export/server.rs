@@ -1,9 +1,11 @@
 //! A layered source served to the kernel as one file, by FUSE.
 //!
-//! Two threads: the *server* talks to /dev/fuse and owns a descriptor table in which there is nothing else; the *keeper* owns the
-//! layer and reads the source. The rest of the process uses the file through the kernel and would wait for ever, unkillable, if the
-//! process were killed while /dev/fuse stayed open: one table for all threads is only closed when the last of them is gone, and that
-//! one waits. With a table of its own the server's end closes /dev/fuse, the kernel fails what is waiting, and everything goes.
+//! Two threads: the *server* talks to /dev/fuse and owns a descriptor table in which there is
+//! nothing else; the *keeper* owns the layer and reads the source. The rest of the process uses the
+//! file through the kernel and would wait for ever, unkillable, if the process were killed while
+//! /dev/fuse stayed open: one table for all threads is only closed when the last of them is gone,
+//! and that one waits. With a table of its own the server's end closes /dev/fuse, the kernel fails
+//! what is waiting, and everything goes.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -52,7 +54,8 @@ impl Trouble {
     }
 }
 
-/// A source served as a file. Dropping it ends the file system; whoever still has the file open gets I/O errors.
+/// A source served as a file. Dropping it ends the file system; whoever still has the file open
+/// gets I/O errors.
 #[derive(Debug)]
 pub(super) struct Export {
     /// The detached FUSE mount: `None` only while dropping.
@@ -93,22 +96,31 @@ impl Drop for Export {
     fn drop(&mut self) {
         // Unmounts; the server sees that the device is gone and ends, then the keeper.
         drop(self.root.take());
-        // A timeout means that someone (udev, looking at the loop device) still holds on; nothing here depends on it.
+        // A timeout means that someone (udev, looking at the loop device) still holds on; nothing
+        // here depends on it.
         let _ = self.ended.recv_timeout(END_TIMEOUT);
     }
 }
 
 fn open_device() -> anyhow::Result<File> {
-    File::options().read(true).write(true).open(DEVICE).map_err(|error| match error.kind() {
+    File::options()
+        .read(true)
+        .write(true)
+        .open(DEVICE)
+        .map_err(|error| {
+            match error.kind() {
         io::ErrorKind::NotFound => Refusal::new(
             format!("there is no {DEVICE}"),
-            "without it the disk cannot be shown to the kernel under a throw-away layer, and its journal not be replayed",
+            "without it the disk cannot be shown to the kernel under a throw-away layer, and its \
+             journal not be replayed",
             "modprobe fuse, or boot the rescue ISO",
         )
         .into(),
-        io::ErrorKind::PermissionDenied => crate::mount::needs_root("reading a disk that was not shut down cleanly").into(),
+        io::ErrorKind::PermissionDenied => crate::mount::needs_root("reading a disk that was not \
+            shut down cleanly").into(),
         _ => anyhow::Error::new(error).context(format!("opening {DEVICE}")),
-    })
+    }
+        })
 }
 
 /// The one name in the file system's root: who looks at `losetup` sees whose device it is.
@@ -142,7 +154,8 @@ fn spawn_server(disk: Disk, device: File) -> anyhow::Result<()> {
         .spawn(move || match own_table(number) {
             Ok(device) => {
                 let _ = ready_sender.send(Ok(()));
-                // An error here means that the kernel took the device away, which ends the session all the same.
+                // An error here means that the kernel took the device away, which ends the session
+                // all the same.
                 let _ = serve(disk, device);
             }
             Err(errno) => {
@@ -156,7 +169,8 @@ fn spawn_server(disk: Disk, device: File) -> anyhow::Result<()> {
 }
 
 fn own_table(device: RawFd) -> Result<OwnedFd, nix::errno::Errno> {
-    // Answering must not wait for memory that is only freed by writing to what we serve. Linux 5.6; it is a precaution only.
+    // Answering must not wait for memory that is only freed by writing to what we serve. Linux 5.6;
+    // it is a precaution only.
     let _ = rustix::process::configure_io_flusher_behavior(true);
     sys::private_descriptors(device)
 }
@@ -295,8 +309,9 @@ impl fuser::Filesystem for Disk {
     }
 
     fn open(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        // Cached here too, although the block device on top has a cache: the journal is read block by block, and this cache reads
-        // ahead (20 times fewer requests in a replay). The pages can be reclaimed.
+        // Cached here too, although the block device on top has a cache: the journal is read block
+        // by block, and this cache reads ahead (20 times fewer requests in a replay). The pages can
+        // be reclaimed.
         reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
     }
 

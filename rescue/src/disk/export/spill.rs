@@ -25,7 +25,8 @@ pub fn named() -> Option<PathBuf> {
     Given::get().spill.or_else(variable)
 }
 
-/// Blocks of all layers that did not fit into memory. Their file has no name any more: it is gone with this process.
+/// Blocks of all layers that did not fit into memory. Their file has no name any more: it is gone
+/// with this process.
 #[derive(Debug)]
 pub struct Spill {
     file: File,
@@ -41,7 +42,8 @@ struct Slots {
 }
 
 impl Spill {
-    /// Makes the file, 0600 from the first byte (what spills is a guest's), and takes its name away again.
+    /// Makes the file, 0600 from the first byte (what spills is a guest's), and takes its name away
+    /// again.
     ///
     /// # Errors
     /// [`Refusal`] (by downcast) when the file is there already or cannot be made.

@@ -13,7 +13,8 @@ use crate::disk::given::Given;
 use crate::disk::source::FileBytes;
 use crate::disk::{ReadAt, shown};
 
-/// So many files may lie behind one image. QEMU sets no bound; libvirt's is 200, and people's chains are shorter than ten.
+/// So many files may lie behind one image. QEMU sets no bound; libvirt's is 200, and people's
+/// chains are shorter than ten.
 pub(super) const MAX_FILES: usize = 256;
 
 /// Opens the files behind one image, in the folders that are allowed.
@@ -62,19 +63,22 @@ impl Files {
     /// Opens the file that `by` calls `name`, relative to the folder of `by`.
     ///
     /// # Errors
-    /// A [`Refusal`] when it is not there, no plain file, outside of the folders allowed, or was opened before.
+    /// A [`Refusal`] when it is not there, no plain file, outside of the folders allowed, or was
+    /// opened before.
     pub fn open(&mut self, by: &Path, name: &str) -> Result<Found> {
         self.open_once_or(by, name, false)
     }
 
-    /// As [`Files::open`], for a part of a list, which names nothing itself: several parts may lie in one file, but not in the image.
+    /// As [`Files::open`], for a part of a list, which names nothing itself: several parts may lie
+    /// in one file, but not in the image.
     pub fn open_part(&mut self, by: &Path, name: &str) -> Result<Found> {
         self.open_once_or(by, name, true)
     }
 
     fn open_once_or(&mut self, by: &Path, name: &str, may_be_known: bool) -> Result<Found> {
         let said = || format!("{} reads from {:?}", shown(by), escape(name));
-        // QEMU's own way of naming other things: `json:{…}`, `nbd://…`, `rbd:pool/image`. A slash before the colon makes it a path.
+        // QEMU's own way of naming other things: `json:{…}`, `nbd://…`, `rbd:pool/image`. A slash
+        // before the colon makes it a path.
         let is_protocol = name
             .split_once(':')
             .is_some_and(|(before, _)| !before.contains('/'));
@@ -109,9 +113,17 @@ impl Files {
         if !self.allowed.iter().any(|folder| path.starts_with(folder)) {
             let folder = path.parent().unwrap_or(Path::new("/"));
             return Err(Refusal::new(
-                format!("{}, which is {}, outside of its own folder", said(), shown(&path)),
-                "an image can name any file of this machine, also one that is nobody else's business; such files are only opened when allowed",
-                format!("if this is right: the same command with --image-folder {}", crate::base::shell::quoted(folder)),
+                format!(
+                    "{}, which is {}, outside of its own folder",
+                    said(),
+                    shown(&path)
+                ),
+                "an image can name any file of this machine, also one that is nobody else's \
+                 business; such files are only opened when allowed",
+                format!(
+                    "if this is right: the same command with --image-folder {}",
+                    crate::base::shell::quoted(folder)
+                ),
             )
             .into());
         }

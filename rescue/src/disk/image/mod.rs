@@ -1,7 +1,8 @@
 //! Disk images in a format of their own, as runs of bytes: qcow2 and VMDK.
 //!
-//! An image can name other files of this machine (a backing file, the extents of a VMware disk). A guest that owns a raw disk can write
-//! such a header into it, so content alone never decides that another file is opened: see [`Format::of`] and [`files`].
+//! An image can name other files of this machine (a backing file, the extents of a VMware disk). A
+//! guest that owns a raw disk can write such a header into it, so content alone never decides that
+//! another file is opened: see [`Format::of`] and [`files`].
 
 mod concat;
 mod files;
@@ -70,7 +71,8 @@ impl Format {
             .find(|format| format.name() == name)
     }
 
-    /// What a file of this name is supposed to be; `None` where the name says nothing (`.img`, no ending).
+    /// What a file of this name is supposed to be; `None` where the name says nothing (`.img`, no
+    /// ending).
     fn of_name(path: &Path) -> Option<Self> {
         let ending = path.extension()?.to_str()?.to_ascii_lowercase();
         match ending.as_str() {
@@ -92,8 +94,9 @@ impl Format {
         Ok(if is_vmdk { Self::Vmdk } else { Self::Raw })
     }
 
-    /// Decides what a file is. The name and the content together: a guest writes the content of a raw disk, but not the name of its
-    /// file on the host (CVE-2008-2004 and CVE-2010-3851 are what comes of probing content alone).
+    /// Decides what a file is. The name and the content together: a guest writes the content of a
+    /// raw disk, but not the name of its file on the host (CVE-2008-2004 and CVE-2010-3851 are what
+    /// comes of probing content alone).
     ///
     /// The second value: whether it may name other files.
     fn of(path: &Path, bytes: &dyn ReadAt, given: &Given) -> Result<(Self, bool)> {
@@ -137,17 +140,24 @@ fn mismatch(path: &Path, said_by: &str, content: Format) -> Refusal {
     )
 }
 
-/// Refuses an image that names another file when neither its name nor the user says that it is an image at all.
+/// Refuses an image that names another file when neither its name nor the user says that it is an
+/// image at all.
 fn refuse_references(path: &Path, format: Format, may_refer: bool, reference: &str) -> Result<()> {
     if may_refer {
         return Ok(());
     }
     let (shown, format) = (shown(path), format.name());
     Err(Refusal::new(
-        format!("{shown} begins like a {format} image that reads from another file of this machine ({reference})"),
-        "the content of a raw disk is the guest's to write, and it could name any file that way; only the file's name (.qcow2, .vmdk) or \
-         the user can say that it is an image",
-        format!("if it is a {format} image: the same command with --image-format {format}; else with --image-format raw"),
+        format!(
+            "{shown} begins like a {format} image that reads from another file of this machine \
+             ({reference})"
+        ),
+        "the content of a raw disk is the guest's to write, and it could name any file that way; \
+         only the file's name (.qcow2, .vmdk) or the user can say that it is an image",
+        format!(
+            "if it is a {format} image: the same command with --image-format {format}; else with \
+             --image-format raw"
+        ),
     )
     .into())
 }
@@ -187,7 +197,8 @@ impl std::fmt::Debug for Image {
 /// Opens the image file at `path`, whose bytes are `file`.
 ///
 /// # Errors
-/// A [`Refusal`] for an image that is damaged, of a kind that is not read, or names files that it may not.
+/// A [`Refusal`] for an image that is damaged, of a kind that is not read, or names files that it
+/// may not.
 pub fn open(path: &Path, file: Arc<dyn ReadAt>, given: &Given) -> Result<Image> {
     let (format, may_refer) = Format::of(path, file.as_ref(), given)?;
     match format {
@@ -201,7 +212,8 @@ pub fn open(path: &Path, file: Arc<dyn ReadAt>, given: &Given) -> Result<Image> 
     }
 }
 
-/// Whether the file at `path` is read as an image in a format of its own: then its bytes are not the disk's.
+/// Whether the file at `path` is read as an image in a format of its own: then its bytes are not
+/// the disk's.
 pub fn is_formatted(path: &Path) -> bool {
     let format = FileBytes::open(path).and_then(|file| Format::of(path, &file, &Given::get()));
     format.is_ok_and(|(format, _)| format != Format::Raw)
@@ -236,7 +248,8 @@ fn refuse(path: &Path, format: Format, error: ImageError) -> anyhow::Error {
         ImageError::Unsupported(_) => (
             "this form of the format is not read",
             format!(
-                "qemu-img convert -f {format} -O raw {shown} {shown}.raw, then rescue inspect {shown}.raw"
+                "qemu-img convert -f {format} -O raw {shown} {shown}.raw, then rescue inspect \
+                 {shown}.raw"
             ),
         ),
     };

@@ -1,5 +1,6 @@
-//! qcow2, versions 2 and 3, for reading: after QEMU's docs/interop/qcow2.txt. Written here because imago 0.2.6, the crate for it, refuses
-//! images with the dirty bit (what a host's crash leaves behind), zstd compression and extended entries.
+//! qcow2, versions 2 and 3, for reading: after QEMU's docs/interop/qcow2.txt. Written here because
+//! imago 0.2.6, the crate for it, refuses images with the dirty bit (what a host's crash leaves
+//! behind), zstd compression and extended entries.
 
 mod header;
 mod reader;
@@ -132,8 +133,8 @@ fn link(path: PathBuf, file: Arc<dyn ReadAt>) -> Result<Link> {
     }
 }
 
-/// The header says it since QEMU 6.1. Where it does not, only a file that is nothing else can be told to be raw: guessing is
-/// CVE-2010-3851 again.
+/// The header says it since QEMU 6.1. Where it does not, only a file that is nothing else can be
+/// told to be raw: guessing is CVE-2010-3851 again.
 fn backing_format(
     by: &Path,
     backing: &header::Backing,
@@ -146,7 +147,8 @@ fn backing_format(
         Some("raw" | "file" | "host_device") => Ok(Format::Raw),
         Some(other) => {
             let what = format!(
-                "its backing file {} is of the format {other}, and only raw and qcow2 are read there",
+                "its backing file {} is of the format {other}, and only raw and qcow2 are read \
+                 there",
                 shown(path)
             );
             Err(refuse(by, Format::Qcow2, ImageError::Unsupported(what)))

@@ -1,5 +1,5 @@
-//! Tables of an image, read piece by piece, and pieces that had to be unpacked: a bounded memory of both. A crafted header may claim
-//! tables of any size; only what is looked at is ever read.
+//! Tables of an image, read piece by piece, and pieces that had to be unpacked: a bounded memory of
+//! both. A crafted header may claim tables of any size; only what is looked at is ever read.
 
 use std::collections::HashMap;
 use std::io::{Error, ErrorKind, Result};
@@ -41,7 +41,8 @@ impl Tables {
         self.file.as_ref()
     }
 
-    /// The `N` bytes at `at`, which must not cross a multiple of [`PAGE`]: an entry of an aligned table never does.
+    /// The `N` bytes at `at`, which must not cross a multiple of [`PAGE`]: an entry of an aligned
+    /// table never does.
     pub fn entry<const N: usize>(&self, at: u64) -> Result<[u8; N]> {
         let page = self.page(at / PAGE)?;
         let within = (at % PAGE) as usize;

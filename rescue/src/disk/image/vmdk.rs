@@ -1,5 +1,6 @@
-//! VMware's disks, for reading: after VMware's "Virtual Disk Format 5.0" and QEMU's block/vmdk.c. A disk is described by a text, in a file of
-//! its own or inside the only extent, and its bytes are in extents: flat (raw) or sparse files.
+//! VMware's disks, for reading: after VMware's "Virtual Disk Format 5.0" and QEMU's block/vmdk.c. A
+//! disk is described by a text, in a file of its own or inside the only extent, and its bytes are
+//! in extents: flat (raw) or sparse files.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -77,7 +78,8 @@ pub(super) fn open(
     })
 }
 
-/// A disk that only holds what changed since a snapshot. The newest is the one with the highest number, and only it is the disk's state.
+/// A disk that only holds what changed since a snapshot. The newest is the one with the highest
+/// number, and only it is the disk's state.
 fn refuse_snapshot(path: &Path, descriptor: &Descriptor) -> Result<()> {
     if !descriptor.is_snapshot {
         return Ok(());
@@ -89,9 +91,11 @@ fn refuse_snapshot(path: &Path, descriptor: &Descriptor) -> Result<()> {
         .unwrap_or("a file that it does not name");
     Err(Refusal::new(
         format!("{shown} is a VMware snapshot: it only holds what changed since {base}"),
-        "chains of snapshots are not put together here, and whatever is written to a disk below one is lost or destroys it",
-        "in vSphere delete (consolidate) the snapshots, or boot the machine from the rescue ISO; to look only: \
-         vmkfstools -i SNAPSHOT.vmdk copy.vmdk on the host, then rescue inspect copy.vmdk",
+        "chains of snapshots are not put together here, and whatever is written to a disk below \
+         one is lost or destroys it",
+        "in vSphere delete (consolidate) the snapshots, or boot the machine from the rescue ISO; \
+         to look only: vmkfstools -i SNAPSHOT.vmdk copy.vmdk on the host, then rescue inspect \
+         copy.vmdk",
     )
     .into())
 }

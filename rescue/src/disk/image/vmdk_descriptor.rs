@@ -179,8 +179,10 @@ mod tests {
 
     #[test]
     fn what_vmware_writes() {
-        let text = "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"twoGbMaxExtentFlat\"\n\n\
-            # Extent description\nRW 4192256 FLAT \"a disk-f001.vmdk\" 0\nRW 2048 ZERO\nRDONLY 12 SPARSE \"b.vmdk\"\n\n\
+        let text = "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n\
+            createType=\"twoGbMaxExtentFlat\"\n\n\
+            # Extent description\nRW 4192256 FLAT \"a disk-f001.vmdk\" 0\nRW 2048 ZERO\n\
+            RDONLY 12 SPARSE \"b.vmdk\"\n\n\
             # The Disk Data Base\n#DDB\nddb.adapterType = \"lsilogic\"\n";
         assert!(
             begins(text.as_bytes())

@@ -1,5 +1,5 @@
-//! A sparse extent of a VMware disk: grains found through a directory and tables; in a stream each grain is compressed. All numbers are
-//! little endian, and count sectors of 512 bytes.
+//! A sparse extent of a VMware disk: grains found through a directory and tables; in a stream each
+//! grain is compressed. All numbers are little endian, and count sectors of 512 bytes.
 
 use std::io::{Error, ErrorKind, Result};
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! From a passphrase to the volume's key: the key of a slot is derived, the slot's area decrypted with it, and what was spread over it put
-//! together again (TKS1, the "anti-forensic" splitter).
+//! From a passphrase to the volume's key: the key of a slot is derived, the slot's area decrypted
+//! with it, and what was spread over it put together again (TKS1, the "anti-forensic" splitter).
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -118,7 +118,8 @@ fn argon2(
     let available = available_memory();
     if u64::from(memory) << 10 > available {
         return Err(LuksError::Unsupported(format!(
-            "its key slot needs {} MiB of memory to be opened, and {} MiB are free: run this again on a machine with more",
+            "its key slot needs {} MiB of memory to be opened, and {} MiB are free: run this again \
+             on a machine with more",
             memory >> 10,
             available >> 20
         )));

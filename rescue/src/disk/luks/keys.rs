@@ -1,6 +1,8 @@
-//! The keys of this run: what the user gave, how to ask for more, and what opened a volume already. In memory only.
+//! The keys of this run: what the user gave, how to ask for more, and what opened a volume already.
+//! In memory only.
 //!
-//! One set for the whole process: a repair opens its disks three times, and must not ask three times.
+//! One set for the whole process: a repair opens its disks three times, and must not ask three
+//! times.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -70,8 +72,8 @@ pub(super) enum Attempt<'a> {
     Passphrase(&'a [u8]),
 }
 
-/// Tries what there is, then asks, until `try_one` gives the volume's key. `hopeless`: why no passphrase can be tried at all; then none is
-/// asked for.
+/// Tries what there is, then asks, until `try_one` gives the volume's key. `hopeless`: why no
+/// passphrase can be tried at all; then none is asked for.
 pub(super) fn find(
     name: &str,
     hopeless: Option<LuksError>,

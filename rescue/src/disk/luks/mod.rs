@@ -1,5 +1,6 @@
-//! LUKS, versions 1 and 2, without device-mapper and without cryptsetup: headers, key slots, and the decrypted bytes for reading. After the
-//! "LUKS1 On-Disk Format Specification" 1.2.3 and the "LUKS2 On-Disk Format Specification" 1.1.
+//! LUKS, versions 1 and 2, without device-mapper and without cryptsetup: headers, key slots, and
+//! the decrypted bytes for reading. After the "LUKS1 On-Disk Format Specification" 1.2.3 and the
+//! "LUKS2 On-Disk Format Specification" 1.1.
 //!
 //! For writing `repair` gives the same key to the kernel's dm-crypt.
 
@@ -37,7 +38,8 @@ pub enum LuksError {
     /// Well-formed, but not of a kind that is read.
     #[error("{0}")]
     Unsupported(String),
-    /// Finding out whether a passphrase opens it takes longer than any volume of cryptsetup's; see [`work`].
+    /// Finding out whether a passphrase opens it takes longer than any volume of cryptsetup's; see
+    /// [`work`].
     #[error(transparent)]
     TooMuchWork(Refusal),
     /// None of the keys given opens it.
@@ -83,10 +85,12 @@ pub struct Crypt {
     pub iv_tweak: u64,
 }
 
-/// Finds the volume's key: with one that opened a volume before (a clone of it, or itself), with what the user gave, with what is typed.
+/// Finds the volume's key: with one that opened a volume before (a clone of it, or itself), with
+/// what the user gave, with what is typed.
 ///
 /// # Errors
-/// [`LuksError::NoKey`] and [`LuksError::WrongKey`] are for the user; so is the rest, in other words.
+/// [`LuksError::NoKey`] and [`LuksError::WrongKey`] are for the user; so is the rest, in other
+/// words.
 pub fn unlock(name: &str, bytes: &Arc<dyn ReadAt>) -> Result<Crypt, LuksError> {
     let header = read(bytes.as_ref())?;
     let key = find_key(name, bytes.as_ref(), &header)?;
@@ -118,8 +122,8 @@ pub fn unlock(name: &str, bytes: &Arc<dyn ReadAt>) -> Result<Crypt, LuksError> {
     })
 }
 
-/// Tries the keys of this run on a volume, for as long as [`work`] allows. The time spent in vain counts when the same volume is looked at
-/// again, as a repair does.
+/// Tries the keys of this run on a volume, for as long as [`work`] allows. The time spent in vain
+/// counts when the same volume is looked at again, as a repair does.
 fn find_key(name: &str, bytes: &dyn ReadAt, header: &Header) -> Result<Key, LuksError> {
     let mut allowance =
         Allowance::new(work::PER_VOLUME.saturating_sub(keys::spent_in_vain(&header.digest.salt)));
@@ -161,7 +165,8 @@ impl Header {
         slots
     }
 
-    /// Why no passphrase can be tried at all; `None` where at least one key slot is within the bound.
+    /// Why no passphrase can be tried at all; `None` where at least one key slot is within the
+    /// bound.
     fn hopeless(&self) -> Option<LuksError> {
         let cheapest = self
             .cheapest_first()

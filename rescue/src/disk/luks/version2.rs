@@ -1,4 +1,5 @@
-//! The header of LUKS2: a binary part and JSON, twice; the newer of the two whose checksum is right counts.
+//! The header of LUKS2: a binary part and JSON, twice; the newer of the two whose checksum is right
+//! counts.
 
 use aws_lc_rs::digest;
 use base64::Engine as _;
@@ -90,8 +91,8 @@ fn small<T: TryFrom<u64>>(value: &Value, name: &str) -> Result<T, LuksError> {
         .map_err(|_| LuksError::Corrupt(format!("{name} in its JSON is too large")))
 }
 
-/// A number that is only compared with a bound: past `u32` it is the largest `u32`, so that one slot with such a number does not keep the
-/// others from being tried.
+/// A number that is only compared with a bound: past `u32` it is the largest `u32`, so that one
+/// slot with such a number does not keep the others from being tried.
 fn at_most_u32(value: &Value, name: &str) -> Result<u32, LuksError> {
     Ok(u32::try_from(number(value, name)?).unwrap_or(u32::MAX))
 }

@@ -1,10 +1,12 @@
 //! Bounds on the time that a header may have us spend on deriving keys.
 //!
-//! A header says itself how much work each of its key slots and digests is, and whoever writes to the disk chooses the header. So the
-//! work is added up before it is done, in time of one core, and what is beyond the bound is not begun.
+//! A header says itself how much work each of its key slots and digests is, and whoever writes to
+//! the disk chooses the header. So the work is added up before it is done, in time of one core, and
+//! what is beyond the bound is not begun.
 //!
-//! Real volumes stay far below: `cryptsetup luksFormat` measures the machine for 2 seconds (`--iter-time`), some people ask for 10. A fast
-//! machine makes 8 million iterations of PBKDF2 with SHA-256, or 8 rounds of Argon2 over 1 GiB with four threads, in 2 seconds.
+//! Real volumes stay far below: `cryptsetup luksFormat` measures the machine for 2 seconds
+//! (`--iter-time`), some people ask for 10. A fast machine makes 8 million iterations of PBKDF2
+//! with SHA-256, or 8 rounds of Argon2 over 1 GiB with four threads, in 2 seconds.
 
 use std::time::Duration;
 
@@ -12,21 +14,26 @@ use super::kdf::{Hash, Kdf};
 use crate::base::refusal::Refusal;
 use crate::base::units;
 
-/// The most time that the key slots and digests of one volume may take with one passphrase: 234 million iterations of PBKDF2 with SHA-256
-/// and 32 bytes of key, or 44 rounds of Argon2 over 1 GiB.
+/// The most time that the key slots and digests of one volume may take with one passphrase: 234
+/// million iterations of PBKDF2 with SHA-256 and 32 bytes of key, or 44 rounds of Argon2 over 1
+/// GiB.
 ///
-/// Measured on one core of a Xeon with SHA extensions, shared with other work, with a wrong passphrase just below the bound: one slot of 115
-/// million iterations for 64 bytes took 45 s of processor time (71 s by the clock), one of Argon2id with 44 rounds over 1 GiB 71 s (75 s).
+/// Measured on one core of a Xeon with SHA extensions, shared with other work, with a wrong
+/// passphrase just below the bound: one slot of 115 million iterations for 64 bytes took 45 s of
+/// processor time (71 s by the clock), one of Argon2id with 44 rounds over 1 GiB 71 s (75 s).
 pub(super) const PER_PASSPHRASE: Duration = Duration::from_secs(75);
 
-/// The most time for one volume with all passphrases that were given or typed, and all keys of other volumes that are tried on it.
+/// The most time for one volume with all passphrases that were given or typed, and all keys of
+/// other volumes that are tried on it.
 pub(super) const PER_VOLUME: Duration = Duration::from_secs(4 * PER_PASSPHRASE.as_secs());
 
-/// Time for one KiB of Argon2's memory in one round: 1.3 to 1.8 µs were measured with 64 MiB and 1 GiB. Lanes are worked on one after the other, so their number does not matter.
+/// Time for one KiB of Argon2's memory in one round: 1.3 to 1.8 µs were measured with 64 MiB and 1
+/// GiB. Lanes are worked on one after the other, so their number does not matter.
 const ARGON2_KIB: Duration = Duration::from_nanos(1600);
 
 impl Hash {
-    /// Time for one iteration of PBKDF2, for one block of output, as `cryptsetup benchmark` measures it on the same core.
+    /// Time for one iteration of PBKDF2, for one block of output, as `cryptsetup benchmark`
+    /// measures it on the same core.
     fn iteration(self) -> Duration {
         match self {
             Self::Sha1 | Self::Sha256 => Duration::from_nanos(320),
@@ -34,7 +41,8 @@ impl Hash {
         }
     }
 
-    /// Time for `iterations` of PBKDF2 that make `length` bytes; each block of output takes all of them.
+    /// Time for `iterations` of PBKDF2 that make `length` bytes; each block of output takes all of
+    /// them.
     pub fn pbkdf2_time(self, iterations: u32, length: usize) -> Duration {
         let blocks = u32::try_from(length.div_ceil(self.length())).unwrap_or(u32::MAX);
         self.iteration()
@@ -97,7 +105,8 @@ impl Allowance {
     }
 }
 
-/// A volume whose header asks for more than the bound. `asks`: for what, with its number. `time`: how long that takes.
+/// A volume whose header asks for more than the bound. `asks`: for what, with its number. `time`:
+/// how long that takes.
 pub(super) fn too_much(asks: &str, time: Duration) -> Refusal {
     let time = time::Duration::try_from(time).unwrap_or(time::Duration::MAX);
     let most = PER_PASSPHRASE.as_secs();
@@ -107,11 +116,12 @@ pub(super) fn too_much(asks: &str, time: Duration) -> Refusal {
             units::span(time)
         ),
         format!(
-            "cryptsetup makes headers that take seconds; rescue spends {most} s on a passphrase, and {} min on a volume",
+            "cryptsetup makes headers that take seconds; rescue spends {most} s on a passphrase, \
+             and {} min on a volume",
             PER_VOLUME.as_secs() / 60
         ),
-        "if you trust this disk: `cryptsetup open DEVICE NAME` (of an image file, DEVICE is what `losetup -fP --show FILE` makes), then \
-         give /dev/mapper/NAME to rescue instead",
+        "if you trust this disk: `cryptsetup open DEVICE NAME` (of an image file, DEVICE is what \
+         `losetup -fP --show FILE` makes), then give /dev/mapper/NAME to rescue instead",
     )
 }
 
@@ -137,7 +147,8 @@ mod tests {
 
     #[test]
     fn real_volumes_are_within_the_bound() {
-        // --iter-time 10000 on a fast machine: 4 million iterations a second; and 4 rounds over 1 GiB a second.
+        // --iter-time 10000 on a fast machine: 4 million iterations a second; and 4 rounds over 1
+        // GiB a second.
         for kdf in [pbkdf2(40_000_000), argon2(1 << 20, 40), argon2(4 << 20, 10)] {
             assert!(kdf.time(64) < PER_PASSPHRASE, "{kdf}: {:?}", kdf.time(64));
         }

@@ -1,4 +1,5 @@
-//! A volume group as its metadata text tells it, and its logical volumes laid over the physical volumes that are there.
+//! A volume group as its metadata text tells it, and its logical volumes laid over the physical
+//! volumes that are there.
 
 use std::collections::{HashMap, HashSet};
 
@@ -323,8 +324,8 @@ impl Group {
 }
 
 impl Snapshots<'_> {
-    /// The store of a snapshot is written like a plain volume, but holds only differences; an origin with a merge pending will be
-    /// something else at the next boot.
+    /// The store of a snapshot is written like a plain volume, but holds only differences; an
+    /// origin with a merge pending will be something else at the next boot.
     fn refuse(&self, name: &str) -> Result<(), LvmError> {
         if self.stores.contains(name) {
             return Err(LvmError::Unsupported("a snapshot".into()));

@@ -1,5 +1,6 @@
-//! What a physical volume says about itself: its label in one of the first four sectors, its header behind it, and the metadata
-//! areas with the text of its volume group. Layouts: lvm2's lib/label/label.h, lib/format_text/layout.h.
+//! What a physical volume says about itself: its label in one of the first four sectors, its header
+//! behind it, and the metadata areas with the text of its volume group. Layouts: lvm2's
+//! lib/label/label.h, lib/format_text/layout.h.
 
 use super::LvmError;
 use super::text::MAX_TEXT;
@@ -38,7 +39,8 @@ pub(super) fn checksum(parts: &[&[u8]]) -> u32 {
 pub(super) struct Header {
     /// Its UUID: 32 characters, without the dashes that people are shown.
     pub id: String,
-    /// The texts of its metadata areas that are whole; none on a volume that belongs to no group, or keeps no copy.
+    /// The texts of its metadata areas that are whole; none on a volume that belongs to no group,
+    /// or keeps no copy.
     pub texts: Vec<String>,
     /// What is wrong with other copies, one sentence each.
     pub notes: Vec<String>,
@@ -106,7 +108,8 @@ fn label(disk: &dyn ReadAt) -> Result<Vec<u8>, LvmError> {
     ))
 }
 
-/// The second list of the header; the first names the data areas, whose place the text tells too. Each ends with a zero entry.
+/// The second list of the header; the first names the data areas, whose place the text tells too.
+/// Each ends with a zero entry.
 fn areas(header: &[u8]) -> Vec<(u64, u64)> {
     let mut lists = 0;
     let mut areas = Vec::new();

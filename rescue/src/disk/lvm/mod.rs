@@ -1,5 +1,6 @@
-//! LVM2, read without the kernel: labels and headers of physical volumes, the metadata text, and linear and striped logical volumes
-//! as runs of bytes. Groups are told apart by UUID, never by name, and copies of one disk are never mixed.
+//! LVM2, read without the kernel: labels and headers of physical volumes, the metadata text, and
+//! linear and striped logical volumes as runs of bytes. Groups are told apart by UUID, never by
+//! name, and copies of one disk are never mixed.
 
 mod group;
 mod label;
@@ -93,8 +94,8 @@ struct Member {
     versions: Vec<Arc<Group>>,
 }
 
-/// Texts read so far. All copies of a group hold the same words, so that each is parsed, and kept, once; all different ones together have a
-/// bound.
+/// Texts read so far. All copies of a group hold the same words, so that each is parsed, and kept,
+/// once; all different ones together have a bound.
 #[derive(Default)]
 struct Texts {
     known: BTreeMap<String, Arc<Group>>,
@@ -195,9 +196,11 @@ fn read(
     })
 }
 
-/// One group may be there several times: two machines cloned from one template have the same UUIDs all over. Each disk whose own
-/// physical volumes are a whole group is a group of its own. So are volumes that together are one and have the same text, where the other
-/// copies' text differs: lvm2 writes the same to all volumes of a group, and counts. Anything less cannot be told apart and is refused.
+/// One group may be there several times: two machines cloned from one template have the same UUIDs
+/// all over. Each disk whose own physical volumes are a whole group is a group of its own. So are
+/// volumes that together are one and have the same text, where the other copies' text differs: lvm2
+/// writes the same to all volumes of a group, and counts. Anything less cannot be told apart and is
+/// refused.
 fn instances<'a>(members: &[&'a Member], all: &mut Assembled) -> Vec<Vec<&'a Member>> {
     let distinct: BTreeSet<&str> = members.iter().map(|member| member.id.as_str()).collect();
     if distinct.len() == members.len() {
@@ -215,8 +218,8 @@ fn instances<'a>(members: &[&'a Member], all: &mut Assembled) -> Vec<Vec<&'a Mem
     let parts: Vec<&Member> = parts.into_iter().flatten().collect();
     if !parts.is_empty() {
         let names: Vec<&str> = parts.iter().map(|member| member.name.as_str()).collect();
-        let what = "copies of one volume group: their UUIDs are the same, and which parts belong together cannot be told; \
-                    name the disks of one machine only";
+        let what = "copies of one volume group: their UUIDs are the same, and which parts belong \
+            together cannot be told; name the disks of one machine only";
         all.notes.push((names.join(", "), what.into()));
     }
     whole.into_iter().chain(by_text).collect()
@@ -263,7 +266,8 @@ fn open(
         return Ok(());
     };
     if versions().any(|other| other.seqno == newest.seqno && !other.is_same_text(newest)) {
-        let what = "two different texts have the same number; these disks may belong to two copies of one machine";
+        let what = "two different texts have the same number; these disks may belong to two copies \
+            of one machine";
         return Err(LvmError::Corrupt(what.into()));
     }
     let on: Vec<usize> = members.iter().map(|member| member.index).collect();
@@ -512,7 +516,8 @@ mod tests {
             for number in 0..20_000 {
                 let _ = write!(
                     pieces,
-                    "s{number} {{start_extent={number} extent_count=1 type=striped stripe_count=1 stripes=[{there:?},{number}]}} "
+                    "s{number} {{start_extent={number} extent_count=1 type=striped stripe_count=1 \
+                     stripes=[{there:?},{number}]}} "
                 );
             }
             outcome(&volume("root", &pieces));

@@ -122,7 +122,8 @@ pub fn survey(volumes: &[Volume]) -> Result<Survey> {
                 let next = match &error {
                     LvmError::Unsupported(_) => {
                         format!(
-                            "; next, on a helper VM: vgchange -ay {group}, then rescue inspect /dev/{group}/{volume}"
+                            "; next, on a helper VM: vgchange -ay {group}, then rescue inspect \
+                             /dev/{group}/{volume}"
                         )
                     }
                     _ => String::new(),

@@ -1,4 +1,5 @@
-//! Mirrors of Linux's software RAID as volumes like any other, each read through the one of its legs that knows best.
+//! Mirrors of Linux's software RAID as volumes like any other, each read through the one of its
+//! legs that knows best.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -78,8 +79,9 @@ impl Survey {
                 ""
             };
             let what = format!(
-                "{}{state}, by Linux's software RAID; only mirrors (RAID1) are read: boot the machine from the rescue ISO and `mdadm --assemble --scan` \
-                 there, then rescue inspect /dev/md127",
+                "{}{state}, by Linux's software RAID; only mirrors (RAID1) are read: boot the \
+                 machine from the rescue ISO and `mdadm --assemble --scan` there, then rescue \
+                 inspect /dev/md127",
                 newest.what()
             );
             self.note(&places, what);
@@ -95,7 +97,8 @@ impl Survey {
                 .filter(|(_, member)| member.role.is_some())
                 .count()
         {
-            let what = "copies of one mirror: their UUIDs are the same, and which of them belong together cannot be told; name the disks of one machine only";
+            let what = "copies of one mirror: their UUIDs are the same, and which of them belong \
+                together cannot be told; name the disks of one machine only";
             self.note(&places, what.into());
             return Ok(());
         }
@@ -134,7 +137,9 @@ impl Survey {
         }
         if !member.clean && roles.len() > 1 {
             let what =
-                "a mirror that was not shut down cleanly: its legs may differ; it is read through this one".into();
+                "a mirror that was not shut down cleanly: its legs may differ; it is read through \
+                 this one"
+                    .into();
             self.note(&leg.name, what);
         }
         let volume = volume(leg, member, &names)?;

@@ -1,7 +1,7 @@
 //! CRC-32C (Castagnoli) as etcd chains it through its log.
 
-/// The checksum of what gave `previous`, then `bytes` (Go's `crc32.Update`). By the processor's own instruction where it has one: a log and
-/// a database of gigabytes are gone through.
+/// The checksum of what gave `previous`, then `bytes` (Go's `crc32.Update`). By the processor's own
+/// instruction where it has one: a log and a database of gigabytes are gone through.
 pub fn append(previous: u32, bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(previous, bytes)
 }

@@ -1,4 +1,5 @@
-//! A file of the guest read at any offset with bounded memory: several GiB are read through a cache of a few MiB.
+//! A file of the guest read at any offset with bounded memory: several GiB are read through a cache
+//! of a few MiB.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -15,7 +16,8 @@ use crate::tree::{DirEntry, FileKind, Meta, Tree, TreeError, TreeResult};
 const CHUNK: u64 = 64 << 10;
 /// 8 MiB in all.
 const MAX_CHUNKS: usize = 128;
-/// Chunks fetched together where the one before was read, too: whoever goes through a file from its beginning goes on.
+/// Chunks fetched together where the one before was read, too: whoever goes through a file from its
+/// beginning goes on.
 const AHEAD: u64 = 8;
 
 /// One regular file, opened for reading at any place.
@@ -136,7 +138,8 @@ impl File {
         self.size
     }
 
-    /// Up to `length` bytes from `offset`; short only at the end of the file. The caller bounds `length`.
+    /// Up to `length` bytes from `offset`; short only at the end of the file. The caller bounds
+    /// `length`.
     ///
     /// # Errors
     /// As the tree gives them.
@@ -172,7 +175,8 @@ impl File {
         }
     }
 
-    /// Holds it open past the tree, where that can be done: then another thread can read it, too. Whoever holds it keeps its file system in use.
+    /// Holds it open past the tree, where that can be done: then another thread can read it, too.
+    /// Whoever holds it keeps its file system in use.
     ///
     /// # Errors
     /// As the tree gives them.

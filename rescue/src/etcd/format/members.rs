@@ -81,7 +81,8 @@ impl Member {
         serde_json::from_slice::<Json>(json).ok().map(Self::from)
     }
 
-    /// Whether it has ever been started: a member publishes its name when it joins, and `member add` leaves it empty.
+    /// Whether it has ever been started: a member publishes its name when it joins, and
+    /// `member add` leaves it empty.
     pub fn has_joined(&self) -> bool {
         !self.name.is_empty()
     }
@@ -152,8 +153,9 @@ impl Members {
         }
     }
 
-    /// Whether etcd accepts a change for these members (cluster.go: `ValidateConfigurationChange`). Its limit of learners
-    /// (`--max-learners`, 1 by default) is left out: the disk does not say it.
+    /// Whether etcd accepts a change for these members (cluster.go: `ValidateConfigurationChange`).
+    /// Its limit of learners (`--max-learners`, 1 by default) is left out: the disk does not say
+    /// it.
     pub fn accepts(&self, change: &ConfChange) -> bool {
         if self.removed.contains(&change.node) {
             return false;

@@ -1,4 +1,5 @@
-//! The files of etcd as bytes: bbolt pages, log segments, snapshots, protobuf, raft entries and requests. Nothing here knows a member.
+//! The files of etcd as bytes: bbolt pages, log segments, snapshots, protobuf, raft entries and
+//! requests. Nothing here knows a member.
 
 pub mod bbolt;
 pub mod crc;

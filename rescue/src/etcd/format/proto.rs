@@ -1,7 +1,9 @@
-//! The little of Protocol Buffers' wire format that etcd's files need: fields are walked in place, nothing is copied.
+//! The little of Protocol Buffers' wire format that etcd's files need: fields are walked in place,
+//! nothing is copied.
 //!
-//! Source of the format: protobuf.dev/programming-guides/encoding. etcd up to 3.6 writes with gogo/protobuf, which also writes
-//! fields that are zero where its `.proto` says non-nullable; 3.7 leaves them out. A reader must take both.
+//! Source of the format: protobuf.dev/programming-guides/encoding. etcd up to 3.6 writes with
+//! gogo/protobuf, which also writes fields that are zero where its `.proto` says non-nullable; 3.7
+//! leaves them out. A reader must take both.
 
 /// One field's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

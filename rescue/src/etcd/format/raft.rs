@@ -1,4 +1,5 @@
-//! Messages of etcd's raft: entries, the hard state, configuration changes, snapshots. Field numbers from raft/raftpb/raft.proto.
+//! Messages of etcd's raft: entries, the hard state, configuration changes, snapshots. Field
+//! numbers from raft/raftpb/raft.proto.
 
 use super::proto::{Malformed, Value, fields, push_repeated};
 
@@ -68,7 +69,8 @@ pub struct HardState {
     pub term: u64,
     /// Whom it voted for in that term; 0 for nobody.
     pub vote: u64,
-    /// All entries up to here are agreed on by a majority. Written without waiting for the disk, so the newest value is often lost.
+    /// All entries up to here are agreed on by a majority. Written without waiting for the disk, so
+    /// the newest value is often lost.
     pub commit: u64,
 }
 
@@ -181,7 +183,8 @@ impl ConfChange {
     }
 }
 
-/// A snapshot's place in the log; the same fields in raft's metadata and in the log's own record have other numbers.
+/// A snapshot's place in the log; the same fields in raft's metadata and in the log's own record
+/// have other numbers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SnapshotMark {
     /// The last entry that is part of it.

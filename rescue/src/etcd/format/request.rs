@@ -1,5 +1,6 @@
-//! What a normal entry of the log asks for: etcd's InternalRaftRequest, as far as it changes keys, leases, alarms or members. Field
-//! numbers from api/etcdserverpb (raft_internal.proto, rpc.proto, etcdserver.proto).
+//! What a normal entry of the log asks for: etcd's InternalRaftRequest, as far as it changes keys,
+//! leases, alarms or members. Field numbers from api/etcdserverpb (raft_internal.proto, rpc.proto,
+//! etcdserver.proto).
 
 use super::proto::{Malformed, Value, fields};
 
@@ -62,7 +63,8 @@ pub struct Put<'a> {
     pub ignore_lease: bool,
 }
 
-/// A key, or a range of keys: from `key` to before `end`; `end` of one zero byte means without end, empty only the one key.
+/// A key, or a range of keys: from `key` to before `end`; `end` of one zero byte means without end,
+/// empty only the one key.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Range<'a> {
     /// First key.
@@ -168,7 +170,8 @@ impl<'a> Request<'a> {
         if data.is_empty() {
             return Ok(Self::Nothing);
         }
-        // Entries of the v2 store before it was wrapped: method, path and value. etcd tries in the same order.
+        // Entries of the v2 store before it was wrapped: method, path and value. etcd tries in the
+        // same order.
         internal(data).or_else(|_| v2(data))
     }
 }

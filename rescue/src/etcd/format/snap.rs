@@ -1,4 +1,5 @@
-//! `.snap` files: a checksum around a raft snapshot, whose data is the v2 store in JSON (server/etcdserver/api/snap).
+//! `.snap` files: a checksum around a raft snapshot, whose data is the v2 store in JSON
+//! (server/etcdserver/api/snap).
 
 use super::crc;
 use super::members::Members;
@@ -31,7 +32,8 @@ pub struct Folder {
     pub databases: Vec<(GuestPath, u64)>,
     /// Files that etcd set aside as damaged.
     pub broken: Vec<GuestPath>,
-    /// `tmp*` and `db.tmp*`: what an interrupted snapshot or defragmentation left; etcd removes them itself at its start.
+    /// `tmp*` and `db.tmp*`: what an interrupted snapshot or defragmentation left; etcd removes
+    /// them itself at its start.
     pub leftovers: Vec<GuestPath>,
 }
 
@@ -117,7 +119,8 @@ pub struct Snapshot {
 /// Reads a snapshot file.
 ///
 /// # Errors
-/// As the tree gives them, [`TreeError::TooLarge`] among them; what is wrong with the file is part of the answer.
+/// As the tree gives them, [`TreeError::TooLarge`] among them; what is wrong with the file is part
+/// of the answer.
 pub fn read(guest: &Guest, path: &GuestPath) -> TreeResult<Result<Snapshot, SnapFault>> {
     let real = guest.resolve(path)?;
     let bytes = guest.tree().read(real.as_path(), MAX_SIZE)?;

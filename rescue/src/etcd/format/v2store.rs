@@ -1,4 +1,5 @@
-//! The v2 store in a `.snap` file, as far as it holds the membership (server/etcdserver/api/membership/storev2.go).
+//! The v2 store in a `.snap` file, as far as it holds the membership
+//! (server/etcdserver/api/membership/storev2.go).
 
 use std::collections::BTreeMap;
 

@@ -36,7 +36,8 @@ pub struct Guarantee {
     pub newest_write: Option<OffsetDateTime>,
     /// Voters whose logs were not at hand, for people.
     pub missing: Vec<String>,
-    /// Whether the revision is raised above all that was ever given out, so that whoever watches lists anew.
+    /// Whether the revision is raised above all that was ever given out, so that whoever watches
+    /// lists anew.
     pub raises_revision: bool,
     /// What else may be lost or be wrong, as sentences.
     pub also: Vec<String>,
@@ -59,23 +60,26 @@ impl Guarantee {
     pub fn statement(&self) -> &'static str {
         match self.level {
             Level::G0 => {
-                "G0: no acknowledged write is lost, and the member keeps its identity, provided its disk kept what etcd had synchronised."
+                "G0: no acknowledged write is lost, and the member keeps its identity, provided \
+                 its disk kept what etcd had synchronised."
             }
             Level::G1 => {
-                "G1: no acknowledged write is lost, provided the disks kept what etcd had synchronised: the logs of a majority of the voters \
-                 are at hand, and the newest of them holds every acknowledged write. Writes that were never acknowledged may reappear."
+                "G1: no acknowledged write is lost, provided the disks kept what etcd had \
+                 synchronised: the logs of a majority of the voters are at hand, and the newest of \
+                 them holds every acknowledged write. Writes that were never acknowledged may \
+                 reappear."
             }
             Level::G2 => {
-                "G2: writes that were acknowledged only by the missing members are lost. How many cannot be told: fewer than a majority of \
-                 the voters' logs are at hand."
+                "G2: writes that were acknowledged only by the missing members are lost. How many \
+                 cannot be told: fewer than a majority of the voters' logs are at hand."
             }
             Level::G3 => {
-                "G3: writes that had not reached the database are lost: up to 100 ms of them, and whatever other members acknowledged after \
-                 that."
+                "G3: writes that had not reached the database are lost: up to 100 ms of them, and \
+                 whatever other members acknowledged after that."
             }
             Level::G4 => {
-                "G4: best effort. What could be read is kept; revisions that could not are listed, and keys whose newest value is uncertain \
-                 are named."
+                "G4: best effort. What could be read is kept; revisions that could not are listed, \
+                 and keys whose newest value is uncertain are named."
             }
         }
     }
@@ -94,7 +98,8 @@ impl Guarantee {
                 .unwrap_or_default();
             if !(revision.is_empty() && time.is_empty()) {
                 lines.push(format!(
-                    "The newest write that is kept is{revision}{time}. Whatever was acknowledged after it is lost."
+                    "The newest write that is kept is{revision}{time}. Whatever was acknowledged \
+                     after it is lost."
                 ));
             }
             if !self.missing.is_empty() {
@@ -102,8 +107,9 @@ impl Guarantee {
             }
             if !self.raises_revision {
                 lines.push(
-                    "Clients that still run may remember revisions that are lost: restart the kubelets of all nodes that were up \
-                     meanwhile, and everything else that watches the API server."
+                    "Clients that still run may remember revisions that are lost: restart the \
+                     kubelets of all nodes that were up meanwhile, and everything else that \
+                     watches the API server."
                         .to_owned(),
                 );
             }
@@ -119,8 +125,9 @@ impl Guarantee {
 }
 
 /// What no guarantee covers: a disk that does not keep what was synchronised to it.
-pub const EXCLUDED: &str = "Not covered: virtual disks with cache=unsafe, disks that were taken back to an old hypervisor snapshot, kernels with ext4's \
-     early fast_commit (5.10 before 5.10.94, 5.15 before 5.15.27), and single members of etcd before 3.4.21 or 3.5.5.";
+pub const EXCLUDED: &str = "Not covered: virtual disks with cache=unsafe, disks that were taken \
+    back to an old hypervisor snapshot, kernels with ext4's early fast_commit (5.10 before \
+    5.10.94, 5.15 before 5.15.27), and single members of etcd before 3.4.21 or 3.5.5.";
 
 #[cfg(test)]
 mod tests {

@@ -1,11 +1,14 @@
-//! Entries that too few logs hold. Of a cluster under load the last entries are often on one disk alone. If another disk had them, too, and lost
-//! them without a trace, they are writes that were acknowledged; and those without them are a majority, may elect one another and drop them. As
-//! long as one disk still holds them nobody has to tell which it is: the logs that lag are given what they lack.
+//! Entries that too few logs hold. Of a cluster under load the last entries are often on one disk
+//! alone. If another disk had them, too, and lost them without a trace, they are writes that were
+//! acknowledged; and those without them are a majority, may elect one another and drop them. As
+//! long as one disk still holds them nobody has to tell which it is: the logs that lag are given
+//! what they lack.
 //!
-//! It is what the member with the newest log would do as the leader. With every voter's log on the table it may become the leader: its log is at
-//! least as new as any (Raft, 5.4.1), so all would vote for it; and a leader sends the others what they lack, in the place of what contradicts it
-//! (5.3, AppendEntries), whatever of its entries is agreed on. No member forgets its term or its vote. Entries that are known to be agreed on are
-//! never replaced.
+//! It is what the member with the newest log would do as the leader. With every voter's log on the
+//! table it may become the leader: its log is at least as new as any (Raft, 5.4.1), so all would
+//! vote for it; and a leader sends the others what they lack, in the place of what contradicts it
+//! (5.3, AppendEntries), whatever of its entries is agreed on. No member forgets its term or its
+//! vote. Entries that are known to be agreed on are never replaced.
 
 use std::ops::ControlFlow;
 
@@ -53,8 +56,9 @@ pub struct Levelling {
     pub lagging: Vec<Lag>,
 }
 
-/// Whether the newest log's last entries are on fewer voters' disks than a majority, and whose logs can be extended by them. `None` also where
-/// those that can are too few. `voters`: of the configuration.
+/// Whether the newest log's last entries are on fewer voters' disks than a majority, and whose logs
+/// can be extended by them. `None` also where those that can are too few. `voters`: of the
+/// configuration.
 pub fn needed(at_hand: &[Voter<'_>], voters: usize) -> Option<Levelling> {
     let rank = |voter: &&Voter<'_>| {
         (
@@ -97,7 +101,8 @@ pub fn needed(at_hand: &[Voter<'_>], voters: usize) -> Option<Levelling> {
     })
 }
 
-/// The last entry that both hold: of one number and one term (log matching; Raft, 5.3). `None` where there is none near the newest one's end.
+/// The last entry that both hold: of one number and one term (log matching; Raft, 5.3). `None`
+/// where there is none near the newest one's end.
 fn same(newest: &Log, other: &Log) -> Option<u64> {
     let top = newest.last.min(other.last);
     let bottom = newest
@@ -166,8 +171,8 @@ impl Tail {
         }))
     }
 
-    /// What a log holds behind damage and behind entry `index` of `term`, if that is known. `None` where nothing proves that it follows that entry,
-    /// or where the membership changes in it.
+    /// What a log holds behind damage and behind entry `index` of `term`, if that is known. `None`
+    /// where nothing proves that it follows that entry, or where the membership changes in it.
     ///
     /// # Errors
     /// What cannot be read.
@@ -207,8 +212,8 @@ impl Tail {
             .saturating_sub(1)
     }
 
-    /// Of the member that gets it, which had `state`: a term that it has not seen begins, and it has no vote in it yet. What is agreed on it
-    /// hears from the next leader.
+    /// Of the member that gets it, which had `state`: a term that it has not seen begins, and it
+    /// has no vote in it yet. What is agreed on it hears from the next leader.
     pub fn state(&self, state: HardState) -> HardState {
         if self.term > state.term {
             HardState {
@@ -306,7 +311,8 @@ mod tests {
 
     #[test]
     fn the_newest_is_who_has_the_newest_term() {
-        // A leader of term 3 has written its first entry; the others hold more of term 2, which it did not have.
+        // A leader of term 3 has written its first entry; the others hold more of term 2, which it
+        // did not have.
         let new = log(&[(1, 2), (96, 3)], 96);
         let old = |last| log(&[(1, 2)], last);
         assert_eq!(
@@ -314,7 +320,8 @@ mod tests {
             Some((1, vec![(0, 95, 4), (2, 93, 0)])),
             "what contradicts it is replaced"
         );
-        // What is agreed on is never replaced; nor is anything given then, where the rest is no majority.
+        // What is agreed on is never replaced; nor is anything given then, where the rest is no
+        // majority.
         assert_eq!(decided(&[old(99), new.clone(), old(93)], 97, 3), None);
         let at = |number, log, agreed| Voter {
             number,

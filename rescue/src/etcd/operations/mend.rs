@@ -1,14 +1,21 @@
-//! Mending a member in place, with one guarantee: it keeps its identity, and nothing that was acknowledged is lost, provided the disk kept
-//! what was synchronised to it. Where a rule below does not hold, nothing is offered.
+//! Mending a member in place, with one guarantee: it keeps its identity, and nothing that was
+//! acknowledged is lost, provided the disk kept what was synchronised to it. Where a rule below
+//! does not hold, nothing is offered.
 //!
-//! - **Cutting the log's end** drops bytes that never became a record: a record that was acknowledged was synchronised before, whole. What
-//!   is known to be agreed on, and what is in the database, must lie before the cut. A record that is there in its full length but with a
-//!   wrong checksum is cut only where the member is the only voter: with others it may have promised them that entry.
-//! - **Removing old files of the log** drops what lies before the newest snapshot's entry, which etcd reads but does not use.
-//! - **Hiding snapshots** that are newer than the database lets etcd begin with an older one and replay the log, which must reach back to it.
-//! - **Going back to the older meta page** drops the database's last transaction; the log holds its entries and etcd applies them again.
+//! - **Cutting the log's end** drops bytes that never became a record: a record that was
+//!   acknowledged was synchronised before, whole. What is known to be agreed on, and what is in the
+//!   database, must lie before the cut. A record that is there in its full length but with a wrong
+//!   checksum is cut only where the member is the only voter: with others it may have promised them
+//!   that entry.
+//! - **Removing old files of the log** drops what lies before the newest snapshot's entry, which
+//!   etcd reads but does not use.
+//! - **Hiding snapshots** that are newer than the database lets etcd begin with an older one and
+//!   replay the log, which must reach back to it.
+//! - **Going back to the older meta page** drops the database's last transaction; the log holds its
+//!   entries and etcd applies them again.
 //!
-//! Source of the rules: reference to etcd's start in [`crate::etcd::read::boot`]; bbolt's `surgery revert-meta-page` for the last.
+//! Source of the rules: reference to etcd's start in [`crate::etcd::read::boot`]; bbolt's
+//! `surgery revert-meta-page` for the last.
 
 use crate::change::{Change, Content, Edit};
 use crate::etcd::format::bbolt::{Database, meta};
@@ -43,7 +50,8 @@ pub enum Mend {
         /// The last entry in the database.
         database: u64,
     },
-    /// Overwrite the newest meta page with the older one, and hide the snapshots that are newer then.
+    /// Overwrite the newest meta page with the older one, and hide the snapshots that are newer
+    /// then.
     RevertMeta {
         /// The database.
         path: GuestPath,
@@ -72,7 +80,11 @@ pub fn mend(guest: &Guest, data: &MemberData, problem: &Problem) -> Result<Mend,
         ));
     }
     if data.log.other_identity.is_some() || data.log.identity.is_none() {
-        return Err("The log does not say which member it belongs to: nothing is mended on this disk alone.".to_owned());
+        return Err(
+            "The log does not say which member it belongs to: nothing is mended on this \
+            disk alone."
+                .to_owned(),
+        );
     }
     match problem.kind {
         Kind::TailTorn | Kind::TailDamaged => cut_tail(guest, data),
@@ -96,17 +108,19 @@ fn cut_tail(guest: &Guest, data: &MemberData) -> Result<Mend, String> {
     let needed = data.commit().max(data.snapshot_index()).max(behind);
     if log.is_empty() || log.last < needed {
         return Err(format!(
-            "Cut there, the log would end with entry {}, but entries up to {needed} are agreed on: one that was acknowledged would be \
-             lost. Another member's disk has it, if there is one.",
+            "Cut there, the log would end with entry {}, but entries up to {needed} are agreed on: \
+             one that was acknowledged would be lost. Another member's disk has it, if there is \
+             one.",
             log.last
         ));
     }
     let others = data.membership().0.voters().count() > 1;
     if others && !matches!(tail.end, End::Torn(Tear::Short | Tear::Length)) {
         return Err(format!(
-            "The damaged record behind entry {} is there in its full length: this member may have promised it to the others before it \
-             was damaged, so it must not vote again with less. Start the others without this node, then remove this member and add it \
-             again (etcdctl member remove, member add).",
+            "The damaged record behind entry {} is there in its full length: this member may have \
+             promised it to the others before it was damaged, so it must not vote again with less. \
+             Start the others without this node, then remove this member and add it again (etcdctl \
+             member remove, member add).",
             log.last
         ));
     }
@@ -167,7 +181,8 @@ fn hide_snapshots(data: &MemberData, database: u64) -> Result<Vec<GuestPath>, St
                 format!("The log does not reach back to the older snapshot of entry {index}.")
             }
             None => format!(
-                "There is no snapshot as old as the database (entry {database}), and the log does not begin with entry 1."
+                "There is no snapshot as old as the database (entry {database}), and the log does \
+                 not begin with entry 1."
             ),
         });
     }
@@ -209,7 +224,8 @@ fn revert_meta(guest: &Guest, data: &MemberData) -> Result<Mend, String> {
         || data.log.state.commit > data.log.last
     {
         return Err(format!(
-            "Before its last transaction the database held entries up to {database}; the log ({} to {}) does not cover what follows.",
+            "Before its last transaction the database held entries up to {database}; the log ({} \
+             to {}) does not cover what follows.",
             data.log.first, data.log.last
         ));
     }
@@ -249,7 +265,8 @@ impl Mend {
             }
             Self::RevertMeta { database, .. } => {
                 format!(
-                    "take etcd's database back to before its last transaction (entry {database}); the log has what follows"
+                    "take etcd's database back to before its last transaction (entry {database}); \
+                     the log has what follows"
                 )
             }
         }
@@ -258,8 +275,8 @@ impl Mend {
     /// What is guaranteed, and what becomes of the old files.
     pub fn details(&self) -> Vec<String> {
         let mut details = vec![
-            "guarantee: the member keeps its identity and loses no write that was acknowledged, provided the disk kept what etcd had \
-             synchronised"
+            "guarantee: the member keeps its identity and loses no write that was acknowledged, \
+             provided the disk kept what etcd had synchronised"
                 .to_owned(),
         ];
         if let Self::RevertMeta { path, .. } = self {

@@ -41,7 +41,8 @@ pub struct Revision {
 }
 
 impl Revision {
-    /// From a key of the bucket `key`, and whether it marks a deletion: u64 main, `_`, u64 sub, all big endian; then perhaps `t`.
+    /// From a key of the bucket `key`, and whether it marks a deletion: u64 main, `_`, u64 sub, all
+    /// big endian; then perhaps `t`.
     pub fn parse(key: &[u8]) -> Option<(Self, bool)> {
         let (revision, mark) = key.split_at_checked(17)?;
         let (main, rest) = revision.split_at_checked(8)?;

@@ -1,5 +1,6 @@
-//! Whether etcd will start on what a member's disk holds, and with which words it will not. The rules are those of etcd's own start:
-//! server/etcdserver (bootstrap.go, raft.go, backend.go), server/storage/wal, raft's newRaft.
+//! Whether etcd will start on what a member's disk holds, and with which words it will not. The
+//! rules are those of etcd's own start: server/etcdserver (bootstrap.go, raft.go, backend.go),
+//! server/storage/wal, raft's newRaft.
 
 use super::member::{MemberData, Stored};
 use super::replay::{Replay, Started, names};
@@ -263,7 +264,8 @@ fn database(data: &MemberData, found: &mut Vec<Problem>) {
         Stored::Open(_) => {}
         Stored::Damaged(fault) => found.push(Problem::database(&data.place.db(), fault)),
         Stored::Missing => {
-            // etcd makes an empty one and fills it from the log; that is enough only where the log is there from its first entry.
+            // etcd makes an empty one and fills it from the log; that is enough only where the log
+            // is there from its first entry.
             let from_log =
                 data.snapshot_index() == 0 && data.log.first == 1 && !data.log.is_empty();
             let (effect, saw) = match from_log {
@@ -345,8 +347,8 @@ fn indexes(data: &MemberData, found: &mut Vec<Problem>) {
         let saw = format!(
             "the snapshot is newer (entry {snapshot}) than the database (entry {consistent})"
         );
-        let says = "failed to recover v3 backend from snapshot: failed to find database snapshot file \
-                    (snap: snapshot file doesn't exist)";
+        let says = "failed to recover v3 backend from snapshot: failed to find database snapshot \
+            file (snap: snapshot file doesn't exist)";
         found.push(
             Problem::new(Kind::SnapshotAhead, Effect::Stops, &data.place.snap, saw).says(says),
         );
@@ -361,8 +363,8 @@ fn indexes(data: &MemberData, found: &mut Vec<Problem>) {
     }
     if consistent > last.max(snapshot) {
         let saw = format!(
-            "the database holds entries up to {consistent}, but the log ends with {last}: etcd would start, look healthy, and \
-             lose every write until the log has caught up"
+            "the database holds entries up to {consistent}, but the log ends with {last}: etcd \
+             would start, look healthy, and lose every write until the log has caught up"
         );
         found.push(Problem::new(
             Kind::DatabaseBeyondLog,
@@ -452,7 +454,8 @@ fn voters_saw(started: &Started, raft: &str) -> String {
     match started.panics_at {
         Some(entry) => {
             format!(
-                "{raft} ends at entry {entry}: a .snap and the log give other members than the database, {listed}"
+                "{raft} ends at entry {entry}: a .snap and the log give other members than the \
+                 database, {listed}"
             )
         }
         None => format!("{raft} has the voters {voters}, but `member list` shows {listed}"),
@@ -514,39 +517,47 @@ pub fn advice(problem: &Problem) -> Option<&'static str> {
     }
     Some(match problem.kind {
         Kind::NoMember | Kind::NoLog => {
-            "Do not start this node as it is. Where other members are left, `rescue repair` with the disks of all control planes takes it into \
-             their cluster again; where none is: rescue etcd rebuild --from FILE, with a saved snapshot."
+            "Do not start this node as it is. Where other members are left, `rescue repair` with \
+             the disks of all control planes takes it into their cluster again; where none is: \
+             rescue etcd rebuild --from FILE, with a saved snapshot."
         }
         Kind::OldLogDamaged => "The file is not needed: moving it out of the folder loses nothing.",
         Kind::TailDamaged => {
-            "etcd reads nothing behind the last good record; where other members are whole they still have it, and what can be proved of it here is taken over."
+            "etcd reads nothing behind the last good record; where other members are whole they \
+             still have it, and what can be proved of it here is taken over."
         }
         Kind::LogDamaged | Kind::LogMissing => {
-            "Entries that this member needs are gone. Take them from another member: give all control planes' disks."
+            "Entries that this member needs are gone. Take them from another member: give all \
+             control planes' disks."
         }
         Kind::SnapshotAhead => {
-            "The database is older than the snapshot. Where the log reaches back to the database, moving the newer snapshot away \
-             loses nothing: etcd replays the log."
+            "The database is older than the snapshot. Where the log reaches back to the database, \
+             moving the newer snapshot away loses nothing: etcd replays the log."
         }
         Kind::NoDatabase | Kind::DatabaseDamaged => {
-            "`rescue repair` with the disks of all control planes makes it anew from another member, where one is whole; where it was the only one: \
-             a saved snapshot (rescue etcd rebuild --from FILE), or what is left (rescue etcd salvage)."
+            "`rescue repair` with the disks of all control planes makes it anew from another \
+             member, where one is whole; where it was the only one: a saved snapshot (rescue etcd \
+             rebuild --from FILE), or what is left (rescue etcd salvage)."
         }
         Kind::DatabaseDiffers => {
-            "Take the database from a member that agrees with the others: give all control planes' disks."
+            "Take the database from a member that agrees with the others: give all control planes' \
+             disks."
         }
         Kind::SnapshotMissing => {
-            "Do not remove more files; an older snapshot or a copy of the database brings the member back."
+            "Do not remove more files; an older snapshot or a copy of the database brings the \
+             member back."
         }
         Kind::CommitBeyondLog | Kind::DatabaseBeyondLog => {
-            "The end of the log is lost. Never start it beside other members; where it is the only one, its log must be extended."
+            "The end of the log is lost. Never start it beside other members; where it is the only \
+             one, its log must be extended."
         }
         Kind::Removed => "Wipe the member's data and let the node join again.",
         Kind::Unknown => "Compare with the other members' disks before starting it.",
         Kind::VotersDiffer => {
-            "Writes then need other members than you count on: with one voter lost of three, one certain member may not fail. `rescue repair` with the \
-             disks of all control planes (etcd 3.6: and --unproven) lays a snapshot beside each log that names the voters as the database does; log, \
-             database and IDs stay."
+            "Writes then need other members than you count on: with one voter lost of three, one \
+             certain member may not fail. `rescue repair` with the disks of all control planes \
+             (etcd 3.6: and --unproven) lays a snapshot beside each log that names the voters as \
+             the database does; log, database and IDs stay."
         }
         Kind::LogMixed => "Files of two members lie in one folder: sort them out by their dates.",
         Kind::Alarm => {

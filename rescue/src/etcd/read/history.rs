@@ -1,5 +1,6 @@
-//! The history in bucket `key` gone through once or more: how many keys are there, and which entries a newer one has made superfluous. Memory
-//! is bounded whatever the size: a table of keys that grows too large is halved, and what was left out is gone through in a further pass.
+//! The history in bucket `key` gone through once or more: how many keys are there, and which
+//! entries a newer one has made superfluous. Memory is bounded whatever the size: a table of keys
+//! that grows too large is halved, and what was left out is gone through in a further pass.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
@@ -109,8 +110,8 @@ pub struct History {
 }
 
 impl History {
-    /// Up to `revision`, seen from a compaction at `compacted`: of older entries only the last of each key is needed, and none of a key
-    /// that was deleted by then.
+    /// Up to `revision`, seen from a compaction at `compacted`: of older entries only the last of
+    /// each key is needed, and none of a key that was deleted by then.
     pub fn new(compacted: i64, revision: i64) -> Self {
         Self::with_limit(compacted, revision, MAX_KEYS)
     }
@@ -208,7 +209,8 @@ impl History {
         self.any
     }
 
-    /// Whether a newer entry (up to the revision), or its being a deletion before the compaction, has made this one superfluous.
+    /// Whether a newer entry (up to the revision), or its being a deletion before the compaction,
+    /// has made this one superfluous.
     pub fn is_superfluous(&self, number: u64) -> bool {
         self.superfluous.has(number)
     }

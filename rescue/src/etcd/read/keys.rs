@@ -1,5 +1,6 @@
-//! The keys that a member holds: its database, and on top of it what its log has beyond. The log's requests are applied as etcd applies
-//! them (server/etcdserver/apply, mvcc, lease), so that keys and revisions are those that etcd itself has after its next start.
+//! The keys that a member holds: its database, and on top of it what its log has beyond. The log's
+//! requests are applied as etcd applies them (server/etcdserver/apply, mvcc, lease), so that keys
+//! and revisions are those that etcd itself has after its next start.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
@@ -102,7 +103,8 @@ pub struct View {
     pub compacted: i64,
     /// The last entry that is in it.
     pub applied: u64,
-    /// Entries at the end that this disk does not know to be agreed on: another member may have dropped them.
+    /// Entries at the end that this disk does not know to be agreed on: another member may have
+    /// dropped them.
     pub uncertain: u64,
     /// What keeps it from being what etcd will have: whole sentences.
     pub doubts: Vec<String>,
@@ -577,7 +579,8 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// Whether either branch writes: with a full database such a transaction is refused whatever its conditions.
+/// Whether either branch writes: with a full database such a transaction is refused whatever its
+/// conditions.
 fn writes(txn: &Txn<'_>) -> bool {
     txn.success
         .iter()

@@ -9,7 +9,8 @@ const MAGIC: &[u8] = b"k8s\0";
 /// What values begin with that the API server encrypts (apiserver/pkg/storage/value/encrypt).
 const ENCRYPTED: &[u8] = b"k8s:enc:";
 
-/// `v1 Secret`, where the value says it (runtime.Unknown {1: TypeMeta {1: apiVersion, 2: kind}}, or JSON).
+/// `v1 Secret`, where the value says it (runtime.Unknown {1: TypeMeta {1: apiVersion, 2: kind}}, or
+/// JSON).
 pub fn kind(value: &[u8]) -> Option<String> {
     let (version, kind) = match value.strip_prefix(MAGIC) {
         Some(unknown) => in_protobuf(unknown)?,
@@ -65,7 +66,8 @@ pub fn is_encrypted(value: &[u8]) -> bool {
     value.starts_with(ENCRYPTED)
 }
 
-/// The texts of a ConfigMap's `data`; `None` where the value is none. The API server takes no object of more than 1.5 MiB.
+/// The texts of a ConfigMap's `data`; `None` where the value is none. The API server takes no
+/// object of more than 1.5 MiB.
 pub fn config_map(value: &[u8]) -> Option<BTreeMap<String, String>> {
     if kind(value)? != "v1 ConfigMap" {
         return None;
@@ -83,7 +85,8 @@ pub fn config_map(value: &[u8]) -> Option<BTreeMap<String, String>> {
     }
 }
 
-/// runtime.Unknown {2: raw}, ConfigMap {2: data, each {1: key, 2: value}} (k8s.io/api/core/v1 generated.proto).
+/// runtime.Unknown {2: raw}, ConfigMap {2: data, each {1: key, 2: value}} (k8s.io/api/core/v1
+/// generated.proto).
 fn map_in_protobuf(unknown: &[u8]) -> Option<BTreeMap<String, String>> {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
     let mut map = BTreeMap::new();

@@ -1,4 +1,5 @@
-//! How a node starts etcd, as far as its files tell: by a static pod, by systemd, or inside another program.
+//! How a node starts etcd, as far as its files tell: by a static pod, by systemd, or inside another
+//! program.
 
 use serde_json::Value;
 
@@ -7,10 +8,12 @@ use crate::guest::{Guest, GuestPath};
 use crate::node::{Node, flags};
 use crate::systemd::{Unit, environment};
 
-/// Units that run etcd on a machine of its own or beside a kubelet: kubespray's, Debian's and Red Hat's all have this name.
+/// Units that run etcd on a machine of its own or beside a kubelet: kubespray's, Debian's and Red
+/// Hat's all have this name.
 const UNIT: &str = "etcd.service";
 
-/// Environment files of such units, for units that hand them on to a container (kubespray with Docker) and so are not followed.
+/// Environment files of such units, for units that hand them on to a container (kubespray with
+/// Docker) and so are not followed.
 const ENVIRONMENTS: [&str; 3] = ["/etc/etcd.env", "/etc/default/etcd", "/etc/etcd/etcd.conf"];
 
 /// `--quota-backend-bytes` where the flag is absent, in bytes (etcd's DefaultQuotaBytes).
@@ -31,14 +34,16 @@ const EMBEDDINGS: [Embedding; 2] = [
     Embedding {
         name: "k3s",
         data_dir: "/var/lib/rancher/k3s/server/db/etcd",
-        tool: "systemctl stop k3s && k3s server --cluster-reset, on the server whose disk `rescue etcd status` calls newest; then remove \
-               /var/lib/rancher/k3s/server/db on the other servers, and start them",
+        tool: "systemctl stop k3s && k3s server --cluster-reset, on the server whose disk `rescue \
+            etcd status` calls newest; then remove /var/lib/rancher/k3s/server/db on the other \
+            servers, and start them",
     },
     Embedding {
         name: "RKE2",
         data_dir: "/var/lib/rancher/rke2/server/db/etcd",
-        tool: "systemctl stop rke2-server && rke2 server --cluster-reset, on the server whose disk `rescue etcd status` calls newest; then \
-               remove /var/lib/rancher/rke2/server/db on the other servers, and start them",
+        tool: "systemctl stop rke2-server && rke2 server --cluster-reset, on the server whose disk \
+            `rescue etcd status` calls newest; then remove /var/lib/rancher/rke2/server/db on the \
+            other servers, and start them",
     },
 ];
 
@@ -58,7 +63,8 @@ pub enum By {
 pub struct Launch {
     /// By what.
     pub by: By,
-    /// `--name` to value, the one in force last. Variables (`ETCD_NAME`) stand under the flag's name.
+    /// `--name` to value, the one in force last. Variables (`ETCD_NAME`) stand under the flag's
+    /// name.
     options: Vec<(String, String)>,
     /// The container's image.
     pub image: Option<String>,
@@ -121,8 +127,9 @@ fn embedded(guest: &Guest) -> Option<Launch> {
     })
 }
 
-/// What the unit starts, with its environment, then what environment files and the configuration file say. A flag counts more than a variable,
-/// and a configuration file is the only thing that counts where it is named (etcd's server/etcdmain/config.go).
+/// What the unit starts, with its environment, then what environment files and the configuration
+/// file say. A flag counts more than a variable, and a configuration file is the only thing that
+/// counts where it is named (etcd's server/etcdmain/config.go).
 fn service(guest: &Guest) -> Option<Launch> {
     let unit = Unit::load(guest, UNIT).filter(|unit| !unit.masked);
     let mut by = unit.as_ref().and_then(|unit| unit.fragment.clone());
@@ -184,7 +191,8 @@ fn option(variable: &str, value: String) -> Option<(String, String)> {
     (!value.is_empty()).then(|| (format!("--{name}"), value))
 }
 
-/// Sections of a configuration file whose options have the section's name as flags (etcd's server/embed/config.go, securityConfig).
+/// Sections of a configuration file whose options have the section's name as flags (etcd's
+/// server/embed/config.go, securityConfig).
 const SECTIONS: [(&str, &str); 2] = [
     ("client-transport-security", "--"),
     ("peer-transport-security", "--peer-"),
@@ -222,8 +230,9 @@ mod tests {
 
     #[test]
     fn follows_kubespray_s_environment_file() {
-        let env = "ETCD_DATA_DIR=/data/etcd\nETCD_NAME=etcd1\nETCD_INITIAL_ADVERTISE_PEER_URLS=https://10.0.0.1:2380\n\
-                   ETCD_QUOTA_BACKEND_BYTES=\"4294967296\"\nETCD_WAL_DIR=\n";
+        let env = "ETCD_DATA_DIR=/data/etcd\nETCD_NAME=etcd1\n\
+            ETCD_INITIAL_ADVERTISE_PEER_URLS=https://10.0.0.1:2380\n\
+            ETCD_QUOTA_BACKEND_BYTES=\"4294967296\"\nETCD_WAL_DIR=\n";
         let unit = "[Service]\nEnvironmentFile=-/etc/etcd.env\nExecStart=/usr/local/bin/etcd\n";
         let by_unit = of(MemoryTree::new()
             .file("/etc/etcd.env", env)
@@ -241,7 +250,8 @@ mod tests {
 
     #[test]
     fn a_flag_counts_more_than_a_variable_and_a_configuration_file_more_than_both() {
-        let unit = "[Service]\nEnvironment=ETCD_NAME=a ETCD_DATA_DIR=/a\nExecStart=/usr/bin/etcd --name b\n";
+        let unit = "[Service]\nEnvironment=ETCD_NAME=a ETCD_DATA_DIR=/a\n\
+            ExecStart=/usr/bin/etcd --name b\n";
         let tree = |unit: &str| MemoryTree::new().file("/lib/systemd/system/etcd.service", unit);
         let launch = of(tree(unit));
         assert_eq!(

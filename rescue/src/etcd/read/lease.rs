@@ -1,5 +1,5 @@
-//! The time of the last write: neither log nor database keep times, but Kubernetes renews Lease objects every few seconds and writes
-//! the time into them.
+//! The time of the last write: neither log nor database keep times, but Kubernetes renews Lease
+//! objects every few seconds and writes the time into them.
 
 use time::OffsetDateTime;
 
@@ -59,7 +59,8 @@ fn in_txn(txn: &Txn<'_>) -> Option<LastWrite> {
         })
 }
 
-/// runtime.Unknown {2: raw}, Lease {2: spec}, LeaseSpec {4: renewTime}, MicroTime {1: seconds, 2: nanos}.
+/// runtime.Unknown {2: raw}, Lease {2: spec}, LeaseSpec {4: renewTime}, MicroTime {1: seconds, 2:
+/// nanos}.
 fn renew_time(unknown: &[u8]) -> Option<OffsetDateTime> {
     let time = field(field(field(unknown, 2)?, 2)?, 4)?;
     let (mut seconds, mut nanos) = (0, 0);

@@ -1,4 +1,5 @@
-//! A member as its disk shows it: log, snapshots and database together, and what etcd will make of them at its next start.
+//! A member as its disk shows it: log, snapshots and database together, and what etcd will make of
+//! them at its next start.
 
 use std::ops::ControlFlow;
 
@@ -146,7 +147,8 @@ impl MemberData {
         self.facts().map_or(0, |facts| facts.consistent_index)
     }
 
-    /// All entries up to here are certainly agreed on: the hard state's word may be older than what was applied.
+    /// All entries up to here are certainly agreed on: the hard state's word may be older than what
+    /// was applied.
     pub fn commit(&self) -> u64 {
         self.log.state.commit.max(self.consistent_index())
     }

@@ -1,5 +1,6 @@
-//! Whether a member still listens where the others look for it. A machine that came back with another address has its new one in the manifest or the
-//! service, and its old one in the cluster's membership.
+//! Whether a member still listens where the others look for it. A machine that came back with
+//! another address has its new one in the manifest or the service, and its old one in the cluster's
+//! membership.
 
 use std::net::IpAddr;
 
@@ -19,8 +20,10 @@ pub struct Moved {
     pub own: Vec<String>,
 }
 
-/// `None` where it is reached, is alone, or where that cannot be told: names instead of addresses, or no `--listen-peer-urls`. That the two differ is not
-/// enough: etcd takes `--initial-advertise-peer-urls` at its first start only, and `etcdctl member update` does not touch it.
+/// `None` where it is reached, is alone, or where that cannot be told: names instead of addresses,
+/// or no `--listen-peer-urls`. That the two differ is not enough: etcd takes
+/// `--initial-advertise-peer-urls` at its first start only, and `etcdctl member update` does not
+/// touch it.
 pub fn moved(launch: &Launch, data: &MemberData) -> Option<Moved> {
     let (members, _) = data.membership();
     let own = launch.peer_urls();

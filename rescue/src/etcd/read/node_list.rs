@@ -1,5 +1,5 @@
-//! The nodes of a cluster, by the Node objects and the kubelets' leases that a member holds: which of thirty machines belong to it, and when each was
-//! last heard of.
+//! The nodes of a cluster, by the Node objects and the kubelets' leases that a member holds: which
+//! of thirty machines belong to it, and when each was last heard of.
 
 use time::OffsetDateTime;
 

@@ -1,5 +1,6 @@
-//! What Node and Pod objects say, as the API server keeps them in etcd: protobuf (k8s.io/api/core/v1 and apimachinery's meta/v1 generated.proto) or
-//! JSON. Only what is asked for is taken, and no more of it than the API server itself would let in.
+//! What Node and Pod objects say, as the API server keeps them in etcd: protobuf
+//! (k8s.io/api/core/v1 and apimachinery's meta/v1 generated.proto) or JSON. Only what is asked for
+//! is taken, and no more of it than the API server itself would let in.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,8 @@ use crate::etcd::format::proto::{Value, fields};
 const LONGEST: usize = 253;
 /// Addresses and networks of one node; the kubelet reports a few.
 const MOST: usize = 16;
-/// Labels with the role behind them, and kubespray's and older kubeadm's form (kubectl's describe: findNodeRoles).
+/// Labels with the role behind them, and kubespray's and older kubeadm's form (kubectl's describe:
+/// findNodeRoles).
 const ROLE_PREFIX: &str = "node-role.kubernetes.io/";
 const ROLE: &str = "kubernetes.io/role";
 
@@ -50,8 +52,9 @@ impl NodeObject {
         (!node.name.is_empty()).then_some(node)
     }
 
-    /// Node {1: ObjectMeta {1: name, 11: labels}, 2: NodeSpec {1: podCIDR, 4: unschedulable, 7: podCIDRs}, 3: NodeStatus {5: addresses,
-    /// 7: NodeSystemInfo {1: machineID, 7: kubeletVersion}}}.
+    /// Node {1: ObjectMeta {1: name, 11: labels}, 2: NodeSpec {1: podCIDR, 4: unschedulable, 7:
+    /// podCIDRs}, 3: NodeStatus {5: addresses, 7: NodeSystemInfo {1: machineID, 7:
+    /// kubeletVersion}}}.
     fn in_protobuf(raw: &[u8]) -> Option<Self> {
         let mut node = Self::default();
         for field in fields(message(raw, 1)?) {
@@ -168,7 +171,8 @@ impl NodeObject {
     }
 }
 
-/// The annotations of a Pod; `None` where the value is none. A Pod may carry secrets elsewhere, which is not looked at.
+/// The annotations of a Pod; `None` where the value is none. A Pod may carry secrets elsewhere,
+/// which is not looked at.
 pub fn pod_annotations(value: &[u8]) -> Option<BTreeMap<String, String>> {
     if kind(value)? != "v1 Pod" {
         return None;

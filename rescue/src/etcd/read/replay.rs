@@ -1,16 +1,22 @@
-//! The voters that raft counts with once etcd 3.6 has started: they may be others than `member list` shows.
+//! The voters that raft counts with once etcd 3.6 has started: they may be others than
+//! `member list` shows.
 //!
-//! At each start etcd 3.6 takes the members from its database, raft's voters from the newest `.snap`, and replays the log's changes
-//! behind that into raft and into the v2 store that the `.snap` holds (server/etcdserver/server.go: `apply`, `applyConfChange`):
+//! At each start etcd 3.6 takes the members from its database, raft's voters from the newest
+//! `.snap`, and replays the log's changes behind that into raft and into the v2 store that the
+//! `.snap` holds (server/etcdserver/server.go: `apply`, `applyConfChange`):
 //!
-//! - A change that the database does not hold yet is validated against the database, and changes both.
-//! - A change that the database holds is validated against the v2 store, and changes that alone. So it may be refused although it was
-//!   accepted when it was new: the v2 store differs where the update of a member was skipped that the database does not know any more
+//! - A change that the database does not hold yet is validated against the database, and changes
+//!   both.
+//! - A change that the database holds is validated against the v2 store, and changes that alone. So
+//!   it may be refused although it was accepted when it was new: the v2 store differs where the
+//!   update of a member was skipped that the database does not know any more
 //!   (server/etcdserver/api/membership/cluster.go: `UpdateRaftAttributes`).
-//! - A change that is refused does not reach raft. The `.snap` that etcd writes later holds raft's voters: one that was lost so stays lost.
+//! - A change that is refused does not reach raft. The `.snap` that etcd writes later holds raft's
+//!   voters: one that was lost so stays lost.
 //!
-//! Up to 3.5 members and changes both come from the v2 store, and 3.7 takes raft's voters from its database (bootstrap.go:
-//! `buildConfStateFromV3store`). A disk of 3.4 or 3.5 may come to 3.6 with its `.snap` and its log as they are.
+//! Up to 3.5 members and changes both come from the v2 store, and 3.7 takes raft's voters from its
+//! database (bootstrap.go: `buildConfStateFromV3store`). A disk of 3.4 or 3.5 may come to 3.6 with
+//! its `.snap` and its log as they are.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,7 +28,8 @@ use crate::etcd::format::raft::{ConfChange, ConfChangeKind, ConfState, SnapshotM
 /// What a member's disk holds of the membership, as etcd 3.6 begins with it.
 #[derive(Debug, Clone)]
 pub struct Replay<'a> {
-    /// Voters and learners in the `.snap`; none where there is no `.snap` and the log begins with entry 1.
+    /// Voters and learners in the `.snap`; none where there is no `.snap` and the log begins with
+    /// entry 1.
     raft: ConfState,
     /// The v2 store in the `.snap`.
     store: Members,
@@ -43,8 +50,9 @@ pub struct Started {
     pub learners: BTreeSet<u64>,
     /// Members in the database: what `member list` shows.
     pub members: Members,
-    /// The entry at which etcd ends with a panic, because a change that the database accepts does not fit to the v2 store
-    /// (membership/storev2.go: `mustSaveMemberToStore`, `mustDeleteMemberFromStore`).
+    /// The entry at which etcd ends with a panic, because a change that the database accepts does
+    /// not fit to the v2 store (membership/storev2.go: `mustSaveMemberToStore`,
+    /// `mustDeleteMemberFromStore`).
     pub panics_at: Option<u64>,
 }
 
@@ -64,7 +72,8 @@ impl Started {
 }
 
 impl<'a> Replay<'a> {
-    /// Of a member that is off. `None` where log, snapshot or database do not say it, or where the database is of 3.7 or later.
+    /// Of a member that is off. `None` where log, snapshot or database do not say it, or where the
+    /// database is of 3.7 or later.
     pub fn of(data: &'a MemberData) -> Option<Self> {
         let snapshot = data.snapshot().map(|(_, snapshot)| snapshot);
         let (mark, store) = match snapshot {
@@ -74,7 +83,8 @@ impl<'a> Replay<'a> {
         Self::behind(data, &mark, store, data.facts()?)
     }
 
-    /// The same with this `.snap` (its place and its v2 store) and this database beside the log of `data`.
+    /// The same with this `.snap` (its place and its v2 store) and this database beside the log of
+    /// `data`.
     pub fn behind(
         data: &'a MemberData,
         mark: &SnapshotMark,
@@ -98,7 +108,8 @@ impl<'a> Replay<'a> {
         let database = match database.storage_version.as_deref() {
             Some(version) if version.starts_with("3.6") => database.members.clone(),
             Some(_) => return None,
-            // Of 3.5 and older, whose database may still show members that were removed: 3.5 keeps what its v2 store says.
+            // Of 3.5 and older, whose database may still show members that were removed: 3.5 keeps
+            // what its v2 store says.
             None => {
                 let mut members = store.clone();
                 let there = changes.iter().filter(|(index, _)| *index <= applied);
@@ -115,7 +126,8 @@ impl<'a> Replay<'a> {
         })
     }
 
-    /// The same where a `.snap` that is made anew at the database's last entry says what the database says.
+    /// The same where a `.snap` that is made anew at the database's last entry says what the
+    /// database says.
     #[must_use]
     pub fn with_new_snapshot(&self) -> Self {
         let learners = self
@@ -161,7 +173,8 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// What the start after the next makes of it, when no `.snap` is written before: by then the database holds all of the changes.
+    /// What the start after the next makes of it, when no `.snap` is written before: by then the
+    /// database holds all of the changes.
     pub fn later_start(&self) -> Started {
         let database = self.next_start().members;
         Self {
@@ -187,7 +200,8 @@ struct Run {
 }
 
 impl Run {
-    /// A member that votes by the v2 store votes by the database, too (`SyncLearnerPromotionIfNeeded`).
+    /// A member that votes by the v2 store votes by the database, too
+    /// (`SyncLearnerPromotionIfNeeded`).
     fn sync_promotions(&mut self) {
         for (id, member) in &mut self.database.list {
             member.is_learner &= self
@@ -198,7 +212,8 @@ impl Run {
         }
     }
 
-    /// One change. `is_new`: the database does not hold it yet. Whether the v2 store can take what is accepted.
+    /// One change. `is_new`: the database does not hold it yet. Whether the v2 store can take what
+    /// is accepted.
     fn apply(&mut self, change: &ConfChange, is_new: bool) -> bool {
         let judge = if is_new { &self.database } else { &self.store };
         if !judge.accepts(change) {
@@ -232,7 +247,8 @@ impl Run {
         }
     }
 
-    /// `AddMember`, `PromoteMember`, `RemoveMember`, `UpdateRaftAttributes` for the v2 store. Whether it fits: else etcd panics.
+    /// `AddMember`, `PromoteMember`, `RemoveMember`, `UpdateRaftAttributes` for the v2 store.
+    /// Whether it fits: else etcd panics.
     fn apply_to_store(&mut self, change: &ConfChange) -> bool {
         let id = change.node;
         let is_stored = self.store.list.contains_key(&id);
@@ -261,7 +277,8 @@ impl Run {
                 self.store.removed.insert(id) && is_stored
             }
             ConfChangeKind::UpdateNode => {
-                // 3.6 looks the member up in the database's list, which knows nobody who is removed later.
+                // 3.6 looks the member up in the database's list, which knows nobody who is removed
+                // later.
                 let Some(known) = self.database.list.get(&id) else {
                     return true;
                 };
@@ -355,7 +372,8 @@ mod tests {
 
     #[test]
     fn an_update_of_a_member_that_goes_loses_a_voter_at_the_second_start() {
-        // Seen with etcd 3.6.14: "Skipped updating non-existent member in v2store", "Validation on configuration change failed".
+        // Seen with etcd 3.6.14: "Skipped updating non-existent member in v2store", "Validation on
+        // configuration change failed".
         let changes = with_update_of_a_member_that_goes();
         let new = replay(&changes, 3);
         assert!(new.next_start().agrees() && !new.keeps_voters());

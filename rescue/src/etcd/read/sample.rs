@@ -44,7 +44,8 @@ impl Writer {
 /// Key and value.
 type Entry<'a> = (&'a [u8], &'a [u8]);
 
-/// A database of four pages: two metas, a root leaf, and a free one. `buckets` lie inline in the root: name, entries.
+/// A database of four pages: two metas, a root leaf, and a free one. `buckets` lie inline in the
+/// root: name, entries.
 pub fn database(buckets: &[(&str, &[Entry<'_>])]) -> Vec<u8> {
     let mut file = vec![0u8; 4 * PAGE];
     for slot in 0..2u8 {

@@ -1,5 +1,6 @@
-//! Whether a database is sound from end to end: each page that can be reached is read and checked, once for a guest as it was opened. bbolt reads
-//! no more than it needs, so that etcd may die of a damaged page long after its start.
+//! Whether a database is sound from end to end: each page that can be reached is read and checked,
+//! once for a guest as it was opened. bbolt reads no more than it needs, so that etcd may die of a
+//! damaged page long after its start.
 
 use std::rc::Rc;
 
@@ -8,7 +9,8 @@ use crate::base::ui::Ui;
 use crate::etcd::format::bbolt::{Check, Database, Fault};
 use crate::guest::{Guest, RealPath};
 
-/// What the check of all pages of `db`, the file at `path`, says. Where it must be read for that, `ui` shows how far that is.
+/// What the check of all pages of `db`, the file at `path`, says. Where it must be read for that,
+/// `ui` shows how far that is.
 pub fn soundness(
     guest: &Guest,
     path: &RealPath,

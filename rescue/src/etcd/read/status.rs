@@ -1,4 +1,5 @@
-//! All members on the table: each by itself, then compared. Which holds the newest history, and whether the histories agree.
+//! All members on the table: each by itself, then compared. Which holds the newest history, and
+//! whether the histories agree.
 
 use serde::Serialize;
 use std::cmp::Reverse;
@@ -44,7 +45,8 @@ pub struct Cluster {
     pub agreement: Vec<Agreement>,
     /// Voters of the newest member's configuration that none of the sources holds.
     pub absent_voters: Vec<Member>,
-    /// Members that say to belong to others, and share no key with them or are not in their lists; sentences.
+    /// Members that say to belong to others, and share no key with them or are not in their lists;
+    /// sentences.
     pub left_out: Vec<String>,
 }
 
@@ -388,7 +390,8 @@ fn member(
     }
 }
 
-/// Members as the log's end has them, changes that may not count, and the newest write that carries its time.
+/// Members as the log's end has them, changes that may not count, and the newest write that carries
+/// its time.
 fn look_through_log(found: &Found, data: &MemberData) -> (Members, Vec<u64>, Option<LastWrite>) {
     let (mut members, pending) = data.membership();
     let written = data
@@ -477,8 +480,8 @@ fn database_status(
     }
 }
 
-/// By the last entry's term, then its index, as raft compares logs (Raft, 5.4.1); commit and revisions are only lower bounds. Between
-/// equals the one whose disk is in the better state.
+/// By the last entry's term, then its index, as raft compares logs (Raft, 5.4.1); commit and
+/// revisions are only lower bounds. Between equals the one whose disk is in the better state.
 fn newest(members: &[MemberStatus]) -> Option<Newest> {
     let logs = members
         .iter()
@@ -515,7 +518,8 @@ fn newest(members: &[MemberStatus]) -> Option<Newest> {
             )
         ),
         Some((second, (other_term, other_last))) => format!(
-            "its last entry ({last}) is of term {term}; that of {} ({other_last}) is of the older term {other_term}",
+            "its last entry ({last}) is of term {term}; that of {} ({other_last}) is of the older \
+             term {other_term}",
             second.source
         ),
     };

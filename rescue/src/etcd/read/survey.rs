@@ -1,5 +1,5 @@
-//! A database read from end to end: checked page by page, its keys counted, and the hash that etcd compares members by
-//! (server/storage/mvcc/hash.go, index.go).
+//! A database read from end to end: checked page by page, its keys counted, and the hash that etcd
+//! compares members by (server/storage/mvcc/hash.go, index.go).
 
 use std::ops::ControlFlow;
 
@@ -36,8 +36,8 @@ pub struct Hash {
     pub hash: u32,
 }
 
-/// Reads the whole database, `progress` being told of the bytes that were gone through. `revision` is where the hash is to be taken; lower
-/// than the compaction, there is none.
+/// Reads the whole database, `progress` being told of the bytes that were gone through. `revision`
+/// is where the hash is to be taken; lower than the compaction, there is none.
 ///
 /// # Errors
 /// The first [`Fault`].
@@ -49,7 +49,8 @@ pub fn survey(
 ) -> Result<Survey, Fault> {
     let mut meter = Meter::new(progress);
     let mut history = History::new(facts.compacted, revision);
-    // Where nothing was ever compacted nothing is left out of the hash, so it need not wait for what later entries say.
+    // Where nothing was ever compacted nothing is left out of the hash, so it need not wait for
+    // what later entries say.
     let is_simple = facts.compacted < 0 && revision > 0;
     let mut sum = crc::append(0, KEY);
     let check = backend.db.check(&mut |bucket, item| {
@@ -93,12 +94,14 @@ pub fn survey(
     })
 }
 
-/// Newest revisions among which a write with its time is looked for; each node renews a Lease every ten seconds.
+/// Newest revisions among which a write with its time is looked for; each node renews a Lease every
+/// ten seconds.
 const NEWEST: [i64; 4] = [16, 256, 4096, 65_536];
 /// Entries that are read for that at most, each time.
 const MOST_ENTRIES: u32 = 50_000;
 
-/// The newest write that carries its time, where there is one among the last few; reads no more than these.
+/// The newest write that carries its time, where there is one among the last few; reads no more
+/// than these.
 ///
 /// # Errors
 /// The first [`Fault`].
@@ -203,7 +206,8 @@ mod tests {
     use crate::guest::GuestPath;
     use crate::tree::MemoryTree;
 
-    /// The second of the newest Lease, one of which is written at each of `leases`, among `revisions` of `each` keys.
+    /// The second of the newest Lease, one of which is written at each of `leases`, among
+    /// `revisions` of `each` keys.
     fn last_second(revisions: i64, each: i64, leases: &[i64]) -> Option<u8> {
         let mut out = Cursor::new(Vec::new());
         let mut writer = DatabaseWriter::new(&mut out, 4096).unwrap();

@@ -1,8 +1,10 @@
-//! A bbolt database written anew, from its leaves up: elements come in the order of their keys, every page is written once, and only one
-//! page of each level is held, so that memory is bounded whatever the size.
+//! A bbolt database written anew, from its leaves up: elements come in the order of their keys,
+//! every page is written once, and only one page of each level is held, so that memory is bounded
+//! whatever the size.
 //!
-//! Rules from bbolt 1.3 to 1.5 (node.go, bucket.go, db.go). The two meta pages are written last: what is cut short is no database. As etcd
-//! has it on Linux the free pages are not stored; there are none here.
+//! Rules from bbolt 1.3 to 1.5 (node.go, bucket.go, db.go). The two meta pages are written last:
+//! what is cut short is no database. As etcd has it on Linux the free pages are not stored; there
+//! are none here.
 
 use std::collections::BTreeMap;
 use std::io::SeekFrom;
@@ -67,7 +69,8 @@ impl Filling {
             .unwrap_or_default()
     }
 
-    /// Header, elements, data. Leaf: u32 flags, u32 position, u32 key, u32 value; branch: u32 position, u32 key, u64 page.
+    /// Header, elements, data. Leaf: u32 flags, u32 position, u32 key, u32 value; branch: u32
+    /// position, u32 key, u64 page.
     fn encode(&self, out: &mut Vec<u8>, id: u64, kind: u16, overflow: u32) {
         out.extend_from_slice(&id.to_le_bytes());
         out.extend_from_slice(&kind.to_le_bytes());
@@ -221,8 +224,8 @@ impl Tree {
         }
     }
 
-    /// The value of the bucket's element: u64 root, u64 sequence, and behind a root of 0 the page itself where it is small (bucket.go,
-    /// `inlineable`).
+    /// The value of the bucket's element: u64 root, u64 sequence, and behind a root of 0 the page
+    /// itself where it is small (bucket.go, `inlineable`).
     fn value(self, pages: &mut Pages<'_>) -> Result<Vec<u8>> {
         let mut value = vec![0; HEADER];
         if self.branches.is_empty() && self.leaf.size() <= pages.page_size / 4 {
@@ -278,7 +281,8 @@ impl<'a> DatabaseWriter<'a> {
         })
     }
 
-    /// Begins a bucket; what is put from now on belongs to it. Buckets may come in any order, each once.
+    /// Begins a bucket; what is put from now on belongs to it. Buckets may come in any order, each
+    /// once.
     ///
     /// # Errors
     /// As `out` gives them; a bucket that was written already.

@@ -10,13 +10,14 @@ use crate::change::folder::SinkFile;
 
 /// What is handed over at once.
 const AT_ONCE: usize = 256 << 10;
-/// What one call writes. For more the kernel looks for large pieces of its own memory, which takes longer where that is in use.
+/// What one call writes. For more the kernel looks for large pieces of its own memory, which takes
+/// longer where that is in use.
 const ONE_CALL: usize = 64 << 10;
 /// Buffers under way.
 const BUFFERS: usize = 3;
 
-/// Lets `make` write; `out` gets everything in the same order from another thread. What is not flushed is not waited for, and its errors are
-/// not told.
+/// Lets `make` write; `out` gets everything in the same order from another thread. What is not
+/// flushed is not waited for, and its errors are not told.
 ///
 /// # Errors
 /// Those of `make`, which is told what `out` says at the latest when it flushes or seeks.

@@ -1,8 +1,10 @@
-//! IDs of members and clusters, worked out as etcd does (server/etcdserver/api/membership/member.go, cluster.go: `genID`).
+//! IDs of members and clusters, worked out as etcd does
+//! (server/etcdserver/api/membership/member.go, cluster.go: `genID`).
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 
-/// A new member's ID, from its peer URLs and the cluster's token (`--initial-cluster-token`, `etcd-cluster` by default).
+/// A new member's ID, from its peer URLs and the cluster's token (`--initial-cluster-token`,
+/// `etcd-cluster` by default).
 pub fn member_id(peer_urls: &[String], token: &str) -> u64 {
     let mut urls: Vec<&str> = peer_urls.iter().map(String::as_str).collect();
     urls.sort_unstable();

@@ -1,4 +1,5 @@
-//! Messages of raft as gogo/protobuf encodes them up to etcd 3.6: fields that are zero are written, too.
+//! Messages of raft as gogo/protobuf encodes them up to etcd 3.6: fields that are zero are written,
+//! too.
 
 use serde::Serialize;
 
@@ -63,7 +64,8 @@ impl ConfState {
 }
 
 impl ConfChange {
-    /// raftpb.ConfChange. Its own ID is 0, as `snapshot restore` has it: only a running server tells its waiting clients apart by it.
+    /// raftpb.ConfChange. Its own ID is 0, as `snapshot restore` has it: only a running server
+    /// tells its waiting clients apart by it.
     pub fn encode(&self) -> Vec<u8> {
         let kind = match self.kind {
             ConfChangeKind::AddNode => 0,

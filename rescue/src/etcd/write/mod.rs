@@ -1,4 +1,5 @@
-//! etcd's files written anew, as etcd itself writes them: byte by byte the same wherever that can be compared.
+//! etcd's files written anew, as etcd itself writes them: byte by byte the same wherever that can
+//! be compared.
 
 pub mod bbolt;
 pub mod behind;

@@ -1,7 +1,9 @@
-//! The v2 store of a `.snap` file, anew from the membership: what etcd up to 3.5 takes its members from at boot.
+//! The v2 store of a `.snap` file, anew from the membership: what etcd up to 3.5 takes its members
+//! from at boot.
 //!
-//! Only the tree is written. etcd decodes it into a store that is there already, so what is left out (statistics, watchers' history)
-//! stays as a new store has it; 3.4.23, 3.5.1, 3.5.16 and 3.5.30 boot on it.
+//! Only the tree is written. etcd decodes it into a store that is there already, so what is left
+//! out (statistics, watchers' history) stays as a new store has it; 3.4.23, 3.5.1, 3.5.16 and
+//! 3.5.30 boot on it.
 
 use std::collections::BTreeMap;
 
@@ -76,8 +78,9 @@ struct Attributes<'a> {
     client_urls: &'a [String],
 }
 
-/// JSON of a store that holds these members, those that were removed, and the version all agreed on ("3.5.0"), where it is known.
-/// Members that have not published themselves (no client URLs) have no attributes, as after `member add`.
+/// JSON of a store that holds these members, those that were removed, and the version all agreed on
+/// ("3.5.0"), where it is known. Members that have not published themselves (no client URLs) have
+/// no attributes, as after `member add`.
 pub fn store(members: &Members, version: Option<&str>) -> Vec<u8> {
     // The store counts its changes; etcd's own numbers begin with 1.
     let mut index = 0;

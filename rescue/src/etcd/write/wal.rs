@@ -1,5 +1,5 @@
-//! The log, written as streams: one anew, as `snapshot restore` makes it, or one that is there with another identity and more at its end.
-//! Memory is bounded by the longest record.
+//! The log, written as streams: one anew, as `snapshot restore` makes it, or one that is there with
+//! another identity and more at its end. Memory is bounded by the longest record.
 
 use std::fmt;
 use std::io::{self, BufWriter, Write};
@@ -29,7 +29,8 @@ pub fn file_name(sequence: u64, index: u64) -> String {
     format!("{sequence:016x}-{index:016x}.wal")
 }
 
-/// Writes records as etcd's encoder does: framed, padded to 8 bytes, each with the checksum of all before it.
+/// Writes records as etcd's encoder does: framed, padded to 8 bytes, each with the checksum of all
+/// before it.
 #[derive(Debug, Clone)]
 pub struct LogWriter<W> {
     out: W,
@@ -120,9 +121,10 @@ impl<W: Write> LogWriter<W> {
     }
 }
 
-/// The first log of a new cluster, as `snapshot restore` makes it (etcdutl/snapshot/v3_snapshot.go: `saveWALAndSnap`): an entry of term 1
-/// for each member, all agreed on, and a snapshot behind them. All members vote. Gives the snapshot's mark for the `.snap` file, which
-/// names the voters in either form.
+/// The first log of a new cluster, as `snapshot restore` makes it (etcdutl/snapshot/v3_snapshot.go:
+/// `saveWALAndSnap`): an entry of term 1 for each member, all agreed on, and a snapshot behind
+/// them. All members vote. Gives the snapshot's mark for the `.snap` file, which names the voters
+/// in either form.
 ///
 /// # Errors
 /// As the output gives them.
@@ -244,8 +246,8 @@ pub struct Addition {
 }
 
 impl Addition {
-    /// Entries of a term that all before it come to an end in, behind the entry `last`: everything is agreed on afterwards. `vote` is whom
-    /// the member has voted for in it; 0 for nobody.
+    /// Entries of a term that all before it come to an end in, behind the entry `last`: everything
+    /// is agreed on afterwards. `vote` is whom the member has voted for in it; 0 for nobody.
     pub fn agreed(last: u64, term: u64, vote: u64, changes: Vec<ConfChange>) -> Self {
         let commit = last.saturating_add(changes.len() as u64);
         let (entries, state) = (Entries::default(), HardState { term, vote, commit });
@@ -277,7 +279,8 @@ impl Addition {
     }
 }
 
-/// A log that begins behind a snapshot, as etcd's does that has received one, with nothing but what is added: its mark comes first.
+/// A log that begins behind a snapshot, as etcd's does that has received one, with nothing but what
+/// is added: its mark comes first.
 ///
 /// # Errors
 /// As the output gives them.
@@ -288,9 +291,10 @@ pub fn behind(out: impl Write, identity: &Identity, addition: &Addition) -> io::
     writer.finish().map(drop)
 }
 
-/// A log that is there, written with an identity and with more at its end. Without either the good records come out as they went in, byte
-/// by byte, those of overwritten entries among them: what etcd might bring back of them (see [`crate::etcd::format::wal::log`]) ends at the first
-/// entry that is added.
+/// A log that is there, written with an identity and with more at its end. Without either the good
+/// records come out as they went in, byte by byte, those of overwritten entries among them: what
+/// etcd might bring back of them (see [`crate::etcd::format::wal::log`]) ends at the first entry
+/// that is added.
 #[derive(Debug, Clone, Copy)]
 pub struct Rewrite<'a> {
     /// Where the log is.
@@ -601,7 +605,8 @@ mod tests {
 
     #[test]
     fn a_new_log_is_that_of_a_restored_snapshot() {
-        // As `etcdctl snapshot restore` 3.4.23 and `etcdutl snapshot restore` 3.5.1 write it, without the zeros behind.
+        // As `etcdctl snapshot restore` 3.4.23 and `etcdutl snapshot restore` 3.5.1 write it,
+        // without the zeros behind.
         let real = [
             (Form::V3_4, include_bytes!("restored-3.4.wal").as_slice()),
             (Form::V3_5, include_bytes!("restored-3.5.wal").as_slice()),

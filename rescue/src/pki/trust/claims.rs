@@ -3,8 +3,9 @@
 use super::party::Party;
 use crate::node::Role;
 
-/// The proven control plane that makes the claim of `party` doubtful: the disk shows a trace of its CA (trusts it, or has a certificate that it
-/// signed) and proves none of its CAs. `None` where nothing does. A disk alone is believed: nothing crosses then.
+/// The proven control plane that makes the claim of `party` doubtful: the disk shows a trace of its
+/// CA (trusts it, or has a certificate that it signed) and proves none of its CAs. `None` where
+/// nothing does. A disk alone is believed: nothing crosses then.
 pub fn doubted_by<'p>(party: &Party, others: &[&'p Party]) -> Option<&'p Party> {
     if party.role != Some(Role::ControlPlane) || party.is_trusted {
         return None;

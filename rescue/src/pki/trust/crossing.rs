@@ -44,8 +44,9 @@ impl Unproven {
     }
 }
 
-/// Whether two disks prove to be control planes of one cluster: what all its control planes share may cross then, in either direction.
-/// Each must hold the private key of one CA, or a control plane's leaf that this CA signed, with its private key.
+/// Whether two disks prove to be control planes of one cluster: what all its control planes share
+/// may cross then, in either direction. Each must hold the private key of one CA, or a control
+/// plane's leaf that this CA signed, with its private key.
 ///
 /// # Errors
 /// [`Unproven`] names the disk that proves nothing.
@@ -53,11 +54,13 @@ pub fn control_planes(receiver: &Party, donor: &Party) -> Result<Permit, Unprove
     if donor.only_signs {
         return Err(Unproven {
             saw: format!(
-                "{} was named with --ca, and such a disk lends signatures for kubelets and nothing else.",
+                "{} was named with --ca, and such a disk lends signatures for kubelets and nothing \
+                 else.",
                 donor.shown()
             ),
             next: format!(
-                "To have more from it, name it as a disk without --ca; with --node {} no other node is changed.",
+                "To have more from it, name it as a disk without --ca; with --node {} no other \
+                 node is changed.",
                 receiver.typed_source()
             ),
         });
@@ -75,7 +78,8 @@ pub fn control_planes(receiver: &Party, donor: &Party) -> Result<Permit, Unprove
             shown(ca)
         )));
     }
-    // A CA of one's own making proves nothing to the other: it must be one that the other takes for its cluster's.
+    // A CA of one's own making proves nothing to the other: it must be one that the other takes for
+    // its cluster's.
     let unproven: Vec<&Party> = match (proves_to(receiver, donor), proves_to(donor, receiver)) {
         (false, true) => vec![receiver],
         (true, false) => vec![donor],
@@ -85,7 +89,8 @@ pub fn control_planes(receiver: &Party, donor: &Party) -> Result<Permit, Unprove
         let names: Vec<String> = unproven.iter().map(|party| party.shown()).collect();
         let verb = if names.len() == 1 { "holds" } else { "hold" };
         format!(
-            "{} {verb} no private key that only a control plane of the same cluster has, and what a disk says of itself proves nothing.",
+            "{} {verb} no private key that only a control plane of the same cluster has, and what \
+             a disk says of itself proves nothing.",
             names.join(" and ")
         )
     })
@@ -98,7 +103,8 @@ fn proves_to(party: &Party, other: &Party) -> bool {
         .any(|ca| party.standing.is_control_plane_of(ca))
 }
 
-/// Whether `receiver` may get leaves that the etcd CA signed: it is a member of that etcd, or a control plane of the donor's cluster.
+/// Whether `receiver` may get leaves that the etcd CA signed: it is a member of that etcd, or a
+/// control plane of the donor's cluster.
 ///
 /// # Errors
 /// [`Unproven`], as of [`control_planes`].
@@ -128,7 +134,8 @@ pub fn etcd_members(
     control_planes(receiver, donor)
 }
 
-/// Whether leaves of `authority` may be signed for `receiver` with the donor's key, the kubelet's own left aside.
+/// Whether leaves of `authority` may be signed for `receiver` with the donor's key, the kubelet's
+/// own left aside.
 ///
 /// # Errors
 /// [`Unproven`], as of [`control_planes`].
@@ -144,8 +151,9 @@ pub fn leaf_signature(
     }
 }
 
-/// Whether `receiver` may take names and addresses from `lender`: what it says of the cluster goes into certificates and kubeconfigs. The
-/// lender must be a control plane of the cluster whose CA the receiver trusts.
+/// Whether `receiver` may take names and addresses from `lender`: what it says of the cluster goes
+/// into certificates and kubeconfigs. The lender must be a control plane of the cluster whose CA
+/// the receiver trusts.
 pub fn may_lend_names(receiver: &Party, lender: &Party) -> bool {
     proves_to(lender, receiver)
 }

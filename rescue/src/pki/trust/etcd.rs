@@ -1,10 +1,13 @@
-//! Whose etcd history may be laid on whose disk. Nothing is read here: the decision is a function of what each disk proves and says.
+//! Whose etcd history may be laid on whose disk. Nothing is read here: the decision is a function
+//! of what each disk proves and says.
 //!
-//! Two rules. **Keys**: a member that uses TLS exchanges history only with one that holds a private key of the same etcd CA, or of a leaf that
-//! this CA signed. That is what the running etcd asks of a peer. Without TLS whoever reaches the port may write, so there only the second
-//! rule counts. **Lists**: a disk that holds a history of its own gets another's only where its own list of members leads to the donor. IDs
-//! and URLs can be made up, so a list counts for the disk that holds it, never for the one that it names: a disk that lists a healthy
-//! member and is not in that member's list neither gives to it nor counts beside it.
+//! Two rules. **Keys**: a member that uses TLS exchanges history only with one that holds a private
+//! key of the same etcd CA, or of a leaf that this CA signed. That is what the running etcd asks of
+//! a peer. Without TLS whoever reaches the port may write, so there only the second rule counts.
+//! **Lists**: a disk that holds a history of its own gets another's only where its own list of
+//! members leads to the donor. IDs and URLs can be made up, so a list counts for the disk that
+//! holds it, never for the one that it names: a disk that lists a healthy member and is not in that
+//! member's list neither gives to it nor counts beside it.
 //!
 //! What follows from both are units: members that are planned as if no other disk had been given.
 
@@ -32,13 +35,15 @@ pub struct Claim {
     pub is_trusted: bool,
     /// Whether its etcd asks its peers or clients for certificates.
     pub uses_tls: bool,
-    /// Public keys of CAs of which it holds the private key, or a member's leaf with its private key.
+    /// Public keys of CAs of which it holds the private key, or a member's leaf with its private
+    /// key.
     pub proven: BTreeSet<Vec<u8>>,
     /// Cluster ID in its log.
     pub cluster: Option<u64>,
     /// Member ID in its log.
     pub id: Option<u64>,
-    /// Its own list of members, with those whose addition it does not know to be agreed on; empty where nothing is left that says it.
+    /// Its own list of members, with those whose addition it does not know to be agreed on; empty
+    /// where nothing is left that says it.
     pub list: Vec<Listed>,
     /// Peer URLs that it is started with.
     pub urls: Vec<String>,
@@ -157,7 +162,8 @@ pub fn units(claims: &[Claim]) -> Units {
     decided
 }
 
-/// Whether the members share a private key, or the user vouches for the one that proves nothing, or for both.
+/// Whether the members share a private key, or the user vouches for the one that proves nothing, or
+/// for both.
 pub fn share_keys(claims: &[Claim], one: usize, other: usize) -> bool {
     let group = key_groups(claims);
     let is_word = |number: usize| claims[number].is_trusted && claims[number].proven.is_empty();
@@ -165,8 +171,9 @@ pub fn share_keys(claims: &[Claim], one: usize, other: usize) -> bool {
     group[one] == group[other] || is_word(one) || is_word(other) || are_both
 }
 
-/// Whether the history of `donor` may be laid on the disk of `receiver` where the user asks for just that (`rescue etcd rebuild`): then the
-/// donor's list need not know the receiver, which may be a new machine.
+/// Whether the history of `donor` may be laid on the disk of `receiver` where the user asks for
+/// just that (`rescue etcd rebuild`): then the donor's list need not know the receiver, which may
+/// be a new machine.
 ///
 /// # Errors
 /// Why not.
@@ -271,7 +278,8 @@ impl<'a> Room<'a> {
             .any(is_other)
     }
 
-    /// Members of each group and cluster that lead to one another by their own lists. Each is a unit that lends.
+    /// Members of each group and cluster that lead to one another by their own lists. Each is a
+    /// unit that lends.
     fn histories(&mut self) -> Vec<Unit> {
         let mut units = Vec::new();
         let mut is_placed = vec![false; self.claims.len()];
@@ -284,7 +292,8 @@ impl<'a> Room<'a> {
                 .iter()
                 .map(|number| self.claim(*number).cluster)
                 .collect();
-            // A disk without a log does not say of which cluster it is, so it comes with those that do.
+            // A disk without a log does not say of which cluster it is, so it comes with those that
+            // do.
             let mut clusters: Vec<Option<u64>> = clusters.into_iter().collect();
             clusters.sort_by_key(|cluster| {
                 let of_it = speaking
@@ -360,7 +369,8 @@ impl<'a> Room<'a> {
             .max_by_key(|number| (self.claim(*number).rank, std::cmp::Reverse(*number)))
     }
 
-    /// Whether the list of `newest` makes a learner of a member that votes by its own, without the user's word for it.
+    /// Whether the list of `newest` makes a learner of a member that votes by its own, without the
+    /// user's word for it.
     fn demotes(&self, newest: usize, number: usize) -> bool {
         let votes = self
             .claim(number)
@@ -377,8 +387,9 @@ impl<'a> Room<'a> {
         newest != number && !newest_claim.is_trusted && votes.is_some_and(learns)
     }
 
-    /// Takes those out of a set that the newest list leaves out, or makes learners of while they vote by their own. Among themselves they may be
-    /// several that agree, and such are never replaced: a majority that lacks the change has not agreed on it.
+    /// Takes those out of a set that the newest list leaves out, or makes learners of while they
+    /// vote by their own. Among themselves they may be several that agree, and such are never
+    /// replaced: a majority that lacks the change has not agreed on it.
     fn without_demoted(&mut self, set: Vec<usize>) -> Vec<Unit> {
         let Some(newest) = self
             .newest(&set)
@@ -406,7 +417,8 @@ impl<'a> Room<'a> {
                 ..Unit::default()
             }];
         }
-        // Vouched for, one belongs here; but the newest list does not know it, so what it holds does not count.
+        // Vouched for, one belongs here; but the newest list does not know it, so what it holds
+        // does not count.
         let (vouched, out): (Vec<usize>, Vec<usize>) = out
             .into_iter()
             .partition(|number| self.claim(*number).is_trusted && is_left_out(number));
@@ -432,7 +444,8 @@ impl<'a> Room<'a> {
         units
     }
 
-    /// Whether `receiver`, which has a list, may get the history of `unit`: it holds nothing of its own, its list leads there, or the user says so.
+    /// Whether `receiver`, which has a list, may get the history of `unit`: it holds nothing of its
+    /// own, its list leads there, or the user says so.
     fn may_receive(&self, receiver: usize, unit: &Unit) -> bool {
         let claim = self.claim(receiver);
         let cluster = unit
@@ -470,8 +483,9 @@ impl<'a> Room<'a> {
             && (self.speaks(number) || self.is_started_beside(number, unit))
     }
 
-    /// Where a disk has lost its list, what its etcd is started with may still name others: then one of the unit must be among them. The first
-    /// control plane of a kubeadm cluster names itself alone.
+    /// Where a disk has lost its list, what its etcd is started with may still name others: then
+    /// one of the unit must be among them. The first control plane of a kubeadm cluster names
+    /// itself alone.
     fn is_started_beside(&self, number: usize, unit: &Unit) -> bool {
         let own = self.claim(number);
         let others: Vec<String> = own
@@ -487,7 +501,8 @@ impl<'a> Room<'a> {
         others.is_empty() || own.is_trusted || unit.lenders.iter().any(is_named)
     }
 
-    /// Who lends to nobody else gets the history of a unit that has a place for it, where its own list allows that.
+    /// Who lends to nobody else gets the history of a unit that has a place for it, where its own
+    /// list allows that.
     fn receive(&self, units: &mut [Unit]) {
         let writes = |unit: &Unit| {
             unit.lenders
@@ -518,7 +533,8 @@ impl<'a> Room<'a> {
         }
     }
 
-    /// Places those that have no list: with the only unit that has a place for them. Where nobody at all has one, all of a group are one unit.
+    /// Places those that have no list: with the only unit that has a place for them. Where nobody
+    /// at all has one, all of a group are one unit.
     fn silent(&mut self, units: &mut Vec<Unit>) {
         let silent: Vec<usize> = (0..self.claims.len())
             .filter(|number| !self.speaks(*number))
@@ -599,7 +615,8 @@ impl<'a> Room<'a> {
             .any(|one| other.lenders.iter().any(|lender| self.says(one, *lender)))
     }
 
-    /// Whether `one` says of itself that `other` is a member of its cluster, or that it is the same member.
+    /// Whether `one` says of itself that `other` is a member of its cluster, or that it is the same
+    /// member.
     fn says(&self, one: usize, other: usize) -> bool {
         let (own, known) = (self.claim(one), self.claim(other));
         let is_twin = own.cluster.is_some() && (own.cluster, own.id) == (known.cluster, known.id);
@@ -611,7 +628,8 @@ impl<'a> Room<'a> {
                 .filter(|entry| !own.is_own(entry))
                 .any(|entry| is_other(&entry))
         };
-        // One that has lost everything says nothing but how it is started; with the keys of another cluster it belongs to that.
+        // One that has lost everything says nothing but how it is started; with the keys of another
+        // cluster it belongs to that.
         let started = || {
             !self.speaks(one)
                 && own.proven.is_empty()
@@ -693,8 +711,9 @@ impl<'a> Room<'a> {
     }
 }
 
-/// For each claim the number of its group: those that share a private key's CA, or that all use no TLS. One that uses TLS and proves nothing is
-/// alone, unless the user vouches for it: then it is with the only group that it says to belong to.
+/// For each claim the number of its group: those that share a private key's CA, or that all use no
+/// TLS. One that uses TLS and proves nothing is alone, unless the user vouches for it: then it is
+/// with the only group that it says to belong to.
 fn key_groups(claims: &[Claim]) -> Vec<usize> {
     let mut group: Vec<Option<usize>> = vec![None; claims.len()];
     let mut next = 0;
@@ -744,9 +763,10 @@ fn key_groups(claims: &[Claim]) -> Vec<usize> {
     group
 }
 
-/// Puts each disk that the user vouches for into the only group that it says to belong to, or, where it has lost its list, whose members have a
-/// place for it. The word for one disk is none for those that claim to be its peers: a group that proves nothing, and is not vouched for
-/// itself, is not joined; nor does a disk with keys of its own join one with other keys that names it as well.
+/// Puts each disk that the user vouches for into the only group that it says to belong to, or,
+/// where it has lost its list, whose members have a place for it. The word for one disk is none for
+/// those that claim to be its peers: a group that proves nothing, and is not vouched for itself, is
+/// not joined; nor does a disk with keys of its own join one with other keys that names it as well.
 fn join_vouched(claims: &[Claim], group: &mut [usize]) {
     let room = Room {
         claims,
@@ -807,7 +827,8 @@ fn join_vouched(claims: &[Claim], group: &mut [usize]) {
     }
 }
 
-/// The first rule that `decided` breaks, for tests that make claims at random: written without a look at how the decision is made.
+/// The first rule that `decided` breaks, for tests that make claims at random: written without a
+/// look at how the decision is made.
 pub fn broken_rule(claims: &[Claim], decided: &Units) -> Option<String> {
     let all: Vec<usize> = decided.units.iter().flat_map(Unit::all).collect();
     let each: BTreeSet<usize> = all.iter().copied().collect();
@@ -916,7 +937,8 @@ mod tests {
         }
     }
 
-    /// A disk that lists itself as the only voter and member 1, by its URL, as a learner, with the newest log.
+    /// A disk that lists itself as the only voter and member 1, by its URL, as a learner, with the
+    /// newest log.
     fn forged(id: u64) -> Claim {
         let mut claim = member(id, &[id, 1]);
         claim.list[1] = Listed {
@@ -1220,7 +1242,8 @@ mod tests {
 
     #[test]
     fn the_word_for_one_disk_is_none_for_those_that_claim_to_be_its_peers() {
-        // Member 2's disk is not given; another claims its URL and ID, without a key or with a CA of its own.
+        // Member 2's disk is not given; another claims its URL and ID, without a key or with a CA
+        // of its own.
         let mut claimed = Claim {
             rank: (9, 900),
             ..member(2, &[1, 2, 3])

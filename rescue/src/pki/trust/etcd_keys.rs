@@ -1,4 +1,5 @@
-//! What the private keys on a disk prove about its etcd member: the files that its etcd is started with, and kubeadm's.
+//! What the private keys on a disk prove about its etcd member: the files that its etcd is started
+//! with, and kubeadm's.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -101,8 +102,9 @@ impl EtcdKeys {
     }
 }
 
-/// For each disk of a run the public keys of the CAs that it proves to belong to. A CA that one disk has lost is known from another's: it is
-/// public, and what proves something is the key that fits it.
+/// For each disk of a run the public keys of the CAs that it proves to belong to. A CA that one
+/// disk has lost is known from another's: it is public, and what proves something is the key that
+/// fits it.
 pub fn proven(all: &[EtcdKeys]) -> Vec<BTreeSet<Vec<u8>>> {
     let authorities: BTreeMap<(&[u8], &[u8]), &Certificate> = all
         .iter()
@@ -133,8 +135,8 @@ fn certificates(guest: &Guest, path: &GuestPath) -> Vec<Certificate> {
     Certificate::all_from_pem(&bytes).unwrap_or_default()
 }
 
-/// Those of `authorities`, which are in the file `path`, whose private key lies beside it: `ca.key` beside `ca.crt` (kubeadm), `ca-key.pem`
-/// beside `ca.pem` (kubespray, cfssl).
+/// Those of `authorities`, which are in the file `path`, whose private key lies beside it: `ca.key`
+/// beside `ca.crt` (kubeadm), `ca-key.pem` beside `ca.pem` (kubespray, cfssl).
 fn beside(guest: &Guest, path: &GuestPath, authorities: &[Certificate]) -> Vec<Certificate> {
     let name = path.to_string();
     let stem = name

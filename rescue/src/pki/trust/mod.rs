@@ -1,9 +1,11 @@
-//! Who may believe whom: the one room that every crossing from one disk of a run to another goes through. docs/trust.md is its table.
+//! Who may believe whom: the one room that every crossing from one disk of a run to another goes
+//! through. docs/trust.md is its table.
 //!
-//! A disk may have been compromised before the outage, so what it says of itself (a manifest, a host name, a public certificate, a cluster
-//! ID) proves nothing to another disk. What proves something is a private key that is on the disk and fits a certificate which the
-//! cluster's own CA signed ([`standing`]), or what the etcd of a proven control plane says. Where that is missing, only the user's word
-//! (`--trust NODE`) lets anything cross, and the plan says so.
+//! A disk may have been compromised before the outage, so what it says of itself (a manifest, a
+//! host name, a public certificate, a cluster ID) proves nothing to another disk. What proves
+//! something is a private key that is on the disk and fits a certificate which the cluster's own CA
+//! signed ([`standing`]), or what the etcd of a proven control plane says. Where that is missing,
+//! only the user's word (`--trust NODE`) lets anything cross, and the plan says so.
 
 pub mod claims;
 pub mod crossing;

@@ -23,11 +23,12 @@ pub struct Recorded {
     pub place: String,
 }
 
-/// Whether `ca` may sign for the kubelet of `receiver` under `name`. `others` are the other disks of the run, `recorded` is what proven
-/// control planes know of that name.
+/// Whether `ca` may sign for the kubelet of `receiver` under `name`. `others` are the other disks
+/// of the run, `recorded` is what proven control planes know of that name.
 ///
-/// The name is proved by a certificate that the CA signed for it, with its private key on the disk; else by the cluster's own record of
-/// the machine ID. Two disks that prove one name are copies, and both are refused.
+/// The name is proved by a certificate that the CA signed for it, with its private key on the disk;
+/// else by the cluster's own record of the machine ID. Two disks that prove one name are copies,
+/// and both are refused.
 ///
 /// # Errors
 /// [`Unproven`] says what the disk has instead.
@@ -61,7 +62,8 @@ pub fn node_signature(
     if let Some(other) = others.iter().find(claims_it) {
         return by_word(receiver, || {
             format!(
-                "{} and {} both say that they are node {name}, and no private key on {0} proves it.",
+                "{} and {} both say that they are node {name}, and no private key on {0} proves \
+                 it.",
                 receiver.shown(),
                 other.shown()
             )
@@ -86,8 +88,8 @@ pub fn node_signature(
         ))),
         None => by_word(receiver, || {
             format!(
-                "{} says that it is node {name}, but holds no private key with a certificate of {} for that name, and no etcd of this \
-                 cluster in the run has its machine ID for it.",
+                "{} says that it is node {name}, but holds no private key with a certificate of {} \
+                 for that name, and no etcd of this cluster in the run has its machine ID for it.",
                 receiver.shown(),
                 shown(ca)
             )
@@ -95,8 +97,8 @@ pub fn node_signature(
     }
 }
 
-/// Where the cluster's own record has the machine ID of `receiver` for `name`. A machine ID that two disks or two Node objects share is no
-/// proof, and a control plane proves itself by its keys.
+/// Where the cluster's own record has the machine ID of `receiver` for `name`. A machine ID that
+/// two disks or two Node objects share is no proof, and a control plane proves itself by its keys.
 fn by_record<'r>(
     receiver: &Party,
     name: &str,
@@ -132,7 +134,8 @@ pub struct ControlPlanes {
 }
 
 impl ControlPlanes {
-    /// From those disks: their own names, their etcd members' and, where etcd can be read, its Node objects.
+    /// From those disks: their own names, their etcd members' and, where etcd can be read, its Node
+    /// objects.
     pub fn of(lenders: &[Rc<Peer>]) -> Self {
         let mut known = Vec::new();
         for peer in lenders
@@ -173,8 +176,8 @@ impl ControlPlanes {
 /// Why a control plane is signed for only where it is named.
 pub fn named_only(node: &str, why: &str) -> String {
     format!(
-        "{node} is a control plane ({why}); its own disk renews it, and whoever holds this certificate speaks in its name. If it is meant: \
-         --trust {node}"
+        "{node} is a control plane ({why}); its own disk renews it, and whoever holds this \
+         certificate speaks in its name. If it is meant: --trust {node}"
     )
 }
 
@@ -226,7 +229,8 @@ mod tests {
             &[&party("w2", "a2")],
             &[recorded("w1", "a1", false), recorded("w1", "a1", false)]
         ));
-        // Nothing there; another machine; a control plane; two that contradict each other; one machine ID for two nodes.
+        // Nothing there; another machine; a control plane; two that contradict each other; one
+        // machine ID for two nodes.
         assert!(!by(&[], &[]));
         assert!(!by(&[], &[recorded("w1", "a9", false)]));
         assert!(!by(&[], &[recorded("w1", "a1", true)]));

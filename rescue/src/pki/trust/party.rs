@@ -23,7 +23,8 @@ pub struct Party {
     pub machine_id: Option<String>,
     /// Whether the user vouches for the disk (`--trust`).
     pub is_trusted: bool,
-    /// Whether the disk was named with `--ca`: it lends signatures for kubelets, and nothing is copied from it.
+    /// Whether the disk was named with `--ca`: it lends signatures for kubelets, and nothing is
+    /// copied from it.
     pub only_signs: bool,
     /// What its private keys prove.
     pub standing: Standing,
@@ -97,7 +98,8 @@ impl Party {
         crate::base::shell::quoted(std::path::Path::new(&self.source))
     }
 
-    /// The CAs that it takes for its cluster's, as its disk says it: in kubelet.conf and in its files, etcd's left aside.
+    /// The CAs that it takes for its cluster's, as its disk says it: in kubelet.conf and in its
+    /// files, etcd's left aside.
     pub fn carried(&self) -> impl Iterator<Item = &Certificate> {
         let files = self
             .authorities
@@ -109,7 +111,8 @@ impl Party {
             .filter(|ca| ca.may_sign())
     }
 
-    /// Whether it shows a trace of this CA: takes it for its own, or has a certificate that it signed, with a key or without.
+    /// Whether it shows a trace of this CA: takes it for its own, or has a certificate that it
+    /// signed, with a key or without.
     pub fn has_trace_of(&self, ca: &Certificate) -> bool {
         self.carried().any(|own| own.is_same_authority(ca))
             || self
@@ -152,7 +155,8 @@ fn leaves(inventory: &Inventory, standing: &Standing) -> Vec<Certificate> {
         .collect()
 }
 
-/// `--trust` is the user's word for one disk, and another must not be able to take it by calling itself the same.
+/// `--trust` is the user's word for one disk, and another must not be able to take it by calling
+/// itself the same.
 ///
 /// # Errors
 /// A [`Refusal`] where a name is nobody's, or that of several.
@@ -183,7 +187,8 @@ pub fn refuse_unclear(parties: &[&Party], trust: &[String]) -> Result<(), Refusa
                     shown(parties).join(", ")
                 ),
                 format!(
-                    "name the disk by another path, both among the disks and with --trust (./{trusted})"
+                    "name the disk by another path, both among the disks and with --trust \
+                     (./{trusted})"
                 ),
             ),
             _ => {

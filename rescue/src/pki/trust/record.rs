@@ -18,8 +18,8 @@ pub fn is_control_plane(object: &NodeObject) -> bool {
         .any(|role| role == "control-plane" || role == "master")
 }
 
-/// The names of the control planes: Node objects with that role, and etcd's members, which kubeadm names after their nodes. What cannot be
-/// read is left out. Reads the whole database once.
+/// The names of the control planes: Node objects with that role, and etcd's members, which kubeadm
+/// names after their nodes. What cannot be read is left out. Reads the whole database once.
 pub fn control_planes(guest: &Guest, node: &Node) -> BTreeSet<String> {
     let Some(found) = locate::on_node(guest, node) else {
         return BTreeSet::new();
@@ -44,8 +44,8 @@ pub fn control_planes(guest: &Guest, node: &Node) -> BTreeSet<String> {
     members.chain(nodes).collect()
 }
 
-/// The Node objects that share a machine ID with another: machines made from one template, whose machine ID proves nothing. Reads the whole
-/// database once.
+/// The Node objects that share a machine ID with another: machines made from one template, whose
+/// machine ID proves nothing. Reads the whole database once.
 pub fn shared_machine_ids(guest: &Guest, node: &Node) -> BTreeSet<String> {
     let Some(found) =
         locate::on_node(guest, node).filter(|found| holder(guest, &found.place).is_none())

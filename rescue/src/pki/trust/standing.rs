@@ -11,8 +11,9 @@ use crate::pki::profile::{Authority, Usage};
 use crate::pki::x509::certificate::{Certificate, SignatureCheck};
 use crate::pki::x509::key::PrivateKey;
 
-/// Common names of the leaves that kubeadm gives to control planes alone, by the CA that signs them (kubeadm's phases/certs/certlist.go,
-/// phases/kubeconfig/kubeconfig.go). Administrators' certificates are left out: people carry copies of admin.conf about.
+/// Common names of the leaves that kubeadm gives to control planes alone, by the CA that signs them
+/// (kubeadm's phases/certs/certlist.go, phases/kubeconfig/kubeconfig.go). Administrators'
+/// certificates are left out: people carry copies of admin.conf about.
 const CONTROL_PLANE: [(Authority, &str); 5] = [
     (Authority::Cluster, "kube-apiserver"),
     (Authority::Cluster, "kube-apiserver-kubelet-client"),
@@ -21,13 +22,16 @@ const CONTROL_PLANE: [(Authority, &str); 5] = [
     (Authority::FrontProxy, "front-proxy-client"),
 ];
 
-/// The leaves that only an etcd member has. Clients of etcd are left out: network plugins carry them to workers.
+/// The leaves that only an etcd member has. Clients of etcd are left out: network plugins carry
+/// them to workers.
 const ETCD_MEMBER: [&str; 2] = ["etcd-server", "etcd-peer"];
 
-/// Dated certificates of the kubelet that are looked at, newest first; it keeps all that it ever had, one a year.
+/// Dated certificates of the kubelet that are looked at, newest first; it keeps all that it ever
+/// had, one a year.
 const MOST_DATED: usize = 64;
 
-/// What the private keys on a disk prove, whatever else is on it. Dates do not count: an expired certificate proves as much here.
+/// What the private keys on a disk prove, whatever else is on it. Dates do not count: an expired
+/// certificate proves as much here.
 #[derive(Debug, Clone, Default)]
 pub struct Standing {
     /// CA certificates whose private key is on the disk.
@@ -120,7 +124,8 @@ impl Standing {
     }
 }
 
-/// The node that a kubelet's client certificate is for: `O=system:nodes`, `CN=system:node:NAME` (the API server's node authorizer).
+/// The node that a kubelet's client certificate is for: `O=system:nodes`, `CN=system:node:NAME`
+/// (the API server's node authorizer).
 pub fn node_of(certificate: &Certificate) -> Option<&str> {
     let is_nodes = certificate.organizations == [NODES];
     certificate
@@ -130,11 +135,13 @@ pub fn node_of(certificate: &Certificate) -> Option<&str> {
         .filter(|_| is_nodes && !certificate.is_ca)
 }
 
-/// kubespray gives each node of the cluster, worker or not, such a leaf of the etcd CA with both usages, for clients of etcd. Its members have
-/// others, `etcd-member-NAME` (kubespray's roles/etcd/templates/make-ssl-etcd.sh.j2).
+/// kubespray gives each node of the cluster, worker or not, such a leaf of the etcd CA with both
+/// usages, for clients of etcd. Its members have others, `etcd-member-NAME` (kubespray's
+/// roles/etcd/templates/make-ssl-etcd.sh.j2).
 const NODES_OF_KUBESPRAY: &str = "etcd-node-";
 
-/// Whether an etcd member may serve its peers with it, as no client's certificate and no kubespray node's may.
+/// Whether an etcd member may serve its peers with it, as no client's certificate and no kubespray
+/// node's may.
 pub(super) fn is_members(leaf: &Certificate) -> bool {
     let is_nodes = leaf
         .common_name
@@ -152,8 +159,8 @@ pub(super) fn serves(certificate: &Certificate) -> bool {
         .is_some_and(|usages| usages.iter().any(|usage| usage == server))
 }
 
-/// What the kubeconfig leads to, and the dated files beside `kubelet-client-current.pem`: where the newest is damaged an older one still
-/// says whose disk this is.
+/// What the kubeconfig leads to, and the dated files beside `kubelet-client-current.pem`: where the
+/// newest is damaged an older one still says whose disk this is.
 fn kubelet(guest: &Guest, client: &KubeletClient) -> Vec<Certificate> {
     let mut found: Vec<Certificate> = Vec::new();
     let keys = client_key::all(guest, client);

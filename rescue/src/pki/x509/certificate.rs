@@ -128,8 +128,8 @@ impl Certificate {
         Ok(certificate)
     }
 
-    /// All certificates of a PEM file, in order; like Go's ParseCertsPEM, one that does not parse makes the file unreadable, and
-    /// so does a file without any.
+    /// All certificates of a PEM file, in order; like Go's ParseCertsPEM, one that does not parse
+    /// makes the file unreadable, and so does a file without any.
     pub fn all_from_pem(bytes: &[u8]) -> Result<Vec<Self>> {
         let all = pem::certificates(bytes);
         if all.is_empty() {
@@ -186,10 +186,12 @@ impl Certificate {
         self.public_key == key.public_key()
     }
 
-    /// Whether a signature made with `key` verifies with this certificate's public key. Who only has the certificate can write a key file
-    /// whose public part is the certificate's; [`Certificate::matches`] alone relies on the library to refuse it.
+    /// Whether a signature made with `key` verifies with this certificate's public key. Who only
+    /// has the certificate can write a key file whose public part is the certificate's;
+    /// [`Certificate::matches`] alone relies on the library to refuse it.
     pub fn is_proved_by(&self, key: &PrivateKey) -> bool {
-        // Nobody else is asked to accept the signature, so it need not be of something new each time.
+        // Nobody else is asked to accept the signature, so it need not be of something new each
+        // time.
         const MESSAGE: &[u8] = b"does this private key fit the certificate?";
         if !self.matches(key) {
             return false;
@@ -211,14 +213,14 @@ impl Certificate {
             .is_ok()
     }
 
-    /// Whether both are the same authority, maybe of another age: same name byte for byte, same key. To those who trust one of them
-    /// the other is as good, dates apart.
+    /// Whether both are the same authority, maybe of another age: same name byte for byte, same
+    /// key. To those who trust one of them the other is as good, dates apart.
     pub fn is_same_authority(&self, other: &Self) -> bool {
         self.subject_raw == other.subject_raw && self.public_key == other.public_key
     }
 
-    /// Whether it was signed by its own key. A signature that cannot be checked (SHA-1) counts where the key identifiers do not
-    /// say otherwise.
+    /// Whether it was signed by its own key. A signature that cannot be checked (SHA-1) counts
+    /// where the key identifiers do not say otherwise.
     pub fn is_self_signed(&self) -> bool {
         match self.signed_by(self) {
             SignatureCheck::Valid => true,
@@ -229,7 +231,8 @@ impl Certificate {
         }
     }
 
-    /// Whether `self` names `issuer` byte for byte and carries its signature. Dates are not looked at.
+    /// Whether `self` names `issuer` byte for byte and carries its signature. Dates are not looked
+    /// at.
     pub fn signed_by(&self, issuer: &Self) -> SignatureCheck {
         if self.issuer_raw != issuer.subject_raw {
             return SignatureCheck::Invalid;
@@ -237,7 +240,8 @@ impl Certificate {
         let Ok((_, parsed)) = X509Certificate::from_der(&self.der) else {
             return SignatureCheck::Invalid;
         };
-        // RFC 5280 wants both names of the algorithm to be the same, and Go insists; only one of them is signed.
+        // RFC 5280 wants both names of the algorithm to be the same, and Go insists; only one of
+        // them is signed.
         if parsed.signature_algorithm != parsed.tbs_certificate.signature
             || parsed.signature_value.unused_bits != 0
         {

@@ -1,5 +1,6 @@
-//! Small DER building blocks. Names and SANs must keep their exact bytes (Go compares issuer and subject bytewise), which typed
-//! encoders do not promise, so raw parts are joined under headers written by the `der` crate.
+//! Small DER building blocks. Names and SANs must keep their exact bytes (Go compares issuer and
+//! subject bytewise), which typed encoders do not promise, so raw parts are joined under headers
+//! written by the `der` crate.
 
 use der::{Decode, Encode, Header, Length, Reader, SliceReader, Tag, TagNumber};
 
@@ -29,7 +30,8 @@ pub fn explicit(number: u32, part: &[u8]) -> der::Result<Vec<u8>> {
     )
 }
 
-/// The contents of each element directly inside one SEQUENCE, with its tag; what follows the SEQUENCE is ignored.
+/// The contents of each element directly inside one SEQUENCE, with its tag; what follows the
+/// SEQUENCE is ignored.
 pub fn elements(bytes: &[u8]) -> der::Result<Vec<(Tag, Vec<u8>)>> {
     let mut outer = SliceReader::new(bytes)?;
     let header = Header::decode(&mut outer)?;

@@ -1,7 +1,9 @@
-//! Issuing a leaf: the old one is the authority for names and kind of key, the profile for what it may be used for.
+//! Issuing a leaf: the old one is the authority for names and kind of key, the profile for what it
+//! may be used for.
 //!
-//! Deliberate differences from `kubeadm certs renew`: the subject and the SANs keep their exact bytes (kubeadm drops OU, e-mail
-//! and URI SANs), NotAfter never outlives the CA, basicConstraints CA:FALSE is always there (as from 1.21 on).
+//! Deliberate differences from `kubeadm certs renew`: the subject and the SANs keep their exact
+//! bytes (kubeadm drops OU, e-mail and URI SANs), NotAfter never outlives the CA, basicConstraints
+//! CA:FALSE is always there (as from 1.21 on).
 
 use anyhow::{Context, Result, bail};
 use der::asn1::{BitStringRef, GeneralizedTime, ObjectIdentifier, OctetString, UintRef, UtcTime};
@@ -53,8 +55,9 @@ pub struct Validity {
 }
 
 impl Validity {
-    /// For what the control plane uses: from the CA's own first moment, as kubeadm up to 1.30 dates its leaves. The node's clock
-    /// may be hours off when it boots; such a leaf is valid all the same.
+    /// For what the control plane uses: from the CA's own first moment, as kubeadm up to 1.30 dates
+    /// its leaves. The node's clock may be hours off when it boots; such a leaf is valid all the
+    /// same.
     pub fn control_plane(ca: &Certificate, now: OffsetDateTime, days: u32) -> Self {
         Self {
             not_before: ca.not_before,
@@ -62,8 +65,8 @@ impl Validity {
         }
     }
 
-    /// For the kubelet: from one day ago, but not before the CA. It rotates after 70 to 90 % of the lifetime, and a lifetime that
-    /// began with the CA would make it rotate at once.
+    /// For the kubelet: from one day ago, but not before the CA. It rotates after 70 to 90 % of the
+    /// lifetime, and a lifetime that began with the CA would make it rotate at once.
     pub fn kubelet(ca: &Certificate, now: OffsetDateTime, days: u32) -> Self {
         let not_before = (whole_seconds(now) - Duration::days(1)).max(ca.not_before);
         Self {
@@ -73,7 +76,8 @@ impl Validity {
     }
 }
 
-/// `days` from now, but never after the CA's own end: Go rejects a chain as soon as one of its members is expired.
+/// `days` from now, but never after the CA's own end: Go rejects a chain as soon as one of its
+/// members is expired.
 fn end(ca: &Certificate, now: OffsetDateTime, days: u32) -> OffsetDateTime {
     let end = whole_seconds(now).checked_add(Duration::days(i64::from(days)));
     end.map_or(ca.not_after, |end| end.min(ca.not_after))
@@ -83,7 +87,8 @@ pub(in crate::pki) fn whole_seconds(time: OffsetDateTime) -> OffsetDateTime {
     time.replace_nanosecond(0).unwrap_or(time)
 }
 
-/// Signs `request` and proves the result: parsed again, names byte for byte, signature verified with the CA's public key.
+/// Signs `request` and proves the result: parsed again, names byte for byte, signature verified
+/// with the CA's public key.
 pub fn issue(issuer: Issuer<'_>, request: Request<'_>) -> Result<Certificate> {
     let algorithm =
         signature_algorithm(issuer.key.algorithm()).context("naming the signature algorithm")?;
@@ -185,7 +190,8 @@ fn extension(oid: &str, critical: bool, value: Vec<u8>) -> der::Result<Vec<u8>> 
     .to_der()
 }
 
-/// UTCTime to 2049, GeneralizedTime from 2050 (RFC 5280, 4.1.2.5). A CA dated before 1970 counts from 1970.
+/// UTCTime to 2049, GeneralizedTime from 2050 (RFC 5280, 4.1.2.5). A CA dated before 1970 counts
+/// from 1970.
 pub(in crate::pki) fn moment(time: OffsetDateTime) -> der::Result<Vec<u8>> {
     let since = std::time::Duration::from_secs(u64::try_from(time.unix_timestamp()).unwrap_or(0));
     if time.year() < 2050 {
@@ -198,14 +204,15 @@ pub(in crate::pki) fn moment(time: OffsetDateTime) -> der::Result<Vec<u8>> {
 /// A random positive number of 63 bits, as kubeadm's own.
 pub(in crate::pki) fn serial_number() -> der::Result<Vec<u8>> {
     let mut bytes = [0; 8];
-    // The operating system's generator does not fail once it is seeded; if it ever does, no certificate is made.
+    // The operating system's generator does not fail once it is seeded; if it ever does, no
+    // certificate is made.
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| der::Error::from(der::ErrorKind::Failed))?;
     let number = (u64::from_be_bytes(bytes) >> 1).max(1);
     UintRef::new(&number.to_be_bytes())?.to_der()
 }
 
-/// What Go's x509 picks for a CA key: SHA-256 for RSA and P-256, SHA-384 for P-384, SHA-512 for P-521. RSA carries NULL
-/// parameters, ECDSA none.
+/// What Go's x509 picks for a CA key: SHA-256 for RSA and P-256, SHA-384 for P-384, SHA-512 for
+/// P-521. RSA carries NULL parameters, ECDSA none.
 pub(in crate::pki) fn signature_algorithm(key: Algorithm) -> der::Result<Vec<u8>> {
     let oid = |text| ObjectIdentifier::new(text)?.to_der();
     match key {
@@ -216,7 +223,8 @@ pub(in crate::pki) fn signature_algorithm(key: Algorithm) -> der::Result<Vec<u8>
     }
 }
 
-/// A subject as Go writes it: each organization and then the common name; several organizations are one multi-valued RDN.
+/// A subject as Go writes it: each organization and then the common name; several organizations are
+/// one multi-valued RDN.
 pub fn subject(organizations: &[&str], common_name: &str) -> Result<Vec<u8>> {
     let mut names = Vec::new();
     if !organizations.is_empty() {

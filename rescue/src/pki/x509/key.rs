@@ -1,4 +1,5 @@
-//! Private keys: loading what is on the disk, making new ones, writing them as kubeadm does. Nothing here shows a key.
+//! Private keys: loading what is on the disk, making new ones, writing them as kubeadm does.
+//! Nothing here shows a key.
 
 use anyhow::{Context, Result, anyhow, bail};
 use der::asn1::BitStringRef;
@@ -25,8 +26,9 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// What a new key should be when the old one was this: RSA sizes that no one generates (1024, 2047 …) go up to the next usual
-    /// one, because aws-lc makes 2048, 3072 and 4096 and Go rejects less than 1024.
+    /// What a new key should be when the old one was this: RSA sizes that no one generates (1024,
+    /// 2047 …) go up to the next usual one, because aws-lc makes 2048, 3072 and 4096 and Go rejects
+    /// less than 1024.
     #[must_use]
     pub fn renewed(self) -> Self {
         match self {
@@ -62,15 +64,16 @@ impl fmt::Debug for PrivateKey {
 }
 
 impl PrivateKey {
-    /// The first private key in a PEM file: PKCS#1, SEC1 or PKCS#8; other blocks (`EC PARAMETERS`, certificates) are skipped, as
-    /// client-go's keyutil does.
+    /// The first private key in a PEM file: PKCS#1, SEC1 or PKCS#8; other blocks (`EC PARAMETERS`,
+    /// certificates) are skipped, as client-go's keyutil does.
     pub fn from_pem(bytes: &[u8]) -> Result<Self> {
         let blocks = pem::blocks(bytes);
         if blocks.iter().any(|block| {
             block.label == "ENCRYPTED PRIVATE KEY" || (is_key(&block.label) && block.has_headers)
         }) {
             bail!(
-                "the private key is encrypted with a passphrase; Kubernetes cannot use such keys either"
+                "the private key is encrypted with a passphrase; Kubernetes cannot use such keys \
+                 either"
             );
         }
         let block = blocks
@@ -83,8 +86,12 @@ impl PrivateKey {
                 None => "the file holds no RSA or ECDSA private key in PEM".to_owned(),
             })?;
         // The cause is left out on purpose: nothing of a key may end up in a message.
-        let pair = KeyPair::try_from(block.der)
-            .map_err(|_| anyhow!("the private key is damaged or of a kind that is not supported (RSA from 2048 bits, P-256, P-384, P-521 are)"))?;
+        let pair = KeyPair::try_from(block.der).map_err(|_| {
+            anyhow!(
+                "the private key is damaged or of a kind that is not supported (RSA from 2048 \
+                 bits, P-256, P-384, P-521 are)"
+            )
+        })?;
         Self::new(pair)
     }
 
@@ -140,7 +147,8 @@ impl PrivateKey {
         self.pair.sign(message).context("signing with the CA key")
     }
 
-    /// As kubeadm writes it: PKCS#1 `RSA PRIVATE KEY`, or SEC1 `EC PRIVATE KEY` with named curve and public key.
+    /// As kubeadm writes it: PKCS#1 `RSA PRIVATE KEY`, or SEC1 `EC PRIVATE KEY` with named curve
+    /// and public key.
     pub fn to_pem(&self) -> Result<String> {
         match self.algorithm {
             Algorithm::Rsa(_) => Ok(pem::encode("RSA PRIVATE KEY", &self.type_specific()?)),
@@ -151,7 +159,8 @@ impl PrivateKey {
         }
     }
 
-    /// What is inside the PKCS#8 wrapping: RSAPrivateKey or ECPrivateKey. A key loaded from PKCS#1 or SEC1 has no wrapping.
+    /// What is inside the PKCS#8 wrapping: RSAPrivateKey or ECPrivateKey. A key loaded from PKCS#1
+    /// or SEC1 has no wrapping.
     fn type_specific(&self) -> Result<Vec<u8>> {
         let der = self.pair.serialized_der();
         match der_parts::elements(der)

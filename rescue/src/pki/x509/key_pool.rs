@@ -7,8 +7,8 @@ use std::rc::Rc;
 use super::key::{Algorithm, PrivateKey, generate_all};
 use crate::base::ui::Ui;
 
-/// Keys that remedies ordered; none exists before [`KeyPool::key`] is called for one. Made once: preparing the same remedy again
-/// gives the same key.
+/// Keys that remedies ordered; none exists before [`KeyPool::key`] is called for one. Made once:
+/// preparing the same remedy again gives the same key.
 #[derive(Debug, Default)]
 pub struct KeyPool {
     wanted: RefCell<Vec<Algorithm>>,

@@ -52,8 +52,8 @@ impl fmt::Display for NameSource {
 }
 
 impl Name {
-    /// An address, or a host name that Go's x509 would match: RFC 1123 with underscores, a first label `*` allowed. A name that
-    /// ends in a number is a mistyped address.
+    /// An address, or a host name that Go's x509 would match: RFC 1123 with underscores, a first
+    /// label `*` allowed. A name that ends in a number is a mistyped address.
     pub fn parse(text: &str) -> Option<Self> {
         if let Ok(address) = text.parse::<IpAddr>() {
             return Some(Self::Ip(address.to_canonical()));
@@ -98,7 +98,8 @@ impl Name {
         }
     }
 
-    /// What a user asks for with `--san`: `NAME` for the API server, `etcd-server=NAME` or `etcd-peer=NAME`. Gives the leaf too.
+    /// What a user asks for with `--san`: `NAME` for the API server, `etcd-server=NAME` or
+    /// `etcd-peer=NAME`. Gives the leaf too.
     pub fn asked(text: &str) -> Option<(&'static str, Self)> {
         let (leaf, name) = text.split_once('=').unwrap_or(("apiserver", text));
         let leaf = ["apiserver", "etcd-server", "etcd-peer"]
@@ -120,15 +121,17 @@ impl Name {
         }
     }
 
-    /// Whether a client that calls the server so accepts a certificate with these names, by the rules of Go's
-    /// `x509.Certificate.VerifyHostname`: whole names without regard to case, a `*` for exactly the first label.
+    /// Whether a client that calls the server so accepts a certificate with these names, by the
+    /// rules of Go's `x509.Certificate.VerifyHostname`: whole names without regard to case, a `*`
+    /// for exactly the first label.
     pub fn is_in(&self, names: &AlternativeNames) -> bool {
         let wanted = self.to_string();
         names.names.iter().any(|have| {
             have.eq_ignore_ascii_case(&wanted)
                 || matches!(
                     (have.strip_prefix("DNS:*."), self),
-                    (Some(rest), Self::Dns(name)) if name.split_once('.').is_some_and(|(_, own)| own.eq_ignore_ascii_case(rest))
+                    (Some(rest), Self::Dns(name))
+                        if name.split_once('.').is_some_and(|(_, own)| own.eq_ignore_ascii_case(rest))
                 )
         })
     }
@@ -147,7 +150,8 @@ impl Name {
     }
 }
 
-/// Without repetitions, in the order of kubeadm and Go: DNS names sorted, then addresses as they came.
+/// Without repetitions, in the order of kubeadm and Go: DNS names sorted, then addresses as they
+/// came.
 pub fn in_order(names: &[NameSource]) -> Vec<NameSource> {
     let mut dns: Vec<NameSource> = Vec::new();
     let mut addresses: Vec<NameSource> = Vec::new();
@@ -166,7 +170,8 @@ pub fn in_order(names: &[NameSource]) -> Vec<NameSource> {
     dns
 }
 
-/// The names of an old certificate, byte for byte, and further ones behind them. `None` where there is neither.
+/// The names of an old certificate, byte for byte, and further ones behind them. `None` where there
+/// is neither.
 pub fn union(
     old: Option<&AlternativeNames>,
     more: &[NameSource],

@@ -1,4 +1,5 @@
-//! PEM as Go reads it: text before and between the blocks, CRLF and blocks with headers are all found in real files.
+//! PEM as Go reads it: text before and between the blocks, CRLF and blocks with headers are all
+//! found in real files.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -21,7 +22,8 @@ impl std::fmt::Debug for Block {
     }
 }
 
-/// All well-formed blocks in order; everything else in the file is skipped, as Go's `pem.Decode` does.
+/// All well-formed blocks in order; everything else in the file is skipped, as Go's `pem.Decode`
+/// does.
 pub fn blocks(bytes: &[u8]) -> Vec<Block> {
     located(bytes).into_iter().map(|(block, _)| block).collect()
 }
@@ -55,8 +57,9 @@ pub fn located(bytes: &[u8]) -> Vec<(Block, Range<usize>)> {
     found
 }
 
-/// `bytes` with one certificate exchanged: of the certificates that `is_old` picks the first becomes `new`, further ones go, and
-/// all of them go where `new` is there already. Every other byte stays. `None` where none is picked.
+/// `bytes` with one certificate exchanged: of the certificates that `is_old` picks the first
+/// becomes `new`, further ones go, and all of them go where `new` is there already. Every other
+/// byte stays. `None` where none is picked.
 pub fn replace_certificate(
     bytes: &[u8],
     is_old: impl Fn(&[u8]) -> bool,
@@ -105,12 +108,14 @@ pub fn certificates(bytes: &[u8]) -> Vec<Vec<u8>> {
         .collect()
 }
 
-const MARKED: &str = "it begins with a byte order mark, as Windows' editors write it, which Kubernetes does not skip";
+const MARKED: &str = "it begins with a byte order mark, as Windows' editors write it, which \
+    Kubernetes does not skip";
 const UTF16: &str = "it is UTF-16, as PowerShell writes it, which Kubernetes does not read";
 const INDENTED: &str =
     "its lines are indented, and Kubernetes looks for the dashes at the beginning of a line";
 
-/// The line that takes away the [`oddity`] that `why` speaks of, on the node or where its disk is mounted.
+/// The line that takes away the [`oddity`] that `why` speaks of, on the node or where its disk is
+/// mounted.
 pub fn cure(why: &str, path: impl std::fmt::Display) -> Option<String> {
     let lines = [
         (MARKED, format!("sed -i '1s/^\\xEF\\xBB\\xBF//' {path}")),
@@ -126,8 +131,8 @@ pub fn cure(why: &str, path: impl std::fmt::Display) -> Option<String> {
         .map(|(_, line)| line)
 }
 
-/// What keeps Kubernetes from seeing PEM that a person sees: Go's `pem.Decode` wants its dashes at the beginning of a line, in bytes.
-/// `None` where that is not it.
+/// What keeps Kubernetes from seeing PEM that a person sees: Go's `pem.Decode` wants its dashes at
+/// the beginning of a line, in bytes. `None` where that is not it.
 pub fn oddity(bytes: &[u8]) -> Option<&'static str> {
     match bytes {
         [0xef, 0xbb, 0xbf, ..] => Some(MARKED),
@@ -142,7 +147,8 @@ pub fn oddity(bytes: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// The text without its [`oddity`]: as a witness of what a file said, where Kubernetes cannot read it.
+/// The text without its [`oddity`]: as a witness of what a file said, where Kubernetes cannot read
+/// it.
 pub fn without_oddity(bytes: &[u8]) -> Option<Vec<u8>> {
     oddity(bytes)?;
     let units = |from: fn([u8; 2]) -> u16| {
@@ -164,7 +170,8 @@ pub fn without_oddity(bytes: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
-/// One block with 64 columns, line feeds, and a final one: byte for byte what Go's `pem.Encode` writes.
+/// One block with 64 columns, line feeds, and a final one: byte for byte what Go's `pem.Encode`
+/// writes.
 pub fn encode(label: &str, der: &[u8]) -> String {
     let body = STANDARD.encode(der);
     let mut text = format!("-----BEGIN {label}-----\n");
@@ -195,8 +202,8 @@ impl Open {
     }
 
     fn close(self) -> Option<Block> {
-        // An encrypted key's headers continue on further lines only in formats that nobody writes; base64 that does not
-        // decode makes the block garbage, and garbage is skipped.
+        // An encrypted key's headers continue on further lines only in formats that nobody writes;
+        // base64 that does not decode makes the block garbage, and garbage is skipped.
         let der = STANDARD.decode(self.body.as_bytes()).ok()?;
         Some(Block {
             label: self.label,
@@ -237,7 +244,8 @@ mod tests {
             .replace("CERTIFICATE-----\nb", "CERTIFICATE-----\nA: b\n\nb");
         assert!(blocks(with_header.as_bytes())[0].has_headers);
         assert!(certificates(with_header.as_bytes()).is_empty());
-        let garbage = "-----BEGIN CERTIFICATE-----\n%%%\n-----END CERTIFICATE-----\n-----BEGIN X-----\n-----END Y-----\n";
+        let garbage = "-----BEGIN CERTIFICATE-----\n%%%\n-----END CERTIFICATE-----\n\
+            -----BEGIN X-----\n-----END Y-----\n";
         assert!(blocks(garbage.as_bytes()).is_empty());
     }
 

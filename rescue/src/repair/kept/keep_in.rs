@@ -74,8 +74,12 @@ impl KeepIn {
             return Ok(());
         }
         Err(Refusal::new(
-            format!("{} is on the guest that is to be repaired", self.path.display()),
-            "what is kept there takes the room that is missing, and could not be read while the guest is being changed",
+            format!(
+                "{} is on the guest that is to be repaired",
+                self.path.display()
+            ),
+            "what is kept there takes the room that is missing, and could not be read while the \
+             guest is being changed",
             "name a folder of the machine that rescue runs on with --keep-in DIR",
         )
         .into())
@@ -189,7 +193,8 @@ mod tests {
         }
     }
 
-    /// A plain folder given as the guest shares its file system with this machine; what is below it is the guest's.
+    /// A plain folder given as the guest shares its file system with this machine; what is below it
+    /// is the guest's.
     #[test]
     fn what_is_the_guest_s_is_refused() {
         let (guest, beside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

@@ -1,4 +1,5 @@
-//! What a kept folder holds: of every file what the machine that keeps it may not be able to keep itself (a USB stick knows no owners).
+//! What a kept folder holds: of every file what the machine that keeps it may not be able to keep
+//! itself (a USB stick knows no owners).
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};

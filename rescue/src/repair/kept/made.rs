@@ -1,4 +1,5 @@
-//! A folder that is built outside the guest, with what its files will be on it: as [`crate::repair::staged_folder`] does it in place.
+//! A folder that is built outside the guest, with what its files will be on it: as
+//! [`crate::repair::staged_folder`] does it in place.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -64,7 +65,8 @@ impl<'a> MadeFolder<'a> {
     }
 }
 
-/// What a new file takes its attributes from: the old one of the same name, else one of its kind beside it.
+/// What a new file takes its attributes from: the old one of the same name, else one of its kind
+/// beside it.
 fn like<'a>(old: &'a Entries, below: &Path, kind: Kind) -> Option<&'a Entry> {
     let beside = old
         .iter()

@@ -1,5 +1,5 @@
-//! A folder that does not fit beside the old one: both are kept on the machine that rescue runs on (`--keep-in DIR`) until the new one is in
-//! its place.
+//! A folder that does not fit beside the old one: both are kept on the machine that rescue runs on
+//! (`--keep-in DIR`) until the new one is in its place.
 //!
 //! ```text
 //! DIR/RUN/NODE/          0700, its files 0600: an etcd member holds every Secret of the cluster
@@ -8,13 +8,16 @@
 //!   new.json, new/       the new one, until it is in its place
 //! ```
 //!
-//! 1. Before the commit record: the old folder is copied there, the new one is built there; both are read back. The record has the hashes
-//!    of both lists. On the guest `staged/N`, an empty folder, is what will be the new one.
+//! 1. Before the commit record: the old folder is copied there, the new one is built there; both
+//!    are read back. The record has the hashes of both lists. On the guest `staged/N`, an empty
+//!    folder, is what will be the new one.
 //! 2. A fence takes the old folder's place: nothing starts there. The old folder is `backup/M` now.
-//! 3. Both copies are read back once more, `emptied-M.json` is written, `backup/M` is emptied, `staged/N` filled, hashed and exchanged with the fence.
+//! 3. Both copies are read back once more, `emptied-M.json` is written, `backup/M` is emptied,
+//!    `staged/N` filled, hashed and exchanged with the fence.
 //!
-//! Undo: the fence again, the new folder is emptied, `backup/M` filled, hashed and exchanged with the fence. Wherever either is cut off, the fence stands, and
-//! it goes on from the start of filling.
+//! Undo: the fence again, the new folder is emptied, `backup/M` filled, hashed and exchanged with
+//! the fence. Wherever either is cut off, the fence stands, and it goes on from the start of
+//! filling.
 
 mod keep_in;
 mod list;

@@ -55,8 +55,8 @@ pub(super) fn join(top: &RealPath, below: &Path) -> RealPath {
         .fold(top.clone(), |path, name| path.child(name))
 }
 
-/// Keeps the old folder and builds the new one beside it, outside the guest; both are read back. Returns what the new one will be, and where they
-/// are. `staged` is what it will be put into.
+/// Keeps the old folder and builds the new one beside it, outside the guest; both are read back.
+/// Returns what the new one will be, and where they are. `staged` is what it will be put into.
 pub(in crate::repair) fn stage(
     on: &Stage<'_>,
     goals: &[Goal],
@@ -195,11 +195,15 @@ pub(in crate::repair) fn stage(
 fn readme(guest: &Guest, goal: &Goal, id: &str) -> String {
     format!(
         "rescue run {id} on {}\n\n\
-         old/ is what was {} on that node. There was no room for it beside the new one. It holds every Secret of the cluster.\n\
-         `rescue undo --run {id} --keep-in DIR` with that node's disk puts it back; DIR is the folder two levels above this one.\n\
-         By hand: mount the disk, remove {} there, copy old/ to that name, and give every file the owner (uid, gid), mode (decimal) and\n\
+         old/ is what was {} on that node. There was no room for it beside the new one. It holds \
+         every Secret of the cluster.\n\
+         `rescue undo --run {id} --keep-in DIR` with that node's disk puts it back; DIR is the \
+         folder two levels above this one.\n\
+         By hand: mount the disk, remove {} there, copy old/ to that name, and give every file the \
+         owner (uid, gid), mode (decimal) and\n\
          attributes that old.json names.\n\
-         Nobody needs this folder any more once the node has run, or where `rescue runs` with its disk does not list the run.\n",
+         Nobody needs this folder any more once the node has run, or where `rescue runs` with its \
+         disk does not list the run.\n",
         guest.source, goal.path, goal.path
     )
 }
@@ -324,9 +328,15 @@ impl Kept {
     fn whole(&self, which: Which) -> Result<KeptTree> {
         self.look(which).map_err(|error| {
             Refusal::new(
-                format!("what run {} keeps in {} is not as it left it ({error:#})", self.run, self.at.shown()),
-                "it would be put in the place of a member that etcd trusts; nothing is deleted and nothing put in place from it",
-                "name the folder that it was copied to whole with --keep-in DIR, if there is one; until then etcd stays stopped there",
+                format!(
+                    "what run {} keeps in {} is not as it left it ({error:#})",
+                    self.run,
+                    self.at.shown()
+                ),
+                "it would be put in the place of a member that etcd trusts; nothing is deleted and \
+                 nothing put in place from it",
+                "name the folder that it was copied to whole with --keep-in DIR, if there is one; \
+                 until then etcd stays stopped there",
             )
             .into()
         })
@@ -380,15 +390,18 @@ fn missing(journal: &Journal, step: &Step, at: &KeptAt) -> Refusal {
             step.path,
             at.shown()
         ),
-        "without it neither of the two folders can be put in place; where a file stands in their place, etcd does not start",
+        "without it neither of the two folders can be put in place; where a file stands in their \
+         place, etcd does not start",
         format!(
-            "attach what holds {}, or copy it here, and add --keep-in DIR with the folder that has {} in it",
+            "attach what holds {}, or copy it here, and add --keep-in DIR with the folder that has \
+             {} in it",
             at.keep_in, at.folder
         ),
     )
 }
 
-/// What is in its place is not needed any more beside the old one. Where it cannot be removed it stays.
+/// What is in its place is not needed any more beside the old one. Where it cannot be removed it
+/// stays.
 pub(in crate::repair) fn give_up_new(store: &Store<'_>, journal: &Journal) {
     for step in &journal.steps {
         let Some(at) = &step.kept else { continue };
@@ -420,7 +433,8 @@ fn emptied(m: usize) -> String {
     format!("emptied-{m}.json")
 }
 
-/// Whether a step is still to be made: what it puts in place is still staged, and what it replaces is there.
+/// Whether a step is still to be made: what it puts in place is still staged, and what it replaces
+/// is there.
 fn is_to_be_made(
     confined: &Confined,
     store: &Store<'_>,
@@ -436,7 +450,8 @@ fn is_to_be_made(
     Ok(is_staged.then_some(staged))
 }
 
-/// Before a step is made whose folders are kept elsewhere: empties the old one, and fills what will be the new one.
+/// Before a step is made whose folders are kept elsewhere: empties the old one, and fills what will
+/// be the new one.
 pub(in crate::repair) fn ready(
     confined: &Confined,
     store: &Store<'_>,

@@ -17,7 +17,8 @@ use crate::repair::store::Store;
 /// What must stay free beside the new folder's bytes: what the file system needs for its names.
 const SLACK: (u64, u64) = (128 << 10, 8);
 
-/// Has the folders that do not fit made elsewhere, the largest first, until all else fits. Returns the bytes that are needed there.
+/// Has the folders that do not fit made elsewhere, the largest first, until all else fits. Returns
+/// the bytes that are needed there.
 pub(in crate::repair) fn make_room(
     confined: &Confined,
     store: &Store<'_>,
@@ -116,8 +117,10 @@ fn send_elsewhere(goals: &mut Vec<Goal>, n: usize, keep: &KeepIn) {
         }
         text.extend(
             format!(
-                "There was no room for both folders: the old and the new one are kept in {place} on the machine that rescue ran on.\n\
-                 `rescue repair --keep-in DIR` completes the exchange, `rescue undo --keep-in DIR` puts the old one back.\n"
+                "There was no room for both folders: the old and the new one are kept in {place} \
+                 on the machine that rescue ran on.\n\
+                 `rescue repair --keep-in DIR` completes the exchange, `rescue undo --keep-in DIR` \
+                 puts the old one back.\n"
             )
             .bytes(),
         );
@@ -134,7 +137,8 @@ fn send_elsewhere(goals: &mut Vec<Goal>, n: usize, keep: &KeepIn) {
     }
 }
 
-/// Bytes and inodes of all that is in a folder; what removing it gives back, where nothing else holds its blocks.
+/// Bytes and inodes of all that is in a folder; what removing it gives back, where nothing else
+/// holds its blocks.
 pub(super) fn allocated(confined: &Confined, folder: &RealPath) -> Result<(u64, u64)> {
     let (mut bytes, mut inodes) = (0, 0);
     for name in confined.names(folder)? {
@@ -197,11 +201,15 @@ pub(super) fn refuse_without_room(
     };
     Err(Refusal::new(
         format!(
-            "the guest's file system for {mount_point} has {} free, and what is replaced gives back {}",
+            "the guest's file system for {mount_point} has {} free, and what is replaced gives \
+             back {}",
             units::bytes(free),
             units::bytes(gives.0)
         ),
-        format!("what is to be in {path} needs {} there: {what}", units::bytes(needed)),
+        format!(
+            "what is to be in {path} needs {} there: {what}",
+            units::bytes(needed)
+        ),
         "free some space on it by hand or give it a larger disk, then run this again",
     )
     .into())

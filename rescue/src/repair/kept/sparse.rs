@@ -1,5 +1,6 @@
-//! Copies that take no more room than their originals: where a block is zeros, nothing is written. (A log of etcd's is 64 MiB, most of them set
-//! aside and never written.) And what such a copy takes.
+//! Copies that take no more room than their originals: where a block is zeros, nothing is written.
+//! (A log of etcd's is 64 MiB, most of them set aside and never written.) And what such a copy
+//! takes.
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;

@@ -154,7 +154,9 @@ fn refuse_unsupported(version: u32, encryption: u32, incompatible: u64) -> Resul
     }
     if encryption != 0 {
         return unsupported(
-            "it is encrypted, which only QEMU can undo (--object secret,id=key,file=FILE with --image-opts)".into(),
+            "it is encrypted, which only QEMU can undo (--object secret,id=key,file=FILE with \
+             --image-opts)"
+                .into(),
         );
     }
     if incompatible & EXTERNAL_DATA != 0 {

@@ -1,4 +1,5 @@
-//! The bytes of a qcow2 image: two levels of tables, clusters as they are, compressed, of zeros, or left to the file below.
+//! The bytes of a qcow2 image: two levels of tables, clusters as they are, compressed, of zeros, or
+//! left to the file below.
 
 use std::io::{Error, ErrorKind, Read as _, Result};
 use std::sync::Arc;
@@ -111,7 +112,8 @@ impl Qcow2 {
 
     fn read_here(&self, buffer: &mut [u8], host: u64) -> Result<()> {
         let file = self.tables.file();
-        // The last cluster of a file may be cut short: what follows it is zeros, as QEMU has it. One that begins behind the end was lost.
+        // The last cluster of a file may be cut short: what follows it is zeros, as QEMU has it.
+        // One that begins behind the end was lost.
         let there = file.len().saturating_sub(host);
         if there == 0 {
             return Err(damaged(format!(
@@ -144,7 +146,8 @@ impl Qcow2 {
         }
     }
 
-    /// A whole cluster, unpacked. The entry: offset in bytes, and the number of further sectors that it reaches into.
+    /// A whole cluster, unpacked. The entry: offset in bytes, and the number of further sectors
+    /// that it reaches into.
     fn unpack(&self, entry: u64) -> Result<Arc<[u8]>> {
         let size_shift = 62 - (self.header.cluster_bits - 8);
         let offset = entry & ((1 << size_shift) - 1);

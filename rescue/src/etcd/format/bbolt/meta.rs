@@ -1,6 +1,7 @@
-//! The two meta pages. Behind the header of pages 0 and 1: u32 magic, u32 version, u32 page size, u32 flags, u64 root page, u64
-//! sequence, u64 freelist, u64 high-water mark, u64 transaction, u64 FNV-1a of the 56 bytes before. Transaction N writes page N % 2; a
-//! reader takes the newer one that is valid.
+//! The two meta pages. Behind the header of pages 0 and 1: u32 magic, u32 version, u32 page size,
+//! u32 flags, u64 root page, u64 sequence, u64 freelist, u64 high-water mark, u64 transaction, u64
+//! FNV-1a of the 56 bytes before. Transaction N writes page N % 2; a reader takes the newer one
+//! that is valid.
 
 use crate::etcd::format::file::File;
 use crate::tree::TreeResult;

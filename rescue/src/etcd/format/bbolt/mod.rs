@@ -1,8 +1,8 @@
-//! bbolt, the file format of etcd's database, read page by page: nothing is mapped into memory, every offset is checked, a damaged
-//! file gives an error that names the page.
+//! bbolt, the file format of etcd's database, read page by page: nothing is mapped into memory,
+//! every offset is checked, a damaged file gives an error that names the page.
 //!
-//! All numbers are little endian. Page header: u64 id, u16 flags, u16 count, u32 overflow (further pages that belong to it). Rules
-//! from bbolt 1.3 to 1.5: db.go, page.go, tx_check.go.
+//! All numbers are little endian. Page header: u64 id, u16 flags, u16 count, u32 overflow (further
+//! pages that belong to it). Rules from bbolt 1.3 to 1.5: db.go, page.go, tx_check.go.
 
 pub mod meta;
 pub mod page;
@@ -27,7 +27,8 @@ pub enum Fault {
     /// Neither meta page is valid.
     #[error("both of its meta pages are damaged ({0}; {1})")]
     Metas(MetaFault, MetaFault),
-    /// The file ends before what the meta page says; bbolt dies of "unexpected fault address" there.
+    /// The file ends before what the meta page says; bbolt dies of "unexpected fault address"
+    /// there.
     #[error("it is cut short by {0} bytes")]
     Short(u64),
     /// A page is not what it should be.
@@ -53,7 +54,8 @@ pub enum Bucket {
 }
 
 impl Bucket {
-    /// From the value of a bucket's element: u64 root page, u64 sequence, an inline page where the root is 0.
+    /// From the value of a bucket's element: u64 root page, u64 sequence, an inline page where the
+    /// root is 0.
     pub fn from_value(value: &[u8]) -> Option<Self> {
         let root = u64::from_le_bytes(value.get(..8)?.try_into().ok()?);
         let inline = value.get(16..)?;
@@ -98,7 +100,8 @@ impl Database {
         }
     }
 
-    /// Opens it by the older of two valid meta pages: as it was before its last transaction. `None` where there is no such page.
+    /// Opens it by the older of two valid meta pages: as it was before its last transaction. `None`
+    /// where there is no such page.
     ///
     /// # Errors
     /// As [`Database::open`].
@@ -220,8 +223,8 @@ impl Database {
         .bucket(bucket, visitor)
     }
 
-    /// Gives every element of a bucket to `visitor` and marks its pages in `seen`, which may hold those of others: it is a fault where two lead to
-    /// one page.
+    /// Gives every element of a bucket to `visitor` and marks its pages in `seen`, which may hold
+    /// those of others: it is a fault where two lead to one page.
     ///
     /// # Errors
     /// The first [`Fault`].
@@ -241,8 +244,8 @@ impl Database {
         done
     }
 
-    /// Goes through every page that can be reached and checks what bbolt checks, giving the elements of top buckets to `visitor`
-    /// with the bucket's name.
+    /// Goes through every page that can be reached and checks what bbolt checks, giving the
+    /// elements of top buckets to `visitor` with the bucket's name.
     ///
     /// # Errors
     /// The first [`Fault`].

@@ -9,7 +9,8 @@ const BRANCH: u16 = 1;
 const LEAF: u16 = 2;
 const BUCKET: u32 = 1;
 
-/// A leaf holds two elements at least, whatever their size; etcd's requests are limited to 1.5 MiB, and to 10 where that was raised.
+/// A leaf holds two elements at least, whatever their size; etcd's requests are limited to 1.5 MiB,
+/// and to 10 where that was raised.
 const MAX_LEAF: u64 = 64 << 20;
 /// Keys are at most 32 KiB.
 const MAX_BRANCH: u64 = 1 << 20;
@@ -125,7 +126,8 @@ pub fn read(file: &File, meta: &Meta, id: u64) -> Result<Page, Fault> {
 }
 
 impl Page {
-    /// The page within the value of a small bucket. What its header says of itself is not used by bbolt but for the count.
+    /// The page within the value of a small bucket. What its header says of itself is not used by
+    /// bbolt but for the count.
     pub fn inline(bytes: Vec<u8>) -> Self {
         let count = usize::from(u16_at(&bytes, 10).unwrap_or(0));
         Self {
@@ -159,7 +161,8 @@ impl<B: AsRef<[u8]>> Page<B> {
         self.overflow
     }
 
-    /// Element `index` of a leaf: u32 flags, u32 position counted from the element, u32 key size, u32 value size.
+    /// Element `index` of a leaf: u32 flags, u32 position counted from the element, u32 key size,
+    /// u32 value size.
     ///
     /// # Errors
     /// [`Fault::Page`] where it leads out of the page.
@@ -185,7 +188,8 @@ impl<B: AsRef<[u8]>> Page<B> {
         })
     }
 
-    /// Element `index` of a branch: u32 position, u32 key size, u64 page. The child's first key, and the child.
+    /// Element `index` of a branch: u32 position, u32 key size, u64 page. The child's first key,
+    /// and the child.
     ///
     /// # Errors
     /// [`Fault::Page`] where it leads out of the page.

@@ -1,5 +1,6 @@
-//! Going through a large bucket with two threads: one descends the tree and reads its leaves in large pieces, the other looks at them. What is
-//! given, and which fault comes first, is the same as with one.
+//! Going through a large bucket with two threads: one descends the tree and reads its leaves in
+//! large pieces, the other looks at them. What is given, and which fault comes first, is the same
+//! as with one.
 
 use std::ops::{ControlFlow, Range};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -80,7 +81,8 @@ impl Batch {
     }
 }
 
-/// Gives every element below `root`, a branch, to `visitor`. `None` where there is no second thread to be had.
+/// Gives every element below `root`, a branch, to `visitor`. `None` where there is no second thread
+/// to be had.
 pub(super) fn walk(
     held: &Held,
     meta: Meta,
@@ -229,7 +231,8 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Pages from `child` on that hold it and the children behind it, as far as they lie close together.
+    /// Pages from `child` on that hold it and the children behind it, as far as they lie close
+    /// together.
     fn span(&self, page: &Page, index: usize, child: u64) -> u64 {
         let most = BATCH as u64 / self.meta.page_size;
         let (mut last, mut step) = (child, 1);
@@ -292,7 +295,8 @@ impl Reader<'_> {
         )
     }
 
-    /// Reads `wanted` bytes into the batch, or as many as there is room for, but `least`; short only at the end of the file.
+    /// Reads `wanted` bytes into the batch, or as many as there is room for, but `least`; short
+    /// only at the end of the file.
     fn read(&mut self, offset: u64, least: usize, wanted: usize) -> Result<(usize, usize), Stop> {
         if self.batch.room() < least {
             if !self.batch.leaves.is_empty() {

@@ -1,5 +1,6 @@
-//! Going through a bucket's tree in the order of its keys, and the check that bbolt does of a whole database (tx_check.go): every page
-//! is what it should be and is reached once, keys ascend and lie where their parent says.
+//! Going through a bucket's tree in the order of its keys, and the check that bbolt does of a whole
+//! database (tx_check.go): every page is what it should be and is reached once, keys ascend and lie
+//! where their parent says.
 
 use std::ops::ControlFlow;
 

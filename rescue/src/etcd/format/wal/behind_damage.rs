@@ -1,7 +1,9 @@
-//! What a damaged log still holds behind its damage. Each record's checksum runs on from the one before it, so two records in a row prove one
-//! another wherever they are found; and what follows them up to the log's end is what the member had, as if nothing had happened.
+//! What a damaged log still holds behind its damage. Each record's checksum runs on from the one
+//! before it, so two records in a row prove one another wherever they are found; and what follows
+//! them up to the log's end is what the member had, as if nothing had happened.
 //!
-//! Only what reaches the log's end is taken: a value within a damaged record may itself look like records, but other bytes follow it.
+//! Only what reaches the log's end is taken: a value within a damaged record may itself look like
+//! records, but other bytes follow it.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -16,7 +18,8 @@ use crate::tree::TreeResult;
 /// Entries that are held in memory, in bytes, with what keeping one of them takes.
 const MOST_BYTES: usize = 32 << 20;
 const ONE: usize = 96;
-/// A longer log is none of etcd's, which begins a new file every 64 MiB and keeps five: a sparse file of any length costs nothing to make.
+/// A longer log is none of etcd's, which begins a new file every 64 MiB and keeps five: a sparse
+/// file of any length costs nothing to make.
 const MOST_SEARCHED: u64 = 4 << 30;
 /// Bytes of what may be records that are looked at in vain.
 const PATIENCE: u64 = 2 << 30;
@@ -59,7 +62,8 @@ impl Run {
         }
     }
 
-    /// A snapshot that the member was sent drops the entries that contradict it, and those behind its own end.
+    /// A snapshot that the member was sent drops the entries that contradict it, and those behind
+    /// its own end.
     fn mark(&mut self, mark: &SnapshotMark) {
         let contradicts = self
             .entries
@@ -70,8 +74,8 @@ impl Run {
         }
     }
 
-    /// Takes a file's records, those behind damage too. `before`: the running checksum that it continues. Gives that at its end; `None` where
-    /// the run does not reach it.
+    /// Takes a file's records, those behind damage too. `before`: the running checksum that it
+    /// continues. Gives that at its end; `None` where the run does not reach it.
     fn file(&mut self, file: &File, before: Option<u32>, is_last: bool) -> TreeResult<Option<u32>> {
         let mut patience = self.patience;
         let end = go_through(file, is_last, &mut patience, &mut |step| {
@@ -117,7 +121,8 @@ enum Step<'a> {
     Damage,
 }
 
-/// Gives a file's records, those behind damage too, to `visitor`. Gives the running checksum at the file's end; `None` where that is not reached.
+/// Gives a file's records, those behind damage too, to `visitor`. Gives the running checksum at the
+/// file's end; `None` where that is not reached.
 fn go_through(
     file: &File,
     is_last: bool,
@@ -144,8 +149,9 @@ fn go_through(
     }
 }
 
-/// What follows entry `index` in a log that is damaged somewhere before it: that entry's term, and the entries behind it up to the log's end, in their
-/// order. `None` where the log does not hold that entry behind its damage.
+/// What follows entry `index` in a log that is damaged somewhere before it: that entry's term, and
+/// the entries behind it up to the log's end, in their order. `None` where the log does not hold
+/// that entry behind its damage.
 ///
 /// # Errors
 /// As the tree gives them.
@@ -186,8 +192,9 @@ pub fn entries_behind_damage(
         .map(|(term, _)| (term, run.entries.into_values().collect())))
 }
 
-/// Up to which entry those records of the log's last file say that entries are agreed on which lie behind its damage; 0 where none does. What is
-/// damaged before them is then no torn end: it was whole once.
+/// Up to which entry those records of the log's last file say that entries are agreed on which lie
+/// behind its damage; 0 where none does. What is damaged before them is then no torn end: it was
+/// whole once.
 ///
 /// # Errors
 /// As the tree gives them.

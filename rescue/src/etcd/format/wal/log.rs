@@ -1,10 +1,13 @@
-//! Replaying the log: what entries there are in the end, which term each has, and what else the records say.
+//! Replaying the log: what entries there are in the end, which term each has, and what else the
+//! records say.
 //!
-//! The rule (records in physical order; an entry always drops every entry of its own number and above, also below the newest
-//! snapshot; a snapshot beyond the end starts the log anew) is stricter than etcd's own ReadAll, which can bring back entries that
-//! were overwritten (etcd pull request 22443).
+//! The rule (records in physical order; an entry always drops every entry of its own number and
+//! above, also below the newest snapshot; a snapshot beyond the end starts the log anew) is
+//! stricter than etcd's own ReadAll, which can bring back entries that were overwritten (etcd pull
+//! request 22443).
 //!
-//! Entries themselves are not kept: a second pass ([`Log::visit`]) gives those that count. So memory is bounded whatever the size.
+//! Entries themselves are not kept: a second pass ([`Log::visit`]) gives those that count. So
+//! memory is bounded whatever the size.
 
 use std::ops::ControlFlow;
 
@@ -66,7 +69,8 @@ pub struct Log {
     pub state: HardState,
     /// All snapshots' records.
     pub marks: Vec<Mark>,
-    /// How many of `marks`, and which commit, etcd sees when it looks for snapshots: its look ends where a file ends torn.
+    /// How many of `marks`, and which commit, etcd sees when it looks for snapshots: its look ends
+    /// where a file ends torn.
     pub seen: Option<(usize, u64)>,
     /// First entry of the unbroken run at the end; `last + 1` where there is none.
     pub first: u64,
@@ -88,7 +92,8 @@ impl Log {
     /// Reads all files of the log.
     ///
     /// # Errors
-    /// As the tree gives them; damage is part of the answer. [`TreeError::Unsupported`] for a log that no etcd writes.
+    /// As the tree gives them; damage is part of the answer. [`TreeError::Unsupported`] for a log
+    /// that no etcd writes.
     pub fn read(guest: &Guest, folder: &Folder) -> TreeResult<Self> {
         let mut log = Self {
             first: 1,
@@ -103,10 +108,12 @@ impl Log {
             log.begin(number, segment);
             let mut stop = log.read_segment(guest, number, segment, crc, is_last)?;
             if stop.offset == 0 && stop.end == End::Damaged(Damage::Chain) {
-                // Its own checksums can be right though it does not continue the file before: then it is read by them.
+                // Its own checksums can be right though it does not continue the file before: then
+                // it is read by them.
                 stop = log.read_segment(guest, number, segment, 0, is_last)?;
                 if contiguous && let Some(before) = log.segments.iter_mut().rev().nth(1) {
-                    // Where the file before is damaged that is known already; else records are missing at its end.
+                    // Where the file before is damaged that is known already; else records are
+                    // missing at its end.
                     before.end = if before.end == End::Complete {
                         End::Damaged(Damage::Chain)
                     } else {
@@ -272,7 +279,8 @@ impl Log {
         self.last < self.first
     }
 
-    /// The term of an entry of the unbroken run at the end, or of the one before it where that is known.
+    /// The term of an entry of the unbroken run at the end, or of the one before it where that is
+    /// known.
     pub fn term_of(&self, index: u64) -> Option<u64> {
         if index.checked_add(1) == Some(self.first) {
             return self.term_before;

@@ -1,4 +1,5 @@
-//! etcd's write-ahead log: its files, their frames and records, and the raft log that replaying them gives.
+//! etcd's write-ahead log: its files, their frames and records, and the raft log that replaying
+//! them gives.
 //!
 //! Rules from server/storage/wal (encoder.go, decoder.go, wal.go, repair.go) of etcd 3.3 to 3.7.
 
@@ -73,7 +74,8 @@ impl Folder {
         }
     }
 
-    /// The file that etcd begins to replay from after a snapshot of `index`: the last whose name is not beyond it.
+    /// The file that etcd begins to replay from after a snapshot of `index`: the last whose name is
+    /// not beyond it.
     pub fn start_for(&self, index: u64) -> Option<usize> {
         self.segments
             .iter()

@@ -1,11 +1,13 @@
-//! One file of the log: frames with a length, padded to 8 bytes, each a record with a running checksum.
+//! One file of the log: frames with a length, padded to 8 bytes, each a record with a running
+//! checksum.
 
 use crate::etcd::format::crc;
 use crate::etcd::format::file::{File, Held};
 use crate::etcd::format::proto::{Malformed, fields};
 use crate::tree::TreeResult;
 
-/// A larger record is taken for damage. etcd 3.3 and 3.4 refuse 10 MiB, requests are limited to 1.5 MiB by default.
+/// A larger record is taken for damage. etcd 3.3 and 3.4 refuse 10 MiB, requests are limited to 1.5
+/// MiB by default.
 const MAX_RECORD: u64 = 64 << 20;
 /// etcd up to 3.4 takes no longer record (maxWALEntrySizeLimit).
 const OLD_LIMIT: u64 = 10 << 20;
@@ -43,7 +45,8 @@ pub struct Record<'a> {
 pub enum End {
     /// With a length of 0 (set aside, not yet used) or with the end of the file.
     Complete,
-    /// In the middle of a record, as a power cut leaves it. etcd cuts that off by itself at the end of the last file.
+    /// In the middle of a record, as a power cut leaves it. etcd cuts that off by itself at the end
+    /// of the last file.
     Torn(Tear),
     /// With bytes that etcd takes for lost data, and refuses.
     Damaged(Damage),
@@ -54,7 +57,8 @@ pub enum End {
 pub enum Tear {
     /// The record is longer than the rest of the file.
     Short,
-    /// The same, and longer than etcd 3.3, 3.4 and 3.5 before 3.5.7 take a record to be: they refuse to start on it.
+    /// The same, and longer than etcd 3.3, 3.4 and 3.5 before 3.5.7 take a record to be: they
+    /// refuse to start on it.
     Length,
     /// A sector of the record holds only zeros.
     ZeroSector,
@@ -111,8 +115,8 @@ pub struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// `crc` is what the file before ended with; 0 takes the file's own word. Only in the last file of a log a sector of zeros is a
-    /// torn write.
+    /// `crc` is what the file before ended with; 0 takes the file's own word. Only in the last file
+    /// of a log a sector of zeros is a torn write.
     pub fn new(file: &'a File, crc: u32, is_last: bool) -> Self {
         // What keeps it from being opened shows when it is read.
         let held = file.hold().unwrap_or_default();
@@ -207,8 +211,9 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Goes on behind damage: with the next two records of which the second continues the first one's checksum, and from that second one on.
-    /// Whether there are any. `patience`: how many bytes of what is none may still be looked at.
+    /// Goes on behind damage: with the next two records of which the second continues the first
+    /// one's checksum, and from that second one on. Whether there are any. `patience`: how many
+    /// bytes of what is none may still be looked at.
     ///
     /// # Errors
     /// As the tree gives them.
@@ -348,7 +353,8 @@ fn check(record: &Raw<'_>, before: u32) -> Result<(u64, u32), Damage> {
     }
 }
 
-/// Whether one of the sectors that `bytes` (from `offset` on in the file) lie in is all zeros, as decoder.go's isTornEntry sees it.
+/// Whether one of the sectors that `bytes` (from `offset` on in the file) lie in is all zeros, as
+/// decoder.go's isTornEntry sees it.
 fn has_zero_sector(bytes: &[u8], offset: u64) -> bool {
     let first = usize::try_from(SECTOR - offset % SECTOR)
         .unwrap_or(0)
@@ -446,7 +452,8 @@ mod tests {
             let mut bytes = good.clone();
             bytes[at] ^= 1 << (at % 8);
             let (records, stop) = read(&bytes, true);
-            // Padding and a record's type are under no checksum; whatever data is read must be what was written.
+            // Padding and a record's type are under no checksum; whatever data is read must be what
+            // was written.
             let same = records
                 .iter()
                 .zip(&whole)

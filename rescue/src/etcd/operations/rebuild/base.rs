@@ -1,7 +1,9 @@
-//! What a member can be built upon: a log, a database that lies within it, and a snapshot that is not newer than the database.
+//! What a member can be built upon: a log, a database that lies within it, and a snapshot that is
+//! not newer than the database.
 //!
-//! What a database holds follows from its last entry alone, so any sound database of the cluster may stand beside the best log, also an
-//! older one, as long as the log reaches back to it (server/etcdserver: entries above `consistent_index` are applied at boot).
+//! What a database holds follows from its last entry alone, so any sound database of the cluster
+//! may stand beside the best log, also an older one, as long as the log reaches back to it
+//! (server/etcdserver: entries above `consistent_index` are applied at boot).
 
 use std::rc::Rc;
 
@@ -48,7 +50,8 @@ pub struct Base {
     pub members: Members,
     /// Entries that the log lacks to reach the database.
     pub missing: u64,
-    /// Entries behind those of log and database, from a log that is damaged before them. It may be empty: then that log ended there.
+    /// Entries behind those of log and database, from a log that is damaged before them. It may be
+    /// empty: then that log ended there.
     pub tail: Option<Tail>,
 }
 
@@ -65,7 +68,8 @@ pub struct Options {
 }
 
 impl Base {
-    /// The log of `best`, whose guest is `guest`, with a database: its own, another member's (`owner`), or a copy (no owner).
+    /// The log of `best`, whose guest is `guest`, with a database: its own, another member's
+    /// (`owner`), or a copy (no owner).
     ///
     /// # Errors
     /// [`NoBase`].
@@ -114,7 +118,8 @@ impl Base {
         }))
     }
 
-    /// A snapshot made anew at the database's own last entry, for a log whose snapshots are lost, and the first file of the log that is needed.
+    /// A snapshot made anew at the database's own last entry, for a log whose snapshots are lost,
+    /// and the first file of the log that is needed.
     ///
     /// # Errors
     /// [`NoBase`].
@@ -131,7 +136,8 @@ impl Base {
         if let Start::Fresh(mark, _) = &mut base.start
             && base.missing > 0
         {
-            // That log says of which term the database's last entry is, also where the database does not.
+            // That log says of which term the database's last entry is, also where the database
+            // does not.
             mark.term = tail.term_before;
         }
         base.tail = Some(tail);
@@ -155,7 +161,8 @@ impl Base {
             .map_or(self.log.last_term(), |tail| tail.term)
     }
 
-    /// Whether entries are lost that were in the log: it ends before the database, and nobody knows where it ended.
+    /// Whether entries are lost that were in the log: it ends before the database, and nobody knows
+    /// where it ended.
     pub fn lacks_entries(&self) -> bool {
         self.missing > 0 && self.tail.is_none()
     }
@@ -175,7 +182,8 @@ impl Base {
     }
 }
 
-/// The log with its files where they really are: a guest that is open for writing knows no bind mounts.
+/// The log with its files where they really are: a guest that is open for writing knows no bind
+/// mounts.
 fn real_paths(guest: &Guest, best: &MemberData) -> Result<Log, NoBase> {
     if best.log.is_empty() {
         return Err(NoBase(format!("{} has no log with entries", guest.source)));
@@ -206,7 +214,8 @@ fn fits(
     let (log, facts) = (&best.log, &database.facts);
     if let Some(version) = facts.storage_version.as_ref().filter(|_| !options.unproven) {
         return Err(NoBase(format!(
-            "the database is of format {version}, and repairing etcd 3.6 and later has not been proved (--unproven tries it)"
+            "the database is of format {version}, and repairing etcd 3.6 and later has not been \
+             proved (--unproven tries it)"
         )));
     }
     let applied = facts.consistent_index;
@@ -222,7 +231,8 @@ fn fits(
             && one != other
         {
             return Err(NoBase(format!(
-                "log and database are of two histories: entry {applied} is of term {one} and of term {other}"
+                "log and database are of two histories: entry {applied} is of term {one} and of \
+                 term {other}"
             )));
         }
     } else if !is_of_cluster(best, &facts.members) {
@@ -235,7 +245,8 @@ fn fits(
         && one != other
     {
         return Err(NoBase(format!(
-            "log and database are of two histories: entry {applied} is of term {one} and of term {other}"
+            "log and database are of two histories: entry {applied} is of term {one} and of term \
+             {other}"
         )));
     }
     if applied.saturating_sub(log.last) > MAX_MISSING {
@@ -254,9 +265,10 @@ fn is_of_cluster(best: &MemberData, members: &Members) -> bool {
     members.list.keys().chain(&members.removed).any(known)
 }
 
-/// A snapshot that is not newer than the database and from which on the log is whole. One is made anew where none is there, and where
-/// etcd 3.6, now or after an upgrade, would replay the changes behind it into other voters than the cluster has: behind the changes
-/// themselves no snapshot can be laid, because the database does not hold them before etcd has run.
+/// A snapshot that is not newer than the database and from which on the log is whole. One is made
+/// anew where none is there, and where etcd 3.6, now or after an upgrade, would replay the changes
+/// behind it into other voters than the cluster has: behind the changes themselves no snapshot can
+/// be laid, because the database does not hold them before etcd has run.
 fn start(
     guest: &Guest,
     best: &MemberData,
@@ -317,7 +329,8 @@ fn existing(
     Ok(is_kept.then_some((Start::Nothing, 0)))
 }
 
-/// Whether what etcd 3.6 replays of the log behind this snapshot gives raft other voters than the database has, and a new one prevents it.
+/// Whether what etcd 3.6 replays of the log behind this snapshot gives raft other voters than the
+/// database has, and a new one prevents it.
 fn changes_voters(
     best: &MemberData,
     mark: &SnapshotMark,
@@ -357,8 +370,9 @@ fn fresh(
     Ok((snapshot(index, term, &members, facts), from))
 }
 
-/// A snapshot at the database's end, which lies behind the log's: etcd goes on from there. With entries made up for those that are lost, an older
-/// database would replay them, get nothing for them, and look sound. So the log begins behind them, and such a database is refused.
+/// A snapshot at the database's end, which lies behind the log's: etcd goes on from there. With
+/// entries made up for those that are lost, an older database would replay them, get nothing for
+/// them, and look sound. So the log begins behind them, and such a database is refused.
 fn behind(log: &Log, database: &DatabaseFile, members: &Members) -> Start {
     let facts = &database.facts;
     snapshot(
@@ -392,8 +406,9 @@ fn snapshot(index: u64, term: u64, members: &Members, facts: &Facts) -> Start {
     )
 }
 
-/// Members at an entry: up to 3.5 as snapshots and logs say, of the member itself or of the database's `owner`, else as the database
-/// says. From 3.6 on the database counts, whatever raft's voters in a snapshot are.
+/// Members at an entry: up to 3.5 as snapshots and logs say, of the member itself or of the
+/// database's `owner`, else as the database says. From 3.6 on the database counts, whatever raft's
+/// voters in a snapshot are.
 fn members_of(
     best: &MemberData,
     database: &DatabaseFile,
@@ -409,7 +424,8 @@ fn members_of(
     }
 }
 
-/// Members at an entry, by the newest snapshot before it or the log's beginning, and the log's changes.
+/// Members at an entry, by the newest snapshot before it or the log's beginning, and the log's
+/// changes.
 fn members_at(data: &MemberData, index: u64) -> Option<Members> {
     let older = data
         .snapshots
@@ -438,7 +454,8 @@ fn members_at(data: &MemberData, index: u64) -> Option<Members> {
     Some(members)
 }
 
-/// The same by the database, which holds them as of its last entry. Up to 3.4 it may still hold members that were removed.
+/// The same by the database, which holds them as of its last entry. Up to 3.4 it may still hold
+/// members that were removed.
 fn from_database(database: &DatabaseFile, best: &MemberData, index: u64) -> Option<Members> {
     let facts = &database.facts;
     let mut members = facts.members.clone();

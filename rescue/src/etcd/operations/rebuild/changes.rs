@@ -1,18 +1,23 @@
-//! Changes of the membership, in an order that every version of etcd accepts, also when it replays them at a later start.
+//! Changes of the membership, in an order that every version of etcd accepts, also when it replays
+//! them at a later start.
 //!
-//! etcd replays the entries behind its newest `.snap` at each start, those that are already in the database included, and only entries
-//! whose change it accepts reach raft. Until it writes the next `.snap` (10,000 entries on 3.6, 100,000 before) the same changes must
-//! therefore be accepted again and again:
+//! etcd replays the entries behind its newest `.snap` at each start, those that are already in the
+//! database included, and only entries whose change it accepts reach raft. Until it writes the next
+//! `.snap` (10,000 entries on 3.6, 100,000 before) the same changes must therefore be accepted
+//! again and again:
 //!
-//! - Up to 3.5 etcd validates a change against its v2 store, which the replay builds up step by step
-//!   (server/etcdserver/api/membership/cluster.go: `ValidateConfigurationChange`).
-//! - 3.6 does the same for entries that the database holds, but its v2 store may show an outdated URL: an update of a member that the
-//!   database does not know any more is skipped (`UpdateRaftAttributes`), because that member is removed later. An addition with a URL
-//!   that an old member has in the v2 store is then refused ("peerURL exists"), and raft lacks the new member for good.
+//! - Up to 3.5 etcd validates a change against its v2 store, which the replay builds up step by
+//!   step (server/etcdserver/api/membership/cluster.go: `ValidateConfigurationChange`).
+//! - 3.6 does the same for entries that the database holds, but its v2 store may show an outdated
+//!   URL: an update of a member that the database does not know any more is skipped
+//!   (`UpdateRaftAttributes`), because that member is removed later. An addition with a URL that an
+//!   old member has in the v2 store is then refused ("peerURL exists"), and raft lacks the new
+//!   member for good.
 //! - 3.7 takes raft's voters from the database and replays no change that it holds.
 //!
-//! So no old member may be left when the first new one is added, whatever URLs either has. raft in turn panics where the last voter goes
-//! (raft/confchange: "removed all voters"). A placeholder, whose URL nobody else has, is the voter in between.
+//! So no old member may be left when the first new one is added, whatever URLs either has. raft in
+//! turn panics where the last voter goes (raft/confchange: "removed all voters"). A placeholder,
+//! whose URL nobody else has, is the voter in between.
 
 use crate::etcd::format::members::{Member, Members};
 use crate::etcd::format::raft::{ConfChange, ConfChangeKind};
@@ -33,7 +38,8 @@ pub fn remove(ids: impl IntoIterator<Item = u64>) -> Vec<ConfChange> {
         .collect()
 }
 
-/// A member is reached elsewhere from now on. Only for a member that stays: etcd 3.6 skips the update of one that is removed later.
+/// A member is reached elsewhere from now on. Only for a member that stays: etcd 3.6 skips the
+/// update of one that is removed later.
 pub fn update(member: &Member, peer_urls: Vec<String>) -> ConfChange {
     let moved = Member {
         peer_urls,
@@ -46,8 +52,9 @@ pub fn update(member: &Member, peer_urls: Vec<String>) -> ConfChange {
     }
 }
 
-/// All members go and others come in their place, perhaps with the same URLs. `token` makes the placeholder's ID; it must never have been
-/// used, as for the new members. Voters come first: etcd takes a learner only where there is a voter.
+/// All members go and others come in their place, perhaps with the same URLs. `token` makes the
+/// placeholder's ID; it must never have been used, as for the new members. Voters come first: etcd
+/// takes a learner only where there is a voter.
 pub fn replace(old: &Members, new: &[Member], token: &str) -> Vec<ConfChange> {
     let placeholder = placeholder(token);
     let (learners, voters): (Vec<&Member>, Vec<&Member>) =

@@ -1,4 +1,5 @@
-//! A database that is taken over as it is: a member's, an older copy, or what `etcdctl snapshot save` wrote.
+//! A database that is taken over as it is: a member's, an older copy, or what
+//! `etcdctl snapshot save` wrote.
 
 use std::io::Write as _;
 use std::path::Path;

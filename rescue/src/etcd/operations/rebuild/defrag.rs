@@ -1,7 +1,9 @@
-//! A member with its database written anew and everything else as it is: free pages go, the file shrinks. What the database says stays the
-//! same, but for two things on request: history that nobody needs (a compaction), and the alarm that it was full.
+//! A member with its database written anew and everything else as it is: free pages go, the file
+//! shrinks. What the database says stays the same, but for two things on request: history that
+//! nobody needs (a compaction), and the alarm that it was full.
 //!
-//! Both are state that all members share, so both are done on all of them or on none; [`super::space`] decides.
+//! Both are state that all members share, so both are done on all of them or on none;
+//! [`super::space`] decides.
 
 use std::path::Path;
 
@@ -47,7 +49,8 @@ pub struct Defrag {
 }
 
 impl Defrag {
-    /// For a member that is sound. Leftovers, spare files and what etcd set aside as damaged stay with the old folder.
+    /// For a member that is sound. Leftovers, spare files and what etcd set aside as damaged stay
+    /// with the old folder.
     ///
     /// # Errors
     /// What cannot be read.
@@ -61,7 +64,8 @@ impl Defrag {
             .iter()
             .map(|segment| real(&segment.path))
             .collect::<Result<_>>()?;
-        // A database that was received whole is of use only until its entries are in the member's own.
+        // A database that was received whole is of use only until its entries are in the member's
+        // own.
         let received = data
             .snap
             .databases

@@ -1,4 +1,5 @@
-//! A database written anew with a few things changed: read bucket by bucket, element by element, and written as it is read.
+//! A database written anew with a few things changed: read bucket by bucket, element by element,
+//! and written as it is read.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,7 +56,8 @@ impl Contents for Database {
     }
 }
 
-/// A database that is gone through once, and of which everything that is given is checked as bbolt checks it.
+/// A database that is gone through once, and of which everything that is given is checked as bbolt
+/// checks it.
 #[derive(Debug)]
 pub struct Checked<'a> {
     db: &'a Database,

@@ -1,8 +1,10 @@
-//! A new cluster from a database alone, as `snapshot restore` makes it (etcdutl/snapshot/v3_snapshot.go of 3.5, clientv3/snapshot of 3.4),
-//! with the revision raised and the history before it compacted: whoever watches from an old revision is told so and lists anew.
+//! A new cluster from a database alone, as `snapshot restore` makes it
+//! (etcdutl/snapshot/v3_snapshot.go of 3.5, clientv3/snapshot of 3.4), with the revision raised and
+//! the history before it compacted: whoever watches from an old revision is told so and lists anew.
 //!
-//! What differs from `snapshot restore` on purpose: alarms are left out, they are of members that are no more; the voters that the
-//! database names are the new ones; `term` is 1 where the database is of 3.5.
+//! What differs from `snapshot restore` on purpose: alarms are left out, they are of members that
+//! are no more; the voters that the database names are the new ones; `term` is 1 where the database
+//! is of 3.5.
 
 use std::io::{BufWriter, Write as _};
 use std::path::Path;
@@ -24,7 +26,8 @@ use crate::etcd::read::backend::{
 use crate::etcd::write::{Form, snap, store, wal};
 use crate::guest::{Guest, GuestPath};
 
-/// So far the revision is raised unless another number is asked for: etcd's own documentation says a billion, a week of 1,500 writes a second.
+/// So far the revision is raised unless another number is asked for: etcd's own documentation says
+/// a billion, a week of 1,500 writes a second.
 pub const BUMP: i64 = 1_000_000_000;
 
 /// What the log and the snapshot take at most.

@@ -1,8 +1,11 @@
-//! Members built anew out of a log, a database and snapshots that are there: for members that go, come, move, or must be given the best
-//! history of them all. The log stays what it is; what changes is appended to it, as a leader would have done, and etcd's own start applies
-//! it. So nothing is lost that the log holds, where `--force-new-cluster` drops what is not known to be agreed on.
+//! Members built anew out of a log, a database and snapshots that are there: for members that go,
+//! come, move, or must be given the best history of them all. The log stays what it is; what
+//! changes is appended to it, as a leader would have done, and etcd's own start applies it. So
+//! nothing is lost that the log holds, where `--force-new-cluster` drops what is not known to be
+//! agreed on.
 //!
-//! [`Base`] says what can be built upon and why not; [`changes`] what is appended; [`Recipe`] is both, and builds.
+//! [`Base`] says what can be built upon and why not; [`changes`] what is appended; [`Recipe`] is
+//! both, and builds.
 //!
 //! [`from_db`] makes a new cluster from a database alone, [`defrag`] only writes the database anew.
 
@@ -44,7 +47,8 @@ fn in_snap(name: &str) -> PathBuf {
     Path::new(SNAP).join(name)
 }
 
-/// Reads a folder `member`, whatever its name, as etcd will find it, every page of the database too. Alarms are no fault of it.
+/// Reads a folder `member`, whatever its name, as etcd will find it, every page of the database
+/// too. Alarms are no fault of it.
 ///
 /// # Errors
 /// What keeps etcd from starting on it, or from working.

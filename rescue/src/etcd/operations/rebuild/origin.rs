@@ -1,4 +1,5 @@
-//! Where a database comes from that a member is built from: a guest's file, an old copy of one, or what `snapshot save` wrote.
+//! Where a database comes from that a member is built from: a guest's file, an old copy of one, or
+//! what `snapshot save` wrote.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -91,7 +92,8 @@ pub enum Trailer {
     Wrong,
 }
 
-/// Looks for the checksum that `snapshot save` appends (etcdutl/snapshot/v3_snapshot.go: `saveDB`); reads the file once where there is one.
+/// Looks for the checksum that `snapshot save` appends (etcdutl/snapshot/v3_snapshot.go: `saveDB`);
+/// reads the file once where there is one.
 ///
 /// # Errors
 /// As the tree gives them.

@@ -36,8 +36,9 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// The member keeps its identity and its log: only a snapshot or a database is laid beside it. To the log nothing is added but what it lacks of
-    /// the newest one, if that is given; it must begin behind the log's end.
+    /// The member keeps its identity and its log: only a snapshot or a database is laid beside it.
+    /// To the log nothing is added but what it lacks of the newest one, if that is given; it must
+    /// begin behind the log's end.
     pub fn in_place(base: &Rc<Base>, identity: Identity, tail: Option<&Tail>) -> Self {
         let log = &base.log;
         let commit = log
@@ -60,8 +61,9 @@ impl Recipe {
         Self::new(base, identity, addition)
     }
 
-    /// The member `identity` of the same cluster: with the base's history, these changes, and a term that nobody has used yet. Safe only where all
-    /// other voters get the same, are fenced, or are too few without it.
+    /// The member `identity` of the same cluster: with the base's history, these changes, and a
+    /// term that nobody has used yet. Safe only where all other voters get the same, are fenced, or
+    /// are too few without it.
     pub fn agreed(
         base: &Rc<Base>,
         identity: Identity,
@@ -73,8 +75,9 @@ impl Recipe {
         Self::new(base, identity, addition)
     }
 
-    /// Members of the same cluster that are taken in anew: `gone` lose their place, and `new`, who carry new IDs, come. The first recipe is
-    /// that of `keeper`, who stays; then one for each of `new`. Safe as [`Recipe::agreed`] is.
+    /// Members of the same cluster that are taken in anew: `gone` lose their place, and `new`, who
+    /// carry new IDs, come. The first recipe is that of `keeper`, who stays; then one for each of
+    /// `new`. Safe as [`Recipe::agreed`] is.
     pub fn readmit(
         base: &Rc<Base>,
         keeper: Identity,
@@ -96,9 +99,10 @@ impl Recipe {
             .collect()
     }
 
-    /// Members of a new cluster with new IDs, all with the base's history, in the order of `members`: names and peer URLs count. Whoever is
-    /// left of the old cluster, copies and backups among them, is refused by them ("cluster ID mismatch"). `token` must never have been used.
-    /// A learner stays one, unless there are only learners: then all of them vote.
+    /// Members of a new cluster with new IDs, all with the base's history, in the order of
+    /// `members`: names and peer URLs count. Whoever is left of the old cluster, copies and backups
+    /// among them, is refused by them ("cluster ID mismatch"). `token` must never have been used. A
+    /// learner stays one, unless there are only learners: then all of them vote.
     pub fn clones(base: &Rc<Base>, members: &[Member], token: &str, term: u64) -> Vec<Self> {
         let has_voter = members.iter().any(|member| !member.is_learner);
         let new: Vec<Member> = members

@@ -1,11 +1,15 @@
-//! What may be done about a full database on which disks: a compaction and the lifting of the alarm are done on all members alike or not at
-//! all, because what the members hold must stay the same for each entry of the log.
+//! What may be done about a full database on which disks: a compaction and the lifting of the alarm
+//! are done on all members alike or not at all, because what the members hold must stay the same
+//! for each entry of the log.
 //!
-//! Both are normally entries of the log. Doing them outside is the same only where no entry that they would have acted upon differently is
-//! applied by one member before and by another after: between the oldest and the newest database of them nothing may have been written.
+//! Both are normally entries of the log. Doing them outside is the same only where no entry that
+//! they would have acted upon differently is applied by one member before and by another after:
+//! between the oldest and the newest database of them nothing may have been written.
 //!
-//! Under the alarm etcd refuses writes also where their entry is in the log already (applierV3Capped: put, transactions that put, lease grants), and
-//! often does not note in its database that it has done so. Such an entry must stay refused when the alarm is lifted, on all members.
+//! Under the alarm etcd refuses writes also where their entry is in the log already
+//! (applierV3Capped: put, transactions that put, lease grants), and often does not note in its
+//! database that it has done so. Such an entry must stay refused when the alarm is lifted, on all
+//! members.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -41,8 +45,8 @@ pub struct Decision {
     pub lift_alarms_of: Vec<u64>,
     /// Why not, where there is one.
     pub not_lifted: Option<String>,
-    /// For each member: the entry that its database is said to hold from now on, where the log has entries behind that one which raise the
-    /// alarm, or were refused under it.
+    /// For each member: the entry that its database is said to hold from now on, where the log has
+    /// entries behind that one which raise the alarm, or were refused under it.
     pub passed: Vec<Option<Passed>>,
 }
 
@@ -56,8 +60,8 @@ pub struct Passed {
 }
 
 impl Decision {
-    /// What can be done on these members. `quota` is the size from which etcd raises the alarm; `size_after` what the largest database will
-    /// have at most.
+    /// What can be done on these members. `quota` is the size from which etcd raises the alarm;
+    /// `size_after` what the largest database will have at most.
     pub fn of(given: &[Given<'_>], compact: bool, quota: u64, size_after: u64) -> Self {
         let mut decision = Self::default();
         let alarmed: Vec<Alarmed> = given.iter().map(Alarmed::of).collect();
@@ -116,8 +120,8 @@ impl Decision {
     }
 }
 
-/// The alarm as a member has it. etcd before 3.5.5 writes it into the database without saying that it has applied the entry, and applies it
-/// again at its next start (etcd-io/etcd#14382).
+/// The alarm as a member has it. etcd before 3.5.5 writes it into the database without saying that
+/// it has applied the entry, and applies it again at its next start (etcd-io/etcd#14382).
 struct Alarmed {
     /// By database and log.
     raised: BTreeSet<u64>,
@@ -167,7 +171,8 @@ impl Alarmed {
                     {
                         alarmed.pass(entry, first_needed);
                     }
-                    // What is not in the keys: etcd applies these from its snapshot on, whatever the database says, or they do nothing.
+                    // What is not in the keys: etcd applies these from its snapshot on, whatever
+                    // the database says, or they do nothing.
                     Ok(
                         Request::Nothing
                         | Request::MemberAttributes { .. }
@@ -257,7 +262,8 @@ fn may_compact(given: &[Given<'_>]) -> Result<Option<i64>, String> {
         });
         if let Some(index) = reads_old {
             return Err(format!(
-                "entry {index} of the log on {} reads old revisions, and not all databases hold it yet",
+                "entry {index} of the log on {} reads old revisions, and not all databases hold it \
+                 yet",
                 one.source
             ));
         }
@@ -293,7 +299,8 @@ fn may_lift(
         }
         if alarmed.needed > 0 {
             return Err(format!(
-                "entry {} of the log on {} is not in its database yet, and behind it are entries that raise the alarm or were refused under it",
+                "entry {} of the log on {} is not in its database yet, and behind it are entries \
+                 that raise the alarm or were refused under it",
                 alarmed.needed, one.source
             ));
         }
@@ -303,7 +310,8 @@ fn may_lift(
         });
         if let Some(index) = differs {
             return Err(format!(
-                "entry {index} of the log on {} is not in its database yet, and would not be applied as the others applied it",
+                "entry {index} of the log on {} is not in its database yet, and would not be \
+                 applied as the others applied it",
                 one.source
             ));
         }
@@ -311,8 +319,9 @@ fn may_lift(
     all_reach(given, newest)
 }
 
-/// Up to what any of them has applied, or passes over, the entries must be in the logs of all: what one got only later it would apply as the
-/// others did not, and what only one has may yet be given up.
+/// Up to what any of them has applied, or passes over, the entries must be in the logs of all: what
+/// one got only later it would apply as the others did not, and what only one has may yet be given
+/// up.
 fn all_reach(given: &[Given<'_>], index: u64) -> Result<(), String> {
     let terms: BTreeSet<u64> = given
         .iter()

@@ -1,5 +1,5 @@
-//! Who a rebuilt cluster consists of: names and peer URLs from the nodes' own manifests and services, else from what the members' disks
-//! say of themselves.
+//! Who a rebuilt cluster consists of: names and peer URLs from the nodes' own manifests and
+//! services, else from what the members' disks say of themselves.
 
 use anyhow::Result;
 
@@ -31,8 +31,12 @@ impl Target {
         }) = &found.launch
         {
             return Err(Refusal::new(
-                format!("{} on {} runs etcd inside itself", embedding.name, found.source),
-                "it keeps its own record of the cluster's members, which a new etcd cluster would contradict",
+                format!(
+                    "{} on {} runs etcd inside itself",
+                    embedding.name, found.source
+                ),
+                "it keeps its own record of the cluster's members, which a new etcd cluster would \
+                 contradict",
                 embedding.tool,
             )
             .into());
@@ -56,9 +60,13 @@ impl Target {
         });
         known.filter(Self::is_whole).ok_or_else(|| {
             Refusal::new(
-                format!("neither a manifest nor the log on {} says the member's name and peer URL", found.source),
+                format!(
+                    "neither a manifest nor the log on {} says the member's name and peer URL",
+                    found.source
+                ),
                 "a new member must have the name and the URL that etcd is started with",
-                "name it as etcd's --initial-cluster does: --member NAME=URL, once for each disk, in their order",
+                "name it as etcd's --initial-cluster does: --member NAME=URL, once for each disk, \
+                 in their order",
             )
             .into()
         })
@@ -108,8 +116,8 @@ pub struct NewCluster {
 }
 
 impl NewCluster {
-    /// IDs as etcd works them out, from the peer URLs and the token. With a token of its own no stale copy of the old cluster can ever
-    /// talk to it.
+    /// IDs as etcd works them out, from the peer URLs and the token. With a token of its own no
+    /// stale copy of the old cluster can ever talk to it.
     ///
     /// # Errors
     /// A [`Refusal`] where two are one.
@@ -123,9 +131,14 @@ impl NewCluster {
             });
             if let Some(twin) = twin {
                 return Err(Refusal::new(
-                    format!("two of the members are {} with {}", twin.name, twin.peer_urls.join(",")),
+                    format!(
+                        "two of the members are {} with {}",
+                        twin.name,
+                        twin.peer_urls.join(",")
+                    ),
                     "a cluster has each name and each peer URL once",
-                    "name each machine's disk once; where manifests are wrong, say who is who with --member NAME=URL",
+                    "name each machine's disk once; where manifests are wrong, say who is who with \
+                     --member NAME=URL",
                 )
                 .into());
             }

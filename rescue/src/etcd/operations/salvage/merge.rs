@@ -1,4 +1,5 @@
-//! The keys' history from leaves that overlap, in the order of its revisions: each once, what the tree leads to before what is only there.
+//! The keys' history from leaves that overlap, in the order of its revisions: each once, what the
+//! tree leads to before what is only there.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -14,7 +15,8 @@ use crate::etcd::format::file::File;
 /// Bytes of pages that are kept decoded.
 const KEPT: u64 = 32 << 20;
 
-/// The next element of a leaf that was begun; the least comes first, and of equals the one that is reached, then the page further behind.
+/// The next element of a leaf that was begun; the least comes first, and of equals the one that is
+/// reached, then the page further behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Next {
     at: At,

@@ -1,12 +1,15 @@
 //! A database that bbolt does not open, read for what is left of it.
 //!
-//! Every page is looked at for itself. Roots are among them: the newest whose tree is whole is as good as a meta page that leads to it. Where
-//! none is whole the newest is gone through as far as it can be read, and what is missing is named by its range of revisions. Leaves that no
-//! tree leads to, freed ones among them, fill those ranges and add what is newer than the tree; elsewhere the tree's word counts, so that
-//! nothing comes back that was compacted. What comes from such leaves is uncertain, and is named: a later change of the same key may have been
-//! on a page that is lost.
+//! Every page is looked at for itself. Roots are among them: the newest whose tree is whole is as
+//! good as a meta page that leads to it. Where none is whole the newest is gone through as far as
+//! it can be read, and what is missing is named by its range of revisions. Leaves that no tree
+//! leads to, freed ones among them, fill those ranges and add what is newer than the tree;
+//! elsewhere the tree's word counts, so that nothing comes back that was compacted. What comes from
+//! such leaves is uncertain, and is named: a later change of the same key may have been on a page
+//! that is lost.
 //!
-//! bbolt has no checksums but those of the meta pages: a value that was changed in place and still parses cannot be told from a good one.
+//! bbolt has no checksums but those of the meta pages: a value that was changed in place and still
+//! parses cannot be told from a good one.
 
 pub mod merge;
 pub mod report;
@@ -209,8 +212,9 @@ impl Salvage {
         Ok(())
     }
 
-    /// Leases that keys hang on and that are not there any more, where the bucket of leases is damaged. Without one a key that should go by
-    /// itself (an event, an API server's own lease) would stay for ever.
+    /// Leases that keys hang on and that are not there any more, where the bucket of leases is
+    /// damaged. Without one a key that should go by itself (an event, an API server's own lease)
+    /// would stay for ever.
     ///
     /// # Errors
     /// As [`Salvage::history`].
@@ -290,8 +294,8 @@ fn may_count(leaf: &Leaf, missing: &Missing, newest: Option<At>) -> bool {
     newest.is_none_or(|newest| leaf.last > newest) || missing.spans.iter().any(touches)
 }
 
-/// The newest whole tree, else the newest of those of which most can be read. Of a root whose tree cannot be right only the small buckets
-/// are taken, and only where there is no better one.
+/// The newest whole tree, else the newest of those of which most can be read. Of a root whose tree
+/// cannot be right only the small buckets are taken, and only where there is no better one.
 fn best(file: &File, meta: &Meta, roots: Vec<u64>) -> TreeResult<Option<Candidate>> {
     let roots: BTreeSet<u64> = roots.into_iter().collect();
     let mut ranked: Vec<(u64, u64)> = roots
@@ -346,8 +350,9 @@ fn facts(file: &File, meta: &Meta, buckets: &BTreeMap<Vec<u8>, Bucket>) -> Facts
     read.unwrap_or_default()
 }
 
-/// How far the history that a tree leads to is without gaps. Revisions after a compaction are all there, and so are the changes of each: a
-/// tree that shows it otherwise, where nothing of it is unreadable, leads to a page that was freed and used again.
+/// How far the history that a tree leads to is without gaps. Revisions after a compaction are all
+/// there, and so are the changes of each: a tree that shows it otherwise, where nothing of it is
+/// unreadable, leads to a page that was freed and used again.
 struct Density {
     compacted: i64,
     before: Revision,
@@ -384,7 +389,8 @@ impl Density {
         }
     }
 
-    /// Whether what cannot be read explains the gaps, but for a few: an element that is damaged by itself is not there either.
+    /// Whether what cannot be read explains the gaps, but for a few: an element that is damaged by
+    /// itself is not there either.
     fn is_explained(&self, missing: &Missing) -> bool {
         let explained =
             |after: Revision, before: Revision| missing.touches(&after.to_key(), &before.to_key());

@@ -1,4 +1,5 @@
-//! What a salvage brings back, counted: keys, revisions that are missing, keys whose newest value is uncertain.
+//! What a salvage brings back, counted: keys, revisions that are missing, keys whose newest value
+//! is uncertain.
 
 use anyhow::Result;
 use serde::Serialize;
@@ -14,7 +15,8 @@ const MAX_GAPS: usize = 1000;
 /// Counts of what is there and what is not.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Whether a root was found whose tree is whole: then nothing of it is missing, and nothing is uncertain but what is newer than it.
+    /// Whether a root was found whose tree is whole: then nothing of it is missing, and nothing is
+    /// uncertain but what is newer than it.
     pub is_whole: bool,
     /// Whether a root was found at all.
     pub has_tree: bool,
@@ -37,13 +39,15 @@ pub struct Report {
     pub missing_revisions: u64,
     /// They, from and to, as far as they are listed.
     pub gaps: Vec<(i64, i64)>,
-    /// Revisions of several changes of which some are nowhere, as far as that shows: their last ones may be missing without a trace.
+    /// Revisions of several changes of which some are nowhere, as far as that shows: their last
+    /// ones may be missing without a trace.
     pub partial_revisions: u64,
     /// They, as far as they are listed.
     pub partial: Vec<i64>,
     /// Ranges of the tree that could not be read.
     pub unread_ranges: usize,
-    /// They, as revisions from and to; of the first and last of each only some changes. What lay on other pages was filled in.
+    /// They, as revisions from and to; of the first and last of each only some changes. What lay on
+    /// other pages was filled in.
     pub unread: Vec<(i64, i64)>,
     /// Buckets beside the history of which something is missing.
     pub damaged_buckets: Vec<String>,

@@ -1,5 +1,6 @@
-//! Every page of a file looked at for itself: leaves with the keys' history, and roots. bbolt never writes over a page that is in use, so
-//! those that were freed are there, too, until they are used again.
+//! Every page of a file looked at for itself: leaves with the keys' history, and roots. bbolt never
+//! writes over a page that is in use, so those that were freed are there, too, until they are used
+//! again.
 
 use super::tree::is_sound_leaf;
 use crate::etcd::format::bbolt::{Item, Meta, Page, page};
@@ -56,7 +57,8 @@ pub struct Scan {
     pub is_cut: bool,
 }
 
-/// The size of the pages of a file whose meta pages do not say it: what most pages agree with by their own number.
+/// The size of the pages of a file whose meta pages do not say it: what most pages agree with by
+/// their own number.
 ///
 /// # Errors
 /// As the tree gives them.
@@ -69,7 +71,8 @@ pub fn page_size(file: &File) -> TreeResult<u64> {
         for id in (2..pages).step_by(usize::try_from(step).unwrap_or(usize::MAX)) {
             fits += u64::from(is_own(&file.read(id * size, 16)?, id));
         }
-        // Of 4 KiB pages every second is one of 8 KiB at half the number: that number is never its own.
+        // Of 4 KiB pages every second is one of 8 KiB at half the number: that number is never its
+        // own.
         if fits > most {
             (best, most) = (size, fits);
         }
@@ -189,8 +192,8 @@ pub fn at(page: &Page, index: usize) -> Option<At> {
     element(item.key, item.value)
 }
 
-/// Where an element stands, if it is one that etcd writes: its value must say the same as its key. The empty value is what raises a
-/// revision when a cluster is restored.
+/// Where an element stands, if it is one that etcd writes: its value must say the same as its key.
+/// The empty value is what raises a revision when a cluster is restored.
 pub fn element(key: &[u8], value: &[u8]) -> Option<At> {
     let (revision, is_deletion) = Revision::parse(key)?;
     let kv = KeyValue::parse(value).ok()?;

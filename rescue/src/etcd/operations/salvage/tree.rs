@@ -1,4 +1,5 @@
-//! Going through a tree of which pages are damaged: what can be read is given on, what cannot is named by the range of its keys.
+//! Going through a tree of which pages are damaged: what can be read is given on, what cannot is
+//! named by the range of its keys.
 
 use crate::etcd::format::bbolt::walk::MAX_DEPTH;
 use crate::etcd::format::bbolt::{Bucket, Item, Meta, Page, Seen, page};
@@ -57,7 +58,8 @@ pub struct Look<'a> {
     meta: &'a Meta,
     /// Pages that were read and are sound.
     pub seen: Seen,
-    /// What a leaf must be beside sound: a page that was freed and used again looks as good in another place.
+    /// What a leaf must be beside sound: a page that was freed and used again looks as good in
+    /// another place.
     fits: fn(&Page) -> bool,
 }
 
@@ -132,7 +134,8 @@ impl<'a> Look<'a> {
                         .ok()
                         .filter(|_| index + 1 < page.count())
                         .map(|(key, _)| key);
-                    // The first child holds what is lower than its key, too: its bound is its parent's.
+                    // The first child holds what is lower than its key, too: its bound is its
+                    // parent's.
                     let from = if index == 0 { bounds.0 } else { Some(key) };
                     self.subtree(child, (from, next.or(bounds.1)), depth + 1, contents);
                 }
