@@ -106,7 +106,7 @@ fn expected(kind: Kind, how: Damage) -> Option<End> {
         Damage::Crlf | Damage::TextBefore | Damage::TwoCertificates
     );
     match kind {
-        // kube-controller-manager exits where it signs with a file of two; other CAs may be bundles.
+        // kube-controller-manager exits where it signs with two; other CAs may be bundles.
         Kind::CaCertificate if how == Damage::TwoCertificates => None,
         _ if harmless => Some(End::Untouched),
         Kind::LeafCertificate | Kind::LeafKey | Kind::Config => Some(End::Mended),
