@@ -141,8 +141,8 @@ fn leaves(context: &Context<'_>) -> Vec<(String, Certificate)> {
     let apiserver = context.node.certificate_dir.value.as_ref();
     let apiserver = apiserver.and_then(|folder| {
         let path = folder.join("apiserver.crt");
-        let mut all = Certificate::all_from_pem(&context.guest.read(&path).ok()?).ok()?;
-        Some((path.to_string(), all.swap_remove(0)))
+        let all = Certificate::all_from_pem(&context.guest.read(&path).ok()?).ok()?;
+        Some((path.to_string(), all.into_iter().next()?))
     });
     kubelet.into_iter().chain(apiserver).collect()
 }

@@ -104,7 +104,8 @@ fn is_our_volume(descriptor: &[u8]) -> bool {
             .is_some_and(|name| name.trim_ascii_end() == OUR_VOLUME)
 }
 
-fn entries(folder: &str) -> Vec<String> {
+/// The names in a folder of this machine, sorted; none where it cannot be read.
+pub(crate) fn entries(folder: &str) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(folder)
         .map(|entries| {
             entries

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::coldplug::Coldplug;
-use crate::disk::attached::{Attached, list};
+use crate::disk::attached::{Attached, entries, list};
 
 /// No disk and no driver came for so long: that was all.
 const QUIET: Duration = Duration::from_millis(1500);
@@ -76,17 +76,4 @@ pub fn controllers() -> Vec<String> {
         ));
     }
     lines
-}
-
-fn entries(folder: &str) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(folder)
-        .map(|entries| {
-            entries
-                .flatten()
-                .filter_map(|entry| entry.file_name().into_string().ok())
-                .collect()
-        })
-        .unwrap_or_default();
-    names.sort();
-    names
 }
