@@ -20,11 +20,22 @@ use crate::systemd::pulled_in_by;
 const FSTAB: Mode = Mode::stops_boot(
     "swap.fstab",
     "an fstab line switches swap on while the kubelet fails on swap",
-);
+)
+.why(WHY)
+.done("Makes the line a comment. The swap space itself is not touched.")
+.source(SOURCE);
 const UNIT: Mode = Mode::stops_boot(
     "swap.unit",
     "a .swap unit switches swap on while the kubelet fails on swap",
-);
+)
+.why(WHY)
+.done("Disables the unit. The swap space itself is not touched.")
+.source(SOURCE);
+
+const WHY: &str = "With failSwapOn, its default, the kubelet reads /proc/swaps at its start and exits \
+    where a device stands in it: \"running with swap on is not supported\". `swapoff -a` lasts until \
+    the next boot only.";
+const SOURCE: &str = "NewContainerManager in pkg/kubelet/cm/container_manager_linux.go";
 
 /// See the module.
 pub const CHECK: Check = Check {

@@ -39,25 +39,70 @@ pub struct Mode {
     pub severity: Severity,
     /// What is wrong with such a node, as a clause: "an fstab line switches swap on".
     pub says: &'static str,
+    /// What a reader wants to know beyond that, for the mode's page.
+    pub page: Page,
+}
+
+/// What docs/modes says of a mode, in whole sentences.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Page {
+    /// Why this stops or breaks the node, in the process's own words where it has some.
+    pub why: &'static str,
+    /// What rescue does about it, or what it says to type where it changes nothing.
+    pub done: &'static str,
+    /// Where the rule comes from: a function and file of the program, a manual page.
+    pub source: &'static str,
+}
+
+impl Page {
+    const EMPTY: Self = Self {
+        why: "",
+        done: "",
+        source: "",
+    };
 }
 
 impl Mode {
+    const fn new(id: &'static str, severity: Severity, says: &'static str) -> Self {
+        Self {
+            id,
+            severity,
+            says,
+            page: Page::EMPTY,
+        }
+    }
+
     /// A mode that keeps the node from coming back.
     pub const fn stops_boot(id: &'static str, says: &'static str) -> Self {
-        let severity = Severity::StopsBoot;
-        Self { id, severity, says }
+        Self::new(id, Severity::StopsBoot, says)
     }
 
     /// A mode of a node that comes up, and of which something fails now or soon.
     pub const fn will_break(id: &'static str, says: &'static str) -> Self {
-        let severity = Severity::WillBreak;
-        Self { id, severity, says }
+        Self::new(id, Severity::WillBreak, says)
     }
 
     /// A mode that is worth knowing and does not count for the exit code.
     pub const fn note(id: &'static str, says: &'static str) -> Self {
-        let severity = Severity::Note;
-        Self { id, severity, says }
+        Self::new(id, Severity::Note, says)
+    }
+
+    /// Why it stops or breaks the node: whole sentences, for the mode's page.
+    pub const fn why(mut self, why: &'static str) -> Self {
+        self.page.why = why;
+        self
+    }
+
+    /// What rescue does about it, or says to type: whole sentences, for the mode's page.
+    pub const fn done(mut self, done: &'static str) -> Self {
+        self.page.done = done;
+        self
+    }
+
+    /// Where the rule comes from, for the mode's page.
+    pub const fn source(mut self, source: &'static str) -> Self {
+        self.page.source = source;
+        self
     }
 
     /// The check's identifier: what stands before the dot.

@@ -7,7 +7,7 @@ mod facts;
 mod node_report;
 mod remedy;
 
-pub use check::{Check, Mode};
+pub use check::{Check, Mode, Page};
 pub use evidence::{Evidence, Location};
 pub use facts::{EtcdMember, Facts};
 pub use node_report::{Inspection, NodeReport, counts};

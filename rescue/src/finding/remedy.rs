@@ -37,6 +37,12 @@ pub trait Remedy: fmt::Debug {
         false
     }
 
+    /// True for what may be wanted as it is: it is asked for by itself, and `--yes` alone leaves it
+    /// out, unless `--allow MODE` names its mode.
+    fn asks_first(&self) -> bool {
+        false
+    }
+
     /// Fields for JSON beside `kind` and `summary`; never key material.
     fn fields(&self) -> serde_json::Map<String, serde_json::Value> {
         serde_json::Map::new()
