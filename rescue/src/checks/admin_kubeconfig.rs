@@ -38,15 +38,33 @@ const NOT_THE_OWNERS: u32 = 0o077;
 const DAMAGED: Mode = Mode::will_break(
     "admin-kubeconfig.damaged",
     "a ~/.kube/config is not a kubeconfig",
-);
+)
+.why("kubectl cannot read the file. The node itself does not need it.")
+.done("Names the file and the line that copies admin.conf there.")
+.source("k8s.io/client-go/tools/clientcmd");
 const EXPIRED: Mode = Mode::will_break(
     "admin-kubeconfig.expired",
     "a ~/.kube/config holds the administrator's expired certificate",
-);
+)
+.why(
+    "The copy was made once and nothing renews it: kubectl says \"You must be logged in \
+    to the server\" or \"certificate has expired\".",
+)
+.done(
+    "Gives the entry the new certificate and key, where the old key in the same entry \
+    proves that its owner is an administrator already.",
+)
+.source("cmd/kubeadm/app/phases/certs/renewal");
 const FOREIGN: Mode = Mode::note(
     "admin-kubeconfig.foreign",
     "a ~/.kube/config holds an expired user that is left alone",
-);
+)
+.why(
+    "The entry has expired, but it is not this cluster's administrator, or the file is \
+    not its owner's alone.",
+)
+.done("Nothing; it is named with what its owner types.")
+.source("docs/certificates.md");
 
 /// See the module.
 pub const CHECK: Check = Check {

@@ -9,7 +9,16 @@ const ID: &str = "claimed-role";
 const UNPROVEN: Mode = Mode::stops_boot(
     "claimed-role.unproven",
     "a disk says that it is a control plane, and holds no private key of one",
-);
+)
+.why(
+    "A manifest alone is no proof: a worker's disk that lies about itself would be given \
+    the cluster's CA key.",
+)
+.done(
+    "Treats the disk as a worker's. It gets no key of the cluster unless `--trust NAME` \
+    names it.",
+)
+.source("docs/trust.md");
 
 /// See the module.
 pub const CHECK: Check = Check {

@@ -17,11 +17,30 @@ use crate::node::{ContainerdFile, Role, containerd_files, runtime_units};
 const CRI_DISABLED: Mode = Mode::stops_boot(
     "containerd-config.cri-disabled",
     "containerd's configuration disables the plugin that the kubelet talks to",
+)
+.why(
+    "The kubelet talks to the plugin `cri`. The configuration that Docker's package \
+    containerd.io brings disables it, and the kubelet exits with \"unknown service \
+    runtime.v1alpha2.RuntimeService\" or \"CRI v1 runtime API is not implemented\".",
+)
+.done(
+    "Takes the plugin out of `disabled_plugins`, in imported files too. The rest of the \
+    file stays.",
+)
+.source(
+    "containerd's services/server/config; \
+    https://github.com/containerd/containerd/issues/4581",
 );
 const DAMAGED: Mode = Mode::stops_boot(
     "containerd-config.damaged",
     "containerd's configuration is no TOML, and containerd does not start",
-);
+)
+.why("containerd exits with \"failed to unmarshal TOML\", and no container starts.")
+.done(
+    "Names the line that is no TOML and what to type. An empty file is legal and means \
+    all defaults.",
+)
+.source("LoadConfig in containerd's services/server/config/config.go");
 
 /// See the module.
 pub const CHECK: Check = Check {

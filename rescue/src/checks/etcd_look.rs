@@ -22,20 +22,51 @@ const ID: &str = "etcd";
 
 const COPY_FIRST: &str = "Before anything else copy the whole data folder away.";
 
-const STOPS: Mode = Mode::stops_boot("etcd.does-not-start", "an etcd member does not start");
+const STOPS: Mode = Mode::stops_boot("etcd.does-not-start", "an etcd member does not start")
+    .why(
+        "etcd reads its snapshot, its log and its database at its start and exits where they \
+    do not fit together. Without it the API server is down.",
+    )
+    .done(
+        "Repairs in one member what loses no acknowledged write. With the disks of all \
+    control planes the members are repaired together. Where a write would be lost, the \
+    plan says which and asks for `--accept-loss`.",
+    )
+    .source("docs/etcd.md; etcd's server/storage/wal, server/etcdserver/bootstrap.go");
 const BREAKS: Mode = Mode::will_break(
     "etcd.will-break",
     "an etcd member starts, and something fails then",
-);
+)
+.why(
+    "The member starts, and something in its data fails when it is read or when the \
+    member is upgraded.",
+)
+.done("Names what. The plan says what can be repaired and what is promised.")
+.source("docs/etcd.md");
 const MOVED: Mode = Mode::will_break(
     "etcd.moved",
     "the other members look for this member at an address that it no longer has",
-);
-const STARTS: Mode = Mode::note("etcd.starts", "an etcd member that will start");
+)
+.why(
+    "The other members dial this one's peer address from the membership list, and this \
+    member listens somewhere else.",
+)
+.done(
+    "Names both addresses and the line to type on a member that works: `etcdctl member \
+    update`.",
+)
+.source("docs/etcd.md; etcd's server/etcdserver/api/membership");
+const STARTS: Mode = Mode::note("etcd.starts", "an etcd member that will start")
+    .why("Its snapshot, log and database were read and fit together.")
+    .done("Nothing.")
+    .source("docs/etcd.md");
 const RUNNING: Mode = Mode::note(
     "etcd.running",
     "an etcd member that is running and was not looked into",
-);
+)
+.why("The data of a running etcd changes while it is read, so that nothing true can be said.")
+.done("Nothing. Stop etcd, or give a disk of a machine that is off.")
+.source("docs/etcd.md");
 
 /// See the module.
 pub const CHECK: Check = Check {

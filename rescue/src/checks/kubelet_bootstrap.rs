@@ -28,11 +28,25 @@ const MISSING: Mode = Mode::stops_boot(
     "kubelet-bootstrap.missing",
     "the kubelet has no usable client certificate and wants to bootstrap from a file that is \
      missing",
-);
+)
+.why(
+    "kubeadm removes bootstrap-kubelet.conf once a node has joined and leaves the flag. \
+    It does no harm until the kubelet's client certificate is unusable: then the kubelet \
+    exits with \"unable to load bootstrap kubeconfig: stat \
+    /etc/kubernetes/bootstrap-kubelet.conf: no such file or directory\".",
+)
+.done(
+    "A new client certificate cures it. Only where none can be issued the flag is taken \
+    out with a drop-in.",
+)
+.source("pkg/kubelet/certificate/bootstrap/bootstrap.go");
 const HARMLESS: Mode = Mode::note(
     "kubelet-bootstrap.harmless",
     "--bootstrap-kubeconfig names a missing file, and the kubelet's certificate is usable",
-);
+)
+.why("The kubelet looks at the file only when its own certificate cannot be used, and it can.")
+.done("Nothing. Every node that has joined is like that.")
+.source("pkg/kubelet/certificate/bootstrap/bootstrap.go");
 
 /// See the module.
 pub const CHECK: Check = Check {

@@ -18,11 +18,23 @@ use crate::pki::kept_kubelet::kubelet_configuration;
 const MISSING: Mode = Mode::stops_boot(
     "kubelet-config.missing",
     "the kubelet's configuration file is missing",
-);
+)
+.why("The kubelet exits: \"failed to load Kubelet config file …: no such file or directory\".")
+.done(
+    "Writes it again from kubeadm's backup on the disk, else from the ConfigMap \
+    kubelet-config in this node's etcd. Else gives the lines to type.",
+)
+.source("loadConfigFile in cmd/kubelet/app/server.go; pkg/kubelet/kubeletconfig/configfiles");
 const DAMAGED: Mode = Mode::stops_boot(
     "kubelet-config.damaged",
     "the kubelet's configuration file is empty, zeroed, or no KubeletConfiguration",
-);
+)
+.why("The kubelet exits: \"kubelet config file … was empty\", or it cannot be decoded.")
+.done(
+    "Writes it again from kubeadm's backup on the disk, else from the ConfigMap \
+    kubelet-config in this node's etcd. Else gives the lines to type.",
+)
+.source("pkg/kubelet/kubeletconfig/configfiles/configfiles.go");
 
 /// See the module.
 pub const CHECK: Check = Check {

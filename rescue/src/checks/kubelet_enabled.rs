@@ -12,11 +12,20 @@ use crate::systemd::{install_links, is_started};
 pub(super) const DISABLED: Mode = Mode::stops_boot(
     "kubelet-unit.disabled",
     "kubelet.service is disabled: no link, unit or timer starts it at boot",
-);
+)
+.why(
+    "The unit was started by hand once, or its package was installed again: systemd \
+    starts it at no boot, and nothing listens on port 10250.",
+)
+.done("Makes the link that the unit's [Install] section asks for, as `systemctl enable` does.")
+.source("systemctl(1), systemd.unit(5)");
 pub(super) const BOOT_TARGET: Mode = Mode::stops_boot(
     "kubelet-unit.boot-target",
     "default.target leads to rescue, emergency or power-off, where no kubelet is started",
-);
+)
+.why("systemd stops at a target that pulls in neither the network nor the kubelet.")
+.done("Leads default.target to multi-user.target again.")
+.source("systemd.special(7)");
 
 const UNIT: &str = "kubelet.service";
 

@@ -21,7 +21,13 @@ use crate::pki::x509::certificate::{Certificate, SignatureCheck};
 const CLIENT_CA: Mode = Mode::stops_boot(
     "kubelet-files.client-ca",
     "the client CA file that the kubelet opens at its start is missing or damaged",
-);
+)
+.why("The kubelet opens the file at its start and exits: \"unable to load client CA file\".")
+.done(
+    "Writes it again from kubelet.conf, where a certificate of this node proves that \
+    this is the cluster's CA. Else says from where to copy it.",
+)
+.source("NewDynamicCAContentFromFile, called in cmd/kubelet/app/auth.go and server.go");
 
 /// See the module.
 pub const CHECK: Check = Check {

@@ -18,11 +18,27 @@ use crate::node::{Kubelet, Node, Role};
 const DAMAGED: Mode = Mode::stops_boot(
     "kubelet-state.damaged",
     "a state file of the kubelet is empty, zeroed, or no JSON",
-);
+)
+.why(
+    "The kubelet restores its managers from these files and exits where it cannot: \
+    \"could not restore state from checkpoint: …, please drain this node and delete the \
+    CPU manager checkpoint file\".",
+)
+.done(
+    "Takes the file away; the kubelet makes a new one. After a power cut nothing that it \
+    describes is running.",
+)
+.source("pkg/kubelet/cm/cpumanager/state/state_checkpoint.go and its siblings");
 const POLICY: Mode = Mode::stops_boot(
     "kubelet-state.policy",
     "a state file of the kubelet is of another policy than the configured one",
-);
+)
+.why(
+    "The file was written under another policy than the configured one: \"configured \
+    policy 'static' differs from state checkpoint policy 'none'\".",
+)
+.done("Takes the file away; the kubelet makes a new one.")
+.source("pkg/kubelet/cm/cpumanager/state/state_checkpoint.go");
 
 /// See the module.
 pub const CHECK: Check = Check {

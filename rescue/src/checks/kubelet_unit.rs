@@ -6,24 +6,61 @@ use crate::guest::{Guest, GuestPath};
 use crate::node::{Node, Role};
 use crate::systemd::Unit;
 
-const MASKED: Mode = Mode::stops_boot("kubelet-unit.masked", "kubelet.service is masked");
+const MASKED: Mode = Mode::stops_boot("kubelet-unit.masked", "kubelet.service is masked")
+    .why(
+        "A masked unit is never started, and without the kubelet nothing of Kubernetes is. A \
+    unit file of 0 bytes, as a power cut leaves it, counts as masked.",
+    )
+    .done(
+        "Names the file and the line to type: rescue does not unmask what somebody may have \
+    masked.",
+    )
+    .source("systemd.unit(5); https://github.com/systemd/systemd/issues/4436");
 const REFUSED: Mode = Mode::stops_boot(
     "kubelet-unit.refused",
     "systemd refuses kubelet.service or a drop-in of it",
-);
-const MISSING: Mode = Mode::stops_boot("kubelet-unit.missing", "there is no kubelet.service");
+)
+.why(
+    "systemd does not load a unit with a bad setting: \"Unit kubelet.service has a bad \
+    unit file setting\".",
+)
+.done("Names the file, the line and what systemd says of it.")
+.source("systemd's src/core/load-fragment.c; systemd-analyze verify");
+const MISSING: Mode = Mode::stops_boot("kubelet-unit.missing", "there is no kubelet.service")
+    .why("There is nothing that systemd could start as the kubelet.")
+    .done("Names the package to install.")
+    .source("systemd.unit(5), the unit search path");
 const BARE: Mode = Mode::stops_boot(
     "kubelet-unit.bare",
     "the kubelet is started without its configuration, mostly because a drop-in was emptied",
-);
+)
+.why(
+    "kubeadm's drop-in 10-kubeadm.conf gives the kubelet its kubeconfig and its \
+    configuration. Emptied, as a power cut leaves it, the kubelet starts without them, \
+    stand-alone, and never joins the cluster.",
+)
+.done(
+    "Names the drop-in and what to put back. A drop-in in /etc replaces the one of the \
+    same name in /usr/lib.",
+)
+.source("systemd.unit(5); kubeadm's 10-kubeadm.conf");
 const UNSEEN: Mode = Mode::will_break(
     "kubelet-unit.unseen",
     "kubelet.service is on a disk that was not given",
-);
+)
+.why("The unit file is behind a mount whose disk was not given, so that it cannot be judged.")
+.done("Names the disk to give as well.")
+.source("the guest's own fstab");
 const EXTENSION: Mode = Mode::note(
     "kubelet-unit.extension",
     "kubelet.service may come from a system extension, which is not read",
-);
+)
+.why(
+    "On systems with /var/lib/extensions the unit can come from an image that is merged \
+    at boot.",
+)
+.done("Nothing: such an image is not read.")
+.source("systemd-sysext(8)");
 
 /// Where packages and administrators put units.
 const FOLDERS: [&str; 2] = ["/etc/systemd/system", "/usr/lib/systemd/system"];

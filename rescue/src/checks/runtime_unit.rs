@@ -16,15 +16,33 @@ use crate::tree::FileKind;
 const DISABLED: Mode = Mode::stops_boot(
     "runtime-unit.disabled",
     "the unit of the container runtime is disabled: nothing starts it at boot",
-);
+)
+.why(
+    "The unit was started by hand once, with `systemctl start`, and never enabled: the \
+    next boot does not start it, and the kubelet finds no runtime.",
+)
+.done("Makes the link that the unit's [Install] section asks for, as `systemctl enable` does.")
+.source("systemctl(1), systemd.unit(5)");
 const MASKED: Mode = Mode::stops_boot(
     "runtime-unit.masked",
     "the unit of the container runtime is masked",
-);
+)
+.why(
+    "A masked unit is never started. A unit file of 0 bytes, as a power cut leaves it, \
+    counts as masked.",
+)
+.done(
+    "Takes the link to /dev/null or the empty file away where the package's own unit is \
+    still there. A runtime that the kubelet does not use may stay masked.",
+)
+.source("systemd.unit(5); https://github.com/systemd/systemd/issues/4436");
 const MISSING: Mode = Mode::stops_boot(
     "runtime-unit.missing",
     "the container runtime was installed, and its unit is missing",
-);
+)
+.why("The kubelet's endpoint belongs to a runtime whose unit is gone: nothing starts it.")
+.done("Names the package to install. Nothing is changed.")
+.source("the kubelet's endpoint, in kubeadm-flags.env or config.yaml");
 
 /// See the module.
 pub const CHECK: Check = Check {

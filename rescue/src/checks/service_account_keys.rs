@@ -26,11 +26,32 @@ const RESTORE: &str = "Bring it back from a backup of /etc/kubernetes/pki, or gi
 const LOST_KEY: Mode = Mode::stops_boot(
     "service-account-keys.lost",
     "sa.key or sa.pub is missing or cannot be read",
+)
+.why(
+    "The API server verifies every pod's token with sa.pub, and kube-controller-manager \
+    signs with sa.key. Both exit where the file cannot be read.",
+)
+.done(
+    "Calculates a lost sa.pub from sa.key. Copies a lost sa.key from another control \
+    plane's disk. A new sa.key is never made: it would end every token in the cluster.",
+)
+.source(
+    "kube-apiserver's --service-account-key-file, kube-controller-manager's \
+    --service-account-private-key-file",
 );
 const MISMATCH: Mode = Mode::will_break(
     "service-account-keys.mismatch",
     "sa.key and sa.pub do not belong together",
-);
+)
+.why(
+    "Tokens that are signed with sa.key cannot be verified with sa.pub: pods get \
+    \"Unauthorized\".",
+)
+.done(
+    "Calculates sa.pub from the key that the other control planes use, where their disks \
+    are in the run. Else says which of the two is newer, and what to compare.",
+)
+.source("pkg/serviceaccount/jwt.go");
 
 /// See the module.
 pub const CHECK: Check = Check {

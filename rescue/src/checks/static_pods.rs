@@ -20,10 +20,29 @@ use crate::node::{
 const DAMAGED: Mode = Mode::stops_boot(
     "static-pods.damaged",
     "a file in the kubelet's manifest folder is empty, damaged or no pod",
-);
+)
+.why(
+    "The kubelet reads every file of the folder and skips what is no pod: \"couldn't \
+    parse as pod\". The API server, etcd or whatever it described is simply not there.",
+)
+.done(
+    "Puts back kubeadm's own copy of the node's version from /etc/kubernetes/tmp, else \
+    says what to type.",
+)
+.source("extractFromFile in pkg/kubelet/config/file.go");
 const TWICE: Mode = Mode::stops_boot(
     "static-pods.twice",
     "several files in the kubelet's manifest folder describe one pod, and a copy may run",
+)
+.why(
+    "The kubelet reads every file whose name does not begin with a dot, whatever its \
+    ending. Of two files of one pod the last in byte order wins: kube-apiserver.yaml.bak \
+    beats kube-apiserver.yaml.",
+)
+.done("Moves a copy that would run to /etc/kubernetes/rescue-moved.")
+.source(
+    "listConfig in pkg/kubelet/config/file_linux.go; \
+    https://github.com/kubernetes/website/issues/54427",
 );
 
 /// See the module.

@@ -214,10 +214,13 @@ arguments! {
 }
 
 arguments! {
-    /// list what can be looked for
+    /// list what can be looked for, or explain a check (swap) or a failure mode (swap.fstab)
     #[argh(subcommand, name = "checks")]
     pub struct Checks {
         own {
+            /// a check or a failure mode: what is wrong, why it stops the node, what is done
+            #[argh(positional)]
+            pub id: Vec<String>,
             /// print one JSON object instead of text
             #[argh(switch)]
             pub json: bool,

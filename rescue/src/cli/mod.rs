@@ -101,7 +101,7 @@ fn dispatch(command: &Command) -> Result<Outcome, Stop> {
         Command::Fsck(command) => (fsck::run(command)?, command.json),
         Command::Runs(command) => (runs::run(command)?, command.json),
         Command::Disks(command) => (disks::run(command)?, command.json),
-        Command::Checks(command) => (Ok(checks::run(command)), command.json),
+        Command::Checks(command) => (checks::run(command), command.json),
         Command::Version(_) => {
             println!("rescue {}", env!("CARGO_PKG_VERSION"));
             (Ok(Outcome::Clean), false)

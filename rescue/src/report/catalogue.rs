@@ -1,8 +1,14 @@
-//! The catalogue of checks as Markdown, for docs/checks.md.
+//! The catalogue of checks for people: a table for docs/checks.md, a page for each failure mode in
+//! docs/modes, and the same on a terminal.
 
 use std::fmt::Write as _;
 
+use crate::base::severity::Severity;
 use crate::checks::CATALOGUE;
+use crate::finding::Mode;
+
+/// Columns of a terminal that text is written for.
+const WIDTH: usize = 80;
 
 /// A table of all failure modes, in the catalogue's order.
 pub fn markdown() -> String {
@@ -10,7 +16,8 @@ pub fn markdown() -> String {
     for mode in CATALOGUE.iter().flat_map(|check| check.modes) {
         let _ = writeln!(
             out,
-            "| `{}` | {} | {} |",
+            "| [`{}`](modes/{}.md) | {} | {} |",
+            mode.id,
             mode.id,
             mode.severity.word(),
             mode.says
@@ -19,9 +26,97 @@ pub fn markdown() -> String {
     out
 }
 
+/// The page of one failure mode, as Markdown.
+pub fn page(mode: &Mode) -> String {
+    let mut out = format!("# {}\n", mode.id);
+    let (says, page) = (sentence(mode.says), &mode.page);
+    let severity = format!("**{}**: {}", mode.severity.word(), means(mode.severity));
+    let _ = write!(out, "\n{says}\n\n{severity}\n");
+    for (title, text) in parts(mode) {
+        let _ = write!(out, "\n## {title}\n\n{text}\n");
+    }
+    let _ = write!(out, "\n## Where the rule comes from\n\n{}\n", page.source);
+    out
+}
+
+/// Pages on a terminal, one after another.
+pub fn plain(modes: &[&Mode]) -> String {
+    let pages: Vec<String> = modes.iter().copied().map(plain_page).collect();
+    pages.join("\n")
+}
+
+fn plain_page(mode: &Mode) -> String {
+    let severity = format!("{}: {}", mode.severity.word(), means(mode.severity));
+    let mut out = format!("{}\n", mode.id);
+    out += &wrapped(&sentence(mode.says));
+    out += &wrapped(&severity);
+    for (title, text) in parts(mode) {
+        let _ = write!(out, "\n{title}\n{}", wrapped(&text));
+    }
+    let source = wrapped(mode.page.source);
+    let _ = write!(out, "\nWhere the rule comes from\n{source}");
+    out
+}
+
+fn parts(mode: &Mode) -> [(&'static str, String); 3] {
+    let mut back = "`rescue undo` takes back whatever was changed, as long as the node has not \
+        changed the same files since."
+        .to_owned();
+    if mode.check() == "disk-full" {
+        back += " What was deleted to free space stays deleted.";
+    }
+    [
+        ("Why", mode.page.why.to_owned()),
+        ("What rescue does", mode.page.done.to_owned()),
+        ("How to take it back", back),
+    ]
+}
+
+fn means(severity: Severity) -> &'static str {
+    match severity {
+        Severity::StopsBoot => "at worst the node does not come back.",
+        Severity::WillBreak => "the node comes up, and something of it fails now or soon.",
+        Severity::Note => "worth knowing; it does not count for the exit code.",
+    }
+}
+
+/// A clause as a sentence.
+fn sentence(clause: &str) -> String {
+    let mut letters = clause.chars();
+    let first = letters.next().map(char::to_uppercase);
+    let first: String = first.into_iter().flatten().collect();
+    // The name of a file keeps its letters.
+    let is_name = clause
+        .split(' ')
+        .next()
+        .is_some_and(|word| word.contains('.'));
+    match is_name {
+        true => format!("{clause}."),
+        false => format!("{first}{}.", letters.as_str()),
+    }
+}
+
+/// Indented lines of at most [`WIDTH`] columns, broken between words.
+fn wrapped(text: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().filter(|line| {
+            line.is_empty() || line.chars().count() + word.chars().count() + 3 <= WIDTH
+        });
+        match line {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) => *line += &format!(" {word}"),
+            None => lines.push(word.to_owned()),
+        }
+    }
+    lines
+        .iter()
+        .fold(String::new(), |out, line| out + "  " + line + "\n")
+}
+
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::fs;
     use std::path::Path;
 
@@ -56,6 +151,55 @@ mod tests {
         }
     }
 
+    #[test]
+    fn every_mode_says_why_it_stops_the_node_what_is_done_and_where_that_stands() {
+        for mode in CATALOGUE.iter().flat_map(|check| check.modes) {
+            let page = &mode.page;
+            for (name, text) in [("why", page.why), ("done", page.done)] {
+                assert!(text.ends_with('.'), "{}: {name} is no sentence", mode.id);
+            }
+            assert!(!page.source.is_empty(), "{} names no source", mode.id);
+        }
+    }
+
+    #[test]
+    fn a_page_on_a_terminal_fits_80_columns() {
+        for mode in CATALOGUE.iter().flat_map(|check| check.modes) {
+            for line in plain_page(mode).lines() {
+                let is_one_word = !line.trim().contains(' ');
+                assert!(line.chars().count() <= WIDTH || is_one_word, "{line}");
+            }
+        }
+    }
+
+    /// `RESCUE_WRITE_DOCS=1` writes the pages instead.
+    #[test]
+    fn docs_modes_has_the_page_of_every_mode_and_no_other() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/modes");
+        let modes = CATALOGUE.iter().flat_map(|check| check.modes);
+        let pages: BTreeMap<String, String> = modes
+            .map(|mode| (format!("{}.md", mode.id), page(mode)))
+            .collect();
+        if std::env::var_os("RESCUE_WRITE_DOCS").is_some() {
+            let _ = fs::remove_dir_all(&folder);
+            fs::create_dir_all(&folder).expect("docs/modes is made");
+            for (name, text) in &pages {
+                fs::write(folder.join(name), text).expect("a page is written");
+            }
+            return;
+        }
+        let advice = "run: RESCUE_WRITE_DOCS=1 cargo test -p rescue catalogue";
+        let entries = fs::read_dir(&folder).expect("docs/modes");
+        let there: BTreeMap<String, String> = entries
+            .map(|entry| entry.expect("an entry of docs/modes"))
+            .map(|entry| {
+                let text = fs::read_to_string(entry.path()).expect("a page");
+                (entry.file_name().to_string_lossy().into_owned(), text)
+            })
+            .collect();
+        assert!(there == pages, "docs/modes is not up to date; {advice}");
+    }
+
     /// `RESCUE_WRITE_DOCS=1` writes the table instead.
     #[test]
     fn the_page_of_checks_has_every_check_and_mode() {
@@ -72,7 +216,7 @@ mod tests {
             fs::write(&path, page).expect("docs/checks.md is written");
             return;
         }
-        let advice = "run: RESCUE_WRITE_DOCS=1 cargo test -p rescue the_page_of_checks";
+        let advice = "run: RESCUE_WRITE_DOCS=1 cargo test -p rescue catalogue";
         assert_eq!(
             table,
             markdown(),

@@ -228,7 +228,6 @@ pub fn runs(nodes: &[NodeReport]) -> Value {
 
 /// `rescue checks --json`.
 pub fn checks() -> Value {
-    let mode = |mode: &Mode| json!({"mode": mode.id, "severity": mode.severity, "says": mode.says});
     let checks: Vec<Value> = CATALOGUE
         .iter()
         .map(|check| {
@@ -237,6 +236,23 @@ pub fn checks() -> Value {
         })
         .collect();
     json!({"schema": SCHEMA, "checks": checks})
+}
+
+/// `rescue checks ID --json`.
+pub fn modes(modes: &[&Mode]) -> Value {
+    let modes: Vec<Value> = modes.iter().copied().map(mode).collect();
+    json!({"schema": SCHEMA, "modes": modes})
+}
+
+fn mode(mode: &Mode) -> Value {
+    json!({
+        "mode": mode.id,
+        "severity": mode.severity,
+        "says": mode.says,
+        "why": mode.page.why,
+        "done": mode.page.done,
+        "source": mode.page.source,
+    })
 }
 
 /// Any command with `--json` that failed.

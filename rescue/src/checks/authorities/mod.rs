@@ -29,23 +29,78 @@ const CA_WARNING: Duration = Duration::days(365);
 /// From here on everything that it signed is about to end with it.
 const CA_ALARM: Duration = Duration::days(30);
 
-const EXPIRED: Mode = Mode::stops_boot("authorities.expired", "a CA has expired");
-const EXPIRING: Mode = Mode::will_break("authorities.expiring", "a CA ends within a year");
+const EXPIRED: Mode = Mode::stops_boot("authorities.expired", "a CA has expired")
+    .why(
+        "Every certificate that this CA has signed is refused, whatever its own time: \
+    \"certificate has expired or is not yet valid\".",
+    )
+    .done(
+        "With `--renew-ca` the CA is signed anew with its own key, so that what it has \
+    signed stays good, and every copy on the disk is exchanged. Other nodes hold copies, \
+    too: they are named.",
+    )
+    .source("crypto/x509 (Certificate.Verify); docs/certificates.md");
+const EXPIRING: Mode = Mode::will_break("authorities.expiring", "a CA ends within a year")
+    .why(
+        "When the CA ends, every certificate that it has signed ends with it. kubeadm's CAs \
+    last ten years.",
+    )
+    .done("With `--renew-ca` the CA is signed anew with its own key.")
+    .source("cmd/kubeadm/app/phases/certs; docs/certificates.md");
 const UNUSABLE: Mode = Mode::stops_boot(
     "authorities.unusable",
     "a CA certificate is missing, damaged, or no CA certificate",
-);
+)
+.why(
+    "The processes that trust this CA read its file at their start and exit where it \
+    holds no CA certificate: \"unable to load client CA file\", \"failed to load root \
+    CA\".",
+)
+.done(
+    "Copies it from where the same certificate stands on the disk, as in a kubeconfig, \
+    where a key or a signature proves that it is the cluster's. Else says from which \
+    node to copy it.",
+)
+.source("k8s.io/client-go/util/cert (NewPool); dynamiccertificates");
 const KEY: Mode = Mode::will_break(
     "authorities.key",
     "the key of a CA is missing, damaged, or belongs to another certificate",
-);
+)
+.why(
+    "Nothing can be signed with this CA: no certificate can be renewed on this node, and \
+    kube-controller-manager signs no kubelet's request.",
+)
+.done(
+    "Nothing is changed here. With the disk of another control plane in the same run \
+    (`rescue repair A B`) the key is copied from it.",
+)
+.source("cmd/kubeadm/app/util/pkiutil; kube-controller-manager's --cluster-signing-key-file");
 const OLDER_COPY: Mode = Mode::will_break(
     "authorities.older-copy",
     "a file holds an older certificate of a CA that was renewed",
-);
+)
+.why(
+    "The CA was renewed, and this copy was not exchanged: who trusts the copy fails when \
+    its old time ends.",
+)
+.done("With `--renew-ca` the copies are exchanged together with the CA.")
+.source("docs/certificates.md");
 const BUNDLE: Mode = Mode::will_break(
     "authorities.bundle",
     "the CA file that kube-controller-manager signs with holds several certificates",
+)
+.why(
+    "kube-controller-manager reads exactly one certificate to sign with. With more it \
+    exits: \"error reading CA cert file\". The API server and the kubelet accept a \
+    bundle.",
+)
+.done(
+    "Names the file and the lines to type: one file to sign with, the bundle for those \
+    who only trust.",
+)
+.source(
+    "NewDynamicCASigner / pki.NewCA in pkg/controller/certificates/signer; \
+    https://github.com/kubernetes/kubernetes/issues/96101",
 );
 
 /// See the module.

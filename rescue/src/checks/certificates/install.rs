@@ -24,7 +24,13 @@ use crate::pki::trust::{Party, Permit, Unproven};
 use crate::pki::x509::certificate::{Certificate, SignatureCheck};
 
 /// Not found by a check: what `rescue certs install` is for.
-pub const BROUGHT: Mode = Mode::note("certificates.brought", "a certificate was brought");
+pub const BROUGHT: Mode = Mode::note("certificates.brought", "a certificate was brought")
+    .why(
+        "`rescue certs install` was given a certificate that was signed elsewhere for a key \
+    on this disk.",
+    )
+    .done("Proves that it fits the key, and installs both.")
+    .source("docs/certificates.md");
 
 /// Two clocks may differ by a time zone.
 const CLOCK_DIFFERENCE: Duration = Duration::DAY;

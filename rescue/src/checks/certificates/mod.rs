@@ -37,26 +37,88 @@ const CLOCK_DIFFERENCE: Duration = Duration::DAY;
 const KUBELET_CLIENT: Mode = Mode::stops_boot(
     "certificates.kubelet-client",
     "the kubelet's client certificate or its kubeconfig is unusable or ends soon",
+)
+.why(
+    "The kubelet proves who it is with this certificate. `kubeadm certs renew` never \
+    touches it; the kubelet renews it itself, and only while it is valid. After a long \
+    outage it has expired: the kubelet then tries to bootstrap and exits with \"unable \
+    to load bootstrap kubeconfig\".",
+)
+.done(
+    "With the cluster's CA key (on this disk, or `--ca SRC`) a new certificate for the \
+    node's own name is issued, laid into /var/lib/kubelet/pki as the kubelet itself \
+    would, and kubelet.conf leads to it. Without the key the request is written out, to \
+    be signed elsewhere.",
+)
+.source(
+    "isClientConfigStillValid in pkg/kubelet/certificate/bootstrap/bootstrap.go; \
+    certificate_store.go in k8s.io/client-go/util/certificate",
 );
 const LEAF: Mode = Mode::stops_boot(
     "certificates.leaf",
     "a certificate or kubeconfig of the control plane is unusable or ends soon",
+)
+.why(
+    "The API server, its clients and etcd refuse a certificate outside its time, and \
+    exit where a file cannot be loaded. kubeadm's certificates last one year, and a node \
+    that is off cannot renew them.",
+)
+.done(
+    "Renews each with the CA keys on the disk: same names, same key type, same rights as \
+    before. A lost or damaged one is made again from the names that other files on the \
+    disk prove.",
+)
+.source(
+    "cmd/kubeadm/app/phases/certs/certlist.go and renewal/; `kubeadm certs \
+    check-expiration`",
 );
 const OTHERS: Mode = Mode::stops_boot(
     "certificates.others",
     "a certificate that kubeadm did not make is unusable or ends soon",
-);
+)
+.why(
+    "A manifest or unit names this certificate, so a process opens it, but kubeadm did \
+    not make it and does not renew it.",
+)
+.done("Renews it where its CA's key is on the disk. Else it is named, with who uses it.")
+.source("the manifests and units of the node itself");
 const SERVING_BROKEN: Mode = Mode::stops_boot(
     "certificates.serving-broken",
     "the kubelet's serving certificate or key cannot be loaded, and the kubelet exits",
-);
+)
+.why("The kubelet loads its serving pair at its start and exits where it cannot.")
+.done(
+    "Takes the broken pair away, so that the kubelet makes a new one itself, or issues \
+    it anew where the configuration names it.",
+)
+.source("initializeTLS in cmd/kubelet/app/server.go");
 const SERVING_EXPIRED: Mode = Mode::note(
     "certificates.serving-expired",
     "the kubelet's own serving certificate has expired",
-);
+)
+.why(
+    "The kubelet's own serving certificate is signed by itself or by nobody whom the API \
+    server checks; the API server does not verify it by default. Logs and exec still \
+    work.",
+)
+.done("Nothing needs to be done: the kubelet makes a new one, or keeps the old one.")
+.source("pkg/kubelet/certificate/kubelet.go; kube-apiserver's --kubelet-certificate-authority");
 const SERVING_ASKED: Mode = Mode::note(
     "certificates.serving-asked",
     "the kubelet's serving certificate has to be signed by the cluster",
+)
+.why(
+    "With serverTLSBootstrap the kubelet asks the cluster for its serving certificate, \
+    and somebody has to approve the request. Until then `kubectl logs` and `exec` fail \
+    on this node.",
+)
+.done(
+    "Names the lines to type once the cluster is up: `kubectl get csr`, `kubectl \
+    certificate approve NAME`.",
+)
+.source(
+    "https://kubernetes.io/docs/tasks/administer-cluster/kubeadm/kubeadm-certs/ (kubelet \
+    serving certs)",
 );
 
 /// See the module.

@@ -14,7 +14,13 @@ use crate::pki::kubelet::KubeletClient;
 use crate::pki::x509::key::{Algorithm, PrivateKey};
 
 /// Not found by a check: what `rescue certs request --new-key` is for.
-pub const NEW_KEY: Mode = Mode::note("certificates.new-key", "a new key was asked for");
+pub const NEW_KEY: Mode = Mode::note("certificates.new-key", "a new key was asked for")
+    .why(
+        "`rescue certs key` was asked for a new private key on the disk, to have a \
+    certificate signed for it elsewhere.",
+    )
+    .done("Makes the key and writes the request out. The private key never leaves the disk.")
+    .source("docs/certificates.md");
 
 /// A new key in the guest, for a request.
 pub struct StoreKey {

@@ -29,11 +29,24 @@ const LARGEST: usize = 5;
 const SPACE: Mode = Mode::stops_boot(
     "disk-full.space",
     "a file system has too little room for the kubelet's eviction limits, or for a repair",
-);
+)
+.why(
+    "Below the kubelet's hard limits the node gets the taint disk-pressure and pods are \
+    evicted; on a disk that is quite full neither etcd nor the kubelet can write.",
+)
+.done(
+    "Deletes rotated logs, bundles, caches and core dumps, least valuable first, until \
+    enough is free. What is deleted is listed before you agree and cannot be brought \
+    back.",
+)
+.source("pkg/kubelet/eviction/defaults_linux.go");
 const LIMITS: Mode = Mode::stops_boot(
     "disk-full.limits",
     "the kubelet's eviction limits cannot be read, and the kubelet exits",
-);
+)
+.why("The kubelet parses its eviction thresholds at its start and exits where it cannot.")
+.done("Names the file, the value and the right form.")
+.source("ParseThresholdConfig in pkg/kubelet/eviction/helpers.go");
 
 /// See the module.
 pub const CHECK: Check = Check {

@@ -31,31 +31,76 @@ const NO_PROOF: &str = "Nothing on these disks proves that they are of one clust
 const CA_LOST: Mode = Mode::stops_boot(
     "shared-keys.ca-lost",
     "a CA is lost on this control plane, and another one has it",
-);
+)
+.why(
+    "All control planes of a cluster hold the same CAs. Without it the API server, the \
+    controller manager or etcd exits.",
+)
+.done(
+    "Copies the file from the other control plane's disk, as `kubeadm join \
+    --control-plane` would.",
+)
+.source("cmd/kubeadm/app/phases/copycerts/copycerts.go");
 const CA_KEY_LOST: Mode = Mode::will_break(
     "shared-keys.ca-key-lost",
     "the key of a CA is lost on this control plane, and another one has it",
-);
+)
+.why("Nothing can be signed on this control plane.")
+.done("Copies the key from the other control plane's disk.")
+.source("cmd/kubeadm/app/phases/copycerts/copycerts.go");
 const CA_MISMATCH: Mode = Mode::will_break(
     "shared-keys.ca-mismatch",
     "certificate and key of a CA do not match, and another control plane shows which is wrong",
-);
+)
+.why(
+    "Certificates that are signed with this key are trusted by nobody: they do not \
+    belong to the CA certificate.",
+)
+.done("Copies the pair's wrong half from the other control plane, which has a pair that fits.")
+.source("cmd/kubeadm/app/util/pkiutil; crypto/x509");
 const CA_DIFFERS: Mode = Mode::will_break(
     "shared-keys.ca-differs",
     "the control planes of one cluster have different CAs",
-);
+)
+.why("Control planes of one cluster that trust different CAs refuse each other's certificates.")
+.done(
+    "Says who agrees with whom. Nothing is overwritten: only a person knows which one is \
+    right.",
+)
+.source("cmd/kubeadm/app/phases/copycerts/copycerts.go");
 const CA_OLDER: Mode = Mode::note(
     "shared-keys.ca-older",
     "another control plane has a renewed certificate of the same CA",
-);
+)
+.why(
+    "The CA was renewed on one control plane with the same key. The older certificate is \
+    good until its own end.",
+)
+.done("Names both. `rescue repair --renew-ca` with all disks brings them level.")
+.source("docs/certificates.md");
 const ENCRYPTION: Mode = Mode::will_break(
     "shared-keys.encryption",
     "the control planes encrypt stored Secrets differently",
-);
+)
+.why(
+    "A Secret that one API server has encrypted cannot be read by another one with other \
+    keys.",
+)
+.done(
+    "Says which files differ. Nothing is overwritten: a wrong key makes Secrets \
+    unreadable for good.",
+)
+.source("https://kubernetes.io/docs/tasks/administer-cluster/encrypt-data/");
 const SERVICE_ACCOUNTS: Mode = Mode::will_break(
     "shared-keys.service-accounts",
     "the control planes sign the tokens of service accounts with different keys",
-);
+)
+.why(
+    "A token that one control plane has signed is refused by another one: pods get \
+    \"Unauthorized\" now and then.",
+)
+.done("Says who agrees with whom. Nothing is overwritten.")
+.source("pkg/serviceaccount/jwt.go");
 
 /// See the module.
 pub const CHECK: Check = Check {
