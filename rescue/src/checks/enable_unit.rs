@@ -16,6 +16,8 @@ pub(super) struct EnableUnit {
     pub unit: String,
     /// The link or empty file that masks it, and that is removed first.
     pub mask: Option<GuestPath>,
+    /// Whether somebody may have masked it on purpose.
+    pub asks: bool,
 }
 
 impl Remedy for EnableUnit {
@@ -28,6 +30,10 @@ impl Remedy for EnableUnit {
             Some(mask) => format!("unmask {}: remove {mask}", self.unit),
             None => format!("enable {}, so that the boot starts it", self.unit),
         }
+    }
+
+    fn asks_first(&self) -> bool {
+        self.asks
     }
 
     fn fields(&self) -> Map<String, Value> {

@@ -61,6 +61,7 @@ pub(super) fn disabled(guest: &Guest) -> Option<Finding> {
     Some(finding.with_remedy(EnableUnit {
         unit: UNIT.to_owned(),
         mask: None,
+        asks: false,
     }))
 }
 

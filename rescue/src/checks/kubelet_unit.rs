@@ -1,6 +1,8 @@
 //! kubelet-unit: systemd does not start the kubelet, or starts it without its configuration.
 
+use super::enable_unit::EnableUnit;
 use super::kubelet_enabled;
+use super::kubelet_unit_files::{RestoreUnitFile, hidden_by, is_emptied, mends_bare};
 use crate::finding::{Check, Context, Finding, Mode};
 use crate::guest::{Guest, GuestPath};
 use crate::node::{Node, Role};
@@ -12,8 +14,9 @@ const MASKED: Mode = Mode::stops_boot("kubelet-unit.masked", "kubelet.service is
     unit file of 0 bytes, as a power cut leaves it, counts as masked.",
     )
     .done(
-        "Names the file and the line to type: rescue does not unmask what somebody may have \
-    masked.",
+        "Removes an emptied unit file where the package's own is still there. A link to \
+    /dev/null may be somebody's wish: it goes only when you agree to it by itself, or with \
+    `--allow kubelet-unit.masked`.",
     )
     .source("systemd.unit(5); https://github.com/systemd/systemd/issues/4436");
 const REFUSED: Mode = Mode::stops_boot(
@@ -24,7 +27,10 @@ const REFUSED: Mode = Mode::stops_boot(
     "systemd does not load a unit with a bad setting: \"Unit kubelet.service has a bad \
     unit file setting\".",
 )
-.done("Names the file, the line and what systemd says of it.")
+.done(
+    "Names the file, the line and what systemd says of it. A file of zero bytes goes where the \
+    package's own is still there.",
+)
 .source("systemd's src/core/load-fragment.c; systemd-analyze verify");
 const MISSING: Mode = Mode::stops_boot("kubelet-unit.missing", "there is no kubelet.service")
     .why("There is nothing that systemd could start as the kubelet.")
@@ -40,10 +46,20 @@ const BARE: Mode = Mode::stops_boot(
     stand-alone, and never joins the cluster.",
 )
 .done(
-    "Names the drop-in and what to put back. A drop-in in /etc replaces the one of the \
-    same name in /usr/lib.",
+    "Removes the emptied drop-in where the package's own lies below it: one in /etc replaces \
+    the one of the same name in /usr/lib. Else writes it as kubeadm's packages bring it.",
 )
 .source("systemd.unit(5); kubeadm's 10-kubeadm.conf");
+const EMPTIED: Mode = Mode::will_break(
+    "kubelet-unit.emptied",
+    "the file of kubelet.service was zeroed, and only its drop-ins are left",
+)
+.why(
+    "The kubelet is started by a drop-in alone, without the unit's `Restart=always`: when it exits \
+    once, as it does while the container runtime is not up yet, nothing starts it again.",
+)
+.done("Removes the zeroed file, so that the package's own is read again.")
+.source("systemd.unit(5); kubelet.service of kubeadm's packages (Restart=always, RestartSec=10)");
 const UNSEEN: Mode = Mode::will_break(
     "kubelet-unit.unseen",
     "kubelet.service is on a disk that was not given",
@@ -75,6 +91,7 @@ pub const CHECK: Check = Check {
         REFUSED,
         MISSING,
         BARE,
+        EMPTIED,
         kubelet_enabled::DISABLED,
         kubelet_enabled::BOOT_TARGET,
         UNSEEN,
@@ -101,29 +118,64 @@ pub(super) fn fault(guest: &Guest, node: &Node) -> Option<Finding> {
     };
     let path = unit.fragment.clone();
     if unit.masked {
-        let at = path
-            .as_ref()
-            .map_or_else(|| "kubelet.service".to_owned(), GuestPath::to_string);
-        return Some(
-            Finding::new(
-                MASKED,
-                "kubelet.service is masked: systemd refuses to start it",
-            )
-            .with_evidence(path, "empty, or a link to /dev/null")
-            .with_advice(format!(
-                "If nobody masked it on purpose, remove {at} (after a power cut an empty unit file \
-                 looks like a mask), or run `systemctl unmask kubelet` on the node."
-            )),
-        );
+        return Some(masked(guest, path));
     }
     if let Some(refusal) = unit.refusals.first() {
-        return Some(
-            Finding::new(REFUSED, "systemd refuses to start kubelet.service")
-                .with_evidence(path, refusal.clone())
-                .with_advice("Correct the unit or the drop-in named here."),
+        return Some(refused(guest, path, refusal));
+    }
+    bare_command(guest, node, unit).or_else(|| emptied(guest, path?))
+}
+
+fn emptied(guest: &Guest, path: GuestPath) -> Option<Finding> {
+    if !is_emptied(guest, &path) {
+        return None;
+    }
+    let finding = Finding::new(EMPTIED, "kubelet.service holds nothing but zero bytes")
+        .with_evidence(&path, "zero bytes; only drop-ins start the kubelet");
+    Some(match hidden_by(guest, &path) {
+        Some(_) => finding.with_remedy(RestoreUnitFile::remove(path)),
+        None => finding
+            .with_advice("Install the kubelet package again, in the version that the node had."),
+    })
+}
+
+/// Nobody masks with an empty file: that is what a power cut leaves. A link may be meant.
+fn masked(guest: &Guest, path: Option<GuestPath>) -> Finding {
+    const NAME: &str = "kubelet.service";
+    let finding = Finding::new(
+        MASKED,
+        "kubelet.service is masked: systemd refuses to start it",
+    );
+    let Some(path) = path else {
+        return finding.with_advice("Run `systemctl unmask kubelet` on the node.");
+    };
+    let emptied = is_emptied(guest, &path);
+    let saw = match emptied {
+        true => "an empty file, which systemd takes for a mask",
+        false => "a link to /dev/null",
+    };
+    let finding = finding.with_evidence(&path, saw);
+    if hidden_by(guest, &path).is_none() {
+        return finding.with_advice(
+            "There is no other kubelet.service on the disk. Install the kubelet package again, in \
+             the version that the node had, then type: systemctl unmask kubelet",
         );
     }
-    bare_command(guest, node, unit)
+    finding.with_remedy(EnableUnit {
+        unit: NAME.to_owned(),
+        mask: Some(path),
+        asks: !emptied,
+    })
+}
+
+fn refused(guest: &Guest, path: Option<GuestPath>, refusal: &str) -> Finding {
+    let finding = Finding::new(REFUSED, "systemd refuses to start kubelet.service")
+        .with_evidence(path.clone(), refusal);
+    let is_hiding = |path: &GuestPath| is_emptied(guest, path) && hidden_by(guest, path).is_some();
+    match path.filter(is_hiding) {
+        Some(path) => finding.with_remedy(RestoreUnitFile::remove(path)),
+        None => finding.with_advice("Correct the unit or the drop-in named here."),
+    }
 }
 
 /// A kubelet without `--config` and `--pod-manifest-path` runs no static pod, and without
@@ -143,38 +195,33 @@ fn bare_command(guest: &Guest, node: &Node, unit: &Unit) -> Option<Finding> {
     ]
     .iter()
     .any(|flag| node.kubelet.flag(flag).is_some());
-    if node.role.value != Some(Role::ControlPlane) || !is_kubelet || configured {
+    let role = node.role.value;
+    let has_joined = guest.exists(&GuestPath::new("/etc/kubernetes/kubelet.conf"));
+    let is_one = role == Some(Role::ControlPlane) || (role == Some(Role::Worker) && has_joined);
+    if !is_one || !is_kubelet || configured {
         return None;
     }
     let mut finding = Finding::new(
         BARE,
-        "the kubelet is started without its configuration: it runs none of the control plane's \
-         static pods",
+        "the kubelet is started without its configuration: it joins no cluster and runs no static \
+         pod",
     )
     .with_evidence(
         &command.origin,
         "starts it without --config, --pod-manifest-path and --kubeconfig",
     );
-    let empty = |path: &&GuestPath| {
-        guest
-            .read(path)
-            .is_ok_and(|bytes| bytes.trim_ascii().is_empty())
-    };
-    for drop_in in unit.drop_ins.iter().filter(empty) {
-        finding = finding
-            .with_evidence(
-                drop_in,
-                "empty: it adds nothing, and hides a file of the same name in \
-                 /usr/lib/systemd/system",
-            )
-            .with_advice(format!(
-                "If nobody emptied {drop_in} on purpose (a power cut does that), remove it."
-            ));
+    for drop_in in unit.drop_ins.iter().filter(|path| is_emptied(guest, path)) {
+        let saw = "empty: it adds nothing, and hides a file of the same name in \
+                   /usr/lib/systemd/system";
+        finding = finding.with_evidence(drop_in, saw);
     }
-    Some(finding.with_advice(
-        "kubeadm's packages bring the flags in kubelet.service.d/10-kubeadm.conf: install the \
-         kubeadm package of the node's version again, or write that drop-in by hand.",
-    ))
+    Some(match mends_bare(guest, unit) {
+        Some(remedy) => finding.with_remedy(remedy),
+        None => finding.with_advice(
+            "kubeadm's packages bring the flags in kubelet.service.d/10-kubeadm.conf: install the \
+             kubeadm package of the node's version again, or write that drop-in by hand.",
+        ),
+    })
 }
 
 /// A unit that is not there, or that lies where nobody can look from here.
@@ -265,7 +312,9 @@ mod tests {
             "{}",
             finding.title
         );
-        assert!(finding.advice[0].contains(own), "{:?}", finding.advice);
+        // The package's own lies below it.
+        let mended = bench.mended(healthy().file(own, ""));
+        assert!(!mended.exists(&GuestPath::new(own)));
         // A script may bring what cannot be seen here.
         let script = "[Service]\nExecStart=\nExecStart=/usr/local/bin/start-kubelet\n";
         assert!(found(healthy().file(own, script)).is_none());
@@ -279,7 +328,7 @@ mod tests {
         };
         let masked =
             title(control_plane().link("/etc/systemd/system/kubelet.service", "/dev/null"));
-        assert!(masked.0.contains("masked") && masked.1 == 0);
+        assert!(masked.0.contains("masked") && masked.1 == 1);
         let missing = title(control_plane().without("/usr/lib/systemd/system/kubelet.service"));
         assert!(missing.0.contains("no kubelet.service"));
         let broken = title(control_plane().file(
@@ -287,5 +336,48 @@ mod tests {
             "[Service]\nExecStart=/bin/x\n",
         ));
         assert!(broken.0.contains("refuses"));
+    }
+
+    const OWN: &str = "/etc/systemd/system/kubelet.service";
+    const PACKAGE: &str = "/usr/lib/systemd/system/kubelet.service";
+
+    #[test]
+    fn an_emptied_unit_goes_and_a_mask_by_hand_is_asked_about() {
+        let bench = Bench::new(CHECK);
+        let asks = |tree: MemoryTree| bench.found(tree)[0].remedies[0].asks_first();
+        assert!(!asks(control_plane().file(OWN, "")));
+        assert!(asks(control_plane().link(OWN, "/dev/null")));
+        for emptied in [Vec::new(), vec![0; 4096]] {
+            let mended = bench.mended(control_plane().file(OWN, emptied));
+            assert!(!mended.exists(&GuestPath::new(OWN)));
+        }
+        // Without a package's own there is nothing to go back to.
+        let found = bench.found(control_plane().without(PACKAGE).file(OWN, ""));
+        assert!(found[0].remedies.is_empty() && found[0].advice[0].contains("kubelet package"));
+    }
+
+    #[test]
+    fn kubeadms_drop_in_is_written_again_where_no_other_is_left() {
+        let own = "/etc/systemd/system/kubelet.service.d/10-kubeadm.conf";
+        let package = "/usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf";
+        let bench = Bench::new(CHECK);
+        for node in [control_plane(), worker()] {
+            for emptied in [Vec::new(), vec![0; 898]] {
+                let tree = node.clone().without(package).file(own, emptied);
+                assert_eq!(bench.modes(tree.clone()), ["kubelet-unit.bare"]);
+                let mended = bench.mended(tree);
+                let kubelet = Node::read(&mended).kubelet;
+                assert_eq!(
+                    kubelet.flag("--config"),
+                    Some("/var/lib/kubelet/config.yaml")
+                );
+            }
+            bench.mended(node.clone().without(package));
+        }
+        // A kubelet that is meant to run alone has no kubelet.conf.
+        let alone = worker()
+            .without(package)
+            .without("/etc/kubernetes/kubelet.conf");
+        bench.silent(alone);
     }
 }

@@ -18,6 +18,7 @@ mod kubelet_enabled;
 mod kubelet_files;
 mod kubelet_state;
 mod kubelet_unit;
+mod kubelet_unit_files;
 mod runtime_unit;
 mod service_account_keys;
 mod shared_keys;

@@ -101,6 +101,7 @@ fn disabled(guest: &Guest, name: &str) -> Option<Finding> {
     Some(finding.with_remedy(EnableUnit {
         unit: name.to_owned(),
         mask: None,
+        asks: false,
     }))
 }
 
@@ -133,6 +134,7 @@ fn masked(guest: &Guest, name: &str, mask: GuestPath) -> Finding {
         return finding.with_remedy(EnableUnit {
             unit: name.to_owned(),
             mask: Some(mask),
+            asks: false,
         });
     }
     finding.with_advice(format!(

@@ -174,6 +174,21 @@ fn kubeadm_role(
         .flatten()
         .find(|path| guest.exists(path))
         .map(|path| Fact::known(Role::Worker, format!("{path}, and no API server manifest")))
+        .or_else(|| joined(guest))
+}
+
+/// What kubeadm leaves of a node that has joined, where the kubelet's unit does not name it any
+/// more: a drop-in that a power cut emptied does not make a node a stranger.
+fn joined(guest: &Guest) -> Option<Fact<Role>> {
+    let left = [
+        "/etc/kubernetes/kubelet.conf",
+        "/var/lib/kubelet/config.yaml",
+    ];
+    let is_there = |path: &&str| guest.exists(&GuestPath::new(path));
+    left.iter().all(is_there).then(|| {
+        let sign = format!("{} and {}, and no API server manifest", left[0], left[1]);
+        Fact::known(Role::Worker, sign)
+    })
 }
 
 /// What shows that the node only runs etcd, as "Set up a High Availability etcd Cluster with

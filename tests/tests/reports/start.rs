@@ -217,3 +217,32 @@ fn a_state_file_of_the_configured_policy_stays() -> Result<()> {
     ensure!(case.modes()?.is_empty(), "{:?}", case.modes()?);
     Ok(())
 }
+
+#[test]
+fn unit_files_that_a_power_cut_emptied_are_read_from_the_package_again() -> Result<()> {
+    let own = "U=$T/etc/systemd/system; D=$U/kubelet.service.d";
+    for (emptied, mode) in [
+        (
+            "truncate -s 0 \"$U/kubelet.service\"",
+            "kubelet-unit.masked",
+        ),
+        (
+            "head -c 300 /dev/zero > \"$U/kubelet.service\"",
+            "kubelet-unit.emptied",
+        ),
+        (
+            "mkdir -p \"$D\"; truncate -s 0 \"$D/10-kubeadm.conf\"",
+            "kubelet-unit.bare",
+        ),
+        (
+            "mkdir -p \"$D\"; head -c 900 /dev/zero > \"$D/10-kubeadm.conf\"",
+            "kubelet-unit.bare",
+        ),
+    ] {
+        let case = node(&format!("{own}; {emptied}"))?;
+        ensure!(case.modes()? == [mode], "{emptied}: {:?}", case.modes()?);
+        case.mends(mode)?;
+        ensure!(case.modes()?.is_empty(), "{emptied}: {:?}", case.modes()?);
+    }
+    Ok(())
+}
