@@ -8,9 +8,11 @@ use super::etcd::stands::Stands;
 use super::set::SetPlan;
 use crate::checks::verdict::Verdict;
 use crate::finding::{Inspection, NodeReport};
+use crate::fsck;
 use crate::guest::FileSystem;
 use crate::repair::restart::Restart;
 use crate::repair::transaction::Applied;
+use crate::space::headroom::Headroom;
 
 /// What a repair did.
 #[derive(Debug)]
@@ -23,6 +25,9 @@ pub struct Receipt {
     pub done: Vec<String>,
     /// What the transaction did.
     pub applied: Applied,
+    /// What the checkers said of the file systems before anything was written; empty where they
+    /// were not asked.
+    pub checked: Vec<fsck::Verdict>,
     /// File systems before, root first.
     pub before: Vec<FileSystem>,
     /// Findings that counted before.
@@ -31,6 +36,8 @@ pub struct Receipt {
     pub after: NodeReport,
     /// What can be said of the node as it is now.
     pub verdict: Verdict,
+    /// What is free against each limit of the kubelet.
+    pub headroom: Vec<Headroom>,
     /// On a running node: what to restart. `None` for one that is powered off.
     pub restart: Option<Restart>,
     /// From confirmation to receipt.

@@ -15,8 +15,13 @@ use crate::fsck::{Checkable, Condition, Journal, Verdict, look};
 use crate::guest::FileSystem;
 
 /// Checks each file system once, as its disks hold it now, and refuses the first damaged one. What
-/// cannot be checked is said, and is no refusal: most helpers lack one checker or another.
-pub fn refuse_damaged(file_systems: &[(&FileSystem, Arc<dyn ReadAt>)], ui: &dyn Ui) -> Result<()> {
+/// cannot be checked is said, and is no refusal: most helpers lack one checker or another. What was
+/// seen of the others is returned, for the receipt.
+pub fn refuse_damaged(
+    file_systems: &[(&FileSystem, Arc<dyn ReadAt>)],
+    ui: &dyn Ui,
+) -> Result<Vec<Verdict>> {
+    let mut verdicts = Vec::new();
     let mut seen: Vec<&Backing> = Vec::new();
     for (file_system, bytes) in file_systems {
         if seen.contains(&&file_system.backing) {
@@ -44,8 +49,9 @@ pub fn refuse_damaged(file_systems: &[(&FileSystem, Arc<dyn ReadAt>)], ui: &dyn 
         if verdict.needs_mending() {
             return Err(refusal(&checkable, &verdict).into());
         }
+        verdicts.push(verdict);
     }
-    Ok(())
+    Ok(verdicts)
 }
 
 fn checkable(file_system: &FileSystem, bytes: &Arc<dyn ReadAt>) -> Result<Option<Checkable>> {

@@ -19,6 +19,7 @@ use crate::base::refusal::Refusal;
 use crate::base::ui::Ui;
 use crate::disk::Backing;
 use crate::disk::{ReadAt, btrfs};
+use crate::fsck::Verdict;
 use crate::guest::{FileSystem, Guest, RealPath};
 use crate::in_use;
 use crate::mount::Mount;
@@ -51,6 +52,7 @@ pub struct WritableGuest {
     devices: Vec<Rc<WriteDevice>>,
     claims: Claims,
     keep_in: Option<Rc<KeepIn>>,
+    checked: Vec<Verdict>,
 }
 
 impl WritableGuest {
@@ -81,7 +83,7 @@ impl WritableGuest {
         file_systems: &[FileSystem],
         options: &OpenOptions,
     ) -> Result<Self> {
-        Self::open_after(source, file_systems, options, |_| Ok(()))
+        Self::open_after(source, file_systems, options, |_| Ok(Vec::new()))
     }
 
     /// As [`WritableGuest::open`], after a look at each file system with its checker
@@ -99,12 +101,12 @@ impl WritableGuest {
         source: &str,
         file_systems: &[FileSystem],
         options: &OpenOptions,
-        check: impl FnOnce(&[(&FileSystem, Arc<dyn ReadAt>)]) -> Result<()>,
+        check: impl FnOnce(&[(&FileSystem, Arc<dyn ReadAt>)]) -> Result<Vec<Verdict>>,
     ) -> Result<Self> {
         let claims = claim_disks(file_systems)?;
         refuse_damaged(file_systems, &claims)?;
         refuse_moving(file_systems, &claims, options.between_looks)?;
-        check(&looks(file_systems, &claims)?)?;
+        let checked = check(&looks(file_systems, &claims)?)?;
 
         let mut devices = Vec::new();
         let mut made = Devices::new(&claims);
@@ -162,6 +164,7 @@ impl WritableGuest {
             devices,
             claims,
             keep_in: None,
+            checked,
         })
     }
 
@@ -169,6 +172,12 @@ impl WritableGuest {
     /// must be dropped before [`WritableGuest::close`].
     pub fn guest(&self) -> &Guest {
         &self.guest
+    }
+
+    /// What the checkers said of its file systems before anything was written; empty where they
+    /// were not asked.
+    pub fn checked(&self) -> &[Verdict] {
+        &self.checked
     }
 
     /// The one writer.
@@ -186,6 +195,7 @@ impl WritableGuest {
             devices,
             claims,
             keep_in,
+            checked: _,
         } = self;
         drop(keep_in);
         confined.sync_all()?;

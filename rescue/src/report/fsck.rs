@@ -51,6 +51,29 @@ pub fn verdict(verdict: &Verdict) -> String {
     text
 }
 
+/// What was found before a repair wrote, one line for each file system.
+pub fn before_writing(verdicts: &[Verdict]) -> String {
+    verdicts.iter().fold(String::new(), |mut out, verdict| {
+        let found = match &verdict.condition {
+            Condition::Clean => "no damage found",
+            Condition::Damaged => "damaged",
+            Condition::NotChecked { why, .. } => why,
+        };
+        let by = verdict
+            .checker
+            .as_deref()
+            .map(|checker| format!(" ({checker})"));
+        let journal = match verdict.journal {
+            Journal::Replayed => ", journal replayed",
+            _ => "",
+        };
+        let (device, kind) = (&verdict.device, &verdict.kind);
+        let by = by.unwrap_or_default();
+        let _ = writeln!(out, "  {device} ({kind}) before: {found}{by}{journal}");
+        out
+    })
+}
+
 fn words(verdict: &Verdict) -> String {
     let by = match &verdict.checker {
         Some(checker) => format!("{checker}, {}", seconds(verdict.took)),

@@ -110,6 +110,8 @@ pub fn receipt(receipt: &Receipt) -> Value {
         "left_alone": receipt.applied.left_alone,
         "pruned": receipt.applied.pruned,
         "elsewhere": receipt.applied.elsewhere,
+        "checked": receipt.checked,
+        "headroom": receipt.headroom,
         "file_systems_before": file_systems(&receipt.before),
         "file_systems_after": file_systems(&receipt.after.guest.file_systems),
         "findings_before": receipt.findings_before,

@@ -8,6 +8,7 @@ pub mod etcd_keys;
 pub mod etcd_nodes;
 pub mod etcd_plan;
 pub mod fsck;
+mod headroom;
 pub mod inventory;
 pub mod json;
 pub mod raw;

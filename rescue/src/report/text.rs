@@ -475,7 +475,12 @@ pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
     let _ = writeln!(out, "{}", style.heading(&title));
     done(&mut out, &receipt.done);
     applied(&mut out, &receipt.applied);
+    out += &super::fsck::before_writing(&receipt.checked);
+    if receipt.checked.is_empty() {
+        out.push_str("  File systems were not checked before writing.\n");
+    }
     space_gained(&mut out, receipt);
+    out += &super::headroom::text(&receipt.headroom, sources);
     found_again(&mut out, receipt, style);
     out += &super::verdict::text(&receipt.verdict, style);
     out.push_str(

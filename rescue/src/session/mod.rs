@@ -37,6 +37,7 @@ use crate::repair::transaction::{self, RunInfo};
 use crate::repair::undo::{self, Undone};
 use crate::repair::write_mount::WritableGuest;
 use crate::settings::Settings;
+use crate::space::headroom::headroom;
 use crate::typed;
 
 /// A guest with its facts.
@@ -539,6 +540,7 @@ impl Session<'_> {
         let info = RunInfo::new(self.settings.now, done.clone());
         let run = info.id.clone();
         let applied = transaction::apply(&writable, prepared, &info, self.ui)?;
+        let checked = writable.checked().to_vec();
         writable
             .close()
             .context("the repair is done, but unmounting failed")
@@ -552,8 +554,10 @@ impl Session<'_> {
             run,
             done,
             applied,
+            checked,
             before: closed.file_systems,
             findings_before,
+            headroom: headroom(&after.guest, &after.node),
             verdict: Verdict::of(&after, self.settings),
             after,
             restart,

@@ -109,10 +109,10 @@ pub fn assess(
 }
 
 /// Which file system holds what.
-struct Parts(Vec<(Part, usize)>);
+pub(super) struct Parts(Vec<(Part, usize)>);
 
 impl Parts {
-    fn read(guest: &Guest, node: &Node) -> Self {
+    pub(super) fn read(guest: &Guest, node: &Node) -> Self {
         let mut paths = vec![
             (Part::Root, GuestPath::new("/")),
             (Part::Logs, GuestPath::new("/var/log")),
@@ -136,7 +136,7 @@ impl Parts {
         )
     }
 
-    fn of(&self, index: usize) -> Vec<Part> {
+    pub(super) fn of(&self, index: usize) -> Vec<Part> {
         self.0
             .iter()
             .filter(|(_, holder)| *holder == index)

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! eviction   the kubelet's own limits           assess      which file systems are too full, and the goal
+//! headroom   how far it is to each limit
 //! usage      how much is free, now and after    walk        every inode of one file system, once
 //! holders    what known folders hold            names       what a file's name says
 //! rules      what may go, and why               never       what stays, whatever a rule says
@@ -12,6 +13,7 @@
 pub mod archive;
 pub mod assess;
 pub mod eviction;
+pub mod headroom;
 pub mod holders;
 pub mod names;
 pub mod never;
