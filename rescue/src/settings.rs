@@ -49,6 +49,9 @@ pub struct Settings {
     pub only: Vec<String>,
     /// Not these checks.
     pub skip: Vec<String>,
+    /// Failure modes, or whole checks, whose remedies are carried out though what they change may be
+    /// wanted as it is.
+    pub allow: Vec<String>,
     /// See [`PatchKubelet`].
     pub patch_kubelet: PatchKubelet,
     /// Edit the vendor's drop-in line instead of laying a drop-in beside it.
@@ -82,6 +85,18 @@ impl Settings {
         self.only.is_empty() && self.skip.is_empty()
     }
 
+    /// Whether a check is asked for: `--only` names it or nothing, and `--skip` does not name it.
+    pub fn asks_for(&self, check: &str) -> bool {
+        let is_named = |ids: &[String]| ids.iter().any(|id| id == check);
+        (self.only.is_empty() || is_named(&self.only)) && !is_named(&self.skip)
+    }
+
+    /// Whether `--allow` names a failure mode, or its check.
+    pub fn allows(&self, mode: &str) -> bool {
+        let check = mode.split_once('.').map_or(mode, |(check, _)| check);
+        self.allow.iter().any(|id| id == mode || id == check)
+    }
+
     /// Whether the user vouches for the node of this name on this source.
     pub fn trusts(&self, name: &str, source: &str) -> bool {
         self.trust
@@ -97,6 +112,7 @@ impl Default for Settings {
             now_given: false,
             only: Vec::new(),
             skip: Vec::new(),
+            allow: Vec::new(),
             patch_kubelet: PatchKubelet::default(),
             in_place: false,
             free_target: FreeTarget::default(),
@@ -112,5 +128,40 @@ impl Default for Settings {
             keep_in: None,
             trust: Vec::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(ids: &[&str]) -> Vec<String> {
+        ids.iter().map(|id| (*id).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_check_is_asked_for_unless_it_is_skipped_or_others_are_named() {
+        let all = Settings::default();
+        assert!(all.asks_for("swap"));
+        let only = Settings {
+            only: ids(&["swap", "etcd"]),
+            skip: ids(&["etcd"]),
+            ..Settings::default()
+        };
+        assert!(only.asks_for("swap"));
+        assert!(!only.asks_for("etcd") && !only.asks_for("disk-full"));
+    }
+
+    #[test]
+    fn a_mode_is_allowed_by_its_own_name_or_its_checks() {
+        let allowing = |id: &str| Settings {
+            allow: ids(&[id]),
+            ..Settings::default()
+        };
+        assert!(allowing("fstab.missing-disk").allows("fstab.missing-disk"));
+        assert!(allowing("fstab").allows("fstab.missing-disk"));
+        assert!(!allowing("fstab.missing-disk").allows("fstab.other"));
+        assert!(!allowing("fst").allows("fstab.other"));
+        assert!(!Settings::default().allows("fstab.other"));
     }
 }

@@ -53,7 +53,7 @@ fn repair(root: &Path) -> Result<(Vec<Finding>, Plan)> {
         facts: &Facts::default(),
     };
     let findings = plan::findings(&context);
-    let plan = plan::plan(&context);
+    let plan = plan::plan(&context, &[]);
     ensure!(plan.dropped.is_empty(), "{:?}", plan.dropped);
     apply(
         &writable,

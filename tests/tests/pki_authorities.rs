@@ -66,7 +66,7 @@ fn planned(
         ui: &Silent,
         facts: &Facts::default(),
     };
-    Ok((plan::findings(&context), plan::plan(&context)))
+    Ok((plan::findings(&context), plan::plan(&context, &[])))
 }
 
 /// Plans, insists that the plan is proved, and carries it out on the folder.

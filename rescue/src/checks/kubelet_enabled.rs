@@ -24,7 +24,10 @@ pub(super) const BOOT_TARGET: Mode = Mode::stops_boot(
     "default.target leads to rescue, emergency or power-off, where no kubelet is started",
 )
 .why("systemd stops at a target that pulls in neither the network nor the kubelet.")
-.done("Leads default.target to multi-user.target again.")
+.done(
+    "Leads default.target to multi-user.target again. Rescue mode may be somebody's wish: it is \
+    done only when you agree to it by itself, or with `--allow kubelet-unit.boot-target`.",
+)
 .source("systemd.special(7)");
 
 const UNIT: &str = "kubelet.service";
@@ -105,6 +108,11 @@ impl Remedy for SetDefaultTarget {
 
     fn summary(&self) -> String {
         "boot to multi-user.target again (systemctl set-default)".to_owned()
+    }
+
+    /// Rescue mode may be what somebody wants of the next boot.
+    fn asks_first(&self) -> bool {
+        true
     }
 
     fn prepare(&self, context: &Context<'_>) -> Result<Prepared> {

@@ -5,7 +5,7 @@
 mod admin_kubeconfig;
 mod authorities;
 #[cfg(test)]
-mod bench;
+pub(crate) mod bench;
 pub mod certificates;
 mod claimed_role;
 mod containerd_config;

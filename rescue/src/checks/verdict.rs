@@ -58,17 +58,12 @@ impl Verdict {
     }
 }
 
-fn is_asked(id: &str, settings: &Settings) -> bool {
-    let named = |ids: &[String]| ids.iter().any(|known| known == id);
-    (settings.only.is_empty() || named(&settings.only)) && !named(&settings.skip)
-}
-
 fn looked_for(report: &NodeReport, settings: &Settings) -> usize {
     let role = report.node.role.value;
     let is_for =
         |roles: &[Role]| roles.is_empty() || role.is_some_and(|role| roles.contains(&role));
     let checks = CATALOGUE.iter().filter(|check| is_for(check.roles));
-    let asked = checks.filter(|check| is_asked(check.id, settings));
+    let asked = checks.filter(|check| settings.asks_for(check.id));
     asked.map(|check| check.modes.len()).sum()
 }
 
@@ -80,7 +75,7 @@ fn unseen(report: &NodeReport, settings: &Settings) -> Vec<String> {
     let skipped: Vec<&str> = CATALOGUE
         .iter()
         .map(|check| check.id)
-        .filter(|id| !is_asked(id, settings))
+        .filter(|id| !settings.asks_for(id))
         .collect();
     if !skipped.is_empty() {
         unseen.push(format!(

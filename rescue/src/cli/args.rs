@@ -78,6 +78,11 @@ arguments! {
     pub struct Repair {
         machine_disks, root, json_with_answer, yes, dry_run, node, now, only, skip,
         own {
+            /// also do what may be wanted as it is: a failure mode (fstab.missing-disk) or a whole
+            /// check; else it is asked for by itself, and left out with --yes; may be given several
+            /// times
+            #[argh(option, from_str_fn(allow_argument))]
+            pub allow: Vec<String>,
             /// validity of new certificates in days, at most to the CA's end (default 365)
             #[argh(option, default = "365", from_str_fn(days_argument))]
             pub days: u32,
@@ -387,6 +392,7 @@ impl Repair {
         Settings {
             only: self.only.clone(),
             skip: self.skip.clone(),
+            allow: self.allow.clone(),
             free_target: self.free_target,
             patch_kubelet: self.patch_kubelet,
             in_place: self.in_place,
@@ -476,6 +482,28 @@ pub(super) fn check_argument(text: &str) -> Result<String, String> {
     }
 }
 
+/// The identifier of a failure mode or a check in the catalogue.
+fn allow_argument(text: &str) -> Result<String, String> {
+    let check = text.split_once('.').map_or(text, |(check, _)| check);
+    let Some(check) = CATALOGUE.iter().find(|known| known.id == check) else {
+        let checks: Vec<&str> = CATALOGUE.iter().map(|check| check.id).collect();
+        return Err(format!(
+            "no check or failure mode is called '{text}'; the checks are: {}; `rescue checks \
+             CHECK` lists the failure modes of one",
+            checks.join(", ")
+        ));
+    };
+    let modes: Vec<&str> = check.modes.iter().map(|mode| mode.id).collect();
+    match text == check.id || modes.contains(&text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!(
+            "no failure mode is called '{text}'; those of {} are: {}",
+            check.id,
+            modes.join(", ")
+        )),
+    }
+}
+
 /// A number of days.
 pub fn days_argument(text: &str) -> Result<u32, String> {
     match text.parse() {
@@ -558,6 +586,8 @@ mod tests {
     fn wrong_words_are_usage_errors_in_one_line() {
         for line in [
             "inspect --only nonsense a",
+            "repair --allow nonsense a",
+            "repair --allow swap.nonsense a",
             "repair --days 0 a",
             "repair --free-target 99 a",
             "inspect --now yesterday a",
@@ -566,6 +596,19 @@ mod tests {
         ] {
             assert!(matches!(parse(&words(line)), Err(Stop::Usage(_))), "{line}");
         }
+    }
+
+    #[test]
+    fn what_is_allowed_is_a_known_mode_or_check() {
+        assert_eq!(allow_argument("swap").as_deref(), Ok("swap"));
+        assert_eq!(allow_argument("swap.unit").as_deref(), Ok("swap.unit"));
+        let said = allow_argument("swap.fstb").unwrap_err();
+        assert!(said.contains("swap.fstab, swap.unit"), "{said}");
+        let said = allow_argument("sawp").unwrap_err();
+        assert!(
+            said.contains("disk-full") && said.contains("swap"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -58,7 +58,16 @@ impl Drop for Bar {
 /// Asks for "yes" in full: the answer changes production data, so a stray key must not be one.
 /// Anything else, or the end of the input, is no.
 pub fn confirm(question: &str) -> bool {
-    print!("{question} Type yes to go on: ");
+    ask(question, "Type yes to go on")
+}
+
+/// Asks for one thing that is only done after a "yes" of its own. Anything else leaves it out.
+pub fn confirm_item(question: &str) -> bool {
+    ask(question, "Type yes to do it, anything else to leave it out")
+}
+
+fn ask(question: &str, how: &str) -> bool {
+    print!("{question} {how}: ");
     let _ = std::io::stdout().flush();
     let mut answer = String::new();
     let read = std::io::stdin().lock().read_line(&mut answer);

@@ -367,7 +367,7 @@ pub fn trust(data: &[u8]) {
             ui: &Silent,
             facts: &Facts::default(),
         };
-        let plan = plan::plan(&context);
+        let plan = plan::plan(&context, &[]);
         for change in &plan.prepared.changes {
             let Change::Write { content, path, .. } = change else {
                 continue;

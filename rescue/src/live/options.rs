@@ -93,6 +93,11 @@ const FLAGS: &[Flag] = &[
         commands: &["inspect", "repair"],
     },
     Flag {
+        name: "allow",
+        takes: Takes::List,
+        commands: &["repair"],
+    },
+    Flag {
         name: "free-target",
         takes: Takes::Value,
         commands: &["inspect", "repair"],
@@ -291,7 +296,7 @@ mod tests {
             for command in flag.commands {
                 let sample = match flag.name {
                     "now" => "2024-01-01T00:00:00Z",
-                    "only" | "skip" => "disk-full",
+                    "only" | "skip" | "allow" => "disk-full",
                     "patch-kubelet" => "never",
                     "san" => "10.0.0.1,vip.example.org",
                     _ => "10",

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use anyhow::{Result, bail};
 
-use super::{Dropped, Plan, Step, hidden};
+use super::{Dropped, LeftOut, Plan, Step, hidden};
 use crate::change::{Planned, Prepared, secret};
 use crate::finding::{Context, Facts, Finding, Remedy};
 use crate::guest::Guest;
@@ -62,11 +62,30 @@ impl<'a> Draft<'a> {
         match self.attempt(remedy.as_ref()) {
             Ok(attempt) if attempt.prepared.is_empty() => {}
             Ok(attempt) => self.accept(finding, remedy, attempt),
-            Err(error) => self.plan.dropped.push(Dropped {
-                summary: remedy.summary(),
-                reason: format!("{error:#}"),
-            }),
+            Err(error) => self.drop_remedy(remedy.as_ref(), &error),
         }
+    }
+
+    /// Leaves out a remedy that nobody asked for. It is worked out all the same: what cannot be done
+    /// must not be offered.
+    pub(super) fn leave_out(&mut self, finding: &Finding, remedy: &dyn Remedy) {
+        match self.attempt(remedy) {
+            Ok(attempt) if attempt.prepared.is_empty() => {}
+            Ok(_) => {
+                let item = LeftOut::new(finding, remedy);
+                if !self.plan.left_out.contains(&item) {
+                    self.plan.left_out.push(item);
+                }
+            }
+            Err(error) => self.drop_remedy(remedy, &error),
+        }
+    }
+
+    fn drop_remedy(&mut self, remedy: &dyn Remedy, error: &anyhow::Error) {
+        self.plan.dropped.push(Dropped {
+            summary: remedy.summary(),
+            reason: format!("{error:#}"),
+        });
     }
 
     fn attempt(&self, remedy: &dyn Remedy) -> Result<Attempt> {

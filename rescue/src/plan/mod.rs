@@ -42,6 +42,38 @@ pub struct Dropped {
     pub reason: String,
 }
 
+/// A remedy that could be carried out and is not: what it changes may be wanted as it is, and nobody
+/// asked for it ([`Remedy::asks_first`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftOut {
+    /// What it would mend.
+    pub mode: Mode,
+    /// The finding's title.
+    pub finding: String,
+    /// The remedy's kind, for JSON.
+    pub kind: &'static str,
+    /// The remedy in one line.
+    pub summary: String,
+    /// Further lines of the remedy.
+    pub details: Vec<String>,
+}
+
+impl LeftOut {
+    fn new(finding: &Finding, remedy: &dyn Remedy) -> Self {
+        Self {
+            mode: finding.mode,
+            finding: finding.title.clone(),
+            kind: remedy.kind(),
+            summary: remedy.summary(),
+            details: remedy.details(),
+        }
+    }
+
+    fn is_of(&self, finding: &Finding, remedy: &dyn Remedy) -> bool {
+        self.mode == finding.mode && self.summary == remedy.summary()
+    }
+}
+
 /// What a repair will do, worked out down to the bytes but not yet written anywhere.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
@@ -49,6 +81,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// Remedies left out because they failed to prepare.
     pub dropped: Vec<Dropped>,
+    /// Remedies left out because nobody asked for them.
+    pub left_out: Vec<LeftOut>,
     /// All freeing and changes, in order.
     pub prepared: Prepared,
     /// What the checks still say on the planned tree.
@@ -69,11 +103,8 @@ impl Plan {
 
 /// The checks that the settings ask for.
 pub fn selected_checks(settings: &Settings) -> Vec<Check> {
-    let is_asked = |check: &&Check| {
-        let named = |ids: &[String]| ids.iter().any(|id| id == check.id);
-        (settings.only.is_empty() || named(&settings.only)) && !named(&settings.skip)
-    };
-    CATALOGUE.iter().filter(is_asked).copied().collect()
+    let checks = CATALOGUE.iter().copied();
+    checks.filter(|check| settings.asks_for(check.id)).collect()
 }
 
 /// All findings of the selected checks, worst first. A check that fails becomes a finding of its
@@ -148,19 +179,29 @@ fn hidden(guest: &Guest, prepared: &Prepared) -> Option<String> {
     })
 }
 
-/// Works out the plan for one guest.
-pub fn plan(context: &Context<'_>) -> Plan {
-    plan_of(context, &selected_checks(context.settings))
+/// Works out the plan for one guest. `agreed`: what an earlier plan left out and the user agreed to
+/// since.
+pub fn plan(context: &Context<'_>, agreed: &[LeftOut]) -> Plan {
+    plan_of(context, &selected_checks(context.settings), agreed)
 }
 
-/// Works out what these checks' remedies come to.
-pub fn plan_of(context: &Context<'_>, checks: &[Check]) -> Plan {
+/// Works out what these checks' remedies come to. `agreed` as of [`plan`].
+pub fn plan_of(context: &Context<'_>, checks: &[Check], agreed: &[LeftOut]) -> Plan {
+    let may_be_done = |finding: &Finding, remedy: &dyn Remedy| {
+        !remedy.asks_first()
+            || context.settings.allows(finding.mode.id)
+            || agreed.iter().any(|item| item.is_of(finding, remedy))
+    };
     let mut draft = Draft::new(context);
     for check in checks {
         let found = run(check, &draft.context());
         for finding in found {
             for remedy in &finding.remedies {
-                draft.add(&finding, remedy);
+                if may_be_done(&finding, remedy.as_ref()) {
+                    draft.add(&finding, remedy);
+                } else {
+                    draft.leave_out(&finding, remedy.as_ref());
+                }
             }
         }
     }
@@ -168,6 +209,7 @@ pub fn plan_of(context: &Context<'_>, checks: &[Check]) -> Plan {
     if steps.iter().all(|step| step.remedy.is_incidental()) {
         return Plan {
             dropped: draft.plan.dropped,
+            left_out: draft.plan.left_out,
             left: findings_of(context, checks),
             ..Plan::default()
         };
@@ -184,4 +226,70 @@ pub fn of(context: &Context<'_>, asked_for: &Finding) -> Plan {
     }
     let left = findings(&draft.context());
     Plan { left, ..draft.plan }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ui::Silent;
+    use crate::checks::bench::control_plane;
+    use crate::finding::Facts;
+    use crate::node::Node;
+
+    const MODE: &str = "kubelet-unit.boot-target";
+
+    /// Plans the kubelet's unit of a node whose next boot ends in rescue mode.
+    fn planned(settings: &Settings, agreed: &[LeftOut]) -> Plan {
+        let guest = control_plane()
+            .file("/usr/lib/systemd/system/multi-user.target", "[Unit]\n")
+            .link(
+                "/etc/systemd/system/default.target",
+                "/usr/lib/systemd/system/rescue.target",
+            )
+            .into_guest();
+        let settings = Settings {
+            only: vec!["kubelet-unit".to_owned()],
+            ..settings.clone()
+        };
+        let context = Context {
+            guest: &guest,
+            node: &Node::read(&guest),
+            settings: &settings,
+            peers: &[],
+            ui: &Silent,
+            facts: &Facts::default(),
+        };
+        plan(&context, agreed)
+    }
+
+    #[test]
+    fn what_asks_first_is_left_out_and_named() {
+        let plan = planned(&Settings::default(), &[]);
+        assert!(plan.is_empty() && plan.prepared.is_empty());
+        assert_eq!(plan.left_out.len(), 1);
+        assert_eq!(plan.left_out[0].mode.id, MODE);
+        assert_eq!(plan.left.len(), 1);
+    }
+
+    #[test]
+    fn what_is_allowed_or_agreed_to_is_a_step() {
+        let allowed = Settings {
+            allow: vec![MODE.to_owned()],
+            ..Settings::default()
+        };
+        let agreed = planned(&Settings::default(), &[]).left_out;
+        for plan in [
+            planned(&allowed, &[]),
+            planned(&Settings::default(), &agreed),
+        ] {
+            assert_eq!(plan.steps.len(), 1);
+            assert!(plan.left_out.is_empty() && plan.left.is_empty());
+        }
+        // Another mode is not meant.
+        let other = Settings {
+            allow: vec!["swap".to_owned()],
+            ..Settings::default()
+        };
+        assert_eq!(planned(&other, &[]).left_out.len(), 1);
+    }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use super::LeftOut;
 use super::etcd::stands::Stands;
 use super::set::SetPlan;
 use crate::checks::verdict::Verdict;
@@ -23,6 +24,8 @@ pub struct Receipt {
     pub run: String,
     /// One line per remedy.
     pub done: Vec<String>,
+    /// What the plan left out because nobody asked for it.
+    pub left_out: Vec<LeftOut>,
     /// What the transaction did.
     pub applied: Applied,
     /// What the checkers said of the file systems before anything was written; empty where they

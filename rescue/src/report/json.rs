@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
+use super::left_out;
 use crate::base::schema::SCHEMA;
 use crate::checks::CATALOGUE;
 use crate::checks::verdict::Verdict;
@@ -94,8 +95,12 @@ pub fn planned(report: &NodeReport, plan: &Plan) -> Value {
         .map(|dropped| json!({"summary": dropped.summary, "reason": dropped.reason}))
         .collect();
     let mut object = node(report);
-    object["plan"] =
-        json!({"steps": steps, "not_possible": not_possible, "left": findings(&plan.left)});
+    object["plan"] = json!({
+        "steps": steps,
+        "not_possible": not_possible,
+        "left_out": left_out::objects(&plan.left_out),
+        "left": findings(&plan.left),
+    });
     object
 }
 
@@ -105,6 +110,7 @@ pub fn receipt(receipt: &Receipt) -> Value {
         "node": receipt.node,
         "run": receipt.run,
         "done": receipt.done,
+        "left_out": left_out::objects(&receipt.left_out),
         "changes": receipt.applied.changes,
         "freed": receipt.applied.freed,
         "left_alone": receipt.applied.left_alone,
@@ -378,6 +384,7 @@ fn remedy(remedy: &dyn crate::finding::Remedy) -> Map<String, Value> {
     object.insert("kind".into(), remedy.kind().into());
     object.insert("summary".into(), remedy.summary().into());
     object.insert("can_be_undone".into(), remedy.can_be_undone().into());
+    object.insert("asks_first".into(), remedy.asks_first().into());
     object.extend(remedy.fields());
     object
 }

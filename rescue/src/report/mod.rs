@@ -11,6 +11,7 @@ pub mod fsck;
 mod headroom;
 pub mod inventory;
 pub mod json;
+pub mod left_out;
 pub mod raw;
 pub mod schedule;
 pub mod set;

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use time::OffsetDateTime;
 
 use super::bounded::{self, ENTRIES, MANY};
+use super::left_out;
 use crate::base::severity::Severity;
 use crate::base::units::{bytes, count, percent, span, time};
 use crate::checks::CATALOGUE;
@@ -358,7 +359,10 @@ pub fn plan_beside(plan: &Plan, together: &[&str], style: &Style) -> String {
     if together.is_empty() {
         return crate::report::text::plan(plan, style);
     }
-    let has_own = !plan.is_empty() || !plan.dropped.is_empty() || plan.left.iter().any(counts);
+    let has_own = !plan.is_empty()
+        || !plan.dropped.is_empty()
+        || !plan.left_out.is_empty()
+        || plan.left.iter().any(counts);
     let own = if has_own {
         crate::report::text::plan(plan, style)
     } else {
@@ -374,7 +378,9 @@ pub fn plan_beside(plan: &Plan, together: &[&str], style: &Style) -> String {
 pub fn plan(plan: &Plan, style: &Style) -> String {
     let mut out = String::new();
     if plan.is_empty() {
-        let word = if plan.left.iter().any(counts) {
+        let word = if !plan.left_out.is_empty() {
+            "Nothing is repaired here without being asked for by itself."
+        } else if plan.left.iter().any(counts) {
             "There is nothing this version can mend here."
         } else {
             "Nothing to repair."
@@ -398,6 +404,7 @@ pub fn plan(plan: &Plan, style: &Style) -> String {
         ("  ", "not possible (--dry-run --json has all)"),
         |dropped| format!("not possible: {}: {}", dropped.summary, dropped.reason),
     );
+    out += &left_out::text(&plan.left_out);
     let left: Vec<Finding> = plan
         .left
         .iter()
@@ -536,6 +543,7 @@ fn found_again(out: &mut String, receipt: &Receipt, style: &Style) {
     } else {
         let _ = writeln!(out, "{}", style.heading("Inspected again: still left"));
         findings(out, &left, style);
+        out.push_str(&left_out::text(&receipt.left_out));
     }
 }
 
@@ -807,6 +815,7 @@ mod tests {
         let plan = Plan {
             steps: Vec::new(),
             dropped: Vec::new(),
+            left_out: Vec::new(),
             prepared: Default::default(),
             left: Vec::new(),
         };

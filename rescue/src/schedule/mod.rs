@@ -50,7 +50,7 @@ pub fn plan(context: &Context<'_>, desired: DesiredState) -> Result<Plan> {
         DesiredState::LogsOnly => logs_only,
         DesiredState::Removed => removed,
     };
-    Ok(plan_of(context, &[asked_for(run)]))
+    Ok(plan_of(context, &[asked_for(run)], &[]))
 }
 
 /// The first run of the timer is at most a month away; what ends before that is not its concern.

@@ -28,7 +28,7 @@ use crate::pki::trust::Party;
 use crate::pki::trust::claims::doubted_by;
 use crate::pki::trust::party::refuse_unclear;
 use crate::pki::trust::record;
-use crate::plan::{self, Plan};
+use crate::plan::{self, LeftOut, Plan};
 use crate::repair::kept::KeepIn;
 use crate::repair::prune::{self, Pruned};
 use crate::repair::restart::Restart;
@@ -383,12 +383,13 @@ impl Session<'_> {
     /// Works out what a repair of this node would do.
     pub fn plan(&self, report: &NodeReport) -> Plan {
         let facts = Facts::default();
-        plan::plan(&report.context(self.settings, self.ui, &facts))
+        plan::plan(&report.context(self.settings, self.ui, &facts), &[])
     }
 
     /// Works out what a repair of this node would do without the remedies of some checks: what they
-    /// would mend is mended otherwise.
-    pub fn plan_without(&self, report: &NodeReport, checks: &[&str]) -> Plan {
+    /// would mend is mended otherwise. `agreed`: what an earlier plan left out and the user agreed
+    /// to since.
+    pub fn plan_without(&self, report: &NodeReport, checks: &[&str], agreed: &[LeftOut]) -> Plan {
         let skip = self
             .settings
             .skip
@@ -400,7 +401,7 @@ impl Session<'_> {
             ..self.settings.clone()
         };
         let facts = Facts::default();
-        plan::plan(&report.context(settings, self.ui, &facts))
+        plan::plan(&report.context(settings, self.ui, &facts), agreed)
     }
 
     /// Works out what the remedies of one finding would do, which the user asked for, not a check.
@@ -534,8 +535,9 @@ impl Session<'_> {
             .iter()
             .map(|step| step.remedy.summary())
             .collect();
-        let prepared = plan.prepared.clone();
-        drop(plan);
+        let Plan {
+            prepared, left_out, ..
+        } = plan;
         let writable = self.open_keeping(&closed)?;
         let info = RunInfo::new(self.settings.now, done.clone());
         let run = info.id.clone();
@@ -553,6 +555,7 @@ impl Session<'_> {
             node,
             run,
             done,
+            left_out,
             applied,
             checked,
             before: closed.file_systems,

@@ -19,12 +19,8 @@ use crate::repair::write_mount::WritableGuest;
 impl Session<'_> {
     /// What all these nodes need together, of the checks that were asked for.
     pub fn plan_sets(&self, nodes: &[NodeReport], wishes: &SetWishes) -> Vec<SetProposal> {
-        let asked = |check: &str| {
-            let settings = self.settings;
-            (settings.only.is_empty() || settings.only.iter().any(|only| only == check))
-                && !settings.skip.iter().any(|skip| skip == check)
-        };
-        let planners = PLANNERS.iter().filter(|(check, _)| asked(check));
+        let is_asked = |check: &str| self.settings.asks_for(check);
+        let planners = PLANNERS.iter().filter(|(check, _)| is_asked(check));
         let proposals = planners.flat_map(|&(check, plan)| {
             plan(nodes, wishes, self.ui)
                 .into_iter()

@@ -55,6 +55,16 @@ impl Case {
             .run()
     }
 
+    /// Runs a command of rescue on the tree, with the answers to its questions.
+    pub fn answering(&self, words: &[&str], answers: &str) -> Result<Ran> {
+        Cmd::new(rescue_binary())
+            .args(words)
+            .arg("--root")
+            .arg(self.root())
+            .stdin(answers)
+            .run()
+    }
+
     /// The findings of one check, or of all where `check` is empty, as JSON.
     pub fn findings(&self, check: &str) -> Result<Vec<Value>> {
         let ran = self.rescue(&["inspect", "--json"])?;
@@ -95,8 +105,22 @@ impl Case {
     /// Asserts that `repair --yes` mends a mode: it is gone afterwards, and `undo` brings the tree
     /// back.
     pub fn mends(&self, mode: &str) -> Result<Ran> {
-        let before = self.sums()?;
+        self.mends_with(mode, &["repair", "--yes"])
+    }
+
+    /// The same for a mode whose remedy asks first: `repair --yes` names it and leaves it out,
+    /// and `--allow` with the mode mends it.
+    pub fn mends_when_allowed(&self, mode: &str) -> Result<Ran> {
         let ran = self.rescue(&["repair", "--yes"])?;
+        let is_named = ran.stdout.contains(&format!("--allow {mode}"));
+        let is_left = self.modes()?.iter().any(|left| left == mode);
+        ensure!(ran.code == 1 && is_named && is_left, "{}", ran.transcript());
+        self.mends_with(mode, &["repair", "--yes", "--allow", mode])
+    }
+
+    fn mends_with(&self, mode: &str, words: &[&str]) -> Result<Ran> {
+        let before = self.sums()?;
+        let ran = self.rescue(words)?;
         let left = self.modes()?;
         ensure!(
             !left.iter().any(|left| left == mode),
@@ -109,7 +133,7 @@ impl Case {
             "{}",
             undone.transcript()
         );
-        let ran = self.rescue(&["repair", "--yes"])?;
+        let ran = self.rescue(words)?;
         Ok(ran)
     }
 

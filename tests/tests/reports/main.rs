@@ -1,6 +1,7 @@
 //! Nodes after public reports: what somebody's node had is named, and mended where that is
 //! possible.
 
+mod asks_first;
 mod ca_bundle;
 mod case;
 mod manifests;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::answers::Answers;
 use super::args::{self, Repair, Stop};
 use super::set;
-use super::terminal::{Terminal, agree, colours};
+use super::terminal::{Terminal, agree, colours, confirm_item};
 use super::{Failure, Outcome};
 use crate::base::shell;
 use crate::finding::{Inspection, NodeReport};
@@ -15,8 +15,9 @@ use crate::in_use::read_only;
 use crate::node::Role;
 use crate::plan::receipt::{Receipt, SetProposal};
 use crate::plan::set::{PLANNERS, SetWishes};
+use crate::plan::{LeftOut, Plan};
 use crate::report::json::Together;
-use crate::report::{json, set as set_report, text};
+use crate::report::{json, left_out, set as set_report, text};
 use crate::session::Session;
 use crate::settings::Settings;
 use crate::typed;
@@ -277,16 +278,16 @@ impl RepairRun<'_> {
         without: &[&str],
     ) -> Result<(NodeOutput, Option<Receipt>)> {
         let node = self.finish_earlier_run(node)?;
-        let plan = self.session.plan_without(&node, without);
         let style = text::Style {
             colours: colours(),
             details: self.answers.dry_run,
         };
+        self.answers.say(&text::node(&node, self.settings, &style));
+        let plan = self.plan_asking(&node, without)?;
         let mut output = NodeOutput {
             json: json::planned(&node, &plan),
             left: node.needs_repair(),
         };
-        self.answers.say(&text::node(&node, self.settings, &style));
         self.answers.say(&text::plan_beside(&plan, without, &style));
         if !plan.is_empty() {
             Session::refuse_unready(&node.guest)?;
@@ -315,6 +316,31 @@ impl RepairRun<'_> {
             .say(&text::receipt(&receipt, &self.undo_words(&receipt), &style));
         output.json = json::node(&receipt.after);
         Ok((output, Some(receipt)))
+    }
+
+    /// The plan of one node. Each remedy that asks first is asked for by itself, before the plan is
+    /// shown as a whole; without anybody to ask it is left out.
+    fn plan_asking(&self, node: &NodeReport, without: &[&str]) -> Result<Plan> {
+        let (mut asked, mut agreed) = (Vec::<LeftOut>::new(), Vec::new());
+        let mut plan = self.session.plan_without(node, without, &agreed);
+        if self.answers.yes || self.answers.dry_run {
+            return Ok(plan);
+        }
+        let next = |plan: &Plan, asked: &[LeftOut]| {
+            let mut items = plan.left_out.iter();
+            items.find(|item| !asked.contains(item)).cloned()
+        };
+        while let Some(item) = next(&plan, &asked) {
+            Session::refuse_unready(&node.guest)?;
+            self.answers.say(&left_out::question(&item));
+            asked.push(item.clone());
+            if confirm_item("Do this too?") {
+                agreed.push(item);
+                // What is agreed to may need more, or make something else needless.
+                plan = self.session.plan_without(node, without, &agreed);
+            }
+        }
+        Ok(plan)
     }
 
     /// How to name this node for `rescue undo`, which takes one node back at a time.
