@@ -183,6 +183,33 @@ fn a_full_and_expired_control_plane_comes_back_and_the_repair_can_be_undone() ->
 }
 
 #[test]
+fn an_undo_on_a_node_that_has_booted_is_refused_and_leaves_the_disk_as_it_was() -> Result<()> {
+    let folder = tempfile::Builder::new().prefix("rescue-main-").tempdir()?;
+    let disk = control_plane(&folder.path().join("disk.img"), 700 * MIB)?;
+    let image = text(&disk.path);
+    let ran = rescue(&["repair", "--yes", "--now", NOW, image])?;
+    ensure!(ran.code == 0, "{}", ran.transcript());
+    disk.mounted(|root| {
+        let conf = root.join("etc/kubernetes/admin.conf");
+        let rotated = fs::read_to_string(&conf)? + "# the node wrote this\n";
+        Ok(fs::write(conf, rotated)?)
+    })?;
+    let hash = disk.sha256()?;
+    let refused = rescue(&["undo", "--yes", "--now", NOW, image])?;
+    for words in [
+        "/etc/kubernetes/admin.conf",
+        "gone for good",
+        "rescue repair",
+        "/var/lib/rescue/runs/",
+    ] {
+        let is_said = refused.stderr.contains(words);
+        ensure!(refused.code == 3 && is_said, "{}", refused.transcript());
+    }
+    ensure!(disk.sha256()? == hash, "a refused undo changed the disk");
+    Ok(())
+}
+
+#[test]
 fn no_free_inode_at_all() -> Result<()> {
     let folder = tempfile::Builder::new().prefix("rescue-main-").tempdir()?;
     let disk = control_plane(&folder.path().join("disk.img"), 700 * MIB)?;

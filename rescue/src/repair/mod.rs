@@ -25,6 +25,7 @@ mod staged_folder;
 mod store;
 pub mod transaction;
 pub mod undo;
+pub mod undo_look;
 mod write_device;
 pub mod write_mount;
 mod xattrs;

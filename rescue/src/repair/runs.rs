@@ -224,7 +224,8 @@ fn read(guest: &Guest, folder: &RealPath) -> Result<Option<(Journal, RunState, O
     Ok(Some((journal, RunState::HalfWay, None)))
 }
 
-fn record(guest: &Guest, folder: &RealPath, name: &str) -> Result<Option<Vec<u8>>> {
+/// The bytes of a record of a run; `None` where it has none of that name.
+pub(super) fn record(guest: &Guest, folder: &RealPath, name: &str) -> Result<Option<Vec<u8>>> {
     match guest
         .tree()
         .read(folder.child(name.as_ref()).as_path(), RECORD_LIMIT)

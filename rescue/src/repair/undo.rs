@@ -13,6 +13,7 @@ use super::kept;
 use super::set;
 use super::store::{DONE, Reached, Store, UNDO, UNDONE};
 use super::transaction::{Drift, finished_now, open_if_there, same_inode, unreadable};
+use super::undo_look;
 use super::write_mount::WritableGuest;
 use crate::base::fault;
 use crate::base::refusal::Refusal;
@@ -210,7 +211,7 @@ pub(super) fn refuse_drifted(
     journal: &Journal,
 ) -> Result<()> {
     let left_alone = left_alone(store, journal)?;
-    let mut reasons = Vec::new();
+    let (mut drifted, mut lost) = (Vec::new(), Vec::new());
     let mut over = BTreeSet::new();
     for (n, step) in journal.steps.iter().enumerate().rev() {
         match need(
@@ -222,26 +223,30 @@ pub(super) fn refuse_drifted(
             &left_alone,
             over.contains(&step.path),
         )? {
-            Need::Trouble(reason) => reasons.insert(0, reason),
+            Need::Drifted(reason) => drifted.insert(0, reason),
+            Need::Lost(reason) => lost.insert(0, reason),
             Need::Nothing => continue,
             _ => {}
         }
         over.insert(&step.path);
     }
-    if reasons.is_empty() {
-        return Ok(());
+    match (drifted.is_empty(), lost.is_empty()) {
+        (true, true) => Ok(()),
+        (true, false) => Err(without_backup(&journal.id, &lost).into()),
+        (false, _) => {
+            drifted.append(&mut lost);
+            Err(undo_look::refusal(&journal.id, &drifted).into())
+        }
     }
-    Err(Refusal::new(
-        format!(
-            "{} of the files that run {} changed are not as it left them: {}",
-            reasons.len(),
-            journal.id,
-            reasons.join("; ")
-        ),
-        "the node was used since, and putting the old files back would lose what it wrote",
-        "look at these files; to mend what is wrong now, run `rescue repair` again",
+}
+
+/// An undo that has nothing to put back at some path.
+fn without_backup(run: &str, lost: &[String]) -> Refusal {
+    Refusal::new(
+        format!("run {run} cannot be undone: {}", lost.join("; ")),
+        "without the old file nothing can be put back there, and half an undo would mix two states",
+        "`rescue repair` with the same disks mends what is wrong now",
     )
-    .into())
 }
 
 fn left_alone(store: &Store<'_>, journal: &Journal) -> Result<Vec<usize>> {
@@ -265,8 +270,10 @@ enum Need {
     Exchange(Place),
     /// What was put where nothing was goes to the backups, and with them.
     PutAside,
-    /// It cannot be undone, because of this.
-    Trouble(String),
+    /// It cannot be undone: this was changed since.
+    Drifted(String),
+    /// It cannot be undone: what was replaced is not there.
+    Lost(String),
 }
 
 fn need(
@@ -293,14 +300,14 @@ fn need(
                         step.path, step.after
                     );
                     match step.before.is_tree() {
-                        true => Need::Trouble(format!(
+                        true => Need::Drifted(format!(
                             "{left} (what it replaced is kept in {})",
                             store.run(&journal.id)
                         )),
-                        false => Need::Trouble(left),
+                        false => Need::Drifted(left),
                     }
                 }
-                Back::Not(None) => Need::Trouble(format!("the backup of {} is missing", step.path)),
+                Back::Not(None) => Need::Lost(format!("the backup of {} is missing", step.path)),
             },
         );
     }
@@ -319,7 +326,7 @@ fn need(
     let place = open_if_there(confined, &path)?;
     let now = place.as_ref().map_or(Ok(State::Absent), Place::state)?;
     let drifted = || {
-        Ok(Need::Trouble(format!(
+        Ok(Need::Drifted(format!(
             "{path} holds {now} where the run left {}",
             step.after
         )))
@@ -336,7 +343,7 @@ fn need(
         return match now == step.before {
             true => Ok(Need::Nothing),
             false if now == step.after => {
-                Ok(Need::Trouble(format!("the backup of {path} is missing")))
+                Ok(Need::Lost(format!("the backup of {path} is missing")))
             }
             false => drifted(),
         };
@@ -432,7 +439,7 @@ pub(super) fn put_steps_back(
         let doing = || format!("while putting back {}", step.path);
         let need =
             need(confined, store, journal, n, step, &left_alone, false).with_context(doing)?;
-        if matches!(need, Need::Trouble(_)) && step.is_exchange() {
+        if matches!(need, Need::Drifted(_) | Need::Lost(_)) && step.is_exchange() {
             kept.push(n);
         }
         if let Need::Exchange(old) = &need {
@@ -527,8 +534,10 @@ fn put_one_back(
             exchange::put_aside(confined, store, id, n, step)?;
             undone.removed.push(path.to_string());
         }
-        Need::Trouble(reason) if drift == Drift::IsLeftAlone => undone.kept.push(reason),
-        Need::Trouble(reason) => bail!("{reason}"),
+        Need::Drifted(reason) | Need::Lost(reason) if drift == Drift::IsLeftAlone => {
+            undone.kept.push(reason)
+        }
+        Need::Drifted(reason) | Need::Lost(reason) => bail!("{reason}"),
     }
     Ok(())
 }

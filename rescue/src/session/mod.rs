@@ -35,6 +35,7 @@ use crate::repair::restart::Restart;
 use crate::repair::runs::{self};
 use crate::repair::transaction::{self, RunInfo};
 use crate::repair::undo::{self, Undone};
+use crate::repair::undo_look;
 use crate::repair::write_mount::WritableGuest;
 use crate::settings::Settings;
 use crate::space::headroom::headroom;
@@ -571,6 +572,7 @@ impl Session<'_> {
     /// Takes back the newest run, or the one named.
     pub fn undo(&self, report: NodeReport, run: Option<&str>) -> Result<Undone> {
         Self::refuse_unready(&report.guest)?;
+        undo_look::refuse_drifted(&report.guest, run)?;
         let closed = report.guest.close();
         drop((report.findings, report.node));
         let writable = self.open_keeping(&closed)?;

@@ -14,6 +14,7 @@ use crate::plan::set::{PLANNERS, SetPart, SetPlan, SetWishes};
 use crate::repair::set::{self, Part};
 use crate::repair::transaction::{Recovered, RunInfo};
 use crate::repair::undo::Undone;
+use crate::repair::undo_look;
 use crate::repair::write_mount::WritableGuest;
 
 impl Session<'_> {
@@ -144,6 +145,15 @@ impl Session<'_> {
         dead: &[String],
         run: &str,
     ) -> Result<Vec<(String, Undone)>> {
+        for node in &nodes {
+            let of = || {
+                format!(
+                    "nothing is put back on any disk, because of {}",
+                    node.name()
+                )
+            };
+            undo_look::refuse_drifted(&node.guest, Some(run)).with_context(of)?;
+        }
         let closed = close(nodes)?;
         let writable = self.open_all(&closed)?;
         let guests: Vec<&WritableGuest> = writable.iter().collect();
