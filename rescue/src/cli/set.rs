@@ -5,7 +5,7 @@ use anyhow::Result;
 
 use super::Outcome;
 use super::answers::Answers;
-use super::terminal::{colours, confirm};
+use super::terminal::{colours, confirm, names_of_this_boot};
 use crate::base::refusal::Refusal;
 use crate::finding::NodeReport;
 use crate::plan::receipt::SetReceipt;
@@ -58,6 +58,7 @@ pub fn carry_out(
         &typed::sources(session.sources),
         &style,
     ));
+    answers.say(names_of_this_boot());
     Ok(Some(receipt))
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::base::refusal::Refusal;
 use crate::base::ui::{Progress, Ui};
+use crate::guest::is_rescue_system;
 
 /// Progress on standard error, where it is a terminal; notes on standard error always.
 #[derive(Debug, Clone, Copy, Default)]
@@ -53,6 +54,17 @@ impl Drop for Bar {
     fn drop(&mut self) {
         self.0.finish_and_clear();
     }
+}
+
+/// What follows a receipt on the ISO, where its lines to type name disks as this boot knows them;
+/// empty on a helper.
+pub fn names_of_this_boot() -> &'static str {
+    if !is_rescue_system() {
+        return "";
+    }
+    "These names of disks are those of this boot. After another boot of this ISO, choose `undo`\n\
+     in its menu, which finds the disks itself. On a helper the disk has the name that `rescue\n\
+     disks` shows there.\n"
 }
 
 /// Asks for "yes" in full: the answer changes production data, so a stray key must not be one.

@@ -218,17 +218,25 @@ fn refuse_container(root: &Path) -> Result<(), Refusal> {
     ))
 }
 
-fn refuse_rescue_system() -> Result<(), Refusal> {
+/// Whether this program is process 1: on the ISO, whose names of disks hold until the next boot.
+pub fn is_rescue_system() -> bool {
     let identity =
         |path: &str| std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
     match (identity("/proc/1/exe"), identity("/proc/self/exe")) {
-        (Ok(first), Ok(ours)) if first == ours => Err(Refusal::new(
-            "/ is the rescue system itself",
-            "it runs from memory and has nothing to repair",
-            "name the node's disk (lsblk shows the disks of this machine)",
-        )),
-        _ => Ok(()),
+        (Ok(first), Ok(ours)) => first == ours,
+        _ => false,
     }
+}
+
+fn refuse_rescue_system() -> Result<(), Refusal> {
+    if !is_rescue_system() {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        "/ is the rescue system itself",
+        "it runs from memory and has nothing to repair",
+        "name the node's disk (lsblk shows the disks of this machine)",
+    ))
 }
 
 fn no_disk() -> Refusal {

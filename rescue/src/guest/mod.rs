@@ -13,6 +13,7 @@ mod path;
 mod subvolume;
 mod subvolume_roots;
 
+pub use live::is_rescue_system;
 pub use merged::{MergedTree, Mounted};
 pub use missing::Missing;
 pub use origin::Origin;

@@ -502,8 +502,13 @@ pub fn receipt(receipt: &Receipt, sources: &str, style: &Style) -> String {
         _ => {
             let _ = writeln!(
                 out,
-                "To take it back: rescue undo {sources} --run {}",
-                receipt.run
+                "To take it back: rescue undo {sources} --run {}{}",
+                receipt.run,
+                match receipt.restart {
+                    Some(_) => "",
+                    None =>
+                        "\n  (before the node boots: once it has run, what it was before is gone)",
+                }
             );
         }
     }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::answers::Answers;
 use super::args::{self, Repair, Stop};
 use super::set;
-use super::terminal::{Terminal, agree, colours, confirm_item};
+use super::terminal::{Terminal, agree, colours, confirm_item, names_of_this_boot};
 use super::{Failure, Outcome};
 use crate::base::shell;
 use crate::finding::{Inspection, NodeReport};
@@ -314,6 +314,7 @@ impl RepairRun<'_> {
         let receipt = self.session.repair(node, plan)?;
         self.answers
             .say(&text::receipt(&receipt, &self.undo_words(&receipt), &style));
+        self.answers.say(names_of_this_boot());
         output.json = json::node(&receipt.after);
         Ok((output, Some(receipt)))
     }
