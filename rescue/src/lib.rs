@@ -25,6 +25,7 @@ pub mod in_use;
 pub mod inventory;
 pub mod kubeconfig;
 pub mod live;
+pub mod logs;
 pub mod mount;
 pub mod node;
 pub mod pki;

@@ -30,7 +30,12 @@ const CRI_DISABLED: Mode = Mode::stops_boot(
 .source(
     "containerd's services/server/config; \
     https://github.com/containerd/containerd/issues/4581",
-);
+)
+.logged(&[
+    "unknown service runtime.v1alpha2.RuntimeService",
+    "unknown service runtime.v1.RuntimeService",
+    "CRI v1 runtime API is not implemented",
+]);
 const DAMAGED: Mode = Mode::stops_boot(
     "containerd-config.damaged",
     "containerd's configuration is no TOML, and containerd does not start",
@@ -40,7 +45,8 @@ const DAMAGED: Mode = Mode::stops_boot(
     "Names the line that is no TOML and what to type. An empty file is legal and means \
     all defaults.",
 )
-.source("LoadConfig in containerd's services/server/config/config.go");
+.source("LoadConfig in containerd's services/server/config/config.go")
+.logged(&["failed to unmarshal TOML", "failed to load TOML"]);
 
 /// See the module.
 pub const CHECK: Check = Check {

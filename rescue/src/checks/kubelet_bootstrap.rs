@@ -39,7 +39,8 @@ const MISSING: Mode = Mode::stops_boot(
     "A new client certificate cures it. Only where none can be issued the flag is taken \
     out with a drop-in.",
 )
-.source("pkg/kubelet/certificate/bootstrap/bootstrap.go");
+.source("pkg/kubelet/certificate/bootstrap/bootstrap.go")
+.logged(&["unable to load bootstrap kubeconfig"]);
 const HARMLESS: Mode = Mode::note(
     "kubelet-bootstrap.harmless",
     "--bootstrap-kubeconfig names a missing file, and the kubelet's certificate is usable",

@@ -24,7 +24,11 @@ const MISSING: Mode = Mode::stops_boot(
     "Writes it again from kubeadm's backup on the disk, else from the ConfigMap \
     kubelet-config in this node's etcd. Else gives the lines to type.",
 )
-.source("loadConfigFile in cmd/kubelet/app/server.go; pkg/kubelet/kubeletconfig/configfiles");
+.source("loadConfigFile in cmd/kubelet/app/server.go; pkg/kubelet/kubeletconfig/configfiles")
+.logged(&[
+    "failed to load Kubelet config file",
+    "failed to load kubelet config file",
+]);
 const DAMAGED: Mode = Mode::stops_boot(
     "kubelet-config.damaged",
     "the kubelet's configuration file is empty, zeroed, or no KubeletConfiguration",
@@ -34,7 +38,11 @@ const DAMAGED: Mode = Mode::stops_boot(
     "Writes it again from kubeadm's backup on the disk, else from the ConfigMap \
     kubelet-config in this node's etcd. Else gives the lines to type.",
 )
-.source("pkg/kubelet/kubeletconfig/configfiles/configfiles.go");
+.source("pkg/kubelet/kubeletconfig/configfiles/configfiles.go")
+.logged(&[
+    "failed to load Kubelet config file",
+    "failed to load kubelet config file",
+]);
 
 /// See the module.
 pub const CHECK: Check = Check {

@@ -27,7 +27,8 @@ const CLIENT_CA: Mode = Mode::stops_boot(
     "Writes it again from kubelet.conf, where a certificate of this node proves that \
     this is the cluster's CA. Else says from where to copy it.",
 )
-.source("NewDynamicCAContentFromFile, called in cmd/kubelet/app/auth.go and server.go");
+.source("NewDynamicCAContentFromFile, called in cmd/kubelet/app/auth.go and server.go")
+.logged(&["unable to load client CA file"]);
 
 /// See the module.
 pub const CHECK: Check = Check {

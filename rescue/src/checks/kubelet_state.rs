@@ -28,7 +28,12 @@ const DAMAGED: Mode = Mode::stops_boot(
     "Takes the file away; the kubelet makes a new one. After a power cut nothing that it \
     describes is running.",
 )
-.source("pkg/kubelet/cm/cpumanager/state/state_checkpoint.go and its siblings");
+.source("pkg/kubelet/cm/cpumanager/state/state_checkpoint.go and its siblings")
+.logged(&[
+    "could not restore state from checkpoint",
+    "failed to initialize checkpoint manager",
+    "checkpoint is corrupted",
+]);
 const POLICY: Mode = Mode::stops_boot(
     "kubelet-state.policy",
     "a state file of the kubelet is of another policy than the configured one",
@@ -38,7 +43,8 @@ const POLICY: Mode = Mode::stops_boot(
     policy 'static' differs from state checkpoint policy 'none'\".",
 )
 .done("Takes the file away; the kubelet makes a new one.")
-.source("pkg/kubelet/cm/cpumanager/state/state_checkpoint.go");
+.source("pkg/kubelet/cm/cpumanager/state/state_checkpoint.go")
+.logged(&["differs from state checkpoint policy"]);
 
 /// See the module.
 pub const CHECK: Check = Check {

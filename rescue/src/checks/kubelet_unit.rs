@@ -18,7 +18,8 @@ const MASKED: Mode = Mode::stops_boot("kubelet-unit.masked", "kubelet.service is
     /dev/null may be somebody's wish: it goes only when you agree to it by itself, or with \
     `--allow kubelet-unit.masked`.",
     )
-    .source("systemd.unit(5); https://github.com/systemd/systemd/issues/4436");
+    .source("systemd.unit(5); https://github.com/systemd/systemd/issues/4436")
+    .logged(&["Unit kubelet.service is masked"]);
 const REFUSED: Mode = Mode::stops_boot(
     "kubelet-unit.refused",
     "systemd refuses kubelet.service or a drop-in of it",
@@ -31,7 +32,8 @@ const REFUSED: Mode = Mode::stops_boot(
     "Names the file, the line and what systemd says of it. A file of zero bytes goes where the \
     package's own is still there.",
 )
-.source("systemd's src/core/load-fragment.c; systemd-analyze verify");
+.source("systemd's src/core/load-fragment.c; systemd-analyze verify")
+.logged(&["kubelet.service has a bad unit file setting"]);
 const MISSING: Mode = Mode::stops_boot("kubelet-unit.missing", "there is no kubelet.service")
     .why("There is nothing that systemd could start as the kubelet.")
     .done("Names the package to install.")

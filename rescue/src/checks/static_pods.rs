@@ -29,7 +29,8 @@ const DAMAGED: Mode = Mode::stops_boot(
     "Puts back kubeadm's own copy of the node's version from /etc/kubernetes/tmp, else \
     says what to type.",
 )
-.source("extractFromFile in pkg/kubelet/config/file.go");
+.source("extractFromFile in pkg/kubelet/config/file.go")
+.logged(&["couldn't parse as pod"]);
 const TWICE: Mode = Mode::stops_boot(
     "static-pods.twice",
     "several files in the kubelet's manifest folder describe one pod, and a copy may run",

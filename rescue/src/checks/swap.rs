@@ -23,14 +23,16 @@ const FSTAB: Mode = Mode::stops_boot(
 )
 .why(WHY)
 .done("Makes the line a comment. The swap space itself is not touched.")
-.source(SOURCE);
+.source(SOURCE)
+.logged(&["running with swap on is not supported"]);
 const UNIT: Mode = Mode::stops_boot(
     "swap.unit",
     "a .swap unit switches swap on while the kubelet fails on swap",
 )
 .why(WHY)
 .done("Disables the unit. The swap space itself is not touched.")
-.source(SOURCE);
+.source(SOURCE)
+.logged(&["running with swap on is not supported"]);
 
 const WHY: &str = "With failSwapOn, its default, the kubelet reads /proc/swaps at its start and exits \
     where a device stands in it: \"running with swap on is not supported\". `swapoff -a` lasts until \

@@ -46,6 +46,8 @@ pub enum Command {
     Fsck(Fsck),
     /// Earlier repairs.
     Runs(Runs),
+    /// What the nodes said last.
+    Words(Words),
     /// What is where.
     Disks(Disks),
     /// Certificates.
@@ -178,6 +180,14 @@ arguments! {
             #[argh(switch)]
             pub answer_yes: bool,
         }
+    }
+}
+
+arguments! {
+    /// show what the nodes themselves logged of failures before the power went
+    #[argh(subcommand, name = "words")]
+    pub struct Words {
+        machine_disks, root, json, now,
     }
 }
 

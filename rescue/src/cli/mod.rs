@@ -15,6 +15,7 @@ mod set;
 mod shared_flags;
 mod terminal;
 mod undo;
+mod words;
 
 use std::process::ExitCode;
 
@@ -100,6 +101,7 @@ fn dispatch(command: &Command) -> Result<Outcome, Stop> {
         Command::Etcd(command) => (etcd::run(command)?, command.json()),
         Command::Fsck(command) => (fsck::run(command)?, command.json),
         Command::Runs(command) => (runs::run(command)?, command.json),
+        Command::Words(command) => (words::run(command)?, command.json),
         Command::Disks(command) => (disks::run(command)?, command.json),
         Command::Checks(command) => (checks::run(command), command.json),
         Command::Version(_) => {

@@ -41,6 +41,9 @@ pub struct Mode {
     pub says: &'static str,
     /// What a reader wants to know beyond that, for the mode's page.
     pub page: Page,
+    /// Parts of the lines that programs of the node write to their logs because of it, and because
+    /// of nothing else.
+    pub logged: &'static [&'static str],
 }
 
 /// What docs/modes says of a mode, in whole sentences.
@@ -69,6 +72,7 @@ impl Mode {
             severity,
             says,
             page: Page::EMPTY,
+            logged: &[],
         }
     }
 
@@ -102,6 +106,13 @@ impl Mode {
     /// Where the rule comes from, for the mode's page.
     pub const fn source(mut self, source: &'static str) -> Self {
         self.page.source = source;
+        self
+    }
+
+    /// What programs of the node write to their logs because of it, and because of nothing else:
+    /// any one of these parts of a line tells.
+    pub const fn logged(mut self, parts: &'static [&'static str]) -> Self {
+        self.logged = parts;
         self
     }
 

@@ -67,6 +67,8 @@ pub struct Finding {
     pub title: String,
     /// What was seen, and where.
     pub evidence: Vec<Evidence>,
+    /// Where the node's own log says the same; then the finding is certain.
+    pub log: Option<Evidence>,
     /// What mends it; empty when this program cannot, and then `advice` says what can.
     pub remedies: Vec<Rc<dyn Remedy>>,
     /// What the user can do, or what it means: whole sentences, may be empty.
@@ -81,6 +83,7 @@ impl Finding {
             severity: mode.severity,
             title: title.into(),
             evidence: Vec::new(),
+            log: None,
             remedies: Vec::new(),
             advice: Vec::new(),
         }

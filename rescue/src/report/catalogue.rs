@@ -3,12 +3,10 @@
 
 use std::fmt::Write as _;
 
+use super::wrap;
 use crate::base::severity::Severity;
 use crate::checks::CATALOGUE;
 use crate::finding::Mode;
-
-/// Columns of a terminal that text is written for.
-const WIDTH: usize = 80;
 
 /// A table of all failure modes, in the catalogue's order.
 pub fn markdown() -> String {
@@ -48,28 +46,39 @@ pub fn plain(modes: &[&Mode]) -> String {
 fn plain_page(mode: &Mode) -> String {
     let severity = format!("{}: {}", mode.severity.word(), means(mode.severity));
     let mut out = format!("{}\n", mode.id);
-    out += &wrapped(&sentence(mode.says));
-    out += &wrapped(&severity);
+    out += &wrap::indented(2, &sentence(mode.says));
+    out += &wrap::indented(2, &severity);
     for (title, text) in parts(mode) {
-        let _ = write!(out, "\n{title}\n{}", wrapped(&text));
+        let _ = write!(out, "\n{title}\n{}", wrap::indented(2, &text));
     }
-    let source = wrapped(mode.page.source);
+    let source = wrap::indented(2, mode.page.source);
     let _ = write!(out, "\nWhere the rule comes from\n{source}");
     out
 }
 
-fn parts(mode: &Mode) -> [(&'static str, String); 3] {
+fn parts(mode: &Mode) -> Vec<(&'static str, String)> {
     let mut back = "`rescue undo` takes back whatever was changed, as long as the node has not \
         changed the same files since."
         .to_owned();
     if mode.check() == "disk-full" {
         back += " What was deleted to free space stays deleted.";
     }
-    [
-        ("Why", mode.page.why.to_owned()),
-        ("What rescue does", mode.page.done.to_owned()),
-        ("How to take it back", back),
-    ]
+    let mut parts = vec![("Why", mode.page.why.to_owned())];
+    if !mode.logged.is_empty() {
+        let words: Vec<String> = mode
+            .logged
+            .iter()
+            .map(|part| format!("\"{part}\""))
+            .collect();
+        let text = format!(
+            "Where the node's last boot logged {}, the finding says that it is certain.",
+            words.join(" or ")
+        );
+        parts.push(("In the node's log", text));
+    }
+    parts.push(("What rescue does", mode.page.done.to_owned()));
+    parts.push(("How to take it back", back));
+    parts
 }
 
 fn means(severity: Severity) -> &'static str {
@@ -94,24 +103,6 @@ fn sentence(clause: &str) -> String {
         true => format!("{clause}."),
         false => format!("{first}{}.", letters.as_str()),
     }
-}
-
-/// Indented lines of at most [`WIDTH`] columns, broken between words.
-fn wrapped(text: &str) -> String {
-    let mut lines = vec![String::new()];
-    for word in text.split_whitespace() {
-        let line = lines.last_mut().filter(|line| {
-            line.is_empty() || line.chars().count() + word.chars().count() + 3 <= WIDTH
-        });
-        match line {
-            Some(line) if line.is_empty() => line.push_str(word),
-            Some(line) => *line += &format!(" {word}"),
-            None => lines.push(word.to_owned()),
-        }
-    }
-    lines
-        .iter()
-        .fold(String::new(), |out, line| out + "  " + line + "\n")
 }
 
 #[cfg(test)]
@@ -167,7 +158,7 @@ mod tests {
         for mode in CATALOGUE.iter().flat_map(|check| check.modes) {
             for line in plain_page(mode).lines() {
                 let is_one_word = !line.trim().contains(' ');
-                assert!(line.chars().count() <= WIDTH || is_one_word, "{line}");
+                assert!(line.chars().count() <= wrap::WIDTH || is_one_word, "{line}");
             }
         }
     }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-use super::left_out;
+use super::{left_out, words};
 use crate::base::schema::SCHEMA;
 use crate::checks::CATALOGUE;
 use crate::checks::verdict::Verdict;
@@ -14,6 +14,7 @@ use crate::finding::{Finding, Mode};
 use crate::finding::{Inspection, NodeReport};
 use crate::guest::FileSystem;
 use crate::inventory::Inventory;
+use crate::logs::LastWords;
 use crate::node::{Fact, Node, Role, StaticPod};
 use crate::pki::ferry::{CertificateFile, Entry, RequestFile};
 use crate::plan::Plan;
@@ -234,6 +235,15 @@ pub fn runs(nodes: &[NodeReport]) -> Value {
     json!({"schema": SCHEMA, "nodes": nodes})
 }
 
+/// `rescue words --json`.
+pub fn last_words(nodes: &[(&NodeReport, LastWords)]) -> Value {
+    let nodes: Vec<Value> = nodes
+        .iter()
+        .map(|(node, said)| words::json(node.name(), &node.guest.source, said))
+        .collect();
+    json!({"schema": SCHEMA, "nodes": nodes})
+}
+
 /// `rescue checks --json`.
 pub fn checks() -> Value {
     let checks: Vec<Value> = CATALOGUE
@@ -260,6 +270,7 @@ fn mode(mode: &Mode) -> Value {
         "why": mode.page.why,
         "done": mode.page.done,
         "source": mode.page.source,
+        "logged": mode.logged,
     })
 }
 
@@ -364,6 +375,7 @@ fn findings(findings: &[Finding]) -> Vec<Value> {
                 "severity": finding.severity,
                 "title": finding.title,
                 "evidence": finding.evidence,
+                "log": finding.log,
                 "remedies": remedies(finding),
                 "advice": finding.advice,
             })

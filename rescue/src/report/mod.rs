@@ -16,6 +16,9 @@ pub mod raw;
 pub mod schedule;
 pub mod set;
 pub mod text;
+pub mod verdict;
+pub mod words;
+mod wrap;
 
 /// Where a unit's settings come from: its file, then the drop-ins in the order systemd applies
 /// them.
@@ -26,4 +29,3 @@ fn unit_files(unit: &crate::systemd::Unit) -> Vec<String> {
         .chain(unit.drop_ins.iter().map(ToString::to_string))
         .collect()
 }
-pub mod verdict;

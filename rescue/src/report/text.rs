@@ -297,6 +297,13 @@ fn finding(finding: &Finding, style: &Style) -> String {
         let separator = if place.is_empty() { "" } else { ": " };
         format!("{place}{separator}{}", evidence.saw)
     });
+    if let Some(log) = &finding.log {
+        let place = match style.details {
+            true => format!(" ({})", log.place()),
+            false => String::new(),
+        };
+        let _ = writeln!(out, "            {}{place}", bounded::line(&log.saw));
+    }
     if style.details || finding.remedies.is_empty() {
         bounded::list(
             &mut out,

@@ -2,6 +2,7 @@
 
 mod choose;
 pub mod etcd;
+pub mod last_words;
 mod set;
 
 use crate::checks::verdict::Verdict;
@@ -347,7 +348,8 @@ impl Session<'_> {
             ui: self.ui,
             facts: &Facts::default(),
         };
-        let findings = plan::findings(&context);
+        let mut findings = plan::findings(&context);
+        last_words::confirm(&mut findings, guest, node);
         let Listing {
             rows: certificates,
             unreferenced,

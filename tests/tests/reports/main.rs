@@ -4,6 +4,7 @@
 mod asks_first;
 mod ca_bundle;
 mod case;
+mod last_words;
 mod manifests;
 mod start;
 mod swap;

@@ -101,7 +101,8 @@ const BUNDLE: Mode = Mode::will_break(
 .source(
     "NewDynamicCASigner / pki.NewCA in pkg/controller/certificates/signer; \
     https://github.com/kubernetes/kubernetes/issues/96101",
-);
+)
+.logged(&["error reading CA cert file"]);
 
 /// See the module.
 pub const CHECK: Check = Check {

@@ -53,7 +53,11 @@ const KUBELET_CLIENT: Mode = Mode::stops_boot(
 .source(
     "isClientConfigStillValid in pkg/kubelet/certificate/bootstrap/bootstrap.go; \
     certificate_store.go in k8s.io/client-go/util/certificate",
-);
+)
+.logged(&[
+    "unable to load bootstrap kubeconfig",
+    "part of the existing bootstrap client certificate is expired",
+]);
 const LEAF: Mode = Mode::stops_boot(
     "certificates.leaf",
     "a certificate or kubeconfig of the control plane is unusable or ends soon",

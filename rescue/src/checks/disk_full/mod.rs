@@ -39,7 +39,11 @@ const SPACE: Mode = Mode::stops_boot(
     enough is free. What is deleted is listed before you agree and cannot be brought \
     back.",
 )
-.source("pkg/kubelet/eviction/defaults_linux.go");
+.source("pkg/kubelet/eviction/defaults_linux.go")
+.logged(&[
+    "no space left on device",
+    "attempting to reclaim ephemeral-storage",
+]);
 const LIMITS: Mode = Mode::stops_boot(
     "disk-full.limits",
     "the kubelet's eviction limits cannot be read, and the kubelet exits",
