@@ -35,7 +35,7 @@ pub(super) fn read(guest: &Guest, names: &[&str], found: &mut LastWords) {
             pod.strip_prefix(*name)
                 .is_some_and(|rest| rest.starts_with('-'))
         };
-        names.iter().any(|name| begins(name))
+        names.iter().any(begins)
     };
     let pods = names_in(guest, &top).filter(|name| is_static(name));
     for pod in pods.take(MOST_PODS) {
