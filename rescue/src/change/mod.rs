@@ -312,7 +312,8 @@ impl Change {
     }
 
     /// Writes `content` where `path` leads (through links), keeping owner and mode; a new file gets
-    /// `mode` and root's ownership.
+    /// `mode` and root's ownership. An empty folder there, as a container runtime makes one where a
+    /// file that it is to mount is missing, changes places with the file and is kept.
     pub fn write(
         guest: &Guest,
         path: &GuestPath,
@@ -324,7 +325,12 @@ impl Change {
             Err(TreeError::NotFound(_)) => guest.resolve_parent(path)?,
             Err(error) => return Err(error),
         };
-        let expect = Expect::now(guest, &real)?;
+        let expect = match Expect::now(guest, &real)? {
+            Expect::Directory if guest.tree().read_dir(real.as_path())?.is_empty() => {
+                whole(guest, path)?.1
+            }
+            other => other,
+        };
         let attributes = match expect {
             Expect::File { .. } => Attributes::Keep,
             _ => Attributes::Set {

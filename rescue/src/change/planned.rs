@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::change::secret;
-use crate::change::{Attributes, Change, Edit, FreeAction, Freeing};
+use crate::change::{Attributes, Change, Edit, Expect, FreeAction, Freeing};
 use crate::tree::{AccessList, DirEntry, FileKind, Meta, Tree, TreeError, TreeResult};
 
 #[derive(Clone)]
@@ -170,7 +170,16 @@ impl Planned {
                 }
             }
         };
-        if matches!(change, Change::ReplaceFolder { .. } | Change::Fence { .. }) {
+        let replaces_folder = matches!(
+            change,
+            Change::ReplaceFolder { .. }
+                | Change::Fence { .. }
+                | Change::Write {
+                    expect: Expect::Tree { .. },
+                    ..
+                }
+        );
+        if replaces_folder {
             self.overlay
                 .retain(|planned, _| !planned.starts_with(&path));
             self.replaced.push(path.clone());

@@ -22,6 +22,7 @@ mod kubelet_unit_files;
 mod runtime_unit;
 mod service_account_keys;
 mod shared_keys;
+mod static_pod_files;
 mod static_pods;
 mod swap;
 pub mod verdict;
@@ -35,6 +36,7 @@ pub const CATALOGUE: &[Check] = &[
     disk_full::CHECK,
     claimed_role::CHECK,
     static_pods::CHECK,
+    static_pod_files::CHECK,
     shared_keys::CHECK,
     service_account_keys::CHECK,
     kubelet_config::CHECK,

@@ -23,6 +23,7 @@ pub use subvolume::{Below, SubvolumeName};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use crate::base::escaping::escape;
 use crate::disk::Backing;
 use crate::tree::{DirEntry, FileKind, Meta, Tree, TreeError, TreeResult, Usage};
 
@@ -238,7 +239,37 @@ impl Guest {
     /// The whole regular file, at most [`READ_LIMIT`] bytes; FIFOs and devices are refused by the
     /// tree.
     pub fn read(&self, path: &GuestPath) -> TreeResult<Vec<u8>> {
-        self.tree.read(self.resolve(path)?.as_path(), READ_LIMIT)
+        let real = self.resolve(path)?;
+        match self.tree.read(real.as_path(), READ_LIMIT) {
+            Err(error @ TreeError::NotARegularFile(_)) => Err(self.explain_folder(&real, error)),
+            read => read,
+        }
+    }
+
+    /// What an error says more exactly where a folder has the file's name.
+    fn explain_folder(&self, real: &RealPath, error: TreeError) -> TreeError {
+        const NAMED: usize = 3;
+        let is_folder = |meta: Meta| meta.kind == FileKind::Directory;
+        let Ok(true) = self.tree.lstat(real.as_path()).map(is_folder) else {
+            return error;
+        };
+        let Ok(mut entries) = self.tree.read_dir(real.as_path()) else {
+            return error;
+        };
+        let path = real.as_path().to_path_buf();
+        if entries.is_empty() {
+            return TreeError::EmptyFolder(path);
+        }
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        let names = entries.iter().take(NAMED);
+        let mut names: Vec<String> = names
+            .map(|entry| escape(&entry.name.to_string_lossy()))
+            .collect();
+        if entries.len() > NAMED {
+            names.push(format!("{} more", entries.len() - NAMED));
+        }
+        let entries = names.join(", ");
+        TreeError::FolderInPlace { path, entries }
     }
 
     /// The whole file as text; invalid UTF-8 is replaced, as people's configs sometimes carry
@@ -251,7 +282,7 @@ impl Guest {
     pub fn read_if_there(&self, path: &GuestPath) -> TreeResult<Option<Vec<u8>>> {
         match self.read(path) {
             Ok(bytes) => Ok(Some(bytes)),
-            Err(TreeError::NotFound(_) | TreeError::NotADirectory(_)) => Ok(None),
+            Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
         }
     }

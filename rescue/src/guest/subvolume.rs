@@ -50,6 +50,8 @@ impl Below {
         match error {
             TreeError::NotFound(_) => TreeError::NotFound(path),
             TreeError::NotADirectory(_) => TreeError::NotADirectory(path),
+            TreeError::EmptyFolder(_) => TreeError::EmptyFolder(path),
+            TreeError::FolderInPlace { entries, .. } => TreeError::FolderInPlace { path, entries },
             TreeError::NotARegularFile(_) => TreeError::NotARegularFile(path),
             TreeError::NotASymlink(_) => TreeError::NotASymlink(path),
             TreeError::Loop(_) => TreeError::Loop(path),

@@ -10,6 +10,7 @@ mod manifest_backups;
 mod name;
 mod os;
 mod packages;
+mod pod_mounts;
 mod role;
 mod runtime;
 mod runtime_units;
@@ -28,6 +29,7 @@ pub use clock::clock_refusal;
 pub use containerd::{ContainerdFile, containerd_files};
 pub use kubeadm::{Kubeadm, kubeadm};
 pub use manifest_backups::{ManifestBackup, manifest_backups, version_of};
+pub use pod_mounts::{HostVolume, PodMounts, Reached};
 pub(crate) use runtime::endpoint;
 pub use runtime_units::{RuntimeUnit, runtime_units};
 pub use static_pods::{Manifest, SamePod, read_one as read_manifest};
@@ -204,6 +206,8 @@ pub struct StaticPod {
     pub image: String,
     /// Command-line flags of the first container (command and args), `--name` to value.
     pub flags: Vec<(String, String)>,
+    /// What the first container sees of the node's files.
+    pub mounts: PodMounts,
 }
 
 impl StaticPod {

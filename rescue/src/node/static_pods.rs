@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::anyhow;
 use serde_json::Value;
 
-use super::{Fact, Kubelet, StaticPod, flags};
+use super::{Fact, Kubelet, PodMounts, StaticPod, flags};
 use crate::base::yaml;
 use crate::guest::{Guest, GuestPath};
 use crate::tree::{FileKind, TreeError};
@@ -254,6 +254,7 @@ fn pod(path: GuestPath, manifest: &Value) -> Option<StaticPod> {
             .unwrap_or_default()
             .to_owned(),
         flags: flags::parse(&words),
+        mounts: PodMounts::read(manifest, container),
     })
 }
 

@@ -20,8 +20,7 @@ use crate::base::units;
 use crate::base::yaml;
 use crate::guest::{Guest, GuestPath, RealPath};
 use crate::kubeconfig::{Kubeconfig, Material};
-use crate::node::Node;
-use crate::tree::TreeError;
+use crate::node::{Node, Reached};
 
 /// What counts as "expires soon": 30 days, or a tenth of the lifetime where that is less (a signer
 /// may issue for a day only). Long enough to boot the node and let its own renewal run, short
@@ -437,6 +436,24 @@ pub fn dates(certificate: &Certificate, path: &GuestPath, now: OffsetDateTime) -
     })
 }
 
+/// A file that a static pod's flag names.
+#[derive(Debug, Clone)]
+struct Flagged {
+    path: GuestPath,
+    /// Whether a mount of the pod brings it into the container.
+    is_mounted: bool,
+}
+
+impl Flagged {
+    /// Of a program that sees the node's own files.
+    fn of_node(path: &str) -> Self {
+        Self {
+            path: GuestPath::new(path),
+            is_mounted: true,
+        }
+    }
+}
+
 struct Reader<'a> {
     guest: &'a Guest,
     node: &'a Node,
@@ -469,20 +486,32 @@ impl Reader<'_> {
         }
     }
 
-    fn flag(&self, pod: &str, flag: &str) -> Option<GuestPath> {
-        self.node
-            .static_pod(pod)?
-            .flag(flag)
-            .filter(|path| path.starts_with('/'))
-            .map(GuestPath::new)
+    /// The file of the node that a flag names.
+    fn flag(&self, pod: &str, flag: &str) -> Option<Flagged> {
+        let pod = self.node.static_pod(pod)?;
+        let value = pod.flag(flag).filter(|path| path.starts_with('/'))?;
+        Some(match pod.mounts.reach(value) {
+            Reached::Host(path) => Flagged {
+                path,
+                is_mounted: true,
+            },
+            Reached::Elsewhere | Reached::Image => Flagged {
+                path: GuestPath::new(value),
+                is_mounted: false,
+            },
+        })
     }
 
-    /// The manifest's path, unless it exists only inside the container: then the default, if that
-    /// is there.
-    fn first_there(&self, flags: &[Option<GuestPath>], default: GuestPath) -> GuestPath {
-        let flagged = flags.iter().flatten().next().cloned();
-        match flagged {
-            Some(path) if self.guest.exists(&path) || !self.guest.exists(&default) => path,
+    /// The first file that is named. What a mount brings into the container is what the process
+    /// will open, there or not; what no mount brings exists only inside the container, and then the
+    /// default is taken, if that is there.
+    fn first_there(&self, flags: &[Option<Flagged>], default: GuestPath) -> GuestPath {
+        match flags.iter().flatten().next() {
+            Some(Flagged { path, is_mounted })
+                if *is_mounted || self.guest.exists(path) || !self.guest.exists(&default) =>
+            {
+                path.clone()
+            }
             _ => default,
         }
     }
@@ -501,7 +530,7 @@ impl Reader<'_> {
                 );
                 let kubelet = kubelet
                     .filter(|path| path.starts_with('/'))
-                    .map(GuestPath::new);
+                    .map(Flagged::of_node);
                 (vec![signing, client.clone(), kubelet], client)
             }
             Authority::FrontProxy => (vec![self.flag(api, "--requestheader-client-ca-file")], None),
@@ -528,6 +557,7 @@ impl Reader<'_> {
             _ => beside,
         };
         let trusted = trusted
+            .map(|trusted| trusted.path)
             .filter(|path| *path != certificate_path)
             .and_then(|path| self.guest.read(&path).ok())
             .and_then(|bytes| Certificate::all_from_pem(&bytes).ok())
@@ -568,7 +598,7 @@ impl Reader<'_> {
 
     fn certificates(&self, path: &GuestPath) -> Result<Vec<Certificate>, Blocked> {
         let bytes = self.guest.read(path).map_err(|error| match error {
-            TreeError::NotFound(_) | TreeError::NotADirectory(_) => Blocked::CertificateMissing,
+            error if error.is_not_found() => Blocked::CertificateMissing,
             error => Blocked::CertificateUnreadable(error.to_string()),
         })?;
         Certificate::all_from_pem(&bytes)

@@ -128,6 +128,12 @@ pub(super) struct Goal {
 }
 
 impl Goal {
+    /// Whether it is reached by exchanging two names: a folder is made anew, or gives way to a
+    /// file.
+    fn is_exchange(&self) -> bool {
+        self.outcome.is_exchange() || self.before.is_tree()
+    }
+
     fn is_secret(&self) -> bool {
         matches!(&self.outcome, Outcome::File { content, .. } if content.is_secret())
     }
@@ -241,7 +247,7 @@ pub(super) fn goals(changes: Vec<Change>, run: &str) -> Result<Vec<Goal>> {
             bail!("the plan would replace {path}, which is {before}");
         }
     }
-    for replaced in goals.iter().filter(|goal| goal.outcome.is_exchange()) {
+    for replaced in goals.iter().filter(|goal| goal.is_exchange()) {
         let inside = |goal: &&Goal| {
             goal.path != replaced.path && goal.path.as_path().starts_with(replaced.path.as_path())
         };
@@ -295,7 +301,7 @@ pub(super) fn preflight(confined: &Confined, goals: &mut Vec<Goal>) -> Result<()
             }
             Err(error) => return Err(unreachable_folder(path, &error)),
         };
-        if goal.outcome.is_exchange() {
+        if goal.is_exchange() {
             refuse_mounted_inside(confined, path)?;
         }
         let now = if goal.before.is_tree() {
@@ -619,7 +625,7 @@ pub(super) fn stage(on: &Stage<'_>, goals: &[Goal], id: &str) -> Result<Vec<Step
             Err(error) => return Err(unreachable_folder(&goal.path, &error)),
         };
         let original = original.filter(|_| goal.before != State::Absent);
-        if goal.outcome.is_exchange() {
+        if goal.is_exchange() {
             let mount_point = confined.mount_point_of(&goal.path)?;
             if probed.insert(mount_point.clone()) {
                 refuse_without_exchange(

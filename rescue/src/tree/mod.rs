@@ -70,6 +70,21 @@ pub enum TreeError {
     /// A regular file was wanted.
     #[error("{} is not a regular file in the guest", GuestDisplay(.0))]
     NotARegularFile(PathBuf),
+    /// A regular file was wanted, and an empty folder has its name: a container runtime makes one
+    /// where a file that it is to mount is missing.
+    #[error("{} is an empty folder in the guest, and a file belongs there", GuestDisplay(.0))]
+    EmptyFolder(PathBuf),
+    /// A regular file was wanted, and a folder has its name.
+    #[error(
+        "{} is a folder in the guest, and a file belongs there (in it: {entries})",
+        GuestDisplay(.path)
+    )]
+    FolderInPlace {
+        /// The folder.
+        path: PathBuf,
+        /// The first names in it.
+        entries: String,
+    },
     /// A symbolic link was wanted.
     #[error("{} is not a symbolic link in the guest", GuestDisplay(.0))]
     NotASymlink(PathBuf),
@@ -114,9 +129,12 @@ pub enum TreeError {
 }
 
 impl TreeError {
-    /// Whether the file is simply not there.
+    /// Whether the file is simply not there; an empty folder of its name gives way to it.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::NotFound(_) | Self::NotADirectory(_))
+        matches!(
+            self,
+            Self::NotFound(_) | Self::NotADirectory(_) | Self::EmptyFolder(_)
+        )
     }
 
     /// What reading a file that is [held](Tree::hold) gives.
@@ -129,6 +147,8 @@ impl TreeError {
         let (Self::NotFound(path)
         | Self::NotADirectory(path)
         | Self::NotARegularFile(path)
+        | Self::EmptyFolder(path)
+        | Self::FolderInPlace { path, .. }
         | Self::NotASymlink(path)
         | Self::Loop(path)
         | Self::TooLarge { path, .. }

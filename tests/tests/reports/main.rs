@@ -6,5 +6,6 @@ mod ca_bundle;
 mod case;
 mod last_words;
 mod manifests;
+mod paths;
 mod start;
 mod swap;
