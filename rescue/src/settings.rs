@@ -77,6 +77,8 @@ pub struct Settings {
     /// Nodes, by name or source, that the user vouches for: what their disks say of themselves is
     /// believed without proof.
     pub trust: Vec<String>,
+    /// The name of the Node object, where what the disk says of it contradicts itself.
+    pub node_name: Option<String>,
 }
 
 impl Settings {
@@ -127,6 +129,7 @@ impl Default for Settings {
             fsck: true,
             keep_in: None,
             trust: Vec::new(),
+            node_name: None,
         }
     }
 }

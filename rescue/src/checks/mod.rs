@@ -19,6 +19,7 @@ mod kubelet_files;
 mod kubelet_state;
 mod kubelet_unit;
 mod kubelet_unit_files;
+mod node_name;
 mod runtime_unit;
 mod service_account_keys;
 mod shared_keys;
@@ -37,6 +38,7 @@ pub const CATALOGUE: &[Check] = &[
     claimed_role::CHECK,
     static_pods::CHECK,
     static_pod_files::CHECK,
+    node_name::CHECK,
     shared_keys::CHECK,
     service_account_keys::CHECK,
     kubelet_config::CHECK,

@@ -12,6 +12,7 @@ use super::shared_flags::arguments;
 use crate::checks::CATALOGUE;
 use crate::disk::Source;
 use crate::etcd::operations::rebuild::target::Target;
+use crate::pki::kubelet::is_node_name;
 use crate::settings::{FreeTarget, PatchKubelet, Settings};
 use crate::typed;
 
@@ -70,7 +71,7 @@ arguments! {
             #[argh(switch)]
             pub details: bool,
         }
-        now, only, skip, free_target, ca_lenders, trust_node, one_node,
+        now, only, skip, free_target, ca_lenders, trust_node, node_name, one_node,
     }
 }
 
@@ -127,7 +128,7 @@ arguments! {
             #[argh(switch)]
             pub unproven: bool,
         }
-        ca_lenders, trust_node, one_node,
+        ca_lenders, trust_node, node_name, one_node,
     }
 }
 
@@ -372,6 +373,16 @@ pub fn sources_as_typed(sources: &[Source]) -> String {
     typed::sources(sources)
 }
 
+/// The name of a Node object, as the API server takes it.
+pub fn node_name_argument(text: &str) -> Result<String, String> {
+    match is_node_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!(
+            "{text:?} is no node name: lower-case letters, digits, \"-\" and \".\""
+        )),
+    }
+}
+
 /// What stands where a disk is meant: a folder is a mounted guest.
 pub fn source_argument(text: &str) -> Result<Source, String> {
     let path = PathBuf::from(text);
@@ -391,6 +402,7 @@ impl Inspect {
             free_target: self.free_target,
             ca: self.ca.clone(),
             trust: self.trust.clone(),
+            node_name: self.node_name.clone(),
             ..with_now(self.now)
         }
     }
@@ -415,6 +427,7 @@ impl Repair {
             fsck: !self.no_fsck,
             keep_in: self.keep_in.clone(),
             trust: self.trust.clone(),
+            node_name: self.node_name.clone(),
             ..with_now(self.now)
         }
     }

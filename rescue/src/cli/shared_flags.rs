@@ -199,6 +199,14 @@ macro_rules! arguments {
             pub trust: Vec<String>,
         ] $($rest)* }
     };
+    (@ $head:tt [$($fields:tt)*] node_name, $($rest:tt)*) => {
+        arguments! { @ $head [$($fields)*
+            /// the name of the Node object, where what the disk says of it contradicts itself; with
+            /// one node only
+            #[argh(option, from_str_fn(node_name_argument))]
+            pub node_name: Option<String>,
+        ] $($rest)* }
+    };
     (@ $head:tt [$($fields:tt)*] trust_member, $($rest:tt)*) => {
         arguments! { @ $head [$($fields)*
             /// a node, by name or disk, that is believed to be a member of this etcd without proof;

@@ -177,6 +177,11 @@ const FLAGS: &[Flag] = &[
         takes: Takes::List,
         commands: &["inspect", "repair"],
     },
+    Flag {
+        name: "node-name",
+        takes: Takes::Value,
+        commands: &["inspect", "repair"],
+    },
 ];
 
 impl Options {

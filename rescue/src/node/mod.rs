@@ -29,6 +29,7 @@ pub use clock::clock_refusal;
 pub use containerd::{ContainerdFile, containerd_files};
 pub use kubeadm::{Kubeadm, kubeadm};
 pub use manifest_backups::{ManifestBackup, manifest_backups, version_of};
+pub use name::{Names, Witness};
 pub use pod_mounts::{HostVolume, PodMounts, Reached};
 pub(crate) use runtime::endpoint;
 pub use runtime_units::{RuntimeUnit, runtime_units};
@@ -162,8 +163,10 @@ pub struct Node {
     pub role: Fact<Role>,
     /// For [`Role::OtherDistribution`]: its name and what it does by itself, one or two sentences.
     pub distribution: Fact<String>,
-    /// Name of the Node object.
+    /// Name of the Node object; unknown where what speaks of it contradicts itself.
     pub node_name: Fact<String>,
+    /// All that speaks of it.
+    pub names: Names,
     /// containerd, docker, cri-o.
     pub container_runtime: Fact<String>,
     /// kubeadm's certificatesDir, usually /etc/kubernetes/pki.
@@ -261,6 +264,8 @@ impl Node {
             &certificate_dir,
             &kubelet,
         );
+        let decided = known.and_then(|known| known.names.decided.as_deref());
+        let names = name::read(guest, &kubelet, &hostname, &static_pods, decided);
         Self {
             os: os::name(guest),
             machine_id: os::machine_id(guest),
@@ -270,7 +275,8 @@ impl Node {
             ),
             role,
             distribution,
-            node_name: name::find(guest, &kubelet, &hostname),
+            node_name: name::find(&names),
+            names,
             hostname,
             container_runtime: runtime::find(guest, &kubelet),
             certificate_dir,
@@ -285,6 +291,14 @@ impl Node {
             doubt: None,
         }
         .doubted_as(known)
+    }
+
+    /// The same with the name that the user decided on.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Self {
+        self.names.decided = Some(name.to_owned());
+        self.node_name = name::find(&self.names);
+        self
     }
 
     /// A doubt stays, whatever was planned since.

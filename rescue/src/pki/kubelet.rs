@@ -159,6 +159,7 @@ pub fn read(
     }
     let stored = client.read_store(guest);
     client.judge(guest, now, authority, config.as_ref());
+    client.judge_decided(node);
     client.node_name = client.name(node, user_name.or(cut_name).as_deref(), stored.as_ref());
     if client.certificate.is_none() {
         client.certificate = stored;
@@ -339,6 +340,21 @@ impl KubeletClient {
         }
     }
 
+    /// A certificate for another node than the one that the user named.
+    fn judge_decided(&mut self, node: &Node) {
+        let certified = self.certificate.as_ref();
+        let certified = certified.and_then(|one| one.common_name.as_deref());
+        let Some((decided, certified)) = node.names.decided.as_ref().zip(certified) else {
+            return;
+        };
+        if certified.strip_prefix(NODE_PREFIX) != Some(decided) {
+            let path = self.certificate_path.as_ref().unwrap_or(&self.kubeconfig);
+            let saw = format!("CN={certified}, and --node-name says {decided}");
+            self.problems
+                .push(Problem::new(Verdict::NamesMissing, path, saw));
+        }
+    }
+
     /// The old certificate knows best; a kubeconfig of kubeadm's names the node too. Where neither
     /// says it, the node's own facts.
     fn name(
@@ -362,6 +378,13 @@ impl KubeletClient {
         let user = user
             .and_then(|user| user.strip_prefix(NODE_PREFIX))
             .map(str::to_owned);
+        if let Some(decided) = &node.names.decided {
+            if !is_node_name(decided) {
+                return Err(format!("{decided:?} is no valid node name"));
+            }
+            return Ok(decided.clone());
+        }
+        node.names.agreed()?;
         let fact = node.node_name.value.clone();
         let known = match (certified, user) {
             (Some(certified), Some(user)) if certified != user => {

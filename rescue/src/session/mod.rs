@@ -191,6 +191,7 @@ impl Session<'_> {
         self.refuse_named_twice()?;
         let discovery = guest::discover(self.sources)?;
         let mut nodes = self.meet(discovery.guests)?;
+        self.take_name(&mut nodes)?;
         let lenders = self.lenders(needed_names(&nodes).as_deref())?;
         let parties: Vec<&Party> = nodes
             .iter()
@@ -325,6 +326,24 @@ impl Session<'_> {
             lend_to(&mut nodes, names.as_deref());
         }
         Ok(nodes)
+    }
+
+    /// Gives the one node the name that the user decided on.
+    fn take_name(&self, nodes: &mut [Met]) -> Result<()> {
+        let Some(name) = &self.settings.node_name else {
+            return Ok(());
+        };
+        let [met] = nodes else {
+            return Err(Refusal::new(
+                format!("--node-name {name} was given with {} nodes", nodes.len()),
+                "it is the name of one node",
+                "give the disks of that node alone, and run this again",
+            )
+            .into());
+        };
+        met.node = met.node.clone().named(name);
+        met.peer = Rc::new(Peer::read(&met.guest, &met.node, self.settings));
+        Ok(())
     }
 
     fn meet_one(&self, guest: Guest) -> Result<Met> {

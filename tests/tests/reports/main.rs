@@ -6,6 +6,7 @@ mod ca_bundle;
 mod case;
 mod last_words;
 mod manifests;
+mod node_name;
 mod paths;
 mod start;
 mod swap;
