@@ -7,11 +7,13 @@ mod authorities;
 #[cfg(test)]
 pub(crate) mod bench;
 pub mod certificates;
+mod cgroup_driver;
 mod claimed_role;
 mod containerd_config;
 pub mod disk_full;
 mod enable_unit;
 mod etcd_look;
+mod fstab;
 mod kubelet_bootstrap;
 mod kubelet_config;
 mod kubelet_enabled;
@@ -50,7 +52,9 @@ pub const CATALOGUE: &[Check] = &[
     kubelet_state::CHECK,
     runtime_unit::CHECK,
     containerd_config::CHECK,
+    cgroup_driver::CHECK,
     kubelet_bootstrap::CHECK,
     swap::CHECK,
+    fstab::CHECK,
     etcd_look::CHECK,
 ];

@@ -437,6 +437,7 @@ impl Disks {
             match lookup.find(&self.volumes, &entry.spec) {
                 Ok(index) => self.mount(&mut assembly, index, entry),
                 Err(NotFound::Boring) => {}
+                Err(NotFound::Absent(why)) => assembly.note(entry, &why, true),
                 Err(NotFound::Because(why)) => assembly.note_missing(entry, &why),
             }
         }
@@ -638,7 +639,9 @@ struct Lookup {
 }
 
 enum NotFound {
-    /// Why, as the end of a sentence that begins with the fstab line.
+    /// It is on none of the disks: why, as the end of a sentence that begins with the fstab line.
+    Absent(String),
+    /// It may be there, and cannot be told or read: why, in the same way.
     Because(String),
     /// Not worth a word: network shares and the like.
     Boring,
@@ -720,14 +723,13 @@ impl Lookup {
 
     fn find(&self, volumes: &[Found], spec: &Spec) -> Result<usize, NotFound> {
         let on = |disk: Option<usize>, number: Option<u32>| {
-            let disk = disk.ok_or_else(|| {
-                NotFound::Because("was not found: that disk was not given".into())
-            })?;
+            let disk = disk
+                .ok_or_else(|| NotFound::Absent("was not found: that disk was not given".into()))?;
             let position = volumes.iter().position(|found| {
                 let volume = &found.volume;
                 volume.disk == disk && volume.number == number && volume.logical.is_none()
             });
-            position.ok_or_else(|| NotFound::Because("was not found on the disks given".into()))
+            position.ok_or_else(|| NotFound::Absent("was not found on the disks given".into()))
         };
         match spec {
             Spec::Uuid(uuid) => self.pick(volumes, |v| {
@@ -741,7 +743,14 @@ impl Lookup {
             }
             Spec::Device { disk, partition } => on(self.disk(*disk), *partition),
             Spec::PartitionOfNamedDisk(number) => match self.disks.as_slice() {
-                [only] => on(Some(*only), Some(*number)),
+                [only] => match on(Some(*only), Some(*number))? {
+                    root if root == self.root && !is_btrfs(volumes, root) => Err(NotFound::Absent(
+                        "was not found: the only disk given has its root there, so that \
+                             another disk is meant"
+                            .into(),
+                    )),
+                    found => Ok(found),
+                },
                 _ => Err(NotFound::Because(
                     "was not found: which disk it means, only the hypervisor knows".into(),
                 )),
@@ -813,7 +822,7 @@ impl Lookup {
         }
         match candidates.as_slice() {
             [one] => Ok(*one),
-            [] => Err(NotFound::Because("was not found on the disks given".into())),
+            [] => Err(NotFound::Absent("was not found on the disks given".into())),
             several if several.contains(&self.root) => Ok(self.root),
             several => {
                 // Copies of another machine's: what the journal was written for tells them apart.
@@ -835,6 +844,13 @@ impl Lookup {
             }
         }
     }
+}
+
+/// Of a btrfs several subvolumes are mounted, each by a line of its own.
+fn is_btrfs(volumes: &[Found], index: usize) -> bool {
+    volumes
+        .get(index)
+        .is_some_and(|found| found.volume.file_system() == Some("btrfs"))
 }
 
 /// A guest in the making.
@@ -1017,6 +1033,11 @@ impl Assembly {
     /// A line of fstab whose file system is not there: `why` ends the sentence that begins with the
     /// line.
     fn note_missing(&mut self, entry: &Entry, why: &str) {
+        self.note(entry, why, false);
+    }
+
+    /// The same; `is_absent` as of [`Missing`].
+    fn note(&mut self, entry: &Entry, why: &str, is_absent: bool) {
         let why = format!("{} {why}", entry.shown());
         let at = self
             .mount_point(&entry.mount_point)
@@ -1026,6 +1047,8 @@ impl Assembly {
             self.missing.push(Missing {
                 at,
                 why: why.clone(),
+                line: entry.line,
+                is_absent,
             });
         }
         self.unresolved.push(why);
@@ -1109,7 +1132,7 @@ impl Assembly {
                     }
                 }
                 (Err(error), _) => {
-                    self.note_missing(entry, &format!("binds what is not there: {error}"))
+                    self.note(entry, &format!("binds what is not there: {error}"), true)
                 }
                 (_, Err(why)) => self.note_missing(entry, &why),
             }

@@ -13,6 +13,11 @@ pub struct Missing {
     pub at: GuestPath,
     /// The line of fstab and what became of it, one plain sentence without a full stop.
     pub why: String,
+    /// The number of the line, from 1.
+    pub line: usize,
+    /// Whether what it wants is on none of the disks given: not when it is there and cannot be
+    /// read, or when only a folder was given.
+    pub is_absent: bool,
 }
 
 impl Guest {
@@ -77,6 +82,8 @@ mod tests {
             .map(|at| Missing {
                 at: GuestPath::new(at),
                 why: format!("{at} is missing"),
+                line: 1,
+                is_absent: true,
             })
             .collect();
         let root = guest.file_systems[0].clone();

@@ -30,6 +30,7 @@ pub use containerd::{ContainerdFile, containerd_files};
 pub use kubeadm::{Kubeadm, kubeadm};
 pub use manifest_backups::{ManifestBackup, manifest_backups, version_of};
 pub use name::{Names, Witness};
+pub use packages::package_version;
 pub use pod_mounts::{HostVolume, PodMounts, Reached};
 pub(crate) use runtime::endpoint;
 pub use runtime_units::{RuntimeUnit, runtime_units};

@@ -18,6 +18,11 @@ const RPM_DATABASES: [&str; 6] = [
 /// A database larger than this is not searched.
 const MAX_DATABASE: u64 = 512 << 20;
 
+/// The version of an installed package, as its database has it.
+pub fn package_version(guest: &Guest, package: &str) -> Option<String> {
+    version(guest, package).map(|(version, _)| version)
+}
+
 /// Version of an installed package and where it was read.
 pub(super) fn version(guest: &Guest, package: &str) -> Option<(String, String)> {
     dpkg(guest, package).or_else(|| rpm(guest, package))

@@ -4,6 +4,7 @@
 mod asks_first;
 mod ca_bundle;
 mod case;
+mod cgroup_driver;
 mod last_words;
 mod manifests;
 mod node_name;
