@@ -14,6 +14,7 @@ pub mod disk_full;
 mod enable_unit;
 mod etcd_look;
 mod fstab;
+mod kubeconfig_ca;
 mod kubelet_bootstrap;
 mod kubelet_config;
 mod kubelet_enabled;
@@ -46,6 +47,7 @@ pub const CATALOGUE: &[Check] = &[
     kubelet_config::CHECK,
     kubelet_files::CHECK,
     authorities::CHECK,
+    kubeconfig_ca::CHECK,
     certificates::CHECK,
     admin_kubeconfig::CHECK,
     kubelet_unit::CHECK,

@@ -5,6 +5,7 @@ mod asks_first;
 mod ca_bundle;
 mod case;
 mod cgroup_driver;
+mod kubeconfig_ca;
 mod last_words;
 mod manifests;
 mod node_name;

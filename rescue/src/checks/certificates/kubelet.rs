@@ -6,6 +6,7 @@ use crate::base::severity::Severity;
 use crate::checks::certificates::rebuild_config::{RebuildKubeletConfig, user_of};
 use crate::checks::certificates::renew::RenewKubeletClient;
 use crate::finding::Finding;
+use crate::node::Role;
 use crate::node::Version;
 use crate::pki::config_evidence::ConfigEvidence;
 use crate::pki::inventory::{Verdict, dates};
@@ -45,9 +46,13 @@ impl Judge<'_> {
             return Some(finding.with_advice(CLOCK_ADVICE));
         }
         if let Some(why) = &client.foreign {
+            // A control plane is its cluster: there is nothing to join.
+            let next = match self.context.node.role.value {
+                Some(Role::ControlPlane) => "The finding about that CA says what mends it.",
+                _ => "Join the node to its cluster again.",
+            };
             return Some(finding.with_advice(format!(
-                "Left alone: {why}, so a certificate from here would be rejected. Join the node to \
-                 its cluster again."
+                "Left alone: {why}, so a certificate from here would be rejected. {next}"
             )));
         }
         if client.user.is_none() && client.config_is_lost && self.store_is_good(client) {
