@@ -40,6 +40,8 @@ pub enum Verdict {
     Expiring,
     /// Not written the way its user expects (a file where a link belongs, both data and file).
     Misplaced,
+    /// Stands for somebody else than who uses it, with other rights.
+    OtherIdentity,
     /// Does not carry a name that its clients use.
     NamesMissing,
     /// Its extended key usage does not allow what it is for.
@@ -67,6 +69,7 @@ impl Verdict {
             Self::Ok => "ok",
             Self::Expiring => "expiring",
             Self::Misplaced => "misplaced",
+            Self::OtherIdentity => "another's",
             Self::NamesMissing => "names missing",
             Self::WrongUsage => "wrong usage",
             Self::NotYetValid => "not yet valid",

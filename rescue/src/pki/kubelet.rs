@@ -327,6 +327,7 @@ impl KubeletClient {
                 );
                 problems.push(Problem::new(Verdict::WrongIssuer, self.path(), saw));
             }
+            problems.extend(self.other_identity(certificate));
             self.problems.extend(problems);
         }
         let trusted = config
@@ -338,6 +339,20 @@ impl KubeletClient {
                 self.kubeconfig, state.certificate_path
             ));
         }
+    }
+
+    /// An administrator's certificate where a node's belongs: the kubelet then does what it likes,
+    /// and judges its credentials by the end of this one, whatever its store holds
+    /// (isClientConfigStillValid).
+    fn other_identity(&self, certificate: &Certificate) -> Option<Problem> {
+        let name = certificate.common_name.as_deref().unwrap_or_default();
+        (!name.starts_with(NODE_PREFIX)).then(|| {
+            let saw = format!(
+                "it is for {}, and a node's belongs there",
+                certificate.subject
+            );
+            Problem::new(Verdict::OtherIdentity, self.path(), saw)
+        })
     }
 
     /// A certificate for another node than the one that the user named.

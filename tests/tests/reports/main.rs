@@ -6,6 +6,7 @@ mod ca_bundle;
 mod case;
 mod cgroup_driver;
 mod kubeconfig_ca;
+mod kubelet_conf;
 mod last_words;
 mod manifests;
 mod node_name;

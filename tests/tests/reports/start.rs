@@ -121,7 +121,8 @@ fn a_lost_kubelet_configuration_without_a_copy_is_named() -> Result<()> {
 /// A worker of the same cluster: no manifests, no pki, a kubelet certificate of its own.
 const WORKER: &str = "d=$(mktemp -d); cp \"$P\"/ca.* \"$d\"; \
     issue '/O=system:nodes/CN=system:node:k8s-worker01' \"$d/ca\" 365 \"$d/c\" \"$d/k\"; \
-    store_pem 2026-09-01-10-00-00 \"$d/c\" \"$d/k\"; \
+    store_pem 2026-09-01-10-00-00 \"$d/c\" \"$d/k\"; echo k8s-worker01 > \"$T/etc/hostname\"; \
+    sed -i 's/k8s-master01/k8s-worker01/g' \"$K/kubelet.conf\"; rm -rf \"$T/var/log/pods\"; \
     rm -r \"$P\" \"$K\"/manifests/* \"$T/root/.kube\"; \
     rm -f \"$K\"/admin.conf \"$K\"/controller-manager.conf \"$K\"/scheduler.conf; mkdir -p \"$P\"; \
     rm -rf \"$T/var/lib/etcd\" \"$T/etc/systemd/system/etcd.service\" \"$T/etc/default/etcd\"";

@@ -195,7 +195,7 @@ impl Judge<'_> {
     ) -> Severity {
         match worst.verdict {
             Verdict::Ok => Severity::Note,
-            Verdict::Expiring | Verdict::Misplaced => Severity::WillBreak,
+            Verdict::Expiring | Verdict::Misplaced | Verdict::OtherIdentity => Severity::WillBreak,
             Verdict::NotYetValid
                 if not_before.is_some_and(|begin| begin - self.now() <= CLOCK_DIFFERENCE) =>
             {
@@ -229,6 +229,7 @@ impl Judge<'_> {
             (Verdict::WrongIssuer, _) => "was issued by another authority".to_owned(),
             (Verdict::KeyMismatch, _) => "does not match its key".to_owned(),
             (Verdict::KeyUnusable, _) => "has no usable key".to_owned(),
+            (Verdict::OtherIdentity, _) => "is not the node's own".to_owned(),
             (Verdict::NamesMissing, _) => "lacks names that its clients use".to_owned(),
             (Verdict::WrongUsage, _) => "has the wrong extended key usage".to_owned(),
             (Verdict::Misplaced, _) => "is not stored the way the kubelet expects".to_owned(),
