@@ -119,7 +119,49 @@ fn findings_of(context: &Context<'_>, checks: &[Check]) -> Vec<Finding> {
         .flat_map(|check| run(check, context))
         .collect();
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
-    findings
+    one_for_one_cause(findings)
+}
+
+/// So many findings that say the same are one with a list.
+const SAME: usize = 3;
+
+/// Findings of one mode without remedies that end in the same advice have one cause: a dozen
+/// certificates that cannot be signed, because their CA cannot sign. They become one.
+fn one_for_one_cause(findings: Vec<Finding>) -> Vec<Finding> {
+    let is_same = |one: &Finding, other: &Finding| {
+        one.mode == other.mode
+            && one.severity == other.severity
+            && one.remedies.is_empty()
+            && other.remedies.is_empty()
+            && !one.advice.is_empty()
+            && one.advice.last() == other.advice.last()
+    };
+    let mut kept: Vec<(Finding, usize)> = Vec::new();
+    for finding in &findings {
+        let count = findings
+            .iter()
+            .filter(|other| is_same(finding, other))
+            .count();
+        let known = kept
+            .iter_mut()
+            .find(|(one, _)| count >= SAME && is_same(one, finding));
+        match known {
+            Some((one, more)) => {
+                one.evidence.extend(finding.evidence.iter().cloned());
+                *more += 1;
+            }
+            None => kept.push((finding.clone(), 0)),
+        }
+    }
+    let titled = kept.into_iter().map(|(mut finding, more)| {
+        if more > 0 {
+            // What is said of one of them only is not said of all.
+            finding.advice = finding.advice.pop().into_iter().collect();
+            finding.title = format!("{}, and {more} more for the same reason", finding.title);
+        }
+        finding
+    });
+    titled.collect()
 }
 
 fn run(check: &Check, context: &Context<'_>) -> Vec<Finding> {

@@ -5,6 +5,7 @@ mod asks_first;
 mod ca_bundle;
 mod case;
 mod cgroup_driver;
+mod clock;
 mod kubeconfig_ca;
 mod kubelet_conf;
 mod last_words;

@@ -122,8 +122,9 @@ pub(in crate::checks) fn advice(
             date(*end)
         ),
         Blocked::NotYetValid(begin) => format!(
-            "Refused: the CA {certificate} is valid only from {}: one of the clocks is wrong. Say \
-             the right time with --now.",
+            "Refused: the CA {certificate} is valid only from {}. Either this machine's clock is \
+             behind, or the CA was made with a clock that was ahead. Say the right time with --now, \
+             or wait until then.",
             units::time(*begin)
         ),
         Blocked::NotAnAuthority => format!(

@@ -31,7 +31,8 @@ use crate::pki::x509::key_pool::KeyPool;
 
 const ID: &str = "certificates";
 
-/// A certificate that begins within a day is a matter of time zones, not a fault.
+/// A certificate that begins within a day stops nothing for longer than that, and time zones alone
+/// make such a difference.
 const CLOCK_DIFFERENCE: Duration = Duration::DAY;
 
 const KUBELET_CLIENT: Mode = Mode::stops_boot(
@@ -199,7 +200,7 @@ impl Judge<'_> {
             Verdict::NotYetValid
                 if not_before.is_some_and(|begin| begin - self.now() <= CLOCK_DIFFERENCE) =>
             {
-                Severity::Note
+                Severity::WillBreak
             }
             _ => full,
         }
