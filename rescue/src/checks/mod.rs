@@ -9,6 +9,7 @@ pub(crate) mod bench;
 pub mod certificates;
 mod cgroup_driver;
 mod claimed_role;
+mod cni;
 mod containerd_config;
 pub mod disk_full;
 mod enable_unit;
@@ -56,6 +57,7 @@ pub const CATALOGUE: &[Check] = &[
     containerd_config::CHECK,
     cgroup_driver::CHECK,
     kubelet_bootstrap::CHECK,
+    cni::CHECK,
     swap::CHECK,
     fstab::CHECK,
     etcd_look::CHECK,

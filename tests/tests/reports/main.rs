@@ -6,6 +6,7 @@ mod ca_bundle;
 mod case;
 mod cgroup_driver;
 mod clock;
+mod cni;
 mod kubeconfig_ca;
 mod kubelet_conf;
 mod last_words;
