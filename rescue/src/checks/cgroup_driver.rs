@@ -5,11 +5,11 @@
 //! KubeletCgroupDriverFromCRI), and its own setting does not matter.
 
 use anyhow::Result;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
+use super::kubelet_setting::{SetKubeletSetting, line_of};
 use crate::base::yaml;
-use crate::change::{Prepared, line};
-use crate::finding::{Check, Context, Finding, Mode, Remedy};
+use crate::finding::{Check, Context, Finding, Mode};
 use crate::guest::{Guest, GuestPath, Origin};
 use crate::node::{Node, Role, Version, containerd_files, package_version, runtime_units};
 
@@ -92,7 +92,7 @@ fn run(context: &Context<'_>) -> Result<Vec<Finding>> {
     let finding = finding.with_advice(
         "No pod starts like this. On a system with cgroup v2 both should say systemd.",
     );
-    Ok(vec![match SetDriver::new(guest, node, &runtime) {
+    Ok(vec![match set_driver(guest, node, &runtime) {
         Some(remedy) => finding.with_remedy(remedy),
         None => finding.with_advice(format!(
             "Set the kubelet's --cgroup-driver to {}, where it is given now.",
@@ -125,7 +125,7 @@ fn of_kubelet(guest: &Guest, node: &Node) -> Option<Driver> {
         Some(value) => Some(Driver {
             name: known(value)?,
             who,
-            at: line_of(guest, path, "cgroupDriver:").map(|(at, _)| at),
+            at: line_of(guest, path, "cgroupDriver").map(|(at, _)| at),
             saw: format!("cgroupDriver: {value}"),
         }),
         None => Some(Driver {
@@ -135,14 +135,6 @@ fn of_kubelet(guest: &Guest, node: &Node) -> Option<Driver> {
             saw: "no cgroupDriver: cgroupfs, the kubelet's default".to_owned(),
         }),
     }
-}
-
-/// The line of a file that begins with `key`, and its text.
-fn line_of(guest: &Guest, path: &GuestPath, key: &str) -> Option<(Origin, String)> {
-    let text = guest.read_text(path).ok()?;
-    let mut lines = (1..).zip(text.split('\n'));
-    let (number, line) = lines.find(|(_, line)| line.starts_with(key))?;
-    Some((Origin::line(path.clone(), number), line.to_owned()))
 }
 
 /// What the runtime that the kubelet talks to is set to; `None` where it is not said, or where the
@@ -263,63 +255,17 @@ fn of_crio(guest: &Guest) -> Option<Driver> {
     found
 }
 
-/// The kubelet's configuration says what the runtime does.
-#[derive(Debug)]
-struct SetDriver {
-    path: GuestPath,
-    name: &'static str,
-}
-
-impl SetDriver {
-    /// `None` where a flag decides, or there is no configuration.
-    fn new(guest: &Guest, node: &Node, runtime: &Driver) -> Option<Self> {
-        let path = node.kubelet.config_path.value.clone()?;
-        let is_decided = node.kubelet.flag("--cgroup-driver").is_some();
-        (!is_decided && guest.exists(&path)).then_some(Self {
-            path,
-            name: runtime.name,
-        })
-    }
-}
-
-impl Remedy for SetDriver {
-    fn kind(&self) -> &'static str {
-        "set-cgroup-driver"
-    }
-
-    fn summary(&self) -> String {
-        format!("set cgroupDriver to {} in {}", self.name, self.path)
-    }
-
-    fn asks_first(&self) -> bool {
-        true
-    }
-
-    fn fields(&self) -> Map<String, Value> {
-        Map::from_iter([
-            ("path".to_owned(), json!(self.path.to_string())),
-            ("driver".to_owned(), json!(self.name)),
-        ])
-    }
-
-    fn prepare(&self, context: &Context<'_>) -> Result<Prepared> {
-        let new = format!("cgroupDriver: {}", self.name);
-        let mut draft = context.draft();
-        match line_of(&draft.guest, &self.path, "cgroupDriver:") {
-            Some((at, old)) => {
-                let change = line::replace_line(&draft.guest, &at, &old, &new)?;
-                draft.push(change)?;
-            }
-            None => {
-                let mut text = draft.guest.read_text(&self.path)?;
-                if !text.ends_with('\n') {
-                    text.push('\n');
-                }
-                draft.write(&self.path, text + &new + "\n", 0o600)?;
-            }
-        }
-        Ok(draft.done())
-    }
+/// The kubelet's configuration says what the runtime does; `None` where a flag decides, or there is
+/// no configuration.
+fn set_driver(guest: &Guest, node: &Node, runtime: &Driver) -> Option<SetKubeletSetting> {
+    let path = node.kubelet.config_path.value.clone()?;
+    let is_decided = node.kubelet.flag("--cgroup-driver").is_some();
+    (!is_decided && guest.exists(&path)).then(|| SetKubeletSetting {
+        path,
+        key: "cgroupDriver",
+        value: runtime.name.to_owned(),
+        asks: true,
+    })
 }
 
 #[cfg(test)]

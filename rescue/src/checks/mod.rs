@@ -20,10 +20,13 @@ mod kubelet_bootstrap;
 mod kubelet_config;
 mod kubelet_enabled;
 mod kubelet_files;
+mod kubelet_flags;
+mod kubelet_setting;
 mod kubelet_state;
 mod kubelet_unit;
 mod kubelet_unit_files;
 mod node_name;
+mod resolv_conf;
 mod runtime_unit;
 mod service_account_keys;
 mod shared_keys;
@@ -52,10 +55,12 @@ pub const CATALOGUE: &[Check] = &[
     certificates::CHECK,
     admin_kubeconfig::CHECK,
     kubelet_unit::CHECK,
+    kubelet_flags::CHECK,
     kubelet_state::CHECK,
     runtime_unit::CHECK,
     containerd_config::CHECK,
     cgroup_driver::CHECK,
+    resolv_conf::CHECK,
     kubelet_bootstrap::CHECK,
     cni::CHECK,
     swap::CHECK,

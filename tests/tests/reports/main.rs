@@ -9,6 +9,7 @@ mod clock;
 mod cni;
 mod kubeconfig_ca;
 mod kubelet_conf;
+mod kubelet_flags;
 mod last_words;
 mod manifests;
 mod node_name;
