@@ -144,7 +144,7 @@ fn leases(guest: &Guest, node: &Node) -> Option<Finding> {
     let networks = networks.into_iter().map(|entry| top.join(&entry.name));
     let reserved: Vec<GuestPath> = networks
         .flat_map(|network| files(guest, &network))
-        .filter(|path| is_address(path))
+        .filter(is_address)
         .collect();
     let most = yaml::at(&node.kubelet.config, &["maxPods"]).and_then(Value::as_u64);
     let most = most.filter(|most| *most > 0).unwrap_or(MAX_PODS);
