@@ -8,6 +8,8 @@
 //! nothing is changed unasked, and never for a mount that holds what the node lives on: etcd would
 //! found an empty cluster in the empty folder.
 
+use std::path::Path;
+
 use anyhow::{Context as _, Result};
 use serde_json::{Map, Value, json};
 
@@ -16,6 +18,7 @@ use crate::finding::{Check, Context, Finding, Mode, Remedy};
 use crate::guest::fstab::{self, Entry};
 use crate::guest::{Guest, GuestPath, Missing, Origin};
 use crate::node::{Node, Role};
+use crate::space::eviction::Measured;
 
 const MISSING_DISK: Mode = Mode::stops_boot(
     "fstab.missing-disk",
@@ -115,22 +118,26 @@ fn finding(guest: &Guest, node: &Node, missing: &Missing, entry: &Entry, bytes: 
         ));
     }
     match text {
-        Some(text) => finding.with_remedy(DoNotWait { at, text }),
+        Some(text) => finding
+            .with_advice(
+                "Pods that keep data there (hostPath, local volumes) would begin in an empty \
+                 folder.",
+            )
+            .with_remedy(DoNotWait { at, text }),
         None => finding,
     }
 }
 
-/// Which of the folders that the node lives on is on a mount.
-fn held_there(guest: &Guest, node: &Node, mount_point: &std::path::Path) -> Option<String> {
+/// Which of the folders that the node lives on is on a mount: those of [`LIVES_ON`], those that
+/// static pods mount, and where the kubelet and the container runtime are set to keep theirs.
+fn held_there(guest: &Guest, node: &Node, mount_point: &Path) -> Option<String> {
     let volumes = node.static_pods.iter().flat_map(|pod| &pod.mounts.volumes);
     let volumes = volumes.map(|volume| volume.path.clone());
+    let Measured { nodefs, imagefs } = Measured::read(guest, node);
     let known = LIVES_ON.iter().map(GuestPath::new);
-    let mut folders = known.chain(volumes);
+    let mut folders = known.chain(volumes).chain([nodefs, imagefs]);
     let is_there = |folder: &GuestPath| {
-        let real = guest.resolve(folder).ok();
-        let real = real
-            .as_ref()
-            .map_or(folder.as_path(), |real| real.as_path());
+        let real = guest.real_or_written(folder);
         real.starts_with(mount_point) || mount_point.starts_with(real)
     };
     folders.find(is_there).map(|folder| folder.to_string())
@@ -258,6 +265,40 @@ mod tests {
             assert_eq!(found.len(), 1, "{at}");
             assert!(found[0].remedies.is_empty(), "{at}");
             assert!(found[0].advice[2].contains("never made optional"), "{at}");
+        }
+    }
+
+    #[test]
+    fn nor_one_that_the_nodes_own_settings_lead_to() {
+        let line = "UUID=2 /data xfs defaults 0 0";
+        let base = || control_plane().file(FSTAB, format!("UUID=1 / ext4 defaults 0 1\n{line}\n"));
+        let trees = [
+            base().link("/var/lib/containerd", "/data/containerd"),
+            base()
+                .link("/var/lib/kubelet/pods", "/x")
+                .link("/var/lib/etcd", "../../data/etcd"),
+            base().file(
+                "/var/lib/kubelet/kubeadm-flags.env",
+                "KUBELET_KUBEADM_ARGS=\"--root-dir=/data/kubelet\"\n",
+            ),
+            base()
+                .file("/var/lib/containerd/x", "")
+                .file(
+                    "/etc/containerd/config.toml",
+                    "version = 2\nroot = \"/data/containerd\"\n",
+                )
+                .file(
+                    "/var/lib/kubelet/kubeadm-flags.env",
+                    "KUBELET_KUBEADM_ARGS=\"--container-runtime-endpoint=unix:///run/containerd/\
+                     containerd.sock\"\n",
+                ),
+        ];
+        for (number, tree) in trees.into_iter().enumerate() {
+            let mut with_line = tree.into_guest();
+            with_line.missing = guest(line, "/data").missing;
+            let found = Bench::new(CHECK).found_in(&with_line);
+            assert_eq!(found.len(), 1, "{number}");
+            assert!(found[0].remedies.is_empty(), "{number}: {found:#?}");
         }
     }
 

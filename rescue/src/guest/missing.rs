@@ -1,7 +1,7 @@
 //! Mount points whose file system is not among the sources. What lies in such a folder is not what
 //! the node sees once it has booted, and whatever is written there is hidden from it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Guest, GuestPath};
 use crate::tree::TreeError;
@@ -41,20 +41,39 @@ impl Guest {
             .max_by_key(|missing| missing.at.as_path().components().count())
     }
 
-    /// With the links of what is there resolved.
-    fn real_or_written(&self, path: &GuestPath) -> std::path::PathBuf {
+    /// Where a path leads, with the links of what is there resolved. A link to what is not there is
+    /// followed as well: it may lead into a file system that is missing.
+    pub fn real_or_written(&self, path: &GuestPath) -> PathBuf {
+        /// As many as the kernel follows (path_resolution(7)).
+        const LINKS: usize = 40;
+        let mut path = path.clone();
+        for _ in 0..LINKS {
+            let (there, rest) = self.as_far_as_it_goes(&path);
+            let mut names = rest.components();
+            let Some(first) = names.next() else {
+                return there;
+            };
+            let link = GuestPath::new(there.join(first));
+            let Ok(target) = self.read_link(&link) else {
+                return there.join(rest);
+            };
+            path = GuestPath::new(there.join(target).join(names.as_path()));
+        }
+        path.as_path().to_path_buf()
+    }
+
+    /// The part of a path that is there, its links resolved, and the names that are left.
+    fn as_far_as_it_goes(&self, path: &GuestPath) -> (PathBuf, PathBuf) {
         let mut there = path.clone();
         loop {
             match self.resolve(&there) {
                 Ok(real) => {
-                    let rest = path
-                        .as_path()
-                        .strip_prefix(there.as_path())
-                        .unwrap_or(Path::new(""));
-                    return real.as_path().join(rest);
+                    let rest = path.as_path().strip_prefix(there.as_path());
+                    let rest = rest.unwrap_or(Path::new("")).to_path_buf();
+                    return (real.as_path().to_path_buf(), rest);
                 }
                 Err(TreeError::NotFound(_)) if there.parent() != there => there = there.parent(),
-                Err(_) => return path.as_path().to_path_buf(),
+                Err(_) => return (path.as_path().to_path_buf(), PathBuf::new()),
             }
         }
     }
@@ -76,6 +95,9 @@ mod tests {
             .file("/var/lib/kubelet/config.yaml", "x")
             .link("/etc/kubernetes/pki", "/var/pki")
             .file("/var/pki/ca.crt", "x")
+            .link("/var/lib/containerd", "/data/containerd")
+            .link("/var/lib/docker", "../../data/./docker")
+            .link("/loop", "/loop")
             .into_guest();
         guest.missing = missing
             .iter()
@@ -119,6 +141,15 @@ mod tests {
             "through a link"
         );
         assert_eq!(hides(&guest, "/var").as_deref(), Some("/var"));
+    }
+
+    #[test]
+    fn a_link_into_what_is_missing_is_followed() {
+        let guest = guest(&["/data"], &[]);
+        for path in ["/var/lib/containerd", "/var/lib/docker/overlay2/l"] {
+            assert_eq!(hides(&guest, path).as_deref(), Some("/data"), "{path}");
+        }
+        assert_eq!(hides(&guest, "/loop/x"), None);
     }
 
     #[test]
