@@ -8,6 +8,7 @@ mod authorities;
 pub(crate) mod bench;
 pub mod certificates;
 mod cgroup_driver;
+mod cgroup_v1;
 mod claimed_role;
 mod cni;
 mod containerd_config;
@@ -61,6 +62,7 @@ pub const CATALOGUE: &[Check] = &[
     containerd_config::CHECK,
     cgroup_driver::CHECK,
     resolv_conf::CHECK,
+    cgroup_v1::CHECK,
     kubelet_bootstrap::CHECK,
     cni::CHECK,
     swap::CHECK,

@@ -1,5 +1,6 @@
 //! Facts about the powered-off node, each with where it was read.
 
+mod boot;
 mod certificate_dir;
 mod clock;
 mod containerd;
@@ -25,11 +26,13 @@ use time::OffsetDateTime;
 use crate::guest::{Guest, GuestPath, Origin};
 use crate::systemd::Unit;
 
+pub use boot::boot_lines;
 pub use clock::clock_refusal;
 pub use containerd::{ContainerdFile, containerd_files};
 pub use kubeadm::{Kubeadm, kubeadm};
 pub use manifest_backups::{ManifestBackup, manifest_backups, version_of};
 pub use name::{Names, Witness};
+pub use os::os_release;
 pub use packages::package_version;
 pub use pod_mounts::{HostVolume, PodMounts, Reached};
 pub(crate) use runtime::endpoint;

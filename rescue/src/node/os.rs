@@ -8,7 +8,7 @@ use crate::systemd::environment;
 const OS_RELEASE: [&str; 2] = ["/etc/os-release", "/usr/lib/os-release"];
 
 /// Variables of os-release(5), with the file they were read from.
-pub(super) fn os_release(guest: &Guest) -> Option<(GuestPath, Vec<(String, String)>)> {
+pub fn os_release(guest: &Guest) -> Option<(GuestPath, Vec<(String, String)>)> {
     OS_RELEASE.iter().map(GuestPath::new).find_map(|path| {
         let variables = environment::parse_file(&guest.read(&path).ok()?).ok()?;
         let pairs: Vec<_> = variables

@@ -5,6 +5,7 @@ mod asks_first;
 mod ca_bundle;
 mod case;
 mod cgroup_driver;
+mod cgroup_v1;
 mod clock;
 mod cni;
 mod kubeconfig_ca;
