@@ -16,6 +16,7 @@ pub mod disk_full;
 mod enable_unit;
 mod etcd_look;
 mod fstab;
+mod grub;
 mod kubeconfig_ca;
 mod kubelet_bootstrap;
 mod kubelet_config;
@@ -67,5 +68,6 @@ pub const CATALOGUE: &[Check] = &[
     cni::CHECK,
     swap::CHECK,
     fstab::CHECK,
+    grub::CHECK,
     etcd_look::CHECK,
 ];

@@ -8,6 +8,7 @@ mod cgroup_driver;
 mod cgroup_v1;
 mod clock;
 mod cni;
+mod grub;
 mod kubeconfig_ca;
 mod kubelet_conf;
 mod kubelet_flags;
