@@ -18,3 +18,4 @@ mod node_name;
 mod paths;
 mod start;
 mod swap;
+mod worker_etcd;

@@ -5,8 +5,14 @@
 use super::{Judge, OTHERS, with_problems};
 use crate::base::severity::Severity;
 use crate::finding::Finding;
-use crate::pki::inventory::Verdict;
+use crate::node::Role;
+use crate::pki::inventory::{Verdict, certificate_directory, dates};
 use crate::pki::listing::{self, Manager, Row};
+use crate::pki::profile::LEAVES;
+use crate::pki::x509::certificate::Certificate;
+
+/// As `kubeadm certs check-expiration` calls it.
+const ETCD_CLIENT: &str = "apiserver-etcd-client";
 
 impl Judge<'_> {
     pub(super) fn others(&self) -> Vec<Finding> {
@@ -16,7 +22,39 @@ impl Judge<'_> {
             return Vec::new();
         }
         let rows = listing::others_in_use(self.context.guest, self.context.node, self.now());
-        rows.iter().filter_map(|row| self.other(row)).collect()
+        let mut found: Vec<Finding> = rows.iter().filter_map(|row| self.other(row)).collect();
+        found.extend(self.workers_etcd_client(&rows));
+        found
+    }
+
+    /// etcd's client certificate on a worker: kubeadm makes none there, so that somebody copied it
+    /// for a program that speaks to etcd, a network plugin most of all. Which one is in its pods'
+    /// settings, on no disk.
+    fn workers_etcd_client(&self, rows: &[Row]) -> Option<Finding> {
+        let (guest, node) = (self.context.guest, self.context.node);
+        if node.role.value != Some(Role::Worker) {
+            return None;
+        }
+        let profile = LEAVES.iter().find(|leaf| leaf.name == ETCD_CLIENT)?;
+        let path = certificate_directory(node).join(format!("{}.crt", profile.base));
+        let is_known = rows.iter().any(|row| row.path == path.to_string());
+        let bytes = guest.read(&path).ok().filter(|_| !is_known)?;
+        let certificate = Certificate::all_from_pem(&bytes).ok()?.into_iter().next()?;
+        let problem = dates(&certificate, &path, self.now())?;
+        let phrase = self.phrase(problem.verdict, Some(certificate.not_after));
+        let finding = Finding::new(OTHERS, format!("{ETCD_CLIENT} on this worker {phrase}"))
+            .with_severity(match problem.verdict {
+                Verdict::Expired => Severity::WillBreak,
+                _ => Severity::Note,
+            });
+        Some(
+            with_problems(finding, &[problem]).with_advice(format!(
+                "kubeadm makes none on a worker: it was copied for a program that speaks to etcd, \
+                 often the network plugin (calico, cilium).\nCopy the new one and its key from a \
+                 control plane once that is repaired: scp CONTROL-PLANE:{path} {path} (and the .key \
+                 beside it)."
+            )),
+        )
     }
 
     fn other(&self, row: &Row) -> Option<Finding> {
