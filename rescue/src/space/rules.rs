@@ -28,6 +28,8 @@ pub enum Wants {
     Package,
     /// Log text, plain or compressed.
     OldLog,
+    /// What a writer that was stopped left of a gzip file.
+    HalfGzip,
     /// Lines with times.
     LogLines,
     /// Log text by name, with or without times.
@@ -140,6 +142,23 @@ pub const RULES: &[Rule] = &[
         rank: 20,
         newest: Newest::Goes,
         why: "older logs of open-vm-tools, which repeats the same lines every 30 seconds",
+    },
+    Rule {
+        id: "half-compressed-container-logs",
+        class: Class::Delete,
+        places: &["/var/log/pods"],
+        depth: (2, 2),
+        except: &[],
+        names: "N.log.YYYYMMDD-HHMMSS.tmp",
+        matches: |name| {
+            name.strip_suffix(".tmp")
+                .is_some_and(|log| log.contains(".log.") && names::rotated(log).is_some())
+        },
+        wants: Wants::HalfGzip,
+        // cleanupUnusedLogs, pkg/kubelet/logs/container_log_manager.go.
+        rank: 5,
+        newest: Newest::Goes,
+        why: "unfinished copies of rotated container logs, which the kubelet itself removes",
     },
     Rule {
         id: "rotated-container-logs",
@@ -427,6 +446,7 @@ pub fn judge(rule: &Rule, tree: &dyn Tree, path: &Path, size: u64) -> TreeResult
     let kind = sniff(tree, path, size)?;
     let goes = match rule.wants {
         Wants::Package => matches!(kind, Kind::Deb | Kind::Rpm | Kind::Solv | Kind::Empty),
+        Wants::HalfGzip => matches!(kind, Kind::Gzip | Kind::Empty),
         Wants::LogLines => kind == Kind::Log,
         Wants::LogText => is_log_text(kind, &series),
         Wants::OldLog => return old_log(tree, path, &name, &series, kind),
@@ -584,11 +604,36 @@ mod tests {
                 ("/var/log/pods", 2, Some("p"), "0.log.20230223-080102.gz"),
                 Some("rotated-container-logs"),
             ),
+            (
+                ("/var/log/pods", 2, Some("p"), "15.log.20261211-202335.tmp"),
+                Some("half-compressed-container-logs"),
+            ),
+            (("/var/log/pods", 2, Some("p"), "upload.tmp"), None),
+            (("/var/log/pods", 2, Some("p"), "20261211-202335.tmp"), None),
             (("/var/log", 0, None, "mysql-bin.000123"), None),
             (("/var/log", 0, None, "wtmp"), None),
         ];
         for ((folder, depth, top, name), expected) in cases {
             assert_eq!(first(folder, depth, top, name), expected, "{folder} {name}");
         }
+    }
+
+    #[test]
+    fn an_unfinished_copy_goes_only_where_it_is_gzip() {
+        let name = "15.log.20261211-202335.tmp";
+        let rule = RULES
+            .iter()
+            .find(|rule| rule.id == "half-compressed-container-logs")
+            .expect("the rule");
+        let verdict = |content: &[u8]| {
+            let path = Path::new("/").join(name);
+            let tree = crate::tree::MemoryTree::new().file(&path, content);
+            judge(rule, &tree, &path, content.len() as u64).expect("judged")
+        };
+        // The first bytes of what Go's gzip.NewWriter writes.
+        let half = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff\xec\xbd";
+        assert!(matches!(verdict(half), Verdict::Goes(_)));
+        assert!(matches!(verdict(b""), Verdict::Goes(_)));
+        assert!(matches!(verdict(b"id;amount\n1;20\n"), Verdict::Stays(_)));
     }
 }
