@@ -270,8 +270,10 @@ fn advise(
     };
     let images = found.parts.contains(&Part::Imagefs);
     finding.with_advice(format!(
-        "Delete by hand what you can spare of what is listed above (`{look}` shows more), or \
-         enlarge the disk in the hypervisor, then `growpart`, and `resize2fs` or `xfs_growfs`.{}",
+        "Delete by hand what you can spare of what is listed above (`{look}` shows more), or let \
+         the file system grow. On LVM, where `vgs` shows free space (VFree): `lvextend -r -l \
+         +100%FREE VG/LV`. Else enlarge the disk in the hypervisor, then `growpart`, and \
+         `resize2fs`, `xfs_growfs` or `btrfs filesystem resize max`.{}",
         if images {
             " Do not delete single files of the container images' folder: that breaks the images."
         } else {
