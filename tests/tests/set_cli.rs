@@ -178,7 +178,7 @@ fn a_member_that_has_run_since_is_not_put_back() {
     let undone = nodes.rescue(&["undo", "--yes"], &NAMES);
     assert_eq!(undone.code, 3, "{undone:?}");
     assert!(
-        undone.stderr.contains("because of m2") && undone.stderr.contains("was used since"),
+        undone.stderr.contains("because of m2") && undone.stderr.contains("has run since"),
         "{}",
         undone.stderr
     );

@@ -30,7 +30,7 @@ macro_rules! arguments {
     };
     (@ $head:tt [$($fields:tt)*] new_member_disks, $($rest:tt)*) => {
         arguments! { @ $head [$($fields)*
-            /// disks of the machines that are to run etcd: 1, 3 or 5
+            /// disks of the machines that are to run etcd: 1, 3, 5 or 7
             #[argh(positional)]
             pub src: Vec<std::path::PathBuf>,
         ] $($rest)* }

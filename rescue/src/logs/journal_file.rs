@@ -86,7 +86,7 @@ pub(super) struct JournalFile {
 
 impl JournalFile {
     /// `None` where it is no journal, or one of a newer format.
-    pub fn open(bytes: Window) -> Option<Self> {
+    pub fn over(bytes: Window) -> Option<Self> {
         if bytes.read(0, SIGNATURE.len())? != SIGNATURE {
             return None;
         }
@@ -308,7 +308,7 @@ mod tests {
     fn read(bytes: &[u8]) -> Option<Vec<Read>> {
         let tree = MemoryTree::new().file("/j", bytes);
         let window = Window::open(Rc::new(tree), PathBuf::from("/j")).ok()?;
-        let mut file = JournalFile::open(window)?;
+        let mut file = JournalFile::over(window)?;
         let mut entries = Vec::new();
         file.backwards(
             |unit, _| unit != Some("ssh.service"),

@@ -80,7 +80,7 @@ fn files(guest: &Guest) -> Vec<(GuestPath, JournalFile)> {
     let open = |path: GuestPath| {
         let real = guest.resolve(&path).ok()?;
         let window = Window::open(guest.tree(), real.as_path().to_path_buf()).ok()?;
-        Some((path, JournalFile::open(window)?))
+        Some((path, JournalFile::over(window)?))
     };
     paths.into_iter().filter_map(open).collect()
 }

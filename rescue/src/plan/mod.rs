@@ -122,14 +122,19 @@ fn findings_of(context: &Context<'_>, checks: &[Check]) -> Vec<Finding> {
     one_for_one_cause(findings)
 }
 
+/// The check whose findings are taken together.
+const MERGED: &str = "certificates";
+
 /// So many findings that say the same are one with a list.
 const SAME: usize = 3;
 
-/// Findings of one mode without remedies that end in the same advice have one cause: a dozen
-/// certificates that cannot be signed, because their CA cannot sign. They become one.
+/// Certificates that cannot be signed for the same reason (their CA is not valid yet) have one
+/// cause: their findings, which end in the same advice, become one. Elsewhere each finding stands
+/// for what its title names.
 fn one_for_one_cause(findings: Vec<Finding>) -> Vec<Finding> {
     let is_same = |one: &Finding, other: &Finding| {
-        one.mode == other.mode
+        one.check() == MERGED
+            && one.mode == other.mode
             && one.severity == other.severity
             && one.remedies.is_empty()
             && other.remedies.is_empty()

@@ -58,12 +58,14 @@ impl Judge<'_> {
         if client.user.is_none() && client.config_is_lost && self.store_is_good(client) {
             return Some(self.rebuilt(finding, client, None));
         }
-        let no_name = |why: &String| {
-            format!(
+        let is_in_doubt = self.context.node.names.agreed().is_err();
+        let no_name = |why: &String| match is_in_doubt {
+            true => format!("Not signed: {why}."),
+            false => format!(
                 "Not mended: {why}. Put it right there (the user in {}, or the name in \
                  /etc/hostname) and run this again, or join the node again.",
                 client.kubeconfig
-            )
+            ),
         };
         let Signing { signer, remarks } = match (self.kubelet_signer(client), &client.node_name) {
             (Ok(_) | Err(None), Err(why)) => return Some(finding.with_advice(no_name(why))),
